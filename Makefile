@@ -1,0 +1,70 @@
+# Everything a person or a machine runs here. `make` alone lists it.
+#
+# Set-up happens by itself: each target asks tools/setup.sh for the environment it needs, and that
+# returns at once when nothing has changed. Nothing outside this folder is written, except caches.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+BIN := .venv/bin
+PRESET ?= demo_moe
+ARGS ?=
+# The newest run, looked up only when a target asks for it.
+RUN ?= $(shell ls -td runs/*/ 2>/dev/null | head -n 1)
+WORKERS ?= 2
+KIND ?= dev
+UV_VERSION := 0.13.8
+IMAGE ?= open-moe-trainer-lab
+TARGET ?= cpu
+
+COMPILE = --python-version 3.12 --python-platform x86_64-manylinux_2_28 --generate-hashes \
+	--no-emit-index-url --no-header --quiet
+
+.PHONY: help setup dev base train report test test-fast lint format lock docker-build clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: ## create or update .venv (KIND=dev or base, MOE_PYTHON=/path/to/python to build on another one)
+	@tools/setup.sh $(KIND)
+
+# The environments, as prerequisites: silent and immediate when they are up to date.
+dev base:
+	@tools/setup.sh $@
+
+train: base ## train (PRESET=demo_moe, ARGS="..." for further options)
+	@$(BIN)/moe-megatron train --config $(PRESET) $(ARGS)
+
+report: base ## write the HTML report of a run (RUN=runs/...; the newest by default)
+	@test -n "$(RUN)" || { echo "no run to report on: runs/ is empty; run 'make train' or give RUN=<run folder>" >&2; exit 2; }
+	@$(BIN)/moe-megatron report $(RUN) $(ARGS)
+
+test: lint ## the whole CPU suite, after lint (WORKERS=2, ARGS="-k name")
+	@$(BIN)/pytest -n $(WORKERS) --dist worksteal $(ARGS)
+
+test-fast: dev ## unit tests only, without slow and multi-process ones
+	@$(BIN)/pytest -n $(WORKERS) --dist worksteal -m "not slow and not distributed" tests/unit $(ARGS)
+
+lint: dev ## ruff, format check, mypy and the import rules
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy moe_megatron $(wildcard pretrain_moe.py)
+	@$(BIN)/lint-imports --no-logo
+
+format: dev ## rewrite files in the project's format and apply safe fixes
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+lock: ## recompile requirements/*.txt from pyproject.toml (ARGS=--upgrade for newer versions)
+	@set -e; uv=$$(tools/setup.sh uv); \
+	$$uv pip compile pyproject.toml $(COMPILE) $(ARGS) -o requirements/base.txt; \
+	$$uv pip compile pyproject.toml --extra dev $(COMPILE) $(ARGS) -c requirements/base.txt -o requirements/dev.txt; \
+	echo "uv==$(UV_VERSION)" | $$uv pip compile - $(COMPILE) -o requirements/uv.txt
+
+docker-build: ## build an image (TARGET=cpu or gpu, IMAGE=name)
+	docker build --target $(TARGET) --tag $(IMAGE):$(TARGET) .
+
+clean: ## remove caches and build outputs (keeps .venv and runs/)
+	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	find moe_megatron tests tools -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,222 @@
+"""`moe-megatron doctor`: what this machine has, what a run would use, and what is missing.
+
+`collect` gathers everything as plain data, `run_doctor` prints it. Versions come from package
+metadata, so a broken Megatron installation is reported instead of crashing the report. Nothing is
+changed, downloaded or started, and no training module is loaded.
+"""
+
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform as python_platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from moe_megatron.data.storage import default_cache_dir
+from moe_megatron.errors import MoEError
+from moe_megatron.platform.choice import Choice
+from moe_megatron.platform.device import (
+    Device,
+    available_cores,
+    choose_backend,
+    choose_num_processes,
+    choose_precision,
+    choose_transformer_impl,
+    detect_device,
+)
+
+_NEEDED_MEGATRON = "0.19"
+_ABSENT = "not found"
+
+
+def collect() -> dict[str, Any]:
+    """Look at the machine.
+
+    Returns:
+        `{"ok": bool, "found": {name: value}, "used": {name: {"value", "reason"}}, "problems":
+        [text]}`, of plain JSON types. `ok` is whether training can work; each problem says what to
+        do about it.
+    """
+    problems: list[str] = []
+    found = _software(problems) | _hardware()
+    used: dict[str, dict[str, Any]] = {}
+    try:
+        built_in = _torch_facts(found)
+        device = detect_device()
+        used = _choices(device)
+        found["GPUs"] = "; ".join(map(str, device.value.gpus)) or "none in use"
+        backend = used["backend"]["value"]
+        if backend not in built_in:
+            problems.append(
+                f"torch is built without {backend} (it has: {found['torch backends']}), which "
+                f"{device.value.kind} runs need; install another build of torch, or run make setup."
+            )
+    except MoEError as error:
+        problems.append(str(error))
+    except (ImportError, OSError) as error:
+        problems.append(f"torch cannot be imported ({error}); run make setup.")
+    return {"ok": not problems, "found": found, "used": used, "problems": problems}
+
+
+def run_doctor(json_output: bool = False) -> int:
+    """Print what `collect` found.
+
+    Args:
+        json_output: Print one JSON object instead of tables.
+
+    Returns:
+        The exit code: 0 when training can work here, 1 when it cannot.
+    """
+    report = collect()
+    if json_output:
+        print(json.dumps(report, indent=2))
+    else:
+        _print_tables(report, Console())
+    return 0 if report["ok"] else 1
+
+
+def _print_tables(report: dict[str, Any], console: Console) -> None:
+    """Print the report for a person."""
+    found = Table(title="Found", title_justify="left", show_header=False)
+    for name, value in report["found"].items():
+        found.add_row(name, value)
+    console.print(found, markup=False)
+    if report["used"]:
+        used = Table("", "value", "because", title="A run would use", title_justify="left")
+        for name, choice in report["used"].items():
+            used.add_row(name, str(choice["value"]), choice["reason"])
+        console.print(used, markup=False)
+    for problem in report["problems"]:
+        console.print(f"Problem: {problem}", style="bold red", markup=False, highlight=False)
+    if report["ok"]:
+        console.print("Training can run on this machine.", style="green")
+
+
+def _version(distribution: str) -> str | None:
+    """The installed version of a distribution, None if it is absent."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _software(problems: list[str]) -> dict[str, str]:
+    """Versions of packages and tools; adds what stops training to `problems`."""
+    compilers = filter(shutil.which, (os.environ.get("CXX", ""), "c++", "g++", "clang++"))
+    return {
+        "Python": f"{python_platform.python_version()} ({sys.executable})",
+        "Megatron-Core": _megatron(problems),
+        "Transformer Engine": _transformer_engine(problems),
+        "C++ compiler": next(compilers, _ABSENT),
+        "uv": _uv(),
+    }
+
+
+def _megatron(problems: list[str]) -> str:
+    """The version of Megatron-Core; the wrong one is a problem."""
+    version = _version("megatron-core")
+    if version is None:
+        problems.append(
+            f"megatron-core is not installed, {_NEEDED_MEGATRON}.* is needed; run make setup."
+        )
+        return _ABSENT
+    if version.split(".")[:2] != _NEEDED_MEGATRON.split("."):
+        problems.append(
+            f"megatron-core ({version}) must be {_NEEDED_MEGATRON}.*; run make setup, or install "
+            f"'megatron-core=={_NEEDED_MEGATRON}.*'."
+        )
+    return version
+
+
+def _transformer_engine(problems: list[str]) -> str:
+    """The version of Transformer Engine; its empty meta package alone is a problem."""
+    version = _version("transformer-engine")
+    if version is None:
+        return _ABSENT
+    # The compiled library belongs to the core package of one CUDA version. Without it Megatron sees
+    # the module, imports it and fails.
+    spec = importlib.util.find_spec("transformer_engine")
+    folders = [Path(folder) for folder in (spec and spec.submodule_search_locations) or ()]
+    if not any(_has_core_library(folder) for folder in folders):
+        problems.append(
+            f"transformer-engine ({version}) is installed without its core library, which breaks "
+            "Megatron-Core; install 'transformer-engine[pytorch]' or uninstall transformer-engine."
+        )
+    return version
+
+
+def _has_core_library(package: Path) -> bool:
+    """Whether the compiled part lies in the package's folder or, in some builds, beside it."""
+    name = "libtransformer_engine*.so"
+    return any(package.rglob(name)) or any(package.parent.glob(name))
+
+
+def _uv() -> str:
+    """The uv that set-up would use; one on PATH may be a shim that does not start."""
+    for candidate in ("uv", ".uv/bin/uv"):
+        try:
+            answer = subprocess.run([candidate, "--version"], capture_output=True, text=True)
+        except OSError:
+            continue
+        if answer.returncode == 0:
+            return f"{answer.stdout.strip()} ({shutil.which(candidate)})"
+    return _ABSENT
+
+
+def _hardware() -> dict[str, str]:
+    """Cores, memory and disk."""
+    cache = default_cache_dir()
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {
+        "CPU cores": f"{available_cores()} usable of {os.cpu_count()}",
+        "memory": _gib(memory),
+        "free disk (here)": _gib(shutil.disk_usage(Path.cwd()).free),
+        "cache": f"{cache} ({_gib(shutil.disk_usage(_nearest_existing(cache)).free)} free)",
+    }
+
+
+def _torch_facts(found: dict[str, str]) -> set[str]:
+    """Describe torch in `found`; returns the communication backends it was built with."""
+    import torch
+    import torch.distributed as dist
+
+    built_in = {"gloo": dist.is_gloo_available(), "nccl": dist.is_nccl_available()}
+    names = [name for name, available in built_in.items() if available]
+    found["torch"] = f"{torch.__version__} (CUDA build: {torch.version.cuda or 'none'})"
+    found["torch backends"] = ", ".join(names) or "none"
+    return set(names)
+
+
+def _choices(device: Choice[Device]) -> dict[str, dict[str, Any]]:
+    """Everything a run on `device` would choose by itself."""
+    choices: dict[str, Choice[Any]] = {
+        "device": device,
+        "processes": choose_num_processes(device.value),
+        "backend": choose_backend(device.value),
+        "precision": choose_precision(device.value),
+        "transformer": choose_transformer_impl(device.value),
+    }
+    return {
+        name: {
+            "value": choice.value if isinstance(choice.value, int) else str(choice.value),
+            "reason": choice.reason,
+        }
+        for name, choice in choices.items()
+    }
+
+
+def _nearest_existing(path: Path) -> Path:
+    """`path`, or its nearest parent that exists."""
+    return next((p for p in (path, *path.parents) if p.exists()), Path("/"))
+
+
+def _gib(num_bytes: int) -> str:
+    """Bytes as GiB."""
+    return f"{num_bytes / 2**30:.1f} GiB"

@@ -1,0 +1,36 @@
+"""Every error a user can cause, as one small tree.
+
+A message says what was given, what was needed and what to do about it. The command line prints
+the message alone and exits with `EXIT_CODE`; Python callers catch `MoEError`. Our own mistakes
+stay `AssertionError`: this module knows nothing about them.
+"""
+
+EXIT_CODE = 2
+
+
+class MoEError(Exception):
+    """Base of all errors that a wrong input, file or environment can cause."""
+
+
+class ConfigError(MoEError, ValueError):
+    """A configuration value, key or combination that cannot be used."""
+
+
+class TopologyError(ConfigError):
+    """Parallel sizes that do not fit the number of processes, experts or layers."""
+
+
+class DataError(MoEError):
+    """A data file or dataset that is missing, empty, malformed or half-written."""
+
+
+class CheckpointError(MoEError):
+    """A checkpoint that cannot be written, or does not belong to this model."""
+
+
+class MappingError(CheckpointError):
+    """A tensor or configuration key that has no place on the other side of a conversion."""
+
+
+class BackendUnavailableError(MoEError):
+    """An optional package, device or service that this step needs and the machine lacks."""

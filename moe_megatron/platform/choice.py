@@ -1,0 +1,20 @@
+"""A value that was chosen automatically, with the reason for it.
+
+Whoever uses the value logs the reason, so that nobody has to guess why a run took this device or
+that precision. This module knows nothing about what is chosen.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Choice[T]:
+    """One automatic decision."""
+
+    value: T
+    """What was chosen."""
+    reason: str
+    """Why, as the end of a sentence that begins with the value: "no CUDA device was found"."""
+
+    def __str__(self) -> str:
+        return f"{self.value} ({self.reason})"

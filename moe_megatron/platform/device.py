@@ -1,0 +1,251 @@
+"""Which device a run uses, and what follows from it: processes, precision, backend, layers.
+
+Every function returns a `Choice`: the value and the reason for it. A value that the user asked for
+is checked against the machine, never silently replaced. torch is imported only inside functions,
+and nothing here knows Megatron, models or configuration files.
+"""
+
+import importlib
+import importlib.util
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from moe_megatron.errors import BackendUnavailableError, ConfigError, TopologyError
+from moe_megatron.platform.choice import Choice
+
+DEVICE_VARIABLE = "MOE_MEGATRON_DEVICE"
+
+type DeviceKind = Literal["cpu", "cuda"]
+type Precision = Literal["fp32", "bf16"]
+type Backend = Literal["gloo", "nccl"]
+type TransformerImpl = Literal["local", "transformer_engine"]
+
+# Ampere, the first generation with bfloat16 tensor cores.
+_BF16_CAPABILITY = (8, 0)
+# Expert parallelism over two processes is what a small machine can show without crowding itself.
+_CPU_PROCESSES = 2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Gpu:
+    """One CUDA device that torch can use."""
+
+    name: str
+    compute_capability: tuple[int, int]
+    memory_bytes: int
+
+    def __str__(self) -> str:
+        major, minor = self.compute_capability
+        return (
+            f"{self.name}, compute capability {major}.{minor}, {self.memory_bytes / 2**30:.0f} GiB"
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Device:
+    """The kind of device a run uses on this machine, and the devices of that kind."""
+
+    kind: DeviceKind
+    gpus: tuple[Gpu, ...] = ()
+    """Empty for the CPU."""
+
+    @property
+    def count(self) -> int:
+        """Devices that can each hold one process: the GPUs, or the one CPU."""
+        return len(self.gpus) or 1
+
+    def __str__(self) -> str:
+        return self.kind if self.kind == "cpu" else f"{self.count} x {self.gpus[0].name}"
+
+
+def detect_device() -> Choice[Device]:
+    """Find the device to train on: CUDA where torch can use it, the CPU elsewhere.
+
+    The environment variable `MOE_MEGATRON_DEVICE` (`cpu` or `cuda`) decides instead where set.
+
+    Returns:
+        The device with the GPUs that are visible to this process, and why it was chosen.
+
+    Raises:
+        ConfigError: `MOE_MEGATRON_DEVICE` holds something else.
+        BackendUnavailableError: It asks for CUDA, which this process cannot use.
+    """
+    asked = os.environ.get(DEVICE_VARIABLE, "").strip().lower()
+    if asked not in {"", "auto", "cpu", "cuda"}:
+        raise ConfigError(
+            f"{DEVICE_VARIABLE} ({asked}) must be cpu or cuda; set one of them, or unset it to "
+            "have the device detected."
+        )
+    if asked == "cpu":
+        return Choice(value=Device(kind="cpu"), reason=f"{DEVICE_VARIABLE}=cpu asks for it")
+    gpus = _usable_gpus()
+    if gpus:
+        reason = f"{DEVICE_VARIABLE}=cuda asks for it" if asked else "torch can use CUDA here"
+        return Choice(value=Device(kind="cuda", gpus=gpus), reason=reason)
+    obstacle, remedy = _why_no_cuda()
+    if asked == "cuda":
+        raise BackendUnavailableError(
+            f"{DEVICE_VARIABLE}=cuda asks for a CUDA device, but {obstacle}; {remedy}, or unset "
+            f"{DEVICE_VARIABLE} to train on the CPU."
+        )
+    return Choice(value=Device(kind="cpu"), reason=obstacle)
+
+
+def available_cores() -> int:
+    """CPU cores this process may run on (its affinity, not the machine's total)."""
+    return len(os.sched_getaffinity(0))
+
+
+def choose_num_processes(device: Device, requested: int | None = None) -> Choice[int]:
+    """Choose how many processes one machine runs.
+
+    Args:
+        device: What `detect_device` found.
+        requested: The number asked for, or None to have it chosen.
+
+    Returns:
+        One process per GPU; on the CPU two, so that experts are spread over processes as they are
+        on a cluster, or one where there is a single core.
+
+    Raises:
+        ConfigError: `requested` is less than 1.
+        TopologyError: `requested` is more than there are GPUs; NCCL wants one GPU a process.
+    """
+    if requested is not None:
+        return _requested_processes(device, requested)
+    if device.kind == "cuda":
+        reason = "one process per GPU" if device.count > 1 else "there is one GPU"
+        return Choice(value=device.count, reason=reason)
+    cores = available_cores()
+    if cores < _CPU_PROCESSES:
+        return Choice(value=1, reason="there is one CPU core")
+    return Choice(
+        value=_CPU_PROCESSES, reason=f"{cores} CPU cores let experts be spread over two processes"
+    )
+
+
+def choose_backend(device: Device) -> Choice[Backend]:
+    """Choose how processes talk to each other.
+
+    Args:
+        device: What `detect_device` found.
+
+    Returns:
+        `nccl` between GPUs, `gloo` on the CPU.
+    """
+    if device.kind == "cuda":
+        return Choice(value="nccl", reason="it connects GPUs directly")
+    return Choice(value="gloo", reason="it needs no GPU")
+
+
+def choose_precision(device: Device) -> Choice[Precision]:
+    """Choose the number format of weights and activations.
+
+    Args:
+        device: What `detect_device` found.
+
+    Returns:
+        `bf16` where every GPU has hardware for it, else `fp32`.
+    """
+    if device.kind == "cpu":
+        return Choice(value="fp32", reason="full precision keeps CPU runs reproducible")
+    oldest = min(device.gpus, key=lambda gpu: gpu.compute_capability)
+    if oldest.compute_capability >= _BF16_CAPABILITY:
+        return Choice(value="bf16", reason="the GPU computes in it natively")
+    major, minor = oldest.compute_capability
+    return Choice(
+        value="fp32",
+        reason=f"{oldest.name} has compute capability {major}.{minor}, and bf16 needs 8.0",
+    )
+
+
+def choose_transformer_impl(
+    device: Device, requested: TransformerImpl | None = None
+) -> Choice[TransformerImpl]:
+    """Choose who implements the transformer layers.
+
+    Args:
+        device: What `detect_device` found.
+        requested: The implementation asked for, or None to have it chosen.
+
+    Returns:
+        `transformer_engine` on GPUs where it can be imported, else `local`: Megatron's own layers
+        over plain torch.
+
+    Raises:
+        BackendUnavailableError: Transformer Engine is requested and cannot be used here.
+    """
+    if requested == "local":
+        return Choice(value="local", reason="it was requested")
+    obstacle = _why_no_transformer_engine(device)
+    if obstacle is None:
+        reason = "it was requested" if requested else "Transformer Engine is installed"
+        return Choice(value="transformer_engine", reason=reason)
+    if requested == "transformer_engine":
+        raise BackendUnavailableError(
+            f"transformer_impl (transformer_engine) cannot be used: {obstacle}; choose "
+            "transformer_impl=local, or use a GPU machine with transformer-engine[pytorch]."
+        )
+    return Choice(value="local", reason=obstacle)
+
+
+def _usable_gpus() -> tuple[Gpu, ...]:
+    """The CUDA devices torch can use, in torch's order."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return ()
+    found = (torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count()))
+    return tuple(
+        Gpu(name=p.name, compute_capability=(p.major, p.minor), memory_bytes=p.total_memory)
+        for p in found
+    )
+
+
+def _why_no_cuda() -> tuple[str, str]:
+    """What keeps torch from using CUDA, and what to do about it."""
+    import torch
+
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is built without CUDA", "install a CUDA build of torch"
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if hidden is not None and hidden.strip() in {"", "-1"}:
+        return f"CUDA_VISIBLE_DEVICES ({hidden!r}) hides every GPU", "unset CUDA_VISIBLE_DEVICES"
+    if any(Path("/dev").glob("nvidia[0-9]*")):
+        return (
+            f"torch {torch.__version__} (CUDA {torch.version.cuda}) cannot use the NVIDIA device "
+            "of this machine",
+            "check that nvidia-smi works and that its driver supports this CUDA version",
+        )
+    return "no CUDA device was found", "run on a machine with an NVIDIA GPU and its driver"
+
+
+def _requested_processes(device: Device, requested: int) -> Choice[int]:
+    """Check a requested number of processes against the device."""
+    if requested < 1:
+        raise ConfigError(f"num_processes ({requested}) must be at least 1; try 1 or leave it out.")
+    if device.kind == "cuda" and requested > device.count:
+        raise TopologyError(
+            f"num_processes ({requested}) must not exceed the GPUs of this machine "
+            f"({device.count}); use at most {device.count}, or {DEVICE_VARIABLE}=cpu."
+        )
+    return Choice(value=requested, reason="it was requested")
+
+
+def _why_no_transformer_engine(device: Device) -> str | None:
+    """What keeps Transformer Engine from being used, None if nothing does."""
+    if device.kind == "cpu":
+        return "Transformer Engine needs a CUDA device"
+    if importlib.util.find_spec("transformer_engine") is None:
+        return "Transformer Engine is not installed"
+    try:
+        # Only the import tells: its libraries must fit the driver, CUDA and torch, and torch must
+        # be loaded first.
+        importlib.import_module("torch")
+        importlib.import_module("transformer_engine.pytorch")
+    except (ImportError, OSError, RuntimeError, AssertionError, AttributeError) as error:
+        first_line = str(error).strip().partition("\n")[0] or type(error).__name__
+        return f"Transformer Engine does not load: {first_line}"
+    return None
