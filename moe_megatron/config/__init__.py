@@ -1,0 +1,37 @@
+"""Typed, validated configuration: frozen dataclasses, YAML files and packaged presets.
+
+    config = load_config("demo_moe")
+    config = apply_overrides(config, {"moe.top_k": 1, "moe.pre_softmax": True})
+    config.validate(world_size=2)
+
+It runs on a login node: it knows neither torch nor Megatron, and opens nothing but YAML files.
+"""
+
+from moe_megatron.config.checkpoint import CheckpointConfig
+from moe_megatron.config.data import DataConfig
+from moe_megatron.config.loader import dump_yaml, list_presets, load_config, parse_override
+from moe_megatron.config.mapping import apply_overrides, from_mapping, to_mapping
+from moe_megatron.config.model import ModelConfig
+from moe_megatron.config.moe import MoEConfig
+from moe_megatron.config.parallel import ParallelConfig
+from moe_megatron.config.run import RunConfig
+from moe_megatron.config.telemetry import TelemetryConfig
+from moe_megatron.config.training import TrainingConfig
+
+__all__ = [
+    "CheckpointConfig",
+    "DataConfig",
+    "MoEConfig",
+    "ModelConfig",
+    "ParallelConfig",
+    "RunConfig",
+    "TelemetryConfig",
+    "TrainingConfig",
+    "apply_overrides",
+    "dump_yaml",
+    "from_mapping",
+    "list_presets",
+    "load_config",
+    "parse_override",
+    "to_mapping",
+]

@@ -1,0 +1,80 @@
+"""Small checks that every configuration section shares, and the words their messages use.
+
+A check names the field as the YAML file does (`model.num_layers`), says what was given and what is
+needed. It skips fields that are None: whether None is allowed is a matter of the field's type,
+which `convert` holds. This module knows no field and no section by name.
+"""
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+from moe_megatron.errors import ConfigError
+
+
+def section_of(config_type: type) -> str:
+    """The YAML section of a configuration class: `ModelConfig` -> "model", `RunConfig` -> ""."""
+    name = config_type.__name__.removesuffix("Config").lower()
+    return "" if name == "run" else name
+
+
+def qualified(config: object, field: str) -> str:
+    """The name of a field as the YAML file spells it, for example "model.num_layers"."""
+    section = section_of(type(config))
+    return f"{section}.{field}" if section else field
+
+
+def at_least(config: object, minimum: float, *fields: str) -> None:
+    """Raise `ConfigError` unless each field is None or `minimum` or more."""
+    for field in fields:
+        value = getattr(config, field)
+        if value is not None and value < minimum:
+            raise ConfigError(
+                f"{qualified(config, field)} must be at least {minimum}, not {value}."
+            )
+
+
+def positive(config: object, *fields: str) -> None:
+    """Raise `ConfigError` unless each field is None or greater than zero."""
+    for field in fields:
+        value = getattr(config, field)
+        if value is not None and value <= 0:
+            raise ConfigError(f"{qualified(config, field)} must be greater than 0, not {value}.")
+
+
+def fraction(config: object, *fields: str) -> None:
+    """Raise `ConfigError` unless each field is None or lies in [0, 1)."""
+    for field in fields:
+        value = getattr(config, field)
+        if value is not None and not 0 <= value < 1:
+            raise ConfigError(
+                f"{qualified(config, field)} must be 0 or more and less than 1, not {value}."
+            )
+
+
+def not_empty(config: object, *fields: str) -> None:
+    """Raise `ConfigError` for a text that is empty, or a list that is or that holds such a text."""
+    for field in fields:
+        value = getattr(config, field)
+        if value is None:
+            continue
+        if not value or (isinstance(value, tuple) and "" in value):
+            raise ConfigError(f"{qualified(config, field)} must not be empty.")
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """A question to append to a message: " Did you mean 'top_k'?", or "" if nothing is near."""
+    matches = difflib.get_close_matches(word, list(known), n=1)
+    return f" Did you mean '{matches[0]}'?" if matches else ""
+
+
+def join_words(words: Sequence[object], last: str = "or") -> str:
+    """Words as a sentence lists them: "1, 2 or 4"."""
+    texts = [str(word) for word in words]
+    if len(texts) < 2:
+        return "".join(texts)
+    return f"{', '.join(texts[:-1])} {last} {texts[-1]}"
+
+
+def divisors(number: int) -> list[int]:
+    """All divisors of a positive whole number, smallest first."""
+    return [candidate for candidate in range(1, number + 1) if number % candidate == 0]

@@ -1,0 +1,92 @@
+"""What the model reads: text files or datasets, the tokenizer, and the length of a sequence.
+
+It names sources; it does not open them (`moe_megatron.data` does).
+"""
+
+from dataclasses import dataclass
+
+from moe_megatron.config import checks
+from moe_megatron.config.convert import conform
+from moe_megatron.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataConfig:
+    """Training text and how it becomes sequences of tokens.
+
+    Raises:
+        ConfigError: If a value is out of range, or the split or the weights cannot be used.
+    """
+
+    paths: tuple[str, ...] = ("demo",)
+    """Text or JSONL files, folders, Hugging Face dataset ids, tokenized prefixes, or "demo"."""
+
+    weights: tuple[float, ...] | None = None
+    """Share of each path in the mixture, in any unit; null: in proportion to their tokens."""
+
+    tokenizer: str = "demo"
+    """Folder or Hugging Face id of a tokenizer, or "demo" to train one on the demo corpus."""
+
+    vocab_size: int = 8192
+    """Entries of the demo tokenizer; any other tokenizer brings its own number."""
+
+    sequence_length: int = 256
+    """Tokens in one training sequence."""
+
+    split: str = "95,5,0"
+    """Shares of training, validation and test, in any unit."""
+
+    text_key: str = "text"
+    """Field of a JSONL line or dataset row that holds the text."""
+
+    max_bad_line_ratio: float = 0.001
+    """Unreadable lines to skip, as a share of all lines, before giving up."""
+
+    num_workers: int = 0
+    """Data loader processes for each training process; 0 loads in the training process."""
+
+    cache_dir: str | None = None
+    """Folder for tokenized data; null: the user's cache folder."""
+
+    def __post_init__(self) -> None:
+        conform(self)
+        checks.not_empty(self, "paths", "tokenizer", "text_key", "cache_dir")
+        checks.at_least(self, 1, "vocab_size", "sequence_length")
+        checks.at_least(self, 0, "num_workers")
+        checks.fraction(self, "max_bad_line_ratio")
+        self._check_weights()
+        _ = self.split_shares  # raises if the text is not a split
+
+    def _check_weights(self) -> None:
+        if self.weights is None:
+            return
+        if len(self.weights) != len(self.paths):
+            raise ConfigError(
+                f"data.weights has {len(self.weights)} entries for {len(self.paths)} data.paths; "
+                "give one weight for each path."
+            )
+        if min(self.weights) <= 0:
+            raise ConfigError(
+                f"data.weights must all be greater than 0, not {list(self.weights)}; leave out a "
+                "path that should not be read."
+            )
+
+    @property
+    def split_shares(self) -> tuple[float, float, float]:
+        """Training, validation and test share, summing to 1.
+
+        Raises:
+            ConfigError: If `split` is not three numbers with some training data.
+        """
+        try:
+            train, validation, test = (float(part) for part in self.split.split(","))
+        except ValueError:
+            train = validation = test = 0.0
+        total = train + validation + test
+        # `not <` instead of `>=`: also catches nan, and inf through the quotient.
+        if not train > 0 or not validation >= 0 or not test >= 0 or not train / total > 0:
+            raise ConfigError(
+                "data.split needs three shares (training, validation, test) such as '95,5,0', "
+                f"with training above 0, not '{self.split}'."
+            )
+        return train / total, validation / total, test / total

@@ -1,0 +1,131 @@
+"""Configuration files and packaged presets.
+
+A file holds the differences from its `base`, which is a preset or another file; without a base
+it holds the differences from the defaults. This module finds the files and names them in errors;
+what they may contain is known to `mapping`.
+"""
+
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+
+from moe_megatron.config import yaml_text
+from moe_megatron.config.checks import join_words, nearest
+from moe_megatron.config.convert import show
+from moe_megatron.config.mapping import Layer, build, merge, read_layer, to_mapping
+from moe_megatron.config.run import RunConfig
+from moe_megatron.errors import ConfigError
+
+_PRESETS = files("moe_megatron.config") / "presets"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Source:
+    """The text of one file or preset, and what to call it."""
+
+    label: str
+    identity: str
+    text: str
+    folder: Path | None
+    preset: str | None
+
+
+def list_presets() -> tuple[str, ...]:
+    """Names of the packaged presets, sorted."""
+    names = (entry.name for entry in _PRESETS.iterdir())
+    return tuple(sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml")))
+
+
+def load_config(source: str | Path) -> RunConfig:
+    """Read a configuration.
+
+    Args:
+        source: Name of a preset, or path of a YAML file (a file that is called like a preset is
+            reached by a path with a folder or a suffix).
+
+    Returns:
+        The configuration. Its sections are each checked; call `validate` for the whole, after
+        overrides if there are any.
+
+    Raises:
+        ConfigError: Names the file, the key and what to do.
+    """
+    origin = _find(str(source), folder=Path(), asked_by="")
+    layer = _read_with_bases(origin, chain=())
+    try:
+        return build(layer)
+    except ConfigError as error:
+        raise _in_file(error, origin) from error
+
+
+def dump_yaml(config: RunConfig) -> str:
+    """The whole configuration as YAML text; `load_config` of it gives an equal configuration."""
+    return yaml_text.dump(to_mapping(config))
+
+
+def parse_override(text: str) -> tuple[str, object]:
+    """Read "moe.top_k=4" as a name and a value for `apply_overrides`; the value is YAML.
+
+    Raises:
+        ConfigError: If there is no "=", or the value is not YAML.
+    """
+    name, equals, value = text.partition("=")
+    if not equals or not name.strip():
+        raise ConfigError(
+            f"an override needs the form section.field=value, such as moe.top_k=4, not '{text}'."
+        )
+    try:
+        return name.strip(), yaml_text.parse(f"value: {value}").get("value")
+    except ConfigError as error:
+        raise ConfigError(f"override '{text}': {error}") from error
+
+
+def _read_with_bases(source: _Source, chain: tuple[_Source, ...]) -> Layer:
+    """The values of a source laid over those of its bases."""
+    if source.identity in [above.identity for above in chain]:
+        circle = " -> ".join(link.label for link in (*chain, source))
+        raise ConfigError(f"the bases form a circle: {circle}; remove the 'base' of one.")
+    try:
+        values = yaml_text.parse(source.text)
+        base = values.pop("base", None)
+        if base is not None and not isinstance(base, str):
+            raise ConfigError(f"base needs the name of a preset or file, not {show(base)}.")
+        layer = read_layer(values)
+    except ConfigError as error:
+        raise _in_file(error, source) from error
+    if source.preset is not None:
+        layer["preset"] = source.preset
+    if base is None:
+        return layer
+    below = _find(base, folder=source.folder, asked_by=f"{source.label}: base ")
+    return merge(_read_with_bases(below, (*chain, source)), layer)
+
+
+def _in_file(error: ConfigError, source: _Source) -> ConfigError:
+    """The same error with the file in front; it stays a `TopologyError` if it is one."""
+    return type(error)(f"{source.label}: {error}")
+
+
+def _find(name: str, *, folder: Path | None, asked_by: str) -> _Source:
+    """Open a preset, or a file relative to `folder` (presets have none, and use presets only)."""
+    presets = list_presets()
+    if name in presets:
+        text = (_PRESETS / f"{name}.yaml").read_text(encoding="utf-8")
+        label = f"preset {name}"
+        return _Source(label=label, identity=label, text=text, folder=None, preset=name)
+    path = None if folder is None else folder / name
+    if path is None or not path.exists():
+        hint = nearest(Path(name).stem, presets)
+        raise ConfigError(
+            f"{asked_by}'{name}' is neither a file nor a preset.{hint} "
+            f"Presets are: {join_words(presets, 'and')}."
+        )
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{asked_by}'{path}' is not UTF-8 text; save it as UTF-8.") from error
+    except OSError as error:
+        raise ConfigError(f"{asked_by}'{path}' cannot be read: {error.strerror}.") from error
+    # Resolved, so that one file reached by two paths is recognised in a circle.
+    identity = str(path.resolve())
+    return _Source(label=str(path), identity=identity, text=text, folder=path.parent, preset=None)

@@ -1,0 +1,145 @@
+"""Configurations as plain mappings: what a YAML file holds, and back.
+
+A layer is the checked content of one file, which may name only a few fields. Layers are merged
+and then built, so that a difference from a base is checked as a whole and yet a wrong key is
+reported for the file that has it. This module does not read files.
+"""
+
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from moe_megatron.config.checks import join_words, nearest
+from moe_megatron.config.convert import annotations_of, convert, show
+from moe_megatron.config.run import SECTIONS, RunConfig
+from moe_megatron.errors import ConfigError
+
+# Values of one file: a mapping for each section, a value for each field of `RunConfig` itself.
+Layer = dict[str, Any]
+
+
+def from_mapping(values: Mapping[str, object]) -> RunConfig:
+    """Make a configuration from sections of fields; what is missing keeps its default.
+
+    Raises:
+        ConfigError: For an unknown key, a value of the wrong type or one out of range.
+    """
+    return build(read_layer(values))
+
+
+def to_mapping(config: RunConfig) -> dict[str, Any]:
+    """The whole configuration in types that YAML has; `from_mapping` gives it back."""
+    return {field.name: _plain(getattr(config, field.name)) for field in fields(config)}
+
+
+def apply_overrides(config: RunConfig, overrides: Mapping[str, object]) -> RunConfig:
+    """A changed copy of a configuration.
+
+    Args:
+        config: The configuration to start from; it stays as it is.
+        overrides: Values by dotted name: "moe.top_k", "run_dir" or "megatron.manual-gc".
+
+    Raises:
+        ConfigError: For an unknown name, a wrong value, or a result that contradicts itself.
+    """
+    values: Layer = {}
+    for name, value in overrides.items():
+        section, dot, field = name.partition(".")
+        change = {section: {field: value}} if dot else {section: value}
+        values = merge(values, change)
+    return build(merge(to_mapping(config), read_layer(values)))
+
+
+def read_layer(values: Mapping[str, object]) -> Layer:
+    """Check the keys and convert the values of one file, without filling in what is missing.
+
+    Raises:
+        ConfigError: For an unknown key or a value of the wrong type.
+    """
+    layer: Layer = {}
+    annotations = annotations_of(RunConfig)
+    for key, value in values.items():
+        if key not in annotations:
+            raise ConfigError(f"unknown key '{key}'.{_hint(key, '', annotations)}")
+        if key in SECTIONS:
+            layer[key] = _read_section(key, {} if value is None else value)
+        elif key == "megatron":
+            layer[key] = _dashed(convert({} if value is None else value, annotations[key], key))
+        else:
+            layer[key] = convert(value, annotations[key], key)
+    _refuse_preset_as_base(layer)
+    return layer
+
+
+def merge(base: Layer, changes: Layer) -> Layer:
+    """Lay the changes over the base: sections field by field, everything else as a whole."""
+    merged = dict(base)
+    for key, value in changes.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = {**merged[key], **value} if both else value
+    return merged
+
+
+def build(layer: Layer) -> RunConfig:
+    """Make the configuration from a merged layer.
+
+    Raises:
+        ConfigError: If a value is out of range, or fields of a section contradict each other.
+    """
+    return RunConfig(
+        **{
+            key: SECTIONS[key](**value) if key in SECTIONS else value
+            for key, value in layer.items()
+        }
+    )
+
+
+def _read_section(section: str, values: object) -> Layer:
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"section '{section}' needs a mapping of fields, not {show(values)}.")
+    annotations = annotations_of(SECTIONS[section])
+    layer: Layer = {}
+    for key, value in values.items():
+        if key not in annotations:
+            hint = _hint(key, section, annotations)
+            raise ConfigError(f"unknown key '{key}' in section '{section}'.{hint}")
+        layer[key] = convert(value, annotations[key], f"{section}.{key}")
+    return layer
+
+
+def _dashed(flags: Mapping[str, Any]) -> Layer:
+    """Flags spelled with dashes, so that a file can change what its base spelled otherwise."""
+    dashed = {name.replace("_", "-"): value for name, value in flags.items()}
+    # Two spellings of one flag in one file are left for `RunConfig` to refuse.
+    return dashed if len(dashed) == len(flags) else dict(flags)
+
+
+def _hint(key: object, section: str, known: Mapping[str, object]) -> str:
+    """Where an unknown key belongs, or what it may have meant, or what there is."""
+    word = str(key)
+    for other, config_type in SECTIONS.items():
+        if other != section and word in annotations_of(config_type):
+            return f" It belongs to section '{other}'."
+    if section and word in annotations_of(RunConfig):
+        return " It belongs to the top level of the file."
+    return nearest(word, known) or f" Known are: {join_words(list(known), 'and')}."
+
+
+def _refuse_preset_as_base(layer: Layer) -> None:
+    """`preset` alone would load nothing; only a complete configuration, as saved, notes it."""
+    if layer.get("preset") is not None and not SECTIONS.keys() <= layer.keys():
+        name = layer["preset"]
+        raise ConfigError(
+            f"preset '{name}' only notes where a saved configuration came from; to start from it, "
+            f"write 'base: {name}'."
+        )
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value):
+        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return value

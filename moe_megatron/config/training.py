@@ -1,0 +1,109 @@
+"""How long and how fast: steps, batches, learning rate, optimizer, precision, evaluation.
+
+Everything is counted in steps (one optimizer update each) and sequences. It does not know the
+number of processes; `RunConfig.validate` brings both together.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from moe_megatron.config import checks
+from moe_megatron.config.convert import conform
+from moe_megatron.errors import ConfigError
+
+DecayStyle = Literal["cosine", "linear", "constant", "inverse-square-root", "WSD"]
+Precision = Literal["fp32", "bf16", "fp8", "auto"]
+Recompute = Literal["none", "selective", "full"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingConfig:
+    """Steps, batch sizes, optimizer (AdamW) and evaluation.
+
+    Raises:
+        ConfigError: If a value is out of range, or the schedule contradicts itself.
+    """
+
+    train_steps: int = 300
+    """Optimizer updates in the whole run."""
+
+    micro_batch_size: int = 4
+    """Sequences that one process computes at a time."""
+
+    global_batch_size: int = 8
+    """Sequences in one update, over all processes; the rest is gradient accumulation."""
+
+    learning_rate: float = 2e-3
+    """Peak learning rate."""
+
+    min_learning_rate: float = 2e-4
+    """Learning rate at the end of the decay."""
+
+    warmup_steps: int = 20
+    """Steps of linear warmup from 0 to the peak."""
+
+    decay_style: DecayStyle = "cosine"
+    """Decay after the warmup, until the last step; WSD also needs megatron.lr-wsd-decay-iters."""
+
+    weight_decay: float = 0.1
+    """Decoupled weight decay of AdamW."""
+
+    adam_beta1: float = 0.9
+    """Decay of the running mean of gradients."""
+
+    adam_beta2: float = 0.95
+    """Decay of the running mean of squared gradients."""
+
+    clip_grad: float = 1.0
+    """Largest norm of the whole gradient; 0 turns clipping off."""
+
+    seed: int = 1234
+    """Seed of initialization, data order and dropout."""
+
+    precision: Precision = "auto"
+    """Arithmetic of the model; auto chooses by the device and logs why."""
+
+    eval_interval: int | None = 100
+    """Steps between evaluations; null: never evaluate."""
+
+    eval_steps: int = 10
+    """Global batches in one evaluation."""
+
+    log_interval: int = 1
+    """Steps between records in the metrics log."""
+
+    recompute: Recompute = "none"
+    """Activations to compute again in the backward pass, to save memory: none, those of
+    attention, or those of whole layers."""
+
+    def __post_init__(self) -> None:
+        conform(self)
+        checks.at_least(
+            self,
+            1,
+            "train_steps",
+            "micro_batch_size",
+            "global_batch_size",
+            "eval_interval",
+            "eval_steps",
+            "log_interval",
+        )
+        checks.positive(self, "learning_rate")
+        checks.at_least(self, 0, "min_learning_rate", "warmup_steps", "weight_decay", "clip_grad")
+        checks.at_least(self, 0, "seed")
+        checks.fraction(self, "adam_beta1", "adam_beta2")
+        if self.min_learning_rate > self.learning_rate:
+            raise ConfigError(
+                f"training.min_learning_rate ({self.min_learning_rate}) must not exceed "
+                f"training.learning_rate ({self.learning_rate})."
+            )
+        if self.warmup_steps >= self.train_steps:
+            raise ConfigError(
+                f"training.warmup_steps ({self.warmup_steps}) must be less than "
+                f"training.train_steps ({self.train_steps}); shorten the warmup or train longer."
+            )
+        if self.global_batch_size % self.micro_batch_size:
+            raise ConfigError(
+                f"training.global_batch_size ({self.global_batch_size}) must be a multiple of "
+                f"training.micro_batch_size ({self.micro_batch_size})."
+            )

@@ -1,0 +1,163 @@
+"""Rules that cross two sections of a configuration.
+
+Each function takes the sections it compares and raises with a remedy; `RunConfig.validate` calls
+them all. They mirror what Megatron asserts after it has started on every process, so that a
+mistake shows on a laptop, before the job is queued. This module does not know files, and no rule
+that needs only one section: those are in the section's class.
+"""
+
+from collections.abc import Mapping
+
+from moe_megatron.config import checks
+from moe_megatron.config.data import DataConfig
+from moe_megatron.config.model import ModelConfig
+from moe_megatron.config.moe import MoEConfig
+from moe_megatron.config.parallel import ParallelConfig
+from moe_megatron.config.training import TrainingConfig
+from moe_megatron.errors import ConfigError, TopologyError
+
+# Megatron flags that deal out layers unevenly, by rules of their own.
+UNEVEN_PIPELINE_FLAGS = (
+    "pipeline-model-parallel-layout",
+    "decoder-first-pipeline-num-layers",
+    "decoder-last-pipeline-num-layers",
+    "account-for-embedding-in-pipeline-split",
+    "account-for-loss-in-pipeline-split",
+)
+_WSD_FLAGS = ("lr-wsd-decay-iters", "lr-wsd-decay-samples")
+_MICROBATCH_GROUP_FLAG = "microbatch-group-size-per-virtual-pipeline-stage"
+
+
+def check_layers(model: ModelConfig, moe: MoEConfig) -> None:
+    """A `layer_frequency` list must name every layer."""
+    pattern = moe.layer_frequency
+    if isinstance(pattern, tuple) and len(pattern) != model.num_layers:
+        raise ConfigError(
+            f"moe.layer_frequency has {len(pattern)} entries for model.num_layers "
+            f"({model.num_layers}); give one 1 or 0 for each layer."
+        )
+
+
+def check_sequence(model: ModelConfig, data: DataConfig, parallel: ParallelConfig) -> None:
+    """A sequence must fit the model, and divide among the processes that share it."""
+    length, limit = data.sequence_length, model.max_position_embeddings
+    if limit is not None and limit < length:
+        raise ConfigError(
+            f"data.sequence_length ({length}) must not exceed model.max_position_embeddings "
+            f"({limit}); shorten the sequences, or set max_position_embeddings to null."
+        )
+    context = parallel.context_parallel_size
+    # Each process takes one piece from the front and one from the back: causal attention is
+    # cheaper at the front, and so all have the same work.
+    if context > 1 and length % (2 * context):
+        raise TopologyError(
+            f"data.sequence_length ({length}) must be a multiple of 2 x context_parallel_size "
+            f"({context}); try {_nearest_multiples(length, 2 * context)}."
+        )
+    tensor = parallel.tensor_parallel_size
+    if parallel.choose_sequence_parallel()[0] and length % (context * tensor):
+        raise TopologyError(
+            f"data.sequence_length ({length}) must be a multiple of context_parallel_size "
+            f"({context}) x tensor_parallel_size ({tensor}) with sequence parallelism; "
+            f"try {_nearest_multiples(length, context * tensor)}."
+        )
+
+
+def check_widths(model: ModelConfig, moe: MoEConfig, parallel: ParallelConfig) -> None:
+    """Heads and inner widths must divide among the processes that share them."""
+    tensor = parallel.tensor_parallel_size
+    _check_divides("tensor_parallel_size", tensor, "num_attention_heads", model.num_attention_heads)
+    groups = model.key_value_heads
+    # With fewer groups than processes Megatron copies a group to several of them.
+    if groups % tensor and tensor % groups:
+        raise TopologyError(
+            f"num_query_groups ({groups}) must be a multiple or a divisor of "
+            f"tensor_parallel_size ({tensor}); "
+            f"try tensor_parallel_size {checks.join_words(checks.divisors(groups))}."
+        )
+    moe_layers = len(moe.layer_numbers(model.num_layers))
+    if moe_layers < model.num_layers:
+        _check_divides("tensor_parallel_size", tensor, "ffn_hidden_size", model.dense_ffn_size)
+    if not moe_layers:
+        return
+    width = moe.expert_hidden_size or model.dense_ffn_size
+    experts = parallel.expert_tensor_size
+    _check_divides("expert_tensor_parallel_size", experts, "expert_hidden_size", width)
+    if moe.shared_expert_hidden_size is not None:
+        shared = moe.shared_expert_hidden_size
+        _check_divides("tensor_parallel_size", tensor, "shared_expert_hidden_size", shared)
+
+
+def check_moe_splitting(model: ModelConfig, moe: MoEConfig, parallel: ParallelConfig) -> None:
+    """Options of the experts that exclude ways of splitting them."""
+    if moe.num_experts is None:
+        return
+    tensor = parallel.tensor_parallel_size
+    if tensor > 1 and not parallel.choose_sequence_parallel()[0]:
+        raise TopologyError(
+            f"MoE layers with tensor_parallel_size ({tensor}) need sequence parallelism, or every "
+            "process would route the same tokens; set parallel.sequence_parallel to true or null."
+        )
+    if model.add_bias and parallel.expert_tensor_size > 1:
+        raise TopologyError(
+            f"experts with a bias cannot be split by expert_tensor_parallel_size "
+            f"({parallel.expert_tensor_size}); set it to 1, or model.add_bias to false."
+        )
+
+
+def check_schedule(
+    training: TrainingConfig, data: DataConfig, megatron: Mapping[str, object]
+) -> None:
+    """Evaluation needs data to evaluate on, and a WSD schedule the length of its decay."""
+    if training.eval_interval is not None and data.split_shares[1] == 0:
+        raise ConfigError(
+            f"training.eval_interval ({training.eval_interval}) needs a validation share in "
+            f"data.split, which is '{data.split}'; use for example '95,5,0', or set eval_interval "
+            "to null."
+        )
+    if training.decay_style == "WSD" and not any(flag in megatron for flag in _WSD_FLAGS):
+        raise ConfigError(
+            "training.decay_style 'WSD' needs the length of its decay; set "
+            "megatron.lr-wsd-decay-iters to a number of steps."
+        )
+
+
+def check_batch(
+    training: TrainingConfig,
+    parallel: ParallelConfig,
+    world_size: int,
+    megatron: Mapping[str, object],
+) -> None:
+    """A global batch must be whole micro-batches on every copy of the model."""
+    copies = parallel.data_parallel_size(world_size)
+    micro, batch = training.micro_batch_size, training.global_batch_size
+    if batch % (micro * copies):
+        remedy = f"try global_batch_size {_nearest_multiples(batch, micro * copies)}"
+        if batch % copies == 0:
+            fitting = checks.join_words(checks.divisors(batch // copies))
+            remedy += f", or micro_batch_size {fitting}"
+        raise TopologyError(
+            f"global_batch_size ({batch}) must be a multiple of micro_batch_size ({micro}) x data "
+            f"parallel size ({copies}); {remedy}."
+        )
+    rounds, pipeline = batch // (micro * copies), parallel.pipeline_parallel_size
+    interleaved = parallel.stages_per_process > 1 and _MICROBATCH_GROUP_FLAG not in megatron
+    if interleaved and rounds % pipeline:
+        raise TopologyError(
+            f"virtual_pipeline_stages ({parallel.stages_per_process}) need the number of "
+            f"micro-batches ({rounds}) to be a multiple of pipeline_parallel_size ({pipeline}); "
+            f"try global_batch_size {_nearest_multiples(batch, micro * copies * pipeline)}."
+        )
+
+
+def _check_divides(size_name: str, size: int, width_name: str, width: int) -> None:
+    if width % size:
+        raise TopologyError(
+            f"{size_name} ({size}) must divide {width_name} ({width}); "
+            f"try {checks.join_words([d for d in checks.divisors(width) if d <= 64])}."
+        )
+
+
+def _nearest_multiples(number: int, step: int) -> str:
+    below = number // step * step
+    return checks.join_words([count for count in (below, below + step) if count])

@@ -1,0 +1,56 @@
+"""YAML text to plain mappings, with errors that give the line.
+
+Reads with PyYAML's safe loader only. It does not know what the keys mean.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import yaml
+
+from moe_megatron.errors import ConfigError
+
+
+def parse(text: str) -> dict[Any, Any]:
+    """Read a YAML document that is a mapping; an empty document is an empty mapping.
+
+    Raises:
+        ConfigError: If the text is not YAML or not a mapping, or a key stands twice.
+    """
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        values = yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise ConfigError(f"line {line} is not valid YAML: {error.problem}.") from error
+    # Not marked: characters that YAML forbids, and dates that no calendar has.
+    except (yaml.YAMLError, ValueError) as error:
+        raise ConfigError(f"the text is not valid YAML: {str(error).splitlines()[0]}.") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError("the file needs a mapping of sections, such as 'model:', at its top.")
+    for key, line in _repeated_keys(root):
+        raise ConfigError(f"line {line} repeats the key '{key}'; keep one.")
+    return values
+
+
+def dump(values: dict[str, Any]) -> str:
+    """Write plain values as YAML text, in their order."""
+    return yaml.safe_dump(values, sort_keys=False)
+
+
+def _repeated_keys(root: yaml.Node | None) -> Iterator[tuple[str, int]]:
+    """Keys that stand twice in the top mapping or in a section, with the line of the second.
+
+    YAML's own loader keeps the last one silently, and so half a section could vanish.
+    """
+    assert isinstance(root, yaml.MappingNode), "only a mapping node becomes a dict"
+    sections = [value for _, value in root.value if isinstance(value, yaml.MappingNode)]
+    for mapping in (root, *sections):
+        seen: set[str] = set()
+        for key, _ in mapping.value:
+            name = str(key.value)
+            if name in seen:
+                yield name, key.start_mark.line + 1
+            seen.add(name)
