@@ -1,0 +1,137 @@
+"""What a prepared dataset was made from, kept as `<prefix>.json` beside it.
+
+With it a repeated start decides in milliseconds that nothing changed, and a changed file, key or
+tokenizer leads to a new preparation. Files are compared by path, size and modification time, a
+hub dataset by name alone (its content is not looked at). Knows nothing about how data is made.
+"""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from moe_megatron.data.index import bin_path, idx_path
+from moe_megatron.data.shards import Source, SourceFile, expand_sources
+from moe_megatron.errors import DataError
+
+FORMAT = "moe_megatron prepared dataset 1"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PreparedDataset:
+    """A finished dataset: `<prefix>.bin`, `<prefix>.idx` and `<prefix>.json`."""
+
+    prefix: Path
+    documents: int
+    tokens: int
+    """End-of-document tokens included."""
+    dtype: str
+    """Integer type of a token on disk."""
+    lines: int
+    """Lines or rows read; lines == documents + bad_lines + empty_documents."""
+    bad_lines: int
+    empty_documents: int
+
+
+def manifest_path(prefix: Path) -> Path:
+    """The manifest of `prefix`."""
+    return prefix.with_name(f"{prefix.name}.json")
+
+
+def write_manifest(
+    target: Path, dataset: PreparedDataset, origin: dict[str, Any], sizes: tuple[int, int]
+) -> None:
+    """Write the manifest of `dataset` to `target`.
+
+    Args:
+        target: File to write.
+        dataset: The counts; its prefix is not recorded, so a dataset may be moved.
+        origin: From `describe_origin`.
+        sizes: Bytes of the .bin and the .idx file.
+    """
+    counts = dataclasses.asdict(dataset)
+    del counts["prefix"]
+    content = {"format": FORMAT, **origin, "counts": counts, "bytes": list(sizes)}
+    target.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def describe_origin(
+    files: Sequence[SourceFile], fingerprint: str, eod_id: int, text_key: str
+) -> dict[str, Any]:
+    """Everything that decides the content of a dataset, as JSON values."""
+    return {
+        "sources": [file.identity() for file in files],
+        "tokenizer": {"fingerprint": fingerprint, "eod_id": eod_id},
+        "text_key": text_key,
+    }
+
+
+def read_manifest(prefix: Path) -> dict[str, Any] | None:
+    """The manifest of `prefix`; None if there is none of ours."""
+    try:
+        content = json.loads(manifest_path(prefix).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    ours = isinstance(content, dict) and content.get("format") == FORMAT
+    return content if ours else None
+
+
+def find_prepared(
+    prefix: Path, origin: dict[str, Any], max_bad_line_ratio: float
+) -> PreparedDataset | None:
+    """The dataset at `prefix` if it is whole and made from `origin`; else None."""
+    manifest = read_manifest(prefix)
+    if manifest is None or any(manifest[key] != value for key, value in origin.items()):
+        return None
+    try:
+        sizes = [bin_path(prefix).stat().st_size, idx_path(prefix).stat().st_size]
+    except OSError:
+        return None
+    dataset = PreparedDataset(prefix=prefix, **manifest["counts"])
+    if sizes != manifest["bytes"] or dataset.bad_lines > max_bad_line_ratio * dataset.lines:
+        return None
+    return dataset
+
+
+def is_up_to_date(
+    prefix: Path,
+    sources: Sequence[Source],
+    fingerprint: str,
+    eod_id: int,
+    *,
+    text_key: str = "text",
+    max_bad_line_ratio: float = 0.001,
+) -> bool:
+    """Whether `prepare_dataset` would find its work done.
+
+    Args:
+        prefix: Path of the dataset without suffix.
+        sources: What it is to be made from.
+        fingerprint: `TokenizerInfo.fingerprint`.
+        eod_id: `TokenizerInfo.eod_id`.
+        text_key: JSON key or column of the text.
+        max_bad_line_ratio: Share of malformed lines that is accepted.
+
+    Raises:
+        DataError: If a source is missing or empty.
+    """
+    origin = describe_origin(expand_sources(sources), fingerprint, eod_id, text_key)
+    return find_prepared(Path(prefix).absolute(), origin, max_bad_line_ratio) is not None
+
+
+def refuse_foreign_files(prefix: Path) -> None:
+    """Never overwrite what this package did not write.
+
+    Raises:
+        DataError: If a file of the dataset exists without a manifest of ours.
+    """
+    if read_manifest(prefix) is not None:
+        return
+    for path in (bin_path(prefix), idx_path(prefix), manifest_path(prefix)):
+        if path.exists():
+            raise DataError(
+                f"{path} exists and was not written by this tool; choose another output prefix, "
+                "or move the file away."
+            )

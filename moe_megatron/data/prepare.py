@@ -1,0 +1,216 @@
+"""Text in, Megatron indexed dataset out: `prepare_dataset`.
+
+Plans parts, tokenises them in one or several processes, merges in order, publishes. The result
+is byte-identical for any number of workers, and it appears whole or not at all: the manifest and
+`.bin` are renamed first and `.idx` last, so an index never stands beside tokens it does not
+describe. Which files there are is `shards`, one document is `readers`, the format on disk is the
+caller's `open_writer`.
+"""
+
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from moe_megatron.data.index import bin_path, idx_path
+from moe_megatron.data.manifest import (
+    PreparedDataset,
+    describe_origin,
+    find_prepared,
+    manifest_path,
+    refuse_foreign_files,
+    write_manifest,
+)
+from moe_megatron.data.progress import show_progress
+from moe_megatron.data.readers import MAX_EXAMPLES, BadLine
+from moe_megatron.data.shards import Source, SourceFile, expand_sources, plan_parts
+from moe_megatron.data.storage import (
+    exclusive_lock,
+    explained_writes,
+    rename_into_place,
+    working_directory,
+)
+from moe_megatron.data.tokenizer import TokenizerInfo
+from moe_megatron.data.worker import PartJob, PartResult, ShardCounts, run_workers, tokenize_part
+from moe_megatron.data.writer import OpenWriter
+from moe_megatron.errors import ConfigError, DataError
+
+_log = logging.getLogger(__name__)
+
+# Each worker process imports megatron.core (4 to 10 s), and so does the merge; one process, which
+# encodes in threads, is as fast up to about this much text a worker (100 MB on two cores: 18 s
+# with one process, 20 s with two).
+_BYTES_PER_WORKER = 128_000_000
+# Text is so many times larger than its compressed file, about.
+_EXPANSION = {"jsonl.gz": 4, "jsonl.zst": 4, "parquet": 2}
+
+
+def choose_num_workers(files: Sequence[SourceFile]) -> tuple[int, str]:
+    """How many processes pay off for `files`.
+
+    Returns:
+        (number of workers, reason).
+    """
+    cores = len(os.sched_getaffinity(0))
+    text_bytes = sum(file.size * _EXPANSION.get(file.kind, 1) for file in files)
+    wanted = max(1, text_bytes // _BYTES_PER_WORKER)
+    amount = f"about {text_bytes / 1e6:.0f} MB of text"
+    if wanted == 1:
+        return 1, f"{amount}: a second process would cost more to start than it saves"
+    if wanted < cores:
+        return wanted, f"{amount}: one process per {_BYTES_PER_WORKER // 1_000_000} MB"
+    return cores, f"{amount}: one process for each of the {cores} usable cores"
+
+
+def prepare_dataset(
+    sources: Sequence[Source],
+    tokenizer: TokenizerInfo,
+    output_prefix: str | Path,
+    open_writer: OpenWriter,
+    *,
+    num_workers: int | None = None,
+    text_key: str = "text",
+    max_bad_line_ratio: float = 0.001,
+    progress: bool = True,
+) -> PreparedDataset:
+    """Tokenise `sources` into `<output_prefix>.bin`, `.idx` and `.json`.
+
+    Does nothing if that is done already and neither sources nor tokenizer changed. Several
+    processes may call this for the same prefix: one works, the others wait and use its result.
+
+    Args:
+        sources: Files, directories, saved datasets, hub ids or `InMemory`; see `shards`.
+        tokenizer: Each document becomes its token ids and one end-of-document id.
+        output_prefix: Output path without suffix; directories are created.
+        open_writer: Opens the output; with several workers it must be picklable.
+        num_workers: Processes; None chooses by the size of the input.
+        text_key: JSON key or column that holds the text.
+        max_bad_line_ratio: Largest accepted share of malformed lines, 0 to 1.
+        progress: Show progress on stderr.
+
+    Returns:
+        Where the dataset is and how large it is.
+
+    Raises:
+        ConfigError: If a number is out of range.
+        DataError: If a source is missing, empty, broken or has too many malformed lines, or the
+            output cannot be written. Nothing partial is left.
+    """
+    _check_numbers(num_workers, max_bad_line_ratio)
+    prefix = Path(output_prefix).expanduser().absolute()
+    files = expand_sources(sources)
+    origin = describe_origin(files, tokenizer.fingerprint, tokenizer.eod_id, text_key)
+    if found := find_prepared(prefix, origin, max_bad_line_ratio):
+        return found
+    with explained_writes(prefix), exclusive_lock(prefix):
+        # Another process may have prepared it while this one waited for the lock.
+        if found := find_prepared(prefix, origin, max_bad_line_ratio):
+            return found
+        refuse_foreign_files(prefix)
+        with working_directory(prefix) as work:
+            workers, reason = (num_workers, "as requested")
+            if workers is None:
+                workers, reason = choose_num_workers(files)
+            _log.info("preparing %s with %d worker(s): %s", prefix, workers, reason)
+            jobs = [
+                PartJob(
+                    shards=part,
+                    tokenizer=tokenizer,
+                    open_writer=open_writer,
+                    prefix=work / f"part-{number}",
+                    text_key=text_key,
+                    all_may_be_bad=max_bad_line_ratio >= 1,
+                )
+                for number, part in enumerate(plan_parts(files, workers))
+            ]
+            total_bytes = sum(shard.size for job in jobs for shard in job.shards)
+            with show_progress(f"tokenising {prefix.name}", total_bytes, enabled=progress) as show:
+                several = len(jobs) > 1
+                results = run_workers(jobs, show) if several else [tokenize_part(jobs[0], show)]
+            dataset = _tally(prefix, results, max_bad_line_ratio)
+            whole = _merge(jobs, work / "whole", tokenizer.vocab_size)
+            sizes = (bin_path(whole).stat().st_size, idx_path(whole).stat().st_size)
+            write_manifest(manifest_path(whole), dataset, origin, sizes)
+            _publish(whole, prefix)
+    return dataset
+
+
+def _check_numbers(num_workers: int | None, max_bad_line_ratio: float) -> None:
+    if num_workers is not None and num_workers < 1:
+        raise ConfigError(
+            f"num_workers is {num_workers} but must be at least 1; leave it out to choose by size."
+        )
+    if not 0 <= max_bad_line_ratio <= 1:
+        raise ConfigError(
+            f"max_bad_line_ratio is {max_bad_line_ratio} but is a share between 0 and 1, "
+            "such as 0.001."
+        )
+
+
+def _tally(
+    prefix: Path, results: Sequence[PartResult], max_bad_line_ratio: float
+) -> PreparedDataset:
+    """Add up the counts, and stop if too little of the input was text."""
+    shards = [shard for result in results for shard in result.shards]
+    dataset = PreparedDataset(
+        prefix=prefix,
+        documents=sum(result.documents for result in results),
+        tokens=sum(result.tokens for result in results),
+        dtype=results[0].dtype,
+        lines=sum(shard.lines for shard in shards),
+        bad_lines=sum(shard.bad for shard in shards),
+        empty_documents=sum(shard.empty for shard in shards),
+    )
+    if dataset.bad_lines:
+        bad, lines = dataset.bad_lines, dataset.lines
+        examples = "\n  ".join(str(line) for line in _first_bad_lines(shards))
+        summary = f"{bad:,} of {lines:,} lines ({bad / lines:.2%}) are malformed"
+        if bad > max_bad_line_ratio * lines:
+            raise DataError(
+                f"{summary}, more than max_bad_line_ratio ({max_bad_line_ratio:.2%}) allows; "
+                f"repair them, or raise max_bad_line_ratio to leave them out. First:\n  {examples}"
+            )
+        _log.warning("%s and left out. First:\n  %s", summary, examples)
+    if dataset.empty_documents:
+        _log.info("%d blank lines or documents were left out", dataset.empty_documents)
+    if not dataset.documents:
+        paths = ", ".join(sorted({shard.path for shard in shards})[:MAX_EXAMPLES])
+        raise DataError(f"no document with any text in {paths}; check the files and text_key.")
+    return dataset
+
+
+def _first_bad_lines(shards: Sequence[ShardCounts]) -> list[BadLine]:
+    """The first few malformed lines, numbered within their file rather than their shard."""
+    found: list[BadLine] = []
+    lines_before: dict[str, int] = {}
+    for shard in shards:
+        before = lines_before.get(shard.path, 0)
+        lines_before[shard.path] = before + shard.lines
+        found += [
+            BadLine(path=bad.path, line=before + bad.line, problem=bad.problem)
+            for bad in shard.bad_lines
+        ]
+    return found[:MAX_EXAMPLES]
+
+
+def _merge(jobs: Sequence[PartJob], whole: Path, vocab_size: int) -> Path:
+    """Append all parts in order; returns the prefix of the result."""
+    if len(jobs) == 1:
+        return jobs[0].prefix
+    writer = jobs[0].open_writer(whole, vocab_size)
+    try:
+        for job in jobs:
+            writer.add_index(job.prefix)
+            # Keeps the disk at one copy and one part.
+            bin_path(job.prefix).unlink()
+            idx_path(job.prefix).unlink()
+        writer.finalize()
+    finally:
+        writer.close()
+    return whole
+
+
+def _publish(whole: Path, prefix: Path) -> None:
+    idx_path(prefix).unlink(missing_ok=True)
+    for path_of in (manifest_path, bin_path, idx_path):
+        rename_into_place(path_of(whole), path_of(prefix))

@@ -1,0 +1,91 @@
+"""Shows how far a long preparation is: a bar on a terminal, a line now and then elsewhere.
+
+Everything goes to stderr, so that the output of a command stays clean. Knows bytes and documents,
+nothing of what is done with them.
+"""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+ReportProgress = Callable[[int, int], None]
+"""Called with the bytes and the documents done so far."""
+
+_SECONDS_BETWEEN_LINES = 30.0
+
+
+@contextmanager
+def show_progress(
+    label: str, total_bytes: int, *, enabled: bool = True
+) -> Iterator[ReportProgress]:
+    """Display progress while the block runs.
+
+    Args:
+        label: What is being done, such as "tokenising wiki".
+        total_bytes: Expected amount; 0 where unknown (a stream).
+        enabled: False shows nothing.
+
+    Yields:
+        The function to call with (bytes, documents) done so far.
+    """
+    if not enabled:
+        yield lambda done, documents: None
+    elif sys.stderr.isatty():
+        with _bar(label, total_bytes) as report:
+            yield report
+    else:
+        with _lines(label, total_bytes) as report:
+            yield report
+
+
+@contextmanager
+def _bar(label: str, total_bytes: int) -> Iterator[ReportProgress]:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TextColumn("{task.fields[documents]:,} documents"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task(label, total=total_bytes or None, documents=0)
+        yield lambda done, documents: progress.update(task, completed=done, documents=documents)
+
+
+@contextmanager
+def _lines(label: str, total_bytes: int) -> Iterator[ReportProgress]:
+    started = time.monotonic()
+    last_line = started
+    of_total = f" of {total_bytes / 1e6:.1f}" if total_bytes else ""
+    latest = (0, 0)
+
+    def print_line() -> None:
+        done, documents = latest
+        seconds = time.monotonic() - started
+        print(
+            f"{label}: {done / 1e6:.1f}{of_total} MB, {documents:,} documents, {seconds:.1f} s",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    def report(done: int, documents: int) -> None:
+        nonlocal last_line, latest
+        latest = (done, documents)
+        if time.monotonic() - last_line >= _SECONDS_BETWEEN_LINES:
+            last_line = time.monotonic()
+            print_line()
+
+    yield report
+    print_line()

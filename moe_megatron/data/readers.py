@@ -1,0 +1,320 @@
+"""Streams documents out of one shard, and accounts for every line.
+
+A document reaches the caller, or is counted: as `bad` (malformed; the first few are kept with
+file, line and problem) or as `empty` (nothing but white space). What cannot be read on
+(a truncated archive, a missing column) raises `DataError`. The module knows nothing about
+tokenizers, and holds one batch of documents in memory at a time.
+
+One document is: a whole .txt file; the text key of one line of .jsonl, .jsonl.gz or .jsonl.zst;
+the text column of one row of .parquet, of a dataset saved by `save_to_disk`, or of a hub dataset;
+one string of a list.
+"""
+
+import gzip
+import json
+import os
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from moe_megatron.data.shards import END, Shard, Source, expand_sources, plan_parts
+from moe_megatron.errors import DataError
+
+if TYPE_CHECKING:
+    import datasets  # type: ignore[import-untyped,unused-ignore]
+    import pyarrow.parquet as parquet  # type: ignore[import-untyped,unused-ignore]
+
+MAX_EXAMPLES = 5
+# A file whose first lines are all malformed has another format or key: stop at once.
+HOPELESS_LINES = 1000
+_BATCH_ROWS = 1000
+_CHUNK_BYTES = 1 << 20
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BadLine:
+    """A malformed line or row; `line` counts from 1."""
+
+    path: str
+    line: int
+    problem: str
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.line}: {self.problem}"
+
+
+class _Problem(str):
+    """Stands in a stream of values for a line that could not be parsed."""
+
+
+class ShardReader:
+    """Iterates over the texts of one shard, once.
+
+    Attributes (final when the iteration has ended):
+        lines: Lines or rows seen, of any kind.
+        bad: Malformed ones among them.
+        empty: Blank lines and texts of white space only; skipped.
+        bad_lines: The first few malformed ones, numbered from the start of the shard.
+        position: Bytes of the shard consumed so far, about; for progress displays.
+    """
+
+    def __init__(self, shard: Shard, text_key: str = "text", *, all_may_be_bad: bool = False):
+        """Prepare to read.
+
+        Args:
+            shard: What to read.
+            text_key: JSON key or column that holds the text.
+            all_may_be_bad: Do not stop at a file that looks hopeless.
+        """
+        self.shard = shard
+        self.text_key = text_key
+        self.lines = 0
+        self.bad = 0
+        self.empty = 0
+        self.position = 0
+        self.bad_lines: list[BadLine] = []
+        self._all_may_be_bad = all_may_be_bad
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield each non-empty document.
+
+        Raises:
+            DataError: If the file cannot be read on, or its first 1,000 lines are malformed.
+        """
+        for value in self._values():
+            self.lines += 1
+            problem = value if isinstance(value, _Problem) else _problem_of(value, self.text_key)
+            if problem is not None:
+                self._reject(problem)
+            elif value.isspace() or not value:
+                self.empty += 1
+            else:
+                yield value
+
+    def _reject(self, problem: str) -> None:
+        self.bad += 1
+        if len(self.bad_lines) < MAX_EXAMPLES:
+            self.bad_lines.append(BadLine(path=self.shard.path, line=self.lines, problem=problem))
+        hopeless = self.shard.start == 0 and self.bad == self.lines == HOPELESS_LINES
+        if hopeless and not self._all_may_be_bad:
+            raise DataError(
+                f"the first {HOPELESS_LINES} lines of {self.shard.path} are all malformed "
+                f"(line 1: {self.bad_lines[0].problem}); check the format and text_key "
+                f"({self.text_key!r})."
+            )
+
+    def _values(self) -> Iterator[Any]:
+        shard = self.shard
+        try:
+            match shard.kind:
+                case "txt":
+                    yield self._whole_text()
+                case "jsonl":
+                    yield from map(self._parse, self._byte_range())
+                case "jsonl.gz":
+                    yield from map(self._parse, self._gzip_lines())
+                case "jsonl.zst":
+                    yield from map(self._parse, _split_lines(self._zstd_chunks()))
+                case "parquet":
+                    yield from self._parquet_rows()
+                case "arrow":
+                    yield from self._saved_rows()
+                case "hub":
+                    yield from _hub_rows(shard.path, self.text_key)
+                case "memory":
+                    yield from shard.texts
+        except OSError as error:
+            raise DataError(
+                f"cannot read {shard.path}: {error.strerror or error}; check that the file exists "
+                "and that you may read it."
+            ) from error
+
+    def _parse(self, line: bytes) -> Any:
+        if not self.lines and not self.shard.start:
+            line = line.removeprefix(_BYTE_ORDER_MARK)
+        if not line or line.isspace():
+            return ""
+        try:
+            record = json.loads(line.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            return _Problem(f"not UTF-8 (byte {error.start} of the line)")
+        except (ValueError, RecursionError) as error:
+            return _Problem(f"not JSON ({error})")
+        if not isinstance(record, dict):
+            return _Problem(f"a JSON {type(record).__name__}, not an object")
+        if self.text_key not in record:
+            keys = ", ".join(map(repr, list(record)[:5])) or "none"
+            return _Problem(f"no key {self.text_key!r} (keys: {keys})")
+        return record[self.text_key]
+
+    def _whole_text(self) -> str:
+        content = Path(self.shard.path).read_bytes()
+        self.position = len(content)
+        try:
+            return content.removeprefix(_BYTE_ORDER_MARK).decode("utf-8")
+        except UnicodeDecodeError as error:
+            line = content.count(b"\n", 0, error.start) + 1
+            return _Problem(f"not UTF-8 (byte {error.start}, line {line} of the file)")
+
+    def _byte_range(self) -> Iterator[bytes]:
+        """The lines that begin inside the range; the last one may end beyond it."""
+        start, stop = self.shard.start, self.shard.stop
+        with open(self.shard.path, "rb") as file:
+            if start:
+                # One byte back: a line that begins exactly at `start` belongs to this shard.
+                file.seek(start - 1)
+                file.readline()
+            here = file.tell()
+            while (stop == END or here < stop) and (line := file.readline()):
+                here += len(line)
+                self.position = here - start
+                yield line
+
+    def _gzip_lines(self) -> Iterator[bytes]:
+        try:
+            with open(self.shard.path, "rb") as file, gzip.open(file) as lines:
+                for line in lines:
+                    self.position = file.tell()
+                    yield line
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise _broken_archive(self.shard.path, str(error)) from error
+
+    def _zstd_chunks(self) -> Iterator[bytes]:
+        import zstandard
+
+        # The stream reader of zstandard takes a cut-off frame for the end; this one does not.
+        frame = zstandard.ZstdDecompressor().decompressobj()
+        try:
+            with open(self.shard.path, "rb") as file:
+                while chunk := file.read(_CHUNK_BYTES):
+                    self.position = file.tell()
+                    while chunk:
+                        if frame.eof:
+                            frame = zstandard.ZstdDecompressor().decompressobj()
+                        yield frame.decompress(chunk)
+                        chunk = frame.unused_data if frame.eof else b""
+        except zstandard.ZstdError as error:
+            raise _broken_archive(self.shard.path, str(error)) from error
+        if not frame.eof:
+            raise _broken_archive(self.shard.path, "the last frame is cut off")
+
+    def _parquet_rows(self) -> Iterator[Any]:
+        file = open_parquet(self.shard.path)
+        _require_column(self.text_key, file.schema_arrow.names, self.shard.path)
+        groups = file.metadata.num_row_groups
+        stop = groups if self.shard.stop == END else self.shard.stop
+        wanted = list(range(self.shard.start, stop))
+        rows = sum(file.metadata.row_group(group).num_rows for group in wanted)
+        batches = file.iter_batches(_BATCH_ROWS, row_groups=wanted, columns=[self.text_key])
+        for batch in batches:
+            self.position = self.shard.size * (self.lines + len(batch)) // max(rows, 1)
+            yield from batch.column(0).to_pylist()
+
+    def _saved_rows(self) -> Iterator[Any]:
+        dataset = open_saved_dataset(self.shard.path)
+        _require_column(self.text_key, dataset.column_names, self.shard.path)
+        stop = len(dataset) if self.shard.stop == END else self.shard.stop
+        rows = dataset.select_columns([self.text_key]).select(range(self.shard.start, stop))
+        for batch in rows.iter(_BATCH_ROWS):
+            values = batch[self.text_key]
+            self.position = self.shard.size * (self.lines + len(values)) // max(len(rows), 1)
+            yield from values
+
+
+def read_texts(sources: Sequence[Source], text_key: str = "text") -> Iterator[str]:
+    """Every well-formed document of `sources`, in order; for training a tokenizer.
+
+    Raises:
+        DataError: If a source is missing, empty or broken.
+    """
+    for part in plan_parts(expand_sources(sources), 1):
+        for shard in part:
+            yield from ShardReader(shard, text_key)
+
+
+def open_parquet(path: str) -> "parquet.ParquetFile":
+    """Open a parquet file and read its footer.
+
+    Raises:
+        DataError: If it is not a parquet file.
+    """
+    import pyarrow
+    import pyarrow.parquet as parquet
+
+    try:
+        return parquet.ParquetFile(path)
+    except pyarrow.ArrowInvalid as error:
+        raise DataError(
+            f"{path} is not a complete parquet file ({error}); copy or write it again."
+        ) from error
+
+
+def open_saved_dataset(path: str) -> "datasets.Dataset":
+    """Memory-map one split that `datasets.save_to_disk` wrote."""
+    import datasets
+
+    return datasets.load_from_disk(path)
+
+
+def _hub_rows(spec: str, text_key: str) -> Iterator[Any]:
+    """Stream a hub dataset; with HF_HUB_OFFLINE=1, read the copy in the local HF cache."""
+    import datasets
+
+    name, *rest = spec.split(":")
+    config = rest[0] if rest else None
+    split = rest[1] if len(rest) > 1 else "train"
+    streaming = os.environ.get("HF_HUB_OFFLINE", "").lower() not in {"1", "true", "yes", "on"}
+    try:
+        rows = iter(datasets.load_dataset(name, config, split=split, streaming=streaming))
+        first = next(rows, None)
+        if first is not None:
+            _require_column(text_key, list(first), spec)
+            yield first[text_key]
+        for row in rows:
+            yield row[text_key]
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{spec} is no local file, and could not be read from the Hugging Face hub "
+            f"({type(error).__name__}: {str(error).strip().splitlines()[0]}). Check the name "
+            "(owner/name:config:split) and the network; or download it where there is one "
+            '(datasets.load_dataset(...).save_to_disk("DIR")) and give DIR; or use "demo".'
+        ) from error
+
+
+def _require_column(name: str, columns: list[str], where: str) -> None:
+    if name not in columns:
+        raise DataError(
+            f"{where} has no column {name!r}; its columns are {', '.join(columns)}: set text_key "
+            "to one of them."
+        )
+
+
+def _split_lines(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    rest = b""
+    for chunk in chunks:
+        *lines, rest = (rest + chunk).split(b"\n")
+        yield from lines
+    if rest:
+        yield rest
+
+
+def _problem_of(value: object, text_key: str) -> str | None:
+    """Why `value` is not a text; None if it is one."""
+    if not isinstance(value, str):
+        return f"{text_key!r} is {type(value).__name__}, not a string"
+    if not value.isascii():
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError:
+            return f"{text_key!r} holds half a surrogate pair, which is not Unicode text"
+    return None
+
+
+def _broken_archive(path: str, reason: str) -> DataError:
+    return DataError(
+        f"{path} is damaged or cut off ({reason}); copy or download it again. "
+        "Nothing was prepared from it."
+    )

@@ -1,0 +1,255 @@
+"""Which text there is, and how to divide it among workers.
+
+A source (a path, a hub id, strings in memory) expands to files; files split into shards; shards
+are grouped into parts of about equal size, one a worker. Shards keep the order of the documents,
+so their concatenation is the same text however many there are. This module opens nothing but
+directory listings and file footers; `readers` does the reading.
+"""
+
+import hashlib
+import json
+import logging
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from moe_megatron.errors import DataError
+
+_log = logging.getLogger(__name__)
+
+Kind = Literal["txt", "jsonl", "jsonl.gz", "jsonl.zst", "parquet", "arrow", "hub", "memory"]
+
+SUFFIXES: dict[str, Kind] = {
+    ".txt": "txt",
+    ".jsonl": "jsonl",
+    ".jsonl.gz": "jsonl.gz",
+    ".jsonl.zst": "jsonl.zst",
+    ".parquet": "parquet",
+}
+# name or owner/name, then optionally :config and :split
+_HUB_ID = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?(:[\w.-]+){0,2}")
+END = -1
+_SUPPORTED = ", ".join(SUFFIXES)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InMemory:
+    """Documents that the caller already holds as strings."""
+
+    texts: tuple[str, ...]
+
+
+Source = str | Path | InMemory
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SourceFile:
+    """One file, saved dataset, hub dataset or list of strings."""
+
+    kind: Kind
+    path: str
+    """Path of the file or directory, hub id, or `memory:<sha256>`."""
+    size: int
+    """Bytes as stored; 0 where unknown."""
+    mtime_ns: int = 0
+    texts: tuple[str, ...] = ()
+
+    def identity(self) -> dict[str, str | int]:
+        """What must stay equal for prepared data to stay valid."""
+        return {
+            "kind": self.kind,
+            "path": self.path,
+            "size": self.size,
+            "mtime_ns": self.mtime_ns,
+        }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shard:
+    """A contiguous piece of a source file.
+
+    `start` and `stop` count bytes in a .jsonl file, row groups in a .parquet file, rows in a
+    saved dataset and strings in memory; all other kinds are read whole.
+    """
+
+    kind: Kind
+    path: str
+    size: int
+    start: int = 0
+    stop: int = END
+    texts: tuple[str, ...] = ()
+
+
+def expand_sources(sources: Sequence[Source]) -> tuple[SourceFile, ...]:
+    """List the files behind `sources`, in a fixed order.
+
+    Args:
+        sources: Files, directories (searched recursively, sorted), directories written by
+            `datasets.save_to_disk`, hub ids (`owner/name[:config[:split]]`), or `InMemory`.
+
+    Raises:
+        DataError: If there is nothing, or something is missing, empty or of an unknown type.
+    """
+    if not sources:
+        raise DataError("no data source was given; name at least one file, directory or hub id.")
+    return tuple(file for source in sources for file in _expand(source))
+
+
+def _expand(source: Source) -> list[SourceFile]:
+    if isinstance(source, InMemory):
+        return [_in_memory(source.texts)]
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return [_saved_dataset(path)] if _is_saved_dataset(path) else _directory(path)
+    kind = _kind_of(path)
+    if path.is_file():
+        if kind is None:
+            raise DataError(
+                f"{path} has an unsupported type; supported are {_SUPPORTED}. Convert it, or "
+                "rename it if only its name differs."
+            )
+        return [_file(path, kind)]
+    if kind is None and isinstance(source, str) and _HUB_ID.fullmatch(source):
+        return [SourceFile(kind="hub", path=source, size=0)]
+    raise DataError(
+        f"data file {path} does not exist; check the path (relative paths start at {Path.cwd()})."
+    )
+
+
+def _in_memory(texts: tuple[str, ...]) -> SourceFile:
+    if not texts:
+        raise DataError("the list of texts is empty; give at least one document.")
+    digest = hashlib.sha256()
+    for text in texts:
+        encoded = text.encode("utf-8", "surrogatepass")
+        digest.update(b"%d:" % len(encoded) + encoded)
+    size = sum(map(len, texts))
+    return SourceFile(kind="memory", path=f"memory:{digest.hexdigest()}", size=size, texts=texts)
+
+
+def _kind_of(path: Path) -> Kind | None:
+    name = path.name.lower()
+    return next((kind for suffix, kind in SUFFIXES.items() if name.endswith(suffix)), None)
+
+
+def _file(path: Path, kind: Kind) -> SourceFile:
+    status = path.stat()
+    if not status.st_size:
+        raise DataError(f"data file {path} is empty; write the text again or drop it.")
+    return SourceFile(
+        kind=kind, path=str(path.absolute()), size=status.st_size, mtime_ns=status.st_mtime_ns
+    )
+
+
+def _directory(path: Path) -> list[SourceFile]:
+    found: list[SourceFile] = []
+    skipped: list[Path] = []
+    for file in sorted(path.rglob("*")):
+        if any(part.startswith(".") for part in file.relative_to(path).parts):
+            continue
+        if not file.is_file():
+            continue
+        kind = _kind_of(file)
+        if kind is None:
+            skipped.append(file)
+        else:
+            found.append(_file(file, kind))
+    if not found:
+        raise DataError(f"directory {path} holds no data file; supported are {_SUPPORTED}.")
+    if skipped:
+        _log.warning("%s: skipped %d other files, first %s", path, len(skipped), skipped[0])
+    return found
+
+
+def _is_saved_dataset(path: Path) -> bool:
+    return (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
+
+
+def _saved_dataset(path: Path) -> SourceFile:
+    """A directory written by `save_to_disk`; of several splits, "train" is meant."""
+    listing = path / "dataset_dict.json"
+    if listing.is_file():
+        splits: list[str] = json.loads(listing.read_text(encoding="utf-8"))["splits"]
+        if "train" not in splits and len(splits) != 1:
+            raise DataError(
+                f"{path} holds the splits {', '.join(splits)} and none is called train; "
+                f"name one of them, such as {path / splits[0]}."
+            )
+        path = path / ("train" if "train" in splits else splits[0])
+    arrows = [file.stat() for file in sorted(path.glob("*.arrow"))]
+    if not arrows:
+        raise DataError(f"saved dataset {path} has no .arrow file; save it again.")
+    return SourceFile(
+        kind="arrow",
+        path=str(path.absolute()),
+        size=sum(status.st_size for status in arrows),
+        mtime_ns=max(status.st_mtime_ns for status in arrows),
+    )
+
+
+def plan_parts(files: Sequence[SourceFile], num_parts: int) -> list[tuple[Shard, ...]]:
+    """Divide `files` into at most `num_parts` consecutive parts of about equal size.
+
+    Args:
+        files: What to read, in order.
+        num_parts: Number of workers, at least 1.
+
+    Returns:
+        Non-empty parts; reading them one after the other reads `files` in order.
+    """
+    shards = [shard for file in files for shard in _split(file, num_parts)]
+    total = sum(shard.size for shard in shards)
+    parts: list[list[Shard]] = [[] for _ in range(num_parts)]
+    before = 0
+    for shard in shards:
+        middle = before + shard.size / 2
+        parts[min(int(middle * num_parts / total), num_parts - 1) if total else 0].append(shard)
+        before += shard.size
+    return [tuple(part) for part in parts if part]
+
+
+def _split(file: SourceFile, pieces: int) -> list[Shard]:
+    ends: list[int]
+    if pieces > 1 and file.kind == "jsonl":
+        ends = _even(file.size, pieces)
+    elif pieces > 1 and file.kind == "memory":
+        ends = _even(len(file.texts), pieces)
+    elif pieces > 1 and file.kind == "parquet":
+        ends = _even(_num_row_groups(file.path), pieces)
+    elif pieces > 1 and file.kind == "arrow":
+        ends = _even(_num_rows(file.path), pieces)
+    else:
+        ends = [END]
+    starts = [0, *ends[:-1]]
+    return [
+        Shard(
+            kind=file.kind,
+            path=file.path,
+            size=file.size // len(ends),
+            start=0 if file.texts else start,
+            stop=END if file.texts else stop,
+            # Only this piece travels to the worker.
+            texts=file.texts[start : None if stop == END else stop],
+        )
+        for start, stop in zip(starts, ends, strict=True)
+    ]
+
+
+def _even(count: int, pieces: int) -> list[int]:
+    """Ends of `pieces` ranges that cover `range(count)`, without empty ones."""
+    ends = [count * piece // pieces for piece in range(1, pieces + 1)]
+    return sorted({end for end in ends if end}) or [END]
+
+
+def _num_row_groups(path: str) -> int:
+    from moe_megatron.data.readers import open_parquet
+
+    return int(open_parquet(path).metadata.num_row_groups)
+
+
+def _num_rows(path: str) -> int:
+    from moe_megatron.data.readers import open_saved_dataset
+
+    return len(open_saved_dataset(path))

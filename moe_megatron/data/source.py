@@ -1,0 +1,212 @@
+"""From what a user writes under `data.paths` to what Megatron trains on.
+
+An entry is "demo", "demo:code", "demo:prose", the prefix of an indexed dataset, a file, a
+directory or a hub id. Entries are blended by weight; whatever is not tokenised yet is prepared
+into the cache. A file that is really called demo is written ./demo. This module only decides;
+`demo` and `prepare` do the work.
+"""
+
+import hashlib
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from moe_megatron.config.data import DataConfig
+from moe_megatron.data.demo import DemoData, ensure_demo
+from moe_megatron.data.demo_corpus import DEMO_TEXT_KEY, DOMAINS
+from moe_megatron.data.index import inspect, is_prefix
+from moe_megatron.data.manifest import read_manifest
+from moe_megatron.data.prepare import prepare_dataset
+from moe_megatron.data.storage import default_cache_dir
+from moe_megatron.data.tokenizer import TokenizerInfo, load_tokenizer
+from moe_megatron.data.writer import OpenWriter
+from moe_megatron.errors import ConfigError, DataError
+
+DEMO = "demo"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BlendEntry:
+    """One entry of a blend; `weight` is normalised, or None: in proportion to its tokens."""
+
+    kind: Literal["demo", "prefix", "text"]
+    value: str
+    """Domain of the demo corpus ("" for all), dataset prefix, or source of text."""
+    weight: float | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ResolvedBlend:
+    """Everything prepared: what Megatron's dataset builder needs."""
+
+    prefixes: tuple[Path, ...]
+    weights: tuple[float, ...]
+    """One a prefix, sum 1."""
+    tokens: tuple[int, ...]
+    """One a prefix."""
+    tokenizer_dir: Path
+
+
+def parse_blend(
+    paths: Sequence[str], weights: Sequence[float] | None = None
+) -> tuple[BlendEntry, ...]:
+    """Classify the entries of a blend. Looks at the file system, reads and writes nothing.
+
+    Args:
+        paths: At least one entry.
+        weights: None, or a positive number an entry.
+
+    Raises:
+        ConfigError: If there is no entry, a weight is not positive, or their numbers differ.
+        DataError: If an entry names half a dataset or an unknown domain.
+    """
+    if not paths:
+        raise ConfigError(f'data.paths is empty; name text files, or "{DEMO}".')
+    shares: list[float | None] = [None] * len(paths)
+    if weights is not None:
+        if len(weights) != len(paths):
+            raise ConfigError(
+                f"{len(weights)} weights for {len(paths)} data paths; give one weight a path, or "
+                "none to blend in proportion to size."
+            )
+        if not all(math.isfinite(weight) and weight > 0 for weight in weights):
+            raise ConfigError(f"data weights {tuple(weights)} must be positive; drop unused paths.")
+        shares = [weight / math.fsum(weights) for weight in weights]
+    return tuple(map(_entry, paths, shares))
+
+
+def _entry(path: str, weight: float | None) -> BlendEntry:
+    name, _, domain = path.partition(":")
+    if name == DEMO:
+        if domain and domain not in DOMAINS:
+            raise DataError(
+                f"the demo corpus has no domain {domain!r}; use "
+                f"{', '.join(f'{DEMO}:{known}' for known in DOMAINS)} or {DEMO}."
+            )
+        return BlendEntry(kind="demo", value=domain, weight=weight)
+    # Megatron names a dataset by its prefix; a user who completes a file name means it too.
+    prefix = Path(re.sub(r"\.(bin|idx)$", "", path)).expanduser()
+    if is_prefix(prefix):
+        return BlendEntry(kind="prefix", value=str(prefix.absolute()), weight=weight)
+    return BlendEntry(kind="text", value=path, weight=weight)
+
+
+def resolve_blend(
+    config: DataConfig,
+    open_writer: OpenWriter,
+    *,
+    num_workers: int | None = None,
+    progress: bool = True,
+) -> ResolvedBlend:
+    """Prepare every entry that is not prepared, and weigh them.
+
+    Safe to call in many processes at once, and quick when there is nothing to do. Without
+    weights an entry counts in proportion to its tokens; the domains of "demo" share the weight
+    of their entry in that proportion too.
+
+    Args:
+        config: Paths, weights, tokenizer, text key and cache directory.
+        open_writer: Opens indexed datasets; called only to build one.
+        num_workers: Processes that tokenise; None chooses by size.
+        progress: Show progress on stderr.
+
+    Raises:
+        ConfigError: If the weights make no sense.
+        DataError: If an entry or the tokenizer cannot be read, or the cache not be written.
+    """
+    entries = parse_blend(config.paths, config.weights)
+    cache = default_cache_dir()
+    if config.cache_dir is not None:
+        cache = Path(config.cache_dir).expanduser().absolute()
+    own_tokenizer = config.tokenizer != DEMO
+    demo: DemoData | None = None
+    if not own_tokenizer or any(entry.kind == "demo" for entry in entries):
+        demo = ensure_demo(cache, open_writer, vocab_size=config.vocab_size, progress=progress)
+    if demo is not None and not own_tokenizer and all(entry.kind == "demo" for entry in entries):
+        # The usual first run: everything is known without loading the tokenizer.
+        parts = [_demo_parts(entry, demo) for entry in entries]
+        return _blend(entries, parts, demo.tokenizer_dir)
+    name = config.tokenizer if own_tokenizer or demo is None else demo.tokenizer_dir
+    info = load_tokenizer(name, cache_dir=cache)
+
+    def prepare(text: str, text_key: str) -> _Part:
+        dataset = prepare_dataset(
+            [text],
+            info,
+            cached_prefix(cache, text, text_key, info),
+            open_writer,
+            num_workers=num_workers,
+            text_key=text_key,
+            max_bad_line_ratio=config.max_bad_line_ratio,
+            progress=progress,
+        )
+        return dataset.prefix, dataset.tokens
+
+    parts = []
+    for entry in entries:
+        if entry.kind == "prefix":
+            parts.append([_prepared_part(Path(entry.value), info)])
+        elif entry.kind == "text":
+            parts.append([prepare(entry.value, config.text_key)])
+        else:
+            assert demo is not None
+            if own_tokenizer:
+                corpus = [demo.corpus[domain] for domain in _domains(entry)]
+                parts.append([prepare(str(path), DEMO_TEXT_KEY) for path in corpus])
+            else:
+                parts.append(_demo_parts(entry, demo))
+    return _blend(entries, parts, info.directory)
+
+
+_Part = tuple[Path, int]
+"""Prefix and number of tokens."""
+
+
+def _domains(entry: BlendEntry) -> tuple[str, ...]:
+    return (entry.value,) if entry.value else DOMAINS
+
+
+def _demo_parts(entry: BlendEntry, demo: DemoData) -> list[_Part]:
+    return [(demo.prefixes[domain], demo.tokens[domain]) for domain in _domains(entry)]
+
+
+def _prepared_part(prefix: Path, tokenizer: TokenizerInfo) -> _Part:
+    """A dataset the user prepared before; refused if it is known to have another vocabulary."""
+    manifest = read_manifest(prefix)
+    if manifest and manifest["tokenizer"]["fingerprint"] != tokenizer.fingerprint:
+        raise DataError(
+            f"{prefix} was tokenised with another tokenizer than {tokenizer.directory}; set the "
+            "tokenizer it was prepared with, or prepare its text again."
+        )
+    return prefix, inspect(prefix).tokens
+
+
+def cached_prefix(cache_dir: Path, text: str, text_key: str, tokenizer: TokenizerInfo) -> Path:
+    """Where the prepared form of an entry is kept: one place for each text and tokenizer."""
+    path = Path(text).expanduser()
+    identity = str(path.resolve()) if path.exists() else text
+    digest = hashlib.sha256("\0".join((identity, text_key, tokenizer.fingerprint)).encode())
+    slug = re.sub(r"[^\w.-]+", "-", text).strip("-.")[-60:]
+    return cache_dir / "datasets" / f"{slug}-{digest.hexdigest()[:12]}"
+
+
+def _blend(
+    entries: Sequence[BlendEntry], parts: Sequence[Sequence[_Part]], tokenizer_dir: Path
+) -> ResolvedBlend:
+    """Spread the weight of each entry over its parts in proportion to their tokens."""
+    all_tokens = sum(tokens for group in parts for _, tokens in group)
+    weights = []
+    for entry, group in zip(entries, parts, strict=True):
+        group_tokens = sum(tokens for _, tokens in group)
+        share = group_tokens / all_tokens if entry.weight is None else entry.weight
+        weights += [share * tokens / group_tokens for _, tokens in group]
+    flat = [part for group in parts for part in group]
+    return ResolvedBlend(
+        prefixes=tuple(prefix for prefix, _ in flat),
+        weights=tuple(weights),
+        tokens=tuple(tokens for _, tokens in flat),
+        tokenizer_dir=tokenizer_dir,
+    )

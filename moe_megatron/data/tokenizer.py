@@ -1,0 +1,194 @@
+"""The tokenizer: trained here, or loaded from a directory or the hub, always as one small value.
+
+Backed by the Rust `tokenizers` library, which imports in milliseconds; `transformers` is loaded
+only to fetch or convert what has no local tokenizer.json. A tokenizer directory is an ordinary
+Hugging Face one: `transformers.AutoTokenizer` and Megatron's "huggingface" library read it too.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from moe_megatron.data.storage import default_cache_dir, publishing
+from moe_megatron.errors import DataError
+
+END_OF_TEXT = "<|endoftext|>"
+DEFAULT_VOCAB_SIZE = 8192
+# 256 bytes and the end of text: below that some text could not be written at all.
+MIN_VOCAB_SIZE = 257
+_EOD_CANDIDATES = (END_OF_TEXT, "</s>", "<eos>", "<|end_of_text|>")
+_TOKENIZER_FILE = "tokenizer.json"
+_CONFIG_FILE = "tokenizer_config.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenizerInfo:
+    """A loaded tokenizer; travels to workers by pickle."""
+
+    directory: Path
+    """Local Hugging Face tokenizer directory."""
+    vocab_size: int
+    """One more than the largest token id."""
+    eod_id: int
+    """Id that ends each document."""
+    fingerprint: str
+    """sha256 of tokenizer.json."""
+    backend: Tokenizer
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Encode texts without adding special tokens.
+
+        A special token spelled out in a text becomes that token, as in Megatron and in files
+        that separate documents by it.
+        """
+        encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Text of `tokens`, special tokens included."""
+        return str(self.backend.decode(list(tokens), skip_special_tokens=False))
+
+
+def train_tokenizer(
+    texts: Iterable[str], directory: Path, *, vocab_size: int = DEFAULT_VOCAB_SIZE
+) -> TokenizerInfo:
+    """Train a byte-level BPE tokenizer and save it. Equal texts give equal tokenizers.
+
+    Args:
+        texts: Training texts; consumed once.
+        directory: Where the tokenizer directory appears, whole or not at all.
+        vocab_size: Entries wanted, the 256 bytes and the end-of-text token included. Little text
+            can give fewer.
+
+    Raises:
+        DataError: If `vocab_size` is below 257, or the directory cannot be written.
+    """
+    if vocab_size < MIN_VOCAB_SIZE:
+        raise DataError(
+            f"vocab_size is {vocab_size}, but 256 bytes and {END_OF_TEXT} need at least "
+            f"{MIN_VOCAB_SIZE}; 8192 suits a small corpus."
+        )
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(texts, trainer)
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": END_OF_TEXT,
+        "pad_token": END_OF_TEXT,
+        "clean_up_tokenization_spaces": False,
+    }
+    directory = Path(directory)
+    with publishing(directory) as partial:
+        partial.mkdir()
+        # Written here, not by `backend.save`: its errors would not be OSError.
+        (partial / _TOKENIZER_FILE).write_text(backend.to_str(pretty=True), encoding="utf-8")
+        (partial / _CONFIG_FILE).write_text(json.dumps(config, indent=2), encoding="utf-8")
+    return load_tokenizer(directory)
+
+
+def load_tokenizer(name: str | Path, *, cache_dir: Path | None = None) -> TokenizerInfo:
+    """Load a tokenizer from a local directory or by hub id. Never runs remote code.
+
+    Args:
+        name: Directory with a tokenizer.json (fast, needs no other library), another Hugging
+            Face tokenizer directory, or a hub id.
+        cache_dir: Where a converted or downloaded tokenizer is kept for the next start; default
+            `default_cache_dir()`.
+
+    Raises:
+        DataError: If there is none, it cannot be read, or no end-of-document token is known.
+    """
+    directory = Path(name).expanduser()
+    if not (directory / _TOKENIZER_FILE).is_file():
+        directory = _fetched(str(name), cache_dir or default_cache_dir())
+    content = (directory / _TOKENIZER_FILE).read_bytes()
+    try:
+        backend = Tokenizer.from_buffer(content)
+    except ValueError as error:
+        raise DataError(
+            f"{directory / _TOKENIZER_FILE} is not a tokenizer ({error}); copy or save it again."
+        ) from error
+    # Some published tokenizers cut or pad every text; training data must keep all of it.
+    backend.no_truncation()
+    backend.no_padding()
+    return TokenizerInfo(
+        directory=directory,
+        # Ids may have gaps, so the number of entries could be too small.
+        vocab_size=max(backend.get_vocab(with_added_tokens=True).values()) + 1,
+        eod_id=_eod_id(backend, directory),
+        fingerprint=hashlib.sha256(content).hexdigest(),
+        backend=backend,
+    )
+
+
+def _fetched(name: str, cache_dir: Path) -> Path:
+    """Have transformers download or convert `name`; returns the directory it is kept in."""
+    is_local = Path(name).expanduser().exists()
+    identity = str(Path(name).expanduser().resolve()) if is_local else name
+    slug = re.sub(r"[^\w.-]+", "-", name).strip("-.")[-60:]
+    target = (
+        cache_dir / "tokenizers" / f"{slug}-{hashlib.sha256(identity.encode()).hexdigest()[:8]}"
+    )
+    if (target / _TOKENIZER_FILE).is_file():
+        return target
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(identity, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise DataError(
+            f"no tokenizer at {name!r}: it is no directory with a {_TOKENIZER_FILE}, and "
+            f"transformers could not load it ({reason}). Give such a directory; or, where there "
+            f"is a network, AutoTokenizer.from_pretrained({name!r}).save_pretrained(DIR) and give "
+            'DIR; or use "demo".'
+        ) from error
+    if not tokenizer.is_fast:
+        raise DataError(
+            f"tokenizer {name!r} has no fast version ({_TOKENIZER_FILE}), which tokenising needs; "
+            "choose a model that publishes one."
+        )
+    with publishing(target) as partial:
+        tokenizer.save_pretrained(str(partial))
+    return target
+
+
+def _eod_id(backend: Tokenizer, directory: Path) -> int:
+    candidates = [*_declared_eos(directory), *_EOD_CANDIDATES]
+    for token in candidates:
+        token_id = backend.token_to_id(token)
+        if token_id is not None:
+            return token_id
+    raise DataError(
+        f"tokenizer {directory} names no end-of-document token; add an existing one as "
+        f'"eos_token" to {directory / _CONFIG_FILE}.'
+    )
+
+
+def _declared_eos(directory: Path) -> list[str]:
+    """The eos token of the tokenizer's own configuration, plain or as {"content": ...}."""
+    found = []
+    for name in (_CONFIG_FILE, "special_tokens_map.json"):
+        path = directory / name
+        if not path.is_file():
+            continue
+        try:
+            token = json.loads(path.read_text(encoding="utf-8")).get("eos_token")
+        except (ValueError, AttributeError) as error:
+            raise DataError(f"{path} is not a JSON object ({error}); save it again.") from error
+        token = token.get("content") if isinstance(token, dict) else token
+        if isinstance(token, str):
+            found.append(token)
+    return found

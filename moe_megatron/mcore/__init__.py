@@ -1,0 +1,22 @@
+"""The one package that knows Megatron-Core.
+
+Importing it makes Megatron importable here: with a CUDA device nothing is changed; without one
+`moe_megatron.platform.megatron_cpu` is installed first.
+"""
+
+import logging
+import warnings
+
+import torch
+
+from moe_megatron.platform import megatron_cpu
+
+# Megatron warns, module by module, of optional packages that are absent; `moe-megatron doctor` says
+# which ones matter here.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"megatron\.")
+warnings.filterwarnings("ignore", category=SyntaxWarning, message="invalid escape sequence")
+warnings.filterwarnings("ignore", category=UserWarning, message="'pin_memory' argument is set")
+
+if not torch.cuda.is_available():
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    megatron_cpu.install()
