@@ -1,0 +1,132 @@
+"""How evenly experts are loaded: the formulas, each on plain count arrays.
+
+One step (`RoutingSnapshot`) and a sum of steps (`RoutingProfile`) both inherit `LoadMeasures`, so
+that they mean the same by "imbalance". L is the number of MoE layers, E of experts in a layer. A
+layer in which no assignment reached an expert has no load distribution: its values are NaN, and
+none of its experts is called dead.
+"""
+
+import math
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Int64Array = npt.NDArray[np.int64]
+Float64Array = npt.NDArray[np.float64]
+BoolArray = npt.NDArray[np.bool_]
+
+DEAD_THRESHOLD = 0.01
+"""An expert with less than this part of its fair share (1/E) counts as dead."""
+
+
+def load_share(tokens_per_expert: Int64Array) -> Float64Array:
+    """Share of a layer's processed assignments that each expert got; rows sum to 1. [L, E]"""
+    totals = tokens_per_expert.sum(axis=1, keepdims=True).astype(np.float64)
+    return tokens_per_expert / np.where(totals > 0, totals, np.nan)
+
+
+def relative_load(tokens_per_expert: Int64Array) -> Float64Array:
+    """Load of each expert over its fair share 1/E; 1.0 is perfect balance. [L, E]"""
+    num_experts: int = tokens_per_expert.shape[1]
+    return load_share(tokens_per_expert) * num_experts
+
+
+def imbalance(tokens_per_expert: Int64Array) -> Float64Array:
+    """Largest over mean load of each layer: 1.0 perfect, E when one expert gets all. [L]
+
+    With expert parallelism the busiest expert holds up its layer, so this bounds the slowdown.
+    """
+    return relative_load(tokens_per_expert).max(axis=1)
+
+
+def load_cv(tokens_per_expert: Int64Array) -> Float64Array:
+    """Coefficient of variation of the load (population std over mean) of each layer. [L]"""
+    return relative_load(tokens_per_expert).std(axis=1)
+
+
+def load_variance(tokens_per_expert: Int64Array) -> Float64Array:
+    """Population variance of the load shares of each layer. [L]"""
+    return load_share(tokens_per_expert).var(axis=1)
+
+
+def dead_expert_mask(tokens_per_expert: Int64Array, threshold: float = DEAD_THRESHOLD) -> BoolArray:
+    """Experts whose load is below `threshold` times the fair share. [L, E]"""
+    return relative_load(tokens_per_expert) < threshold
+
+
+def drop_rate(tokens_per_expert: Int64Array, dropped: Int64Array) -> Float64Array:
+    """Part of all assignments of each layer that capacity limits dropped. [L]"""
+    assignments = (tokens_per_expert.sum(axis=1) + dropped).astype(np.float64)
+    return dropped / np.where(assignments > 0, assignments, np.nan)
+
+
+def entropy_ratio(entropy: Float64Array, num_experts: int) -> Float64Array:
+    """Router entropy over its maximum ln E: 1.0 undecided, 0.0 certain. [L]
+
+    One expert leaves nothing to decide (ln 1 = 0); its ratio is 1.0 by convention.
+    """
+    if num_experts == 1:
+        return np.ones_like(entropy)
+    return entropy / math.log(num_experts)
+
+
+class _Counts(Protocol):
+    """What `LoadMeasures` needs of the class that inherits it."""
+
+    @property
+    def tokens_per_expert(self) -> Int64Array: ...
+    @property
+    def dropped(self) -> Int64Array: ...
+    @property
+    def entropy(self) -> Float64Array: ...
+
+
+class LoadMeasures:
+    """The formulas as properties of a class with `tokens_per_expert`, `dropped` and `entropy`."""
+
+    __slots__ = ()
+
+    @property
+    def num_experts(self: _Counts) -> int:
+        """E, the number of experts in a layer."""
+        return int(self.tokens_per_expert.shape[1])
+
+    @property
+    def load_share(self: _Counts) -> Float64Array:
+        """See the function `load_share`. [L, E]"""
+        return load_share(self.tokens_per_expert)
+
+    @property
+    def relative_load(self: _Counts) -> Float64Array:
+        """See the function `relative_load`. [L, E]"""
+        return relative_load(self.tokens_per_expert)
+
+    @property
+    def imbalance(self: _Counts) -> Float64Array:
+        """See the function `imbalance`. [L]"""
+        return imbalance(self.tokens_per_expert)
+
+    @property
+    def load_cv(self: _Counts) -> Float64Array:
+        """See the function `load_cv`. [L]"""
+        return load_cv(self.tokens_per_expert)
+
+    @property
+    def load_variance(self: _Counts) -> Float64Array:
+        """See the function `load_variance`. [L]"""
+        return load_variance(self.tokens_per_expert)
+
+    @property
+    def drop_rate(self: _Counts) -> Float64Array:
+        """See the function `drop_rate`. [L]"""
+        return drop_rate(self.tokens_per_expert, self.dropped)
+
+    @property
+    def entropy_ratio(self: _Counts) -> Float64Array:
+        """See the function `entropy_ratio`. [L]"""
+        return entropy_ratio(self.entropy, self.tokens_per_expert.shape[1])
+
+    def dead_expert_mask(self: _Counts, threshold: float = DEAD_THRESHOLD) -> BoolArray:
+        """See the function `dead_expert_mask`. [L, E]"""
+        return dead_expert_mask(self.tokens_per_expert, threshold)

@@ -1,0 +1,273 @@
+"""One HTML file that tells how a run went: loss, expert load, router health.
+
+Reads a run directory, also of a run that is still going or was killed, and writes the page. It
+decides what is shown and in which words; reading is in `report_data`, drawing in `svg` and
+`load_strip`, the look in `report_page`.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from html import escape
+from pathlib import Path
+
+import numpy as np
+
+from moe_megatron.telemetry.atomic import replace_file
+from moe_megatron.telemetry.expert_load import DEAD_THRESHOLD, Float64Array
+from moe_megatron.telemetry.profile import RoutingProfile
+from moe_megatron.telemetry.records import EvalRecord
+from moe_megatron.viz.load_strip import MAX_ROWS, load_strips
+from moe_megatron.viz.report_data import ReportData, RunMetrics, StepStats, load_report_data
+from moe_megatron.viz.report_page import render_page
+from moe_megatron.viz.svg import Series, line_chart
+
+REPORT_FILE = "report.html"
+MAX_OPEN_STRIPS = 16
+"""Load strips of further layers are folded away."""
+
+
+def write_report(run_dir: Path, output: Path | None = None) -> Path:
+    """Writes the report of a run.
+
+    Args:
+        run_dir: directory with metrics.jsonl, routing.jsonl and, if any, config.yaml.
+        output: file to write; RUN/report.html when None.
+
+    Returns:
+        The file written.
+
+    Raises:
+        DataError: a file of the run is missing, empty or malformed.
+    """
+    data = load_report_data(run_dir)
+    path = run_dir / REPORT_FILE if output is None else output
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, [render_report(data).encode()])
+    return path
+
+
+def render_report(data: ReportData) -> str:
+    """Returns the report as an HTML document."""
+    name = escape(data.run_dir.resolve().name)
+    body = "\n".join(
+        (
+            _header(name, data),
+            _training_section(data.metrics),
+            _load_section(data),
+            _router_section(data),
+            _dead_section(data),
+            _config_section(data.config),
+            "<footer>Written by moe_megatron from metrics.jsonl and routing.jsonl.</footer>",
+        )
+    )
+    return render_page(f"{name} - training report", body)
+
+
+def _fact(term: str, value: str, detail: str = "") -> str:
+    small = f"<small>{escape(detail)}</small>" if detail else ""
+    return f"<div><dt>{escape(term)}</dt><dd>{escape(value)}{small}</dd></div>"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {rest} s"
+
+
+def _header(name: str, data: ReportData) -> str:
+    metrics, whole = data.metrics, data.whole
+    losses = [column.loss.low for column in metrics.columns if column.loss.count]
+    facts = [
+        _fact("steps", f"{metrics.last_step:,}", f"of {metrics.total_steps:,} planned"),
+        _fact("tokens", f"{metrics.tokens:,}", f"{_duration(metrics.seconds)} of training"),
+    ]
+    if metrics.final_loss is not None:
+        best = f"best step {min(losses):.3f}" if losses else "never finite"
+        facts.append(_fact("training loss", f"{metrics.final_loss:.3f}", best))
+    for split in dict.fromkeys(record.split for record in metrics.evaluations):
+        facts += _evaluation_facts(split, [r for r in metrics.evaluations if r.split == split])
+    facts.append(_fact("tokens per second", f"{metrics.median_speed:,.0f}", "median of the steps"))
+    if metrics.skipped:
+        facts.append(_fact("skipped steps", f"{metrics.skipped:,}", "gradient was not finite"))
+    facts.append(
+        _fact(
+            "imbalance",
+            f"{np.nan_to_num(whole.imbalance).max():.2f}",
+            "max over mean load, whole run, worst layer",
+        )
+    )
+    lead = (
+        f"{len(whole.layers)} MoE layer{'s' * (len(whole.layers) > 1)} of {whole.num_experts} "
+        f"experts, top-{whole.top_k}"
+    )
+    return (
+        f'<header><h1>{name}</h1><p class="lead">{lead}</p>'
+        f'<dl class="facts">{"".join(facts)}</dl></header>'
+    )
+
+
+def _evaluation_facts(split: str, records: Sequence[EvalRecord]) -> list[str]:
+    last, best = records[-1], min(records, key=lambda record: record.loss)
+    at = f"step {last.step:,}"
+    detail = at if best is last else f"{at}, best {best.loss:.3f} at step {best.step:,}"
+    return [
+        _fact(f"{split} loss", f"{last.loss:.3f}", detail),
+        _fact(f"{split} perplexity", f"{last.perplexity:,.2f}", at),
+    ]
+
+
+def _training_section(metrics: RunMetrics) -> str:
+    columns = list(metrics.columns)
+    x = [column.last_step for column in columns]
+    band = metrics.columns.width > 1
+    loss = [
+        Series(
+            name="training",
+            x=x,
+            y=[column.loss.mean for column in columns],
+            low=[column.loss.low if column.loss.count else math.nan for column in columns] * band,
+            high=[column.loss.high if column.loss.count else math.nan for column in columns] * band,
+        )
+    ]
+    for split in dict.fromkeys(record.split for record in metrics.evaluations):
+        records = [record for record in metrics.evaluations if record.split == split]
+        records = records[:: -(-len(records) // 200)]
+        loss.append(
+            Series(
+                name=split,
+                x=[record.step for record in records],
+                y=[record.loss for record in records],
+                markers=len(records) <= 40,
+            )
+        )
+
+    def small_chart(title: str, value: Callable[[StepStats], float]) -> str:
+        values = [value(column) for column in columns]
+        if not any(map(math.isfinite, values)):
+            return ""
+        return line_chart(title, [Series(name=title, x=x, y=values)], include=[0.0])
+
+    note = (
+        f"Each point is the mean of up to {metrics.columns.width} steps; the band spans their "
+        "lowest and highest loss."
+        if band
+        else ""
+    )
+    charts = (
+        line_chart("Loss (nats per token)", loss, note=note),
+        small_chart("Gradient norm", lambda column: column.grad_norm.mean),
+        small_chart("Learning rate", lambda column: column.learning_rate.mean),
+        small_chart("Tokens per second", lambda column: column.tokens_per_second.mean),
+    )
+    return f'<section><h2>Training</h2><div class="charts">{"".join(charts)}</div></section>'
+
+
+def _load_section(data: ReportData) -> str:
+    strips = load_strips(list(data.routing))
+    notes = ["Steps run from left to right, experts from top to bottom."]
+    if data.routing.width > 1:
+        notes.append(f"Each column is the sum of up to {data.routing.width} steps.")
+    per_row = -(-data.whole.num_experts // MAX_ROWS)
+    if per_row > 1:
+        notes.append(f"Each row is the mean of {per_row} experts.")
+    folded = strips[MAX_OPEN_STRIPS:]
+    more = (
+        f"<details><summary>{len(folded)} more layers</summary>"
+        f'<div class="charts">{"".join(folded)}</div></details>'
+        if folded
+        else ""
+    )
+    return (
+        f"<section><h2>Expert load</h2><p>{' '.join(notes)} The colour is the load of an expert "
+        "relative to its fair share, on a logarithmic scale.</p>"
+        '<div class="scale" role="img" aria-label="Colour scale: one eighth of the fair share is '
+        'blue, the fair share neutral, eight times the fair share red"><i></i><div>'
+        "<span>1/8</span><span>1/4</span><span>1/2</span><span>fair</span><span>2x</span>"
+        "<span>4x</span><span>8x</span></div></div>"
+        "<noscript><p>The load strips are painted by JavaScript.</p></noscript>"
+        f'<div class="charts">{"".join(strips[:MAX_OPEN_STRIPS])}</div>{more}</section>'
+    )
+
+
+def _layer_series(
+    profiles: Sequence[RoutingProfile], measure: Callable[[RoutingProfile], Float64Array]
+) -> list[Series]:
+    values = np.stack([measure(profile) for profile in profiles])  # [columns, L]
+    x = [profile.last_step or 0 for profile in profiles]
+    return [
+        Series(name=f"layer {layer}", x=x, y=values[:, index].tolist())
+        for index, layer in enumerate(profiles[0].layers)
+    ]
+
+
+def _router_section(data: ReportData) -> str:
+    profiles = list(data.routing)
+    charts = [
+        line_chart(
+            "Imbalance (max over mean load)",
+            _layer_series(profiles, lambda profile: profile.imbalance),
+            note="1 is perfect balance; the busiest expert holds up its layer.",
+            include=[1.0],
+        ),
+        line_chart(
+            "Router entropy (part of its maximum)",
+            _layer_series(profiles, lambda profile: profile.entropy_ratio),
+            note="1 is undecided between all experts, 0 is certain of one.",
+        ),
+        line_chart(
+            "Load balancing loss (unscaled)",
+            _layer_series(profiles, lambda profile: profile.aux_loss),
+            note="1 is perfect balance.",
+            include=[1.0],
+        ),
+        line_chart(
+            "Router z-loss (unscaled)",
+            _layer_series(profiles, lambda profile: profile.z_loss),
+            note="Mean squared logsumexp of the router logits: it grows with their size.",
+        ),
+    ]
+    if data.whole.dropped.any():
+        charts.append(
+            line_chart(
+                "Dropped assignments (part of all)",
+                _layer_series(profiles, lambda profile: profile.drop_rate),
+                note="Assignments beyond the capacity of their expert, which skip the layer.",
+                include=[0.0],
+            )
+        )
+    return f'<section><h2>Routers</h2><div class="charts">{"".join(charts)}</div></section>'
+
+
+def _dead_section(data: ReportData) -> str:
+    late, whole = data.late, data.whole
+    span = f"steps {late.first_step:,} to {late.last_step:,}"
+    rule = f"less than {DEAD_THRESHOLD:.0%} of the fair share"
+    mask = late.dead_expert_mask()
+    rows = []
+    for index, layer in enumerate(late.layers):
+        dead = np.flatnonzero(mask[index])
+        if dead.size:
+            shown = ", ".join(map(str, dead[:40].tolist())) + (", ..." if dead.size > 40 else "")
+            over_run = whole.relative_load[index, dead].max()
+            rows.append(
+                f'<tr><td>{layer}</td><td class="bad">{dead.size} of {late.num_experts}</td>'
+                f'<td>{over_run:.2f}x</td><td class="list">{shown}</td></tr>'
+            )
+    if not rows:
+        text = f"None: in {span} no expert received {rule}."
+        return f"<section><h2>Dead experts</h2><p>{text}</p></section>"
+    return (
+        f"<section><h2>Dead experts</h2><p>Experts that received {rule} in {span}.</p>"
+        '<div class="card scroll"><table><thead><tr><th scope="col">layer</th>'
+        '<th scope="col">dead</th><th scope="col">highest load of them, whole run</th>'
+        f'<th scope="col" class="list">experts</th></tr></thead><tbody>{"".join(rows)}'
+        "</tbody></table></div></section>"
+    )
+
+
+def _config_section(config: str | None) -> str:
+    if config is None:
+        return ""
+    return (
+        "<section><h2>Configuration</h2><details><summary>config.yaml</summary>"
+        f'<div class="card"><pre>{escape(config)}</pre></div></details></section>'
+    )

@@ -1,0 +1,264 @@
+"""Reads a run directory and condenses it to at most `MAX_COLUMNS` columns over the steps.
+
+One pass over each file in bounded memory, whatever the length of the run: when a column too many
+appears, neighbouring columns are merged and the width in steps doubles. It knows the files of a
+run, not how anything is drawn.
+"""
+
+import math
+import statistics
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol, Self
+
+from moe_megatron.errors import DataError
+from moe_megatron.telemetry.jsonl import METRICS_FILE, ROUTING_FILE, read_metrics, read_routing
+from moe_megatron.telemetry.profile import RoutingProfile
+from moe_megatron.telemetry.records import EvalRecord, StepRecord
+
+CONFIG_FILE = "config.yaml"
+MAX_COLUMNS = 200
+LATE_PART = 0.1
+"""Dead experts are judged by the last tenth of the run: an expert may die late, or recover."""
+
+
+class _Mergeable(Protocol):
+    def merge(self, other: Self, /) -> None: ...
+
+
+class StepColumns[T: _Mergeable]:
+    """Accumulators for ranges of steps: column i holds steps `i * width + 1 .. (i + 1) * width`."""
+
+    def __init__(self, max_columns: int = MAX_COLUMNS) -> None:
+        self.width = 1
+        self._max_columns = max_columns
+        self._columns: dict[int, T] = {}
+
+    def add(self, step: int, item: T) -> None:
+        """Merges `item` into the column of `step`; the column may be `item` itself."""
+        self._put(self._columns, max(0, step - 1) // self.width, item)
+        while max(self._columns) - min(self._columns) >= self._max_columns:
+            self.width *= 2
+            wider: dict[int, T] = {}
+            for index in sorted(self._columns):
+                self._put(wider, index // 2, self._columns[index])
+            self._columns = wider
+
+    @staticmethod
+    def _put(columns: dict[int, T], index: int, item: T) -> None:
+        if index in columns:
+            columns[index].merge(item)
+        else:
+            columns[index] = item
+
+    def __iter__(self) -> Iterator[T]:
+        """Yields the columns that hold anything, in the order of their steps."""
+        return (self._columns[index] for index in sorted(self._columns))
+
+    def __len__(self) -> int:
+        return len(self._columns)
+
+
+@dataclass(slots=True)
+class RunningMean:
+    """Mean, lowest and highest of the finite values added."""
+
+    total: float = 0.0
+    count: int = 0
+    low: float = math.inf
+    high: float = -math.inf
+
+    def add(self, value: float | None) -> None:
+        """Counts `value` unless it is unknown or not finite."""
+        if value is not None and math.isfinite(value):
+            self.merge(RunningMean(value, 1, value, value))
+
+    def merge(self, other: "RunningMean") -> None:
+        """Adds everything `other` counted."""
+        self.total += other.total
+        self.count += other.count
+        self.low = min(self.low, other.low)
+        self.high = max(self.high, other.high)
+
+    @property
+    def mean(self) -> float:
+        """The mean; NaN when nothing finite was added."""
+        return self.total / self.count if self.count else math.nan
+
+
+@dataclass(slots=True)
+class StepStats:
+    """The metrics of a range of steps."""
+
+    first_step: int
+    last_step: int
+    loss: RunningMean = field(default_factory=RunningMean)
+    learning_rate: RunningMean = field(default_factory=RunningMean)
+    grad_norm: RunningMean = field(default_factory=RunningMean)
+    tokens_per_second: RunningMean = field(default_factory=RunningMean)
+
+    @classmethod
+    def of(cls, record: StepRecord) -> Self:
+        """The metrics of one step."""
+        stats = cls(record.step, record.step)
+        stats.loss.add(record.loss)
+        stats.learning_rate.add(record.learning_rate)
+        stats.grad_norm.add(record.grad_norm)
+        stats.tokens_per_second.add(record.tokens_per_second)
+        return stats
+
+    def merge(self, other: "StepStats") -> None:
+        """Adds the steps of `other`."""
+        self.first_step = min(self.first_step, other.first_step)
+        self.last_step = max(self.last_step, other.last_step)
+        self.loss.merge(other.loss)
+        self.learning_rate.merge(other.learning_rate)
+        self.grad_norm.merge(other.grad_norm)
+        self.tokens_per_second.merge(other.tokens_per_second)
+
+
+@dataclass(slots=True, kw_only=True)
+class RunMetrics:
+    """metrics.jsonl, condensed.
+
+    Attributes:
+        columns: metrics over the steps.
+        evaluations: every evaluation, in the order written.
+        steps: number of step records.
+        last_step: highest step number.
+        total_steps: steps the run is planned to take.
+        tokens: tokens of all steps.
+        seconds: time of all steps.
+        skipped: steps whose update was skipped.
+        final_loss: last known loss; NaN when it diverged; None when no step knows its loss.
+        median_speed: median of the steps' tokens per second.
+    """
+
+    columns: StepColumns[StepStats]
+    evaluations: list[EvalRecord]
+    steps: int
+    last_step: int
+    total_steps: int
+    tokens: int
+    seconds: float
+    skipped: int
+    final_loss: float | None
+    median_speed: float
+
+
+@dataclass(slots=True, kw_only=True)
+class ReportData:
+    """Everything a report shows.
+
+    Attributes:
+        run_dir: where it comes from.
+        metrics: losses and speed.
+        routing: one profile for each range of steps.
+        whole: the profile of all steps.
+        late: the profile of the last tenth of the steps.
+        config: text of config.yaml; None when the run has none.
+    """
+
+    run_dir: Path
+    metrics: RunMetrics
+    routing: StepColumns[RoutingProfile]
+    whole: RoutingProfile
+    late: RoutingProfile
+    config: str | None
+
+
+def load_metrics(path: Path) -> RunMetrics:
+    """Condenses a metrics.jsonl.
+
+    Raises:
+        DataError: the file is missing, malformed or has no step record.
+    """
+    metrics = RunMetrics(
+        columns=StepColumns(),
+        evaluations=[],
+        steps=0,
+        last_step=0,
+        total_steps=0,
+        tokens=0,
+        seconds=0.0,
+        skipped=0,
+        final_loss=None,
+        median_speed=0.0,
+    )
+    speeds: list[float] = []
+    for record in read_metrics(path):
+        if isinstance(record, EvalRecord):
+            metrics.evaluations.append(record)
+            continue
+        metrics.columns.add(record.step, StepStats.of(record))
+        metrics.steps += 1
+        metrics.last_step = max(metrics.last_step, record.step)
+        metrics.total_steps = record.total_steps
+        metrics.tokens += record.tokens
+        metrics.seconds += record.step_seconds
+        metrics.skipped += record.skipped
+        if record.loss is not None:
+            metrics.final_loss = record.loss
+        speeds.append(record.tokens_per_second)
+    if not speeds:
+        raise DataError(
+            f"{path}: has no step record, and a report needs one; let the run take a step "
+            "(moe-megatron train), then write the report again"
+        )
+    metrics.median_speed = statistics.median(speeds)
+    return metrics
+
+
+def load_routing(path: Path) -> StepColumns[RoutingProfile]:
+    """Condenses a routing.jsonl.
+
+    Raises:
+        DataError: the file is missing, malformed, empty, or mixes differently shaped models.
+    """
+    columns: StepColumns[RoutingProfile] = StepColumns()
+    for snapshot in read_routing(path):
+        columns.add(snapshot.step, RoutingProfile.from_snapshots([snapshot]))
+    if not len(columns):
+        raise DataError(
+            f"{path}: has no routing snapshot, and a report needs one; let the run take a step "
+            "(moe-megatron train), then write the report again"
+        )
+    return columns
+
+
+def load_report_data(run_dir: Path) -> ReportData:
+    """Reads metrics.jsonl, routing.jsonl and config.yaml of a run directory.
+
+    Raises:
+        DataError: a file is missing, empty or malformed; the message names it and what to run.
+    """
+    for name in (METRICS_FILE, ROUTING_FILE):
+        if not (run_dir / name).is_file():
+            raise DataError(
+                f"{run_dir / name}: no such file, and a report needs it; is {run_dir} the "
+                "directory of a run? `moe-megatron train` writes the file there"
+            )
+    metrics = load_metrics(run_dir / METRICS_FILE)
+    routing = load_routing(run_dir / ROUTING_FILE)
+    config = run_dir / CONFIG_FILE
+    profiles = list(routing)
+    return ReportData(
+        run_dir=run_dir,
+        metrics=metrics,
+        routing=routing,
+        whole=merge_profiles(profiles),
+        late=merge_profiles(profiles[-math.ceil(len(profiles) * LATE_PART) :]),
+        config=config.read_text(encoding="utf-8", errors="replace") if config.is_file() else None,
+    )
+
+
+def merge_profiles(profiles: list[RoutingProfile]) -> RoutingProfile:
+    """Sums profiles (at least one) into a new one."""
+    first = profiles[0]
+    merged = RoutingProfile.empty(
+        layers=first.layers, num_experts=first.num_experts, top_k=first.top_k
+    )
+    for profile in profiles:
+        merged.merge(profile)
+    return merged

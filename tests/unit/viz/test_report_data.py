@@ -1,0 +1,81 @@
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from moe_megatron.errors import DataError
+from moe_megatron.viz.report_data import (
+    RunningMean,
+    StepColumns,
+    load_metrics,
+    load_report_data,
+)
+
+MakeRunDir = Callable[..., Path]
+
+
+class Steps:
+    """Remembers which steps were merged into it."""
+
+    def __init__(self, step: int) -> None:
+        self.steps = [step]
+
+    def merge(self, other: "Steps") -> None:
+        self.steps += other.steps
+
+
+@pytest.mark.parametrize("count", [1, 8, 9, 100, 1000])
+@pytest.mark.parametrize("first", [1, 777])
+def test_step_columns_keep_every_step_once_in_aligned_ranges(count: int, first: int) -> None:
+    columns: StepColumns[Steps] = StepColumns(max_columns=8)
+    for step in range(first, first + count):
+        columns.add(step, Steps(step))
+    ranges = [column.steps for column in columns]
+    assert [step for steps in ranges for step in steps] == list(range(first, first + count))
+    assert len(columns) <= 8
+    for steps in ranges:
+        assert {(step - 1) // columns.width for step in steps} == {(steps[0] - 1) // columns.width}
+    assert columns.width == 1 or count / columns.width > 3  # no coarser than needed
+
+
+def test_running_mean_leaves_out_what_is_not_finite() -> None:
+    mean = RunningMean()
+    assert math.isnan(mean.mean)
+    for value in (1.0, None, math.nan, 3.0, math.inf):
+        mean.add(value)
+    assert (mean.mean, mean.low, mean.high) == (2.0, 1.0, 3.0)
+
+
+def test_load_condenses_long_runs_without_losing_counts(make_run_dir: MakeRunDir) -> None:
+    data = load_report_data(make_run_dir(501))
+    assert len(data.routing) <= 200
+    assert data.whole.steps == 501
+    assert data.whole.tokens == 501 * 40
+    assert data.metrics.tokens == 501_000
+    assert data.metrics.median_speed == 2000
+    assert data.metrics.final_loss == 8.0
+    assert sum(column.loss.count for column in data.metrics.columns) == 501
+    assert data.late.steps < 60
+    assert data.late.last_step == 501
+    np.testing.assert_array_equal(data.late.dead_expert_mask()[0], [False, True, False, False])
+    assert not data.whole.dead_expert_mask().any()
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "routing.jsonl"])
+def test_missing_and_empty_files_say_what_to_run(make_run_dir: MakeRunDir, name: str) -> None:
+    run_dir = make_run_dir()
+    (run_dir / name).write_text("")
+    with pytest.raises(DataError, match=rf"{name}: has no .* \(moe-megatron train\)"):
+        load_report_data(run_dir)
+    (run_dir / name).unlink()
+    with pytest.raises(DataError, match=rf"{name}: no such file.*`moe-megatron train` writes"):
+        load_report_data(run_dir)
+
+
+def test_metrics_of_evaluations_alone_are_not_enough(make_run_dir: MakeRunDir) -> None:
+    path = make_run_dir() / "metrics.jsonl"
+    path.write_text(path.read_text().splitlines(keepends=True)[-1])
+    with pytest.raises(DataError, match="has no step record"):
+        load_metrics(path)
