@@ -1,0 +1,204 @@
+"""What we add to Megatron's checkpoints.
+
+That is a resolved configuration and a routing profile beside the tensors, a check that a checkpoint
+fits the model, and errors that name the remedy.
+
+Tensors, formats and resharding are Megatron's. This module does not know sinks or the loop.
+"""
+
+import contextlib
+import errno
+import logging
+import os
+import queue
+import shutil
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+
+from megatron.core.dist_checkpointing.core import CheckpointingException
+from megatron.core.dist_checkpointing.strategies import filesystem_async
+from torch.distributed.checkpoint.api import CheckpointException
+
+from moe_megatron.config import RunConfig, dump_yaml, load_config
+from moe_megatron.errors import CheckpointError, ConfigError
+
+logger = logging.getLogger(__name__)
+
+CONFIG_FILE = "config.yaml"
+_TRACKER_FILE = "latest_checkpointed_iteration.txt"
+
+_FREE_FIELDS = {
+    "model": {"init_std", "attention_dropout", "hidden_dropout", "max_position_embeddings"},
+    "moe": {
+        "aux_loss_coef",
+        "z_loss_coef",
+        "load_balancing",
+        "capacity_factor",
+        "pad_to_capacity",
+        "drop_policy",
+        "input_jitter",
+        "expert_bias_update_rate",
+        "token_dispatcher",
+        "grouped_gemm",
+        "router_dtype",
+        "top_k",
+    },
+}
+"""Fields that may change between saving and loading: they shape no tensor."""
+
+
+def iteration_dir(checkpoints: Path, step: int) -> Path:
+    """Folder of the checkpoint of one step."""
+    return checkpoints / f"iter_{step:07d}"
+
+
+def latest_step(checkpoints: Path) -> int | None:
+    """Step of the newest complete checkpoint in a folder; None where there is none.
+
+    Raises:
+        CheckpointError: Megatron's tracker file holds something else than a step.
+    """
+    try:
+        text = (checkpoints / _TRACKER_FILE).read_text(encoding="utf-8").strip()
+    except OSError:
+        return None
+    if not text.isdecimal():
+        raise CheckpointError(
+            f"{checkpoints / _TRACKER_FILE} holds {text[:40]!r} where a step was expected; write "
+            "the number of a complete iter_* folder into it."
+        )
+    return int(text)
+
+
+def check_loadable(checkpoints: Path, config: RunConfig) -> Path:
+    """Find the checkpoint to load and make sure that it belongs to this model.
+
+    Args:
+        checkpoints: Folder that holds `iter_*` folders.
+        config: The run that wants to load.
+
+    Returns:
+        The folder of the newest checkpoint.
+
+    Raises:
+        CheckpointError: There is none, or it was saved from another model.
+    """
+    step = latest_step(checkpoints)
+    if step is None:
+        raise CheckpointError(
+            f"{checkpoints} holds no complete checkpoint ({_TRACKER_FILE} is missing). Give the "
+            "folder that contains the iter_* folders, or leave --load out to start anew."
+        )
+    folder = iteration_dir(checkpoints, step)
+    saved = _saved_config(folder)
+    if saved is None:
+        return folder
+    differences = _differences(saved, config)
+    if differences:
+        raise CheckpointError(
+            f"{folder} was saved from another model: {'; '.join(differences)}. Load it with the "
+            f"configuration beside it (--config {folder / CONFIG_FILE}), or choose a checkpoint of "
+            "this model."
+        )
+    return folder
+
+
+def _saved_config(folder: Path) -> RunConfig | None:
+    path = folder / CONFIG_FILE
+    if not path.exists():
+        return None
+    try:
+        return load_config(path)
+    except ConfigError as error:
+        logger.warning("cannot compare with the configuration beside the checkpoint: %s", error)
+        return None
+
+
+def _differences(saved: RunConfig, wanted: RunConfig) -> list[str]:
+    found = []
+    for section, free in _FREE_FIELDS.items():
+        old, new = getattr(saved, section), getattr(wanted, section)
+        for field in fields(old):
+            before, now = getattr(old, field.name), getattr(new, field.name)
+            if field.name not in free and before != now:
+                found.append(f"{section}.{field.name} is {before} there and {now} here")
+    return found
+
+
+def check_writable(folder: Path) -> None:
+    """Make sure that checkpoints can be written, before hours are spent.
+
+    Raises:
+        CheckpointError: The folder cannot be made or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".write_test_{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise _explained(error, folder) from error
+
+
+def write_companions(folder: Path, config: RunConfig) -> None:
+    """Save the resolved configuration beside a checkpoint."""
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / CONFIG_FILE
+    beside = target.with_suffix(".tmp")
+    beside.write_text(dump_yaml(config), encoding="utf-8")
+    beside.replace(target)
+
+
+@contextlib.contextmanager
+def explained_errors(folder: Path) -> Iterator[None]:
+    """Turn failures of Megatron's checkpoint writer and reader into `CheckpointError`.
+
+    Raises:
+        CheckpointError: In place of the operating system's or the checkpoint library's error.
+    """
+    try:
+        yield
+    except (OSError, CheckpointException, CheckpointingException) as error:
+        raise _explained(error, folder) from error
+    except RuntimeError as error:
+        if "No space left" not in str(error):
+            raise
+        raise _explained(OSError(errno.ENOSPC, str(error)), folder) from error
+
+
+def _explained(error: BaseException, folder: Path) -> CheckpointError:
+    text = str(error)
+    code = getattr(error, "errno", None)
+    if code == errno.ENOSPC or "No space left" in text:
+        free = shutil.disk_usage(_existing(folder)).free / 2**30
+        return CheckpointError(
+            f"the disk of {folder} is full ({free:.2f} GiB free) and the checkpoint could not be "
+            "written. Free space or choose another folder with --run-dir; earlier checkpoints are "
+            "untouched, and the run continues from the newest one."
+        )
+    if code in {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}:
+        return CheckpointError(
+            f"{folder} cannot be written ({os.strerror(code)}). Change its permissions, or choose "
+            "another folder with --run-dir."
+        )
+    # The checkpoint library quotes the tracebacks of all ranks; the last error line is the cause.
+    causes = [line.strip() for line in text.splitlines() if "Error: " in line]
+    return CheckpointError(
+        f"the checkpoint in {folder} could not be written or read: "
+        f"{causes[-1] if causes else text.strip() or type(error).__name__}. Check the folder and "
+        "its disk; --debug shows the whole error."
+    )
+
+
+def _existing(path: Path) -> Path:
+    return next(parent for parent in (path, *path.parents) if parent.exists())
+
+
+def save_without_helper_process() -> None:
+    """Give Megatron's checkpoint writer a plain queue for its results.
+
+    Left alone, a synchronous save starts a manager process with `spawn`, which runs the user's
+    script a second time and costs several seconds, though writer and reader are this very process.
+    """
+    filesystem_async._results_queue = queue.Queue()

@@ -1,0 +1,57 @@
+"""Megatron's datasets over the indexed files that `moe_megatron.data` prepared."""
+
+from typing import Any
+
+from megatron.core import mpu
+from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
+from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig, MockGPTDataset
+from megatron.core.datasets.utils import get_blend_from_list
+from megatron.training import get_args, get_tokenizer
+
+
+def train_valid_test_datasets(num_samples: list[int], vp_stage: int | None = None) -> Any:
+    """Build the three datasets of a run; Megatron calls this on every rank.
+
+    Args:
+        num_samples: Samples wanted for training, validation and test.
+        vp_stage: Virtual pipeline stage, if any.
+
+    Returns:
+        Training, validation and test dataset; None where a split is empty.
+    """
+    args = get_args()
+    dataset = MockGPTDataset if args.mock_data else GPTDataset
+    config = GPTDatasetConfig(
+        random_seed=args.seed,
+        sequence_length=args.seq_length,
+        blend=get_blend_from_list(args.data_path),
+        blend_per_split=_blend_per_split(args),
+        split=args.split,
+        path_to_cache=args.data_cache_path,
+        mmap_bin_files=args.mmap_bin_files,
+        tokenizer=get_tokenizer(),
+        reset_position_ids=args.reset_position_ids,
+        reset_attention_mask=args.reset_attention_mask,
+        eod_mask_loss=args.eod_mask_loss,
+        create_attention_mask=False,
+    )
+    builder = BlendedMegatronDatasetBuilder(
+        dataset, num_samples, lambda: _needs_data(vp_stage), config
+    )
+    return builder.build()
+
+
+train_valid_test_datasets.is_distributed = True  # type: ignore[attr-defined]
+
+
+def _blend_per_split(args: Any) -> list[Any] | None:
+    paths = [args.train_data_path, args.valid_data_path, args.test_data_path]
+    return [get_blend_from_list(path) for path in paths] if any(paths) else None
+
+
+def _needs_data(vp_stage: int | None) -> bool:
+    """Whether this rank reads samples: the first stage needs tokens, the last one labels."""
+    return bool(
+        mpu.is_pipeline_first_stage(ignore_virtual=True)
+        or mpu.is_pipeline_last_stage(ignore_virtual=True)
+    )

@@ -1,0 +1,80 @@
+"""Megatron's top-k router, measured.
+
+`MeasuredRouter` routes exactly as `TopKRouter` does and adds what it decided to a `RoutingRow`. It
+counts in training only, and once per token: activation recomputation runs a layer's forward pass
+first without gradients, which is not counted, and again with them, which is.
+"""
+
+import torch
+from megatron.core.transformer.moe.router import TopKRouter
+
+from moe_megatron.mcore.counters import RoutingRow
+
+
+class MeasuredRouter(TopKRouter):
+    """`TopKRouter` with exact counters; without a row attached it is `TopKRouter`."""
+
+    _row: RoutingRow | None = None
+
+    def attach(self, row: RoutingRow | None) -> None:
+        """Count into `row` from now on; None stops counting."""
+        self._row = row
+
+    def routing(
+        self, logits: torch.Tensor, padding_mask: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Route, then count.
+
+        Args:
+            logits: [sequence, batch, experts] gate output.
+            padding_mask: bool [sequence, batch], True for padding, which is not counted.
+
+        Returns:
+            probs and routing_map, both [sequence * batch, experts].
+        """
+        probs, routing_map = super().routing(logits, padding_mask=padding_mask)
+        if self._row is not None and self.training and torch.is_grad_enabled():
+            with torch.no_grad():
+                self._count(self._row, logits, probs, routing_map, padding_mask)
+        return probs, routing_map
+
+    def _count(
+        self,
+        row: RoutingRow,
+        logits: torch.Tensor,
+        probs: torch.Tensor,
+        routing_map: torch.Tensor,
+        padding_mask: torch.Tensor | None,
+    ) -> None:
+        if self.config.moe_pad_expert_input_to_capacity:
+            # The map also holds the tokens that only fill an expert's buffer, at weight zero.
+            routing_map = routing_map & (probs > 0)
+        logits = logits.reshape(-1, logits.shape[-1]).float()
+        scores = self._distribution(logits)
+        entropy = torch.special.entr(scores).sum(dim=-1)
+        z_values = torch.logsumexp(logits, dim=-1).square()
+        if padding_mask is not None:
+            valid = ~padding_mask.reshape(-1)
+            routing_map = routing_map & valid.unsqueeze(-1)
+            scores, entropy, z_values = (
+                scores * valid.unsqueeze(-1),
+                entropy * valid,
+                z_values * valid,
+            )
+            row.tokens.add_(valid.sum())
+        else:
+            row.tokens.add_(logits.shape[0])
+        row.tokens_per_expert.add_(routing_map.sum(dim=0))
+        row.prob_sums.add_(scores.sum(dim=0))
+        row.sums.add_(torch.stack((entropy.sum(), z_values.sum())))
+
+    def _distribution(self, logits: torch.Tensor) -> torch.Tensor:
+        """The router's distribution over all experts, [tokens, experts], rows summing to one."""
+        if self.score_function == "softmax":
+            return torch.softmax(logits, dim=-1)
+        scores = (
+            torch.sigmoid(logits)
+            if self.score_function == "sigmoid"
+            else torch.nn.functional.softplus(logits).sqrt()
+        )
+        return scores / scores.sum(dim=-1, keepdim=True).clamp_min(1e-20)

@@ -1,0 +1,40 @@
+"""Megatron-Core on a machine without CUDA: `install()` before the first `import megatron`.
+
+Megatron's modules get their own view of `torch` (torch_view.py), put in place by an import hook
+(import_hook.py). The real `torch` is never changed, so `torch.cuda.is_available()` stays False for
+the rest of the process. With a CUDA device present nothing is installed and nothing is patched.
+This package does not import Megatron and knows only the names of the modules it looks after.
+"""
+
+import sys
+
+from moe_megatron.errors import BackendUnavailableError
+
+
+def install() -> None:
+    """Make later imports of `megatron.*` run on the CPU. Calling it again does nothing.
+
+    Raises:
+        BackendUnavailableError: Megatron was imported before, with the real `torch`.
+    """
+    from moe_megatron.platform.megatron_cpu import import_hook
+
+    if import_hook.is_installed():
+        return
+    early = sorted(
+        name for name in sys.modules if name == "megatron" or name.startswith("megatron.")
+    )
+    if early:
+        raise BackendUnavailableError(
+            f"megatron was imported ({early[-1]}) before moe_megatron could prepare it for this "
+            "machine, which has no CUDA device. Import moe_megatron's trainer, or call "
+            "moe_megatron.platform.megatron_cpu.install(), before importing megatron."
+        )
+    import_hook.install()
+
+
+def is_installed() -> bool:
+    """Whether this process runs Megatron through the CPU view of torch."""
+    from moe_megatron.platform.megatron_cpu import import_hook
+
+    return import_hook.is_installed()

@@ -1,0 +1,78 @@
+"""The AdamW that Megatron's distributed optimizer wraps where Transformer Engine is absent.
+
+torch's AdamW keeps a step count for each parameter. Megatron 0.19 expects one for all of a rank's
+parameters, in the parameter groups, as Transformer Engine's optimizer has it: saving asserts that
+the state holds exactly one value (an empty shard has none), loading hands every parameter the SAME
+step tensor (torch would then advance it once a parameter), and loading a resharded state fails on
+the key. So this one counts by group, and shows Megatron the per-parameter counts it looks for.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.optim.adamw import adamw
+
+_EMPTY_SHARD = "empty_shard"
+"""Key of a state entry that stands for "this rank owns no parameter"; never stored."""
+
+
+class MegatronAdamW(torch.optim.AdamW):
+    """`torch.optim.AdamW`, by torch's fused CPU kernel, with one step count a parameter group."""
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Update the parameters that have a gradient."""
+        assert closure is None, "Megatron computes gradients before it calls the optimizer"
+        for group in self.param_groups:
+            group["step"] = float(group.get("step") or 0.0) + 1.0
+            params = [p for p in group["params"] if p.grad is not None]
+            if not params:
+                continue
+            states = [self._moments(p) for p in params]
+            adamw(
+                params,
+                [p.grad for p in params],
+                [state["exp_avg"] for state in states],
+                [state["exp_avg_sq"] for state in states],
+                [],
+                # The kernel advances these before it uses them.
+                [torch.tensor(group["step"] - 1.0) for _ in params],
+                fused=True,
+                amsgrad=False,
+                beta1=group["betas"][0],
+                beta2=group["betas"][1],
+                lr=group["lr"],
+                weight_decay=group["weight_decay"],
+                eps=group["eps"],
+                maximize=False,
+            )
+        return None
+
+    def _moments(self, param: torch.Tensor) -> dict[str, torch.Tensor]:
+        state: dict[str, torch.Tensor] = self.state[param]
+        if not state:
+            state["exp_avg"] = torch.zeros_like(param)
+            state["exp_avg_sq"] = torch.zeros_like(param)
+        return state
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state, with the step count in every entry, and an entry even where there is none."""
+        state = super().state_dict()
+        counts = [float(group["step"]) for group in self.param_groups if group.get("step")]
+        step = torch.tensor(max(counts, default=0.0))
+        entries = {key: {**entry, "step": step} for key, entry in state["state"].items()}
+        return {**state, "state": entries or {_EMPTY_SHARD: {"step": step}}}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state; the counts are those of the groups."""
+        entries = {
+            key: {name: value for name, value in entry.items() if name != "step"}
+            for key, entry in state_dict["state"].items()
+            if key != _EMPTY_SHARD
+        }
+        super().load_state_dict({**state_dict, "state": entries})
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # AdamW's own method upgrades old checkpoints and insists on a count in every entry.
+        torch.optim.Optimizer.__setstate__(self, state)

@@ -1,0 +1,1 @@
+"""What only tests import: real distributed runs of tiny models."""

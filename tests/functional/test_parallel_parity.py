@@ -1,0 +1,150 @@
+"""The same model gives the same losses under every parallel layout, and moves between them."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from moe_megatron.telemetry.jsonl import METRICS_FILE, ROUTING_FILE, read_metrics, read_routing
+from moe_megatron.telemetry.profile import PROFILE_FILE, RoutingProfile
+from moe_megatron.telemetry.records import StepRecord
+from moe_megatron.testing.jobs import Job, run_jobs
+
+pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
+
+SEED_STEPS = 2
+STEPS = SEED_STEPS + 5
+SHAPE: dict[str, Any] = {
+    "model.num_layers": 4,
+    "training.train_steps": 12,
+    "training.warmup_steps": 0,
+    "training.micro_batch_size": 2,
+    "training.global_batch_size": 8,
+    "training.eval_interval": None,
+    "checkpoint.save_interval": None,
+}
+TWO: dict[str, dict[str, Any]] = {
+    "tp2": {"parallel.tensor_parallel_size": 2},
+    "pp2": {"parallel.pipeline_parallel_size": 2},
+    "vpp2": {"parallel.pipeline_parallel_size": 2, "parallel.virtual_pipeline_stages": 2},
+    "uneven_pp2": {
+        "parallel.pipeline_parallel_size": 2,
+        "megatron.decoder-first-pipeline-num-layers": 1,
+    },
+    "ep2": {"parallel.expert_parallel_size": 2},
+    "dp2": {},
+    "tp2_etp1_ep2": {
+        "parallel.tensor_parallel_size": 2,
+        "parallel.expert_tensor_parallel_size": 1,
+        "parallel.expert_parallel_size": 2,
+    },
+    "ep2_recompute": {"parallel.expert_parallel_size": 2, "training.recompute": "full"},
+    "ep2_allgather": {
+        "parallel.expert_parallel_size": 2,
+        "moe.token_dispatcher": "allgather",
+    },
+}
+FOUR: dict[str, dict[str, Any]] = {
+    "tp2_ep2": {"parallel.tensor_parallel_size": 2, "parallel.expert_parallel_size": 2},
+    "pp2_ep2": {"parallel.pipeline_parallel_size": 2, "parallel.expert_parallel_size": 2},
+}
+
+
+def _losses(run_dir: Path) -> dict[int, float]:
+    records = read_metrics(run_dir / METRICS_FILE)
+    return {r.step: r.loss for r in records if isinstance(r, StepRecord) and r.loss is not None}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("parity")
+
+
+def _continue(root: Path, name: str, layout: dict[str, Any]) -> Job:
+    loaded = {
+        "checkpoint.load": str(root / "seed" / "checkpoints"),
+        "megatron.exit-interval": STEPS,
+    }
+    return Job(run_dir=root / name, overrides={**SHAPE, **layout, **loaded})
+
+
+@pytest.fixture(scope="module")
+def single(root: Path) -> dict[int, float]:
+    """Losses of one process that goes on from the seed checkpoint, which this fixture makes."""
+    stop = {"checkpoint.save_interval": SEED_STEPS, "megatron.exit-interval": SEED_STEPS}
+    seed = Job(run_dir=root / "seed", overrides={**SHAPE, **stop})
+    run_jobs([seed, _continue(root, "single", {})], world_size=1)
+    return _losses(root / "single")
+
+
+@pytest.fixture(scope="module")
+def layouts(root: Path, single: dict[int, float]) -> dict[str, dict[int, float]]:
+    run_jobs([_continue(root, name, layout) for name, layout in TWO.items()], world_size=2)
+    run_jobs([_continue(root, name, layout) for name, layout in FOUR.items()], world_size=4)
+    return {name: _losses(root / name) for name in (*TWO, *FOUR)}
+
+
+@pytest.mark.parametrize("layout", [*TWO, *FOUR])
+def test_losses_of_five_steps_agree_with_a_single_process(
+    layout: str, layouts: dict[str, dict[int, float]], single: dict[int, float]
+) -> None:
+    expected = {step: single[step] for step in range(SEED_STEPS + 1, STEPS + 1)}
+    assert layouts[layout] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("layout", [*TWO, *FOUR])
+def test_counts_equal_tokens_times_top_k_in_every_layer(
+    layout: str, layouts: dict[str, dict[int, float]], root: Path
+) -> None:
+    snapshots = list(read_routing(root / layout / ROUTING_FILE))
+    assert [s.step for s in snapshots] == list(range(SEED_STEPS + 1, STEPS + 1))
+    for snapshot in snapshots:
+        assert snapshot.tokens == 8 * 32
+        assert snapshot.layers == (1, 2, 3, 4)
+        totals = snapshot.tokens_per_expert.sum(axis=1) + snapshot.dropped
+        assert totals.tolist() == [8 * 32 * 2] * 4
+
+
+@pytest.mark.parametrize("layout", [*TWO, *FOUR])
+def test_first_step_routes_the_same_tokens_in_every_layout(
+    layout: str, layouts: dict[str, dict[int, float]], root: Path
+) -> None:
+    reference = next(read_routing(root / "single" / ROUTING_FILE))
+    snapshot = next(read_routing(root / layout / ROUTING_FILE))
+    # Rounding may move a token whose two best experts tie to seven digits.
+    difference = abs(snapshot.tokens_per_expert - reference.tokens_per_expert).sum()
+    assert difference <= 4
+    assert snapshot.entropy == pytest.approx(reference.entropy, rel=1e-4)
+    assert snapshot.aux_loss == pytest.approx(reference.aux_loss, rel=1e-3)
+    assert snapshot.z_loss == pytest.approx(reference.z_loss, rel=1e-4)
+
+
+def test_resuming_through_ep_tp_pp_and_single_follows_one_curve(tmp_path: Path) -> None:
+    steps = 8
+    shape = {**SHAPE, "training.train_steps": steps, "checkpoint.save_interval": 2}
+    straight = Job(run_dir=tmp_path / "straight", overrides={**shape})
+    relay = tmp_path / "relay"
+
+    def leg(last_step: int, **parallel: int) -> Job:
+        sizes = {f"parallel.{name}": size for name, size in parallel.items()}
+        load = {} if last_step == 2 else {"checkpoint.load": str(relay / "checkpoints")}
+        stop = {"megatron.exit-interval": last_step}
+        return Job(run_dir=relay, overrides={**shape, **sizes, **load, **stop})
+
+    first = Job(
+        run_dir=relay,
+        overrides={**shape, "megatron.exit-interval": 2},
+    )
+    run_jobs([straight, first], world_size=1)
+    run_jobs(
+        [
+            leg(4, expert_parallel_size=2),
+            leg(6, tensor_parallel_size=2),
+            leg(7, pipeline_parallel_size=2),
+        ],
+        world_size=2,
+    )
+    run_jobs([leg(8)], world_size=1)
+    assert _losses(relay) == pytest.approx(_losses(tmp_path / "straight"), rel=1e-4)
+    saved = RoutingProfile.load(relay / "checkpoints" / "iter_0000008" / PROFILE_FILE)
+    assert (saved.steps, saved.first_step, saved.last_step) == (8, 1, 8)
