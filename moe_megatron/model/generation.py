@@ -1,0 +1,108 @@
+"""Continuing text token by token, with a key/value cache.
+
+It sees the model as a function from new tokens to the logits of the last position; it knows no
+layers, and no text.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from moe_megatron.errors import ConfigError, DataError
+from moe_megatron.model.attention import KeyValueCache
+
+# Takes new token ids [batch, n], the valid mask [batch, all so far] or None, and the cache;
+# returns logits [batch, vocab].
+Step = Callable[[Tensor, Tensor | None, KeyValueCache], Tensor]
+
+
+def continue_tokens(
+    step: Step,
+    input_ids: Tensor,
+    max_new_tokens: int,
+    *,
+    valid: Tensor | None = None,
+    choose: Callable[[Tensor], Tensor] = lambda logits: logits.argmax(dim=-1),
+    eos_token_id: int | None = None,
+    group: dist.ProcessGroup | None = None,
+) -> Tensor:
+    """Append tokens to each row until it ends or is long enough.
+
+    Args:
+        step: The model.
+        input_ids: int64 [batch, seq], padded on the left.
+        max_new_tokens: Tokens to append at most.
+        valid: bool [batch, seq], False for padding.
+        choose: Picks int64 [batch] from logits [batch, vocab].
+        eos_token_id: Ends a row, which is then filled up with it; None: no token does.
+        group: Processes that share the experts: all go on until the last one is done.
+
+    Returns:
+        int64 [batch, seq + new]: the prompts and what follows them.
+
+    Raises:
+        DataError: A row ends in padding.
+        ConfigError: `max_new_tokens` is negative.
+    """
+    if max_new_tokens < 0:
+        raise ConfigError(f"max_new_tokens must be 0 or more, not {max_new_tokens}.")
+    if valid is not None and not bool(valid[:, -1].all()):
+        raise DataError(
+            "generate continues every row at its end, but attention_mask ends a row in padding; "
+            "pad on the left (tokenizer.padding_side = 'left')."
+        )
+    cache, new = KeyValueCache(), input_ids
+    done = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+    for _ in range(max_new_tokens):
+        chosen = choose(step(new, valid, cache))
+        if eos_token_id is not None:
+            chosen = chosen.masked_fill(done, eos_token_id)
+            done |= chosen == eos_token_id
+        new = chosen.unsqueeze(1)
+        input_ids = torch.cat((input_ids, new), dim=1)
+        if valid is not None:
+            valid = torch.cat((valid, torch.ones_like(new, dtype=torch.bool)), dim=1)
+        if _all_done(done, group):
+            break
+    return input_ids
+
+
+def sampler(
+    temperature: float, top_k: int | None, generator: torch.Generator | None = None
+) -> Callable[[Tensor], Tensor]:
+    """How to pick the next token.
+
+    Args:
+        temperature: Divides the logits before sampling; 0 takes the most probable token.
+        top_k: Sample among the k most probable tokens only; None: among all.
+        generator: Source of randomness; None for torch's own.
+
+    Raises:
+        ConfigError: A value is out of range.
+    """
+    if temperature < 0:
+        raise ConfigError(
+            f"temperature must be 0 (most probable token) or more, not {temperature}."
+        )
+    if top_k is not None and top_k < 1:
+        raise ConfigError(f"top_k must be at least 1, or None for all tokens, not {top_k}.")
+
+    def choose(logits: Tensor) -> Tensor:
+        if temperature == 0:
+            return logits.argmax(dim=-1)
+        best = logits.topk(min(top_k or logits.shape[-1], logits.shape[-1]), dim=-1)
+        probs = torch.softmax(best.values.float() / temperature, dim=-1)
+        drawn = torch.multinomial(probs, 1, generator=generator)
+        return best.indices.gather(1, drawn).squeeze(1)
+
+    return choose
+
+
+def _all_done(done: Tensor, group: dist.ProcessGroup | None) -> bool:
+    if group is None:
+        return bool(done.all())
+    undone = (~done).sum()
+    dist.all_reduce(undone, group=group)
+    return not int(undone)

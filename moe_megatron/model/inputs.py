@@ -1,0 +1,92 @@
+"""Checks of what a caller hands to the model, and the loss over its labels.
+
+A mistake here would otherwise show as an index error deep in a layer, or not at all.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from moe_megatron.errors import DataError
+
+IGNORED_LABEL = -100
+"""Label of a position that no loss is taken at, as in Hugging Face models."""
+
+
+def check_tokens(input_ids: Tensor, vocab_size: int, max_length: int | None) -> None:
+    """Refuse token ids that the embedding table cannot look up.
+
+    Args:
+        input_ids: To be int [batch, seq].
+        vocab_size: Rows of the table.
+        max_length: Positions the model has; None for no limit.
+
+    Raises:
+        DataError: Wrong shape, type, length or, checked on the CPU only, wrong ids.
+    """
+    if input_ids.dim() != 2 or input_ids.is_floating_point() or input_ids.shape[1] == 0:
+        raise DataError(
+            "input_ids must be whole numbers of shape [batch, seq] with at least one token, not "
+            f"{input_ids.dtype} of shape {list(input_ids.shape)}; add a batch axis with "
+            "input_ids[None] where it is missing."
+        )
+    if max_length is not None and input_ids.shape[1] > max_length:
+        raise DataError(
+            f"{input_ids.shape[1]} tokens are longer than model.max_position_embeddings "
+            f"({max_length}), the positions this model has learned; shorten the input."
+        )
+    # On a GPU the check would stop the program until the device has caught up.
+    if input_ids.device.type != "cpu" or not input_ids.numel():
+        return
+    low, high = int(input_ids.min()), int(input_ids.max())
+    if low < 0 or high >= vocab_size:
+        raise DataError(
+            f"input_ids hold {low if low < 0 else high}, but this model has ids 0 to "
+            f"{vocab_size - 1}; use the tokenizer it was made for, or a larger vocab_size."
+        )
+
+
+def check_same_shape(name: str, given: Tensor, input_ids: Tensor) -> None:
+    """Refuse a mask or labels that do not go with the tokens.
+
+    Raises:
+        DataError: The shapes differ.
+    """
+    if given.shape != input_ids.shape:
+        raise DataError(
+            f"{name} must have the shape of input_ids, {list(input_ids.shape)}, not "
+            f"{list(given.shape)}; pad both alike."
+        )
+
+
+def valid_tokens(attention_mask: Tensor | None, input_ids: Tensor) -> Tensor | None:
+    """The mask as bool [batch, seq], True for tokens; None if there is none.
+
+    Raises:
+        DataError: Its shape is not that of the tokens.
+    """
+    if attention_mask is None:
+        return None
+    check_same_shape("attention_mask", attention_mask, input_ids)
+    return attention_mask.bool()
+
+
+def next_token_loss(logits: Tensor, labels: Tensor, valid: Tensor | None) -> Tensor:
+    """Mean cross-entropy of each next token, in nats; 0 if there is none to predict.
+
+    Args:
+        logits: [batch, seq, vocab].
+        labels: int64 [batch, seq], the tokens themselves: the shift by one happens here.
+            `IGNORED_LABEL` leaves a position out.
+        valid: bool [batch, seq], False for padding, which is neither predicted nor predicted from.
+    """
+    targets = labels[:, 1:]
+    if valid is not None:
+        targets = targets.masked_fill(~(valid[:, 1:] & valid[:, :-1]), IGNORED_LABEL)
+    total = functional.cross_entropy(
+        logits[:, :-1].flatten(0, 1).float(),
+        targets.flatten(),
+        ignore_index=IGNORED_LABEL,
+        reduction="sum",
+    )
+    return total / torch.clamp((targets != IGNORED_LABEL).sum(), min=1)

@@ -1,0 +1,163 @@
+"""The language model: embedding, decoder layers, output projection and losses.
+
+It puts the parts together; each part's maths is in its own module. How a model is configured, saved
+or continued is `moe_model`'s business.
+
+Parameter names (E experts, e and the layer i count from 0) do not change:
+
+    embed_tokens.weight                              [vocab, hidden]
+    embed_positions.weight                           [positions, hidden]   learned_absolute only
+    layers.{i}.input_norm.weight                     [hidden]
+    layers.{i}.attention.{q,k,v,o}_proj.weight
+    layers.{i}.attention.{q,k}_norm.weight           [head_dim]            qk_norm only
+    layers.{i}.mlp_norm.weight                       [hidden]
+    layers.{i}.mlp.{gate,up,down}_proj.weight                              dense layers
+    layers.{i}.moe.router.weight                     [E, hidden]
+    layers.{i}.moe.router.expert_bias                [E], a buffer         moe.expert_bias only
+    layers.{i}.moe.experts.{e}.{gate,up,down}_proj.weight
+    layers.{i}.moe.shared_expert.{gate,up,down}_proj.weight
+    final_norm.weight                                [hidden]
+    lm_head.weight                                   [vocab, hidden]       not with tie_embeddings
+
+A matrix is [out, in], as nn.Linear has it. Only swiglu has a `gate_proj`. With `add_bias`, and for
+LayerNorm, there is a `.bias` beside the weight, except for embeddings and `lm_head`.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from moe_megatron.config import ModelConfig, MoEConfig
+from moe_megatron.model import inputs
+from moe_megatron.model.attention import (
+    KeyValueCache,
+    rotary_angles,
+    token_positions,
+    visible_keys,
+)
+from moe_megatron.model.layers import build_norm
+from moe_megatron.model.outputs import MoEOutput, RoutingInfo
+from moe_megatron.model.support import LOSS_BALANCING, check_supported
+from moe_megatron.model.transformer import DecoderLayer, initialize
+
+
+class LanguageModel(nn.Module):
+    """A decoder-only transformer, dense or with experts, with random weights.
+
+    Args:
+        model: The transformer around the experts.
+        moe: Experts, router and load balancing.
+        vocab_size: Entries of the vocabulary.
+
+    Raises:
+        ConfigError: The combination is not supported here.
+    """
+
+    embed_positions: nn.Embedding | None
+    lm_head: nn.Linear | None
+
+    def __init__(self, model: ModelConfig, moe: MoEConfig, vocab_size: int) -> None:
+        super().__init__()
+        check_supported(model, moe, vocab_size)
+        self.model_config, self.moe_config, self.vocab_size = model, moe, vocab_size
+        width, positions = model.hidden_size, model.max_position_embeddings
+        learned = model.position_embedding == "learned_absolute"
+        self.embed_tokens = nn.Embedding(vocab_size, width)
+        self.embed_positions = nn.Embedding(positions, width) if learned and positions else None
+        self.layers = nn.ModuleList(
+            DecoderLayer(model, moe, layer) for layer in range(1, model.num_layers + 1)
+        )
+        self.final_norm = build_norm(model, width)
+        tied = model.tie_embeddings
+        self.lm_head = None if tied else nn.Linear(width, vocab_size, bias=False)
+        initialize(self, model)
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None
+    ) -> MoEOutput:
+        """Predict the next token at every position.
+
+        Args:
+            input_ids: int64 [batch, seq].
+            attention_mask: [batch, seq], 1 for a token and 0 for padding, which may stand on either
+                side. Padding is not attended to, not routed and not in any loss; its logits mean
+                nothing.
+            labels: int64 [batch, seq], usually the input_ids themselves: they are shifted by one
+                here. -100 leaves a position out.
+
+        Raises:
+            DataError: Shapes or ids do not fit.
+        """
+        inputs.check_tokens(input_ids, self.vocab_size, self._max_length)
+        valid = inputs.valid_tokens(attention_mask, input_ids)
+        hidden, routing = self._decode(input_ids, valid, None)
+        logits = self._project(hidden)
+        aux_loss, z_loss, router_loss = self._router_losses(routing, logits)
+        lm_loss = loss = None
+        if labels is not None:
+            inputs.check_same_shape("labels", labels, input_ids)
+            lm_loss = inputs.next_token_loss(logits, labels, valid)
+            loss = lm_loss + router_loss
+        return MoEOutput(
+            logits=logits,
+            routing=routing,
+            aux_loss=aux_loss,
+            z_loss=z_loss,
+            router_loss=router_loss,
+            lm_loss=lm_loss,
+            loss=loss,
+        )
+
+    def _decode(
+        self, input_ids: Tensor, valid: Tensor | None, cache: KeyValueCache | None
+    ) -> tuple[Tensor, tuple[RoutingInfo, ...]]:
+        """Hidden states of new tokens [batch, n]; `valid` covers the cached ones too."""
+        config = self.model_config
+        past = 0 if cache is None else cache.length
+        num_keys = past + input_ids.shape[1]
+        places = torch.arange(past, num_keys, device=input_ids.device)
+        positions = token_positions(valid, places)
+        mask = visible_keys(valid, places, num_keys)
+        angles = None
+        if config.position_embedding == "rope":
+            angles = rotary_angles(positions, config.attention_head_dim, config.rotary_base)
+        hidden = self.embed_tokens(input_ids)
+        if self.embed_positions is not None:
+            hidden = hidden + self.embed_positions(positions)
+        hidden = functional.dropout(hidden, config.hidden_dropout, self.training)
+        routing = []
+        for layer in self.layers:
+            new = None if valid is None else valid[:, past:]
+            hidden, info = layer(hidden, angles, mask, new, cache)
+            if info is not None:
+                routing.append(info)
+        if cache is not None:
+            cache.length = num_keys
+        return self.final_norm(hidden), tuple(routing)
+
+    def _project(self, hidden: Tensor) -> Tensor:
+        """[..., hidden] to [..., vocab]."""
+        head = self.embed_tokens if self.lm_head is None else self.lm_head
+        return functional.linear(hidden, head.weight)
+
+    def _router_losses(
+        self, routing: tuple[RoutingInfo, ...], logits: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean aux and z-loss, unscaled, and the weighted sum that training adds."""
+        if not routing:
+            zero = logits.new_zeros((), dtype=torch.float32)
+            return zero, zero, zero
+        aux = torch.stack([info.aux_loss for info in routing])
+        z = torch.stack([info.z_loss for info in routing])
+        balanced = self.moe_config.load_balancing in LOSS_BALANCING
+        coefficient = self.moe_config.aux_loss_coef if balanced else 0.0
+        total = coefficient * aux.sum() + self.moe_config.z_loss_coef * z.sum()
+        return aux.mean(), z.mean(), total
+
+    def _next_logits(self, new: Tensor, valid: Tensor | None, cache: KeyValueCache) -> Tensor:
+        hidden, _ = self._decode(new, valid, cache)
+        return self._project(hidden[:, -1])
+
+    @property
+    def _max_length(self) -> int | None:
+        return None if self.embed_positions is None else self.embed_positions.num_embeddings

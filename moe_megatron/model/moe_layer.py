@@ -1,0 +1,86 @@
+"""The MoE layer: router, experts and, if there is one, the expert that every token visits.
+
+It takes the place of a dense MLP. It reports what was decided and how it scores, unscaled; the
+model applies the coefficients.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from moe_megatron.config import ModelConfig, MoEConfig
+from moe_megatron.model.experts import Experts
+from moe_megatron.model.layers import FeedForward
+from moe_megatron.model.outputs import RoutingInfo
+from moe_megatron.model.router import Router
+from moe_megatron.routing import (
+    Routing,
+    balancing_map,
+    load_balancing_loss,
+    router_distribution,
+    router_entropy,
+    sequence_load_balancing_loss,
+    z_loss,
+)
+
+
+class MoELayer(nn.Module):
+    """Sends each token to its top-k experts and sums what they return (arXiv:1701.06538)."""
+
+    shared_expert: FeedForward | None
+
+    def __init__(self, model: ModelConfig, moe: MoEConfig, num_experts: int, layer: int) -> None:
+        super().__init__()
+        self.config = moe
+        self.layer = layer
+        inner_size = moe.expert_hidden_size or model.dense_ffn_size
+        shared = moe.shared_expert_hidden_size
+        self.router = Router(moe, num_experts, model.hidden_size, add_bias=model.add_bias)
+        self.experts = Experts(model, num_experts, inner_size)
+        self.shared_expert = None if shared is None else FeedForward(model, shared)
+
+    def forward(self, hidden: Tensor, valid: Tensor | None) -> tuple[Tensor, RoutingInfo]:
+        """Apply the layer.
+
+        Args:
+            hidden: [batch, seq, hidden].
+            valid: bool [batch, seq], False for padding, which no expert sees; None without any.
+
+        Returns:
+            [batch, seq, hidden], of routed experts 0 for padding, and what the router decided.
+        """
+        if valid is None:
+            valid = hidden.new_ones(hidden.shape[:2], dtype=torch.bool)
+        tokens = hidden[valid]
+        logits, routing = self.router(tokens)
+        output = _scatter(self.experts(tokens, routing), valid)
+        if self.shared_expert is not None:
+            output = output + self.shared_expert(hidden)
+        return output, self._report(logits, routing, valid)
+
+    def _report(self, logits: Tensor, routing: Routing, valid: Tensor) -> RoutingInfo:
+        scores = router_distribution(logits, self.config.router_score_function)
+        return RoutingInfo(
+            layer=self.layer,
+            indices=_scatter(routing.indices, valid, padding=-1),
+            weights=_scatter(routing.weights.detach(), valid),
+            scores=_scatter(scores.detach(), valid),
+            tokens_per_expert=routing.tokens_per_expert,
+            dropped=(~routing.kept).sum(),
+            entropy=router_entropy(scores.detach()),
+            aux_loss=self._aux_loss(scores, valid),
+            z_loss=z_loss(logits),
+        )
+
+    def _aux_loss(self, scores: Tensor, valid: Tensor) -> Tensor:
+        top_k = self.config.top_k
+        chosen = balancing_map(scores.detach(), top_k)
+        if self.config.load_balancing != "seq_aux_loss":
+            return load_balancing_loss(scores, chosen, top_k)
+        sequence = valid.nonzero()[:, 0]
+        return sequence_load_balancing_loss(scores, chosen, top_k, sequence, len(valid))
+
+
+def _scatter(rows: Tensor, valid: Tensor, padding: int = 0) -> Tensor:
+    """Rows [tokens, width] back to [batch, seq, width]."""
+    spread = rows.new_full((*valid.shape, rows.shape[1]), padding)
+    return spread.masked_scatter(valid.unsqueeze(-1), rows)

@@ -1,0 +1,231 @@
+"""`MoEModel`: configured by keyword arguments, saved, loaded, continued and spread over processes.
+
+The network itself, and the names of its parameters, are in `language_model`.
+"""
+
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from moe_megatron.config import ModelConfig, MoEConfig
+from moe_megatron.errors import CheckpointError
+from moe_megatron.model import expert_parallel, generation, inputs, storage
+from moe_megatron.model.language_model import LanguageModel
+from moe_megatron.model.layers import FeedForward
+from moe_megatron.model.moe_layer import MoELayer
+from moe_megatron.model.options import build_configs
+
+DEFAULT_VOCAB_SIZE = 8192
+"""That of the tokenizer which `moe_megatron.data` trains on a small corpus."""
+
+
+class MoEModel(LanguageModel):
+    """Decoder-only transformer with Mixture-of-Experts layers.
+
+        model = MoEModel(hidden_size=128, num_experts=8, experts_per_token=2, num_layers=2)
+        output = model(input_ids, labels=input_ids)
+        output.loss.backward()
+
+    Attributes:
+        model_config: The transformer around the experts.
+        moe_config: Experts, router and load balancing.
+        vocab_size: Entries of the vocabulary.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int = 256,
+        num_experts: int | None = 8,
+        experts_per_token: int | None = None,
+        num_layers: int = 4,
+        router_type: str = "top_k",
+        *,
+        vocab_size: int = DEFAULT_VOCAB_SIZE,
+        **options: Any,
+    ) -> None:
+        """Build the model with random weights; `torch.manual_seed` before it fixes them.
+
+        Args:
+            hidden_size: Width of the residual stream.
+            num_experts: Experts in each MoE layer; None for a dense model.
+            experts_per_token: Experts that each token visits; None: 2, and 1 for "switch".
+            num_layers: Transformer layers.
+            router_type: "top_k" (softmax), "switch" (top-1, arXiv:2101.03961) or "sigmoid"
+                (independent scores, arXiv:2412.19437).
+            vocab_size: Entries of the vocabulary.
+            **options: Any other field of `ModelConfig` and `MoEConfig`, for example
+                `num_attention_heads`, `expert_hidden_size` or `capacity_factor`.
+
+        Raises:
+            ConfigError: A name or value is wrong, or the combination is not supported.
+        """
+        options |= {
+            "hidden_size": hidden_size, "num_experts": num_experts, "num_layers": num_layers,
+        }  # fmt: skip
+        model, moe = build_configs(
+            router_type=router_type, experts_per_token=experts_per_token, options=options
+        )
+        super().__init__(model, moe, vocab_size)
+
+    @classmethod
+    def from_config(cls, model: ModelConfig, moe: MoEConfig, vocab_size: int) -> Self:
+        """Build the model of a run's configuration, with random weights.
+
+        Raises:
+            ConfigError: The combination is not supported here; training it in Megatron may be.
+        """
+        self = cls.__new__(cls)
+        LanguageModel.__init__(self, model, moe, vocab_size)
+        return self
+
+    def get_expert_weights(self) -> dict[int, Tensor]:
+        """All expert matrices, as one detached copy for each MoE layer.
+
+        Returns:
+            By global layer number, from 1: [experts, n x inner, hidden]. The rows of an expert are
+            those of gate, up and transposed down matrix, one after the other (n = 3; without
+            swiglu there is no gate and n = 2): what each inner feature reads from and writes to
+            the residual stream. With an expert parallel group: the experts of this process.
+        """
+        return {
+            layer.layer: torch.stack(
+                [e.hidden_side() for e in layer.experts.values() if isinstance(e, FeedForward)]
+            )
+            for layer in self._moe_layers()
+        }
+
+    def set_expert_parallel_group(self, group: dist.ProcessGroup | None) -> None:
+        """Share the experts among processes, or with None give all experts to each again.
+
+        Every process of the group calls it, holding the same weights. Process p of n keeps experts
+        p * E/n up to (p + 1) * E/n of each layer, under their old names; the others are dropped.
+        From then on each process has a batch of its own and all call forward and backward equally
+        often, as tokens travel by all-to-all. An expert's gradient is then the sum over the losses
+        of all processes; gradients of everything else are this process's own, to be summed by the
+        caller (and all divided by n for a mean loss). Make the optimizer afterwards.
+
+        Raises:
+            TopologyError: The group does not divide the experts, or its processes hold different
+                weights.
+        """
+        expert_parallel.collect_experts(self)
+        if group is not None:
+            expert_parallel.share_experts(self, group)
+
+    @property
+    def expert_parallel_group(self) -> dist.ProcessGroup | None:
+        """The processes that share the experts; None if all are here."""
+        return next((layer.experts.group for layer in self._moe_layers()), None)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input_ids: Tensor,
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        eos_token_id: int | None = None,
+        *,
+        attention_mask: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Continue each row, in evaluation mode, keeping keys and values of earlier tokens.
+
+        With `capacity_factor` an expert's room depends on the tokens computed together, so results
+        can differ from those of `forward` over the whole text.
+
+        Args:
+            input_ids: int64 [batch, seq] prompts.
+            max_new_tokens: Tokens to append at most.
+            temperature: 0 takes the most probable token; more samples more evenly.
+            top_k: Sample among the k most probable tokens only; None: among all.
+            eos_token_id: Ends a row, which is then filled up with it.
+            attention_mask: [batch, seq], 0 for padding on the left of shorter prompts.
+            generator: Source of randomness for sampling.
+
+        Returns:
+            int64 [batch, seq + new]: prompts and continuations.
+
+        Raises:
+            ConfigError: A value is out of range.
+            DataError: Shapes or ids do not fit, or a row ends in padding.
+        """
+        limit = self._max_length
+        limit = None if limit is None else limit - max_new_tokens
+        inputs.check_tokens(input_ids, self.vocab_size, limit)
+        choose = generation.sampler(temperature, top_k, generator)
+        was_training = self.training
+        self.eval()
+        try:
+            return generation.continue_tokens(
+                self._next_logits,
+                input_ids,
+                max_new_tokens,
+                valid=inputs.valid_tokens(attention_mask, input_ids),
+                choose=choose,
+                eos_token_id=eos_token_id,
+                group=self.expert_parallel_group,
+            )
+        finally:
+            self.train(was_training)
+
+    def num_parameters(self, active: bool = False) -> int:
+        """Parameters of the whole model, wherever its experts are.
+
+        Args:
+            active: Count of each MoE layer's routed experts only those that one token uses.
+        """
+        total = sum(parameter.numel() for parameter in self.parameters())
+        for layer in self._moe_layers():
+            sizes = [sum(p.numel() for p in e.parameters()) for e in layer.experts.values()]
+            used = self.moe_config.top_k if active else layer.experts.num_experts
+            total += sizes[0] * used - sum(sizes)
+        return total
+
+    def save_pretrained(self, path: str | Path) -> None:
+        """Write weights and configuration to a folder, as safetensors and JSON.
+
+        Raises:
+            CheckpointError: The experts are shared among processes, or the folder cannot be
+                written or holds another kind of model.
+        """
+        if self.expert_parallel_group is not None:
+            raise CheckpointError(
+                "this process holds only its part of the experts; call "
+                "set_expert_parallel_group(None) on all processes, then save on one."
+            )
+        architecture = storage.Architecture(
+            model=self.model_config, moe=self.moe_config, vocab_size=self.vocab_size
+        )
+        storage.save(Path(path), architecture, self.state_dict())
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype | None = None,
+    ) -> Self:
+        """Load a model that `save_pretrained` wrote, in evaluation mode.
+
+        Args:
+            path: The folder.
+            device: Where to put the weights.
+            dtype: Precision to convert the weights to; None keeps the saved one.
+
+        Raises:
+            CheckpointError: Files are missing, damaged, or not of one such model.
+        """
+        folder = Path(path)
+        architecture, tensors = storage.load(folder, device)
+        with torch.device("meta"):
+            model = cls.from_config(architecture.model, architecture.moe, architecture.vocab_size)
+        storage.assign(model, tensors, folder)
+        return model.to(dtype=dtype).eval()
+
+    def _moe_layers(self) -> list[MoELayer]:
+        return [part for part in self.modules() if isinstance(part, MoELayer)]

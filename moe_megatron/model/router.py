@@ -1,0 +1,70 @@
+"""The gate of an MoE layer: its weights, and the settings of the routing maths.
+
+The maths is in `moe_megatron.routing`; the experts are in `experts`.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from moe_megatron.config import MoEConfig
+from moe_megatron.routing import Routing, drop_over_capacity, expert_capacity, route_top_k
+
+_DTYPES = {"fp32": torch.float32, "fp64": torch.float64}
+
+
+class Router(nn.Module):
+    """Scores every expert for every token and chooses.
+
+    `weight` is [experts, hidden]; `bias` [experts] is there with `add_bias`. The buffer
+    `expert_bias`, float32 [experts], is there with `moe.expert_bias`: training in Megatron moves
+    it, this class only reads it.
+    """
+
+    bias: nn.Parameter | None
+    expert_bias: Tensor | None
+
+    def __init__(
+        self, config: MoEConfig, num_experts: int, hidden_size: int, *, add_bias: bool = False
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.weight = nn.Parameter(torch.empty(num_experts, hidden_size))
+        self.bias = nn.Parameter(torch.empty(num_experts)) if add_bias else None
+        self.register_buffer(
+            "expert_bias", torch.zeros(num_experts) if config.expert_bias else None
+        )
+
+    def forward(self, hidden: Tensor) -> tuple[Tensor, Routing]:
+        """Route [tokens, hidden], all tokens of a batch together and none of its padding.
+
+        Returns:
+            logits [tokens, experts] in the router's precision, and where the tokens go.
+        """
+        config = self.config
+        jitter = config.input_jitter
+        if jitter is not None and self.training:
+            hidden = hidden * torch.empty_like(hidden).uniform_(1.0 - jitter, 1.0 + jitter)
+        logits = self._logits(hidden)
+        routing = route_top_k(
+            logits,
+            config.top_k,
+            score_function=config.router_score_function,
+            pre_softmax=config.pre_softmax,
+            expert_bias=self.expert_bias,
+            num_groups=config.num_groups,
+            group_top_k=config.group_top_k,
+            scaling=config.top_k_scaling,
+        )
+        if config.capacity_factor is not None:
+            capacity = expert_capacity(
+                logits.shape[0], config.top_k, logits.shape[1], config.capacity_factor
+            )
+            routing = drop_over_capacity(routing, capacity, config.drop_policy)
+        return logits, routing
+
+    def _logits(self, hidden: Tensor) -> Tensor:
+        name = self.config.router_dtype
+        dtype = hidden.dtype if name is None else _DTYPES[name]
+        bias = None if self.bias is None else self.bias.to(dtype)
+        return functional.linear(hidden.to(dtype), self.weight.to(dtype), bias)

@@ -1,0 +1,155 @@
+"""Models as folders: `model.safetensors` holds the weights, `config.json` the configuration.
+
+The weights carry a copy of the configuration, so that a folder whose two files come from
+different saves is noticed. Nothing is ever pickled. It does not know what the tensors are for.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from moe_megatron.config import ModelConfig, MoEConfig, RunConfig, from_mapping, to_mapping
+from moe_megatron.errors import CheckpointError, ConfigError
+from moe_megatron.telemetry.atomic import replace_file
+
+WEIGHTS_FILE = "model.safetensors"
+CONFIG_FILE = "config.json"
+MODEL_TYPE = "moe_megatron"
+_METADATA_KEY = "moe_megatron_config"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Architecture:
+    """Everything that decides which parameters a model has, and what it computes."""
+
+    model: ModelConfig
+    moe: MoEConfig
+    vocab_size: int
+
+    def to_json(self) -> str:
+        """As `config.json` holds it."""
+        run = to_mapping(RunConfig(model=self.model, moe=self.moe))
+        fields = {"model": run["model"], "moe": run["moe"], "vocab_size": self.vocab_size}
+        return json.dumps({"model_type": MODEL_TYPE, "format": 1, **fields}, indent=2) + "\n"
+
+
+def save(folder: Path, architecture: Architecture, tensors: Mapping[str, Tensor]) -> None:
+    """Write both files; each is either the old or the new one, even if the machine stops.
+
+    Raises:
+        CheckpointError: The folder holds some other model, or cannot be written.
+    """
+    config_path = folder / CONFIG_FILE
+    if config_path.exists() and _read_json(config_path).get("model_type") != MODEL_TYPE:
+        raise CheckpointError(
+            f"{folder} holds another kind of model, which saving here would destroy; choose a "
+            "new folder."
+        )
+    text = architecture.to_json()
+    beside = folder / f".{WEIGHTS_FILE}.{os.getpid()}.tmp"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        whole = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+        save_file(whole, beside, metadata={"format": "pt", _METADATA_KEY: text})
+        with beside.open("rb+") as file:
+            os.fsync(file.fileno())
+        beside.replace(folder / WEIGHTS_FILE)
+        replace_file(config_path, [text.encode()])
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot write a model to {folder}: {error}. Check that it is a folder, may be "
+            "written and has space."
+        ) from error
+    finally:
+        if folder.is_dir():
+            beside.unlink(missing_ok=True)
+
+
+def load(folder: Path, device: torch.device | str) -> tuple[Architecture, dict[str, Tensor]]:
+    """Read both files.
+
+    Raises:
+        CheckpointError: A file is missing, damaged, of another kind, or of another save.
+    """
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        if not (folder / name).is_file():
+            raise CheckpointError(
+                f"{folder} has no {name}; give a folder written by MoEModel.save_pretrained."
+            )
+    values = _read_json(folder / CONFIG_FILE)
+    architecture = _architecture(folder, values)
+    try:
+        with safe_open(folder / WEIGHTS_FILE, framework="pt", device=str(device)) as file:
+            saved = (file.metadata() or {}).get(_METADATA_KEY)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise CheckpointError(
+            f"{folder / WEIGHTS_FILE} is not a whole safetensors file ({error}); copy or save the "
+            "model again."
+        ) from error
+    if saved is not None and json.loads(saved) != values:
+        raise CheckpointError(
+            f"{CONFIG_FILE} and {WEIGHTS_FILE} in {folder} are from different models: a save was "
+            "interrupted, or a file was changed; save the model again."
+        )
+    return architecture, tensors
+
+
+def assign(model: nn.Module, tensors: Mapping[str, Tensor], folder: Path) -> None:
+    """Make the tensors the parameters of the model, without copying.
+
+    Raises:
+        CheckpointError: Names or shapes are not those of the model.
+    """
+    wanted = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    given = {name: list(tensor.shape) for name, tensor in tensors.items()}
+    wrong = [
+        *(f"{name} is missing" for name in wanted.keys() - given.keys()),
+        *(f"{name} has no place" for name in given.keys() - wanted.keys()),
+        *(
+            f"{name} is {given[name]} and must be {wanted[name]}"
+            for name in wanted.keys() & given.keys()
+            if given[name] != wanted[name]
+        ),
+    ]
+    if wrong:
+        raise CheckpointError(
+            f"{folder / WEIGHTS_FILE} does not fit its {CONFIG_FILE} in {len(wrong)} tensors, "
+            f"first: {min(wrong)}; use the two files of one save."
+        )
+    model.load_state_dict(tensors, assign=True)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read as JSON ({error}); copy or save the model again."
+        ) from error
+    return values if isinstance(values, dict) else {}
+
+
+def _architecture(folder: Path, values: Mapping[str, Any]) -> Architecture:
+    if values.get("model_type") != MODEL_TYPE:
+        raise CheckpointError(
+            f"{folder} holds a model of type {values.get('model_type')!r}, not {MODEL_TYPE!r}; "
+            "convert it first, or give a folder written by MoEModel.save_pretrained."
+        )
+    try:
+        run = from_mapping({"model": values["model"], "moe": values["moe"]})
+        vocab_size = int(values["vocab_size"])
+    except (ConfigError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{folder / CONFIG_FILE} does not describe a model ({error}); it was changed, or "
+            "written by another version of moe_megatron."
+        ) from error
+    return Architecture(model=run.model, moe=run.moe, vocab_size=vocab_size)

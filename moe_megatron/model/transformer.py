@@ -1,0 +1,91 @@
+"""The decoder: a stack of pre-norm layers, each attention and then an MLP or an MoE layer.
+
+It turns embeddings into hidden states and collects what the routers decided. It does not know
+tokens, vocabulary or losses.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from moe_megatron.config import ModelConfig, MoEConfig
+from moe_megatron.model.attention import Attention, KeyValueCache
+from moe_megatron.model.layers import FeedForward, build_norm
+from moe_megatron.model.moe_layer import MoELayer
+from moe_megatron.model.outputs import RoutingInfo
+from moe_megatron.model.router import Router
+
+
+class DecoderLayer(nn.Module):
+    """One layer of the stack; it has either `moe` or `mlp`."""
+
+    moe: MoELayer | None
+    mlp: FeedForward | None
+
+    def __init__(self, model: ModelConfig, moe: MoEConfig, layer: int) -> None:
+        super().__init__()
+        sparse = layer in moe.layer_numbers(model.num_layers)
+        experts = moe.num_experts if sparse else None
+        self.input_norm = build_norm(model, model.hidden_size)
+        self.attention = Attention(model, layer)
+        self.mlp_norm = build_norm(model, model.hidden_size)
+        self.moe = None if experts is None else MoELayer(model, moe, experts, layer)
+        self.mlp = FeedForward(model, model.dense_ffn_size) if experts is None else None
+        self.dropout = model.hidden_dropout
+
+    def forward(
+        self,
+        hidden: Tensor,
+        angles: tuple[Tensor, Tensor] | None,
+        mask: Tensor | None,
+        valid: Tensor | None,
+        cache: KeyValueCache | None,
+    ) -> tuple[Tensor, RoutingInfo | None]:
+        """Apply the layer to [batch, seq, hidden].
+
+        Args:
+            hidden: The residual stream.
+            angles: Of `attention.rotary_angles`; None without rotary positions.
+            mask: Of `attention.visible_keys`.
+            valid: bool [batch, seq], False for padding; None without any.
+            cache: Earlier positions, if any.
+
+        Returns:
+            The new residual stream, and the routing of an MoE layer.
+        """
+        hidden = hidden + self._drop(self.attention(self.input_norm(hidden), angles, mask, cache))
+        normed = self.mlp_norm(hidden)
+        if self.moe is not None:
+            update, info = self.moe(normed, valid)
+            return hidden + self._drop(update), info
+        assert self.mlp is not None
+        return hidden + self._drop(self.mlp(normed)), None
+
+    def _drop(self, update: Tensor) -> Tensor:
+        return functional.dropout(update, self.dropout, self.training)
+
+
+@torch.no_grad()
+def initialize(module: nn.Module, config: ModelConfig) -> None:
+    """Draw initial weights as Megatron does.
+
+    Matrices and embeddings come from normal(0, init_std); those that write to the residual stream
+    (`o_proj`, `down_proj`) from normal(0, init_std / sqrt(2 * num_layers)), so that its variance
+    does not grow with depth (GPT-2). Biases are 0, except the router's.
+
+    Args:
+        module: The model; norms are left as they are.
+        config: `init_std` and `num_layers` are read.
+    """
+    output_std = config.init_std / math.sqrt(2 * config.num_layers)
+    for name, part in module.named_modules():
+        if not isinstance(part, nn.Linear | nn.Embedding | Router):
+            continue
+        writes = name.endswith(("o_proj", "down_proj"))
+        nn.init.normal_(part.weight, std=output_std if writes else config.init_std)
+        if isinstance(part, nn.Linear) and part.bias is not None:
+            nn.init.zeros_(part.bias)
+        if isinstance(part, Router) and part.bias is not None:
+            nn.init.normal_(part.bias, std=config.init_std)

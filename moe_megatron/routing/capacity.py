@@ -1,0 +1,53 @@
+"""Capacity: how many tokens an expert accepts, and which it drops when more are sent to it.
+
+The rule is that of GShard (arXiv:2006.16668) and Switch. A dropped assignment adds nothing to the
+token, which keeps its residual stream.
+"""
+
+import dataclasses
+import math
+
+import torch
+
+from moe_megatron.errors import ConfigError
+from moe_megatron.routing.top_k import Routing
+
+DROP_POLICIES = ("probs", "position")
+
+
+def expert_capacity(num_tokens: int, top_k: int, num_experts: int, capacity_factor: float) -> int:
+    """Tokens that one expert accepts: `capacity_factor` times an even share, rounded up.
+
+    Args:
+        num_tokens: Tokens that are routed together.
+        top_k: Experts for each token.
+        num_experts: Experts that share the assignments.
+        capacity_factor: 1.0 has room for perfectly balanced assignments only.
+    """
+    return math.ceil(num_tokens * top_k / num_experts * capacity_factor)
+
+
+def drop_over_capacity(routing: Routing, capacity: int, policy: str = "probs") -> Routing:
+    """Drop what exceeds each expert's capacity. The weights that stay do not change.
+
+    Args:
+        routing: Where the tokens want to go.
+        capacity: Tokens that each expert accepts.
+        policy: "probs" keeps those with the largest combine weights, "position" the first.
+
+    Raises:
+        ConfigError: The policy is unknown.
+    """
+    if policy not in DROP_POLICIES:
+        raise ConfigError(
+            f"the drop policy must be one of {', '.join(DROP_POLICIES)}, not '{policy}'."
+        )
+    if capacity >= routing.indices.shape[0]:
+        return routing
+    if policy == "probs":
+        best = torch.topk(routing.probs.detach(), capacity, dim=0).indices
+        accepted = torch.zeros_like(routing.routing_map).scatter(0, best, True)
+    else:
+        accepted = routing.routing_map.cumsum(dim=0) <= capacity
+    kept = routing.kept & accepted.gather(1, routing.indices)
+    return dataclasses.replace(routing, kept=kept, weights=routing.weights * kept)

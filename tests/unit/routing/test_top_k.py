@@ -1,0 +1,110 @@
+import pytest
+import torch
+from megatron.core.transformer.moe.moe_utils import (
+    compute_routing_scores_for_aux_loss,
+    topk_routing_with_score_function,
+)
+
+from moe_megatron.errors import ConfigError
+from moe_megatron.routing import balancing_map, route_top_k, router_distribution
+
+TOKENS, EXPERTS = 37, 8
+SCORE_FUNCTIONS = ["softmax", "sigmoid", "sqrtsoftplus"]
+
+
+@pytest.fixture
+def logits():
+    return torch.randn(TOKENS, EXPERTS, generator=torch.Generator().manual_seed(1)) * 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("scaling", [None, 2.5])
+@pytest.mark.parametrize("groups", [(None, None), (4, 2)])
+@pytest.mark.parametrize("pre_softmax", [False, True])
+@pytest.mark.parametrize("score_function", SCORE_FUNCTIONS)
+def test_route_top_k_equals_megatron(logits, score_function, pre_softmax, groups, scaling, dtype):
+    logits = logits.to(dtype)
+    num_groups, group_top_k = groups
+    ours = route_top_k(
+        logits,
+        4,
+        score_function=score_function,
+        pre_softmax=pre_softmax,
+        num_groups=num_groups,
+        group_top_k=group_top_k,
+        scaling=scaling,
+    )
+    probs, routing_map = topk_routing_with_score_function(
+        logits,
+        4,
+        use_pre_softmax=pre_softmax,
+        num_groups=num_groups,
+        group_topk=group_top_k,
+        scaling_factor=scaling,
+        score_function=score_function,
+    )
+    assert torch.equal(ours.probs, probs)
+    assert torch.equal(ours.routing_map, routing_map)
+    assert ours.weights.dtype == dtype
+
+
+@pytest.mark.parametrize("score_function", ["sigmoid", "sqrtsoftplus"])
+def test_route_top_k_with_expert_bias_equals_megatron(logits, score_function):
+    bias = torch.linspace(-1, 1, EXPERTS)
+    ours = route_top_k(logits, 2, score_function=score_function, expert_bias=bias)
+    probs, routing_map = topk_routing_with_score_function(
+        logits, 2, score_function=score_function, expert_bias=bias
+    )
+    assert torch.equal(ours.probs, probs)
+    assert torch.equal(ours.routing_map, routing_map)
+    assert not torch.equal(
+        routing_map, route_top_k(logits, 2, score_function=score_function).routing_map
+    )
+
+
+@pytest.mark.parametrize("score_function", SCORE_FUNCTIONS)
+def test_distribution_and_map_for_the_loss_equal_megatron(logits, score_function):
+    theirs_map, theirs = compute_routing_scores_for_aux_loss(logits, 2, score_function)
+    ours = router_distribution(logits, score_function)
+    assert torch.equal(ours, theirs)
+    assert torch.equal(balancing_map(ours, 2), theirs_map)
+    assert ours.sum(-1).allclose(torch.ones(TOKENS))
+
+
+def test_weights_after_softmax_over_the_chosen_sum_to_one(logits):
+    assert route_top_k(logits, 3).weights.sum(-1).allclose(torch.ones(TOKENS))
+
+
+def test_weights_of_pre_softmax_are_probabilities_over_all(logits):
+    routing = route_top_k(logits, 1, pre_softmax=True)
+    assert torch.equal(routing.weights[:, 0], logits.softmax(-1).max(-1).values)
+
+
+def test_sparse_and_dense_forms_agree(logits):
+    routing = route_top_k(logits, 2)
+    for token in range(TOKENS):
+        chosen = routing.routing_map[token].nonzero().squeeze(1).tolist()
+        assert chosen == sorted(routing.indices[token].tolist())
+        for expert, weight in zip(routing.indices[token], routing.weights[token], strict=True):
+            assert routing.probs[token, expert] == weight
+    assert torch.equal(routing.tokens_per_expert, routing.routing_map.sum(0))
+
+
+def test_groups_limit_the_choice(logits):
+    routing = route_top_k(logits, 4, num_groups=4, group_top_k=2)
+    groups = routing.indices // (EXPERTS // 4)
+    assert all(len(set(row)) <= 2 for row in groups.tolist())
+
+
+@pytest.mark.parametrize("top_k", [0, EXPERTS + 1])
+def test_top_k_out_of_range_is_refused(logits, top_k):
+    with pytest.raises(ConfigError, match=rf"top_k \({top_k}\) must be at least 1 and at most"):
+        route_top_k(logits, top_k)
+
+
+@pytest.mark.parametrize(
+    "function", [lambda x, f: route_top_k(x, 2, score_function=f), router_distribution]
+)
+def test_unknown_score_function_is_refused(logits, function):
+    with pytest.raises(ConfigError, match="one of softmax, sigmoid, sqrtsoftplus, not 'tanh'"):
+        function(logits, "tanh")
