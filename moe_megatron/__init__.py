@@ -3,3 +3,34 @@
 The public names are imported when they are first used: importing this package loads neither torch
 nor Megatron.
 """
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from moe_megatron.model.moe_model import MoEModel
+    from moe_megatron.model.outputs import MoEOutput
+    from moe_megatron.training.results import EvalResult, TrainingResult
+    from moe_megatron.training.trainer import MoETrainer
+
+_HOMES = {
+    "EvalResult": "moe_megatron.training.results",
+    "MoEModel": "moe_megatron.model.moe_model",
+    "MoEOutput": "moe_megatron.model.outputs",
+    "MoETrainer": "moe_megatron.training.trainer",
+    "TrainingResult": "moe_megatron.training.results",
+}
+
+__all__ = ["EvalResult", "MoEModel", "MoEOutput", "MoETrainer", "TrainingResult"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

@@ -5,6 +5,7 @@ metadata, so a broken Megatron installation is reported instead of crashing the 
 changed, downloaded or started, and no training module is loaded.
 """
 
+import argparse
 import importlib.metadata
 import importlib.util
 import json
@@ -13,6 +14,7 @@ import platform as python_platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +65,26 @@ def collect() -> dict[str, Any]:
     except (ImportError, OSError) as error:
         problems.append(f"torch cannot be imported ({error}); run make setup.")
     return {"ok": not problems, "found": found, "used": used, "problems": problems}
+
+
+def doctor(argv: Sequence[str]) -> int:
+    """Run the verb.
+
+    Args:
+        argv: What follows `moe-megatron doctor`.
+
+    Returns:
+        The exit code: 0 when training can work here, 1 when it cannot.
+    """
+    parser = argparse.ArgumentParser(
+        prog="moe-megatron doctor",
+        description="Say what this machine has, what a run would use, and what is missing.",
+        epilog="example:\n  moe-megatron doctor --json",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
+    return run_doctor(json_output=parser.parse_args(argv).json)
 
 
 def run_doctor(json_output: bool = False) -> int:

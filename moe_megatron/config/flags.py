@@ -6,6 +6,7 @@ other flag travels along in `RunConfig.megatron`. The table knows names only: wh
 a flag, and which flags exist, is known to `moe_megatron.mcore`.
 """
 
+import ast
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +29,8 @@ class FlagRule:
     """The values behind the flag; None leaves the flag out."""
     read: Callable[[Values], Any]
     """The field's value from the values behind the flag."""
+    takes_value: bool = True
+    """Whether exactly one value stands behind the flag, or none."""
 
 
 def _text(values: Values) -> str:
@@ -58,13 +61,29 @@ def _switch(field: str, flag: str, on: Any = True, off: Any = False) -> FlagRule
     """A flag without a value that stands for `field == on`."""
     return FlagRule(
         field=field, flag=flag, write=lambda v: () if v == on and v != off else None,
-        read=lambda _: on,
+        read=lambda _: on, takes_value=False,
     )  # fmt: skip
 
 
+_ARITHMETIC = (
+    ast.Expression, ast.List, ast.Constant, ast.BinOp, ast.Add, ast.Mult, ast.Load
+)  # fmt: skip
+
+
 def _pattern(values: Values) -> Any:
-    numbers = values[0].strip("()[] ").split(",")
-    return int(numbers[0]) if len(numbers) == 1 else tuple(int(n) for n in numbers)
+    """A number, or a list that may be written as Megatron allows it, "([0]*1+[1]*3)*2"."""
+    text = values[0].strip()
+    try:
+        tree = ast.parse(text if text[:1] in "([" else f"[{text}]", mode="eval")
+        if not all(isinstance(node, _ARITHMETIC) for node in ast.walk(tree)):
+            return text
+        numbers = eval(compile(tree, "moe-layer-freq", "eval"), {"__builtins__": {}})
+    except (SyntaxError, TypeError):
+        # Text that is no pattern goes on as text, for the field's own message.
+        return text
+    if text.isdecimal():
+        return numbers[0]
+    return tuple(numbers) if isinstance(numbers, list) else numbers
 
 
 RULES: tuple[FlagRule, ...] = (
@@ -191,7 +210,7 @@ def split_flags(words: Sequence[str]) -> dict[str, Any]:
         Values by dotted name; a flag that no field stands for is named "megatron.<flag>".
 
     Raises:
-        ConfigError: A word stands before any flag, or a value is missing.
+        ConfigError: A word stands before any flag, or a flag has too few or too many values.
     """
     overrides: dict[str, Any] = {}
     for flag, values in _grouped(words):
@@ -201,14 +220,45 @@ def split_flags(words: Sequence[str]) -> dict[str, Any]:
                 overrides["training.precision"] = "fp8"
                 overrides["megatron.fp8-format"] = values[0] if values else "hybrid"
             continue
+        if flag == "data-path":
+            overrides.update(_blend(values))
+            continue
         rule = _BY_FLAG.get(flag)
         if rule is None:
             overrides[f"megatron.{flag}"] = _plain(values)
             continue
-        if not values and rule.write is _one:
-            raise ConfigError(f"--{flag} needs a value, as in '--{flag} VALUE'; none was given.")
+        _check_number_of_values(rule, values)
         overrides[rule.field] = rule.read(values)
     return overrides
+
+
+def _check_number_of_values(rule: FlagRule, values: Values) -> None:
+    if rule.takes_value and not values:
+        raise ConfigError(
+            f"--{rule.flag} needs a value, as in '--{rule.flag} VALUE'; none was given."
+        )
+    number, word = (1, "one value") if rule.takes_value else (0, "no value")
+    if len(values) > number:
+        raise ConfigError(
+            f"--{rule.flag} takes {word}, and '{' '.join(values[number:])}' was given besides; "
+            f"leave it out, or set {rule.field} in the configuration."
+        )
+
+
+def _blend(values: Values) -> dict[str, Any]:
+    """`--data-path` takes paths, or weights and paths by turns."""
+    weights = values[::2]
+    if len(values) > 1 and len(values) % 2 == 0 and all(map(_is_number, weights)):
+        return {"data.paths": values[1::2], "data.weights": weights}
+    return {"data.paths": values, "data.weights": None}
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _plain(values: Values) -> MegatronValue:

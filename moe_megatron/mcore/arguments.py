@@ -50,6 +50,8 @@ class RunPaths:
 
     data: tuple[str, ...]
     """Weights and prefixes as `--data-path` takes them; empty for Megatron's mock data."""
+    validation: tuple[str, ...]
+    """As `data`, for validation data of its own; empty to split `data`."""
     data_cache: str
     vocab_size: int
     end_of_document: int
@@ -114,6 +116,8 @@ def _machine_flags(config: RunConfig, machine: MachineSettings) -> list[str]:
 
 def _path_flags(config: RunConfig, paths: RunPaths) -> list[str]:
     words = ["--data-path", *paths.data] if paths.data else ["--mock-data"]
+    if paths.validation:
+        words = ["--train-data-path", *paths.data, "--valid-data-path", *paths.validation]
     words += ["--data-cache-path", paths.data_cache]
     words += ["--tokenizer-type", "NullTokenizer", "--vocab-size", str(paths.vocab_size)]
     words += ["--null-tokenizer-eod-id", str(paths.end_of_document)]

@@ -1,6 +1,6 @@
 """Callbacks for Megatron's training loop, which has none in 0.19.
 
-`callbacks_installed` wraps five functions of `megatron.training.training` while a run lasts and
+`callbacks_installed` wraps a few functions of `megatron.training.training` while a run lasts and
 puts the originals back afterwards. The names follow the callbacks that later Megatron releases pass
 to `pretrain`, so that moving to them means deleting this file.
 """
@@ -44,6 +44,9 @@ class Callback:
 
     def on_train_start(self, model: list[Any], start_step: int) -> None:
         """The model is built and loaded; `start_step` steps were done before."""
+
+    def on_train_end(self, model: list[Any]) -> None:
+        """Training has ended, by its last step or by a signal; not called after an error."""
 
     def on_step_end(self, event: StepEnd) -> None:
         """A step has been made; called once per step."""
@@ -90,9 +93,20 @@ class _Wrappers:
             start_step = loop.get_args().iteration
             for callback in self._callbacks:
                 callback.on_train_start(model, start_step)
-            return original(forward_step, model, *args, **kwargs)
+            try:
+                result = original(forward_step, model, *args, **kwargs)
+            except SystemExit as exit_request:  # how Megatron ends a run that a signal stopped
+                if not exit_request.code:
+                    self._end(model)
+                raise
+            self._end(model)
+            return result
 
         return train
+
+    def _end(self, model: list[Any]) -> None:
+        for callback in self._callbacks:
+            callback.on_train_end(model)
 
     def train_step(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def train_step(*args: Any, **kwargs: Any) -> Any:

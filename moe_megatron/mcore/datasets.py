@@ -20,13 +20,14 @@ def train_valid_test_datasets(num_samples: list[int], vp_stage: int | None = Non
         Training, validation and test dataset; None where a split is empty.
     """
     args = get_args()
+    per_split = _blend_per_split(args)
     dataset = MockGPTDataset if args.mock_data else GPTDataset
     config = GPTDatasetConfig(
         random_seed=args.seed,
         sequence_length=args.seq_length,
         blend=get_blend_from_list(args.data_path),
-        blend_per_split=_blend_per_split(args),
-        split=args.split,
+        blend_per_split=per_split,
+        split=None if per_split else args.split,
         path_to_cache=args.data_cache_path,
         mmap_bin_files=args.mmap_bin_files,
         tokenizer=get_tokenizer(),

@@ -62,7 +62,9 @@ class TrainingJob:
     data_cache: Path
     vocab_size: int
     end_of_document: int
-    run_dir: Path | None
+    validation_paths: tuple[str, ...] = ()
+    """As `data_paths`, where validation has data of its own instead of a split."""
+    run_dir: Path | None = None
     """None writes nothing."""
     sinks: SinkSet | None = None
     """Where rank 0 reports; None on other ranks."""
@@ -75,6 +77,8 @@ class TrainingJob:
     @property
     def checkpoints(self) -> Path | None:
         """Folder of the `iter_*` folders; None when the run saves none."""
+        if "save" in self.config.megatron:
+            return Path(str(self.config.megatron["save"]))
         if self.run_dir is None or self.config.checkpoint.save_interval is None:
             return None
         return self.run_dir / "checkpoints"
@@ -132,6 +136,12 @@ def choose_machine(config: RunConfig) -> MachineChoices:
             f"precision fp8 needs Transformer Engine, and {implementation.reason}; use bf16, or a "
             "GPU machine with transformer-engine[pytorch]."
         )
+    if config.model.add_bias and config.moe_layers and not with_engine:
+        # Megatron's sequential experts add their bias in place, which autograd refuses.
+        raise BackendUnavailableError(
+            f"experts with biases need Transformer Engine, and {implementation.reason}; set "
+            "model.add_bias to false, or use a GPU machine with transformer-engine[pytorch]."
+        )
     grouped = config.moe.grouped_gemm
     settings = MachineSettings(
         backend=choose_backend(device.value).value,
@@ -156,10 +166,11 @@ def run(job: TrainingJob, machine: MachineChoices) -> JobOutcome:
         MoEError: Configuration, data, checkpoint or machine do not allow it.
     """
     config = job.config
-    config.validate(_world_size())
+    config.validate(world_size())
     load = _find_checkpoint(job)
     paths = RunPaths(
         data=job.data_paths,
+        validation=job.validation_paths,
         data_cache=str(job.data_cache),
         vocab_size=job.vocab_size,
         end_of_document=job.end_of_document,
@@ -169,13 +180,15 @@ def run(job: TrainingJob, machine: MachineChoices) -> JobOutcome:
     telemetry = TelemetryCallback(
         config, job.sinks, job.run_dir, None if load is None else load / PROFILE_FILE
     )
-    callbacks: list[Callback] = [telemetry, *job.callbacks]
+    release = _ModelRelease()
+    callbacks: list[Callback] = [release, telemetry, *job.callbacks]
     if job.checkpoints is not None:
         checkpoint.check_writable(job.checkpoints)
         callbacks.append(_CompanionFiles(job, telemetry))
     started = time.perf_counter()
     with contextlib.ExitStack() as stack:
-        stack.callback(_forget_run)
+        stack.callback(_forget_run, _process_groups())
+        stack.callback(release.release)
         stack.enter_context(_output_to(job.megatron_log))
         args = parse(megatron_argv(config, machine.settings, paths), verbose=True)
         stack.enter_context(_stop_on_interrupt())
@@ -238,13 +251,41 @@ class _CompanionFiles(Callback):
             self._telemetry.profile.save(folder / PROFILE_FILE)
 
 
+class _ModelRelease(Callback):
+    """Lets the memory of a finished run's model go.
+
+    Megatron's data parallel wrapper hooks into autograd, and token dispatchers and the optimizer
+    (which the configuration holds) keep autograd graphs: circles through C++, where Python's
+    garbage collector does not see.
+    """
+
+    def __init__(self) -> None:
+        self._model: list[Any] = []
+
+    def on_train_start(self, model: list[Any], start_step: int) -> None:
+        """Remember the model."""
+        self._model = model
+
+    def release(self) -> None:
+        """Take the hooks apart."""
+        for chunk in self._model:
+            getattr(chunk, "grad_accs", []).clear()
+            for module in chunk.modules():
+                vars(getattr(module, "token_dispatcher", module)).pop("probs", None)
+            for parameter in chunk.parameters():
+                vars(parameter).pop("main_param", None)
+            chunk.config.grad_scale_func = None
+        self._model = []
+
+
 def _find_checkpoint(job: TrainingJob) -> Path | None:
     if job.config.checkpoint.load is None:
         return None
     return checkpoint.check_loadable(Path(job.config.checkpoint.load), job.config)
 
 
-def _world_size() -> int:
+def world_size() -> int:
+    """Number of processes of the world."""
     if dist.is_initialized():
         return dist.get_world_size()
     return int(os.environ.get("WORLD_SIZE", "1"))
@@ -305,13 +346,50 @@ def _stop_on_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGINT, previous)
 
 
-def _forget_run() -> None:
-    """Undo what a run leaves in Megatron's globals; the process group stays for the next run."""
+def _process_groups() -> list[dist.ProcessGroup]:
+    """The groups of this process, oldest first."""
+    return list(dist.distributed_c10d._world.pg_map)
+
+
+def _forget_run(groups_before: Sequence[dist.ProcessGroup]) -> None:
+    """Undo what a run leaves in Megatron's globals; the world's group stays for the next run.
+
+    Megatron forgets its groups without closing them, and every Gloo group keeps threads.
+    """
     handler = global_vars._GLOBAL_SIGNAL_HANDLER
     if handler is not None:
         handler.release()
     loop.destroy_global_state()
     destroy_moe_metrics_tracker()
+    kept = {*groups_before, dist.group.WORLD}
+    for group in _process_groups():
+        if group not in kept:
+            dist.destroy_process_group(group)
+
+
+def join_world(machine: MachineChoices) -> None:
+    """Meet the other processes before a run does, so that they can agree on something."""
+    if dist.is_initialized():
+        return
+    if machine.settings.backend == "nccl":
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    store = _lonely_store()
+    if store is None:
+        dist.init_process_group(machine.settings.backend)
+    else:
+        dist.init_process_group(machine.settings.backend, store=store, rank=0, world_size=1)
+
+
+def agree_on_text(text: str) -> str:
+    """The text that rank 0 gives, on every rank; after `join_world`."""
+    device = device_of_run()
+    size = torch.tensor([len(text.encode())], device=device)
+    dist.broadcast(size, src=0)
+    letters = torch.zeros(int(size), dtype=torch.uint8, device=device)
+    if dist.get_rank() == 0:
+        letters.copy_(torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8))
+    dist.broadcast(letters, src=0)
+    return bytes(letters.cpu().tolist()).decode()
 
 
 def shut_down() -> None:
@@ -334,8 +412,12 @@ __all__: Sequence[str] = (
     "JobOutcome",
     "MachineChoices",
     "TrainingJob",
+    "agree_on_text",
     "choose_machine",
+    "device_of_run",
+    "join_world",
     "rank",
     "run",
     "shut_down",
+    "world_size",
 )

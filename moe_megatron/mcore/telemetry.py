@@ -62,6 +62,7 @@ class TelemetryCallback(Callback):
         self._counters: RoutingCounters | None = None
         self.profile: RoutingProfile | None = None
         self.last_step = 0
+        self._evaluated: set[tuple[int, str]] = set()
 
     def on_train_start(self, model: list[Any], start_step: int) -> None:
         """Attach the counters to the routers and start the sinks."""
@@ -111,8 +112,11 @@ class TelemetryCallback(Callback):
         self._pending = _Pending(event=event, totals=totals)
 
     def on_evaluation_end(self, event: EvaluationEnd) -> None:
-        """Publish the last step, then the evaluation."""
+        """Publish the last step, then the evaluation, of which Megatron repeats the last."""
         self.flush()
+        if (event.step, event.split) in self._evaluated:
+            return
+        self._evaluated.add((event.step, event.split))
         loss = _mean_over_reporting_ranks(event.losses.get(_LOSS))
         if self._sinks is not None and loss is not None:
             self._sinks.evaluation(EvalRecord(step=event.step, split=event.split, loss=loss))

@@ -1,0 +1,168 @@
+"""The rank's side of a training run: what `torchrun pretrain_moe.py` executes in every process.
+
+It reads the command line (a configuration, our own options and any Megatron flag), prints what was
+chosen, trains, and ends with a summary on rank 0. Errors that a user can cause are one paragraph
+and exit code 2.
+"""
+
+import argparse
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from moe_megatron.config import RunConfig, apply_overrides, dump_yaml, load_config, parse_override
+from moe_megatron.config.flags import split_flags
+from moe_megatron.errors import EXIT_CODE, CheckpointError, MoEError
+
+DEFAULT_CONFIG = "demo_moe"
+
+_DESCRIPTION = """\
+Train a Mixture-of-Experts model with Megatron's own loop, on CPU or GPU.
+Every Megatron flag is accepted beside the options below and overrides the configuration."""
+
+_EPILOG = """\
+example:
+  torchrun --nproc-per-node 2 pretrain_moe.py --config demo_moe --train-iters 50"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PretrainOptions:
+    """The command line, read."""
+
+    config: RunConfig
+    print_config: bool
+    debug: bool
+
+
+def parse_options(argv: Sequence[str]) -> PretrainOptions:
+    """Read the command line.
+
+    Raises:
+        ConfigError: A file, field, value or flag is wrong.
+    """
+    ours, flags = option_parser().parse_known_args(argv)
+    config = load_config(ours.config)
+    overrides: dict[str, Any] = split_flags(flags)
+    overrides.update(parse_override(text) for text in ours.set)
+    if ours.run_dir is not None:
+        overrides["run_dir"] = ours.run_dir
+    config = apply_overrides(config, overrides)
+    return PretrainOptions(config=config, print_config=ours.print_config, debug=ours.debug)
+
+
+def option_parser(**kwargs: Any) -> argparse.ArgumentParser:
+    """The options that are ours; everything else on the command line is Megatron's."""
+    parser = argparse.ArgumentParser(
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        **kwargs,
+    )
+    parser.add_argument(
+        "--config", default=DEFAULT_CONFIG, metavar="FILE|PRESET", help="YAML file or preset name"
+    )
+    parser.add_argument("--run-dir", metavar="DIR", help="where the run writes its files")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="override one field, such as moe.top_k=1 (repeatable)",
+    )
+    parser.add_argument(
+        "--print-config", action="store_true", help="print the resolved configuration and exit"
+    )
+    parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train on this rank; returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    try:
+        options = parse_options(arguments)
+        if options.print_config:
+            if _rank() == 0:
+                print(dump_yaml(options.config), end="")
+            return 0
+        return _train(options)
+    except MoEError as error:
+        report_error(error, debug=debug)
+        return EXIT_CODE
+    except KeyboardInterrupt:
+        return 130
+
+
+def report_error(error: MoEError, *, debug: bool) -> None:
+    """Print an error that a user can mend: one paragraph, once for all ranks where they agree."""
+    if debug:
+        traceback.print_exception(error)
+    elif _rank() == 0:
+        print(f"error: {error}", file=sys.stderr)
+    elif isinstance(error, CheckpointError):
+        print(f"error on rank {_rank()}: {error}", file=sys.stderr)
+
+
+def _train(options: PretrainOptions) -> int:
+    # Imported here: they load torch and Megatron, which --help and --print-config can do without.
+    from moe_megatron.mcore import engine
+    from moe_megatron.training.data import prepare_data
+    from moe_megatron.training.pretraining import pretrain
+
+    config = options.config
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    config.validate(int(os.environ.get("WORLD_SIZE", "1")))
+    machine = engine.choose_machine(config)
+    config = apply_overrides(config, {"training.precision": machine.precision.value})
+    if _rank() == 0:
+        print("\n".join(machine.lines()), flush=True)
+    data = prepare_data(config, progress=_rank() == 0)
+    result = pretrain(
+        config,
+        machine,
+        data,
+        run_dir=Path(config.run_dir),
+        quiet_megatron=not options.debug,
+    )
+    if _rank() == 0:
+        _print_ending(result)
+    engine.shut_down()
+    return 0
+
+
+def _print_ending(result: Any) -> None:
+    from moe_megatron.telemetry.console import format_summary
+    from moe_megatron.telemetry.jsonl import METRICS_FILE
+    from moe_megatron.viz.report import write_report
+
+    report = write_report(result.run_dir)
+    print()
+    print(
+        format_summary(
+            evaluation=result.history.last_evaluation,
+            load=result.outcome.profile,
+            checkpoint=result.checkpoint,
+            metrics=result.run_dir / METRICS_FILE,
+            report=report,
+        )
+    )
+    if result.outcome.interrupted:
+        print(
+            f"\nstopped by a signal after step {result.outcome.steps}; go on with: "
+            f"moe-megatron train --resume {result.run_dir}"
+        )
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

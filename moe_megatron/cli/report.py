@@ -1,0 +1,37 @@
+"""`moe-megatron report`: the HTML report of a run."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from moe_megatron.viz.report import write_report
+
+_EPILOG = """\
+example:
+  moe-megatron report runs/demo_moe --output report.html"""
+
+
+def report(argv: Sequence[str]) -> int:
+    """Run the verb.
+
+    Args:
+        argv: What follows `moe-megatron report`.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        DataError: The run's files are missing or damaged.
+    """
+    parser = argparse.ArgumentParser(
+        prog="moe-megatron report",
+        description="Write one self-contained HTML file: loss, expert load, entropy, dead experts.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="folder of a run")
+    parser.add_argument("--output", type=Path, help="file to write (RUN_DIR/report.html)")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
+    options = parser.parse_args(argv)
+    print(write_report(options.run_dir, options.output))
+    return 0

@@ -1,0 +1,282 @@
+"""`MoETrainer`: train a `MoEModel` from a few lines of Python, in Megatron's own loop.
+
+It compiles its arguments into the same configuration and the same call as the command line does.
+The model's weights are handed to Megatron, whatever the parallel layout, and come back when
+training ends. Under `torchrun` the same script uses all processes.
+"""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from moe_megatron.config import RunConfig, apply_overrides
+from moe_megatron.data.index import read_tokens
+from moe_megatron.data.tokenizer import TokenizerInfo
+from moe_megatron.errors import ConfigError
+from moe_megatron.mcore import engine
+from moe_megatron.mcore.callbacks import Callback
+from moe_megatron.mcore.weights import WeightMap, collect_weights, load_weights
+from moe_megatron.model.moe_model import MoEModel
+from moe_megatron.training import texts as text_data
+from moe_megatron.training.data import PreparedData
+from moe_megatron.training.history import History
+from moe_megatron.training.pretraining import PretrainResult, pretrain
+from moe_megatron.training.results import EvalResult, TrainingResult
+from moe_megatron.training.run_dir import fresh_run_dir
+from moe_megatron.training.texts import Texts
+from moe_megatron.viz.report import write_report
+
+_METHODS = {"auxiliary_loss": "aux_loss", "none": "none"}
+_LARGEST_MICRO_BATCH = 8
+
+
+class MoETrainer:
+    """Trains a `MoEModel`.
+
+        trainer = MoETrainer(MoEModel(num_layers=2))
+        result = trainer.train(["some text", "some more"], num_epochs=2)
+
+    Args:
+        model: Its weights are replaced by the trained ones.
+        load_balancing: "auxiliary_loss", "none", or a value of `moe.load_balancing`.
+        router_z_loss_coef: Weight of the router z-loss (ST-MoE, arXiv 2202.08906).
+        aux_loss_coef: Weight of the auxiliary loss; None keeps the model's.
+        tokenizer: "demo", a tokenizer folder or a hub id.
+        run_dir: Folder for metrics and reports; a free name is found for each training.
+        overrides: Any field of the run configuration, such as
+            {"parallel.expert_parallel_size": 2, "checkpoint.save_interval": 100}.
+
+    Raises:
+        ConfigError: A value makes no sense.
+    """
+
+    def __init__(
+        self,
+        model: MoEModel,
+        load_balancing: str = "auxiliary_loss",
+        router_z_loss_coef: float = 0.01,
+        *,
+        aux_loss_coef: float | None = None,
+        tokenizer: str = "demo",
+        run_dir: str | Path = "runs/trainer",
+        overrides: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.model = model
+        self.history = History()
+        self._tokenizer_name = tokenizer
+        self._wanted_run_dir = Path(run_dir)
+        self._run_dir: Path | None = None
+        chosen: dict[str, Any] = {
+            "moe.load_balancing": _METHODS.get(load_balancing, load_balancing),
+            "moe.z_loss_coef": router_z_loss_coef,
+            "checkpoint.save_interval": None,
+        }
+        if aux_loss_coef is not None:
+            chosen["moe.aux_loss_coef"] = aux_loss_coef
+        self._base = apply_overrides(
+            RunConfig(model=model.model_config, moe=model.moe_config),
+            {**chosen, **(overrides or {})},
+        )
+
+    def train(
+        self,
+        train_data: Texts,
+        eval_dataset: Texts | None = None,
+        batch_size: int = 8,
+        learning_rate: float = 1e-3,
+        num_epochs: float = 1,
+        *,
+        max_steps: int | None = None,
+        sequence_length: int | None = None,
+        text_key: str = "text",
+    ) -> TrainingResult:
+        """Train, and put the trained weights into the model.
+
+        Args:
+            train_data: A list of strings, a path, a hub id or a `datasets.Dataset`.
+            eval_dataset: The same, evaluated when training ends.
+            batch_size: Sequences a step, over all processes.
+            learning_rate: Peak of the cosine schedule.
+            num_epochs: Passes over the data; may be a fraction.
+            max_steps: Steps at most.
+            sequence_length: Tokens a sequence; None: 256, or less where the model reads less.
+            text_key: Column or key of the text.
+
+        Raises:
+            MoEError: Data, values or machine do not allow the run.
+        """
+        tokenizer = self._tokenizer()
+        train_prefix, num_tokens = text_data.index_texts(train_data, tokenizer, text_key)
+        validation: tuple[str, ...] = ()
+        if eval_dataset is not None:
+            prefix, _ = text_data.index_texts(eval_dataset, tokenizer, text_key)
+            validation = ("1.0", str(prefix))
+        length = sequence_length or min(256, self.model.model_config.max_position_embeddings or 256)
+        if num_epochs <= 0:
+            raise ConfigError(f"num_epochs ({num_epochs}) must be greater than 0; try 1.")
+        steps = max(1, math.ceil(num_tokens / length * num_epochs / batch_size))
+        config = self._configure(
+            steps=steps if max_steps is None else min(steps, max_steps),
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            sequence_length=length,
+            evaluates=bool(validation),
+        )
+        data = PreparedData(
+            paths=("1.0", str(train_prefix)),
+            cache=train_prefix.parent / "indices",
+            vocab_size=self.model.vocab_size,
+            end_of_document=tokenizer.eod_id,
+            validation_paths=validation,
+        )
+        return self._run(config, data)
+
+    def evaluate(
+        self, dataset: Texts, *, batch_size: int = 8, sequence_length: int = 256
+    ) -> EvalResult:
+        """Measure the model on held-out text, in this process.
+
+        Args:
+            dataset: As `train_data` of `train`.
+            batch_size: Sequences at a time.
+            sequence_length: Tokens a sequence.
+
+        Raises:
+            DataError: There is no text, or it cannot be read.
+        """
+        tokens = self._tokens_of(dataset)
+        total, count = 0.0, 0
+        self.model.eval()
+        with torch.no_grad():
+            for batch in torch.split(_rows(tokens, sequence_length), batch_size):
+                valid = (batch >= 0).long()
+                output = self.model(batch.clamp_min(0), attention_mask=valid, labels=batch)
+                predicted = int(valid[:, 1:].sum())
+                assert output.lm_loss is not None
+                total, count = total + float(output.lm_loss) * predicted, count + predicted
+        self.model.train()
+        return EvalResult(loss=total / count, tokens=count)
+
+    def save_model(self, path: str | Path) -> None:
+        """Write weights and configuration as safetensors and JSON; on rank 0.
+
+        Raises:
+            CheckpointError: The folder cannot be written.
+        """
+        if engine.rank() == 0:
+            self.model.save_pretrained(path)
+
+    def visualize_routing(self, save_to: str | Path = "routing.html") -> Path:
+        """Write the HTML report of the last training: loss, expert load, entropy, dead experts.
+
+        Raises:
+            ConfigError: Nothing was trained yet.
+        """
+        if self._run_dir is None:
+            raise ConfigError("there is no routing to show yet; call train(...) first.")
+        return write_report(self._run_dir, Path(save_to))
+
+    def _configure(
+        self,
+        *,
+        steps: int,
+        batch_size: int,
+        learning_rate: float,
+        sequence_length: int,
+        evaluates: bool,
+    ) -> RunConfig:
+        parallel = self._base.parallel
+        copies = parallel.data_parallel_size(engine.world_size())
+        per_process = batch_size // copies if batch_size % copies == 0 else batch_size
+        micro = math.gcd(per_process, _LARGEST_MICRO_BATCH)
+        return apply_overrides(
+            self._base,
+            {
+                "training.train_steps": steps,
+                "training.micro_batch_size": micro,
+                "training.global_batch_size": batch_size,
+                "training.learning_rate": learning_rate,
+                "training.min_learning_rate": learning_rate / 10,
+                "training.warmup_steps": min(steps // 10, 100),
+                "training.eval_interval": steps if evaluates else None,
+                "data.sequence_length": sequence_length,
+                "data.vocab_size": self.model.vocab_size,
+                "data.split": "95,5,0" if evaluates else "100,0,0",
+            },
+        )
+
+    def _run(self, config: RunConfig, data: PreparedData) -> TrainingResult:
+        config.validate(engine.world_size())
+        machine = engine.choose_machine(config)
+        engine.join_world(machine)
+        run_dir = Path(engine.agree_on_text(str(fresh_run_dir(self._wanted_run_dir))))
+        config = apply_overrides(
+            config, {"run_dir": str(run_dir), "training.precision": machine.precision.value}
+        )
+        exchange = _WeightExchange(self.model)
+        result = pretrain(
+            config,
+            machine,
+            data,
+            run_dir=run_dir,
+            callbacks=[exchange],
+            model_hooks=[exchange.load],
+        )
+        self.model.load_state_dict(exchange.trained, strict=False)
+        self.history, self._run_dir = result.history, run_dir
+        return _training_result(result, run_dir)
+
+    def _tokenizer(self) -> TokenizerInfo:
+        return text_data.tokenizer_for(self._tokenizer_name, self.model.vocab_size)
+
+    def _tokens_of(self, dataset: Texts) -> torch.Tensor:
+        prefix, _ = text_data.index_texts(dataset, self._tokenizer(), "text")
+        return torch.from_numpy(read_tokens(prefix).astype("int64"))
+
+
+class _WeightExchange(Callback):
+    """Hands the model's weights to Megatron and takes the trained ones back."""
+
+    def __init__(self, model: MoEModel) -> None:
+        self._model = model
+        self.trained: WeightMap = {}
+
+    def load(self, chunks: list[Any]) -> list[Any]:
+        """Start from the weights that rank 0 holds."""
+        device = engine.device_of_run()
+        weights = {name: value.to(device) for name, value in self._model.state_dict().items()}
+        for value in weights.values():
+            dist.broadcast(value, src=0)
+        load_weights(chunks, weights)
+        return chunks
+
+    def on_train_end(self, model: list[Any]) -> None:
+        """Collect the trained weights on every rank."""
+        shapes = {name: value.shape for name, value in self._model.named_parameters()}
+        self.trained = collect_weights(model, shapes)
+
+
+def _training_result(result: PretrainResult, run_dir: Path) -> TrainingResult:
+    history = result.history
+    last = history.last_evaluation
+    return TrainingResult(
+        steps=result.outcome.steps,
+        losses=history.losses,
+        tokens=sum(record.tokens for record in history.steps),
+        seconds=result.outcome.seconds,
+        validation_loss=None if last is None else last.loss,
+        interrupted=result.outcome.interrupted,
+        run_dir=run_dir,
+        checkpoint=result.checkpoint,
+        routing=result.outcome.profile,
+    )
+
+
+def _rows(tokens: torch.Tensor, length: int) -> torch.Tensor:
+    """[rows, length] of consecutive tokens, the last row filled up with -100."""
+    padding = -len(tokens) % length
+    return torch.nn.functional.pad(tokens, (0, padding), value=-100).view(-1, length)

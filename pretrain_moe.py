@@ -1,0 +1,22 @@
+"""Train a Mixture-of-Experts model with Megatron-Core. One process of many:
+
+    torchrun --nproc-per-node 2 pretrain_moe.py --config demo_moe
+    torchrun --nproc-per-node 8 pretrain_moe.py --config mixtral_8x7b --data-path my_corpus
+
+`--config` names a YAML file or a packaged preset; every Megatron flag is accepted beside it and
+overrides it; `--print-config` shows the result. The way from here to `megatron.training.pretrain`:
+
+    moe_megatron.cli.pretrain       reads the command line
+    moe_megatron.training           prepares data, opens the sinks
+    moe_megatron.mcore.engine       builds Megatron's arguments and model, calls its `pretrain`
+
+`moe-megatron train` prepares the data, chooses the number of processes and starts this script.
+"""
+
+import sys
+
+from moe_megatron.cli.pretrain import main
+
+# The guard matters: asynchronous checkpoint writers import this file again.
+if __name__ == "__main__":
+    sys.exit(main())
