@@ -17,7 +17,7 @@ from moe_megatron.telemetry.expert_load import DEAD_THRESHOLD, Float64Array
 from moe_megatron.telemetry.profile import RoutingProfile
 from moe_megatron.telemetry.records import EvalRecord
 from moe_megatron.viz.load_strip import MAX_ROWS, load_strips
-from moe_megatron.viz.report_data import ReportData, RunMetrics, StepStats, load_report_data
+from moe_megatron.viz.report_data import ReportData, RunMetrics, RunRouting, StepStats, load_report_data
 from moe_megatron.viz.report_page import render_page
 from moe_megatron.viz.svg import Series, line_chart
 
@@ -30,7 +30,7 @@ def write_report(run_dir: Path, output: Path | None = None) -> Path:
     """Writes the report of a run.
 
     Args:
-        run_dir: directory with metrics.jsonl, routing.jsonl and, if any, config.yaml.
+        run_dir: directory with metrics.jsonl and, if any, routing.jsonl and config.yaml.
         output: file to write; RUN/report.html when None.
 
     Returns:
@@ -49,17 +49,18 @@ def write_report(run_dir: Path, output: Path | None = None) -> Path:
 def render_report(data: ReportData) -> str:
     """Returns the report as an HTML document."""
     name = escape(data.run_dir.resolve().name)
-    body = "\n".join(
-        (
-            _header(name, data),
-            _training_section(data.metrics),
-            _load_section(data),
-            _router_section(data),
-            _dead_section(data),
-            _config_section(data.config),
-            "<footer>Written by moe_megatron from metrics.jsonl and routing.jsonl.</footer>",
-        )
-    )
+    sections = [_header(name, data), _training_section(data.metrics)]
+    if data.routing is not None:
+        sections += [
+            _load_section(data.routing),
+            _router_section(data.routing),
+            _dead_section(data.routing),
+        ]
+    sections += [
+        _config_section(data.config),
+        "<footer>Written by moe_megatron from metrics.jsonl and routing.jsonl.</footer>",
+    ]
+    body = "\n".join(sections)
     return render_page(f"{name} - training report", body)
 
 
@@ -74,7 +75,7 @@ def _duration(seconds: float) -> str:
 
 
 def _header(name: str, data: ReportData) -> str:
-    metrics, whole = data.metrics, data.whole
+    metrics = data.metrics
     losses = [column.loss.low for column in metrics.columns if column.loss.count]
     facts = [
         _fact("steps", f"{metrics.last_step:,}", f"of {metrics.total_steps:,} planned"),
@@ -88,17 +89,15 @@ def _header(name: str, data: ReportData) -> str:
     facts.append(_fact("tokens per second", f"{metrics.median_speed:,.0f}", "median of the steps"))
     if metrics.skipped:
         facts.append(_fact("skipped steps", f"{metrics.skipped:,}", "gradient was not finite"))
-    facts.append(
-        _fact(
-            "imbalance",
-            f"{np.nan_to_num(whole.imbalance).max():.2f}",
-            "max over mean load, whole run, worst layer",
+    lead = "no routing was measured"
+    if data.routing is not None:
+        whole = data.routing.whole
+        worst = f"{np.nan_to_num(whole.imbalance).max():.2f}"
+        facts.append(_fact("imbalance", worst, "max over mean load, whole run, worst layer"))
+        lead = (
+            f"{len(whole.layers)} MoE layer{'s' * (len(whole.layers) > 1)} of "
+            f"{whole.num_experts} experts, top-{whole.top_k}"
         )
-    )
-    lead = (
-        f"{len(whole.layers)} MoE layer{'s' * (len(whole.layers) > 1)} of {whole.num_experts} "
-        f"experts, top-{whole.top_k}"
-    )
     return (
         f'<header><h1>{name}</h1><p class="lead">{lead}</p>'
         f'<dl class="facts">{"".join(facts)}</dl></header>'
@@ -161,12 +160,12 @@ def _training_section(metrics: RunMetrics) -> str:
     return f'<section><h2>Training</h2><div class="charts">{"".join(charts)}</div></section>'
 
 
-def _load_section(data: ReportData) -> str:
-    strips = load_strips(list(data.routing))
+def _load_section(routing: RunRouting) -> str:
+    strips = load_strips(list(routing.columns))
     notes = ["Steps run from left to right, experts from top to bottom."]
-    if data.routing.width > 1:
-        notes.append(f"Each column is the sum of up to {data.routing.width} steps.")
-    per_row = -(-data.whole.num_experts // MAX_ROWS)
+    if routing.columns.width > 1:
+        notes.append(f"Each column is the sum of up to {routing.columns.width} steps.")
+    per_row = -(-routing.whole.num_experts // MAX_ROWS)
     if per_row > 1:
         notes.append(f"Each row is the mean of {per_row} experts.")
     folded = strips[MAX_OPEN_STRIPS:]
@@ -199,8 +198,8 @@ def _layer_series(
     ]
 
 
-def _router_section(data: ReportData) -> str:
-    profiles = list(data.routing)
+def _router_section(routing: RunRouting) -> str:
+    profiles = list(routing.columns)
     charts = [
         line_chart(
             "Imbalance (max over mean load)",
@@ -225,7 +224,7 @@ def _router_section(data: ReportData) -> str:
             note="Mean squared logsumexp of the router logits: it grows with their size.",
         ),
     ]
-    if data.whole.dropped.any():
+    if routing.whole.dropped.any():
         charts.append(
             line_chart(
                 "Dropped assignments (part of all)",
@@ -237,8 +236,8 @@ def _router_section(data: ReportData) -> str:
     return f'<section><h2>Routers</h2><div class="charts">{"".join(charts)}</div></section>'
 
 
-def _dead_section(data: ReportData) -> str:
-    late, whole = data.late, data.whole
+def _dead_section(routing: RunRouting) -> str:
+    late, whole = routing.late, routing.whole
     span = f"steps {late.first_step:,} to {late.last_step:,}"
     rule = f"less than {DEAD_THRESHOLD:.0%} of the fair share"
     mask = late.dead_expert_mask()

@@ -148,23 +148,34 @@ class RunMetrics:
 
 
 @dataclass(slots=True, kw_only=True)
+class RunRouting:
+    """routing.jsonl, condensed.
+
+    Attributes:
+        columns: one profile for each range of steps.
+        whole: the profile of all steps.
+        late: the profile of the last tenth of the steps.
+    """
+
+    columns: StepColumns[RoutingProfile]
+    whole: RoutingProfile
+    late: RoutingProfile
+
+
+@dataclass(slots=True, kw_only=True)
 class ReportData:
     """Everything a report shows.
 
     Attributes:
         run_dir: where it comes from.
         metrics: losses and speed.
-        routing: one profile for each range of steps.
-        whole: the profile of all steps.
-        late: the profile of the last tenth of the steps.
+        routing: what the routers did; None for a run that measured no routing (a dense model).
         config: text of config.yaml; None when the run has none.
     """
 
     run_dir: Path
     metrics: RunMetrics
-    routing: StepColumns[RoutingProfile]
-    whole: RoutingProfile
-    late: RoutingProfile
+    routing: RunRouting | None
     config: str | None
 
 
@@ -210,7 +221,7 @@ def load_metrics(path: Path) -> RunMetrics:
     return metrics
 
 
-def load_routing(path: Path) -> StepColumns[RoutingProfile]:
+def load_routing(path: Path) -> RunRouting:
     """Condenses a routing.jsonl.
 
     Raises:
@@ -224,31 +235,31 @@ def load_routing(path: Path) -> StepColumns[RoutingProfile]:
             f"{path}: has no routing snapshot, and a report needs one; let the run take a step "
             "(moe-megatron train), then write the report again"
         )
-    return columns
+    profiles = list(columns)
+    return RunRouting(
+        columns=columns,
+        whole=merge_profiles(profiles),
+        late=merge_profiles(profiles[-math.ceil(len(profiles) * LATE_PART) :]),
+    )
 
 
 def load_report_data(run_dir: Path) -> ReportData:
-    """Reads metrics.jsonl, routing.jsonl and config.yaml of a run directory.
+    """Reads metrics.jsonl and, where they are, routing.jsonl and config.yaml of a run directory.
 
     Raises:
         DataError: a file is missing, empty or malformed; the message names it and what to run.
     """
-    for name in (METRICS_FILE, ROUTING_FILE):
-        if not (run_dir / name).is_file():
-            raise DataError(
-                f"{run_dir / name}: no such file, and a report needs it; is {run_dir} the "
-                "directory of a run? `moe-megatron train` writes the file there"
-            )
+    if not (run_dir / METRICS_FILE).is_file():
+        raise DataError(
+            f"{run_dir / METRICS_FILE}: no such file, and a report needs it; is {run_dir} the "
+            "directory of a run? `moe-megatron train` writes the file there"
+        )
     metrics = load_metrics(run_dir / METRICS_FILE)
-    routing = load_routing(run_dir / ROUTING_FILE)
-    config = run_dir / CONFIG_FILE
-    profiles = list(routing)
+    routing, config = run_dir / ROUTING_FILE, run_dir / CONFIG_FILE
     return ReportData(
         run_dir=run_dir,
         metrics=metrics,
-        routing=routing,
-        whole=merge_profiles(profiles),
-        late=merge_profiles(profiles[-math.ceil(len(profiles) * LATE_PART) :]),
+        routing=load_routing(routing) if routing.is_file() else None,
         config=config.read_text(encoding="utf-8", errors="replace") if config.is_file() else None,
     )
 

@@ -24,8 +24,9 @@ def test_bin_experts_averages_neighbours() -> None:
 
 
 def test_strips_hold_every_cell(make_run_dir: Callable[..., Path]) -> None:
-    profiles = list(load_report_data(make_run_dir(40)).routing)
-    strips = load_strips(profiles)
+    routing = load_report_data(make_run_dir(40)).routing
+    assert routing is not None
+    strips = load_strips(list(routing.columns))
     assert len(strips) == 2
     script = ET.fromstring(strips[0]).find("script")
     assert script is not None

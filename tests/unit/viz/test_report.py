@@ -99,6 +99,15 @@ def test_report_of_a_large_run_stays_bounded(make_run_dir: MakeRunDir) -> None:
     assert "Each column is the sum of up to 4 steps." in html
 
 
+def test_report_of_a_dense_model_leaves_routing_out(make_run_dir: MakeRunDir) -> None:
+    run_dir = make_run_dir()
+    (run_dir / "routing.jsonl").unlink()
+    html = report_of(run_dir)
+    assert "no routing was measured" in html
+    assert "Expert load" not in html
+    assert "Loss (nats per token)" in html
+
+
 def test_report_of_one_step_works(make_run_dir: MakeRunDir) -> None:
     assert "<circle" in report_of(make_run_dir(1))
 
