@@ -17,7 +17,13 @@ from moe_megatron.telemetry.expert_load import DEAD_THRESHOLD, Float64Array
 from moe_megatron.telemetry.profile import RoutingProfile
 from moe_megatron.telemetry.records import EvalRecord
 from moe_megatron.viz.load_strip import MAX_ROWS, load_strips
-from moe_megatron.viz.report_data import ReportData, RunMetrics, RunRouting, StepStats, load_report_data
+from moe_megatron.viz.report_data import (
+    ReportData,
+    RunMetrics,
+    RunRouting,
+    StepStats,
+    load_report_data,
+)
 from moe_megatron.viz.report_page import render_page
 from moe_megatron.viz.svg import Series, line_chart
 
