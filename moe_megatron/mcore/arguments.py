@@ -109,8 +109,12 @@ def _machine_flags(config: RunConfig, machine: MachineSettings) -> list[str]:
         words += ["--moe-grouped-gemm"]
     if machine.precision in {"bf16", "fp8"}:
         words += ["--bf16"]
-    if machine.precision == "fp8" and "fp8-format" not in config.megatron:
-        words += ["--fp8-format", "hybrid"]
+    if machine.precision == "fp8":
+        if "fp8-format" not in config.megatron:
+            words += ["--fp8-format", "hybrid"]
+        if config.moe.num_experts is not None and config.moe.token_dispatcher != "allgather":
+            # FP8 matrix products take token counts in multiples of 16.
+            words += ["--moe-router-padding-for-quantization"]
     return words
 
 
@@ -144,7 +148,6 @@ def parse(argv: Sequence[str], *, verbose: bool = False) -> Any:
         ConfigError: A flag does not exist, or Megatron refuses the combination.
     """
     check_flags_exist(argv)
-    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     output = contextlib.nullcontext() if verbose else contextlib.redirect_stdout(io.StringIO())
     errors = io.StringIO()
     try:
@@ -160,6 +163,16 @@ def parse(argv: Sequence[str], *, verbose: bool = False) -> Any:
         raise ConfigError(
             f"Megatron cannot read these flags: {problem}. `--help-megatron` lists them all."
         ) from error
+
+
+def prepare_environment(config: RunConfig) -> None:
+    """Set the environment variable that Megatron insists on before CUDA starts.
+
+    One hardware queue keeps communication and computation in the order in which tensor and context
+    parallelism issue them. A single GPU is faster without it.
+    """
+    if config.parallel.tensor_parallel_size * config.parallel.context_parallel_size > 1:
+        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
 
 
 def check_flags_exist(argv: Sequence[str]) -> None:

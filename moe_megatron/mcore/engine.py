@@ -29,7 +29,13 @@ from megatron.training.argument_utils import gpt_config_from_args, pretrain_cfg_
 from moe_megatron.config import RunConfig
 from moe_megatron.errors import BackendUnavailableError
 from moe_megatron.mcore import checkpoint
-from moe_megatron.mcore.arguments import MachineSettings, RunPaths, megatron_argv, parse
+from moe_megatron.mcore.arguments import (
+    MachineSettings,
+    RunPaths,
+    megatron_argv,
+    parse,
+    prepare_environment,
+)
 from moe_megatron.mcore.callbacks import Callback, callbacks_installed
 from moe_megatron.mcore.datasets import train_valid_test_datasets
 from moe_megatron.mcore.forward import forward_step
@@ -124,6 +130,7 @@ def choose_machine(config: RunConfig) -> MachineChoices:
     Raises:
         BackendUnavailableError: The configuration asks for what this machine lacks.
     """
+    prepare_environment(config)
     device = detect_device()
     implementation = choose_transformer_impl(device.value)
     precision: Choice[str] = Choice(value=config.training.precision, reason="it was requested")
