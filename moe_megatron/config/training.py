@@ -70,7 +70,7 @@ class TrainingConfig:
     """Global batches in one evaluation."""
 
     log_interval: int = 1
-    """Steps between records in the metrics log."""
+    """Steps between lines of Megatron's own log; metrics.jsonl has every step."""
 
     recompute: Recompute = "none"
     """Activations to compute again in the backward pass, to save memory: none, those of

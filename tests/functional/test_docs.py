@@ -1,0 +1,302 @@
+"""README and docs say nothing that is not so: what they name exists, what they show runs.
+
+Names are taken from code spans and code blocks only; prose is not parsed.
+"""
+
+import argparse
+import ast
+import importlib.util
+import inspect
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from moe_megatron.cli.main import _USAGE
+from moe_megatron.config import list_presets, load_config
+from moe_megatron.config.convert import _choices, annotations_of
+from moe_megatron.config.flags import RULES
+from moe_megatron.config.run import SECTIONS, RunConfig
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "moe_megatron"
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+README = (ROOT / "README.md").read_text()
+
+_BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_SPAN = re.compile(r"`([^`\n]+)`")
+_LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+_FLAG = re.compile(r"(?<![\w-])--([a-z][a-z0-9-]*)")
+_FILE = re.compile(r"^[\w./-]+\.(?:py|yaml|toml|sh|txt|md)$")
+_FIELD = re.compile(r"^(\w+)\.(\w+)$")
+_OF_A_RUN = ("RUN/", "runs/", "my_")
+
+
+def code_of(page: Path) -> list[str]:
+    """Every code span and every line of a code block."""
+    text = page.read_text()
+    lines = [line for _, block in _BLOCK.findall(text) for line in block.splitlines()]
+    return lines + _SPAN.findall(_BLOCK.sub("", text))
+
+
+def named(pattern: str) -> set[str]:
+    """What a pattern finds in the code of all pages."""
+    return {m for page in PAGES for code in code_of(page) for m in re.findall(pattern, code)}
+
+
+def ids(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+# --- what the README shows, runs ------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+def test_first_python_example_runs_as_printed(tmp_path: Path) -> None:
+    example = next(block for language, block in _BLOCK.findall(README) if language == "python")
+    assert len([line for line in example.splitlines() if line.strip()]) < 10
+    script = tmp_path / "example.py"
+    script.write_text(example)
+    answer = subprocess.run(
+        [sys.executable, str(script)],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert answer.returncode == 0, answer.stderr[-4000:]
+    assert {"my_model", "routing.html", "runs"} <= {path.name for path in tmp_path.iterdir()}
+    (run,) = (tmp_path / "runs").iterdir()
+    assert {"config.yaml", "metrics.jsonl", "routing.jsonl"} <= {p.name for p in run.iterdir()}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=ids)
+def test_python_examples_import_what_exists(page: Path) -> None:
+    for language, block in _BLOCK.findall(page.read_text()):
+        if language != "python":
+            continue
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("moe_megatron"):
+                module = importlib.import_module(node.module or "")
+                missing = [name.name for name in node.names if not hasattr(module, name.name)]
+                assert missing == [], node.module
+
+
+@pytest.mark.parametrize("page", PAGES, ids=ids)
+def test_yaml_examples_are_configurations(page: Path, tmp_path: Path) -> None:
+    for language, block in _BLOCK.findall(page.read_text()):
+        if language == "yaml":
+            (tmp_path / "example.yaml").write_text(block)
+            load_config(tmp_path / "example.yaml").validate()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=ids)
+def test_json_examples_are_json(page: Path) -> None:
+    for language, block in _BLOCK.findall(page.read_text()):
+        if language == "json":
+            for line in block.splitlines():
+                json.loads(line)
+
+
+# --- what the pages name, exists ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", PAGES, ids=ids)
+def test_pages_are_ascii(page: Path) -> None:
+    assert page.read_bytes().isascii()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=ids)
+def test_links_between_pages_resolve(page: Path) -> None:
+    for link in _LINK.findall(page.read_text()):
+        target, _, anchor = link.partition("#")
+        if "://" in target:
+            continue
+        file = page.parent / target if target else page
+        assert file.exists(), link
+        if anchor:
+            titles = re.findall(r"^#+ (.+)$", file.read_text(), re.MULTILINE)
+            slugs = {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+            assert anchor in slugs, link
+
+
+def test_every_page_is_reached_from_the_readme() -> None:
+    linked = {(ROOT / link.partition("#")[0]).resolve() for link in _LINK.findall(README)}
+    assert [ids(page) for page in PAGES[1:] if page not in linked] == []
+
+
+def test_make_targets_exist() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert named(r"(?:^|[ '])make ([a-z][a-z-]*)") - targets == set()
+
+
+def test_verbs_of_the_command_exist() -> None:
+    verbs = set(re.findall(r"^  (\w+)  +", _USAGE, re.MULTILINE))
+    assert named(r"moe-megatron ([a-z]+)") - verbs == set()
+
+
+def test_presets_exist() -> None:
+    found = named(r"(?:--config[ =]|PRESET=|base: |preset )([a-z]\w*)(?![\w./])")
+    assert found - {"my_run"} - set(list_presets()) == set()
+
+
+def test_every_preset_is_described() -> None:
+    page = (ROOT / "docs" / "configuration.md").read_text()
+    assert [name for name in list_presets() if f"| `{name}` |" not in page] == []
+
+
+def _our_flags() -> set[str]:
+    """Options of our commands, from the code that declares them."""
+    sources = (PACKAGE / "cli").glob("*.py")
+    return {
+        flag for path in sources for flag in re.findall(r'"--([a-z][a-z-]*)"', path.read_text())
+    }
+
+
+def _torchrun_flags() -> set[str]:
+    from torch.distributed.run import get_args_parser
+
+    parser: argparse.ArgumentParser = get_args_parser()
+    return {
+        option.removeprefix("--").replace("_", "-")
+        for action in parser._actions
+        for option in action.option_strings
+    }
+
+
+def test_flags_are_ours_or_megatrons_or_torchruns() -> None:
+    from moe_megatron.mcore.arguments import _known_flags
+
+    megatron = {flag.removeprefix("--") for flag in _known_flags()}
+    assert named(_FLAG.pattern) - megatron - _our_flags() - _torchrun_flags() == set()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=ids)
+def test_files_of_the_project_exist(page: Path) -> None:
+    names = [span for span in code_of(page) if "/" in span and _FILE.match(span)]
+    ours = [name for name in names if not name.startswith(_OF_A_RUN)]
+    # Short for a file of the package, as in `mcore/router.py`.
+    places = (ROOT, PACKAGE)
+    assert [n for n in ours if not any((place / n).exists() for place in places)] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=ids)
+def test_folders_of_the_project_exist(page: Path) -> None:
+    names = [span for span in code_of(page) if re.fullmatch(r"[a-z][\w/]*/", span)]
+    ours = [name for name in names if not name.startswith(_OF_A_RUN)]
+    assert [n for n in ours if not any((place / n).is_dir() for place in (ROOT, PACKAGE))] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=ids)
+def test_modules_of_the_package_exist(page: Path) -> None:
+    for name in {m for code in code_of(page) for m in re.findall(r"moe_megatron(?:\.\w+)+", code)}:
+        module, _, attribute = name.rpartition(".")
+        if importlib.util.find_spec(module) is None:
+            pytest.fail(f"{name}: there is no {module}")
+        if importlib.util.find_spec(name) is None:
+            assert hasattr(importlib.import_module(module), attribute), name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=ids)
+def test_dotted_fields_exist(page: Path) -> None:
+    known = {key: {field.name for field in fields(kind)} for key, kind in SECTIONS.items()}
+    for span in code_of(page):
+        match = _FIELD.match(span)
+        if match and match[1] in known and match[2] not in {"py", "md", "yaml"}:
+            assert match[2] in known[match[1]], span
+
+
+def test_environment_variables_are_read() -> None:
+    sources = [*PACKAGE.rglob("*.py"), ROOT / "tools" / "setup.sh", ROOT / "Makefile"]
+    code = "\n".join(path.read_text() for path in sources)
+    assert [name for name in named(r"\b(MOE_[A-Z_]+)\b") if name not in code] == []
+
+
+# --- the table of fields --------------------------------------------------------------------
+
+
+def _meanings(kind: type) -> dict[str, str]:
+    """The text under each field of a dataclass."""
+    (definition,) = ast.parse(inspect.getsource(kind)).body
+    assert isinstance(definition, ast.ClassDef)
+    found: dict[str, str] = {}
+    name = ""
+    for node in definition.body:
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            name = node.target.id
+        elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and name:
+            found[name], name = " ".join(str(node.value.value).split()), ""
+    return found
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"[{', '.join(map(str, value))}]" if isinstance(value, tuple) else str(value)
+
+
+# Fields that become flags by rules of their own.
+_OTHER_FLAGS = {
+    "data.paths": ["data-path"],
+    "data.weights": ["data-path"],
+    "training.precision": ["bf16", "fp8-format"],
+}
+
+
+def field_rows(section: str) -> list[str]:
+    """The lines that docs/configuration.md must hold for a section."""
+    kind = SECTIONS[section]
+    meanings = _meanings(kind)
+    rows = []
+    for field in fields(kind):
+        assert field.default is not MISSING
+        name = f"{section}.{field.name}"
+        flags = _OTHER_FLAGS.get(name) or [rule.flag for rule in RULES if rule.field == name]
+        said = ", ".join(f"`--{flag}`" for flag in flags) or "-"
+        meaning = meanings[field.name].replace("|", "\\|")
+        if choices := _choices(annotations_of(kind)[field.name]):
+            meaning += f" One of {', '.join(f'`{choice}`' for choice in choices)}."
+        rows.append(f"| `{field.name}` | `{_shown(field.default)}` | {said} | {meaning} |")
+    return rows
+
+
+@pytest.mark.parametrize("section", [*SECTIONS])
+def test_configuration_page_lists_the_fields_of(section: str) -> None:
+    page = (ROOT / "docs" / "configuration.md").read_text()
+    chapter = re.search(rf"^### {section}$(.*?)(?=^##|\Z)", page, re.MULTILINE | re.DOTALL)
+    assert chapter is not None
+    rows = [line for line in chapter[1].splitlines() if line.startswith("| `")]
+    assert rows == field_rows(section)
+
+
+def test_configuration_page_names_what_stands_beside_the_sections() -> None:
+    page = (ROOT / "docs" / "configuration.md").read_text()
+    others = [field.name for field in fields(RunConfig) if field.name not in SECTIONS]
+    assert [name for name in others if f"`{name}`" not in page] == []
+
+
+def test_telemetry_page_names_every_field_of_its_records() -> None:
+    from moe_megatron.telemetry.profile import RoutingProfile
+    from moe_megatron.telemetry.records import EvalRecord, StepRecord
+    from moe_megatron.telemetry.snapshot import RoutingSnapshot
+
+    page = (ROOT / "docs" / "telemetry.md").read_text()
+    kinds = (RoutingSnapshot, RoutingProfile, StepRecord, EvalRecord)
+    names = {field.name.removesuffix("_mean") for kind in kinds for field in fields(kind)}
+    assert sorted(name for name in names if f"`{name}`" not in page) == []
+
+
+def test_architecture_page_lists_every_package() -> None:
+    page = (ROOT / "docs" / "ARCHITECTURE.md").read_text()
+    packages = [path.parent.name for path in PACKAGE.glob("*/__init__.py")]
+    assert [name for name in packages if f"`{name}/`" not in page] == []
