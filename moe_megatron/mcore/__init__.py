@@ -5,6 +5,7 @@ Importing it makes Megatron importable here: with a CUDA device nothing is chang
 """
 
 import logging
+import os
 import warnings
 
 import torch
@@ -16,6 +17,9 @@ from moe_megatron.platform import megatron_cpu
 warnings.filterwarnings("ignore", category=UserWarning, module=r"megatron\.")
 warnings.filterwarnings("ignore", category=SyntaxWarning, message="invalid escape sequence")
 warnings.filterwarnings("ignore", category=UserWarning, message="'pin_memory' argument is set")
+
+if os.environ.get("MOE_MEGATRON_DEVICE", "").strip().lower() == "cpu":
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # for torch too, which must see what the run sees
 
 if not torch.cuda.is_available():
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)

@@ -84,8 +84,10 @@ def megatron_argv(config: RunConfig, machine: MachineSettings, paths: RunPaths) 
     if config.training.recompute == "full":
         words += ["--recompute-method", "uniform", "--recompute-num-layers", "1"]
     if config.training.eval_interval is None:
-        # Megatron divides by the interval even where it evaluates nothing.
+        # Megatron divides by the interval even where it evaluates nothing, and refuses a split that
+        # nobody asks a sample of.
         words += ["--eval-iters", "0", "--eval-interval", str(config.training.train_steps)]
+        words += ["--split", "100,0,0"]
     return words
 
 
@@ -134,6 +136,9 @@ def _path_flags(config: RunConfig, paths: RunPaths) -> list[str]:
             words += ["--async-strategy", "mcore"]
     if paths.load is not None:
         words += ["--load", paths.load]
+        if "use-checkpoint-opt_param-scheduler" not in config.megatron:
+            # The configuration decides, also where it differs from that of the checkpoint.
+            words += ["--override-opt-param-scheduler"]
     return words
 
 
@@ -160,9 +165,7 @@ def parse(argv: Sequence[str], *, verbose: bool = False) -> Any:
         ) from error
     except SystemExit as error:
         problem = errors.getvalue().strip().rpartition("error: ")[2]
-        raise ConfigError(
-            f"Megatron cannot read these flags: {problem}. `--help-megatron` lists them all."
-        ) from error
+        raise ConfigError(f"Megatron cannot read these flags: {problem}.") from error
 
 
 def prepare_environment(config: RunConfig) -> None:

@@ -20,7 +20,7 @@ from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from torch.distributed.checkpoint.api import CheckpointException
 
-from moe_megatron.config import RunConfig, dump_yaml, load_config
+from moe_megatron.config import DataConfig, RunConfig, dump_yaml, load_config
 from moe_megatron.errors import CheckpointError, ConfigError
 
 logger = logging.getLogger(__name__)
@@ -44,8 +44,13 @@ _FREE_FIELDS = {
         "router_dtype",
         "top_k",
     },
+    # Megatron loads embeddings of another vocabulary without a word, cut or padded.
+    "data": {field.name for field in fields(DataConfig)} - {"vocab_size"},
 }
 """Fields that may change between saving and loading: they shape no tensor."""
+
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+_FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST})
 
 
 def iteration_dir(checkpoints: Path, step: int) -> Path:
@@ -60,7 +65,7 @@ def latest_step(checkpoints: Path) -> int | None:
         CheckpointError: Megatron's tracker file holds something else than a step.
     """
     try:
-        text = (checkpoints / _TRACKER_FILE).read_text(encoding="utf-8").strip()
+        text = (checkpoints / _TRACKER_FILE).read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
         return None
     if not text.isdecimal():
@@ -82,7 +87,7 @@ def check_loadable(checkpoints: Path, config: RunConfig) -> Path:
         The folder of the newest checkpoint.
 
     Raises:
-        CheckpointError: There is none, or it was saved from another model.
+        CheckpointError: There is none, its folder is missing, or another model was saved.
     """
     step = latest_step(checkpoints)
     if step is None:
@@ -91,6 +96,11 @@ def check_loadable(checkpoints: Path, config: RunConfig) -> Path:
             "folder that contains the iter_* folders, or leave --load out to start anew."
         )
     folder = iteration_dir(checkpoints, step)
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"{checkpoints / _TRACKER_FILE} names step {step}, and {folder} is missing; write the "
+            "number of a complete iter_* folder into it."
+        )
     saved = _saved_config(folder)
     if saved is None:
         return folder
@@ -159,25 +169,50 @@ def explained_errors(folder: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, CheckpointException, CheckpointingException) as error:
+    except OSError as error:
+        # The whole run is in here: an unreadable data file is none of our business.
+        if not _concerns(error, folder):
+            raise
         raise _explained(error, folder) from error
+    except (CheckpointException, CheckpointingException) as error:
+        reason = _write_error(folder) if "Worker failure" in str(error) else None
+        raise _explained(reason or error, folder) from error
     except RuntimeError as error:
         if "No space left" not in str(error):
             raise
         raise _explained(OSError(errno.ENOSPC, str(error)), folder) from error
 
 
+def _concerns(error: OSError, folder: Path) -> bool:
+    if error.filename is None:
+        return error.errno in _FULL | {errno.EFBIG, errno.EIO}
+    return Path(os.fsdecode(error.filename)).is_relative_to(folder)
+
+
+def _write_error(folder: Path) -> OSError | None:
+    """What keeps a file from being written now; Megatron's writer loses the reason."""
+    probe = _existing(folder) / f".write_test_{os.getpid()}"
+    try:
+        probe.write_bytes(bytes(2**20))
+    except OSError as error:
+        return error
+    finally:
+        with contextlib.suppress(OSError):
+            probe.unlink(missing_ok=True)
+    return None
+
+
 def _explained(error: BaseException, folder: Path) -> CheckpointError:
     text = str(error)
     code = getattr(error, "errno", None)
-    if code == errno.ENOSPC or "No space left" in text:
+    if code in _FULL or "No space left" in text:
         free = shutil.disk_usage(_existing(folder)).free / 2**30
         return CheckpointError(
-            f"the disk of {folder} is full ({free:.2f} GiB free) and the checkpoint could not be "
-            "written. Free space or choose another folder with --run-dir; earlier checkpoints are "
-            "untouched, and the run continues from the newest one."
+            f"the disk of {folder} is full or its quota used up ({free:.2f} GiB free) and the "
+            "checkpoint could not be written. Free space or choose another folder with --run-dir; "
+            "earlier checkpoints are untouched, and the run continues from the newest one."
         )
-    if code in {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}:
+    if code in _FORBIDDEN:
         return CheckpointError(
             f"{folder} cannot be written ({os.strerror(code)}). Change its permissions, or choose "
             "another folder with --run-dir."

@@ -1,15 +1,19 @@
-"""The layer spec of our models: Megatron's own, with a measured router and our local norm."""
+"""The layer spec of our models: Megatron's own, with a measured router and our local layers."""
 
 import dataclasses
 from functools import partial
 from typing import Any
 
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
+from megatron.core.transformer.dot_product_attention import DotProductAttention
+from megatron.core.transformer.moe.experts import SequentialMLP
 from megatron.core.transformer.moe.moe_layer import MoELayer
 from megatron.core.transformer.torch_norm import WrappedTorchNorm
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.training.models.gpt import GPTModelConfig
 
+from moe_megatron.mcore.attention import CausalAttention
+from moe_megatron.mcore.experts import LocalExperts
 from moe_megatron.mcore.norm import LocalNorm
 from moe_megatron.mcore.router import MeasuredRouter
 
@@ -33,7 +37,7 @@ def layer_spec(model_config: GPTModelConfig, vp_stage: int | None = None) -> Any
 
 
 def adapt_block(block: TransformerBlockSubmodules) -> TransformerBlockSubmodules:
-    """Put our router and norm into a block spec of Megatron's; everything else stays."""
+    """Put our router and local layers into a block spec of Megatron's; everything else stays."""
     return dataclasses.replace(
         block,
         layer_specs=[
@@ -46,7 +50,9 @@ def adapt_block(block: TransformerBlockSubmodules) -> TransformerBlockSubmodules
 
 def _adapt_layer(submodules: Any) -> Any:
     attention = submodules.self_attention
-    attention = dataclasses.replace(attention, submodules=_replace_norms(attention.submodules))
+    attention = dataclasses.replace(
+        attention, submodules=_replace_attention(_replace_norms(attention.submodules))
+    )
     return dataclasses.replace(
         _replace_norms(submodules), self_attention=attention, mlp=_measured(submodules.mlp)
     )
@@ -61,6 +67,12 @@ def _replace_norms(submodules: Any) -> Any:
     return dataclasses.replace(submodules, **norms)
 
 
+def _replace_attention(submodules: Any) -> Any:
+    if getattr(submodules, "core_attention", None) is not DotProductAttention:
+        return submodules
+    return dataclasses.replace(submodules, core_attention=CausalAttention)
+
+
 def _local_norm(norm: Any) -> Any:
     return LocalNorm if norm is WrappedTorchNorm else norm
 
@@ -68,5 +80,15 @@ def _local_norm(norm: Any) -> Any:
 def _measured(mlp: Any) -> Any:
     if not (isinstance(mlp, partial) and mlp.func is MoELayer):
         return mlp
-    submodules = dataclasses.replace(mlp.keywords["submodules"], router=MeasuredRouter)
+    submodules = dataclasses.replace(
+        mlp.keywords["submodules"],
+        router=MeasuredRouter,
+        experts=_local_experts(mlp.keywords["submodules"].experts),
+    )
     return partial(MoELayer, **{**mlp.keywords, "submodules": submodules})
+
+
+def _local_experts(experts: Any) -> Any:
+    if isinstance(experts, partial) and experts.func is SequentialMLP:
+        return partial(LocalExperts, *experts.args, **experts.keywords)
+    return LocalExperts if experts is SequentialMLP else experts

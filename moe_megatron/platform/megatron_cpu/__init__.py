@@ -17,7 +17,7 @@ def install() -> None:
     Raises:
         BackendUnavailableError: Megatron was imported before, with the real `torch`.
     """
-    from moe_megatron.platform.megatron_cpu import import_hook
+    from moe_megatron.platform.megatron_cpu import import_hook, memory
 
     if import_hook.is_installed():
         return
@@ -31,6 +31,7 @@ def install() -> None:
             "moe_megatron.platform.megatron_cpu.install(), before importing megatron."
         )
     import_hook.install()
+    memory.keep_freed_memory()
 
 
 def is_installed() -> bool:

@@ -28,6 +28,7 @@ def names() -> dict[str, Any]:
     return {
         "all_reduce": all_reduce,
         "all_gather": all_gather,
+        "all_gather_into_tensor": all_gather_into_tensor,
         "reduce_scatter": reduce_scatter,
         "reduce_scatter_tensor": reduce_scatter_tensor,
         "all_to_all_single": all_to_all_single,
@@ -81,6 +82,16 @@ def reduce_scatter(
     return _Done() if async_op else None
 
 
+def all_gather_into_tensor(
+    output: torch.Tensor, input: torch.Tensor, group: Group = None, async_op: bool = False
+) -> Any:
+    """`torch.distributed.all_gather_into_tensor`, without a copy to itself in a group of one."""
+    if dist.get_world_size(group) > 1:
+        return dist.all_gather_into_tensor(output, input, group=group, async_op=async_op)
+    _copy_unless_same(output, input)
+    return _Done() if async_op else None
+
+
 def reduce_scatter_tensor(
     output: torch.Tensor,
     input: torch.Tensor,
@@ -88,12 +99,28 @@ def reduce_scatter_tensor(
     group: Group = None,
     async_op: bool = False,
 ) -> Any:
-    """`torch.distributed.reduce_scatter_tensor`, averages included."""
-    if op != dist.ReduceOp.AVG:
+    """`torch.distributed.reduce_scatter_tensor`, averages included.
+
+    Gloo reduces everything everywhere and throws most of it away; for sums it is quicker to send
+    each rank its parts and add them there. `output` may be a part of `input`, as torch allows.
+    """
+    size = dist.get_world_size(group)
+    if size == 1:
+        _copy_unless_same(output, input)
+    elif op in (dist.ReduceOp.SUM, dist.ReduceOp.AVG):
+        parts = torch.empty_like(input, memory_format=torch.contiguous_format)
+        dist.all_to_all_single(parts, input.contiguous(), group=group)
+        torch.sum(parts.view(size, *output.shape), dim=0, out=output)
+        if op == dist.ReduceOp.AVG:
+            output.div_(size)
+    else:
         return dist.reduce_scatter_tensor(output, input, op=op, group=group, async_op=async_op)
-    dist.reduce_scatter_tensor(output, input, group=group)
-    output.div_(dist.get_world_size(group))
     return _Done() if async_op else None
+
+
+def _copy_unless_same(output: torch.Tensor, input: torch.Tensor) -> None:
+    if output.data_ptr() != input.data_ptr():
+        output.copy_(input.view_as(output))
 
 
 def all_to_all_single(

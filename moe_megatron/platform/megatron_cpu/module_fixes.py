@@ -3,11 +3,18 @@
 Each fix receives the module right after it was executed on a machine without CUDA.
 """
 
+import importlib
+import logging
+import warnings
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
 import torch
+
+from moe_megatron.platform.megatron_cpu.cross_entropy import TokenLosses
+
+_ASYNC_MODULE = "megatron.core.dist_checkpointing.strategies.async_utils"
 
 
 def _fix_rng_tracker(module: ModuleType) -> None:
@@ -23,6 +30,47 @@ def _fix_rng_tracker(module: ModuleType) -> None:
     module._set_cuda_rng_state = set_state  # type: ignore[attr-defined]
 
 
+def _fix_async_writer(module: ModuleType) -> None:
+    """Let the process that writes checkpoints in the background see Megatron as this one does."""
+    module.original_async_loop = module.PersistentAsyncCaller.async_loop  # type: ignore[attr-defined]
+    module.PersistentAsyncCaller.async_loop = staticmethod(write_in_background)
+
+
+def write_in_background(*args: Any) -> None:
+    """Megatron's background writer; a fresh process, in which Megatron is not imported yet.
+
+    Left alone, it would import Megatron with the real torch, fail to find a GPU and die, and
+    training would wait for it forever.
+    """
+    from moe_megatron.platform import megatron_cpu
+
+    warnings.simplefilter("ignore")
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
+    megatron_cpu.install()
+    importlib.import_module(_ASYNC_MODULE).original_async_loop(*args)
+
+
+def _fix_cross_entropy(module: ModuleType) -> None:
+    """Compute the losses of an unsplit vocabulary in one pass over the logits."""
+    original = module.vocab_parallel_cross_entropy
+
+    def vocab_parallel_cross_entropy(
+        vocab_parallel_logits: torch.Tensor,
+        target: torch.Tensor,
+        label_smoothing: float = 0.0,
+        tp_group: Any = None,
+    ) -> Any:
+        if tp_group is None:
+            tp_group = module.get_tensor_model_parallel_group()
+        if label_smoothing or tp_group.size() > 1:
+            return original(vocab_parallel_logits, target, label_smoothing, tp_group)
+        return TokenLosses.apply(vocab_parallel_logits, target)
+
+    module.vocab_parallel_cross_entropy = vocab_parallel_cross_entropy  # type: ignore[attr-defined]
+
+
 MODULE_FIXES: dict[str, Callable[[ModuleType], None]] = {
     "megatron.core.tensor_parallel.random": _fix_rng_tracker,
+    "megatron.core.tensor_parallel.cross_entropy": _fix_cross_entropy,
+    _ASYNC_MODULE: _fix_async_writer,
 }

@@ -1,0 +1,192 @@
+"""The experts of one process on the CPU: Megatron's, computed together.
+
+`LocalExperts` holds the parameters of `SequentialMLP` under the same names and in the same
+checkpoint layout. Each expert still has its own matrix products, which on a CPU are as fast as
+grouped ones; what lies between them (the SwiGLU, the combine weights) runs once over the tokens of
+all experts, in one autograd function instead of about sixty operations an expert.
+
+In bf16 every new shape costs oneDNN a millisecond to compile a kernel for it, and the tokens of an
+expert are a new number in every step. There, tokens are padded to a multiple of `_BF16_ROWS`.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
+from megatron.core.transformer.mlp import MLP
+from megatron.core.transformer.moe.experts import SequentialMLP
+
+_BF16_ROWS = 32
+
+
+class LocalExperts(SequentialMLP):
+    """`SequentialMLP` with a faster path for plain SwiGLU experts."""
+
+    def forward(
+        self,
+        permuted_local_hidden_states: torch.Tensor,
+        tokens_per_expert: torch.Tensor,
+        permuted_probs: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Run every token through its expert.
+
+        Args:
+            permuted_local_hidden_states: [tokens, hidden], sorted by expert.
+            tokens_per_expert: int64 [experts] of this process.
+            permuted_probs: [tokens] combine weights.
+
+        Returns:
+            [tokens, hidden] weighted outputs, and no bias.
+        """
+        if not self._is_plain(permuted_local_hidden_states):
+            return super().forward(  # type: ignore[no-any-return]
+                permuted_local_hidden_states, tokens_per_expert, permuted_probs
+            )
+        weights = [expert.linear_fc1.weight for expert in self.local_experts]
+        weights += [expert.linear_fc2.weight for expert in self.local_experts]
+        output = _SwiGluExperts.apply(
+            permuted_local_hidden_states, permuted_probs, tokens_per_expert.tolist(), *weights
+        )
+        return output, None
+
+    def _is_plain(self, hidden_states: torch.Tensor) -> bool:
+        """Whether the experts are what the fast path computes; adapters and hooks are not."""
+        config = self.config
+        return (
+            hidden_states.device.type == "cpu"
+            and config.gated_linear_unit
+            and config.activation_func is torch.nn.functional.silu
+            and config.activation_func_clamp_value is None
+            and config.glu_linear_offset == 0
+            and not config.add_bias_linear
+            and not config.moe_apply_probs_on_input
+            and self.tp_group.size() == 1
+            and all(_is_plain_expert(expert) for expert in self.local_experts)
+        )
+
+
+def _is_plain_expert(expert: torch.nn.Module) -> bool:
+    return (
+        type(expert) is MLP
+        and type(expert.linear_fc1) is ColumnParallelLinear
+        and type(expert.linear_fc2) is RowParallelLinear
+        and not any(
+            module._forward_hooks
+            or module._forward_pre_hooks
+            or module._backward_hooks
+            or module._backward_pre_hooks
+            for module in expert.modules()
+        )
+    )
+
+
+class _SwiGluExperts(torch.autograd.Function):
+    """`apply(x, probs, counts, *fc1, *fc2)`: prob * fc2(silu(gate) * up), gate and up from fc1."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        probs: torch.Tensor,
+        counts: Sequence[int],
+        *weights: torch.Tensor,
+    ) -> torch.Tensor:
+        """Run the tokens of each expert, [tokens, hidden] -> [tokens, hidden]."""
+        fc1, fc2 = weights[: len(counts)], weights[len(counts) :]
+        ctx.layout = layout = _Layout(counts, _BF16_ROWS if x.dtype == torch.bfloat16 else 1)
+        counts = layout.padded
+        x, probs = layout.pad(x), layout.pad(probs)
+        inner = x.new_empty(len(x), fc1[0].shape[0])
+        for rows, out, weight in zip(x.split(counts), inner.split(counts), fc1, strict=True):
+            torch.mm(rows, weight.t(), out=out)
+        gate, up = inner.chunk(2, dim=-1)
+        activation = torch.nn.functional.silu(gate).mul_(up).mul_(_column(probs, x))
+        output = torch.empty_like(x)
+        for rows, out, weight in zip(
+            activation.split(counts), output.split(counts), fc2, strict=True
+        ):
+            torch.mm(rows, weight.t(), out=out)
+        ctx.save_for_backward(x, probs, inner, activation, *weights)
+        return layout.unpad(output)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[Any, ...]:
+        """The gradients of tokens, combine weights and expert weights."""
+        x, probs, inner, activation, *weights = ctx.saved_tensors
+        counts, grad = ctx.layout.padded, ctx.layout.pad(grads[0])
+        fc1, fc2 = weights[: len(counts)], weights[len(counts) :]
+        d_activation = torch.empty_like(activation)
+        d_fc2 = []
+        for d_out, out, rows, weight in zip(
+            grad.split(counts),
+            d_activation.split(counts),
+            activation.split(counts),
+            fc2,
+            strict=True,
+        ):
+            torch.mm(d_out, weight, out=out)
+            d_fc2.append(torch.mm(d_out.t(), rows) if weight.requires_grad else None)
+        d_probs, d_inner = _through_swiglu(inner, _column(probs, x), d_activation)
+        d_x = torch.empty_like(x)
+        d_fc1 = []
+        for d_rows, out, rows, weight in zip(
+            d_inner.split(counts), d_x.split(counts), x.split(counts), fc1, strict=True
+        ):
+            torch.mm(d_rows, weight, out=out)
+            d_fc1.append(torch.mm(d_rows.t(), rows) if weight.requires_grad else None)
+        d_x, d_probs = ctx.layout.unpad(d_x), ctx.layout.unpad(d_probs.squeeze(-1))
+        return d_x, d_probs.to(probs.dtype), None, *d_fc1, *d_fc2
+
+
+class _Layout:
+    """Where the tokens of each expert lie once padded, by zeros, to a multiple of rows."""
+
+    def __init__(self, counts: Sequence[int], multiple: int) -> None:
+        self._counts = counts
+        self.padded = [-(-count // multiple) * multiple for count in counts]
+        self._sizes = [
+            size
+            for count, padded in zip(counts, self.padded, strict=True)
+            for size in (count, padded - count)
+        ]
+
+    def pad(self, x: torch.Tensor) -> torch.Tensor:
+        """Insert zeros behind the rows of each expert."""
+        if self.padded == self._counts:
+            return x.contiguous()
+        gaps = [x.new_zeros(gap, *x.shape[1:]) for gap in self._sizes[1::2]]
+        rows = x.split(self._counts)
+        return torch.cat([part for pair in zip(rows, gaps, strict=True) for part in pair])
+
+    def unpad(self, x: torch.Tensor) -> torch.Tensor:
+        """Take those rows out again."""
+        return x if self.padded == self._counts else torch.cat(x.split(self._sizes)[::2])
+
+
+def _through_swiglu(
+    inner: torch.Tensor, probs: torch.Tensor, d_activation: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Back through `probs * silu(gate) * up`.
+
+    Args:
+        inner: [tokens, 2 * width], gate and up.
+        probs: [tokens, 1].
+        d_activation: [tokens, width]; overwritten.
+
+    Returns:
+        Gradients of probs, fp32 [tokens, 1], and of inner.
+    """
+    gate, up = inner.chunk(2, dim=-1)
+    silu = torch.nn.functional.silu(gate)
+    d_probs = (silu * up).mul_(d_activation).sum(dim=-1, keepdim=True, dtype=torch.float32)
+    d_product = d_activation.mul_(probs)
+    d_inner = torch.empty_like(inner)
+    d_gate, d_up = d_inner.chunk(2, dim=-1)
+    torch.mul(d_product, silu, out=d_up)
+    torch.ops.aten.silu_backward.grad_input(d_product.mul_(up), gate, grad_input=d_gate)
+    return d_probs, d_inner
+
+
+def _column(probs: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    return probs.to(like.dtype).unsqueeze(-1)

@@ -1,0 +1,27 @@
+"""Keeps freed memory in the process, for the next step to use again.
+
+glibc returns every large block to the system when it is freed and asks for it anew, zeroed page by
+page, a moment later. A training step allocates the same large tensors again and again: measured on
+the demonstration model, an elementwise operation on the logits spent three quarters of its time in
+page faults. It knows nothing about torch or Megatron.
+"""
+
+import ctypes
+
+# Names and numbers of glibc's malloc.h.
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_MAX = -4
+_NEVER = 2**31 - 1
+
+
+def keep_freed_memory() -> bool:
+    """Tell the allocator to keep what is freed; for the rest of the process.
+
+    Returns:
+        Whether it did; other C libraries than glibc have no such setting.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError):
+        return False
+    return bool(mallopt(_M_MMAP_MAX, 0)) and bool(mallopt(_M_TRIM_THRESHOLD, _NEVER))
