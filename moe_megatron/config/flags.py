@@ -179,7 +179,11 @@ _PRECISION_FLAGS = {"bf16": "bf16", "fp8-format": "fp8"}
 
 
 def to_flags(config: RunConfig) -> list[str]:
-    """Write the fields of a configuration, and its `megatron` flags, as command line words."""
+    """Write the fields of a configuration, and its `megatron` flags, as command line words.
+
+    Raises:
+        ConfigError: `megatron` holds a flag that a field stands for.
+    """
     words: list[str] = []
     for rule in RULES:
         section, _, name = rule.field.partition(".")
@@ -189,6 +193,10 @@ def to_flags(config: RunConfig) -> list[str]:
         if values is not None:
             words += [f"--{rule.flag}", *values]
     for flag, value in config.megatron.items():
+        if flag in _BY_FLAG:
+            raise ConfigError(
+                f"megatron.{flag} is the field {_BY_FLAG[flag].field}; set that one instead."
+            )
         if value is not False:
             words += [f"--{flag}", *_words(value)]
     return words

@@ -15,9 +15,12 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
 
 from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.strategies import filesystem_async
+from megatron.training import training as loop
 from torch.distributed.checkpoint.api import CheckpointException
 
 from moe_megatron.config import DataConfig, RunConfig, dump_yaml, load_config
@@ -48,6 +51,19 @@ _FREE_FIELDS = {
     "data": {field.name for field in fields(DataConfig)} - {"vocab_size"},
 }
 """Fields that may change between saving and loading: they shape no tensor."""
+
+_LOADING_FAILURES = (
+    AssertionError,
+    CheckpointException,
+    CheckpointingException,
+    EOFError,
+    KeyError,
+    NotImplementedError,
+    OSError,
+    RuntimeError,
+    UnpicklingError,
+    ValueError,
+)
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST})
@@ -183,6 +199,39 @@ def explained_errors(folder: Path) -> Iterator[None]:
         raise _explained(OSError(errno.ENOSPC, str(error)), folder) from error
 
 
+@contextlib.contextmanager
+def explained_loading(folder: Path | None) -> Iterator[None]:
+    """Turn what Megatron raises about a damaged or incomplete checkpoint into `CheckpointError`.
+
+    Args:
+        folder: The checkpoint that the run loads; None where it loads none.
+
+    Raises:
+        CheckpointError: While loading, in place of Megatron's own error.
+    """
+    original = loop.load_checkpoint
+
+    def load_checkpoint(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return original(*args, **kwargs)
+        except _LOADING_FAILURES as error:
+            raise CheckpointError(
+                f"{folder} cannot be loaded ({type(error).__name__}: {_first_line(error)}). If it "
+                "was saved without the optimizer, give --no-load-optim; if it is damaged, write "
+                f"the step of an earlier one into {_TRACKER_FILE}."
+            ) from error
+
+    loop.load_checkpoint = load_checkpoint
+    try:
+        yield
+    finally:
+        loop.load_checkpoint = original
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
+
+
 def _concerns(error: OSError, folder: Path) -> bool:
     if error.filename is None:
         return error.errno in _FULL | {errno.EFBIG, errno.EIO}
@@ -230,10 +279,16 @@ def _existing(path: Path) -> Path:
     return next(parent for parent in (path, *path.parents) if parent.exists())
 
 
-def save_without_helper_process() -> None:
-    """Give Megatron's checkpoint writer a plain queue for its results.
+@contextlib.contextmanager
+def saving_without_helper_process() -> Iterator[None]:
+    """Give Megatron's checkpoint writer a plain queue for its results meanwhile.
 
     Left alone, a synchronous save starts a manager process with `spawn`, which runs the user's
     script a second time and costs several seconds, though writer and reader are this very process.
     """
     filesystem_async._results_queue = queue.Queue()
+    try:
+        yield
+    finally:
+        # A later run may save in the background, to which a plain queue does not reach.
+        filesystem_async._results_queue = None

@@ -149,6 +149,12 @@ def choose_machine(config: RunConfig) -> MachineChoices:
             f"experts with biases need Transformer Engine, and {implementation.reason}; set "
             "model.add_bias to false, or use a GPU machine with transformer-engine[pytorch]."
         )
+    if config.parallel.context_parallel_size > 1 and not with_engine:
+        raise BackendUnavailableError(
+            "context parallelism needs Transformer Engine's attention, and "
+            f"{implementation.reason}; set parallel.context_parallel_size to 1, or use a GPU "
+            "machine with transformer-engine[pytorch]."
+        )
     grouped = config.moe.grouped_gemm
     settings = MachineSettings(
         backend=choose_backend(device.value).value,
@@ -201,6 +207,9 @@ def run(job: TrainingJob, machine: MachineChoices) -> JobOutcome:
         stack.enter_context(_stop_on_interrupt())
         stack.enter_context(callbacks_installed(callbacks))
         stack.enter_context(resharding_optimizer_states())
+        stack.enter_context(checkpoint.explained_loading(load))
+        if not args.async_save:
+            stack.enter_context(checkpoint.saving_without_helper_process())
         stack.enter_context(checkpoint.explained_errors(job.checkpoints or load or Path.cwd()))
         interrupted = _pretrain(args, job)
         telemetry.flush()
@@ -223,8 +232,6 @@ def _pretrain(args: Any, job: TrainingJob) -> bool:
             f"--spec {' '.join(args.spec)} could not be imported; check module and function name."
         )
     model_config.pre_wrap_hooks.extend(job.model_hooks)
-    if not args.async_save:
-        checkpoint.save_without_helper_process()
     _skip_missing_makefile()
     try:
         pretrain(

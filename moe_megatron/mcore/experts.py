@@ -98,13 +98,15 @@ class _SwiGluExperts(torch.autograd.Function):
         counts = layout.padded
         x, probs = layout.pad(x), layout.pad(probs)
         inner = x.new_empty(len(x), fc1[0].shape[0])
-        for rows, out, weight in zip(x.split(counts), inner.split(counts), fc1, strict=True):
+        for rows, out, weight in zip(
+            torch.split(x, counts), torch.split(inner, counts), fc1, strict=True
+        ):
             torch.mm(rows, weight.t(), out=out)
         gate, up = inner.chunk(2, dim=-1)
         activation = torch.nn.functional.silu(gate).mul_(up).mul_(_column(probs, x))
         output = torch.empty_like(x)
         for rows, out, weight in zip(
-            activation.split(counts), output.split(counts), fc2, strict=True
+            torch.split(activation, counts), torch.split(output, counts), fc2, strict=True
         ):
             torch.mm(rows, weight.t(), out=out)
         ctx.save_for_backward(x, probs, inner, activation, *weights)
@@ -119,9 +121,9 @@ class _SwiGluExperts(torch.autograd.Function):
         d_activation = torch.empty_like(activation)
         d_fc2 = []
         for d_out, out, rows, weight in zip(
-            grad.split(counts),
-            d_activation.split(counts),
-            activation.split(counts),
+            torch.split(grad, counts),
+            torch.split(d_activation, counts),
+            torch.split(activation, counts),
             fc2,
             strict=True,
         ):
@@ -131,7 +133,11 @@ class _SwiGluExperts(torch.autograd.Function):
         d_x = torch.empty_like(x)
         d_fc1 = []
         for d_rows, out, rows, weight in zip(
-            d_inner.split(counts), d_x.split(counts), x.split(counts), fc1, strict=True
+            torch.split(d_inner, counts),
+            torch.split(d_x, counts),
+            torch.split(x, counts),
+            fc1,
+            strict=True,
         ):
             torch.mm(d_rows, weight, out=out)
             d_fc1.append(torch.mm(d_rows.t(), rows) if weight.requires_grad else None)
@@ -143,7 +149,7 @@ class _Layout:
     """Where the tokens of each expert lie once padded, by zeros, to a multiple of rows."""
 
     def __init__(self, counts: Sequence[int], multiple: int) -> None:
-        self._counts = counts
+        self._counts = list(counts)
         self.padded = [-(-count // multiple) * multiple for count in counts]
         self._sizes = [
             size
@@ -156,12 +162,12 @@ class _Layout:
         if self.padded == self._counts:
             return x.contiguous()
         gaps = [x.new_zeros(gap, *x.shape[1:]) for gap in self._sizes[1::2]]
-        rows = x.split(self._counts)
+        rows = torch.split(x, self._counts)
         return torch.cat([part for pair in zip(rows, gaps, strict=True) for part in pair])
 
     def unpad(self, x: torch.Tensor) -> torch.Tensor:
         """Take those rows out again."""
-        return x if self.padded == self._counts else torch.cat(x.split(self._sizes)[::2])
+        return x if self.padded == self._counts else torch.cat(torch.split(x, self._sizes)[::2])
 
 
 def _through_swiglu(

@@ -267,7 +267,7 @@ def test_value_that_megatron_cannot_read_is_a_config_error(
     with pytest.raises(
         ConfigError,
         match=r"^Megatron cannot read these flags: argument --exit-interval: invalid int value: "
-        r"'soon'\. `--help-megatron` lists them all\.$",
+        r"'soon'\.$",
     ):
         parse(argv)
     assert capsys.readouterr() == ("", "")
