@@ -96,27 +96,31 @@ class _SwiGluExperts(torch.autograd.Function):
         fc1, fc2 = weights[: len(counts)], weights[len(counts) :]
         ctx.layout = layout = _Layout(counts, _BF16_ROWS if x.dtype == torch.bfloat16 else 1)
         counts = layout.padded
-        x, probs = layout.pad(x), layout.pad(probs)
+        x = layout.pad(x)
         inner = x.new_empty(len(x), fc1[0].shape[0])
         for rows, out, weight in zip(
             torch.split(x, counts), torch.split(inner, counts), fc1, strict=True
         ):
             torch.mm(rows, weight.t(), out=out)
         gate, up = inner.chunk(2, dim=-1)
-        activation = torch.nn.functional.silu(gate).mul_(up).mul_(_column(probs, x))
+        activation = torch.nn.functional.silu(gate).mul_(up)
         output = torch.empty_like(x)
         for rows, out, weight in zip(
             torch.split(activation, counts), torch.split(output, counts), fc2, strict=True
         ):
             torch.mm(rows, weight.t(), out=out)
-        ctx.save_for_backward(x, probs, inner, activation, *weights)
-        return layout.unpad(output)
+        output = layout.unpad(output)
+        # Weighing the outputs equals weighing the activations, and they are narrower.
+        ctx.save_for_backward(x, probs, inner, activation, output, *weights)
+        return output * _column(probs, x)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[Any, ...]:
         """The gradients of tokens, combine weights and expert weights."""
-        x, probs, inner, activation, *weights = ctx.saved_tensors
-        counts, grad = ctx.layout.padded, ctx.layout.pad(grads[0])
+        x, probs, inner, activation, output, *weights = ctx.saved_tensors
+        counts = ctx.layout.padded
+        d_probs = (grads[0] * output).sum(dim=-1, dtype=torch.float32)
+        grad = ctx.layout.pad(grads[0] * _column(probs, x))
         fc1, fc2 = weights[: len(counts)], weights[len(counts) :]
         d_activation = torch.empty_like(activation)
         d_fc2 = []
@@ -129,7 +133,7 @@ class _SwiGluExperts(torch.autograd.Function):
         ):
             torch.mm(d_out, weight, out=out)
             d_fc2.append(torch.mm(d_out.t(), rows) if weight.requires_grad else None)
-        d_probs, d_inner = _through_swiglu(inner, _column(probs, x), d_activation)
+        d_inner = _through_swiglu(inner, d_activation)
         d_x = torch.empty_like(x)
         d_fc1 = []
         for d_rows, out, rows, weight in zip(
@@ -141,8 +145,7 @@ class _SwiGluExperts(torch.autograd.Function):
         ):
             torch.mm(d_rows, weight, out=out)
             d_fc1.append(torch.mm(d_rows.t(), rows) if weight.requires_grad else None)
-        d_x, d_probs = ctx.layout.unpad(d_x), ctx.layout.unpad(d_probs.squeeze(-1))
-        return d_x, d_probs.to(probs.dtype), None, *d_fc1, *d_fc2
+        return ctx.layout.unpad(d_x), d_probs.to(probs.dtype), None, *d_fc1, *d_fc2
 
 
 class _Layout:
@@ -170,28 +173,22 @@ class _Layout:
         return x if self.padded == self._counts else torch.cat(torch.split(x, self._sizes)[::2])
 
 
-def _through_swiglu(
-    inner: torch.Tensor, probs: torch.Tensor, d_activation: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Back through `probs * silu(gate) * up`.
+def _through_swiglu(inner: torch.Tensor, d_activation: torch.Tensor) -> torch.Tensor:
+    """Back through `silu(gate) * up`.
 
     Args:
         inner: [tokens, 2 * width], gate and up.
-        probs: [tokens, 1].
         d_activation: [tokens, width]; overwritten.
 
     Returns:
-        Gradients of probs, fp32 [tokens, 1], and of inner.
+        Gradient of inner.
     """
     gate, up = inner.chunk(2, dim=-1)
-    silu = torch.nn.functional.silu(gate)
-    d_probs = (silu * up).mul_(d_activation).sum(dim=-1, keepdim=True, dtype=torch.float32)
-    d_product = d_activation.mul_(probs)
     d_inner = torch.empty_like(inner)
     d_gate, d_up = d_inner.chunk(2, dim=-1)
-    torch.mul(d_product, silu, out=d_up)
-    torch.ops.aten.silu_backward.grad_input(d_product.mul_(up), gate, grad_input=d_gate)
-    return d_probs, d_inner
+    torch.mul(d_activation, torch.nn.functional.silu(gate), out=d_up)
+    torch.ops.aten.silu_backward.grad_input(d_activation.mul_(up), gate, grad_input=d_gate)
+    return d_inner
 
 
 def _column(probs: torch.Tensor, like: torch.Tensor) -> torch.Tensor:

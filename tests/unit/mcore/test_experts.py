@@ -1,0 +1,123 @@
+"""The experts of one process against Megatron's sequential ones, their slow, obvious twin."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from megatron.core import tensor_parallel
+from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
+from megatron.core.transformer import TransformerConfig
+from megatron.core.transformer.mlp import MLPSubmodules
+from megatron.core.transformer.moe.experts import SequentialMLP
+from megatron.core.transformer.moe.moe_utils import get_default_pg_collection
+
+from moe_megatron.mcore.experts import LocalExperts, _Layout, _SwiGluExperts
+
+HIDDEN, INNER, EXPERTS = 16, 24, 4
+COUNTS = [5, 0, 33, 2]
+
+pytestmark = [
+    pytest.mark.usefixtures("world"),
+    pytest.mark.skipif(torch.cuda.is_available(), reason="it serves machines without a GPU"),
+]
+
+
+def build(kind: type[SequentialMLP], **fields: Any) -> SequentialMLP:
+    settings = TransformerConfig(
+        **{
+            "num_layers": 1,
+            "hidden_size": HIDDEN,
+            "num_attention_heads": 2,
+            "num_moe_experts": EXPERTS,
+            "ffn_hidden_size": INNER,
+            "moe_ffn_hidden_size": INNER,
+            "gated_linear_unit": True,
+            "activation_func": torch.nn.functional.silu,
+            "add_bias_linear": False,
+            "bias_activation_fusion": False,
+            "gradient_accumulation_fusion": False,
+            **fields,
+        }
+    )
+    tensor_parallel.model_parallel_cuda_manual_seed(7)
+    modules = MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
+    return kind(EXPERTS, settings, modules, pg_collection=get_default_pg_collection())
+
+
+def twins(**fields: Any) -> tuple[LocalExperts, SequentialMLP]:
+    ours, theirs = build(LocalExperts, **fields), build(SequentialMLP, **fields)
+    theirs.load_state_dict(copy.deepcopy(ours.state_dict()))
+    assert isinstance(ours, LocalExperts)
+    return ours, theirs
+
+
+def outcome(experts: SequentialMLP, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
+    """Output, and the gradients of tokens, combine weights and every parameter."""
+    torch.manual_seed(5)
+    x = torch.randn(sum(COUNTS), HIDDEN).to(dtype).requires_grad_()
+    probs = torch.rand(sum(COUNTS)).requires_grad_()
+    output, bias = experts(x, torch.tensor(COUNTS), probs)
+    assert bias is None
+    output.float().square().sum().backward()
+    grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in experts.parameters()]
+    assert x.grad is not None
+    assert probs.grad is not None
+    return [output.detach(), x.grad, probs.grad, *grads]
+
+
+def test_output_and_gradients_equal_those_of_sequential_experts() -> None:
+    ours, theirs = twins()
+    torch.testing.assert_close(outcome(ours), outcome(theirs), rtol=1e-4, atol=1e-7)
+
+
+def test_bf16_agrees_up_to_its_rounding() -> None:
+    for ours, theirs in zip(
+        outcome(twins(bf16=True, params_dtype=torch.bfloat16)[0], torch.bfloat16),
+        outcome(twins(bf16=True, params_dtype=torch.bfloat16)[1], torch.bfloat16),
+        strict=True,
+    ):
+        assert ours.dtype == theirs.dtype
+        assert (ours.float() - theirs.float()).norm() <= 0.02 * theirs.float().norm()
+
+
+def test_names_and_shapes_of_parameters_are_those_of_sequential_experts() -> None:
+    ours, theirs = twins()
+    shapes = [{n: p.shape for n, p in module.named_parameters()} for module in (ours, theirs)]
+    assert shapes[0] == shapes[1]
+
+
+def test_frozen_experts_get_no_gradient() -> None:
+    experts = build(LocalExperts)
+    frozen = experts.local_experts[2]
+    frozen.requires_grad_(False)
+    outcome(experts)
+    assert all(p.grad is None for p in frozen.parameters())
+    assert all(p.grad is not None for p in experts.local_experts[0].parameters())
+
+
+@pytest.mark.parametrize("case", ["gelu", "hook", "adapter"])
+def test_experts_of_another_kind_are_left_to_megatron(
+    case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fields = {"activation_func": torch.nn.functional.gelu} if case == "gelu" else {}
+    experts = build(LocalExperts, **fields)
+    if case == "hook":
+        experts.local_experts[1].register_forward_hook(lambda *_: None)
+    if case == "adapter":
+
+        class Adapted(ColumnParallelLinear):
+            pass
+
+        experts.local_experts[1].linear_fc1.__class__ = Adapted
+    monkeypatch.setattr(_SwiGluExperts, "apply", lambda *_: pytest.fail("the fast path was taken"))
+    outcome(experts)
+
+
+def test_padding_puts_zeros_behind_each_expert_and_takes_them_out_again() -> None:
+    layout = _Layout([3, 0, 4], 4)
+    x = torch.arange(1.0, 8.0).unsqueeze(1)
+    padded = layout.pad(x)
+    assert layout.padded == [4, 0, 4]
+    assert padded.flatten().tolist() == [1, 2, 3, 0, 4, 5, 6, 7]
+    assert torch.equal(layout.unpad(padded), x)

@@ -1,0 +1,34 @@
+"""Freed memory stays in the process: a second large tensor causes no page faults."""
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import resource, sys, torch
+from moe_megatron.platform.megatron_cpu.memory import keep_freed_memory
+if sys.argv[1] == "keep":
+    assert keep_freed_memory()
+def touch():
+    torch.ones(64 * 2**18).sum()
+for _ in range(3):
+    touch()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    touch()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def page_faults(mode: str) -> int:
+    command = [sys.executable, "-c", PROGRAM, mode]
+    return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
+def test_memory_that_is_used_again_is_not_asked_for_again() -> None:
+    # Ten times 64 MiB, in pages of at most 2 MiB.
+    assert page_faults("return") > 10 * 32
+    assert page_faults("keep") < 32
