@@ -8,6 +8,7 @@ and nothing here knows Megatron, models or configuration files.
 import importlib
 import importlib.util
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -147,10 +148,13 @@ def choose_precision(device: Device) -> Choice[Precision]:
         device: What `detect_device` found.
 
     Returns:
-        `bf16` where every GPU has hardware for it, else `fp32`.
+        `bf16` where every GPU, or the CPU, has hardware for it, else `fp32`.
     """
     if device.kind == "cpu":
-        return Choice(value="fp32", reason="full precision keeps CPU runs reproducible")
+        if _cpu_multiplies_bf16():
+            return Choice(value="bf16", reason="the CPU multiplies it in hardware")
+        # Without such instructions bf16 products are emulated, several times slower than fp32.
+        return Choice(value="fp32", reason="the CPU has no instructions for bf16")
     oldest = min(device.gpus, key=lambda gpu: gpu.compute_capability)
     if oldest.compute_capability >= _BF16_CAPABILITY:
         return Choice(value="bf16", reason="the GPU computes in it natively")
@@ -189,6 +193,15 @@ def choose_transformer_impl(
             "transformer_impl=local, or use a GPU machine with transformer-engine[pytorch]."
         )
     return Choice(value="local", reason=obstacle)
+
+
+def _cpu_multiplies_bf16() -> bool:
+    """Whether the CPU has AVX512-BF16 or AMX."""
+    import torch
+
+    # Older releases of torch cannot tell.
+    found: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
 
 
 def _usable_gpus() -> tuple[Gpu, ...]:

@@ -55,7 +55,7 @@ def test_run_doctor_table_names_choices_and_reasons(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     assert run_doctor() == 0
     printed = capsys.readouterr().out
-    for expected in ("Megatron-Core", "gloo", "fp32", "Training can run on this machine."):
+    for expected in ("Megatron-Core", "gloo", "precision", "Training can run on this machine."):
         assert expected in printed
 
 

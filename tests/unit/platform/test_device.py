@@ -111,11 +111,25 @@ def test_choose_backend_follows_device():
 
 
 def test_choose_precision_follows_oldest_gpu():
-    assert choose_precision(CPU).value == "fp32"
     assert choose_precision(cuda(HOPPER)).value == "bf16"
     mixed = choose_precision(cuda(HOPPER, VOLTA))
     assert mixed.value == "fp32"
     assert mixed.reason == "V100 has compute capability 7.0, and bf16 needs 8.0"
+
+
+@pytest.mark.parametrize(
+    ("instructions", "value", "reason"),
+    [
+        ({"avx512_bf16": True}, "bf16", "the CPU multiplies it in hardware"),
+        ({"amx_bf16": True}, "bf16", "the CPU multiplies it in hardware"),
+        ({"avx512_bf16": False, "avx2": True}, "fp32", "the CPU has no instructions for bf16"),
+    ],
+)
+def test_choose_precision_on_a_cpu_follows_its_instructions(
+    instructions, value, reason, monkeypatch
+):
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: instructions)
+    assert choose_precision(CPU) == Choice(value=value, reason=reason)
 
 
 def test_choose_transformer_impl_cpu_is_local():
