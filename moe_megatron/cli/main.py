@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable, Sequence
 
-from moe_megatron.cli.pretrain import report_error
+from moe_megatron.cli.pretrain import INTERRUPTED, report_error
 from moe_megatron.config.checks import join_words, nearest
 from moe_megatron.errors import EXIT_CODE, ConfigError, MoEError
 
@@ -39,7 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         report_error(error, debug="--debug" in words)
         return EXIT_CODE
     except KeyboardInterrupt:
-        return 130
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
     except BrokenPipeError:
         # The reader of our output, such as `head`, has seen enough.
         sys.stderr.close()

@@ -9,6 +9,7 @@ import argparse
 import logging
 import os
 import sys
+import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,9 +18,13 @@ from typing import Any
 
 from moe_megatron.config import RunConfig, apply_overrides, dump_yaml, load_config, parse_override
 from moe_megatron.config.flags import split_flags
-from moe_megatron.errors import EXIT_CODE, CheckpointError, MoEError
+from moe_megatron.errors import EXIT_CODE, MoEError
 
 DEFAULT_CONFIG = "demo_moe"
+INTERRUPTED = 130
+"""Exit code of a command that Ctrl-C ended before it was done, as shells have it."""
+
+_PATIENCE_SECONDS = 10.0
 
 _DESCRIPTION = """\
 Train a Mixture-of-Experts model with Megatron's own loop, on CPU or GPU.
@@ -73,7 +78,7 @@ def option_parser(**kwargs: Any) -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="FIELD=VALUE",
-        help="override one field, such as moe.top_k=1 (repeatable)",
+        help="override one field, such as moe.top_k=4 (repeatable)",
     )
     parser.add_argument(
         "--print-config", action="store_true", help="print the resolved configuration and exit"
@@ -97,7 +102,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         report_error(error, debug=debug)
         return EXIT_CODE
     except KeyboardInterrupt:
-        return 130
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
 
 
 def report_error(error: MoEError, *, debug: bool) -> None:
@@ -106,7 +112,10 @@ def report_error(error: MoEError, *, debug: bool) -> None:
         traceback.print_exception(error)
     elif _rank() == 0:
         print(f"error: {error}", file=sys.stderr)
-    elif isinstance(error, CheckpointError):
+    else:
+        # Rank 0 says what all ranks found, and its end takes this process along: the launcher stops
+        # them all. Whoever is still here has an error of its own.
+        time.sleep(_PATIENCE_SECONDS)
         print(f"error on rank {_rank()}: {error}", file=sys.stderr)
 
 

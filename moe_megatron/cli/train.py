@@ -18,7 +18,7 @@ from moe_megatron.platform.choice import Choice
 _EPILOG = """\
 examples:
   moe-megatron train
-  moe-megatron train --config demo_moe --train-iters 50 --set moe.top_k=1
+  moe-megatron train --config demo_moe --train-iters 50 --set moe.top_k=4
   moe-megatron train --resume runs/demo_moe"""
 
 _SCRIPT = Path(__file__).parents[2] / "pretrain_moe.py"
@@ -67,15 +67,24 @@ def _launch(options: PretrainOptions, words: list[str], ours: Any) -> int:
         words = [*words, "--expert-model-parallel-size", str(experts.value)]
         options = parse_options(words)
     options.config.validate(processes.value)
+    _check_megatron_flags(options.config)
     prepare_data(options.config)
     if ours.resume is None:
         run_dir = fresh_run_dir(Path(options.config.run_dir))
-        words = [*words, "--run-dir", str(run_dir)]
+        words = [*_without(words, "--run-dir"), "--run-dir", str(run_dir)]
     target = [str(_SCRIPT)] if _SCRIPT.exists() else ["-m", "moe_megatron.cli.pretrain"]
     shown = " ".join(["pretrain_moe.py", *words])
     print(f"running: torchrun --nproc-per-node {processes.value} {shown}", flush=True)
     command = torchrun_command(processes.value, [*target, *words])
     return run_torchrun(command, debug=options.debug)
+
+
+def _check_megatron_flags(config: RunConfig) -> None:
+    # Importing Megatron takes seconds, so only where flags of its own were given.
+    if config.megatron:
+        from moe_megatron.mcore.arguments import check_flags_exist
+
+        check_flags_exist([f"--{flag}" for flag in config.megatron])
 
 
 def choose_expert_parallel_size(config: RunConfig, num_processes: int) -> Choice[int]:
@@ -102,6 +111,12 @@ def _resume_words(run_dir: Path, argv: Sequence[str]) -> list[str]:
         raise CheckpointError(
             f"{run_dir} holds no run to resume ({config.name} is missing). Give the folder of a "
             "run, such as runs/demo_moe."
+        )
+    if not (checkpoints / "latest_checkpointed_iteration.txt").exists():
+        raise CheckpointError(
+            f"{run_dir} holds no checkpoint to resume from: it ended before the first one, or "
+            "checkpoint.save_interval was null. Start it again with: moe-megatron train --config "
+            f"{config}"
         )
     words = ["--run-dir", str(run_dir), "--load", str(checkpoints)]
     return words if "--config" in argv else ["--config", str(config), *words]

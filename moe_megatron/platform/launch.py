@@ -10,11 +10,13 @@ import logging
 import os
 import signal
 import socket
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_INTERRUPTED = 130
 
 
 def torchrun_command(num_processes: int, target: Sequence[str]) -> list[str]:
@@ -39,7 +41,11 @@ def run_torchrun(command: Sequence[str], *, debug: bool = False) -> int:
         debug: Let torchrun log.
 
     Returns:
-        0, or the exit code of the first worker that failed.
+        0, or the exit code of the first worker that failed; 130 where an interrupt ended workers
+        that could not save yet, or no longer.
+
+    Raises:
+        KeyboardInterrupt: An interrupt came before there were workers.
     """
     from torch.distributed import run as torchrun
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -51,11 +57,15 @@ def run_torchrun(command: Sequence[str], *, debug: bool = False) -> int:
     arguments = torchrun.parse_args(  # type: ignore[no-untyped-call]
         ["--signals-to-handle", "SIGQUIT", *command]
     )
-    with _stops_passed_on():
+    with _stops_passed_on() as stops:
         try:
             torchrun.run(arguments)  # type: ignore[no-untyped-call]
         except ChildFailedError as error:
             code = error.get_first_failure()[1].exitcode
+            if stops and code == -signal.SIGTERM:
+                print("interrupted before the first step: nothing was saved", file=sys.stderr)
+            if stops and code in (-signal.SIGTERM, -signal.SIGKILL):
+                return _INTERRUPTED
             return code if code > 0 else 128 - code
     return 0
 
@@ -66,21 +76,24 @@ def _threads_per_process(command: Sequence[str]) -> str:
 
 
 @contextlib.contextmanager
-def _stops_passed_on() -> Iterator[None]:
-    stops = 0
+def _stops_passed_on() -> Iterator[list[int]]:
+    """Yields the stop signals that have come so far."""
+    stops: list[int] = []
 
     def stop(signum: int, frame: FrameType | None) -> None:
-        nonlocal stops
-        stops += 1
+        workers, first = _children(os.getpid()), not stops
+        if not workers:
+            raise KeyboardInterrupt
+        stops.append(signum)
         with contextlib.suppress(OSError):
-            os.write(2, b"\nstopping after this step ...\n" if stops == 1 else b"\nstopping now\n")
-        for worker in _children(os.getpid()):
+            os.write(2, b"\nstopping after this step ...\n" if first else b"\nstopping now\n")
+        for worker in workers:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(worker, signal.SIGTERM if stops == 1 else signal.SIGKILL)
+                os.kill(worker, signal.SIGTERM if first else signal.SIGKILL)
 
     previous = {signum: signal.signal(signum, stop) for signum in _STOP_SIGNALS}
     try:
-        yield
+        yield stops
     finally:
         for signum, handler in previous.items():
             signal.signal(signum, handler)

@@ -5,7 +5,7 @@ or on another rank, costs nothing.
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,8 @@ def index_texts(texts: Texts, tokenizer: TokenizerInfo, text_key: str) -> tuple[
     Raises:
         DataError: There is no text, or it cannot be read.
     """
+    if isinstance(texts, str) and not texts.strip():
+        raise DataError("train_data is an empty string; give a path, or texts in a list.")
     if isinstance(texts, str | Path) and is_prefix(Path(texts)):
         return Path(texts).absolute(), inspect(Path(texts)).tokens
     source, name = _as_source(texts, text_key)
@@ -71,6 +73,11 @@ def index_texts(texts: Texts, tokenizer: TokenizerInfo, text_key: str) -> tuple[
 
 def _as_source(texts: Texts, text_key: str) -> tuple[Source, str]:
     """The texts as something `prepare_dataset` reads, and a name that changes with them."""
+    if isinstance(texts, Mapping):  # also a `DatasetDict`; the names would be taken for documents
+        raise DataError(
+            f"train_data is a {type(texts).__name__} of {', '.join(map(repr, texts)) or 'nothing'};"
+            " give one of its values, such as train_data['train']."
+        )
     if isinstance(texts, str | Path):
         return texts, str(Path(texts).absolute()) if Path(texts).exists() else str(texts)
     if hasattr(texts, "save_to_disk"):

@@ -109,13 +109,15 @@ class MoETrainer:
         Raises:
             MoEError: Data, values or machine do not allow the run.
         """
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise ConfigError(f"batch_size ({batch_size}) must be a whole number, at least 1.")
         tokenizer = self._tokenizer()
         train_prefix, num_tokens = text_data.index_texts(train_data, tokenizer, text_key)
         validation: tuple[str, ...] = ()
         if eval_dataset is not None:
             prefix, _ = text_data.index_texts(eval_dataset, tokenizer, text_key)
             validation = ("1.0", str(prefix))
-        length = sequence_length or min(256, self.model.model_config.max_position_embeddings or 256)
+        length = sequence_length or self._default_length()
         if num_epochs <= 0:
             raise ConfigError(f"num_epochs ({num_epochs}) must be greater than 0; try 1.")
         steps = max(1, math.ceil(num_tokens / length * num_epochs / batch_size))
@@ -136,23 +138,31 @@ class MoETrainer:
         return self._run(config, data)
 
     def evaluate(
-        self, dataset: Texts, *, batch_size: int = 8, sequence_length: int = 256
+        self,
+        dataset: Texts,
+        *,
+        batch_size: int = 8,
+        sequence_length: int | None = None,
+        text_key: str = "text",
     ) -> EvalResult:
         """Measure the model on held-out text, in this process.
 
         Args:
             dataset: As `train_data` of `train`.
             batch_size: Sequences at a time.
-            sequence_length: Tokens a sequence.
+            sequence_length: Tokens a sequence; None: as in `train`.
+            text_key: Column or key of the text.
 
         Raises:
             DataError: There is no text, or it cannot be read.
         """
-        tokens = self._tokens_of(dataset)
+        prefix, _ = text_data.index_texts(dataset, self._tokenizer(), text_key)
+        tokens = torch.from_numpy(read_tokens(prefix).astype("int64"))
+        length = sequence_length or self._default_length()
         total, count = 0.0, 0
         self.model.eval()
         with torch.no_grad():
-            for batch in torch.split(_rows(tokens, sequence_length), batch_size):
+            for batch in torch.split(_rows(tokens, length), batch_size):
                 valid = (batch >= 0).long()
                 output = self.model(batch.clamp_min(0), attention_mask=valid, labels=batch)
                 predicted = int(valid[:, 1:].sum())
@@ -171,14 +181,15 @@ class MoETrainer:
             self.model.save_pretrained(path)
 
     def visualize_routing(self, save_to: str | Path = "routing.html") -> Path:
-        """Write the HTML report of the last training: loss, expert load, entropy, dead experts.
+        """Write the HTML report of the last training, on rank 0: loss, load, entropy, dead experts.
 
         Raises:
             ConfigError: Nothing was trained yet.
         """
         if self._run_dir is None:
             raise ConfigError("there is no routing to show yet; call train(...) first.")
-        return write_report(self._run_dir, Path(save_to))
+        path = Path(save_to)
+        return write_report(self._run_dir, path) if engine.rank() == 0 else path
 
     def _configure(
         self,
@@ -233,9 +244,8 @@ class MoETrainer:
     def _tokenizer(self) -> TokenizerInfo:
         return text_data.tokenizer_for(self._tokenizer_name, self.model.vocab_size)
 
-    def _tokens_of(self, dataset: Texts) -> torch.Tensor:
-        prefix, _ = text_data.index_texts(dataset, self._tokenizer(), "text")
-        return torch.from_numpy(read_tokens(prefix).astype("int64"))
+    def _default_length(self) -> int:
+        return min(256, self.model.model_config.max_position_embeddings or 256)
 
 
 class _WeightExchange(Callback):

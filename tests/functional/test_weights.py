@@ -1,0 +1,204 @@
+"""Weights travel to Megatron and back bit by bit, and both models answer the same.
+
+This file is also the program of each rank.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
+
+VOCAB = 300  # Megatron pads it to a multiple of 128 x TP
+SHAPE: dict[str, Any] = {
+    "hidden_size": 32,
+    "num_layers": 2,
+    "num_experts": 4,
+    "num_attention_heads": 4,
+    "expert_hidden_size": 24,
+    "ffn_hidden_size": 40,
+    "init_std": 0.2,
+}
+DENSE = {"num_experts": None}
+MODELS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "gqa": {"num_query_groups": 2},
+    "one_group": {"num_query_groups": 1},
+    "wide_heads": {"head_dim": 16},
+    "qk_norm": {"qk_norm": True},
+    "shared_expert": {"shared_expert_hidden_size": 24},
+    "one_moe_layer": {"layer_frequency": [0, 1]},
+    "switch": {"router_type": "switch"},
+    "sigmoid": {"router_type": "sigmoid"},
+    "gelu": {"activation": "gelu"},
+    "dense": DENSE,
+    "layer_norm_and_bias": {**DENSE, "norm": "LayerNorm", "add_bias": True, "activation": "gelu"},
+    "swiglu_bias": {**DENSE, "add_bias": True},
+    "untied": {"tie_embeddings": False},
+    "learned_positions": {"position_embedding": "learned_absolute", "max_position_embeddings": 32},
+    "whole_vocabulary": {"vocab_size": 256},
+}
+TP2 = {"parallel.tensor_parallel_size": 2}
+PP2 = {"parallel.pipeline_parallel_size": 2}
+EP2 = {"parallel.expert_parallel_size": 2}
+ETP1 = {"parallel.expert_tensor_parallel_size": 1}
+SPREAD = ["plain", "gqa", "qk_norm", "shared_expert", "one_moe_layer", "gelu", "untied"]
+DENSE_ONES = ["dense", "layer_norm_and_bias", "swiglu_bias"]
+LAYOUTS: dict[str, tuple[int, dict[str, int], list[str]]] = {
+    "single": (1, {}, list(MODELS)),
+    "tp2": (2, TP2, [*SPREAD, *DENSE_ONES, "learned_positions", "whole_vocabulary"]),
+    "ep2": (2, EP2, SPREAD),
+    "pp2": (2, PP2, ["plain", "one_moe_layer", "untied", "layer_norm_and_bias"]),
+    "tp2_etp1_ep2": (2, {**TP2, **ETP1, **EP2}, ["plain", "shared_expert"]),
+    "tp2_ep2": (4, {**TP2, **EP2}, ["gqa", "shared_expert", "untied"]),
+    "tp2_pp2": (4, {**TP2, **PP2}, ["plain", "untied"]),
+}
+
+
+# --- the program of a rank -----------------------------------------------------------------------
+
+
+def _program(place: Path, world_size: int) -> None:
+    from moe_megatron.mcore import engine
+
+    answers = {}
+    for layout, (needed, sizes, models) in LAYOUTS.items():
+        for name in models if needed == world_size else ():
+            answers[f"{layout}-{name}"] = _compare(place / f"{layout}-{name}", MODELS[name], sizes)
+    if engine.rank() == 0:
+        (place / f"world{world_size}.json").write_text(json.dumps(answers))
+    engine.shut_down()
+
+
+def _compare(run_dir: Path, options: dict[str, Any], sizes: dict[str, int]) -> dict[str, Any]:
+    """Load a model into Megatron; say what came back, and how far the logits are apart."""
+    import torch
+
+    from moe_megatron.config import RunConfig, apply_overrides
+    from moe_megatron.mcore import engine
+    from moe_megatron.mcore.callbacks import Callback
+    from moe_megatron.mcore.weights import collect_weights, load_weights
+    from moe_megatron.model.moe_model import MoEModel
+
+    torch.manual_seed(1)
+    plain = MoEModel(**{**SHAPE, "vocab_size": VOCAB, **options})
+    for name, value in plain.named_parameters():
+        if "norm" in name or name.endswith("bias"):
+            value.data.add_(0.1 * torch.randn_like(value))
+    shapes = {name: value.shape for name, value in plain.named_parameters()}
+    weights = {name: value.detach().clone() for name, value in plain.named_parameters()}
+    tokens = torch.randint(0, plain.vocab_size, (2, 16))
+    answer: dict[str, Any] = {}
+
+    class Compare(Callback):
+        def on_train_start(self, model: list[Any], start_step: int) -> None:
+            back = collect_weights(model, shapes)
+            answer["changed"] = [n for n in weights if not torch.equal(back[n], weights[n])]
+            with torch.no_grad():
+                logits = _megatron_logits(model[0], tokens, plain.model_config.hidden_size)
+                expected = plain.eval()(tokens).logits
+            answer["spread"] = float(expected.std())
+            if logits is not None:
+                logits = logits[..., : plain.vocab_size]
+                answer["difference"] = float((logits - expected).abs().max())
+            answers: list[Any] = [None] * torch.distributed.get_world_size()
+            torch.distributed.all_gather_object(answers, answer)
+            for other in answers:
+                answer.update(other)
+
+    def load(chunks: list[Any]) -> list[Any]:
+        load_weights(chunks, weights)
+        return chunks
+
+    config = apply_overrides(
+        RunConfig(model=plain.model_config, moe=plain.moe_config),
+        {
+            **sizes,
+            "data.sequence_length": 16,
+            "training.train_steps": 1,
+            "training.micro_batch_size": 1,
+            "training.global_batch_size": 4,
+            "training.precision": "fp32",
+            "training.warmup_steps": 0,
+            "training.eval_interval": None,
+            "checkpoint.save_interval": None,
+        },
+    )
+    job = engine.TrainingJob(
+        config=config,
+        data_paths=(),
+        data_cache=run_dir / "cache",
+        vocab_size=plain.vocab_size,
+        end_of_document=0,
+        run_dir=run_dir,
+        callbacks=(Compare(),),
+        model_hooks=(load,),
+        megatron_log=run_dir / f"rank{engine.rank()}.log",
+    )
+    engine.run(job, engine.choose_machine(config))
+    return answer
+
+
+def _megatron_logits(chunk: Any, tokens: Any, hidden_size: int) -> Any:
+    """Logits [batch, seq, padded vocabulary] on the last pipeline stage, None on the others."""
+    import torch
+    import torch.distributed as dist
+    from megatron.core import mpu
+
+    network = chunk
+    while hasattr(network, "module"):
+        network = network.module
+    network.eval()
+    tensor, group = (
+        mpu.get_tensor_model_parallel_world_size(),
+        mpu.get_tensor_model_parallel_group(),
+    )
+    if not mpu.is_pipeline_first_stage():
+        received = torch.empty(tokens.shape[1] // tensor, tokens.shape[0], hidden_size)
+        dist.recv(received, mpu.get_pipeline_model_parallel_prev_rank())
+        network.set_input_tensor(received)
+    positions = torch.arange(tokens.shape[1]).expand_as(tokens)
+    output = network(tokens, positions, None)
+    network.train()
+    if not mpu.is_pipeline_last_stage():
+        dist.send(output.contiguous(), mpu.get_pipeline_model_parallel_next_rank())
+        return None
+    parts = [torch.empty_like(output) for _ in range(tensor)]
+    dist.all_gather(parts, output.contiguous(), group=group)
+    return torch.cat(parts, dim=-1)
+
+
+# --- the tests -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def answers(
+    tmp_path_factory: pytest.TempPathFactory, torchrun: Callable[..., Any]
+) -> dict[str, dict[str, Any]]:
+    """Every comparison, by layout and model."""
+    place = tmp_path_factory.mktemp("weights")
+    found: dict[str, dict[str, Any]] = {}
+    for world_size in sorted({layout[0] for layout in LAYOUTS.values()}):
+        program = torchrun(place, world_size, __file__, place)
+        assert program.end() == 0, program.output
+        found |= json.loads((place / f"world{world_size}.json").read_text())
+    return found
+
+
+@pytest.mark.parametrize("case", [f"{n}-{m}" for n, (_, _, ms) in LAYOUTS.items() for m in ms])
+def test_weights_return_bit_by_bit_and_logits_agree(
+    case: str, answers: dict[str, dict[str, Any]]
+) -> None:
+    answer = answers[case]
+    assert answer["changed"] == []
+    assert answer["spread"] > 0.1  # or agreement would mean little
+    assert answer["difference"] < 1e-5 * max(1.0, answer["spread"])
+
+
+if __name__ == "__main__":
+    _program(Path(sys.argv[1]), int(os.environ["WORLD_SIZE"]))

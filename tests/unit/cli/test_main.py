@@ -1,0 +1,84 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from moe_megatron.cli.main import main
+from moe_megatron.errors import MoEError
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["-h"], ["help"]])
+def test_without_a_verb_the_verbs_are_listed(words, capsys):
+    assert main(words) == 0
+    printed = capsys.readouterr().out
+    for verb in ("train", "report", "data", "doctor"):
+        assert f"\n  {verb} " in printed
+    assert "moe-megatron train --config demo_moe" in printed
+
+
+@pytest.mark.parametrize("verb", ["train", "report", "data", "doctor"])
+def test_help_of_a_verb_ends_with_an_example(verb, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([verb, "--help"])
+    assert ended.value.code == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"usage: moe-megatron {verb} ")
+    assert f"\n  moe-megatron {verb}" in printed.partition("example")[2]
+
+
+def test_unknown_verb_names_the_nearest(capsys):
+    assert main(["tarin"]) == 2
+    assert capsys.readouterr().err == (
+        "error: moe-megatron has no verb 'tarin'. Did you mean 'train'? "
+        "Verbs are: train, report, data and doctor.\n"
+    )
+
+
+def test_unknown_verb_like_nothing_lists_all(capsys):
+    assert main(["xyzzy"]) == 2
+    assert capsys.readouterr().err == (
+        "error: moe-megatron has no verb 'xyzzy'. Verbs are: train, report, data and doctor.\n"
+    )
+
+
+def test_debug_shows_the_traceback(capsys):
+    assert main(["report", "nowhere", "--debug"]) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("Traceback")
+    assert "DataError: nowhere/metrics.jsonl: no such file" in printed
+
+
+def test_interrupt_is_a_word_and_130(capsys, monkeypatch):
+    def interrupted(words):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("moe_megatron.cli.report.report", interrupted)
+    assert main(["report", "run"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_program_error_is_not_hidden(monkeypatch):
+    def broken(words):
+        raise ZeroDivisionError
+
+    assert not issubclass(ZeroDivisionError, MoEError)
+    monkeypatch.setattr("moe_megatron.cli.report.report", broken)
+    with pytest.raises(ZeroDivisionError):
+        main(["report", "run"])
+
+
+def test_reader_that_left_is_no_error():
+    command = f"{sys.executable} -m moe_megatron.cli.main train --print-config"
+    answer = subprocess.run(
+        f"{command} | head -n 1; echo ${{PIPESTATUS[0]}}",
+        shell=True,
+        executable="/bin/bash",
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert answer.stderr == ""
+    assert answer.stdout.splitlines() == ["model:", "0"]

@@ -1,0 +1,134 @@
+"""Starting and stopping workers; each case is a small program, since signals belong to one."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from moe_megatron.platform.launch import torchrun_command
+
+ROOT = Path(__file__).parents[3]
+
+LAUNCHER = """
+import sys
+from moe_megatron.platform.launch import run_torchrun, torchrun_command
+try:
+    code = run_torchrun(torchrun_command(2, [sys.argv[1], *sys.argv[2:]]))
+except KeyboardInterrupt:
+    code = "interrupted"
+print("CODE", code, flush=True)
+"""
+ENDS = "import sys, os; sys.exit(int(sys.argv[1]) if os.environ['RANK'] == '1' else 0)"
+PEACEFUL = """
+import signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: (print("saving", flush=True), sys.exit(0)))
+print("ready", flush=True)
+time.sleep(100)
+"""
+STUBBORN = """
+import signal, time
+signal.signal(signal.SIGTERM, lambda *_: print("saving", flush=True))
+print("ready", flush=True)
+while True:
+    time.sleep(100)
+"""
+UNPREPARED = "import time; print('ready', flush=True); time.sleep(100)"
+
+
+@pytest.fixture
+def launch(tmp_path):
+    """Starts two workers of a script; returns the launcher and a function that waits for words."""
+    started = []
+
+    def run(script, *words):
+        path, log = tmp_path / "worker.py", tmp_path / "output.txt"
+        path.write_text(script)
+        with log.open("wb") as file:
+            process = subprocess.Popen(
+                [sys.executable, "-c", LAUNCHER, path, *words],
+                cwd=ROOT,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+            )
+        started.append(process)
+
+        def wait_for(text, times=1):
+            deadline = time.monotonic() + 120
+            while log.read_text().count(text) < times:
+                assert time.monotonic() < deadline, log.read_text()
+                time.sleep(0.02)
+            return log.read_text()
+
+        return process, wait_for
+
+    yield run
+    for process in started:
+        process.kill()
+        process.wait()
+
+
+def test_command_is_of_one_machine_with_a_free_port():
+    command = torchrun_command(3, ["train.py", "--x"])
+    assert command[:4] == ["--nproc-per-node", "3", "--master-addr", "127.0.0.1"]
+    assert 1024 <= int(command[5]) < 65536
+    assert command[6:] == ["train.py", "--x"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("code", [0, 3])
+def test_exit_code_is_that_of_the_worker_that_failed(code, launch):
+    process, wait_for = launch(ENDS, str(code))
+    output = wait_for(f"CODE {code}\n")
+    assert process.wait(60) == 0
+    assert "Traceback" not in output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_stop_lets_workers_end_by_themselves(signum, launch):
+    process, wait_for = launch(PEACEFUL)
+    wait_for("ready", times=2)
+    process.send_signal(signum)
+    output = wait_for("CODE 0\n")
+    assert output.count("stopping after this step ...") == 1
+    assert output.count("saving") == 2
+
+
+@pytest.mark.slow
+def test_second_stop_kills_the_workers(launch):
+    process, wait_for = launch(STUBBORN)
+    wait_for("ready", times=2)
+    process.send_signal(signal.SIGINT)
+    wait_for("saving", times=2)
+    process.send_signal(signal.SIGINT)
+    output = wait_for("CODE 130\n")
+    assert "stopping now" in output
+    assert "nothing was saved" not in output
+
+
+@pytest.mark.slow
+def test_stop_of_workers_that_cannot_save_yet_says_so(launch):
+    process, wait_for = launch(UNPREPARED)
+    wait_for("ready", times=2)
+    process.send_signal(signal.SIGINT)
+    output = wait_for("CODE 130\n")
+    assert "interrupted before the first step: nothing was saved" in output
+
+
+def test_stop_before_there_are_workers_is_a_keyboard_interrupt():
+    code = (
+        "import os, signal\n"
+        "from moe_megatron.platform.launch import _stops_passed_on\n"
+        "try:\n"
+        "    with _stops_passed_on() as stops:\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "except KeyboardInterrupt:\n"
+        "    print('interrupted', stops)\n"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert answer.stdout == "interrupted []\n"

@@ -1,0 +1,116 @@
+import datasets
+import pytest
+
+from moe_megatron.data.index import read_tokens
+from moe_megatron.data.tokenizer import train_tokenizer
+from moe_megatron.errors import DataError
+from moe_megatron.training.texts import index_texts, tokenizer_for
+
+TEXTS = [f"Document {i}: the quick brown fox, x = {i * i}." for i in range(40)]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    return train_tokenizer(TEXTS, tmp_path_factory.mktemp("tokenizer") / "tok", vocab_size=300)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("MOE_MEGATRON_CACHE", str(tmp_path / "cache"))
+
+
+def tokens_of(texts, tokenizer, text_key="text"):
+    prefix, count = index_texts(texts, tokenizer, text_key)
+    tokens = read_tokens(prefix)
+    assert len(tokens) == count
+    return tokens.tolist()
+
+
+@pytest.fixture
+def expected(tokenizer):
+    """The obvious twin: every document, each followed by the end-of-document token."""
+    encoded = tokenizer.encode_batch(TEXTS)
+    return [token for ids in encoded for token in (*ids, tokenizer.eod_id)]
+
+
+def test_strings_become_their_tokens_with_ends(tokenizer, expected):
+    assert tokens_of(TEXTS, tokenizer) == expected
+    assert tokens_of(tuple(TEXTS), tokenizer) == expected
+    assert tokens_of((text for text in TEXTS), tokenizer) == expected
+
+
+def test_dataset_gives_what_its_strings_give(tokenizer, expected):
+    dataset = datasets.Dataset.from_dict({"body": TEXTS})
+    assert tokens_of(dataset, tokenizer, "body") == expected
+    assert tokens_of(dataset.to_iterable_dataset(), tokenizer, "body") == expected
+
+
+def test_same_texts_are_prepared_once_and_others_anew(tokenizer):
+    first, _ = index_texts(TEXTS, tokenizer, "text")
+    written = first.with_name(first.name + ".bin").stat().st_mtime_ns
+    again, _ = index_texts(list(TEXTS), tokenizer, "text")
+    other, _ = index_texts(TEXTS[1:], tokenizer, "text")
+    assert again == first
+    assert first.with_name(first.name + ".bin").stat().st_mtime_ns == written
+    assert other != first
+
+
+def test_texts_that_join_to_the_same_string_are_different(tokenizer):
+    assert (
+        index_texts(["ab", "c"], tokenizer, "t")[0] != index_texts(["a", "bc"], tokenizer, "t")[0]
+    )
+
+
+def test_prefix_is_used_as_it_is(tokenizer):
+    prefix, count = index_texts(TEXTS, tokenizer, "text")
+    assert index_texts(str(prefix), tokenizer, "text") == (prefix, count)
+
+
+def test_changed_file_is_read_again(tokenizer, tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text("\n".join(TEXTS))
+    _, before = index_texts(path, tokenizer, "text")
+    path.write_text("\n".join(TEXTS[:5]))
+    _, after = index_texts(path, tokenizer, "text")
+    assert after < before
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        ([1, 2], r"train_data\[0\] is int; every item must be text"),
+        (["a", None], r"train_data\[1\] is NoneType; every item must be text"),
+        (b"bytes", r"train_data\[0\] is int; every item must be text"),
+        ([], "train_data holds no text; give at least one string that is not empty"),
+        (["", ""], "train_data holds no text; give at least one string that is not empty"),
+        ("", "train_data is an empty string; give a path, or texts in a list"),
+        (7, "train_data is int; give a list of strings, a path, a hub id or a datasets.Dataset"),
+        (None, "train_data is NoneType; give a list of strings, a path"),
+        ("missing.jsonl", "data file missing.jsonl does not exist; check the path"),
+        ({"text": ["a"]}, "train_data is a dict of 'text'; give one of its values, such as "),
+        ({}, "train_data is a dict of nothing; give one of its values"),
+        (
+            datasets.DatasetDict(train=datasets.Dataset.from_dict({"text": TEXTS})),
+            r"train_data is a DatasetDict of 'train'; give one of its values, such as "
+            r"train_data\['train'\]",
+        ),
+        (
+            datasets.Dataset.from_dict({"body": TEXTS}),
+            "has no column 'text'; its columns are body: set text_key to one of them",
+        ),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_wrong_texts_are_explained(texts, message, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match=message):
+        index_texts(texts, tokenizer, "text")
+
+
+def test_tokenizer_larger_than_the_model_names_the_size(tokenizer):
+    with pytest.raises(DataError, match=r"has 300 tokens and the model only 256; build the model "):
+        tokenizer_for(str(tokenizer.directory), 256)
+
+
+def test_tokenizer_smaller_than_the_model_is_accepted(tokenizer):
+    assert tokenizer_for(str(tokenizer.directory), 512).vocab_size == 300
