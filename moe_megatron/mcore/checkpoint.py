@@ -29,6 +29,8 @@ from moe_megatron.errors import CheckpointError, ConfigError
 logger = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.yaml"
+RELEASE = "release"
+"""Megatron's name for a checkpoint that holds weights alone: training starts at step 0."""
 _TRACKER_FILE = "latest_checkpointed_iteration.txt"
 
 _FREE_FIELDS = {
@@ -74,29 +76,32 @@ def iteration_dir(checkpoints: Path, step: int) -> Path:
     return checkpoints / f"iter_{step:07d}"
 
 
-def latest_step(checkpoints: Path) -> int | None:
-    """Step of the newest complete checkpoint in a folder; None where there is none.
+def latest_checkpoint(checkpoints: Path) -> Path | None:
+    """Folder of the newest complete checkpoint; None where there is none.
 
     Raises:
-        CheckpointError: Megatron's tracker file holds something else than a step.
+        CheckpointError: Megatron's tracker file holds something else than a step or "release",
+            which stands for a converted checkpoint: weights, and no optimizer.
     """
     try:
         text = (checkpoints / _TRACKER_FILE).read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
         return None
+    if text == RELEASE:
+        return checkpoints / RELEASE
     if not text.isdecimal():
         raise CheckpointError(
             f"{checkpoints / _TRACKER_FILE} holds {text[:40]!r} where a step was expected; write "
             "the number of a complete iter_* folder into it."
         )
-    return int(text)
+    return iteration_dir(checkpoints, int(text))
 
 
 def check_loadable(checkpoints: Path, config: RunConfig) -> Path:
     """Find the checkpoint to load and make sure that it belongs to this model.
 
     Args:
-        checkpoints: Folder that holds `iter_*` folders.
+        checkpoints: Folder that holds `iter_*` folders, or `release`.
         config: The run that wants to load.
 
     Returns:
@@ -105,17 +110,16 @@ def check_loadable(checkpoints: Path, config: RunConfig) -> Path:
     Raises:
         CheckpointError: There is none, its folder is missing, or another model was saved.
     """
-    step = latest_step(checkpoints)
-    if step is None:
+    folder = latest_checkpoint(checkpoints)
+    if folder is None:
         raise CheckpointError(
             f"{checkpoints} holds no complete checkpoint ({_TRACKER_FILE} is missing). Give the "
             "folder that contains the iter_* folders, or leave --load out to start anew."
         )
-    folder = iteration_dir(checkpoints, step)
     if not folder.is_dir():
         raise CheckpointError(
-            f"{checkpoints / _TRACKER_FILE} names step {step}, and {folder} is missing; write the "
-            "number of a complete iter_* folder into it."
+            f"{checkpoints / _TRACKER_FILE} names {folder.name}, and {folder} is missing; write "
+            "the number of a complete iter_* folder into it."
         )
     saved = _saved_config(folder)
     if saved is None:

@@ -35,9 +35,15 @@ def saved(tmp_path: Path, config: RunConfig) -> Path:
 
 
 def test_newest_step_is_what_the_tracker_says(saved: Path) -> None:
-    assert checkpoint.latest_step(saved) == 7
+    assert checkpoint.latest_checkpoint(saved) == saved / "iter_0000007"
     assert checkpoint.iteration_dir(saved, 7) == saved / "iter_0000007"
-    assert checkpoint.latest_step(saved / "nowhere") is None
+    assert checkpoint.latest_checkpoint(saved / "nowhere") is None
+
+
+def test_release_is_a_checkpoint_too(tmp_path: Path, config: RunConfig) -> None:
+    (tmp_path / TRACKER).write_text("release\n")
+    checkpoint.write_companions(tmp_path / "release", config)
+    assert checkpoint.check_loadable(tmp_path, config) == tmp_path / "release"
 
 
 @pytest.mark.parametrize("content", [b"soon", b"", b"-3", b"\xff\xfe"])
@@ -48,7 +54,7 @@ def test_tracker_without_a_step_is_an_error(content: bytes, tmp_path: Path) -> N
         match=r"holds '.*' where a step was expected; write the number of a complete iter_\* "
         r"folder into it\.$",
     ):
-        checkpoint.latest_step(tmp_path)
+        checkpoint.latest_checkpoint(tmp_path)
 
 
 def test_checkpoint_of_the_same_model_is_found(saved: Path, config: RunConfig) -> None:
@@ -67,7 +73,7 @@ def test_folder_without_a_checkpoint_is_an_error(tmp_path: Path, config: RunConf
 def test_tracker_that_names_a_missing_folder_is_an_error(saved: Path, config: RunConfig) -> None:
     (saved / TRACKER).write_text("9")
     message = (
-        f"{saved / TRACKER} names step 9, and {saved / 'iter_0000009'} is missing; write the "
+        f"{saved / TRACKER} names iter_0000009, and {saved / 'iter_0000009'} is missing; write the "
         "number of a complete iter_* folder into it."
     )
     with pytest.raises(CheckpointError, match=literally(message)):
