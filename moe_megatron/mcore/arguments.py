@@ -12,6 +12,8 @@ import importlib.util
 import io
 import os
 import sys
+import threading
+import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -68,7 +70,8 @@ def megatron_argv(config: RunConfig, machine: MachineSettings, paths: RunPaths) 
         *_path_flags(config, paths),
         "--attention-softmax-in-fp32",
         "--no-create-attention-mask-in-dataloader",
-        "--exit-signal-handler",
+        # Python lets only the main thread handle signals; a notebook may train in another.
+        *(["--exit-signal-handler"] if _in_main_thread() else []),
         *("--dataloader-type", "single"),
         *("--ckpt-format", "torch_dist"),
         *to_flags(_plain_fields(config)),
@@ -160,12 +163,21 @@ def parse(argv: Sequence[str], *, verbose: bool = False) -> Any:
             return parse_and_validate_args()
     except (AssertionError, ValueError) as error:
         raise ConfigError(
-            f"Megatron refuses these settings: {error or 'an assertion failed'}. Change the flag "
-            "or field it names; --print-config shows the resolved configuration."
+            f"Megatron refuses these settings: {_reason(error)}. Change the flag or field it "
+            "names; --print-config shows the resolved configuration."
         ) from error
     except SystemExit as error:
         problem = errors.getvalue().strip().rpartition("error: ")[2]
         raise ConfigError(f"Megatron cannot read these flags: {problem}.") from error
+
+
+def _reason(error: Exception) -> str:
+    """What an error says; of an assertion without a message, the assertion."""
+    return str(error) or f"it demands '{traceback.extract_tb(error.__traceback__)[-1].line}'"
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
 
 
 def prepare_environment(config: RunConfig) -> None:

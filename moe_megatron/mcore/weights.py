@@ -162,8 +162,9 @@ class _Describer:
 
     def _outer(self, name: str, local: Tensor) -> Piece:
         if name in {"embedding.word_embeddings.weight", "output_layer.weight"}:
-            target = "embed_tokens.weight" if name.startswith("embedding") else "lm_head.weight"
-            return _vocabulary(target, local)
+            untied = not self._network.share_embeddings_and_output_weights
+            head = untied and name.startswith("output_layer")
+            return _vocabulary("lm_head.weight" if head else "embed_tokens.weight", local)
         if name.startswith("embedding.position_embeddings."):
             return Piece("embed_positions.weight", local, lambda w: w, _first_of_replicas())
         if name.startswith("decoder.final_layernorm."):

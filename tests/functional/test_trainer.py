@@ -127,7 +127,10 @@ expert_parallel = int(sys.argv[3])
 one = trainer(
     f"ep{expert_parallel}",
     load_balancing="none",
-    overrides={"parallel.expert_parallel_size": expert_parallel},
+    overrides={
+        "parallel.expert_parallel_size": expert_parallel,
+        "training.precision": "fp32",  # in bf16 sums depend on their order
+    },
 )
 if rank:  # every rank must start from the weights of rank 0
     for weight in one.model.parameters():
