@@ -1,0 +1,85 @@
+"""Rotary positions: how Hugging Face configurations write them and what Megatron takes.
+
+Old configurations have `rope_theta` and `rope_scaling`; those of transformers 5 have one mapping
+`rope_parameters`.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from moe_megatron.checkpoint.mappings.hf_config import HfConfig, real
+from moe_megatron.errors import MappingError
+
+_LLAMA3 = {
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+_YARN = {"beta_fast": 32, "beta_slow": 1, "original_max_position_embeddings": 4096}
+
+
+def parameters(config: HfConfig) -> dict[str, Any]:
+    """Kind, base and scaling of the rotary positions, whatever the configuration's age.
+
+    Raises:
+        MappingError: They are not a mapping.
+    """
+    found: dict[str, Any] = {}
+    for key in ("rope_scaling", "rope_parameters"):
+        value = config.get(key) or {}
+        if not isinstance(value, Mapping):
+            raise MappingError(f"config.json gives {key} as {value!r}; a mapping is needed.")
+        found |= value
+    found.setdefault("rope_type", found.get("type", "default"))
+    for key in ("rope_theta", "partial_rotary_factor"):
+        if config.get(key) is not None:
+            found.setdefault(key, config[key])
+    return found
+
+
+def base(config: HfConfig, default: float = 10000.0) -> float:
+    """Base of the rotary frequencies."""
+    return real(parameters(config), "rope_theta", default)
+
+
+def flags(config: HfConfig, *, latent: bool = False) -> dict[str, Any]:
+    """Megatron's flags for positions; what it cannot compute is in `limits`.
+
+    Args:
+        config: Hugging Face configuration.
+        latent: Whether the attention is latent (MLA), which has positions of its own.
+    """
+    rope = parameters(config)
+    kind, factor = rope["rope_type"], real(rope, "factor", 1.0)
+    rotated = real(rope, "partial_rotary_factor", 1.0)
+    found: dict[str, Any] = {"rope-type": "rope"} if latent else {}
+    if rotated != 1.0 and not latent:
+        found["rotary-percent"] = rotated
+    if latent and kind == "yarn":
+        found |= {"rope-type": "yarn", "rotary-scaling-factor": factor}
+        found |= {
+            "mscale": real(rope, "mscale", 1.0),
+            "mscale-all-dim": real(rope, "mscale_all_dim", 0.0),
+        }
+    elif kind == "llama3":
+        found |= {"use-rope-scaling": True, "rope-scaling-factor": factor}
+    elif kind == "linear":
+        found["rotary-seq-len-interpolation-factor"] = int(factor)
+    return found
+
+
+def limits(config: HfConfig, *, latent: bool = False) -> list[str]:
+    """What Megatron would compute differently, as sentences."""
+    rope = parameters(config)
+    kind: object = rope["rope_type"]
+    known = {"default": {}, "linear": {}, "llama3": _LLAMA3} | ({"yarn": _YARN} if latent else {})
+    if not isinstance(kind, str) or kind not in known:
+        return [f"Megatron has no '{kind}' rotary positions here; it would use plain ones."]
+    fixed = {key: value for key, value in known[kind].items() if rope.get(key, value) != value}
+    if fixed:
+        return [f"Megatron fixes {', '.join(fixed)} of '{kind}' rotary positions to other values."]
+    if kind == "linear" and real(rope, "factor", 1.0) % 1:
+        return ["Megatron scales rotary positions by whole numbers only."]
+    if base(config) % 1:
+        return ["Megatron takes a whole number as base of the rotary frequencies."]
+    return []

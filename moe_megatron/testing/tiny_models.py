@@ -1,0 +1,169 @@
+"""Tiny random models of transformers, one or more a family, with the odd shapes that break tables.
+
+Three query heads a key/value head, odd numbers of layers, one expert, sixty experts, dense layers
+among the others, tied and untied embeddings, vocabularies that nothing divides.
+"""
+
+from pathlib import Path
+from typing import Any
+
+_HEADS = {"hidden_size": 48, "num_attention_heads": 6, "num_key_value_heads": 2}
+_MODEL = {
+    **_HEADS,
+    "num_hidden_layers": 3,
+    "vocab_size": 131,
+    "max_position_embeddings": 64,
+    "intermediate_size": 56,
+    "initializer_range": 0.2,
+}
+_MOE = {**_MODEL, "moe_intermediate_size": 40, "num_experts": 6, "num_experts_per_tok": 2}
+_QWEN2_MOE = {**_MOE, "shared_expert_intermediate_size": 72}
+_LOCAL = {**_MODEL, "num_local_experts": 4, "num_experts_per_tok": 2}
+
+_LATENT = {
+    "num_key_value_heads": 6,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 12,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 10,
+    "q_lora_rank": 24,
+}
+_DEEPSEEK = {
+    **_MODEL,
+    "num_hidden_layers": 5,
+    "moe_intermediate_size": 40,
+    "n_routed_experts": 6,
+    "n_shared_experts": 2,
+    "num_experts_per_tok": 3,
+    "routed_scaling_factor": 2.5,
+    "first_k_dense_replace": 2,
+    "n_group": 1,
+    "topk_group": 1,
+}
+_GROUPS = {"n_group": 4, "topk_group": 2, "n_routed_experts": 16, "num_experts_per_tok": 4}
+_SWITCH = {
+    "vocab_size": 131,
+    "d_model": 48,
+    "d_kv": 10,
+    "d_ff": 56,
+    "num_heads": 6,
+    "num_layers": 4,
+    "num_decoder_layers": 6,
+    "num_sparse_encoder_layers": 2,
+    "num_sparse_decoder_layers": 3,
+    "num_experts": 5,
+}
+
+EXAMPLES: dict[str, tuple[str, dict[str, Any]]] = {
+    "mixtral": ("mixtral", _LOCAL),
+    "mixtral-tied": ("mixtral", {**_LOCAL, "tie_word_embeddings": True, "head_dim": 12}),
+    "mixtral-one-expert": (
+        "mixtral",
+        {**_LOCAL, "num_local_experts": 1, "num_experts_per_tok": 1, "sliding_window": 16},
+    ),
+    "olmoe": ("olmoe", {**_MOE, "num_key_value_heads": 6}),
+    "olmoe-one-head": (
+        "olmoe",
+        {**_MOE, "num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 48},
+    ),
+    "olmoe-groups": ("olmoe", {**_MOE, "attention_bias": True, "tie_word_embeddings": True}),
+    "qwen2_moe": ("qwen2_moe", _QWEN2_MOE),
+    "qwen2_moe-sixty-experts": (
+        "qwen2_moe",
+        {**_QWEN2_MOE, "num_experts": 60, "moe_intermediate_size": 8, "num_experts_per_tok": 4},
+    ),
+    "qwen2_moe-dense-layers": (
+        "qwen2_moe",
+        {**_QWEN2_MOE, "num_hidden_layers": 5, "decoder_sparse_step": 2, "qkv_bias": False},
+    ),
+    "qwen3_moe": ("qwen3_moe", {**_MOE, "head_dim": 16, "norm_topk_prob": True}),
+    "qwen3_moe-dense-layers": (
+        "qwen3_moe",
+        {**_MOE, "mlp_only_layers": [0, 2], "tie_word_embeddings": True},
+    ),
+    "qwen3_moe-biases": ("qwen3_moe", {**_MOE, "num_hidden_layers": 1, "attention_bias": True}),
+    "deepseek_v2": ("deepseek_v2", {**_DEEPSEEK, **_LATENT}),
+    "deepseek_v2-lite": (
+        "deepseek_v2",
+        {**_DEEPSEEK, **_LATENT, "q_lora_rank": None, "first_k_dense_replace": 0},
+    ),
+    "deepseek_v3": ("deepseek_v3", {**_DEEPSEEK, **_LATENT, **_GROUPS}),
+    "glm4_moe": ("glm4_moe", {**_DEEPSEEK, "attention_bias": True, "head_dim": 16}),
+    "glm4_moe-qk-norm": (
+        "glm4_moe",
+        {**_DEEPSEEK, **_GROUPS, "use_qk_norm": True, "first_k_dense_replace": 0},
+    ),
+    "granitemoe": ("granitemoe", {**_LOCAL, "attention_multiplier": 0.1}),
+    "granitemoe-tied": (
+        "granitemoe",
+        {**_LOCAL, "tie_word_embeddings": True, "attention_bias": True},
+    ),
+    "granitemoe-neutral": ("granitemoe", {**_LOCAL, "attention_multiplier": 8**-0.5}),
+    "phimoe": ("phimoe", {**_LOCAL, "attention_bias": True, "lm_head_bias": True}),
+    "phimoe-plain": ("phimoe", {**_LOCAL, "num_local_experts": 16}),
+    "gpt_oss": (
+        "gpt_oss",
+        {
+            **_LOCAL,
+            "head_dim": 16,
+            "sliding_window": 16,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 150000.0},
+        },
+    ),
+    "gpt_oss-yarn": ("gpt_oss", {**_LOCAL, "head_dim": 16, "num_hidden_layers": 1}),
+    "switch_transformers": ("switch_transformers", _SWITCH),
+    "switch_transformers-untied": (
+        "switch_transformers",
+        {**_SWITCH, "tie_word_embeddings": False, "num_sparse_decoder_layers": 6},
+    ),
+    "llama": ("llama", _MODEL),
+    "llama-biases": (
+        "llama",
+        {**_MODEL, "attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
+    ),
+    "mistral": ("mistral", {**_MODEL, "head_dim": 16, "sliding_window": 16}),
+    "qwen2": ("qwen2", {**_MODEL, "tie_word_embeddings": True}),
+    "qwen3": ("qwen3", {**_MODEL, "head_dim": 16}),
+}
+"""Family and sizes of each example, by name."""
+
+
+def hf_config(name: str) -> Any:
+    """The configuration of an example, as transformers has it."""
+    from transformers import AutoConfig
+
+    family, sizes = EXAMPLES[name]
+    return AutoConfig.for_model(family, **sizes)
+
+
+def build(name: str, *, seed: int = 0) -> Any:
+    """The model of an example: float32, every tensor random, norms and biases too."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+    torch.manual_seed(seed)
+    config = hf_config(name)
+    auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    model = auto.from_config(config)
+    with torch.no_grad():
+        for value in model.state_dict().values():
+            if value.is_floating_point() and value.dim() == 1:
+                value.add_(0.1 * torch.randn_like(value))
+    return model.eval()
+
+
+def save(name: str, folder: Path, *, fused: bool, seed: int = 0) -> Any:
+    """Save an example.
+
+    Args:
+        name: Key of `EXAMPLES`.
+        folder: Where to.
+        fused: Whether experts lie together, as in the modules of transformers 5, or one by one.
+        seed: Of the random weights.
+
+    Returns:
+        The model.
+    """
+    model = build(name, seed=seed)
+    model.save_pretrained(folder, save_original_format=not fused)
+    return model

@@ -1,0 +1,96 @@
+"""Megatron's model of a run, built here: its keys and shapes, and weights put where links say."""
+
+import contextlib
+import io
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch.distributed as dist
+
+import moe_megatron.mcore  # noqa: F401  # makes Megatron importable
+from moe_megatron.config import RunConfig
+
+
+@pytest.fixture
+def megatron_model() -> Iterator[Callable[[RunConfig], Any]]:
+    """A function that builds the model of a run, for one process.
+
+    Latent attention gets a core that takes its widths, which Megatron's local one does not.
+    """
+    from megatron.core import parallel_state, tensor_parallel
+    from megatron.training import training as loop
+
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        parallel_state.initialize_model_parallel()
+        tensor_parallel.model_parallel_cuda_manual_seed(1)
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield _build
+    finally:
+        loop.destroy_global_state()
+        dist.destroy_process_group()
+
+
+@pytest.fixture
+def sharded_tensors() -> Callable[[Any], list[Any]]:
+    """A function that lists the tensors of a model as its checkpoint has them."""
+    from megatron.core.dist_checkpointing.dict_utils import nested_values
+    from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factories
+
+    def tensors(model: Any) -> list[Any]:
+        state = model.sharded_state_dict()
+        apply_factories(state)
+        return [value for value in nested_values(state) if isinstance(value, ShardedTensor)]
+
+    return tensors
+
+
+def _with_latent_core(block: Any) -> Any:
+    from megatron.core.transformer.dot_product_attention import DotProductAttention
+
+    class LatentCore(DotProductAttention):
+        def __init__(
+            self, *args: Any, k_channels: int = 0, v_channels: int = 0, **kwargs: Any
+        ) -> None:
+            super().__init__(*args, **kwargs)
+
+    for layer in block.layer_specs:
+        layer.submodules.self_attention.submodules.core_attention = LatentCore
+    return block
+
+
+def _build(run: RunConfig) -> Any:
+    from megatron.core.process_groups_config import ProcessGroupCollection
+    from megatron.training.argument_utils import gpt_config_from_args
+    from megatron.training.models.gpt import GPTModelBuilder
+
+    from moe_megatron.mcore import specs
+    from moe_megatron.mcore.arguments import MachineSettings, RunPaths, megatron_argv, parse
+
+    def layer_spec(model_config: Any, vp_stage: int | None = None) -> Any:
+        spec = specs.layer_spec(model_config, vp_stage)
+        return _with_latent_core(spec) if "multi-latent-attention" in run.megatron else spec
+
+    machine = MachineSettings(
+        backend="gloo",
+        transformer_impl="local",
+        precision="fp32",
+        grouped_gemm=False,
+        accumulation_fusion=False,
+    )
+    paths = RunPaths(
+        data=(),
+        validation=(),
+        data_cache="",
+        vocab_size=run.data.vocab_size,
+        end_of_document=0,
+        checkpoints=None,
+        load=None,
+    )
+    argv = [*megatron_argv(run, machine, paths), "--make-vocab-size-divisible-by", "1"]
+    model_config = gpt_config_from_args(parse(argv))
+    model_config.transformer_layer_spec = layer_spec
+    model_config.vocab_size = run.data.vocab_size
+    groups = ProcessGroupCollection.use_mpu_process_groups()
+    return GPTModelBuilder(model_config).build_model(groups, pre_process=True, post_process=True)
