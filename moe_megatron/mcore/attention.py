@@ -18,7 +18,20 @@ _BLOCK = {torch.bfloat16: 128, torch.float32: 64}
 
 
 class CausalAttention(DotProductAttention):
-    """`DotProductAttention` with a faster path for plain causal attention."""
+    """`DotProductAttention` with a faster path for plain causal attention.
+
+    Latent attention (MLA) announces the widths of its keys and values, which Megatron's own class
+    refuses; they are taken from the tensors.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        k_channels: int | None = None,
+        v_channels: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
 
     def forward(  # Megatron's signature
         self,
@@ -35,14 +48,14 @@ class CausalAttention(DotProductAttention):
         Args:
             query: [sequence, batch, heads, width].
             key: [sequence, batch, groups, width].
-            value: [sequence, batch, groups, width].
+            value: [sequence, batch, groups, value width].
             attention_mask: None for the causal mask alone.
             attn_mask_type: Kind of mask; None for that of the layer.
             attention_bias: Added to the scores; Megatron's own path refuses it.
             packed_seq_params: Packed sequences; Megatron's own path refuses them.
 
         Returns:
-            [sequence, batch, heads * width].
+            [sequence, batch, heads * value width].
         """
         mask_type = self.attn_mask_type if attn_mask_type is None else attn_mask_type
         plain = (
@@ -87,10 +100,13 @@ class _CausalAttention(torch.autograd.Function):
     def forward(
         ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
     ) -> torch.Tensor:
-        """Attend: three [sequence, batch, heads, width] to [sequence, batch, heads * width]."""
-        length, batch, heads, width = query.shape
+        """Attend: three [sequence, batch, heads, width] to [sequence, batch, heads * width].
+
+        Values may have a width of their own, which is then that of the result.
+        """
+        length, batch = query.shape[:2]
         q, k, v = (_rows(x) for x in (query * scale, key, value))
-        output = torch.empty_like(q)
+        output = torch.empty_like(v)
         all_probs = []
         size = _BLOCK.get(q.dtype, 64)
         future = torch.full((size, size), -torch.inf, dtype=q.dtype).triu_(1)
@@ -102,13 +118,13 @@ class _CausalAttention(torch.autograd.Function):
             all_probs.append(probs)
         ctx.save_for_backward(q, k, v, *all_probs)
         ctx.scale, ctx.batch, ctx.size = scale, batch, size
-        return _columns(output, batch).reshape(length, batch, heads * width)
+        return _columns(output, batch).reshape(length, batch, -1)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """The gradients of query, key and value."""
         q, k, v, *all_probs = ctx.saved_tensors
-        length, width = q.shape[1:]
+        length, width = v.shape[1:]
         grad = _rows(grads[0].view(length, ctx.batch, -1, width))
         d_q = torch.empty_like(q)
         d_k, d_v = (

@@ -1,8 +1,6 @@
 """DeepSeek-V2: latent attention, dense first layers, shared experts, softmax over all experts.
 
-Megatron 0.19's local layer spec cannot build latent attention: its core attention refuses the
-widths of keys and values. With a core that takes them (tests have one of three lines) logits are
-those of transformers. Lite models have full-rank queries, for which Megatron has a norm too many.
+Lite models have full-rank queries, for which Megatron has a norm too many.
 """
 
 from moe_megatron.checkpoint.mappings.family import Family

@@ -53,6 +53,26 @@ def test_output_and_gradients_equal_those_of_megatron(length: int, groups: int) 
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
+def test_values_of_another_width_equal_an_explicit_softmax() -> None:
+    """Latent attention: wide queries and keys, narrow values."""
+    config = TransformerConfig(
+        num_layers=1, hidden_size=WIDTH * HEADS, num_attention_heads=HEADS, attention_dropout=0.0
+    )
+    tensor_parallel.model_parallel_cuda_manual_seed(7)
+    attention = CausalAttention(
+        config, 1, AttnMaskType.causal, "self", softmax_scale=0.3, k_channels=WIDTH, v_channels=5
+    )
+    query, key, value = inputs(70)
+    value = value.detach()[..., :5].contiguous().requires_grad_()
+    ours = outcome(attention, [query, key, value])
+    scores = torch.einsum("qbhd,kbhd->bhqk", query, key) * 0.3
+    scores += torch.full((70, 70), -torch.inf).triu(1)
+    output = torch.einsum("bhqk,kbhd->qbhd", scores.softmax(-1), value).reshape(70, BATCH, -1)
+    weights = torch.linspace(-1, 1, output.numel()).view_as(output)
+    theirs = [output.detach(), *torch.autograd.grad(output, [query, key, value], weights)]
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
 def test_bf16_is_as_close_to_fp32_as_bf16_can_be() -> None:
     exact = outcome(build(CausalAttention), inputs(200))
     rounded = outcome(

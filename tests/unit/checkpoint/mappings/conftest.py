@@ -14,10 +14,7 @@ from moe_megatron.config import RunConfig
 
 @pytest.fixture
 def megatron_model() -> Iterator[Callable[[RunConfig], Any]]:
-    """A function that builds the model of a run, for one process.
-
-    Latent attention gets a core that takes its widths, which Megatron's local one does not.
-    """
+    """A function that builds the model of a run, for one process."""
     from megatron.core import parallel_state, tensor_parallel
     from megatron.training import training as loop
 
@@ -46,20 +43,6 @@ def sharded_tensors() -> Callable[[Any], list[Any]]:
     return tensors
 
 
-def _with_latent_core(block: Any) -> Any:
-    from megatron.core.transformer.dot_product_attention import DotProductAttention
-
-    class LatentCore(DotProductAttention):
-        def __init__(
-            self, *args: Any, k_channels: int = 0, v_channels: int = 0, **kwargs: Any
-        ) -> None:
-            super().__init__(*args, **kwargs)
-
-    for layer in block.layer_specs:
-        layer.submodules.self_attention.submodules.core_attention = LatentCore
-    return block
-
-
 def _build(run: RunConfig) -> Any:
     from megatron.core.process_groups_config import ProcessGroupCollection
     from megatron.training.argument_utils import gpt_config_from_args
@@ -67,10 +50,6 @@ def _build(run: RunConfig) -> Any:
 
     from moe_megatron.mcore import specs
     from moe_megatron.mcore.arguments import MachineSettings, RunPaths, megatron_argv, parse
-
-    def layer_spec(model_config: Any, vp_stage: int | None = None) -> Any:
-        spec = specs.layer_spec(model_config, vp_stage)
-        return _with_latent_core(spec) if "multi-latent-attention" in run.megatron else spec
 
     machine = MachineSettings(
         backend="gloo",
@@ -90,7 +69,7 @@ def _build(run: RunConfig) -> Any:
     )
     argv = [*megatron_argv(run, machine, paths), "--make-vocab-size-divisible-by", "1"]
     model_config = gpt_config_from_args(parse(argv))
-    model_config.transformer_layer_spec = layer_spec
+    model_config.transformer_layer_spec = specs.layer_spec
     model_config.vocab_size = run.data.vocab_size
     groups = ProcessGroupCollection.use_mpu_process_groups()
     return GPTModelBuilder(model_config).build_model(groups, pre_process=True, post_process=True)
