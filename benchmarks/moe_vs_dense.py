@@ -1,0 +1,96 @@
+"""Validation loss of the MoE preset against its dense twin, after the same number of tokens.
+
+Both have the same active FLOPs per token, corpus, tokenizer, batch, schedule and seed, and run one
+after the other. Run it from the repository root: `python -m benchmarks.moe_vs_dense --steps 1500`.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from benchmarks import machine
+from benchmarks.ranks import run_ranks
+from moe_megatron.config import apply_overrides, load_config
+
+PRESETS = ("demo_moe", "demo_dense")
+
+
+def main() -> None:
+    """Train both presets and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--evaluations", type=int, default=10, help="evaluations in each run")
+    parser.add_argument("--eval-steps", type=int, default=40, help="batches of an evaluation")
+    parser.add_argument("--precision", default=None, help="default: that of the preset")
+    parser.add_argument("--presets", nargs="+", default=PRESETS)
+    parser.add_argument(
+        "--set", nargs="*", default=[], metavar="NAME=VALUE", help="overrides, values as JSON"
+    )
+    parser.add_argument("--seed", type=int, default=1234)
+    parser.add_argument("--output", type=Path)
+    arguments = parser.parse_args()
+
+    overrides: dict[str, Any] = {
+        "training.train_steps": arguments.steps,
+        "training.eval_interval": arguments.steps // arguments.evaluations,
+        "training.eval_steps": arguments.eval_steps,
+        "training.seed": arguments.seed,
+        "checkpoint.save_interval": None,
+    }
+    if arguments.precision:
+        overrides["training.precision"] = arguments.precision
+    for setting in arguments.set:
+        name, _, value = setting.partition("=")
+        overrides[name] = json.loads(value)
+    results = {}
+    for preset in arguments.presets:
+        task = {"preset": preset, "overrides": _known(preset, overrides), "mode": "train"}
+        results[preset] = run_ranks("benchmarks.megatron_rank", task)
+        last = results[preset]["evaluations"][-1]
+        print(f"{preset}: {last}", flush=True)
+    machine.write(arguments.output, _report(arguments, results))
+
+
+def _known(preset: str, overrides: dict[str, Any]) -> dict[str, Any]:
+    """Leave settings of experts out of a dense run."""
+    if load_config(preset).moe.num_experts is not None:
+        return overrides
+    return {name: value for name, value in overrides.items() if not name.startswith("moe.")}
+
+
+def _report(arguments: argparse.Namespace, results: dict[str, dict[str, Any]]) -> str:
+    curves = {
+        preset: {e["step"]: e for e in result["evaluations"] if e["split"] == "validation"}
+        for preset, result in results.items()
+    }
+    config = apply_overrides(load_config("demo_moe"), {"training.train_steps": arguments.steps})
+    tokens = config.training.global_batch_size * config.data.sequence_length
+    compared = len(results) == len(PRESETS)
+    rows = []
+    for step in sorted(next(iter(curves.values()))):
+        losses = [curve[step]["loss"] for curve in curves.values()]
+        minutes = [f"{curve[step]['seconds'] / 60:.1f}" for curve in curves.values()]
+        lower = [f"{100 * (1 - losses[0] / losses[1]):.2f} %"] if compared else []
+        rows.append(
+            [str(step), f"{step * tokens:,}", *(f"{x:.4f}" for x in losses), *lower, *minutes]
+        )
+    header = [
+        "step",
+        "tokens",
+        *(f"{preset} loss" for preset in results),
+        *(["MoE lower by"] if compared else []),
+        *(f"{preset} minutes" for preset in results),
+    ]
+    notes = [
+        f"Validation loss in nats per token over {arguments.eval_steps} batches of {tokens} tokens"
+        " that were not trained on; 2 processes with 1 thread each",
+        "Equal active FLOPs: 2 of 8 experts of width 512 against one MLP of width 1024",
+    ]
+    return machine.heading("MoE against dense, equal active FLOPs", notes) + machine.table(
+        header, rows
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""What telemetry costs a step: counters, their reduction, the profile and the JSON logs.
+
+Telemetry is switched on and off from step to step within one run of the main job (on off, off on,
+...), and neighbouring steps are compared, so that what else the machine does cancels out. A second
+table times the counters of one router call for larger numbers of experts. Run it from the
+repository root: `python -m benchmarks.telemetry_overhead`.
+"""
+
+import argparse
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks import machine
+from benchmarks.ranks import run_ranks
+
+ROUTERS = ((4, 8, 2, 1024), (61, 256, 8, 1024))
+"""Layers, experts, top k and tokens of the micro benchmark."""
+
+
+def main() -> None:
+    """Measure and print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--pairs", type=int, default=200)
+    parser.add_argument("--warm-up", type=int, default=20, help="steps before the pairs")
+    parser.add_argument("--precision", default="bf16")
+    parser.add_argument("--output", type=Path)
+    arguments = parser.parse_args()
+    overrides = {
+        "training.train_steps": arguments.warm_up + 2 * arguments.pairs,
+        "training.precision": arguments.precision,
+        "training.eval_interval": 10**6,
+        "training.eval_steps": 1,
+        "checkpoint.save_interval": None,
+    }
+    result = run_ranks(
+        "benchmarks.megatron_rank",
+        {"preset": "demo_moe", "overrides": overrides, "mode": "telemetry"},
+    )
+    rows = [
+        _row(name, result, key, arguments.warm_up)
+        for name, key in (("wall clock", "wall"), ("processor, both ranks", "processor"))
+    ]
+    notes = [
+        f"demo_moe in {arguments.precision}, 2 processes with 1 thread each, {arguments.pairs} "
+        f"pairs of steps after {arguments.warm_up} others; difference: median of (on - off) within "
+        "a pair, with the 95 % interval of that median; a negative one is noise",
+    ]
+    pairs = machine.table(
+        ["time", "off ms", "on ms", "difference ms", "95 % interval ms", "of a step"], rows
+    )
+    counters = machine.table(
+        ["MoE layers", "experts", "top k", "tokens", "one router call ms", "all layers ms"],
+        [_counting(*shape) for shape in ROUTERS],
+    )
+    text = machine.heading("Cost of telemetry", notes)
+    machine.write(arguments.output, f"{text}\n{pairs}\n{counters}")
+
+
+def _row(name: str, result: dict[str, Any], key: str, warm_up: int) -> list[str]:
+    steps = list(zip(result["on"], result[key], strict=True))[warm_up:]
+    off, on, differences = [], [], []
+    for first, second in zip(steps[::2], steps[1::2], strict=True):
+        assert {first[0], second[0]} == {True, False}, "a pair has one step of each kind"
+        with_telemetry, without = sorted((first, second), reverse=True)
+        on.append(1e3 * with_telemetry[1])
+        off.append(1e3 * without[1])
+        differences.append(on[-1] - off[-1])
+    middle = statistics.median(differences)
+    low, high = _interval(differences)
+    base = statistics.median(off)
+    return [
+        name,
+        f"{base:.1f}",
+        f"{statistics.median(on):.1f}",
+        f"{middle:+.2f}",
+        f"{low:+.2f} to {high:+.2f}",
+        f"{100 * middle / base:+.2f} %",
+    ]
+
+
+def _interval(values: list[float]) -> tuple[float, float]:
+    """The 95 % interval of the median, from order statistics: it assumes no distribution."""
+    ordered, number = sorted(values), len(values)
+    reach = 0.98 * number**0.5
+    low = max(0, round(number / 2 - reach))
+    high = min(number - 1, round(number / 2 + reach))
+    return ordered[low], ordered[high]
+
+
+def _counting(layers: int, experts: int, top_k: int, tokens: int) -> list[str]:
+    """Time what `MeasuredRouter` adds to one call."""
+    import torch
+
+    import moe_megatron.mcore  # noqa: F401  # makes Megatron importable
+    from moe_megatron.mcore.counters import RoutingCounters
+    from moe_megatron.mcore.router import MeasuredRouter
+
+    torch.set_num_threads(1)
+    row = RoutingCounters(tuple(range(1, layers + 1)), experts, torch.device("cpu")).row(1)
+    logits = torch.randn(tokens, 1, experts)
+    chosen = logits.view(tokens, experts).topk(top_k).indices
+    routing_map = torch.zeros(tokens, experts, dtype=torch.bool).scatter_(1, chosen, True)
+    # The whole router needs process groups; what is timed needs two of its fields.
+    router = MeasuredRouter.__new__(MeasuredRouter)
+    torch.nn.Module.__init__(router)
+    router.config = type("Settings", (), {"moe_pad_expert_input_to_capacity": False})()
+    router.score_function = "softmax"
+    times = []
+    for _ in range(200):
+        started = time.process_time()
+        with torch.no_grad():
+            router._count(row, logits, logits, routing_map, None)
+        times.append(1e3 * (time.process_time() - started))
+    one = statistics.median(times)
+    shape = [str(layers), str(experts), str(top_k), str(tokens)]
+    return [*shape, f"{one:.3f}", f"{layers * one:.1f}"]
+
+
+if __name__ == "__main__":
+    main()
