@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from megatron.training import global_vars
+from megatron.training import training
 
 from moe_megatron.config import RunConfig, apply_overrides, list_presets, load_config
 from moe_megatron.config.flags import RULES, to_flags
@@ -228,7 +228,7 @@ def fresh_globals() -> Iterator[None]:
     try:
         yield
     finally:
-        global_vars.destroy_global_vars()
+        training.destroy_global_state()
         assert sys.argv is before
 
 
