@@ -18,6 +18,7 @@ verbs:
   train     train a model on this machine's CPU or GPUs
   report    write the HTML report of a run
   data      turn text into indexed datasets, or inspect them
+  inspect   say what a checkpoint holds
   doctor    say what this machine has and what would be used
 
 `moe-megatron VERB --help` explains a verb.
@@ -48,7 +49,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _find(name: str) -> Verb:
-    verbs = {"train": _train, "report": _report, "data": _data, "doctor": _doctor}
+    verbs = {
+        "train": _train,
+        "report": _report,
+        "data": _data,
+        "inspect": _inspect,
+        "doctor": _doctor,
+    }
     if name not in verbs:
         raise ConfigError(
             f"moe-megatron has no verb '{name}'.{nearest(name, verbs)} "
@@ -73,6 +80,12 @@ def _data(words: Sequence[str]) -> int:
     from moe_megatron.cli.data import data
 
     return data(words)
+
+
+def _inspect(words: Sequence[str]) -> int:
+    from moe_megatron.cli.inspect import inspect
+
+    return inspect(words)
 
 
 def _doctor(words: Sequence[str]) -> int:

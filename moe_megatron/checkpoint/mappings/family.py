@@ -204,13 +204,16 @@ class Family:
         values["training"]["precision"] = _PRECISIONS.get(dtype, "auto")
         return values
 
-    def hf_config(self, run_config: RunConfig, base: HfConfig | None = None) -> dict[str, Any]:
+    def hf_config(
+        self, run_config: RunConfig, base: HfConfig | None = None, names: Names = None
+    ) -> dict[str, Any]:
         """The way back: the `config.json` of a run.
 
         Args:
             run_config: The run.
             base: The configuration that the run was imported from: it stays as it is but for what
                 the run changed. None for a natively trained model.
+            names: Names of the tensors of the checkpoint, as `geometry` takes them.
 
         Raises:
             MappingError: The family has no way to say which layers are MoE layers.
@@ -218,7 +221,9 @@ class Family:
         told = dict(base or {"architectures": [self.architecture], "model_type": self.name})
         if base is None:
             told |= self.hf_constants
-        before = None if base is None else from_mapping(self.run_config(base))
+        before = None
+        if base is not None:
+            before = from_mapping(self.run_config(base, self.geometry(base, names)))
         for entry in self.fields:
             if not entry.ours:
                 continue

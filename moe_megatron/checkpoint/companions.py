@@ -1,0 +1,57 @@
+"""Small files that travel with the weights: tokenizer, chat template, generation settings.
+
+Code (`*.py`) never travels.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from moe_megatron.telemetry.profile import PROFILE_FILE
+
+HF_FOLDER = "hf"
+"""Where they lie in a Megatron checkpoint."""
+
+_PATTERNS = (
+    "generation_config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template*",
+    "*.jinja",
+    "*.model",
+    "*.tiktoken",
+    "vocab.*",
+    "merges.txt",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "LICENSE*",
+    "NOTICE*",
+    "README.md",
+)
+
+Table = tuple[str, Callable[[], bytes]]
+
+
+def to_megatron(folder: Path) -> tuple[Table, ...]:
+    """Companions of a Hugging Face folder, by the names they get in a Megatron checkpoint."""
+    return (*_tables(_found(folder), f"{HF_FOLDER}/"), *_profile(folder))
+
+
+def to_hugging_face(folder: Path) -> tuple[Table, ...]:
+    """Companions of a Megatron checkpoint, by the names they get in a Hugging Face folder."""
+    return (*_tables(_found(folder / HF_FOLDER), ""), *_profile(folder))
+
+
+def _found(folder: Path) -> list[Path]:
+    matches = {path for pattern in _PATTERNS for path in folder.glob(pattern)}
+    return sorted(path for path in matches if path.is_file() and path.suffix != ".py")
+
+
+def _tables(paths: list[Path], prefix: str) -> tuple[Table, ...]:
+    return tuple((prefix + path.name, partial(path.read_bytes)) for path in paths)
+
+
+def _profile(folder: Path) -> tuple[Table, ...]:
+    path = folder / PROFILE_FILE
+    return _tables([path], "") if path.is_file() else ()

@@ -1,0 +1,330 @@
+"""Converts checkpoints: Hugging Face to Megatron (`import_checkpoint`) and back.
+
+Needs no GPU, no process group, no model; memory does not grow with the model.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from moe_megatron.checkpoint import checksum, companions, dtypes
+from moe_megatron.checkpoint.execute import Outcome, execute
+from moe_megatron.checkpoint.hf_folder import CONFIG, HfFolder
+from moe_megatron.checkpoint.links import Link
+from moe_megatron.checkpoint.mappings import Geometry, family_of, family_of_run
+from moe_megatron.checkpoint.plan import Plan
+from moe_megatron.checkpoint.plan_export import ExportOptions, plan_export
+from moe_megatron.checkpoint.plan_import import ImportOptions, check_source, plan_import
+from moe_megatron.checkpoint.publish import check_free, publish, staging_of
+from moe_megatron.checkpoint.selection import Selection, reduced_config, select
+from moe_megatron.checkpoint.torch_dist import TRACKER, TorchDist
+from moe_megatron.config import RunConfig, dump_yaml, load_config
+from moe_megatron.config.mapping import from_mapping
+from moe_megatron.errors import CheckpointError
+from moe_megatron.telemetry.atomic import replace_file
+
+RUN_CONFIG = "config.yaml"
+ORIGIN = f"{companions.HF_FOLDER}/origin.json"
+"""What a Megatron checkpoint does not say about the folder that it came from."""
+CHECKSUMS = "checksums.json"
+_ITERATION = "release"
+_TORCH_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Report:
+    """What a conversion did, or would do."""
+
+    plan: Plan
+    destination: Path
+    """Folder that holds the result."""
+    family: str
+    limits: tuple[str, ...]
+    """What Megatron computes differently from the Hugging Face model, as sentences."""
+    outcome: Outcome | None
+    """None after a dry run."""
+
+    @property
+    def gigabytes_per_second(self) -> float:
+        """Speed, of what this attempt wrote."""
+        if self.outcome is None:
+            return 0.0
+        written = self.plan.nbytes - self.outcome.resumed_bytes
+        return written / 1e9 / max(self.outcome.seconds, 1e-9)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Execution:
+    """How to carry out a conversion; the result does not depend on it."""
+
+    workers: int | None = None
+    """Threads; None: one for each core, up to four."""
+    resume: bool = True
+    """Continue where an interrupted attempt stopped."""
+    overwrite: bool = False
+    """Replace the destination, once everything is written."""
+    dry_run: bool = False
+    """Only plan."""
+    progress: bool = True
+    """Show progress on stderr."""
+
+
+def import_checkpoint(
+    source: str | Path,
+    destination: str | Path,
+    *,
+    selection: Selection | None = None,
+    dtype: str | None = None,
+    execution: Execution | None = None,
+) -> Report:
+    """Convert a Hugging Face model folder to a Megatron checkpoint.
+
+    Args:
+        source: Folder with `config.json` and `*.safetensors`.
+        destination: Folder of checkpoints: gets `release` and the file that names it, and
+            can be given to `--load` under any parallel sizes.
+        selection: Layers and experts to take; None: all.
+        dtype: bf16, fp16 or fp32; None keeps the type of each tensor.
+        execution: Workers, resuming, overwriting, dry run.
+
+    Raises:
+        MappingError: The family is unknown, or tensors have no place on the other side.
+        CheckpointError: The source is damaged, or the destination cannot be written.
+    """
+    execution = execution or Execution()
+    folder, selection = HfFolder(_folder(source)), selection or Selection()
+    family = family_of(folder.config)
+    _refuse_packed(folder)
+    geometry = family.geometry(folder.config, folder.tensors)
+    fused = family.fused_names(folder.tensors)
+    links = family.links(geometry, fused=fused)
+    options = ImportOptions(
+        stacked=geometry.homogeneous,
+        ignored=family.ignorable(geometry),
+        dtype=None if dtype is None else dtypes.parse(dtype),
+        scale_block=_scale_block(folder.config),
+    )
+    check_source(folder, links, options)
+    config = _imported_config(folder, links, options.dtype)
+    if not selection.takes_all:
+        links = select(links, selection, geometry)
+        config = reduced_config(config, selection, family, geometry)
+        geometry = family.geometry(config, [block.name for x in links for block in x.blocks])
+    run = from_mapping(family.run_config(config, geometry))
+    told = {"config": config, "fused": fused, "dtypes": _changed_dtypes(folder, links, options)}
+    options = replace(
+        options,
+        stacked=geometry.homogeneous,
+        arguments=_arguments(geometry, run),
+        tables=(
+            (RUN_CONFIG, lambda: dump_yaml(run).encode()),
+            (f"{companions.HF_FOLDER}/{CONFIG}", lambda: _json(config)),
+            (ORIGIN, lambda: _json({key: told[key] for key in ("fused", "dtypes")})),
+            *companions.to_megatron(folder.path),
+        ),
+    )
+    root = Path(destination).expanduser()
+    target = root / _ITERATION
+    _check_root(root, overwrite=execution.overwrite)
+    outcome = _carry_out(plan := plan_import(folder, links, options), target, execution)
+    if outcome is not None:
+        replace_file(root / TRACKER, [_ITERATION.encode()])
+    limits = family.limits(config)
+    return Report(plan=plan, destination=target, family=family.name, limits=limits, outcome=outcome)
+
+
+def export_checkpoint(
+    source: str | Path,
+    destination: str | Path,
+    *,
+    fused: bool | None = None,
+    dtype: str | None = None,
+    max_shard_bytes: int | None = None,
+    execution: Execution | None = None,
+) -> Report:
+    """Convert a Megatron checkpoint to a Hugging Face model folder.
+
+    Args:
+        source: An `iter_*` folder, or the folder around it (its newest iteration is taken).
+        destination: The folder to write.
+        fused: Whether to write experts fused, as transformers 5 does; None: as they were
+            imported, else one by one, which every version reads.
+        dtype: bf16, fp16 or fp32; None keeps the type of each tensor.
+        max_shard_bytes: Most bytes in one file; None: 1 to 5 GB.
+        execution: Workers, resuming, overwriting, dry run.
+
+    Raises:
+        MappingError: No family fits, or tensors have no place on the other side.
+        CheckpointError: The source is damaged, or the destination cannot be written.
+    """
+    execution = execution or Execution()
+    target = Path(destination).expanduser()
+    wanted = None if dtype is None else dtypes.parse(dtype)
+    with TorchDist(_folder(source)) as saved:
+        run = _run_of(saved.path)
+        base = _read_json(saved.path / companions.HF_FOLDER / CONFIG)
+        origin = _read_json(saved.path / ORIGIN) or {}
+        family = family_of_run(run) if base is None else family_of(base)
+        config = family.hf_config(run, base, saved.tensors)
+        geometry = family.geometry(config, saved.tensors)
+        layout = bool(origin.get("fused")) if fused is None else fused
+        links = family.links(geometry, fused=layout)
+        config = _exported_config(config, saved, wanted)
+        options = ExportOptions(
+            dtype=wanted,
+            dtypes=_known_dtypes(origin),
+            max_shard_bytes=max_shard_bytes,
+            tables=(
+                *companions.to_hugging_face(saved.path),
+                (CONFIG, lambda: _json(config)),
+            ),
+        )
+        check_free(target, overwrite=execution.overwrite)
+        outcome = _carry_out(plan := plan_export(saved, links, options), target, execution)
+    limits = family.limits(config)
+    return Report(plan=plan, destination=target, family=family.name, limits=limits, outcome=outcome)
+
+
+def _carry_out(plan: Plan, target: Path, execution: Execution) -> Outcome | None:
+    if execution.dry_run:
+        return None
+    staging = staging_of(target)
+    try:
+        staging.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(
+            f"{staging.parent} cannot be made ({error.strerror}); choose another destination."
+        ) from error
+    outcome = execute(
+        plan,
+        staging,
+        workers=execution.workers,
+        resume=execution.resume,
+        progress=execution.progress,
+    )
+    ranges = {"algorithm": checksum.DEFAULT, "ranges": outcome.ranges}
+    (staging / CHECKSUMS).write_bytes(_json(ranges, indent=None))
+    publish(staging, target)
+    return outcome
+
+
+def _folder(path: str | Path) -> Path:
+    return Path(path).expanduser()
+
+
+def _json(value: object, indent: int | None = 2) -> bytes:
+    return (json.dumps(value, indent=indent) + "\n").encode()
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}); remove or repair it.") from None
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{path} holds no table; remove or repair it.")
+    return found
+
+
+def _check_root(root: Path, *, overwrite: bool) -> None:
+    """Imports begin at step 0, so that they do not belong among the checkpoints of a run."""
+    check_free(root / _ITERATION, overwrite=overwrite)
+    tracker = root / TRACKER
+    if tracker.is_file() and tracker.read_bytes().strip() != _ITERATION.encode() and not overwrite:
+        raise CheckpointError(
+            f"{root} holds the checkpoints of a run ({TRACKER}); choose an empty folder."
+        )
+
+
+def _run_of(folder: Path) -> RunConfig:
+    path = folder / RUN_CONFIG
+    if not path.is_file():
+        raise CheckpointError(
+            f"{path} is missing, and says which model the tensors are; put the configuration of "
+            "the run there (moe-megatron train --print-config shows it)."
+        )
+    return load_config(path)
+
+
+def _refuse_packed(folder: HfFolder) -> None:
+    packed = next((name for name in folder.tensors if name.endswith("_blocks")), None)
+    if packed is not None:
+        raise CheckpointError(
+            f"{folder.path}: {packed} holds weights of 4 bits (MXFP4), which are not read; save "
+            "the model dequantised (transformers: Mxfp4Config(dequantize=True)) and convert that."
+        )
+
+
+def _scale_block(config: Mapping[str, Any]) -> int:
+    quantization = config.get("quantization_config")
+    size = quantization.get("weight_block_size") if isinstance(quantization, dict) else None
+    if size is None:
+        return 128
+    if not isinstance(size, list) or len(set(size)) != 1 or not isinstance(size[0], int):
+        raise CheckpointError(
+            f"config.json has quantised weights in blocks of {size}; square blocks, such as "
+            "[128, 128], are needed."
+        )
+    return size[0]
+
+
+def _imported_config(folder: HfFolder, links: Sequence[Link], dtype: str | None) -> dict[str, Any]:
+    """The configuration of the folder, as it is when the weights have their new type."""
+    config = dict(folder.config)
+    quantised = any(
+        folder.tensors[block.name].dtype in dtypes.EIGHT_BIT_FLOATS
+        for link in links
+        for block in link.blocks
+    )
+    if quantised:
+        config.pop("quantization_config", None)
+    return _with_dtype(config, dtype or "BF16") if quantised or dtype else config
+
+
+def _with_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:
+    key = "torch_dtype" if "torch_dtype" in config and "dtype" not in config else "dtype"
+    return config | {key: _TORCH_NAMES[dtype]}
+
+
+def _changed_dtypes(
+    folder: HfFolder, links: Sequence[Link], options: ImportOptions
+) -> dict[str, str]:
+    """Types of tensors that Megatron insists on having in another one."""
+    return {
+        block.name: folder.tensors[block.name].dtype
+        for link in links
+        if link.dtype is not None and options.dtype is None
+        for block in link.blocks
+        if folder.tensors[block.name].dtype != link.dtype
+    }
+
+
+def _known_dtypes(origin: Mapping[str, Any]) -> dict[str, str]:
+    found = origin.get("dtypes")
+    if not isinstance(found, dict):
+        return {}
+    return {str(k): v for k, v in found.items() if isinstance(v, str) and v in dtypes.FLOATS}
+
+
+def _arguments(geometry: Geometry, run: RunConfig) -> dict[str, Any]:
+    """What Megatron compares when it loads."""
+    return {
+        "num_layers": geometry.layers,
+        "hidden_size": geometry.hidden,
+        "num_attention_heads": geometry.heads,
+        "add_position_embedding": run.model.position_embedding != "none",
+        "tensor_model_parallel_size": 1,
+        "pipeline_model_parallel_size": 1,
+    }
+
+
+def _exported_config(config: dict[str, Any], saved: TorchDist, dtype: str | None) -> dict[str, Any]:
+    """The configuration with the type that the weights have."""
+    embedding = saved.tensors.get("embedding.word_embeddings.weight")
+    if dtype is None and embedding is not None and config.keys() & {"dtype", "torch_dtype"}:
+        dtype = embedding.dtype
+    return config if dtype is None else _with_dtype(config, dtype)

@@ -1,0 +1,177 @@
+"""What a checkpoint holds, from its headers: family, parameters, types, layout, routing.
+
+Reads no weights and runs nothing that a file names. It does not compare or convert.
+"""
+
+import re
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from moe_megatron.checkpoint.coverage import check_tensors
+from moe_megatron.checkpoint.hf_folder import CONFIG, HfFolder
+from moe_megatron.checkpoint.mappings import family_of
+from moe_megatron.checkpoint.torch_dist import METADATA, TRACKER, SavedTensor, TorchDist
+from moe_megatron.config import RunConfig, load_config
+from moe_megatron.errors import CheckpointError, MoEError
+from moe_megatron.telemetry.profile import PROFILE_FILE, RoutingProfile
+
+_RUN_CONFIG = "config.yaml"
+_OPTIMIZER = re.compile(r"(^|\.)optimizer\.")
+_EXPERT = ".mlp.experts."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inspection:
+    """What is known about a checkpoint."""
+
+    path: Path
+    format: str
+    """"hugging_face" or "torch_dist"."""
+    family: str | None
+    """Name of the mapping table; None for a natively trained Megatron checkpoint."""
+    parameters: int
+    """Elements of all weights; a tied embedding counts once."""
+    active_parameters: int
+    """Of those, what one token uses: top_k experts of each layer in place of all."""
+    layers: int | None
+    experts: int
+    """Experts of a MoE layer; 0 in a dense model."""
+    top_k: int
+    dtypes: tuple[str, ...]
+    files: int
+    nbytes: int
+    """Of the files with weights."""
+    iteration: int | None = None
+    has_optimizer: bool = False
+    routing: str | None = None
+    """One line about the routing profile beside the weights."""
+    limits: tuple[str, ...] = ()
+    """What Megatron would compute differently."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON can hold it."""
+        fields = {name: getattr(self, name) for name in self.__slots__}
+        return {**fields, "path": str(self.path)}
+
+
+def inspect_checkpoint(path: Path) -> Inspection:
+    """Look at a checkpoint of either side.
+
+    Args:
+        path: A Hugging Face model folder, an `iter_*` folder, or the folder around it.
+
+    Raises:
+        CheckpointError: It is neither, or is damaged; names the file.
+        MappingError: Its family has no mapping table, or its tensors are not those of the family.
+    """
+    if (path / METADATA).is_file() or (path / TRACKER).is_file():
+        return _inspect_torch_dist(path)
+    if (path / CONFIG).is_file():
+        return _inspect_hugging_face(path)
+    raise CheckpointError(
+        f"{path} holds neither {CONFIG} (Hugging Face) nor {METADATA} or {TRACKER} (Megatron); "
+        "give the folder of a checkpoint."
+    )
+
+
+def _inspect_hugging_face(path: Path) -> Inspection:
+    folder = HfFolder(path)
+    family = family_of(folder.config)
+    geometry = family.geometry(folder.config, folder.tensors)
+    links = family.links(geometry, fused=family.fused_names(folder.tensors))
+    shapes = {tensor.name: tensor.shape for tensor in folder.tensors.values()}
+    check_tensors(links, shapes, family.ignorable(geometry), str(path))
+    total = sum(prod(link.shape) for link in links)
+    in_experts = sum(prod(link.shape) for link in links if link.expert is not None)
+    files = {tensor.file for tensor in folder.tensors.values()}
+    return Inspection(
+        path=path,
+        format="hugging_face",
+        family=family.name,
+        parameters=total,
+        active_parameters=_active(total, in_experts, geometry.experts, geometry.top_k),
+        layers=geometry.layers,
+        experts=geometry.experts,
+        top_k=geometry.top_k,
+        dtypes=tuple(sorted({tensor.dtype for tensor in folder.tensors.values()})),
+        files=len(files),
+        nbytes=sum((path / file).stat().st_size for file in files),
+        routing=_routing(path),
+        limits=family.limits(folder.config),
+    )
+
+
+def _inspect_torch_dist(path: Path) -> Inspection:
+    with TorchDist(path) as saved:
+        state = saved.common_state()
+    weights = [t for key, t in saved.tensors.items() if _is_weight(key, t)]
+    run = _run_config(saved.path)
+    experts = (run.moe.num_experts or 0) if run else _expert_axis(weights)
+    top_k = run.moe.top_k if run and experts else 0
+    distinct = {_payload(tensor): tensor for tensor in weights}.values()
+    total = sum(prod(tensor.shape) for tensor in distinct)
+    in_experts = sum(prod(t.shape) for t in distinct if _EXPERT in t.key)
+    iteration = state.get("iteration")
+    return Inspection(
+        path=saved.path,
+        format="torch_dist",
+        family=None,
+        parameters=total,
+        active_parameters=_active(total, in_experts, experts, top_k),
+        layers=run.model.num_layers if run else None,
+        experts=experts,
+        top_k=top_k,
+        dtypes=tuple(sorted({tensor.dtype for tensor in weights})),
+        files=len(saved.files),
+        nbytes=sum((saved.path / file).stat().st_size for file in saved.files),
+        iteration=iteration if isinstance(iteration, int) else None,
+        has_optimizer=any(_OPTIMIZER.search(key) for key in saved.tensors),
+        routing=_routing(saved.path),
+    )
+
+
+def _active(total: int, in_experts: int, experts: int, top_k: int) -> int:
+    if not experts or not top_k:
+        return total
+    return total - in_experts + in_experts * top_k // experts
+
+
+def _is_weight(key: str, tensor: SavedTensor) -> bool:
+    floating = tensor.dtype.startswith(("F", "BF"))
+    return floating and _OPTIMIZER.search(key) is None and "rng_state" not in key
+
+
+def _payload(tensor: SavedTensor) -> Any:
+    """Where a tensor begins: two keys may name the same bytes."""
+    places = [(chunk.place.file, chunk.place.offset) for chunk in tensor.chunks]
+    return min(places, default=tensor.key)
+
+
+def _expert_axis(weights: list[SavedTensor]) -> int:
+    """Experts, from the shape of their weights: [layers, experts, ...] or [experts, ...]."""
+    shapes = [t.shape for t in weights if t.key.endswith(f"{_EXPERT}experts.linear_fc1.weight")]
+    return shapes[0][-3] if shapes and len(shapes[0]) >= 3 else 0
+
+
+def _run_config(folder: Path) -> RunConfig | None:
+    path = folder / _RUN_CONFIG
+    try:
+        return load_config(path) if path.is_file() else None
+    except MoEError:
+        return None
+
+
+def _routing(folder: Path) -> str | None:
+    path = folder / PROFILE_FILE
+    if not path.is_file():
+        return None
+    profile = RoutingProfile.load(path)
+    if not profile.tokens:
+        return "no tokens yet"
+    dead = int((profile.tokens_per_expert == 0).sum())
+    return (
+        f"{profile.steps:,} steps, {profile.tokens:,} tokens, {len(profile.layers)} MoE layers, "
+        f"max/mean load {float(profile.imbalance.max()):.2f}, {dead} dead experts"
+    )

@@ -1,0 +1,83 @@
+"""How far a conversion is: a bar with GB/s on a terminal, a line now and then elsewhere."""
+
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+_SECONDS_BETWEEN_LINES = 30.0
+
+Advance = Callable[[int], None]
+"""Called, from any thread, with a number of bytes that were just finished."""
+
+
+@contextmanager
+def show_progress(label: str, total: int, *, enabled: bool) -> Iterator[Advance]:
+    """Display progress on stderr while the block runs.
+
+    Args:
+        label: What is being done.
+        total: Bytes of all of it.
+        enabled: False shows nothing.
+
+    Yields:
+        The function to call with the bytes of each finished part.
+    """
+    if not enabled:
+        yield lambda nbytes: None
+    elif sys.stderr.isatty():
+        with _bar(label, total) as advance:
+            yield advance
+    else:
+        lines = _Lines(label, total)
+        yield lines.advance
+        lines.show()
+
+
+@contextmanager
+def _bar(label: str, total: int) -> Iterator[Advance]:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task(label, total=total)
+        yield lambda nbytes: progress.advance(task, nbytes)
+
+
+class _Lines:
+    def __init__(self, label: str, total: int) -> None:
+        self._label, self._total = label, total
+        self._done = 0
+        self._started = self._shown = time.monotonic()
+        self._lock = threading.Lock()
+
+    def advance(self, nbytes: int) -> None:
+        with self._lock:
+            self._done += nbytes
+            if time.monotonic() - self._shown >= _SECONDS_BETWEEN_LINES:
+                self._shown = time.monotonic()
+                self.show()
+
+    def show(self) -> None:
+        seconds = max(1e-9, time.monotonic() - self._started)
+        print(
+            f"{self._label}: {self._done / 1e9:.2f} of {self._total / 1e9:.2f} GB, {seconds:.1f} s,"
+            f" {self._done / 1e9 / seconds:.2f} GB/s",
+            file=sys.stderr,
+            flush=True,
+        )

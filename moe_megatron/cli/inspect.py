@@ -1,0 +1,60 @@
+"""`moe-megatron inspect`: what a checkpoint holds."""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from moe_megatron.checkpoint.inspection import Inspection, inspect_checkpoint
+
+_EPILOG = """\
+examples:
+  moe-megatron inspect runs/demo_moe/checkpoints
+  moe-megatron inspect path/to/huggingface_model --json"""
+
+
+def inspect(argv: Sequence[str]) -> int:
+    """Run the verb.
+
+    Args:
+        argv: What follows `moe-megatron inspect`.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        CheckpointError: The folder is no checkpoint, or is damaged.
+        MappingError: Its family is not known.
+    """
+    parser = argparse.ArgumentParser(
+        prog="moe-megatron inspect",
+        description="Say what a Hugging Face or Megatron checkpoint holds. Reads headers only and "
+        "runs nothing that a file names.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("checkpoint", type=Path, metavar="FOLDER")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
+    options = parser.parse_args(argv)
+    found = inspect_checkpoint(options.checkpoint)
+    print(json.dumps(found.to_dict(), indent=2) if options.json else _text(found))
+    return 0
+
+
+def _text(found: Inspection) -> str:
+    rows = {
+        "checkpoint": str(found.path),
+        "format": found.format,
+        "family": found.family,
+        "parameters": f"{found.parameters:,} ({found.active_parameters:,} active for a token)",
+        "layers": found.layers,
+        "experts": f"{found.experts} (top {found.top_k})" if found.experts else "none (dense)",
+        "types": ", ".join(found.dtypes),
+        "files": f"{found.files}, {found.nbytes / 1e9:.3f} GB",
+        "iteration": found.iteration,
+        "optimizer": "yes" if found.has_optimizer else None,
+        "routing": found.routing,
+    }
+    lines = [f"{name:<11} {value}" for name, value in rows.items() if value is not None]
+    return "\n".join([*lines, *(f"note        {limit}" for limit in found.limits)])
