@@ -4,30 +4,29 @@ Needs no GPU, no process group, no model; memory does not grow with the model.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from moe_megatron.checkpoint import checksum, companions, dtypes
+from moe_megatron.checkpoint import checksum, companions, description, dtypes
 from moe_megatron.checkpoint.execute import Outcome, execute
 from moe_megatron.checkpoint.hf_folder import CONFIG, HfFolder
 from moe_megatron.checkpoint.links import Link
-from moe_megatron.checkpoint.mappings import Geometry, family_of, family_of_run
+from moe_megatron.checkpoint.mappings import Geometry, family_of
 from moe_megatron.checkpoint.plan import Plan
 from moe_megatron.checkpoint.plan_export import ExportOptions, plan_export
 from moe_megatron.checkpoint.plan_import import ImportOptions, check_source, plan_import
 from moe_megatron.checkpoint.publish import check_free, publish, staging_of
 from moe_megatron.checkpoint.selection import Selection, reduced_config, select
 from moe_megatron.checkpoint.torch_dist import TRACKER, TorchDist
-from moe_megatron.config import RunConfig, dump_yaml, load_config
+from moe_megatron.checkpoint.view import View
+from moe_megatron.config import RunConfig, dump_yaml
 from moe_megatron.config.mapping import from_mapping
 from moe_megatron.errors import CheckpointError
 from moe_megatron.telemetry.atomic import replace_file
 
-RUN_CONFIG = "config.yaml"
-ORIGIN = f"{companions.HF_FOLDER}/origin.json"
-"""What a Megatron checkpoint does not say about the folder that it came from."""
 CHECKSUMS = "checksums.json"
 _ITERATION = "release"
 _TORCH_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
@@ -45,6 +44,8 @@ class Report:
     """What Megatron computes differently from the Hugging Face model, as sentences."""
     outcome: Outcome | None
     """None after a dry run."""
+    nonfinite: tuple[str, ...] = ()
+    """Tensors of the Hugging Face side that hold infinities or NaN; they are converted as is."""
 
     @property
     def gigabytes_per_second(self) -> float:
@@ -119,20 +120,30 @@ def import_checkpoint(
         stacked=geometry.homogeneous,
         arguments=_arguments(geometry, run),
         tables=(
-            (RUN_CONFIG, lambda: dump_yaml(run).encode()),
-            (f"{companions.HF_FOLDER}/{CONFIG}", lambda: _json(config)),
-            (ORIGIN, lambda: _json({key: told[key] for key in ("fused", "dtypes")})),
+            (description.RUN_CONFIG, lambda: dump_yaml(run).encode()),
+            (description.BASE_CONFIG, lambda: _json(config)),
+            (description.ORIGIN, lambda: _json({key: told[key] for key in ("fused", "dtypes")})),
             *companions.to_megatron(folder.path),
         ),
     )
     root = Path(destination).expanduser()
     target = root / _ITERATION
     _check_root(root, overwrite=execution.overwrite)
-    outcome = _carry_out(plan := plan_import(folder, links, options), target, execution)
-    if outcome is not None:
-        replace_file(root / TRACKER, [_ITERATION.encode()])
-    limits = family.limits(config)
-    return Report(plan=plan, destination=target, family=family.name, limits=limits, outcome=outcome)
+    # The tracker is written first: a kill in between leaves nothing that loads, and the next attempt
+    # finishes. A whole folder that nothing names would be in its way.
+    name_it = partial(replace_file, root / TRACKER, [_ITERATION.encode()])
+    plan = plan_import(folder, links, options)
+    outcome = _carry_out(plan, target, execution, before=name_it)
+    sources = {number: source.path.name for number, source in enumerate(plan.sources)}
+    read = [] if outcome is None else [p.source for t in outcome.nonfinite for p in t.pieces]
+    return Report(
+        plan=plan,
+        destination=target,
+        family=family.name,
+        limits=family.limits(config),
+        outcome=outcome,
+        nonfinite=_tensors_at(read, sources, folder),
+    )
 
 
 def export_checkpoint(
@@ -163,10 +174,9 @@ def export_checkpoint(
     target = Path(destination).expanduser()
     wanted = None if dtype is None else dtypes.parse(dtype)
     with TorchDist(_folder(source)) as saved:
-        run = _run_of(saved.path)
-        base = _read_json(saved.path / companions.HF_FOLDER / CONFIG)
-        origin = _read_json(saved.path / ORIGIN) or {}
-        family = family_of_run(run) if base is None else family_of(base)
+        run = description.run_of(saved.path)
+        base, origin = description.base_config(saved.path), description.origin(saved.path)
+        family = description.family_of_folder(saved.path)
         config = family.hf_config(run, base, saved.tensors)
         geometry = family.geometry(config, saved.tensors)
         layout = bool(origin.get("fused")) if fused is None else fused
@@ -182,12 +192,24 @@ def export_checkpoint(
             ),
         )
         check_free(target, overwrite=execution.overwrite)
-        outcome = _carry_out(plan := plan_export(saved, links, options), target, execution)
-    limits = family.limits(config)
-    return Report(plan=plan, destination=target, family=family.name, limits=limits, outcome=outcome)
+        plan = plan_export(saved, links, options)
+        outcome = _carry_out(plan, target, execution)
+    written = [] if outcome is None else [p.target for t in outcome.nonfinite for p in t.pieces]
+    targets = {number: file.name for number, file in enumerate(plan.targets)}
+    return Report(
+        plan=plan,
+        destination=target,
+        family=family.name,
+        limits=family.limits(config),
+        outcome=outcome,
+        nonfinite=_tensors_at(written, targets, HfFolder(target)) if written else (),
+    )
 
 
-def _carry_out(plan: Plan, target: Path, execution: Execution) -> Outcome | None:
+def _carry_out(
+    plan: Plan, target: Path, execution: Execution, before: Callable[[], object] = lambda: None
+) -> Outcome | None:
+    """Execute a plan and publish the result, right after calling `before`."""
     if execution.dry_run:
         return None
     staging = staging_of(target)
@@ -206,8 +228,24 @@ def _carry_out(plan: Plan, target: Path, execution: Execution) -> Outcome | None
     )
     ranges = {"algorithm": checksum.DEFAULT, "ranges": outcome.ranges}
     (staging / CHECKSUMS).write_bytes(_json(ranges, indent=None))
+    before()
     publish(staging, target)
     return outcome
+
+
+def _tensors_at(
+    views: Iterable[View], files: Mapping[int, str], folder: HfFolder
+) -> tuple[str, ...]:
+    """Tensors of a folder in which views begin."""
+    places = {(files[view.file], view.offset) for view in views}
+    return tuple(
+        name
+        for name, tensor in folder.tensors.items()
+        if any(
+            file == tensor.file and tensor.offset <= offset < tensor.offset + tensor.nbytes
+            for file, offset in places
+        )
+    )
 
 
 def _folder(path: str | Path) -> Path:
@@ -218,18 +256,6 @@ def _json(value: object, indent: int | None = 2) -> bytes:
     return (json.dumps(value, indent=indent) + "\n").encode()
 
 
-def _read_json(path: Path) -> dict[str, Any] | None:
-    if not path.is_file():
-        return None
-    try:
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} cannot be read ({error}); remove or repair it.") from None
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{path} holds no table; remove or repair it.")
-    return found
-
-
 def _check_root(root: Path, *, overwrite: bool) -> None:
     """Imports begin at step 0, so that they do not belong among the checkpoints of a run."""
     check_free(root / _ITERATION, overwrite=overwrite)
@@ -238,16 +264,6 @@ def _check_root(root: Path, *, overwrite: bool) -> None:
         raise CheckpointError(
             f"{root} holds the checkpoints of a run ({TRACKER}); choose an empty folder."
         )
-
-
-def _run_of(folder: Path) -> RunConfig:
-    path = folder / RUN_CONFIG
-    if not path.is_file():
-        raise CheckpointError(
-            f"{path} is missing, and says which model the tensors are; put the configuration of "
-            "the run there (moe-megatron train --print-config shows it)."
-        )
-    return load_config(path)
 
 
 def _refuse_packed(folder: HfFolder) -> None:

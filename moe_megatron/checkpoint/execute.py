@@ -19,13 +19,15 @@ from pathlib import Path
 from moe_megatron.checkpoint import checksum, dtypes
 from moe_megatron.checkpoint.compute import compute
 from moe_megatron.checkpoint.journal import FILE, Finished, Journal
+from moe_megatron.checkpoint.nonfinite import has_nonfinite
 from moe_megatron.checkpoint.plan import Plan, Task
 from moe_megatron.checkpoint.progress import Advance, show_progress
+from moe_megatron.checkpoint.range_writer import BUFFER_BYTES, RangeWriter
+from moe_megatron.checkpoint.view import View
 from moe_megatron.errors import CheckpointError
 
 _UNIT_BYTES = 32 * 2**20
 """About how much is lost when a conversion is killed, for each worker."""
-_BUFFER_BYTES = 256 * 1024
 _MOST_WORKERS = 4
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
@@ -62,6 +64,8 @@ class Outcome:
     """Bytes that an earlier attempt had written, and whose checksums are right."""
     ranges: tuple[tuple[str, int, int, str], ...]
     """File, offset, bytes and checksum of everything written."""
+    nonfinite: tuple[Task, ...]
+    """Tasks that wrote infinities or NaN."""
 
 
 def choose_workers(requested: int | None) -> int:
@@ -126,7 +130,8 @@ def execute(
             for source in plan.sources:
                 source.check_unchanged()
             _write_tables(plan, staging)
-            return Outcome(time.monotonic() - started, resumed, run.ranges())
+            seconds = time.monotonic() - started
+            return Outcome(seconds, resumed, run.ranges(), run.nonfinite())
     except OSError as error:
         raise _explained(error, plan, staging) from error
     finally:
@@ -139,7 +144,7 @@ class _Run:
     def __init__(self, plan: Plan, staging: Path, journal: Journal) -> None:
         self._plan, self._staging, self._journal = plan, staging, journal
         self._units = units_of(plan)
-        self._digests: dict[int, str] = {}
+        self._finished: dict[int, Finished] = {}
         self._sources: dict[int, int] = {}
         self._targets: list[int] = []
         self._lock = threading.Lock()
@@ -169,15 +174,15 @@ class _Run:
         self._open()
         kept = 0
         for unit in self._units:
-            if unit.number in noted and self._digest(unit) == noted[unit.number]:
-                self._digests[unit.number] = noted[unit.number]
+            if unit.number in noted and self._digest(unit) == noted[unit.number].digest:
+                self._finished[unit.number] = noted[unit.number]
                 kept += unit.nbytes
                 advance(unit.nbytes)
         return kept
 
     def work(self, threads: int, advance: Advance) -> None:
         """Do every unit that is not finished."""
-        left = [unit for unit in _taking_turns(self._units) if unit.number not in self._digests]
+        left = [unit for unit in _taking_turns(self._units) if unit.number not in self._finished]
         self._check_space(left)
         pending = iter(left)
         with ThreadPoolExecutor(threads, thread_name_prefix="convert") as pool:
@@ -193,7 +198,16 @@ class _Run:
         """File, offset, bytes and checksum of each unit."""
         names = [target.name for target in self._plan.targets]
         return tuple(
-            (names[u.file], u.offset, u.nbytes, self._digests[u.number]) for u in self._units
+            (names[u.file], u.offset, u.nbytes, self._finished[u.number].digest)
+            for u in self._units
+        )
+
+    def nonfinite(self) -> tuple[Task, ...]:
+        """Tasks that wrote infinities or NaN."""
+        return tuple(
+            unit.tasks[number]
+            for unit in self._units
+            for number in self._finished[unit.number].nonfinite
         )
 
     def _open(self) -> None:
@@ -216,33 +230,42 @@ class _Run:
                 unit = next(pending, None)
             if unit is None:
                 return
-            digest = self._write(unit)
+            finished = self._write(unit)
             with self._lock:
-                self._digests[unit.number] = digest
-                self._journal.add(Finished(unit.number, digest))
+                self._finished[unit.number] = finished
+                self._journal.add(finished)
             advance(unit.nbytes)
 
-    def _write(self, unit: Unit) -> str:
-        writer = _Writer(self._targets[unit.file], unit.offset)
-        for task in unit.tasks:
+    def _write(self, unit: Unit) -> Finished:
+        writer = RangeWriter(self._targets[unit.file], unit.offset)
+        nonfinite = []
+        for number, task in enumerate(unit.tasks):
             if task.literal:
                 writer.write(memoryview(task.literal))
-            elif task.is_copy:
-                item = dtypes.item_size(task.dtype)
-                for piece in task.pieces:
-                    view = piece.source
-                    self._copy(writer, view.file, view.offset, view.elements * item)
+                continue
+            if task.is_copy:
+                found = [self._copy(writer, piece.source, task.dtype) for piece in task.pieces]
+                suspect = any(found)
             else:
-                writer.write(memoryview(compute(task, self._read)))
-        return writer.finish()
+                data = compute(task, self._read)
+                suspect = has_nonfinite(data, task.dtype)
+                writer.write(memoryview(data))
+            if suspect:
+                nonfinite.append(number)
+        return Finished(unit.number, writer.finish(), tuple(nonfinite))
 
-    def _copy(self, writer: "_Writer", file: int, offset: int, nbytes: int) -> None:
+    def _copy(self, writer: RangeWriter, view: View, dtype: str) -> bool:
+        """Copy a packed view; whether it holds infinities or NaN."""
+        offset, nbytes = view.offset, view.elements * dtypes.item_size(dtype)
+        suspect = False
         while nbytes:
             room = writer.room(nbytes)
-            self._read(file, offset, room)
+            self._read(view.file, offset, room)
+            suspect = suspect or has_nonfinite(room, dtype)
             writer.advance(len(room))
             offset += len(room)
             nbytes -= len(room)
+        return suspect
 
     def _read(self, file: int, offset: int, into: memoryview) -> None:
         if not len(into):
@@ -267,7 +290,7 @@ class _Run:
     def _digest(self, unit: Unit) -> str:
         """Checksum of what the target holds in place of a unit."""
         found = checksum.ALGORITHMS[checksum.DEFAULT]()
-        buffer = memoryview(bytearray(_BUFFER_BYTES))
+        buffer = memoryview(bytearray(BUFFER_BYTES))
         at, end = unit.offset, unit.offset + unit.nbytes
         while at < end:
             part = buffer[: min(len(buffer), end - at)]
@@ -277,49 +300,6 @@ class _Run:
             found.update(part[:count])
             at += count
         return found.hexdigest()
-
-
-class _Writer:
-    """Writes a range of a file from its beginning to its end through one buffer."""
-
-    def __init__(self, descriptor: int, offset: int) -> None:
-        self._descriptor, self._offset = descriptor, offset
-        self._buffer = memoryview(bytearray(_BUFFER_BYTES))
-        self._filled = 0
-        self._checksum = checksum.ALGORITHMS[checksum.DEFAULT]()
-
-    def room(self, wanted: int) -> memoryview:
-        """A free part of the buffer, to be filled; at least one byte."""
-        if self._filled == len(self._buffer):
-            self._flush()
-        return self._buffer[self._filled : self._filled + wanted]
-
-    def advance(self, nbytes: int) -> None:
-        """Note that room was filled."""
-        self._filled += nbytes
-
-    def write(self, data: memoryview) -> None:
-        """Write bytes."""
-        at = 0
-        while at < len(data):
-            room = self.room(len(data) - at)
-            room[:] = data[at : at + len(room)]
-            self.advance(len(room))
-            at += len(room)
-
-    def finish(self) -> str:
-        """Write what is left; gives the checksum of the whole range."""
-        self._flush()
-        return self._checksum.hexdigest()
-
-    def _flush(self) -> None:
-        data = self._buffer[: self._filled]
-        self._checksum.update(data)
-        while len(data):
-            count = os.pwrite(self._descriptor, data, self._offset)
-            self._offset += count
-            data = data[count:]
-        self._filled = 0
 
 
 def _taking_turns(units: Sequence[Unit]) -> list[Unit]:

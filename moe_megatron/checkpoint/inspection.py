@@ -9,15 +9,15 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from moe_megatron.checkpoint.coverage import check_tensors
+from moe_megatron.checkpoint import description
 from moe_megatron.checkpoint.hf_folder import CONFIG, HfFolder
 from moe_megatron.checkpoint.mappings import family_of
+from moe_megatron.checkpoint.plan_import import ImportOptions, check_source
 from moe_megatron.checkpoint.torch_dist import METADATA, TRACKER, SavedTensor, TorchDist
-from moe_megatron.config import RunConfig, load_config
+from moe_megatron.config import RunConfig
 from moe_megatron.errors import CheckpointError, MoEError
 from moe_megatron.telemetry.profile import PROFILE_FILE, RoutingProfile
 
-_RUN_CONFIG = "config.yaml"
 _OPTIMIZER = re.compile(r"(^|\.)optimizer\.")
 _EXPERT = ".mlp.experts."
 
@@ -30,7 +30,7 @@ class Inspection:
     format: str
     """"hugging_face" or "torch_dist"."""
     family: str | None
-    """Name of the mapping table; None for a natively trained Megatron checkpoint."""
+    """Name of the mapping table; None for a Megatron checkpoint that no table fits."""
     parameters: int
     """Elements of all weights; a tied embedding counts once."""
     active_parameters: int
@@ -81,8 +81,8 @@ def _inspect_hugging_face(path: Path) -> Inspection:
     family = family_of(folder.config)
     geometry = family.geometry(folder.config, folder.tensors)
     links = family.links(geometry, fused=family.fused_names(folder.tensors))
-    shapes = {tensor.name: tensor.shape for tensor in folder.tensors.values()}
-    check_tensors(links, shapes, family.ignorable(geometry), str(path))
+    ignored = family.ignorable(geometry)
+    check_source(folder, links, ImportOptions(stacked=geometry.homogeneous, ignored=ignored))
     total = sum(prod(link.shape) for link in links)
     in_experts = sum(prod(link.shape) for link in links if link.expert is not None)
     files = {tensor.file for tensor in folder.tensors.values()}
@@ -117,7 +117,7 @@ def _inspect_torch_dist(path: Path) -> Inspection:
     return Inspection(
         path=saved.path,
         format="torch_dist",
-        family=None,
+        family=_family(saved.path),
         parameters=total,
         active_parameters=_active(total, in_experts, experts, top_k),
         layers=run.model.num_layers if run else None,
@@ -156,9 +156,15 @@ def _expert_axis(weights: list[SavedTensor]) -> int:
 
 
 def _run_config(folder: Path) -> RunConfig | None:
-    path = folder / _RUN_CONFIG
     try:
-        return load_config(path) if path.is_file() else None
+        return description.run_of(folder)
+    except MoEError:
+        return None
+
+
+def _family(folder: Path) -> str | None:
+    try:
+        return description.family_of_folder(folder).name
     except MoEError:
         return None
 

@@ -23,6 +23,8 @@ class Finished:
     unit: int
     """Its number in the plan."""
     digest: str
+    nonfinite: tuple[int, ...] = ()
+    """Numbers of its tasks that wrote infinities or NaN."""
 
 
 class Journal:
@@ -45,17 +47,13 @@ class Journal:
                 "destination."
             ) from error
 
-    def read(self) -> dict[int, str]:
-        """Finished ranges and their checksums; none where the journal is of another plan."""
+    def read(self) -> dict[int, Finished]:
+        """Finished ranges by number; none where the journal is of another plan."""
         lines = os.pread(self._descriptor, os.fstat(self._descriptor).st_size, 0).split(b"\n")[:-1]
         if not lines or _parsed(lines[0]) != self._first_line():
             return {}
-        found = {}
-        for line in lines[1:]:
-            entry = _parsed(line)
-            if isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], int):
-                found[entry[0]] = str(entry[1])
-        return found
+        entries = (_finished(_parsed(line)) for line in lines[1:])
+        return {entry.unit: entry for entry in entries if entry is not None}
 
     def start(self) -> None:
         """Forget everything and begin anew."""
@@ -64,7 +62,7 @@ class Journal:
 
     def add(self, finished: Finished) -> None:
         """Note that a range is written."""
-        self._append([finished.unit, finished.digest])
+        self._append([finished.unit, finished.digest, finished.nonfinite])
 
     def remove(self) -> None:
         """Delete the file; the lock stays until `close`."""
@@ -87,3 +85,11 @@ def _parsed(line: bytes) -> object:
     except ValueError:
         return None
     return found
+
+
+def _finished(entry: object) -> Finished | None:
+    match entry:
+        case [int(unit), str(digest), [*tasks]]:
+            numbers = tuple(task for task in tasks if isinstance(task, int))
+            return Finished(unit, digest, numbers) if len(numbers) == len(tasks) else None
+    return None

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from moe_megatron.checkpoint import dtypes
+from moe_megatron.checkpoint.progress import amount
 from moe_megatron.checkpoint.view import View
 from moe_megatron.errors import CheckpointError
 
@@ -156,9 +157,9 @@ class Plan:
         copied = sum(task.nbytes for task in self.tasks if task.is_copy)
         lines = [
             f"{self.title}: {len(self.sources)} file(s) read, {len(self.targets)} written, "
-            f"{self.nbytes / 1e9:.3f} GB ({copied / max(1, self.nbytes):.0%} copied unchanged)"
+            f"{amount(self.nbytes)} ({copied / max(1, self.nbytes):.0%} copied unchanged)"
         ]
-        lines += [f"  {target.name}  {target.size / 1e6:.1f} MB" for target in self.targets]
+        lines += [f"  {target.name}  {amount(target.size)}" for target in self.targets]
         return "\n".join([*lines, *self.summary])
 
 

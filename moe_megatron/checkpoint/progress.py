@@ -12,6 +12,11 @@ Advance = Callable[[int], None]
 """Called, from any thread, with a number of bytes that were just finished."""
 
 
+def amount(nbytes: float) -> str:
+    """Bytes for people: 1.25 GB, 517.8 MB."""
+    return f"{nbytes / 1e9:.2f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.1f} MB"
+
+
 @contextmanager
 def show_progress(label: str, total: int, *, enabled: bool) -> Iterator[Advance]:
     """Display progress on stderr while the block runs.
@@ -76,7 +81,7 @@ class _Lines:
     def show(self) -> None:
         seconds = max(1e-9, time.monotonic() - self._started)
         print(
-            f"{self._label}: {self._done / 1e9:.2f} of {self._total / 1e9:.2f} GB, {seconds:.1f} s,"
+            f"{self._label}: {amount(self._done)} of {amount(self._total)}, {seconds:.1f} s,"
             f" {self._done / 1e9 / seconds:.2f} GB/s",
             file=sys.stderr,
             flush=True,

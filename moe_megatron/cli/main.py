@@ -18,6 +18,7 @@ verbs:
   train     train a model on this machine's CPU or GPUs
   report    write the HTML report of a run
   data      turn text into indexed datasets, or inspect them
+  convert   turn a Hugging Face model into a Megatron checkpoint, or back
   inspect   say what a checkpoint holds
   doctor    say what this machine has and what would be used
 
@@ -53,6 +54,7 @@ def _find(name: str) -> Verb:
         "train": _train,
         "report": _report,
         "data": _data,
+        "convert": _convert,
         "inspect": _inspect,
         "doctor": _doctor,
     }
@@ -80,6 +82,12 @@ def _data(words: Sequence[str]) -> int:
     from moe_megatron.cli.data import data
 
     return data(words)
+
+
+def _convert(words: Sequence[str]) -> int:
+    from moe_megatron.cli.convert import convert
+
+    return convert(words)
 
 
 def _inspect(words: Sequence[str]) -> int:

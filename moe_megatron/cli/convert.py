@@ -1,0 +1,191 @@
+"""`moe-megatron convert`: a Hugging Face folder becomes a Megatron checkpoint, or the other way."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from moe_megatron.checkpoint.convert import (
+    Execution,
+    Report,
+    export_checkpoint,
+    import_checkpoint,
+)
+from moe_megatron.checkpoint.hf_folder import CONFIG
+from moe_megatron.checkpoint.progress import amount
+from moe_megatron.checkpoint.selection import Selection
+from moe_megatron.checkpoint.torch_dist import METADATA, TRACKER
+from moe_megatron.errors import CheckpointError
+
+_EPILOG = """\
+The direction follows from what the source holds.
+
+examples:
+  moe-megatron convert path/to/olmoe checkpoints/olmoe
+  torchrun pretrain_moe.py --config checkpoints/olmoe/release/config.yaml --load checkpoints/olmoe
+  moe-megatron convert runs/demo_moe/checkpoints exported/demo_moe --dtype bf16
+  moe-megatron convert path/to/mixtral checkpoints/small --experts 0,3,5-7 --dry-run"""
+_UNITS = {"": 1, "MB": 10**6, "GB": 10**9, "MIB": 2**20, "GIB": 2**30}
+
+
+def convert(argv: Sequence[str]) -> int:
+    """Run the verb.
+
+    Args:
+        argv: What follows `moe-megatron convert`.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        CheckpointError: The source is damaged, or the destination cannot be written.
+        MappingError: Tensors have no place on the other side.
+    """
+    options = _parser().parse_args(argv)
+    report = _run(options, is_export=_is_megatron(options.source))
+    print(report.plan.describe() if options.dry_run else _text(report))
+    for limit in report.limits:
+        print(f"note: {limit}", file=sys.stderr)
+    for name in report.nonfinite:
+        print(f"warning: {name} holds NaN or infinities; it was converted as is", file=sys.stderr)
+    return 0
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    """Numbers and ranges, such as "0,3,5-7", in their order.
+
+    Raises:
+        ArgumentTypeError: The text is something else.
+    """
+    found: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not (first.isdecimal() and (last.isdecimal() if dash else True)):
+            raise argparse.ArgumentTypeError(
+                f"'{part}' is neither a number nor a range; write for example 0,3,5-7"
+            )
+        end = int(last or first)
+        if end < int(first):
+            raise argparse.ArgumentTypeError(
+                f"the range {part} runs backwards; write {last}-{first}"
+            )
+        found.extend(range(int(first), end + 1))
+    return tuple(found)
+
+
+def size(text: str) -> int:
+    """Bytes, such as 5GB, 512MiB or 1000000.
+
+    Raises:
+        ArgumentTypeError: The text is something else.
+    """
+    digits = text.strip().rstrip("BGIMbgim")
+    unit = text.strip()[len(digits) :].upper()
+    if not digits.isdecimal() or int(digits) < 1 or unit not in _UNITS:
+        raise argparse.ArgumentTypeError(f"'{text}' is no size; write for example 5GB or 512MiB")
+    return int(digits) * _UNITS[unit]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="moe-megatron convert",
+        description="Convert a Hugging Face model folder to a Megatron checkpoint, which loads "
+        "under any parallel sizes, or a Megatron checkpoint to a Hugging Face folder. Needs no GPU "
+        "and a constant amount of memory. An interrupted conversion continues when it is started "
+        "again; the destination appears when it is complete.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("source", type=Path, help="folder to read")
+    parser.add_argument("destination", type=Path, help="folder to write")
+    parser.add_argument("--dtype", metavar="TYPE", help="bf16, fp16 or fp32 (default: unchanged)")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+    parser.add_argument("--workers", type=int, metavar="N", help="threads (default: by cores)")
+    parser.add_argument("--overwrite", action="store_true", help="replace the destination")
+    parser.add_argument(
+        "--restart", action="store_true", help="forget what an interrupted conversion wrote"
+    )
+    parser.add_argument("--quiet", action="store_true", help="show no progress")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
+    to_megatron = parser.add_argument_group("from Hugging Face to Megatron")
+    to_megatron.add_argument("--layers", type=numbers, metavar="LIST", help="only these, from 0")
+    to_megatron.add_argument("--experts", type=numbers, metavar="LIST", help="only these, from 0")
+    to_hf = parser.add_argument_group("from Megatron to Hugging Face")
+    to_hf.add_argument(
+        "--layout",
+        choices=["fused", "classic"],
+        help="experts in one tensor, as transformers 5 keeps them, or one by one, which every "
+        "version reads (default: as they were imported, else classic)",
+    )
+    to_hf.add_argument(
+        "--max-shard-size", type=size, metavar="SIZE", help="of one file, such as 5GB"
+    )
+    return parser
+
+
+def _is_megatron(source: Path) -> bool:
+    """Whether the source is the Megatron side.
+
+    Raises:
+        CheckpointError: It is neither side.
+    """
+    folder = source.expanduser()
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"{source} is not a folder; give the folder of a Hugging Face model or of a Megatron "
+            "checkpoint."
+        )
+    if (folder / METADATA).is_file() or (folder / TRACKER).is_file():
+        return True
+    if (folder / CONFIG).is_file():
+        return False
+    raise CheckpointError(
+        f"{source} is neither a Hugging Face model ({CONFIG}) nor a finished Megatron checkpoint "
+        f"({METADATA}, or {TRACKER} around it)."
+    )
+
+
+def _run(options: argparse.Namespace, *, is_export: bool) -> Report:
+    execution = Execution(
+        workers=options.workers,
+        resume=not options.restart,
+        overwrite=options.overwrite,
+        dry_run=options.dry_run,
+        progress=not options.quiet,
+    )
+    if is_export:
+        _refuse(options, ("layers", "experts"), "a Megatron checkpoint; export all of it")
+        return export_checkpoint(
+            options.source,
+            options.destination,
+            fused=None if options.layout is None else options.layout == "fused",
+            dtype=options.dtype,
+            max_shard_bytes=options.max_shard_size,
+            execution=execution,
+        )
+    _refuse(options, ("layout", "max_shard_size"), "a Hugging Face model; leave it out")
+    return import_checkpoint(
+        options.source,
+        options.destination,
+        selection=Selection(layers=options.layers, experts=options.experts),
+        dtype=options.dtype,
+        execution=execution,
+    )
+
+
+def _refuse(options: argparse.Namespace, names: Sequence[str], why: str) -> None:
+    for name in names:
+        if getattr(options, name) is not None:
+            raise CheckpointError(
+                f"--{name.replace('_', '-')} has no effect when the source is {why}."
+            )
+
+
+def _text(report: Report) -> str:
+    assert report.outcome is not None, "dry runs print their plan"
+    resumed = report.outcome.resumed_bytes
+    taken = f", {amount(resumed)} of it by an earlier attempt" if resumed else ""
+    return (
+        f"{report.family}: {amount(report.plan.nbytes)} in {report.outcome.seconds:.1f} s "
+        f"({report.gigabytes_per_second:.2f} GB/s{taken})\n{report.destination}"
+    )

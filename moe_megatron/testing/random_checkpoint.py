@@ -1,0 +1,63 @@
+"""A Hugging Face folder of any size with random weights, written without building the model."""
+
+import json
+from collections.abc import Mapping
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+_POOL = 1 << 22
+"""Random numbers that tensors are cut from, each from another place."""
+
+
+def write_random(
+    folder: Path, config: Mapping[str, Any], *, shard_bytes: int = 2_000_000_000, seed: int = 0
+) -> int:
+    """Write bfloat16 weights in the layout that every version of transformers reads.
+
+    Args:
+        folder: Where to; made if it is missing.
+        config: Its `config.json`.
+        shard_bytes: Size after which a file is full.
+        seed: Of the weights.
+
+    Returns:
+        Bytes of all weights.
+    """
+    import torch
+    from safetensors.torch import save_file
+
+    from moe_megatron.checkpoint.mappings import family_of
+
+    family = family_of(config)
+    links = family.links(family.geometry(config), fused=False)
+    shapes = {block.name: block.shape for link in links for block in link.blocks}
+    generator = torch.Generator().manual_seed(seed)
+    pool = torch.randn(_POOL, generator=generator).bfloat16()
+    folder.mkdir(parents=True, exist_ok=True)
+    weight_map: dict[str, str] = {}
+    shard: dict[str, Any] = {}
+    numbers = count(1)
+
+    def write() -> None:
+        file = f"model-{next(numbers):05d}.safetensors"
+        save_file(shard, folder / file, metadata={"format": "pt"})
+        weight_map.update(dict.fromkeys(shard, file))
+        shard.clear()
+
+    total = filled = 0
+    for position, (name, shape) in enumerate(shapes.items()):
+        size = torch.Size(shape).numel()
+        start = position * 7919 % _POOL
+        repeats = -(-(start + size) // _POOL)
+        shard[name] = pool.repeat(repeats)[start : start + size].reshape(shape).clone()
+        total, filled = total + 2 * size, filled + 2 * size
+        if filled >= shard_bytes:
+            write()
+            filled = 0
+    if shard:
+        write()
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "config.json").write_text(json.dumps(dict(config)))
+    return total

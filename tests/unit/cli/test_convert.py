@@ -1,0 +1,105 @@
+"""The `convert` verb: both directions, its options, and what it says of wrong ones."""
+
+import argparse
+import re
+from pathlib import Path
+
+import pytest
+
+from moe_megatron.cli.convert import numbers, size
+from moe_megatron.cli.main import main
+from moe_megatron.testing.tiny_models import save
+
+
+@pytest.fixture(scope="module")
+def mixtral(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cli") / "mixtral"
+    save("mixtral", folder, fused=False)
+    return folder
+
+
+def test_direction_follows_from_the_source(
+    mixtral: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    there, back = str(tmp_path / "megatron"), str(tmp_path / "back")
+    assert main(["convert", str(mixtral), there, "--quiet"]) == 0
+    out = capsys.readouterr().out
+    assert re.match(r"mixtral: 0\.6 MB in [\d.]+ s \([\d.]+ GB/s\)\n", out)
+    assert out.rstrip().endswith("megatron/release")
+    assert main(["convert", there, back, "--layout", "fused", "--dtype", "bf16"]) == 0
+    answer = capsys.readouterr()
+    assert answer.out.rstrip().endswith("back")
+    assert "export of release: 0.3 of 0.3 MB" in answer.err.replace(" MB of", " of")
+    assert (tmp_path / "back" / "model.safetensors").is_file()
+
+
+def test_dry_run_prints_the_plan(
+    mixtral: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "x")
+    assert main(["convert", str(mixtral), out, "--dry-run", "--experts", "0,2-3"]) == 0
+    plan = capsys.readouterr().out
+    assert "3 x decoder.layers.{layer}.mlp.router.weight [3, 48]" in plan
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["{empty}", "x"], "is neither a Hugging Face model (config.json) nor a finished Megatron"),
+        (["nowhere", "x"], "nowhere is not a folder; give the folder of a Hugging Face model"),
+        (
+            ["{mixtral}", "x", "--layout", "fused"],
+            "--layout has no effect when the source is a",
+        ),
+        (["{mixtral}", "x", "--dtype", "int4"], "cannot be converted to 'int4'; use bf16, fp16 or"),
+        (["{mixtral}", "x", "--experts", "7"], "experts [7] were asked for and the model has 4"),
+    ],
+)
+def test_wrong_input_is_one_paragraph(
+    words: list[str],
+    message: str,
+    mixtral: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    filled = [word.format(empty="empty", mixtral=mixtral) for word in words]
+    assert main(["convert", *filled, "--quiet"]) == 2
+    error = capsys.readouterr().err.strip()
+    assert message in error
+    assert "\n" not in error
+    assert not (tmp_path / "x").exists()
+
+
+def test_selection_of_a_megatron_checkpoint_is_refused(
+    mixtral: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    there = str(tmp_path / "megatron")
+    main(["convert", str(mixtral), there, "--quiet"])
+    assert main(["convert", there, str(tmp_path / "back"), "--layers", "0"]) == 2
+    assert "--layers has no effect when the source is a Megatron" in capsys.readouterr().err
+
+
+def test_lists_and_ranges_of_numbers() -> None:
+    assert numbers("0,3,5-7") == (0, 3, 5, 6, 7)
+    assert numbers("4") == (4,)
+
+
+@pytest.mark.parametrize("text", ["", "a", "1,", "3-", "-1", "5-2", "1-2-3"])
+def test_what_is_no_list_of_numbers_is_named(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match=r"neither a number|runs backwards"):
+        numbers(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "nbytes"), [("5GB", 5 * 10**9), ("512MiB", 2**29), ("1000", 1000), ("2 GB", None)]
+)
+def test_sizes(text: str, nbytes: int | None) -> None:
+    if nbytes is None:
+        with pytest.raises(argparse.ArgumentTypeError, match="'2 GB' is no size"):
+            size(text)
+    else:
+        assert size(text) == nbytes
