@@ -21,7 +21,7 @@ TARGET ?= cpu
 COMPILE = --python-version 3.12 --python-platform x86_64-manylinux_2_28 --generate-hashes \
 	--no-emit-index-url --no-header --quiet
 
-.PHONY: help setup dev base train report test test-fast lint format lock docker-build clean
+.PHONY: help setup dev base train report test test-fast lint format lock grafana-up grafana-down docker-build clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,7 @@ report: base ## write the HTML report of a run (RUN=runs/...; the newest by defa
 	@$(BIN)/moe-megatron report $(RUN) $(ARGS)
 
 test: lint ## the whole CPU suite, after lint (WORKERS=2, ARGS="-k name")
+	@tools/system_packages.sh
 	@$(BIN)/pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 test-fast: dev ## unit tests only, without slow and multi-process ones
@@ -61,6 +62,14 @@ lock: ## recompile requirements/*.txt from pyproject.toml (ARGS=--upgrade for ne
 	$$uv pip compile pyproject.toml $(COMPILE) $(ARGS) -o requirements/base.txt; \
 	$$uv pip compile pyproject.toml --extra dev $(COMPILE) $(ARGS) -c requirements/base.txt -o requirements/dev.txt; \
 	echo "uv==$(UV_VERSION)" | $$uv pip compile - $(COMPILE) -o requirements/uv.txt
+
+grafana-up: ## start Prometheus, Alertmanager and Grafana in containers (Linux, docs/monitoring.md)
+	@mkdir -p grafana/prometheus/targets
+	docker compose --file grafana/compose.yaml up --detach
+	@echo "Grafana http://127.0.0.1:3000, Prometheus http://127.0.0.1:9090"
+
+grafana-down: ## stop them; their data stays in volumes
+	docker compose --file grafana/compose.yaml down
 
 docker-build: ## build an image (TARGET=cpu or gpu, IMAGE=name)
 	docker build --target $(TARGET) --tag $(IMAGE):$(TARGET) .

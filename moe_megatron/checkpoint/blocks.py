@@ -41,6 +41,8 @@ def view_of(block: Block, columns: int, file: int, offset: int, dtype: str) -> V
     """
     item, width = dtypes.item_size(dtype), matrix_size(block.shape)[1]
     view = packed(file, offset + block.start * width * item, block.rows, width, item)
+    if block.columns is not None:
+        view = view.part(0, block.rows, *block.columns)
     second = int(block.transform in _SECOND)
     if block.transform in {Transform.EVEN, Transform.ODD}:
         line = packed(file, view.offset, 1, view.elements, item)

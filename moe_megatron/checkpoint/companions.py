@@ -12,7 +12,7 @@ from moe_megatron.telemetry.profile import PROFILE_FILE
 HF_FOLDER = "hf"
 """Where they lie in a Megatron checkpoint."""
 
-_PATTERNS = (
+PATTERNS = (
     "generation_config.json",
     "tokenizer*",
     "special_tokens_map.json",
@@ -33,9 +33,15 @@ _PATTERNS = (
 Table = tuple[str, Callable[[], bytes]]
 
 
-def to_megatron(folder: Path) -> tuple[Table, ...]:
-    """Companions of a Hugging Face folder, by the names they get in a Megatron checkpoint."""
-    return (*_tables(_found(folder), f"{HF_FOLDER}/"), *_profile(folder))
+def to_megatron(folder: Path, *, profile: bool = True) -> tuple[Table, ...]:
+    """Companions of a Hugging Face folder, by the names they get in a Megatron checkpoint.
+
+    Args:
+        folder: Where they are.
+        profile: Whether the routing profile is one of them; that of other experts is not.
+    """
+    found = _tables(_found(folder), f"{HF_FOLDER}/")
+    return (*found, *_profile(folder)) if profile else found
 
 
 def to_hugging_face(folder: Path) -> tuple[Table, ...]:
@@ -44,7 +50,7 @@ def to_hugging_face(folder: Path) -> tuple[Table, ...]:
 
 
 def _found(folder: Path) -> list[Path]:
-    matches = {path for pattern in _PATTERNS for path in folder.glob(pattern)}
+    matches = {path for pattern in PATTERNS for path in folder.glob(pattern)}
     return sorted(path for path in matches if path.is_file() and path.suffix != ".py")
 
 

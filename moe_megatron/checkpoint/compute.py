@@ -1,4 +1,4 @@
-"""Tasks that copying bytes does not do: transposing, interleaving, casting, dequantising.
+"""Tasks that copying bytes does not do: transposing, casting, dequantising, weighted sums, noise.
 
 One task is one tile of a few megabytes, so that memory stays flat.
 """
@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from moe_megatron.checkpoint import dtypes
+from moe_megatron.checkpoint.noise import Noise
 from moe_megatron.checkpoint.plan import Piece, Scale, Task
 from moe_megatron.checkpoint.view import View
 
@@ -31,20 +32,32 @@ def compute(task: Task, read: Read) -> bytearray:
 
     out = bytearray(task.nbytes)
     whole = torch.frombuffer(out, dtype=dtypes.to_torch(task.dtype))
+    into = whole
+    if any(piece.weight is not None for piece in task.pieces):
+        # Summed in a wider type than is written, and rounded once.
+        into = torch.zeros_like(whole, dtype=torch.promote_types(whole.dtype, torch.float32))
     item = dtypes.item_size(task.dtype)
     for piece in task.pieces:
         view = piece.target
-        target = whole.as_strided(
+        target = into.as_strided(
             (view.rows, view.columns),
             (view.row_step // item, view.column_step // item),
             (view.offset - task.offset) // item,
         )
-        target.copy_(_source(piece, read))
+        found = _source(piece, read)
+        if piece.weight is None:
+            target.copy_(found)
+        else:
+            target.add_(found.to(into.dtype), alpha=piece.weight)
+    if into is not whole:
+        whole.copy_(into)
     return out
 
 
 def _source(piece: Piece, read: Read) -> "torch.Tensor":
-    found = _load(piece.source, piece.dtype, read)
+    if isinstance(piece.source, Noise):
+        return piece.source.draw()
+    found = load(piece.source, piece.dtype, read)
     return found if piece.scale is None else found.float() * _factors(piece, piece.scale, read)
 
 
@@ -52,14 +65,20 @@ def _factors(piece: Piece, scale: Scale, read: Read) -> "torch.Tensor":
     """A factor for each element of a piece."""
     import torch
 
-    factors = _load(scale.view, "F32", read)
+    factors = load(scale.view, "F32", read)
     rows = (scale.row + torch.arange(piece.source.rows)) // scale.block
     columns = (scale.column + torch.arange(piece.source.columns)) // scale.block
     return factors[rows[:, None], columns]
 
 
-def _load(view: View, dtype: str, read: Read) -> "torch.Tensor":
-    """Elements of a view, as a matrix."""
+def load(view: View, dtype: str, read: Read) -> "torch.Tensor":
+    """Elements of a view, as a matrix.
+
+    Args:
+        view: Rows and columns of a file.
+        dtype: Type of the elements.
+        read: Reads the file.
+    """
     import torch
 
     turned = view.row_step < view.column_step and view.columns > 1

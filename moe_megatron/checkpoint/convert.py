@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from moe_megatron.checkpoint import checksum, companions, description, dtypes
+from moe_megatron.checkpoint.edits import edit
 from moe_megatron.checkpoint.execute import Outcome, execute
+from moe_megatron.checkpoint.fewer_experts import FewerExperts
 from moe_megatron.checkpoint.hf_folder import CONFIG, HfFolder
 from moe_megatron.checkpoint.links import Link
 from moe_megatron.checkpoint.mappings import Geometry, family_of
@@ -19,10 +21,11 @@ from moe_megatron.checkpoint.plan import Plan
 from moe_megatron.checkpoint.plan_export import ExportOptions, plan_export
 from moe_megatron.checkpoint.plan_import import ImportOptions, check_source, plan_import
 from moe_megatron.checkpoint.publish import check_free, publish, staging_of
-from moe_megatron.checkpoint.selection import Selection, reduced_config, select
+from moe_megatron.checkpoint.selection import Model, Selection
 from moe_megatron.checkpoint.torch_dist import TRACKER, TorchDist
+from moe_megatron.checkpoint.upcycle import Upcycling
 from moe_megatron.checkpoint.view import View
-from moe_megatron.config import RunConfig, dump_yaml
+from moe_megatron.config import dump_yaml
 from moe_megatron.config.mapping import from_mapping
 from moe_megatron.errors import CheckpointError
 from moe_megatron.telemetry.atomic import replace_file
@@ -77,6 +80,8 @@ def import_checkpoint(
     destination: str | Path,
     *,
     selection: Selection | None = None,
+    experts: FewerExperts | None = None,
+    upcycling: Upcycling | None = None,
     dtype: str | None = None,
     execution: Execution | None = None,
 ) -> Report:
@@ -87,6 +92,8 @@ def import_checkpoint(
         destination: Folder of checkpoints: gets `release` and the file that names it, and
             can be given to `--load` under any parallel sizes.
         selection: Layers and experts to take; None: all.
+        experts: `KeepMostUsed` or `MergeLeastUsed`: how many experts to keep, by their use.
+        upcycling: How to make experts of the MLPs of a dense model.
         dtype: bf16, fp16 or fp32; None keeps the type of each tensor.
         execution: Workers, resuming, overwriting, dry run.
 
@@ -95,7 +102,7 @@ def import_checkpoint(
         CheckpointError: The source is damaged, or the destination cannot be written.
     """
     execution = execution or Execution()
-    folder, selection = HfFolder(_folder(source)), selection or Selection()
+    folder = HfFolder(_folder(source))
     family = family_of(folder.config)
     _refuse_packed(folder)
     geometry = family.geometry(folder.config, folder.tensors)
@@ -109,33 +116,43 @@ def import_checkpoint(
     )
     check_source(folder, links, options)
     config = _imported_config(folder, links, options.dtype)
-    if not selection.takes_all:
-        links = select(links, selection, geometry)
-        config = reduced_config(config, selection, family, geometry)
-        geometry = family.geometry(config, [block.name for x in links for block in x.blocks])
+    whole = Model(family=family, config=config, geometry=geometry, links=links)
+    model = edit(
+        whole,
+        folder,
+        selection=selection or Selection(),
+        experts=experts,
+        upcycling=upcycling,
+        dtype=options.dtype,
+    )
+    family, config, geometry, links = model.family, model.config, model.geometry, model.links
     run = from_mapping(family.run_config(config, geometry))
     told = {"config": config, "fused": fused, "dtypes": _changed_dtypes(folder, links, options)}
     options = replace(
         options,
         stacked=geometry.homogeneous,
-        arguments=_arguments(geometry, run),
+        arguments=_arguments(geometry),
         tables=(
             (description.RUN_CONFIG, lambda: dump_yaml(run).encode()),
             (description.BASE_CONFIG, lambda: _json(config)),
             (description.ORIGIN, lambda: _json({key: told[key] for key in ("fused", "dtypes")})),
-            *companions.to_megatron(folder.path),
+            *companions.to_megatron(folder.path, profile=model is whole),
         ),
     )
     root = Path(destination).expanduser()
     target = root / _ITERATION
     _check_root(root, overwrite=execution.overwrite)
-    # The tracker is written first: a kill in between leaves nothing that loads, and the next attempt
-    # finishes. A whole folder that nothing names would be in its way.
+    # The tracker is written first: a kill in between leaves nothing that loads, and the next
+    # attempt finishes. A whole folder that nothing names would be in its way.
     name_it = partial(replace_file, root / TRACKER, [_ITERATION.encode()])
     plan = plan_import(folder, links, options)
     outcome = _carry_out(plan, target, execution, before=name_it)
     sources = {number: source.path.name for number, source in enumerate(plan.sources)}
-    read = [] if outcome is None else [p.source for t in outcome.nonfinite for p in t.pieces]
+    read = (
+        []
+        if outcome is None
+        else [p.view for t in outcome.nonfinite for p in t.pieces if isinstance(p.source, View)]
+    )
     return Report(
         plan=plan,
         destination=target,
@@ -326,13 +343,13 @@ def _known_dtypes(origin: Mapping[str, Any]) -> dict[str, str]:
     return {str(k): v for k, v in found.items() if isinstance(v, str) and v in dtypes.FLOATS}
 
 
-def _arguments(geometry: Geometry, run: RunConfig) -> dict[str, Any]:
+def _arguments(geometry: Geometry) -> dict[str, Any]:
     """What Megatron compares when it loads."""
     return {
         "num_layers": geometry.layers,
         "hidden_size": geometry.hidden,
         "num_attention_heads": geometry.heads,
-        "add_position_embedding": run.model.position_embedding != "none",
+        "add_position_embedding": True,  # a relic: true whatever positions there are
         "tensor_model_parallel_size": 1,
         "pipeline_model_parallel_size": 1,
     }

@@ -26,7 +26,7 @@ _HALVES = {
 
 def elements(block: Block) -> int:
     """How many numbers a block gives to its link."""
-    columns = matrix_size(block.shape)[1]
+    columns = matrix_size(block.shape)[1] if block.columns is None else block.columns[1]
     return block.rows * columns * len(_HALVES.get(block.transform, (0, 1))) // 2
 
 
@@ -42,10 +42,13 @@ def check_links(links: Sequence[Link], *, stacked: bool) -> None:
     """
     seen: dict[str, set[tuple[int, ...]]] = defaultdict(set)
     for link in links:
-        if sum(map(elements, link.blocks)) != prod(link.shape) or link.shape[0] % link.chunks:
+        given = sum(map(elements, link.blocks))
+        if link.noise is not None and not link.blocks:
+            given = link.noise.elements
+        if given != prod(link.shape) or link.shape[0] % link.chunks:
             raise MappingError(
                 f"the mapping of {link.key} (layer {link.layer}, expert {link.expert}) gives "
-                f"{sum(map(elements, link.blocks))} numbers to a matrix of {list(link.shape)} in "
+                f"{given} numbers to a matrix of {list(link.shape)} in "
                 f"{link.chunks} chunk(s); the table of this family is wrong."
             )
         name, index = _name(link, stacked)

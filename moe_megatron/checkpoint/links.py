@@ -8,6 +8,8 @@ Face tensors. Read from left to right it exports, from right to left it imports.
 from dataclasses import dataclass
 from enum import StrEnum
 
+from moe_megatron.checkpoint.noise import Noise
+
 
 class Transform(StrEnum):
     """Work on the numbers of a block that copying its bytes does not do."""
@@ -44,6 +46,17 @@ class Block:
     rows: int
     """Number of rows; with a transform, rows of the Hugging Face tensor that it reads."""
     transform: Transform = Transform.NONE
+    columns: tuple[int, int] | None = None
+    """First column and number of columns; None: all of them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    """A term of a matrix that is a weighted sum."""
+
+    weight: float
+    blocks: tuple[Block, ...]
+    """As those of a link."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,3 +80,7 @@ class Link:
     """Type that Megatron insists on, such as "F32"; None: that of the source."""
     blocks: tuple[Block, ...]
     """In order of the rows of this matrix, which they fill."""
+    shares: tuple[Share, ...] = ()
+    """Terms of a matrix that is a sum (imports only); `blocks` are then those of the first."""
+    noise: Noise | None = None
+    """Random numbers that are added (imports only); without blocks they are all there is."""

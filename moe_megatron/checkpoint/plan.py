@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from moe_megatron.checkpoint import dtypes
+from moe_megatron.checkpoint.noise import Noise
 from moe_megatron.checkpoint.progress import amount
 from moe_megatron.checkpoint.view import View
 from moe_megatron.errors import CheckpointError
@@ -18,6 +19,8 @@ _COPY_BYTES = 64 * 2**20
 """Longest range that one task copies, so that a stopped conversion loses little."""
 _TILE_BYTES = 4 * 2**20
 """Longest range that one task computes: it is held in memory, with its sources."""
+_SUM_BYTES = 2**20
+"""The same where terms are added, each of them in float32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +82,19 @@ class Scale:
 class Piece:
     """Elements of a source and where they go, in the same order."""
 
-    source: View
+    source: View | Noise
     dtype: str
     """Type in the source."""
     target: View
     scale: Scale | None = None
+    weight: float | None = None
+    """Factor of a term of a sum: pieces with the same target are added. None: there is no sum."""
+
+    @property
+    def view(self) -> View:
+        """The source of a piece that is read from a file."""
+        assert isinstance(self.source, View), "random numbers are in no file"
+        return self.source
 
     def part(self, row: int, rows: int) -> "Piece":
         """Consecutive rows of both sides."""
@@ -96,7 +107,7 @@ class Piece:
         if self.target.columns == 1 or self.target.row_step >= self.target.column_step:
             return self
         assert self.scale is None, "quantised matrices are never transposed"
-        source, target = self.source.transposed(), self.target.transposed()
+        source, target = self.view.transposed(), self.target.transposed()
         return replace(self, source=source, target=target)
 
 
@@ -173,16 +184,17 @@ def fill(
         offset: Of the matrix in the file.
         size: Its rows and columns.
         dtype: Type that is written.
-        pieces: Together they fill it exactly.
+        pieces: Together they fill it exactly, or several times where they are terms of a sum.
     """
     rows, columns = size
     row_bytes = columns * dtypes.item_size(dtype)
-    assert sum(piece.target.elements for piece in pieces) == rows * columns
+    assert sum(piece.target.elements for piece in pieces) % (rows * columns) == 0
     turned = sorted((piece.turned() for piece in pieces), key=lambda piece: piece.target.offset)
     if all(_is_copy(piece, dtype) for piece in turned):
         yield from _copies(file, dtype, turned)
         return
-    step = max(1, _TILE_BYTES // max(1, row_bytes))
+    sums = any(piece.weight is not None for piece in turned)
+    step = max(1, (_SUM_BYTES if sums else _TILE_BYTES) // max(1, row_bytes))
     for row in range(0, rows, step):
         count = min(step, rows - row)
         begin, nbytes = offset + row * row_bytes, count * row_bytes
@@ -193,7 +205,8 @@ def fill(
 def _is_copy(piece: Piece, dtype: str) -> bool:
     item = dtypes.item_size(dtype)
     packed = piece.source.is_packed(item) and piece.target.is_packed(item)
-    return packed and piece.dtype == dtype and piece.scale is None
+    plain = piece.scale is None and piece.weight is None
+    return packed and plain and piece.dtype == dtype
 
 
 def _copies(file: int, dtype: str, pieces: Sequence[Piece]) -> Iterator[Task]:

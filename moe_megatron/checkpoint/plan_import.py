@@ -1,13 +1,13 @@
 """From a Hugging Face folder and links to the plan of a Megatron checkpoint."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
 from moe_megatron.checkpoint import blocks, coverage, dtypes, keys
 from moe_megatron.checkpoint.hf_folder import HfFolder, TensorInfo
-from moe_megatron.checkpoint.links import Link
+from moe_megatron.checkpoint.links import Block, Link
 from moe_megatron.checkpoint.plan import Piece, Plan, Scale, SourceFile, TargetFile, Task, fill
 from moe_megatron.checkpoint.summary import summarize
 from moe_megatron.checkpoint.torch_dist import BACKEND, METADATA, Sizes, matrix_size
@@ -80,6 +80,17 @@ def plan_import(folder: HfFolder, links: Sequence[Link], options: ImportOptions)
     return _Importer(folder, links, options).plan()
 
 
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Rows of a matrix, of one source."""
+
+    row: int
+    """First row."""
+    view: View
+    tensor: TensorInfo
+    weight: float | None
+
+
 class _Importer:
     def __init__(self, folder: HfFolder, links: Sequence[Link], options: ImportOptions) -> None:
         self._folder, self._links, self._options = folder, links, options
@@ -124,8 +135,12 @@ class _Importer:
     def _dtype(self, link: Link) -> str:
         """Type in which a link's matrix is written."""
         types = {self._target_dtype(self._folder.tensors[b.name], link) for b in link.blocks}
+        if not types:
+            assert link.dtype is not None, "a random matrix says its type"
+            types, origin = {link.dtype}, link.key
+        else:
+            origin = link.blocks[0].name
         name, _ = self._name(link.key, link)
-        origin = link.blocks[0].name
         dtype, first = self._types.setdefault(name, (min(types), origin))
         if types != {dtype}:
             other = sorted(types)[-1] if len(types) > 1 else min(types)
@@ -153,7 +168,7 @@ class _Importer:
         index = names[0][1]
         leading = self._shapes[names[0][0]]
         rows, columns = matrix_size(link.shape)
-        pieces = list(self._pieces(link, columns))
+        parts = list(self._parts(link, columns))
         size = (link.shape[0] // link.chunks, *link.shape[1:])
         for chunk in range(link.chunks):
             record = layout.add_tensor(
@@ -163,29 +178,36 @@ class _Importer:
                 offsets=(*index, chunk * size[0], *(0 for _ in size[1:])),
                 sizes=(*(1 for _ in index), *size),
             )
-            part = rows // link.chunks
-            target = _target(record, part, columns)
-            inside = list(self._inside(pieces, chunk * part, target))
-            data = fill(record.file, record.data, (part, columns), dtype, inside)
+            height = rows // link.chunks
+            target = _target(record, height, columns)
+            pieces = list(self._inside(parts, chunk * height, target))
+            if link.noise is not None:
+                noise = link.noise.rows_from(chunk * height, height)
+                pieces.append(Piece(noise, "F32", target, weight=1.0))
+            data = fill(record.file, record.data, (height, columns), dtype, pieces)
             yield from _framed(record, data)
 
-    def _pieces(self, link: Link, columns: int) -> Iterator[tuple[int, View, TensorInfo]]:
-        """First row, source and tensor of each block."""
-        for row, _, block in blocks.rows_of(link):
-            tensor = self._folder.tensors[block.name]
-            file = self._files[tensor.file]
-            yield row, blocks.view_of(block, columns, file, tensor.offset, tensor.dtype), tensor
+    def _parts(self, link: Link, columns: int) -> Iterator["_Part"]:
+        """What each block of a matrix, or of the terms that it is the sum of, gives to it."""
+        terms: list[tuple[tuple[Block, ...], float | None]]
+        terms = [(share.blocks, share.weight) for share in link.shares]
+        for own, weight in terms or [(link.blocks, None if link.noise is None else 1.0)]:
+            for row, _, block in blocks.rows_of(replace(link, blocks=own)):
+                tensor = self._folder.tensors[block.name]
+                file = self._files[tensor.file]
+                view = blocks.view_of(block, columns, file, tensor.offset, tensor.dtype)
+                yield _Part(row, view, tensor, weight)
 
-    def _inside(
-        self, pieces: Sequence[tuple[int, View, TensorInfo]], first: int, target: View
-    ) -> Iterator[Piece]:
-        """The parts of blocks that lie in a chunk, which begins at row `first` of the matrix."""
-        for row, view, tensor in pieces:
-            begin, end = max(row, first), min(row + view.rows, first + target.rows)
+    def _inside(self, parts: Sequence["_Part"], first: int, target: View) -> Iterator[Piece]:
+        """What lies in a chunk, which begins at row `first` of the matrix."""
+        for part in parts:
+            begin = max(part.row, first)
+            end = min(part.row + part.view.rows, first + target.rows)
             if begin < end:
-                source = view.rows_from(begin - row, end - begin)
-                part = target.rows_from(begin - first, end - begin)
-                yield Piece(source, tensor.dtype, part, self._scale(source, tensor))
+                source = part.view.rows_from(begin - part.row, end - begin)
+                into = target.rows_from(begin - first, end - begin)
+                scale = self._scale(source, part.tensor)
+                yield Piece(source, part.tensor.dtype, into, scale, part.weight)
 
     def _objects(self, layout: Layout) -> Iterator[Task]:
         matrices = []
@@ -214,7 +236,7 @@ class _Importer:
                 f"{'none' if factors is None else f'{list(factors.shape)} in {factors.dtype}'}."
             )
         at = packed(self._files[factors.file], factors.offset, *wanted, item=4)
-        return Scale(at, block, (view.offset - tensor.offset) // width, 0)
+        return Scale(at, block, *divmod(view.offset - tensor.offset, width))
 
 
 def _target(record: TensorRecord, rows: int, columns: int) -> View:

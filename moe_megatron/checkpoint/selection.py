@@ -31,50 +31,81 @@ class Selection:
         return self.layers is None and self.experts is None
 
 
-def select(links: Iterable[Link], selection: Selection, geometry: Geometry) -> list[Link]:
-    """Links of the selected layers and experts, under their new numbers.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Model:
+    """A model and where its weights lie, as changes take and give it."""
 
-    Args:
-        links: All of the model.
-        selection: What to take.
-        geometry: Sizes of the whole model.
+    family: Family
+    config: dict[str, Any]
+    geometry: Geometry
+    links: list[Link]
+
+    def changed(self, config: dict[str, Any], links: list[Link]) -> "Model":
+        """The same family with another configuration and other links."""
+        geometry = self.family.geometry(config, [b.name for x in links for b in x.blocks])
+        return Model(family=self.family, config=config, geometry=geometry, links=links)
+
+
+def selected(model: Model, selection: Selection) -> Model:
+    """The selected layers and experts, under their new numbers.
 
     Raises:
         CheckpointError: A number is out of range, or the selection is empty.
-    """
-    _check(selection, geometry)
-    taken = [new for link in links for new in _of_layers(link, selection.layers)]
-    taken = [new for link in taken for new in _of_experts(link, selection.experts, geometry)]
-    return sorted(taken, key=lambda link: -1 if link.layer is None else link.layer)
-
-
-def reduced_config(
-    config: Mapping[str, Any], selection: Selection, family: Family, geometry: Geometry
-) -> dict[str, Any]:
-    """The configuration of what a selection leaves.
-
-    Raises:
         MappingError: The family cannot say which of the remaining layers have experts.
     """
-    told = dict(config)
+    geometry = model.geometry
+    _check(selection, geometry)
+    config, links = model.config, model.links
     if selection.experts is not None:
-        told[_key(family, "experts", told)] = len(selection.experts)
-    if selection.layers is None:
-        return told
-    told[_key(family, "layers", told)] = len(selection.layers)
-    mtp = next((f.key(told) for f in family.fields if f.size == "mtp_layers"), None)
-    if mtp in told:
-        told[mtp] = 0
+        config = with_experts(config, len(selection.experts), model.family)
+        links = [new for x in links for new in of_experts(x, selection.experts, geometry)]
+    if selection.layers is not None:
+        config = _of_layers_config(config, selection.layers, model)
+        links = without_prediction(links, geometry)
+        links = [new for link in links for new in _of_layers(link, selection.layers)]
+    links.sort(key=lambda link: -1 if link.layer is None else link.layer)
+    return model.changed(config, links)
+
+
+def with_experts(config: Mapping[str, Any], experts: int, family: Family) -> dict[str, Any]:
+    """The configuration with another number of experts."""
+    told = dict(config)
+    told[_key(family, "experts", told)] = experts
+    return told
+
+
+def config_without_prediction(config: Mapping[str, Any], family: Family) -> dict[str, Any]:
+    """The configuration without layers of multi-token prediction."""
+    told = dict(config)
+    key = next((f.key(told) for f in family.fields if f.size == "mtp_layers"), None)
+    if key in told:
+        told[key] = 0
+    return told
+
+
+def without_prediction(links: Iterable[Link], geometry: Geometry) -> list[Link]:
+    """Links without layers of multi-token prediction, which stand behind all others."""
+    numbers = range(geometry.layers, geometry.layers + geometry.mtp_layers)
+    copies = tuple(f"hugging_face.model.layers.{number}." for number in numbers)
+    return [link for link in links if not link.key.startswith((_MTP, *copies))]
+
+
+def _of_layers_config(
+    config: Mapping[str, Any], layers: tuple[int, ...], model: Model
+) -> dict[str, Any]:
+    family, geometry = model.family, model.geometry
+    told = config_without_prediction(config, family)
+    told[_key(family, "layers", told)] = len(layers)
     for name in _PER_LAYER:
         if isinstance(told.get(name), list):
-            told[name] = [told[name][layer] for layer in selection.layers]
-    wanted = tuple(geometry.moe_layers[layer] for layer in selection.layers)
+            told[name] = [told[name][layer] for layer in layers]
+    wanted = tuple(geometry.moe_layers[layer] for layer in layers)
     if family.is_moe and family.geometry(told).moe_layers != wanted:
         told |= family.pattern.write(wanted) or {}
         if family.geometry(told).moe_layers != wanted:
             raise MappingError(
                 f"a {family.name} model cannot have its MoE layers where the layers "
-                f"{list(selection.layers)} put them; take other layers."
+                f"{list(layers)} put them; take other layers."
             )
     return told
 
@@ -103,8 +134,8 @@ def _check(selection: Selection, geometry: Geometry) -> None:
         )
 
 
-def _of_layers(link: Link, layers: Sequence[int] | None) -> Iterator[Link]:
-    if layers is None or (link.layer is None and not link.key.startswith(_MTP)):
+def _of_layers(link: Link, layers: Sequence[int]) -> Iterator[Link]:
+    if link.layer is None:
         yield link
         return
     for new, old in enumerate(layers):
@@ -112,10 +143,15 @@ def _of_layers(link: Link, layers: Sequence[int] | None) -> Iterator[Link]:
             yield replace(link, layer=new)
 
 
-def _of_experts(link: Link, experts: Sequence[int] | None, geometry: Geometry) -> Iterator[Link]:
-    if experts is None:
-        yield link
-    elif link.expert is not None:
+def of_experts(link: Link, experts: Sequence[int], geometry: Geometry) -> Iterator[Link]:
+    """What some experts leave of a link.
+
+    Args:
+        link: Of a layer that has experts, or of none.
+        experts: Their numbers; they are numbered anew in this order.
+        geometry: Sizes of the whole model.
+    """
+    if link.expert is not None:
         for new, old in enumerate(experts):
             if link.expert == old:
                 yield replace(link, expert=new)

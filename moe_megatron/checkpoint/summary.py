@@ -32,6 +32,10 @@ def summarize(
 
 
 def _how(link: Link) -> str:
+    if not link.blocks:
+        return "random"
+    if len(link.shares) > 1:
+        return f"weighted sum of {len(link.shares)}:"
     if any(block.transform is not Transform.NONE for block in link.blocks):
         return "transposed or interleaved:"
     names = {block.name for block in link.blocks}

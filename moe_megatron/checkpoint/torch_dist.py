@@ -290,7 +290,7 @@ class TorchDist:
         for at, start, size in zip(index, chunk.offsets, chunk.sizes, strict=False):
             before = before * size + at - start
         row, column = (*chunk.offsets[leading:], 0)[:2]
-        offset = self._data(tensor, chunk, item) + before * rows * columns * item
+        offset = self.data_offset(tensor, chunk) + before * rows * columns * item
         return Region(row, column, packed(chunk.place.file, offset, rows, columns, item))
 
     def _check_complete(
@@ -304,8 +304,13 @@ class TorchDist:
                 "the whole tensor; the checkpoint is incomplete."
             )
 
-    def _data(self, tensor: SavedTensor, chunk: Chunk, item: int) -> int:
-        """Offset of a chunk's first element in its file."""
+    def data_offset(self, tensor: SavedTensor, chunk: Chunk) -> int:
+        """Offset of a chunk's first element in its file.
+
+        Raises:
+            CheckpointError: Its record is damaged, or asks for code.
+        """
+        item = dtypes.item_size(tensor.dtype)
         record = self._record(chunk.place, tensor.key)
         what = f"{self.path / self.files[chunk.place.file]}: {tensor.key} at {chunk.offsets}"
         key = (record.pickle, chunk.sizes)

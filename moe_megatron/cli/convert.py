@@ -11,20 +11,29 @@ from moe_megatron.checkpoint.convert import (
     export_checkpoint,
     import_checkpoint,
 )
+from moe_megatron.checkpoint.fewer_experts import FewerExperts, KeepMostUsed, MergeLeastUsed
 from moe_megatron.checkpoint.hf_folder import CONFIG
+from moe_megatron.checkpoint.hub import local_folder
 from moe_megatron.checkpoint.progress import amount
 from moe_megatron.checkpoint.selection import Selection
 from moe_megatron.checkpoint.torch_dist import METADATA, TRACKER
+from moe_megatron.checkpoint.upcycle import Upcycling
 from moe_megatron.errors import CheckpointError
 
 _EPILOG = """\
 The direction follows from what the source holds.
 
 examples:
-  moe-megatron convert path/to/olmoe checkpoints/olmoe
+  moe-megatron convert allenai/OLMoE-1B-7B-0924 checkpoints/olmoe
   torchrun pretrain_moe.py --config checkpoints/olmoe/release/config.yaml --load checkpoints/olmoe
   moe-megatron convert runs/demo_moe/checkpoints exported/demo_moe --dtype bf16
-  moe-megatron convert path/to/mixtral checkpoints/small --experts 0,3,5-7 --dry-run"""
+  moe-megatron convert path/to/mixtral checkpoints/small --experts 0,3,5-7 --dry-run
+  moe-megatron convert path/to/mixtral checkpoints/half --keep-experts 4
+  moe-megatron convert path/to/qwen3 checkpoints/upcycled --upcycle 8 --top-k 2"""
+_ON_IMPORT = (
+    *("layers", "experts", "keep_experts", "merge_experts", "profile"),
+    *("upcycle", "top_k"),
+)
 _UNITS = {"": 1, "MB": 10**6, "GB": 10**9, "MIB": 2**20, "GIB": 2**30}
 
 
@@ -42,6 +51,7 @@ def convert(argv: Sequence[str]) -> int:
         MappingError: Tensors have no place on the other side.
     """
     options = _parser().parse_args(argv)
+    options.source = _local(options.source)
     report = _run(options, is_export=_is_megatron(options.source))
     print(report.plan.describe() if options.dry_run else _text(report))
     for limit in report.limits:
@@ -96,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("source", type=Path, help="folder to read")
+    parser.add_argument("source", help="folder to read, or owner/name of a model on the Hub")
     parser.add_argument("destination", type=Path, help="folder to write")
     parser.add_argument("--dtype", metavar="TYPE", help="bf16, fp16 or fp32 (default: unchanged)")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
@@ -110,6 +120,24 @@ def _parser() -> argparse.ArgumentParser:
     to_megatron = parser.add_argument_group("from Hugging Face to Megatron")
     to_megatron.add_argument("--layers", type=numbers, metavar="LIST", help="only these, from 0")
     to_megatron.add_argument("--experts", type=numbers, metavar="LIST", help="only these, from 0")
+    to_megatron.add_argument(
+        "--keep-experts", type=int, metavar="N", help="the N most used of each layer, by a profile"
+    )
+    to_megatron.add_argument(
+        "--merge-experts", type=int, metavar="N", help="the same, with the others merged into them"
+    )
+    to_megatron.add_argument(
+        "--profile",
+        type=Path,
+        metavar="FILE",
+        help="routing profile to go by (default: the one beside the source)",
+    )
+    to_megatron.add_argument(
+        "--upcycle", type=int, metavar="N", help="make N experts of each MLP of a dense model"
+    )
+    to_megatron.add_argument(
+        "--top-k", type=int, metavar="K", help="experts a token visits after --upcycle (default: 2)"
+    )
     to_hf = parser.add_argument_group("from Megatron to Hugging Face")
     to_hf.add_argument(
         "--layout",
@@ -123,21 +151,27 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _local(source: str) -> Path:
+    """The folder, fetched from the Hub where it is an id and no mistyped path."""
+    folder = Path(source).expanduser()
+    owner, slash, _ = source.partition("/")
+    return local_folder(source) if slash and owner and not Path(owner).exists() else folder
+
+
 def _is_megatron(source: Path) -> bool:
     """Whether the source is the Megatron side.
 
     Raises:
         CheckpointError: It is neither side.
     """
-    folder = source.expanduser()
-    if not folder.is_dir():
+    if not source.is_dir():
         raise CheckpointError(
             f"{source} is not a folder; give the folder of a Hugging Face model or of a Megatron "
             "checkpoint."
         )
-    if (folder / METADATA).is_file() or (folder / TRACKER).is_file():
+    if (source / METADATA).is_file() or (source / TRACKER).is_file():
         return True
-    if (folder / CONFIG).is_file():
+    if (source / CONFIG).is_file():
         return False
     raise CheckpointError(
         f"{source} is neither a Hugging Face model ({CONFIG}) nor a finished Megatron checkpoint "
@@ -154,7 +188,7 @@ def _run(options: argparse.Namespace, *, is_export: bool) -> Report:
         progress=not options.quiet,
     )
     if is_export:
-        _refuse(options, ("layers", "experts"), "a Megatron checkpoint; export all of it")
+        _refuse(options, _ON_IMPORT, "a Megatron checkpoint; export all of it")
         return export_checkpoint(
             options.source,
             options.destination,
@@ -168,9 +202,36 @@ def _run(options: argparse.Namespace, *, is_export: bool) -> Report:
         options.source,
         options.destination,
         selection=Selection(layers=options.layers, experts=options.experts),
+        experts=_fewer_experts(options),
+        upcycling=_upcycling(options),
         dtype=options.dtype,
         execution=execution,
     )
+
+
+def _fewer_experts(options: argparse.Namespace) -> FewerExperts | None:
+    kept, merged = options.keep_experts, options.merge_experts
+    if kept is not None and merged is not None:
+        raise CheckpointError(
+            "--keep-experts and --merge-experts exclude each other; give the one that you want."
+        )
+    if kept is None and merged is None:
+        if options.profile is not None:
+            raise CheckpointError(
+                "--profile has no effect without --keep-experts or --merge-experts; add one."
+            )
+        return None
+    if kept is not None:
+        return KeepMostUsed(num_experts=kept, profile=options.profile)
+    return MergeLeastUsed(num_experts=merged, profile=options.profile)
+
+
+def _upcycling(options: argparse.Namespace) -> Upcycling | None:
+    if options.upcycle is not None:
+        return Upcycling(num_experts=options.upcycle, top_k=options.top_k or 2)
+    if options.top_k is not None:
+        raise CheckpointError("--top-k has no effect without --upcycle; add it.")
+    return None
 
 
 def _refuse(options: argparse.Namespace, names: Sequence[str], why: str) -> None:

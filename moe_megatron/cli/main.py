@@ -19,7 +19,10 @@ verbs:
   report    write the HTML report of a run
   data      turn text into indexed datasets, or inspect them
   convert   turn a Hugging Face model into a Megatron checkpoint, or back
+  verify    say whether a conversion gave the same model
   inspect   say what a checkpoint holds
+  monitor   start a Prometheus for a run, in its folder
+  grafana   write, check or push Grafana dashboards and Prometheus rules
   doctor    say what this machine has and what would be used
 
 `moe-megatron VERB --help` explains a verb.
@@ -55,7 +58,10 @@ def _find(name: str) -> Verb:
         "report": _report,
         "data": _data,
         "convert": _convert,
+        "verify": _verify,
         "inspect": _inspect,
+        "monitor": _monitor,
+        "grafana": _grafana,
         "doctor": _doctor,
     }
     if name not in verbs:
@@ -90,10 +96,28 @@ def _convert(words: Sequence[str]) -> int:
     return convert(words)
 
 
+def _verify(words: Sequence[str]) -> int:
+    from moe_megatron.cli.verify import verify
+
+    return verify(words)
+
+
 def _inspect(words: Sequence[str]) -> int:
     from moe_megatron.cli.inspect import inspect
 
     return inspect(words)
+
+
+def _monitor(words: Sequence[str]) -> int:
+    from moe_megatron.cli.monitor import monitor
+
+    return monitor(words)
+
+
+def _grafana(words: Sequence[str]) -> int:
+    from moe_megatron.cli.grafana import grafana
+
+    return grafana(words)
 
 
 def _doctor(words: Sequence[str]) -> int:

@@ -11,8 +11,9 @@ from moe_megatron.config import checks
 from moe_megatron.config.convert import conform
 from moe_megatron.errors import ConfigError
 
-PositionEmbedding = Literal["rope", "learned_absolute", "none"]
+PositionEmbedding = Literal["rope", "yarn", "learned_absolute", "none"]
 Norm = Literal["RMSNorm", "LayerNorm"]
+QKNormScope = Literal["head", "all_heads"]
 Activation = Literal["swiglu", "gelu", "squared_relu"]
 
 
@@ -47,7 +48,8 @@ class ModelConfig:
     """Longest sequence the model can read, in tokens; null: data.sequence_length."""
 
     position_embedding: PositionEmbedding = "rope"
-    """How positions enter: rotary, a learned table, or not at all."""
+    """How positions enter: rotary, rotary stretched by YaRN (its numbers are flags under
+    `megatron`), a learned table, or not at all."""
 
     rotary_base: int = 10000
     """Base of the rotary frequencies; larger for longer sequences."""
@@ -59,7 +61,10 @@ class ModelConfig:
     """Added to the variance inside the norms."""
 
     qk_norm: bool = False
-    """Normalize queries and keys, head by head, before attention."""
+    """Normalize queries and keys before attention."""
+
+    qk_norm_scope: QKNormScope = "head"
+    """What such a norm spans: each head by itself, or all heads at once (OLMoE)."""
 
     activation: Activation = "swiglu"
     """Activation of dense MLPs and of experts; swiglu has a gate, and so a third matrix."""
@@ -104,7 +109,7 @@ class ModelConfig:
                 f"model.hidden_size ({self.hidden_size}) must be a multiple of "
                 f"model.num_attention_heads ({heads}); change one, or set model.head_dim."
             )
-        if self.position_embedding == "rope" and self.attention_head_dim % 2:
+        if self.position_embedding in {"rope", "yarn"} and self.attention_head_dim % 2:
             raise ConfigError(
                 f"rope turns pairs of features, so the head width ({self.attention_head_dim}) must "
                 "be even; set model.head_dim, or change model.num_attention_heads."

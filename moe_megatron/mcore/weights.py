@@ -151,7 +151,10 @@ class _Describer:
             target = f"{prefix}.attention.o_proj.{rest.rpartition('.')[2]}"
             yield self._row_parallel(target, local, _tensor_split())
         elif (norm := _norm_name(rest)) is not None:
-            yield Piece(f"{prefix}.{norm}", local, lambda whole: whole, _first_of_replicas())
+            yield self._norm(f"{prefix}.{norm}", parameter)
+        elif rest == "mlp.shared_experts.gate_weight":
+            target = f"{prefix}.moe.shared_gate.weight"
+            yield Piece(target, local, lambda whole: whole, _first_of_replicas())
         elif rest.startswith(("mlp.linear_fc", "mlp.shared_experts.linear_fc")):
             where = "moe.shared_expert" if "shared_experts" in rest else "mlp"
             linear, kind = rest.split(".")[-2:]
@@ -159,6 +162,13 @@ class _Describer:
             yield from self._feed_forward(target, linear, kind, local, _tensor_split(), False)
         else:
             raise MappingError(f"MoEModel has no counterpart of Megatron's parameter {name}.")
+
+    def _norm(self, target: str, parameter: Tensor) -> Piece:
+        local = parameter.data
+        if not getattr(parameter, "tensor_model_parallel", False):
+            return Piece(target, local, lambda whole: whole, _first_of_replicas())
+        primary = _first_of_replicas(across_tensor_parallel=False)  # spans the heads of all ranks
+        return Piece(target, local, _tensor_split().along(0, local.shape[0]), primary)
 
     def _outer(self, name: str, local: Tensor) -> Piece:
         if name in {"embedding.word_embeddings.weight", "output_layer.weight"}:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from moe_megatron.config import ModelConfig
+from moe_megatron.model.extras import NOTHING, Extras
 from moe_megatron.model.layers import build_norm
 
 
@@ -46,14 +47,14 @@ def token_positions(valid: Tensor | None, queries: Tensor) -> Tensor:
     return (valid.long().cumsum(dim=1) - 1).clamp_min(0)[:, queries]
 
 
-def rotary_angles(positions: Tensor, head_dim: int, base: int) -> tuple[Tensor, Tensor]:
+def rotary_angles(positions: Tensor, head_dim: int, base: float) -> tuple[Tensor, Tensor]:
     """Cosines and sines of RoPE (Su et al., arXiv:2104.09864), without interleaving.
 
     Feature i turns with feature i + head_dim / 2, as in Megatron and in Hugging Face models.
 
     Args:
         positions: int64 [batch or 1, seq].
-        head_dim: Width of one head, even.
+        head_dim: Width of one head, or of the part that turns; even.
         base: Base of the frequencies.
 
     Returns:
@@ -67,7 +68,13 @@ def rotary_angles(positions: Tensor, head_dim: int, base: int) -> tuple[Tensor, 
 
 
 def rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn [batch, heads, seq, head_dim] by the angles of `rotary_angles`."""
+    """Turn [batch, heads, seq, head_dim] by the angles of `rotary_angles`.
+
+    Angles may be fewer than features; those behind them stay as they are.
+    """
+    turning = cos.shape[-1]
+    if turning < heads.shape[-1]:
+        return torch.cat((rotate(heads[..., :turning], cos, sin), heads[..., turning:]), dim=-1)
     first, second = heads.chunk(2, dim=-1)
     turned = torch.cat((-second, first), dim=-1)
     return heads * cos.to(heads.dtype) + turned * sin.to(heads.dtype)
@@ -97,7 +104,7 @@ class Attention(nn.Module):
     q_norm: nn.Module | None
     k_norm: nn.Module | None
 
-    def __init__(self, config: ModelConfig, layer: int) -> None:
+    def __init__(self, config: ModelConfig, layer: int, extras: Extras = NOTHING) -> None:
         super().__init__()
         hidden, bias = config.hidden_size, config.add_bias
         self.layer = layer
@@ -105,12 +112,16 @@ class Attention(nn.Module):
         self.dropout = config.attention_dropout
         queries = config.num_attention_heads * self.head_dim
         groups = config.key_value_heads * self.head_dim
-        self.q_proj = nn.Linear(hidden, queries, bias=bias)
-        self.k_proj = nn.Linear(hidden, groups, bias=bias)
-        self.v_proj = nn.Linear(hidden, groups, bias=bias)
+        qkv_bias = bias or extras.qkv_bias
+        self.q_proj = nn.Linear(hidden, queries, bias=qkv_bias)
+        self.k_proj = nn.Linear(hidden, groups, bias=qkv_bias)
+        self.v_proj = nn.Linear(hidden, groups, bias=qkv_bias)
         self.o_proj = nn.Linear(queries, hidden, bias=bias)
-        self.q_norm = build_norm(config, self.head_dim) if config.qk_norm else None
-        self.k_norm = build_norm(config, self.head_dim) if config.qk_norm else None
+        self.norm_all_heads = config.qk_norm_scope == "all_heads"
+        widths = (queries, groups) if self.norm_all_heads else (self.head_dim, self.head_dim)
+        self.q_norm, self.k_norm = (
+            build_norm(config, width) if config.qk_norm else None for width in widths
+        )
 
     def forward(
         self,
@@ -147,10 +158,33 @@ class Attention(nn.Module):
         output: Tensor = self.o_proj(mixed.transpose(1, 2).flatten(2))
         return output
 
+    def attention_weights(
+        self, hidden: Tensor, angles: tuple[Tensor, Tensor] | None, mask: Tensor | None
+    ) -> Tensor:
+        """How much each query attends to each key, which `forward` never has in memory.
+
+        Args:
+            hidden: [batch, seq, hidden], as for `forward`.
+            angles: Of `rotary_angles`.
+            mask: Of `visible_keys`.
+
+        Returns:
+            [batch, heads, queries, keys], rows summing to 1.
+        """
+        queries = self._heads(self.q_proj(hidden), self.q_norm, angles)
+        keys = self._heads(self.k_proj(hidden), self.k_norm, angles)
+        keys = keys.repeat_interleave(queries.shape[1] // keys.shape[1], dim=1)
+        scores = queries @ keys.transpose(2, 3) / self.head_dim**0.5
+        if mask is None:
+            mask = torch.ones_like(scores[:1, :1], dtype=torch.bool).tril()
+        return torch.softmax(scores.masked_fill(~mask, float("-inf")), dim=-1)
+
     def _heads(
         self, projected: Tensor, norm: nn.Module | None, angles: tuple[Tensor, Tensor] | None
     ) -> Tensor:
         """[batch, seq, heads * head_dim] to [batch, heads, seq, head_dim], normed and turned."""
+        if norm is not None and self.norm_all_heads:
+            projected, norm = norm(projected), None
         heads = projected.view(*projected.shape[:-1], -1, self.head_dim)
         if norm is not None:
             heads = norm(heads)

@@ -9,6 +9,7 @@ Parameter names (E experts, e and the layer i count from 0) do not change:
     embed_positions.weight                           [positions, hidden]   learned_absolute only
     layers.{i}.input_norm.weight                     [hidden]
     layers.{i}.attention.{q,k,v,o}_proj.weight
+    layers.{i}.attention.{q,k,v}_proj.bias                                 --add-qkv-bias
     layers.{i}.attention.{q,k}_norm.weight           [head_dim]            qk_norm only
     layers.{i}.mlp_norm.weight                       [hidden]
     layers.{i}.mlp.{gate,up,down}_proj.weight                              dense layers
@@ -16,6 +17,7 @@ Parameter names (E experts, e and the layer i count from 0) do not change:
     layers.{i}.moe.router.expert_bias                [E], a buffer         moe.expert_bias only
     layers.{i}.moe.experts.{e}.{gate,up,down}_proj.weight
     layers.{i}.moe.shared_expert.{gate,up,down}_proj.weight
+    layers.{i}.moe.shared_gate.weight                [1, hidden]           --moe-shared-expert-gate
     final_norm.weight                                [hidden]
     lm_head.weight                                   [vocab, hidden]       not with tie_embeddings
 
@@ -35,6 +37,7 @@ from moe_megatron.model.attention import (
     token_positions,
     visible_keys,
 )
+from moe_megatron.model.extras import Extras, Flags
 from moe_megatron.model.layers import build_norm
 from moe_megatron.model.outputs import MoEOutput, RoutingInfo
 from moe_megatron.model.support import LOSS_BALANCING, check_supported
@@ -48,6 +51,7 @@ class LanguageModel(nn.Module):
         model: The transformer around the experts.
         moe: Experts, router and load balancing.
         vocab_size: Entries of the vocabulary.
+        flags: Megatron flags that change the function; those in `extras` are computed.
 
     Raises:
         ConfigError: The combination is not supported here.
@@ -56,16 +60,21 @@ class LanguageModel(nn.Module):
     embed_positions: nn.Embedding | None
     lm_head: nn.Linear | None
 
-    def __init__(self, model: ModelConfig, moe: MoEConfig, vocab_size: int) -> None:
+    def __init__(
+        self, model: ModelConfig, moe: MoEConfig, vocab_size: int, flags: Flags | None = None
+    ) -> None:
         super().__init__()
         check_supported(model, moe, vocab_size)
+        self.megatron_flags = dict(flags or {})
+        extras = Extras.from_flags(self.megatron_flags)
+        self._rotary_width = int(model.attention_head_dim * extras.rotary_fraction)
         self.model_config, self.moe_config, self.vocab_size = model, moe, vocab_size
         width, positions = model.hidden_size, model.max_position_embeddings
         learned = model.position_embedding == "learned_absolute"
         self.embed_tokens = nn.Embedding(vocab_size, width)
         self.embed_positions = nn.Embedding(positions, width) if learned and positions else None
         self.layers = nn.ModuleList(
-            DecoderLayer(model, moe, layer) for layer in range(1, model.num_layers + 1)
+            DecoderLayer(model, moe, layer, extras) for layer in range(1, model.num_layers + 1)
         )
         self.final_norm = build_norm(model, width)
         tied = model.tie_embeddings
@@ -120,7 +129,7 @@ class LanguageModel(nn.Module):
         mask = visible_keys(valid, places, num_keys)
         angles = None
         if config.position_embedding == "rope":
-            angles = rotary_angles(positions, config.attention_head_dim, config.rotary_base)
+            angles = rotary_angles(positions, self._rotary_width, config.rotary_base)
         hidden = self.embed_tokens(input_ids)
         if self.embed_positions is not None:
             hidden = hidden + self.embed_positions(positions)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from moe_megatron.config import ModelConfig, MoEConfig
 from moe_megatron.model.experts import Experts
+from moe_megatron.model.extras import NOTHING, Extras
 from moe_megatron.model.layers import FeedForward
 from moe_megatron.model.outputs import RoutingInfo
 from moe_megatron.model.router import Router
@@ -27,8 +28,16 @@ class MoELayer(nn.Module):
     """Sends each token to its top-k experts and sums what they return (arXiv:1701.06538)."""
 
     shared_expert: FeedForward | None
+    shared_gate: nn.Linear | None
 
-    def __init__(self, model: ModelConfig, moe: MoEConfig, num_experts: int, layer: int) -> None:
+    def __init__(
+        self,
+        model: ModelConfig,
+        moe: MoEConfig,
+        num_experts: int,
+        layer: int,
+        extras: Extras = NOTHING,
+    ) -> None:
         super().__init__()
         self.config = moe
         self.layer = layer
@@ -37,6 +46,8 @@ class MoELayer(nn.Module):
         self.router = Router(moe, num_experts, model.hidden_size, add_bias=model.add_bias)
         self.experts = Experts(model, num_experts, inner_size)
         self.shared_expert = None if shared is None else FeedForward(model, shared)
+        gated = self.shared_expert is not None and extras.shared_expert_gate
+        self.shared_gate = nn.Linear(model.hidden_size, 1, bias=False) if gated else None
 
     def forward(self, hidden: Tensor, valid: Tensor | None) -> tuple[Tensor, RoutingInfo]:
         """Apply the layer.
@@ -54,7 +65,10 @@ class MoELayer(nn.Module):
         logits, routing = self.router(tokens)
         output = _scatter(self.experts(tokens, routing), valid)
         if self.shared_expert is not None:
-            output = output + self.shared_expert(hidden)
+            shared = self.shared_expert(hidden)
+            if self.shared_gate is not None:
+                shared = shared * self.shared_gate(hidden).sigmoid()
+            output = output + shared
         return output, self._report(logits, routing, valid)
 
     def _report(self, logits: Tensor, routing: Routing, valid: Tensor) -> RoutingInfo:

@@ -3,6 +3,7 @@
 The network itself, and the names of its parameters, are in `language_model`.
 """
 
+import logging
 from pathlib import Path
 from typing import Any, Self
 
@@ -11,12 +12,16 @@ import torch.distributed as dist
 from torch import Tensor
 
 from moe_megatron.config import ModelConfig, MoEConfig
-from moe_megatron.errors import CheckpointError
-from moe_megatron.model import expert_parallel, generation, inputs, storage
+from moe_megatron.errors import CheckpointError, ConfigError
+from moe_megatron.model import expert_parallel, foreign, generation, inputs, storage
+from moe_megatron.model.extras import Flags
+from moe_megatron.model.foreign import Format
 from moe_megatron.model.language_model import LanguageModel
 from moe_megatron.model.layers import FeedForward
 from moe_megatron.model.moe_layer import MoELayer
 from moe_megatron.model.options import build_configs
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_VOCAB_SIZE = 8192
 """That of the tokenizer which `moe_megatron.data` trains on a small corpus."""
@@ -33,6 +38,7 @@ class MoEModel(LanguageModel):
         model_config: The transformer around the experts.
         moe_config: Experts, router and load balancing.
         vocab_size: Entries of the vocabulary.
+        megatron_flags: Megatron flags that a loaded model needs besides, by name.
     """
 
     def __init__(
@@ -71,14 +77,22 @@ class MoEModel(LanguageModel):
         super().__init__(model, moe, vocab_size)
 
     @classmethod
-    def from_config(cls, model: ModelConfig, moe: MoEConfig, vocab_size: int) -> Self:
+    def from_config(
+        cls, model: ModelConfig, moe: MoEConfig, vocab_size: int, flags: Flags | None = None
+    ) -> Self:
         """Build the model of a run's configuration, with random weights.
+
+        Args:
+            model: The transformer around the experts.
+            moe: Experts and router.
+            vocab_size: Entries of the vocabulary.
+            flags: Megatron flags of the run that change the function, such as "add-qkv-bias".
 
         Raises:
             ConfigError: The combination is not supported here; training it in Megatron may be.
         """
         self = cls.__new__(cls)
-        LanguageModel.__init__(self, model, moe, vocab_size)
+        LanguageModel.__init__(self, model, moe, vocab_size, flags)
         return self
 
     def get_expert_weights(self) -> dict[int, Tensor]:
@@ -185,12 +199,19 @@ class MoEModel(LanguageModel):
             total += sizes[0] * used - sum(sizes)
         return total
 
-    def save_pretrained(self, path: str | Path) -> None:
-        """Write weights and configuration to a folder, as safetensors and JSON.
+    def save_pretrained(self, path: str | Path, format: Format = "moe_megatron") -> None:
+        """Write weights and configuration to a folder.
+
+        Args:
+            path: The folder.
+            format: "moe_megatron": safetensors and JSON with the names of this class.
+                "hugging_face": the folder of the family that holds this model, for transformers
+                and vLLM. "megatron": a checkpoint for `--load`. The last two need a new folder.
 
         Raises:
             CheckpointError: The experts are shared among processes, or the folder cannot be
                 written or holds another kind of model.
+            MappingError: No Hugging Face family holds this model.
         """
         if self.expert_parallel_group is not None:
             raise CheckpointError(
@@ -198,9 +219,22 @@ class MoEModel(LanguageModel):
                 "set_expert_parallel_group(None) on all processes, then save on one."
             )
         architecture = storage.Architecture(
-            model=self.model_config, moe=self.moe_config, vocab_size=self.vocab_size
+            model=self.model_config,
+            moe=self.moe_config,
+            vocab_size=self.vocab_size,
+            flags=self.megatron_flags,
         )
-        storage.save(Path(path), architecture, self.state_dict())
+        if format == "moe_megatron":
+            storage.save(Path(path), architecture, self.state_dict())
+        elif format in {"hugging_face", "megatron"}:
+            bridge = foreign.bridge()
+            write = bridge.save_megatron if format == "megatron" else bridge.save_hugging_face
+            write(Path(path).expanduser(), architecture, self.state_dict())
+        else:
+            raise ConfigError(
+                f"a model cannot be saved as {format!r}; use 'moe_megatron', 'hugging_face' or "
+                "'megatron'."
+            )
 
     @classmethod
     def from_pretrained(
@@ -210,22 +244,48 @@ class MoEModel(LanguageModel):
         device: torch.device | str = "cpu",
         dtype: torch.dtype | None = None,
     ) -> Self:
-        """Load a model that `save_pretrained` wrote, in evaluation mode.
+        """Load a model, in evaluation mode.
 
         Args:
-            path: The folder.
+            path: A folder that `save_pretrained` wrote, a Hugging Face model folder or a Megatron
+                checkpoint of any family whose function this class computes, or an id of the Hub.
             device: Where to put the weights.
             dtype: Precision to convert the weights to; None keeps the saved one.
 
         Raises:
-            CheckpointError: Files are missing, damaged, or not of one such model.
+            CheckpointError: Files are missing or damaged, or the model is one that this class
+                does not compute; says what it would need.
+            MappingError: Its family is unknown.
         """
-        folder = Path(path)
+        folder = Path(path).expanduser()
+        if foreign.is_foreign(folder):
+            return cls._from_foreign(path, device=device, dtype=dtype)
         architecture, tensors = storage.load(folder, device)
         with torch.device("meta"):
-            model = cls.from_config(architecture.model, architecture.moe, architecture.vocab_size)
+            model = cls._of(architecture)
         storage.assign(model, tensors, folder)
         return model.to(dtype=dtype).eval()
+
+    @classmethod
+    def _of(cls, said: storage.Architecture) -> Self:
+        return cls.from_config(said.model, said.moe, said.vocab_size, said.flags)
+
+    @classmethod
+    def _from_foreign(
+        cls,
+        path: str | Path,
+        *,
+        device: torch.device | str,
+        dtype: torch.dtype | None,
+        family: str | None = None,
+    ) -> Self:
+        loaded = foreign.bridge().load(path, expected=family)
+        with torch.device("meta"):
+            model = cls._of(loaded.architecture)
+        for what in loaded.left_out:
+            logger.warning("%s: %s are left out", path, what)
+        storage.assign(model, loaded.tensors, Path(path))
+        return model.to(device=device, dtype=dtype).eval()
 
     def _moe_layers(self) -> list[MoELayer]:
         return [part for part in self.modules() if isinstance(part, MoELayer)]

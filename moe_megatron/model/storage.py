@@ -7,7 +7,7 @@ different saves is noticed. Nothing is ever pickled. It does not know what the t
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from moe_megatron.config import ModelConfig, MoEConfig, RunConfig, from_mapping, to_mapping
 from moe_megatron.errors import CheckpointError, ConfigError
+from moe_megatron.model.extras import Flags
 from moe_megatron.telemetry.atomic import replace_file
 
 WEIGHTS_FILE = "model.safetensors"
@@ -33,11 +34,15 @@ class Architecture:
     model: ModelConfig
     moe: MoEConfig
     vocab_size: int
+    flags: Flags = field(default_factory=dict)
+    """Megatron flags that change the function."""
 
     def to_json(self) -> str:
         """As `config.json` holds it."""
         run = to_mapping(RunConfig(model=self.model, moe=self.moe))
         fields = {"model": run["model"], "moe": run["moe"], "vocab_size": self.vocab_size}
+        if self.flags:
+            fields["megatron"] = dict(self.flags)
         return json.dumps({"model_type": MODEL_TYPE, "format": 1, **fields}, indent=2) + "\n"
 
 
@@ -71,6 +76,16 @@ def save(folder: Path, architecture: Architecture, tensors: Mapping[str, Tensor]
     finally:
         if folder.is_dir():
             beside.unlink(missing_ok=True)
+
+
+def model_type(folder: Path) -> str | None:
+    """What the configuration of a folder calls its kind of model; None where there is none.
+
+    Raises:
+        CheckpointError: The file is no JSON.
+    """
+    path = folder / CONFIG_FILE
+    return str(_read_json(path).get("model_type")) if path.is_file() else None
 
 
 def load(folder: Path, device: torch.device | str) -> tuple[Architecture, dict[str, Tensor]]:
@@ -139,17 +154,13 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _architecture(folder: Path, values: Mapping[str, Any]) -> Architecture:
-    if values.get("model_type") != MODEL_TYPE:
-        raise CheckpointError(
-            f"{folder} holds a model of type {values.get('model_type')!r}, not {MODEL_TYPE!r}; "
-            "convert it first, or give a folder written by MoEModel.save_pretrained."
-        )
     try:
-        run = from_mapping({"model": values["model"], "moe": values["moe"]})
+        sections = {key: values[key] for key in ("model", "moe")}
+        run = from_mapping({**sections, "megatron": values.get("megatron", {})})
         vocab_size = int(values["vocab_size"])
     except (ConfigError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{folder / CONFIG_FILE} does not describe a model ({error}); it was changed, or "
             "written by another version of moe_megatron."
         ) from error
-    return Architecture(model=run.model, moe=run.moe, vocab_size=vocab_size)
+    return Architecture(model=run.model, moe=run.moe, vocab_size=vocab_size, flags=run.megatron)

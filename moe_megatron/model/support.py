@@ -29,6 +29,11 @@ def check_supported(model: ModelConfig, moe: MoEConfig, vocab_size: int) -> None
             "number of positions to learn; set it, for example to your sequence length, or use "
             "'rope'."
         )
+    if model.position_embedding == "yarn":
+        raise ConfigError(
+            "MoEModel does not compute model.position_embedding 'yarn', which Megatron does; train "
+            "and verify such a model as a Megatron checkpoint."
+        )
     if moe.num_experts is None:
         return
     if moe.load_balancing not in _BALANCING:

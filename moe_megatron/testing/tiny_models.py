@@ -41,6 +41,12 @@ _DEEPSEEK = {
     "topk_group": 1,
 }
 _GROUPS = {"n_group": 4, "topk_group": 2, "n_routed_experts": 16, "num_experts_per_tok": 4}
+_YARN = {
+    "rope_type": "yarn",
+    "factor": 4.0,
+    "original_max_position_embeddings": 16,
+    "rope_theta": 10000.0,
+}
 _SWITCH = {
     "vocab_size": 131,
     "d_model": 48,
@@ -88,6 +94,19 @@ EXAMPLES: dict[str, tuple[str, dict[str, Any]]] = {
         {**_DEEPSEEK, **_LATENT, "q_lora_rank": None, "first_k_dense_replace": 0},
     ),
     "deepseek_v3": ("deepseek_v3", {**_DEEPSEEK, **_LATENT, **_GROUPS}),
+    "deepseek_v3-yarn": (
+        "deepseek_v3",
+        {
+            **_DEEPSEEK,
+            **_LATENT,
+            "rope_parameters": {
+                **_YARN,
+                "original_max_position_embeddings": 4096,
+                "mscale": 0.707,
+                "mscale_all_dim": 0.707,
+            },
+        },
+    ),
     "glm4_moe": ("glm4_moe", {**_DEEPSEEK, "attention_bias": True, "head_dim": 16}),
     "glm4_moe-qk-norm": (
         "glm4_moe",
@@ -123,7 +142,7 @@ EXAMPLES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "mistral": ("mistral", {**_MODEL, "head_dim": 16, "sliding_window": 16}),
     "qwen2": ("qwen2", {**_MODEL, "tie_word_embeddings": True}),
-    "qwen3": ("qwen3", {**_MODEL, "head_dim": 16}),
+    "qwen3": ("qwen3", {**_MODEL, "head_dim": 16, "rope_parameters": _YARN}),
 }
 """Family and sizes of each example, by name."""
 

@@ -35,12 +35,17 @@ SHARED_AND_GROUPED: dict[str, Any] = {
     "moe.shared_expert_hidden_size": 64,
     "model.num_query_groups": 2,
     "model.qk_norm": True,
+    "model.qk_norm_scope": "all_heads",
 }
 WITHOUT_LOSS = {
     "moe.load_balancing": "none",
     "moe.aux_loss_coef": 0,
 }
-EVERY_SECOND = {"model.num_layers": 4, "moe.layer_frequency": [1, 0, 1, 0]}
+EVERY_SECOND = {
+    "model.num_layers": 4,
+    "model.qk_norm": True,
+    "moe.layer_frequency": [1, 0, 1, 0],
+}
 DROPS = {"moe.capacity_factor": 1.0}
 CONTINUED = {**SHARED_AND_GROUPED, "training.train_steps": STEPS + 2}
 SIGMOID = {"moe.router_score_function": "sigmoid"}

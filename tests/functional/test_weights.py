@@ -31,6 +31,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "one_group": {"num_query_groups": 1},
     "wide_heads": {"head_dim": 16},
     "qk_norm": {"qk_norm": True},
+    "qk_norm_all_heads": {"qk_norm": True, "qk_norm_scope": "all_heads", "num_query_groups": 2},
     "shared_expert": {"shared_expert_hidden_size": 24},
     "one_moe_layer": {"layer_frequency": [0, 1]},
     "switch": {"router_type": "switch"},
@@ -47,7 +48,10 @@ TP2 = {"parallel.tensor_parallel_size": 2}
 PP2 = {"parallel.pipeline_parallel_size": 2}
 EP2 = {"parallel.expert_parallel_size": 2}
 ETP1 = {"parallel.expert_tensor_parallel_size": 1}
-SPREAD = ["plain", "gqa", "qk_norm", "shared_expert", "one_moe_layer", "gelu", "untied"]
+SPREAD = [
+    *("plain", "gqa", "qk_norm", "qk_norm_all_heads", "shared_expert"),
+    *("one_moe_layer", "gelu", "untied"),
+]
 DENSE_ONES = ["dense", "layer_norm_and_bias", "swiglu_bias"]
 LAYOUTS: dict[str, tuple[int, dict[str, int], list[str]]] = {
     "single": (1, {}, list(MODELS)),

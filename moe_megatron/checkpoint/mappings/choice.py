@@ -17,7 +17,7 @@ _MODEL = tuple(
     f"model.{name}"
     for name in (
         "num_layers hidden_size num_attention_heads num_query_groups head_dim position_embedding "
-        "norm norm_epsilon qk_norm activation add_bias tie_embeddings"
+        "norm norm_epsilon qk_norm qk_norm_scope activation add_bias tie_embeddings"
     ).split()
 )
 _MOE = tuple(

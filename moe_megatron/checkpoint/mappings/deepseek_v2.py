@@ -1,7 +1,4 @@
-"""DeepSeek-V2: latent attention, dense first layers, shared experts, softmax over all experts.
-
-Lite models have full-rank queries, for which Megatron has a norm too many.
-"""
+"""DeepSeek-V2: latent attention, dense first layers, shared experts, softmax over all experts."""
 
 from moe_megatron.checkpoint.mappings.family import Family
 from moe_megatron.checkpoint.mappings.latent import LATENT_ATTENTION, latent_flags, latent_limits

@@ -188,6 +188,8 @@ class Family:
                 put(values, entry.ours, entry.value(hf_config))
         if self._has_rope:
             values["model"]["rotary_base"] = round(rope.base(hf_config, self.rope_base))
+            kind = rope.embedding(hf_config, latent=self.latent)
+            values["model"]["position_embedding"] = kind
             megatron |= rope.flags(hf_config, latent=self.latent)
         if self.is_moe:
             pattern = tuple(int(moe) for moe in geometry.moe_layers)

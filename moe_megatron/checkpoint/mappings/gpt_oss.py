@@ -2,8 +2,7 @@
 
 Converting transposes the experts, so this is no plain copy; the MXFP4 blocks of published
 checkpoints have to be dequantized first (transformers writes them so with `dequantize=True`).
-Megatron has the sinks, windows, clamped activation and biases; YaRN positions have no field in a
-run yet.
+Megatron has the sinks, windows, clamped activation, biases and YaRN positions.
 """
 
 from moe_megatron.checkpoint.mappings.family import Family

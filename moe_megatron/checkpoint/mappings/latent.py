@@ -103,11 +103,6 @@ def latent_flags(config: HfConfig) -> dict[str, Any]:
 def latent_limits(config: HfConfig, geometry: Geometry) -> list[str]:
     """What Megatron computes differently in latent attention and grouped routing."""
     found = []
-    if geometry.full_rank_q:
-        found.append(
-            "Megatron normalizes full-rank queries (q_lora_rank null) with a norm that this model "
-            "has not."
-        )
     if config.get("rope_interleave") is False:
         found.append("Megatron takes rotated pairs side by side (rope_interleave true).")
     groups, chosen = (max(1, whole(config, key, 1)) for key in ("n_group", "topk_group"))

@@ -1,13 +1,8 @@
-"""OLMoE: many small experts, weights that need not sum to 1, norms over all heads at once.
-
-Megatron normalizes queries and keys head by head. The norms of OLMoE span all heads and are stored
-whole ([heads * head_dim] and [groups * head_dim]) under Megatron's keys, so that weights come back
-bit by bit; a model that loads them needs norms of that width.
-"""
+"""OLMoE: many small experts, weights that need not sum to 1, norms over all heads at once."""
 
 from typing import Any
 
-from moe_megatron.checkpoint.mappings.family import Family
+from moe_megatron.checkpoint.mappings.family import Family, output_bias_limits
 from moe_megatron.checkpoint.mappings.geometry import Geometry
 from moe_megatron.checkpoint.mappings.hf_config import HfConfig
 from moe_megatron.checkpoint.mappings.rows import ATTENTION, OUTSIDE, experts, qk_norms, router
@@ -21,9 +16,7 @@ from moe_megatron.checkpoint.mappings.settings import (
 
 
 def _limits(config: HfConfig, geometry: Geometry) -> list[Any]:
-    found = []
-    if geometry.heads > 1:
-        found.append("Megatron normalizes queries and keys head by head, OLMoE all heads at once.")
+    found = output_bias_limits(config, geometry)
     if config.get("clip_qkv"):
         found.append("Megatron does not clip queries, keys and values (clip_qkv).")
     return found
@@ -42,7 +35,7 @@ OLMOE = Family(
         number("attention_bias", "proj_bias", "", False),
     ),
     sizes=lambda config, names: {"qk_norm": True},
-    constants={"model.qk_norm": True},
+    constants={"model.qk_norm": True, "model.qk_norm_scope": "all_heads"},
     limits_of=_limits,
     hf_constants={"hidden_act": "silu"},
 )

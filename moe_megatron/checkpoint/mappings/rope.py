@@ -7,7 +7,7 @@ Old configurations have `rope_theta` and `rope_scaling`; those of transformers 5
 from collections.abc import Mapping
 from typing import Any
 
-from moe_megatron.checkpoint.mappings.hf_config import HfConfig, real
+from moe_megatron.checkpoint.mappings.hf_config import HfConfig, real, whole
 from moe_megatron.errors import MappingError
 
 _LLAMA3 = {
@@ -42,6 +42,11 @@ def base(config: HfConfig, default: float = 10000.0) -> float:
     return real(parameters(config), "rope_theta", default)
 
 
+def embedding(config: HfConfig, *, latent: bool = False) -> str:
+    """`model.position_embedding` of a run; latent attention has kinds of its own."""
+    return "yarn" if not latent and parameters(config)["rope_type"] == "yarn" else "rope"
+
+
 def flags(config: HfConfig, *, latent: bool = False) -> dict[str, Any]:
     """Megatron's flags for positions; what it cannot compute is in `limits`.
 
@@ -61,6 +66,8 @@ def flags(config: HfConfig, *, latent: bool = False) -> dict[str, Any]:
             "mscale": real(rope, "mscale", 1.0),
             "mscale-all-dim": real(rope, "mscale_all_dim", 0.0),
         }
+    elif kind == "yarn":
+        found |= _yarn_flags(rope)
     elif kind == "llama3":
         found |= {"use-rope-scaling": True, "rope-scaling-factor": factor}
     elif kind == "linear":
@@ -68,16 +75,36 @@ def flags(config: HfConfig, *, latent: bool = False) -> dict[str, Any]:
     return found
 
 
+def _yarn_flags(rope: Mapping[str, Any]) -> dict[str, Any]:
+    """YaRN of plain attention, of which Megatron takes every number."""
+    found: dict[str, Any] = {
+        "rotary-scaling-factor": real(rope, "factor"),
+        "yarn-original-max-position-embeddings": whole(rope, "original_max_position_embeddings"),
+        "yarn-beta-fast": real(rope, "beta_fast", 32.0),
+        "yarn-beta-slow": real(rope, "beta_slow", 1.0),
+    }
+    if rope.get("mscale") and rope.get("mscale_all_dim"):
+        found |= {"mscale": real(rope, "mscale"), "mscale-all-dim": real(rope, "mscale_all_dim")}
+    if rope.get("truncate") is False:
+        found["no-yarn-correction-range-round-to-int"] = True
+    return found
+
+
 def limits(config: HfConfig, *, latent: bool = False) -> list[str]:
     """What Megatron would compute differently, as sentences."""
     rope = parameters(config)
     kind: object = rope["rope_type"]
-    known = {"default": {}, "linear": {}, "llama3": _LLAMA3} | ({"yarn": _YARN} if latent else {})
+    known: dict[str, Mapping[str, float]]
+    known = {"default": {}, "linear": {}, "llama3": _LLAMA3, "yarn": _YARN if latent else {}}
     if not isinstance(kind, str) or kind not in known:
         return [f"Megatron has no '{kind}' rotary positions here; it would use plain ones."]
     fixed = {key: value for key, value in known[kind].items() if rope.get(key, value) != value}
     if fixed:
         return [f"Megatron fixes {', '.join(fixed)} of '{kind}' rotary positions to other values."]
+    if kind == "yarn" and not latent and real(rope, "partial_rotary_factor", 1.0) != 1.0:
+        return ["Megatron's YaRN positions rotate whole heads (partial_rotary_factor 1)."]
+    if kind == "yarn" and rope.get("attention_factor") is not None:
+        return ["Megatron computes the factor of YaRN's attention (attention_factor) by itself."]
     if kind == "linear" and real(rope, "factor", 1.0) % 1:
         return ["Megatron scales rotary positions by whole numbers only."]
     if base(config) % 1:

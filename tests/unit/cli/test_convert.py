@@ -8,6 +8,7 @@ import pytest
 
 from moe_megatron.cli.convert import numbers, size
 from moe_megatron.cli.main import main
+from moe_megatron.telemetry.profile import RoutingProfile
 from moe_megatron.testing.tiny_models import save
 
 
@@ -72,6 +73,50 @@ def test_wrong_input_is_one_paragraph(
     assert message in error
     assert "\n" not in error
     assert not (tmp_path / "x").exists()
+
+
+def test_experts_are_kept_and_made_by_options(
+    mixtral: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    profile = RoutingProfile.empty(layers=(1, 2, 3), num_experts=4, top_k=2)
+    profile.tokens_per_expert[:], profile.tokens = [4, 1, 3, 2], 5
+    profile.save(tmp_path / "profile.json")
+    kept = ["--keep-experts", "2", "--profile", str(tmp_path / "profile.json")]
+    assert main(["convert", str(mixtral), str(tmp_path / "kept"), "--dry-run", *kept]) == 0
+    assert "mlp.router.weight [2, 48]" in capsys.readouterr().out
+    save("llama", tmp_path / "llama", fused=False)
+    words = [str(tmp_path / "llama"), str(tmp_path / "x"), "--upcycle", "3", "--dry-run"]
+    assert main(["convert", *words]) == 0
+    assert "mlp.router.weight [3, 48]" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--top-k", "2"], "--top-k has no effect without --upcycle; add it."),
+        (["--profile", "p"], "--profile has no effect without --keep-experts or --merge-experts"),
+        (["--keep-experts", "2", "--merge-experts", "2"], "exclude each other; give the one"),
+        (["--keep-experts", "9"], "9 experts"),
+        (["--upcycle", "4"], "dense"),
+    ],
+)
+def test_options_that_do_not_go_together(
+    words: list[str],
+    message: str,
+    mixtral: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["convert", str(mixtral), str(tmp_path / "x"), *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_id_of_the_hub_that_is_nowhere_is_explained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert main(["convert", "nobody/nothing", str(tmp_path / "x")]) == 2
+    assert "nobody/nothing is no folder here, and could not be" in capsys.readouterr().err
 
 
 def test_selection_of_a_megatron_checkpoint_is_refused(

@@ -69,7 +69,7 @@ def _build(run: RunConfig) -> Any:
     )
     argv = [*megatron_argv(run, machine, paths), "--make-vocab-size-divisible-by", "1"]
     model_config = gpt_config_from_args(parse(argv))
-    model_config.transformer_layer_spec = specs.layer_spec
+    specs.use_our_layers(model_config, run.model)
     model_config.vocab_size = run.data.vocab_size
     groups = ProcessGroupCollection.use_mpu_process_groups()
     return GPTModelBuilder(model_config).build_model(groups, pre_process=True, post_process=True)

@@ -1,0 +1,168 @@
+"""The Hugging Face Hub, through `huggingface_hub`: models by their id, and folders to publish.
+
+Weights come as safetensors alone; pickled weights and code are never fetched or sent. The token is
+the one that `huggingface_hub` finds in its own store or in the environment; it passes through no
+variable of ours, so that no message of ours can hold it.
+"""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from moe_megatron.checkpoint.companions import PATTERNS
+from moe_megatron.checkpoint.hf_folder import CONFIG, INDEX, HfFolder
+from moe_megatron.checkpoint.torch_dist import METADATA, TRACKER
+from moe_megatron.errors import CheckpointError
+from moe_megatron.telemetry.profile import PROFILE_FILE
+
+ALLOWED = (CONFIG, INDEX, PROFILE_FILE, "*.safetensors", *PATTERNS)
+"""Files that are fetched and sent."""
+REFUSED = ("*/*", "consolidated*", "*.py", "*.bin", "*.pt", "*.pth")
+"""What is left out of them: folders (originals in other formats), second copies, pickles, code."""
+
+_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+def local_folder(source: str | Path, *, revision: str | None = None) -> Path:
+    """The folder of a model: itself, or a copy of what the Hub has under that id.
+
+    Args:
+        source: A folder, or an id such as "allenai/OLMoE-1B-7B-0924". A folder of that name wins.
+        revision: Branch, tag or commit on the Hub; None: the main branch.
+
+    Returns:
+        A local folder; one from the Hub lies in the cache of `huggingface_hub` (HF_HOME).
+
+    Raises:
+        CheckpointError: There is no such folder or model, or the Hub cannot be reached and the
+            cache does not hold all of it.
+    """
+    folder = Path(source).expanduser()
+    if folder.exists():
+        return folder
+    name = str(source)
+    if not _ID.fullmatch(name):
+        raise CheckpointError(
+            f"{source} is no folder, and no id of the Hub ('owner/name'); give the path of a model "
+            "folder, or such an id."
+        )
+    from huggingface_hub import snapshot_download
+
+    with _explained(name, f"{name} is no folder here, and could not be fetched from the Hub"):
+        found = snapshot_download(
+            name,
+            revision=revision,
+            allow_patterns=list(ALLOWED),
+            ignore_patterns=list(REFUSED),
+        )
+    assert isinstance(found, str)
+    return Path(found)
+
+
+def push_to_hub(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    private: bool = True,
+    revision: str | None = None,
+    message: str | None = None,
+) -> str:
+    """Publish a Hugging Face model folder.
+
+    Args:
+        folder: With `config.json` and safetensors; an exported checkpoint.
+        repo_id: "owner/name"; made where it does not exist.
+        private: Whether a new repository is private; one that exists stays as it is.
+        revision: Branch to push to; None: the main branch.
+        message: Of the commit.
+
+    Returns:
+        The address of the model's page.
+
+    Raises:
+        CheckpointError: The folder is no whole model, or the Hub refuses it or cannot be reached.
+    """
+    path = Path(folder).expanduser()
+    if (path / METADATA).is_file() or (path / TRACKER).is_file():
+        raise CheckpointError(
+            f"{path} is a Megatron checkpoint; convert it first (moe-megatron convert {path} "
+            "my_model) and push that folder."
+        )
+    HfFolder(path)  # half a model is not published
+    if not _ID.fullmatch(repo_id):
+        raise CheckpointError(f"'{repo_id}' is no id of the Hub; write 'owner/name'.")
+    from huggingface_hub import HfApi
+
+    api = HfApi()
+    with _explained(repo_id, f"{path} could not be pushed to {repo_id}"):
+        created = api.create_repo(repo_id, private=private, exist_ok=True)
+        api.upload_folder(
+            repo_id=created.repo_id,
+            folder_path=path,
+            revision=revision,
+            commit_message=message or f"Upload {path.name}",
+            allow_patterns=list(ALLOWED),
+            ignore_patterns=list(REFUSED),
+        )
+    return str(created)
+
+
+@contextmanager
+def _explained(name: str, failure: str) -> Iterator[None]:
+    """Turn errors of `huggingface_hub` into one that says what to do."""
+    from huggingface_hub import constants, errors
+
+    # Of the HTTP library, whichever this version of huggingface_hub uses.
+    http_error: type[Exception] = vars(errors)["HTTPError"]
+    cache, endpoint = constants.HF_HUB_CACHE, constants.ENDPOINT
+    give_path = "or give the path of a model folder"
+    try:
+        yield
+    except errors.HFValidationError as error:
+        raise CheckpointError(f"{failure}: {_first_line(error)}") from error
+    except errors.GatedRepoError as error:
+        raise CheckpointError(
+            f"{failure}: its owner grants access one by one. Ask for it on {endpoint}/{name}, log "
+            f"in (hf auth login, or HF_TOKEN in the environment), {give_path}."
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise CheckpointError(f"{failure}: it has no such revision; leave it out.") from error
+    except errors.RepositoryNotFoundError as error:
+        raise CheckpointError(
+            f"{failure}: {endpoint} shows no such model to you. Check the id; if it is private, "
+            f"log in (hf auth login, or HF_TOKEN in the environment); {give_path}."
+        ) from error
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
+        raise CheckpointError(
+            f"{failure}: {_why_offline(endpoint)}, and {cache} holds no complete copy. Connect "
+            f"(and unset HF_HUB_OFFLINE), fetch it once with 'hf download {name}', {give_path}."
+        ) from error
+    except errors.HfHubHTTPError as error:
+        status = error.response.status_code
+        raise CheckpointError(
+            f"{failure}: {endpoint} answered {status}. "
+            + (
+                "Log in with a token that may do this (hf auth login, or HF_TOKEN)."
+                if status in {401, 403}
+                else "Try again later."
+            )
+        ) from error
+    except (http_error, OSError) as error:
+        raise CheckpointError(
+            f"{failure}: {_first_line(error)}. Check the connection to {endpoint} and the space "
+            f"and permissions of {cache}."
+        ) from error
+
+
+def _why_offline(endpoint: str) -> str:
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set"
+    return f"{endpoint} cannot be reached"
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__

@@ -1,0 +1,75 @@
+"""Whole matrices of a model in memory, of either side; for what is small, or no conversion."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from moe_megatron.checkpoint import blocks
+from moe_megatron.checkpoint.compute import load
+from moe_megatron.checkpoint.hf_folder import HfFolder
+from moe_megatron.checkpoint.links import Link
+from moe_megatron.checkpoint.torch_dist import TorchDist, matrix_size
+from moe_megatron.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def read_matrix(link: Link, folder: HfFolder) -> "Tensor":
+    """The matrix that a Hugging Face folder has for a link, of the link's shape.
+
+    Args:
+        link: Its blocks are in the folder; quantised weights come without their factors.
+        folder: The folder.
+    """
+    import torch
+
+    columns = matrix_size(link.shape)[1]
+    parts = []
+    for _, _, block in blocks.rows_of(link):
+        tensor = folder.tensors[block.name]
+        view = blocks.view_of(block, columns, 0, tensor.offset, tensor.dtype)
+        with (folder.path / tensor.file).open("rb") as file:
+            parts.append(
+                load(view, tensor.dtype, _reader(file.fileno(), folder.path / tensor.file))
+            )
+    return (torch.cat(parts) if len(parts) > 1 else parts[0]).reshape(link.shape)
+
+
+def _reader(descriptor: int, path: Path) -> Callable[[int, int, memoryview], None]:
+    def read(_: int, offset: int, into: memoryview) -> None:
+        done = 0
+        while done < len(into):
+            count = os.preadv(descriptor, [into[done:]], offset + done)
+            if not count:
+                raise CheckpointError(f"{path} ends at byte {offset + done}; it was changed.")
+            done += count
+
+    return read
+
+
+def read_saved_matrix(link: Link, saved: TorchDist) -> "Tensor | None":
+    """The matrix that a Megatron checkpoint has for a link; None where it has none.
+
+    Raises:
+        CheckpointError: Its records are damaged.
+    """
+    import torch
+
+    found = saved.find(link)
+    if found is None:
+        return None
+    rows, columns = matrix_size(link.shape)
+    height = max(region.row + region.view.rows for region in found.regions)
+    matrix: Tensor | None = None
+    for region in found.regions:
+        path = saved.path / saved.files[region.view.file]
+        with path.open("rb") as file:
+            part = load(region.view, found.tensor.dtype, _reader(file.fileno(), path))
+        if matrix is None:
+            matrix = torch.empty(height, columns, dtype=part.dtype)
+        into = matrix[region.row :, region.column :]
+        into[: part.shape[0], : part.shape[1]] = part
+    assert matrix is not None
+    return matrix[:rows].reshape(link.shape)  # without the padding of a vocabulary

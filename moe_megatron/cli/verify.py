@@ -1,0 +1,143 @@
+"""`moe-megatron verify`: whether a conversion gave the same model."""
+
+import argparse
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from moe_megatron.checkpoint.progress import amount
+from moe_megatron.platform.device import DEVICE_VARIABLE
+
+if TYPE_CHECKING:
+    from moe_megatron.checkpoint.verify import Verification
+
+MISMATCH = 1
+"""Exit code when both sides were read and are not the same."""
+
+_EPILOG = """\
+The exit code is 0 when nothing disagrees, 1 on a mismatch, and 2 when a folder cannot be read.
+
+examples:
+  moe-megatron verify path/to/olmoe checkpoints/olmoe
+  moe-megatron verify runs/demo_moe/checkpoints exported/demo_moe --no-logits
+  moe-megatron verify path/to/qwen3_moe checkpoints/qwen3_moe --length 256 --json"""
+
+
+def verify(argv: Sequence[str]) -> int:
+    """Run the verb.
+
+    Args:
+        argv: What follows `moe-megatron verify`.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        CheckpointError: A folder is no checkpoint, or is damaged.
+        MappingError: The family is not known.
+    """
+    options = _parser().parse_args(argv)
+    os.environ[DEVICE_VARIABLE] = "cpu"  # before torch is imported: both sides run on the CPU
+    from moe_megatron.checkpoint import verify as verification
+
+    found = verification.verify(
+        options.source,
+        options.converted,
+        verification.Options(
+            logits=not options.no_logits,
+            sequences=options.sequences,
+            length=options.length,
+            precision=options.precision,
+            tolerance=options.tolerance,
+            progress=not options.quiet,
+        ),
+    )
+    print(json.dumps(found.to_dict(), indent=2) if options.json else _text(found))
+    return 0 if found.passed else MISMATCH
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="moe-megatron verify",
+        description="Compare a conversion with its source, in either direction: that each tensor "
+        "has its place, that checksums still hold, that every weight is the same, and that both "
+        "sides compute the same logits on the CPU. Holds one layer of a model at a time.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("source", type=Path, help="what was converted")
+    parser.add_argument("converted", type=Path, help="what came of it")
+    parser.add_argument("--no-logits", action="store_true", help="compare weights alone")
+    parser.add_argument(
+        "--sequences", type=_positive, default=2, metavar="N", help="of random tokens (default: 2)"
+    )
+    parser.add_argument(
+        "--length", type=_positive, default=64, metavar="N", help="tokens of each (default: 64)"
+    )
+    parser.add_argument(
+        "--precision",
+        choices=["fp32", "bf16"],
+        default="fp32",
+        help="in which both sides compute (default: fp32); bf16 is reported and not judged",
+    )
+    parser.add_argument(
+        "--tolerance",
+        type=float,
+        default=1e-4,
+        metavar="X",
+        help="largest difference of logits in fp32, in units of their spread where that is above "
+        "1 (default: 1e-4; roundings of a deep model may need more)",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--quiet", action="store_true", help="show no progress")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
+    return parser
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is no whole number from 1")
+    return int(text)
+
+
+def _text(found: "Verification") -> str:
+    lines = [f"{found.family}: {found.source} and {found.converted}"]
+    lines += [f"structure  {problem}" for problem in found.structure]
+    if not found.structure:
+        lines.append("structure  each tensor has its place on the other side, in its shape")
+    if found.ranges is None:
+        lines.append("checksums  the result has none")
+    else:
+        whole = found.ranges - len(found.checksums)
+        lines.append(f"checksums  {whole} of {found.ranges} ranges are as they were written")
+        lines += [f"           {problem}" for problem in found.checksums]
+    lines += _weights(found)
+    lines += _logits(found)
+    lines += [f"note       {limit}" for limit in found.limits]
+    return "\n".join([*lines, "the same" if found.passed else "NOT the same"])
+
+
+def _weights(found: "Verification") -> list[str]:
+    if found.weights is None:
+        return ["weights    not compared: the structure differs"]
+    compared = f"{found.weights.matrices} matrices, {amount(found.weights.nbytes)}"
+    casts = "".join(f"; {count} {cast}" for cast, count in found.weights.casts.items())
+    if not found.weights.differences:
+        return [f"weights    the same, bit by bit ({compared}{casts})"]
+    return [f"weights    {difference}" for difference in found.weights.differences]
+
+
+def _logits(found: "Verification") -> list[str]:
+    logits = found.logits
+    if logits is None:
+        return [f"logits     not compared: {found.logits_skipped}"]
+    judged = "equal" if logits.agree else "DIFFERENT"
+    if found.limits or logits.precision != "fp32":
+        judged = "not judged"
+    return [
+        f"logits     {judged} ({logits.precision}, {logits.positions} positions): max difference "
+        f"{logits.max_difference:.2e}, mean {logits.mean_difference:.2e}, same first choice "
+        f"{logits.top1_agreement:.1%}; limit {logits.tolerance:.1e}"
+    ]

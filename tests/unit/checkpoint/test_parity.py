@@ -1,0 +1,154 @@
+"""Every family computes in Megatron what it computes in transformers, or says why it does not.
+
+The Megatron side is read from the converted checkpoint, under the keys that Megatron asks for.
+"""
+
+import re
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from moe_megatron.checkpoint import description
+from moe_megatron.checkpoint.convert import Execution, import_checkpoint
+from moe_megatron.checkpoint.hf_folder import HfFolder
+from moe_megatron.checkpoint.hf_layers import layered_hf_model
+from moe_megatron.checkpoint.mappings import family_of
+from moe_megatron.checkpoint.torch_dist import TorchDist
+from moe_megatron.checkpoint.verify_logits import (
+    TOLERANCE,
+    LogitsReport,
+    compare_logits,
+    random_tokens,
+)
+from moe_megatron.errors import BackendUnavailableError
+from moe_megatron.testing import tiny_models
+
+SEQUENCES, LENGTH = 2, 40
+OUTPUT_BIAS = "Megatron does not add the bias of the attention's output projection by itself."
+NO_MIXER = "Megatron has no sparse mixer; it would weigh experts by a softmax over the chosen."
+NO_HEAD_BIAS = "Megatron has no bias on the output projection."
+LIMITS = {
+    "olmoe-groups": {OUTPUT_BIAS},
+    "qwen3_moe-biases": {OUTPUT_BIAS},
+    "granitemoe": {"Megatron has no attention_multiplier."},
+    "granitemoe-tied": {"Megatron has no attention_multiplier.", OUTPUT_BIAS},
+    "phimoe": {NO_MIXER, NO_HEAD_BIAS, OUTPUT_BIAS},
+    "phimoe-plain": {NO_MIXER},
+}
+"""What Megatron computes differently, for the examples of which it does."""
+ENCODER_DECODER = {"switch_transformers", "switch_transformers-untied"}
+NEUTRAL = {
+    "olmoe-groups": (r"o_proj\.bias", {}),
+    "qwen3_moe-biases": (r"o_proj\.bias", {}),
+    "granitemoe": ("", {"attention_multiplier": 8**-0.5}),
+    "granitemoe-tied": (r"o_proj\.bias", {"attention_multiplier": 8**-0.5}),
+    # Without experts the way they are mixed does not matter, and all else is compared.
+    "phimoe": (r"o_proj\.bias|lm_head\.bias|experts\.down_proj", {}),
+    "phimoe-plain": (r"experts\.down_proj", {}),
+}
+"""Weights to be zero, and keys of the configuration, with which a limit makes no difference."""
+
+Convert = Callable[[str], Path]
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory: pytest.TempPathFactory) -> Convert:
+    """A function that gives the folder with `hf` and `megatron` of an example."""
+
+    @cache
+    def convert(name: str) -> Path:
+        folder = tmp_path_factory.mktemp("parity")
+        tiny_models.save(name, folder / "hf", fused=False)
+        import_checkpoint(folder / "hf", folder / "megatron", execution=Execution(progress=False))
+        return folder
+
+    return convert
+
+
+def compared(folder: Path, precision: str = "fp32") -> LogitsReport:
+    there = HfFolder(folder / "hf")
+    family = family_of(there.config)
+    geometry = family.geometry(there.config, there.tensors)
+    links = family.links(geometry, fused=family.fused_names(there.tensors))
+    tokens = random_tokens(geometry.vocab, SEQUENCES, LENGTH)
+    with TorchDist(folder / "megatron") as saved:
+        run = description.run_of(saved.path)
+        return compare_logits(there, links, saved, run, tokens=tokens, precision=precision)
+
+
+@pytest.mark.parametrize("name", sorted(tiny_models.EXAMPLES.keys() - LIMITS - ENCODER_DECODER))
+def test_logits_of_the_checkpoint_are_those_of_transformers(name: str, converted: Convert) -> None:
+    config = HfFolder(converted(name) / "hf").config
+    assert family_of(config).limits(config) == ()
+    report = compared(converted(name))
+    assert report.positions == SEQUENCES * LENGTH
+    assert report.spread > 0.5  # or agreement would mean little
+    assert report.max_difference < TOLERANCE
+    assert report.top1_agreement == 1.0
+
+
+@pytest.mark.parametrize("name", sorted(tiny_models.EXAMPLES.keys() - LIMITS - ENCODER_DECODER))
+def test_bf16_differs_by_rounding_alone(name: str, converted: Convert) -> None:
+    report = compared(converted(name), "bf16")
+    # Another function is off by half of the spread; rounding may send a token to another expert.
+    assert 0 < report.mean_difference < 0.15 * report.spread
+    assert report.top1_agreement > 0.75
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_what_megatron_computes_differently_is_said_and_true(name: str, converted: Convert) -> None:
+    folder = converted(name)
+    config = HfFolder(folder / "hf").config
+    assert set(family_of(config).limits(config)) == LIMITS[name]
+    assert compared(folder).max_difference > 0.1
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_where_a_limit_makes_no_difference_logits_are_the_same(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zero, changes = NEUTRAL[name]
+    family, sizes = tiny_models.EXAMPLES[name]
+    monkeypatch.setitem(tiny_models.EXAMPLES, name, (family, {**sizes, **changes}))
+    model = tiny_models.build(name)
+    with torch.no_grad():
+        for parameter, value in model.named_parameters():
+            if zero and re.search(zero, parameter):
+                value.zero_()
+    model.save_pretrained(tmp_path / "hf", save_original_format=True)
+    import_checkpoint(tmp_path / "hf", tmp_path / "megatron", execution=Execution(progress=False))
+    report = compared(tmp_path)
+    assert report.spread > 0.3
+    assert report.max_difference < TOLERANCE
+
+
+@pytest.mark.parametrize("name", sorted(ENCODER_DECODER))
+def test_an_encoder_decoder_has_no_logits_to_compare(name: str, converted: Convert) -> None:
+    config = HfFolder(converted(name) / "hf").config
+    assert "Only the decoder runs in Megatron" in family_of(config).limits(config)[0]
+    with pytest.raises(BackendUnavailableError, match="no logits that both compute"):
+        compared(converted(name))
+    with TorchDist(converted(name) / "megatron") as saved:
+        # Without rotary positions too: Megatron refuses to load a checkpoint that says otherwise.
+        assert saved.common_state()["args"].get("add_position_embedding") is True
+
+
+@pytest.mark.parametrize("name", ["mixtral-tied", "deepseek_v3", "gpt_oss", "phimoe"])
+@pytest.mark.parametrize("fused", [False, True], ids=["classic", "fused"])
+def test_a_model_in_layers_is_the_model_of_transformers(
+    name: str, fused: bool, tmp_path: Path
+) -> None:
+    model: Any = tiny_models.save(name, tmp_path, fused=fused)
+    folder = HfFolder(tmp_path)
+    family = family_of(folder.config)
+    geometry = family.geometry(folder.config, folder.tensors)
+    tokens = random_tokens(geometry.vocab, SEQUENCES, LENGTH)
+    with torch.no_grad():
+        expected = model(tokens).logits
+    with layered_hf_model(folder, family.links(geometry, fused=fused)) as layered:
+        torch.testing.assert_close(layered(tokens), expected, atol=2e-5, rtol=0)
+        torch.testing.assert_close(layered(tokens), expected, atol=2e-5, rtol=0)

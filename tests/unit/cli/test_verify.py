@@ -1,0 +1,72 @@
+"""`moe-megatron verify` as a user calls it: exit codes, text and JSON."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from moe_megatron.checkpoint.convert import Execution, import_checkpoint
+from moe_megatron.cli.main import main
+from moe_megatron.platform.device import DEVICE_VARIABLE
+from moe_megatron.testing.tiny_models import save
+
+
+@pytest.fixture(autouse=True)
+def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The verb chooses the CPU for its whole process; this one goes on afterwards."""
+    monkeypatch.setenv(DEVICE_VARIABLE, "cpu")
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    folder = tmp_path_factory.mktemp("verify")
+    save("phimoe", folder / "hf", fused=False)
+    import_checkpoint(folder / "hf", folder / "megatron", execution=Execution(progress=False))
+    return str(folder / "hf"), str(folder / "megatron")
+
+
+def test_the_same_model_is_success(
+    pair: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["verify", *pair, "--length", "8", "--quiet"]) == 0
+    out = capsys.readouterr().out
+    assert "structure  each tensor has its place on the other side, in its shape" in out
+    assert "weights    the same, bit by bit" in out
+    assert "logits     not judged (fp32, 16 positions): max difference" in out
+    assert "note       Megatron has no sparse mixer" in out
+    assert out.endswith("the same\n")
+
+
+def test_another_model_is_a_mismatch(
+    pair: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save("phimoe", tmp_path / "other", fused=False, seed=1)
+    assert main(["verify", str(tmp_path / "other"), pair[1], "--no-logits", "--quiet"]) == 1
+    out = capsys.readouterr().out
+    assert "numbers differ, by up to" in out
+    assert "logits     not compared: it was not asked for" in out
+    assert out.endswith("NOT the same\n")
+
+
+def test_json_is_for_programs(pair: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", *pair, "--no-logits", "--json", "--quiet"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["family"] == "phimoe"
+    assert told["passed"] is True
+    assert told["logits"] is None
+
+
+def test_an_unreadable_folder_is_an_error(
+    pair: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["verify", pair[0], str(tmp_path)]) == 2
+    assert "give the folder of a checkpoint" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value", ["0", "x", "-1"])
+def test_lengths_are_whole_numbers(
+    value: str, pair: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["verify", *pair, f"--length={value}"])
+    assert "is no whole number from 1" in capsys.readouterr().err

@@ -1,0 +1,177 @@
+"""Writes docs/verification/<family>.yaml: what was verified of each model family, and what not.
+
+Everything in a card is measured here and now, with tiny random models (`testing.tiny_models`).
+
+    python tools/verification_cards.py             # all families, a few minutes
+    python tools/verification_cards.py mixtral     # some of them
+"""
+
+import importlib.metadata
+import importlib.util
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+os.environ["MOE_MEGATRON_DEVICE"] = "cpu"
+
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from moe_megatron.checkpoint.convert import Execution, export_checkpoint, import_checkpoint
+from moe_megatron.checkpoint.mappings import FAMILIES, Family
+from moe_megatron.checkpoint.verify import Options, Verification, verify
+from moe_megatron.config import apply_overrides, load_config
+from moe_megatron.errors import BackendUnavailableError
+from moe_megatron.testing import tiny_models
+
+ROOT = Path(__file__).parents[1]
+CARDS = ROOT / "docs" / "verification"
+LADDER = ROOT / "tests" / "functional" / "test_converted.py"
+QUIET = Execution(progress=False)
+STEPS = 3
+NOT_VERIFIED = (
+    "published weights: all models here are tiny and random",
+    "Transformer Engine and GPUs: Megatron runs its local layers on a CPU",
+)
+
+
+def main() -> None:
+    CARDS.mkdir(parents=True, exist_ok=True)
+    for name in sys.argv[1:] or {family.name for family in FAMILIES.values()}:
+        text = yaml.safe_dump(card(FAMILIES[name]), sort_keys=False, width=96)
+        path = CARDS / f"{name}.yaml"
+        path.write_text(f"# Written by: python tools/verification_cards.py {name}\n{text}")
+        print(path.relative_to(ROOT), flush=True)
+
+
+def card(family: Family) -> dict[str, Any]:
+    names = [n for n, (kind, _) in tiny_models.EXAMPLES.items() if kind == family.name]
+    packages = ("torch", "transformers", "megatron-core")
+    layouts = list(parallel_layouts(names))
+    missing = [] if layouts else ["parallel layouts: other families stand for this one"]
+    return {
+        "family": family.name,
+        "architecture": family.architecture,
+        "versions": {package: importlib.metadata.version(package) for package in packages},
+        "examples": {name: example(name) for name in names},
+        "parallel_layouts": layouts,
+        "not_verified": [*missing, *NOT_VERIFIED],
+    }
+
+
+def example(name: str) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        round_trips = {layout: round_trip(name, folder / layout) for layout in ("classic", "fused")}
+        source, megatron = folder / "classic" / "hf", folder / "classic" / "megatron"
+        exact = verify(source, megatron, Options(progress=False))
+        rounded = verify(source, megatron, Options(progress=False, precision="bf16"))
+        return {
+            "round_trip": round_trips,
+            "structure_and_weights": passed(exact),
+            "logits_fp32": logits(exact),
+            "logits_bf16": logits(rounded),
+            "differs_in_megatron": list(exact.limits),
+            "training": training(megatron, folder / "run"),
+        }
+
+
+def round_trip(name: str, folder: Path) -> str:
+    tiny_models.save(name, folder / "hf", fused=folder.name == "fused")
+    import_checkpoint(folder / "hf", folder / "megatron", execution=QUIET)
+    export_checkpoint(folder / "megatron", folder / "back", execution=QUIET)
+    before, after = (tensors(folder / side) for side in ("hf", "back"))
+    same = before.keys() == after.keys() and all(
+        value.dtype == after[key].dtype and torch.equal(value, after[key])
+        for key, value in before.items()
+    )
+    return f"{len(before)} tensors {'bit-identical' if same else 'DIFFERENT'}"
+
+
+def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    return {k: v for file in folder.glob("*.safetensors") for k, v in load_file(file).items()}
+
+
+def passed(found: Verification) -> str:
+    assert found.weights is not None, found.structure
+    same = not (found.structure or found.checksums or found.weights.differences)
+    return f"{found.weights.matrices} matrices {'the same' if same else 'DIFFERENT'}"
+
+
+def logits(found: Verification) -> dict[str, Any] | str:
+    if found.logits is None:
+        return "not compared: an encoder-decoder, of which Megatron has the decoder alone"
+    return {
+        "positions": found.logits.positions,
+        "spread": rounded(found.logits.spread),
+        "max_difference": rounded(found.logits.max_difference),
+        "mean_difference": rounded(found.logits.mean_difference),
+        "top1_agreement": rounded(found.logits.top1_agreement),
+    }
+
+
+def rounded(value: float) -> float:
+    return float(f"{value:.2g}")
+
+
+def training(megatron: Path, run_dir: Path) -> dict[str, Any] | str:
+    """Losses of steps from the converted checkpoint, on Megatron's mock data."""
+    from moe_megatron.mcore import engine
+    from moe_megatron.telemetry.sink import SinkSet
+    from moe_megatron.training.history import History
+
+    config = apply_overrides(
+        load_config(megatron / "release" / "config.yaml"),
+        {
+            "checkpoint.load": str(megatron),
+            "checkpoint.save_interval": None,
+            "data.sequence_length": 64,
+            "training.train_steps": STEPS,
+            "training.learning_rate": 2e-3,
+            "training.micro_batch_size": 16,
+            "training.global_batch_size": 16,
+            "training.precision": "fp32",
+            "training.warmup_steps": 0,
+            "training.eval_interval": None,
+        },
+    )
+    history = History()
+    sinks = SinkSet([history])
+    job = engine.TrainingJob(
+        config=config,
+        data_paths=(),
+        data_cache=run_dir / "cache",
+        vocab_size=config.data.vocab_size,
+        end_of_document=0,
+        run_dir=run_dir,
+        sinks=sinks,
+        megatron_log=run_dir / "megatron.log",
+    )
+    try:
+        engine.run(job, engine.choose_machine(config))
+    except BackendUnavailableError as error:
+        return f"not on this machine: {error}"
+    finally:
+        sinks.close()
+    return {"losses": [round(loss, 4) for loss in history.losses if loss is not None]}
+
+
+def parallel_layouts(names: list[str]) -> Iterator[str]:
+    """Layouts under which a functional test loads an example and compares logits to 1e-4."""
+    spec = importlib.util.spec_from_file_location("ladder", LADDER)
+    assert spec is not None
+    assert spec.loader is not None
+    ladder = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(ladder)
+    for layout, (_, _, examples) in ladder.LAYOUTS.items():
+        for name in examples:
+            if name in names:
+                yield f"{name} under {layout}"
+
+
+if __name__ == "__main__":
+    main()
