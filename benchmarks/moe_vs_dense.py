@@ -1,11 +1,14 @@
 """Validation loss of the MoE preset against its dense twin, after the same number of tokens.
 
 Both have the same active FLOPs per token, corpus, tokenizer, batch, schedule and seed, and run one
-after the other. Run it from the repository root: `python -m benchmarks.moe_vs_dense --steps 1500`.
+after the other. The best learning rate of one is not that of the other, so each may have its own:
+`--set demo_moe:training.learning_rate=4e-3`. Run it from the repository root:
+`python -m benchmarks.moe_vs_dense --steps 1500`.
 """
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +28,11 @@ def main() -> None:
     parser.add_argument("--precision", default=None, help="default: that of the preset")
     parser.add_argument("--presets", nargs="+", default=PRESETS)
     parser.add_argument(
-        "--set", nargs="*", default=[], metavar="NAME=VALUE", help="overrides, values as JSON"
+        "--set",
+        nargs="*",
+        default=[],
+        metavar="[PRESET:]NAME=VALUE",
+        help="overrides of both presets or of one, values as JSON",
     )
     parser.add_argument("--seed", type=int, default=1234)
     parser.add_argument("--output", type=Path)
@@ -40,16 +47,25 @@ def main() -> None:
     }
     if arguments.precision:
         overrides["training.precision"] = arguments.precision
-    for setting in arguments.set:
-        name, _, value = setting.partition("=")
-        overrides[name] = json.loads(value)
     results = {}
     for preset in arguments.presets:
-        task = {"preset": preset, "overrides": _known(preset, overrides), "mode": "train"}
+        own = {**overrides, **_settings(preset, arguments.set)}
+        task = {"preset": preset, "overrides": _known(preset, own), "mode": "train"}
         results[preset] = run_ranks("benchmarks.megatron_rank", task)
         last = results[preset]["evaluations"][-1]
         print(f"{preset}: {last}", flush=True)
     machine.write(arguments.output, _report(arguments, results))
+
+
+def _settings(preset: str, words: Sequence[str]) -> dict[str, Any]:
+    """The overrides that are meant for a preset; those that name it come after the others."""
+    common, own = {}, {}
+    for word in words:
+        name, _, value = word.partition("=")
+        named, _, field = name.rpartition(":")
+        if named in ("", preset):
+            (own if named else common)[field] = json.loads(value)
+    return {**common, **own}
 
 
 def _known(preset: str, overrides: dict[str, Any]) -> dict[str, Any]:

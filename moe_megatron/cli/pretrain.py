@@ -6,7 +6,6 @@ and exit code 2.
 """
 
 import argparse
-import logging
 import os
 import sys
 import time
@@ -56,6 +55,9 @@ def parse_options(argv: Sequence[str]) -> PretrainOptions:
     overrides.update(parse_override(text) for text in ours.set)
     if ours.run_dir is not None:
         overrides["run_dir"] = ours.run_dir
+    for field in _TELEMETRY_OPTIONS:
+        if (value := getattr(ours, field)) is not None:
+            overrides[f"telemetry.{field}"] = value
     config = apply_overrides(config, overrides)
     return PretrainOptions(config=config, print_config=ours.print_config, debug=ours.debug)
 
@@ -80,11 +82,35 @@ def option_parser(**kwargs: Any) -> argparse.ArgumentParser:
         metavar="FIELD=VALUE",
         help="override one field, such as moe.top_k=4 (repeatable)",
     )
+    _add_telemetry_options(parser)
     parser.add_argument(
         "--print-config", action="store_true", help="print the resolved configuration and exit"
     )
     parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
     return parser
+
+
+_TELEMETRY_OPTIONS = (
+    "metrics_port",
+    "metrics_host",
+    "metrics_expert_detail",
+    "metrics_token_file",
+    "metrics_tls_certificate",
+    "metrics_tls_key",
+    "log_format",
+)
+"""Fields of `telemetry` that have an option of their own."""
+
+
+def _add_telemetry_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("telemetry").add_argument
+    add("--metrics-port", type=int, metavar="PORT", help="serve Prometheus metrics (0: any port)")
+    add("--metrics-host", metavar="ADDRESS", help="address to serve them on (default: loopback)")
+    add("--metrics-expert-detail", metavar="LEVEL", help="none, histogram, topk or full")
+    add("--metrics-token-file", metavar="FILE", help="demand this bearer token")
+    add("--metrics-tls-certificate", metavar="FILE", help="serve over TLS; needs the key, too")
+    add("--metrics-tls-key", metavar="FILE", help="private key of the certificate")
+    add("--log-format", metavar="FORMAT", help="text, or json for log collectors")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -121,12 +147,13 @@ def report_error(error: MoEError, *, debug: bool) -> None:
 
 def _train(options: PretrainOptions) -> int:
     # Imported here: they load torch and Megatron, which --help and --print-config can do without.
+    from moe_megatron.cli.logs import configure_logging
     from moe_megatron.mcore import engine
     from moe_megatron.training.data import prepare_data
     from moe_megatron.training.pretraining import pretrain
 
     config = options.config
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    reports = configure_logging(config, _rank())
     config.validate(int(os.environ.get("WORLD_SIZE", "1")))
     machine = engine.choose_machine(config)
     config = apply_overrides(config, {"training.precision": machine.precision.value})
@@ -138,6 +165,8 @@ def _train(options: PretrainOptions) -> int:
         machine,
         data,
         run_dir=Path(config.run_dir),
+        extra_sinks=reports.sinks,
+        callbacks=reports.callbacks,
         quiet_megatron=not options.debug,
     )
     if _rank() == 0:

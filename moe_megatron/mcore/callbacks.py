@@ -6,12 +6,15 @@ to `pretrain`, so that moving to them means deleting this file.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import wraps
 from typing import Any
 
 from megatron.training import training as loop
+
+from moe_megatron.mcore.phases import PhaseClock
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,6 +29,8 @@ class StepEnd:
     skipped: bool
     seconds: float
     """Wall time of the step on this rank, logging excluded."""
+    phase_seconds: Mapping[str, float] = field(default_factory=dict)
+    """Wall time of this rank since the step before ended, by `telemetry.catalog.PHASES`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,9 +67,16 @@ class Callback:
 
 
 @contextmanager
-def callbacks_installed(callbacks: Sequence[Callback]) -> Iterator[None]:
-    """Call `callbacks`, in order, from Megatron's loop for as long as the context is open."""
-    wrappers = _Wrappers(callbacks)
+def callbacks_installed(
+    callbacks: Sequence[Callback], clock: PhaseClock | None = None
+) -> Iterator[None]:
+    """Call `callbacks`, in order, from Megatron's loop for as long as the context is open.
+
+    Args:
+        callbacks: Called on every rank.
+        clock: Measures the phases of the loop; others may measure further ones with it.
+    """
+    wrappers = _Wrappers(callbacks, clock or PhaseClock())
     with ExitStack() as stack:
         for name in (
             "train",
@@ -83,8 +95,9 @@ def callbacks_installed(callbacks: Sequence[Callback]) -> Iterator[None]:
 class _Wrappers:
     """One wrapper for each wrapped function, and the little they remember between calls."""
 
-    def __init__(self, callbacks: Sequence[Callback]) -> None:
+    def __init__(self, callbacks: Sequence[Callback], clock: PhaseClock) -> None:
         self._callbacks = tuple(callbacks)
+        self._clock = clock
         self._step_started = 0.0
         self._evaluation = (0, "validation")
 
@@ -93,6 +106,7 @@ class _Wrappers:
             start_step = loop.get_args().iteration
             for callback in self._callbacks:
                 callback.on_train_start(model, start_step)
+            self._clock.lap()
             try:
                 result = original(forward_step, model, *args, **kwargs)
             except SystemExit as exit_request:  # how Megatron ends a run that a signal stopped
@@ -109,11 +123,40 @@ class _Wrappers:
             callback.on_train_end(model)
 
     def train_step(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        def train_step(*args: Any, **kwargs: Any) -> Any:
+        def train_step(
+            forward_step: Any,
+            data: Any,
+            model: Any,
+            optimizer: Any,
+            scheduler: Any,
+            config: Any,
+            forward_backward: Callable[..., Any],
+            *args: Any,
+            **kwargs: Any,
+        ) -> Any:
             self._step_started = time.perf_counter()
-            return original(*args, **kwargs)
+            with self._clock.measure("optimizer"):  # all of the step that is not measured within
+                return original(
+                    forward_step,
+                    data,
+                    model,
+                    optimizer,
+                    scheduler,
+                    config,
+                    self._measured("forward_backward", forward_backward),
+                    *args,
+                    **kwargs,
+                )
 
         return train_step
+
+    def _measured(self, phase: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(function)
+        def measured(*args: Any, **kwargs: Any) -> Any:
+            with self._clock.measure(phase):
+                return function(*args, **kwargs)
+
+        return measured
 
     def training_log(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def training_log(
@@ -135,9 +178,11 @@ class _Wrappers:
                 grad_norm=grad_norm,
                 skipped=bool(skipped),
                 seconds=time.perf_counter() - self._step_started,
+                phase_seconds=self._clock.lap(),
             )
-            for callback in self._callbacks:
-                callback.on_step_end(event)
+            with self._clock.measure("telemetry"):
+                for callback in self._callbacks:
+                    callback.on_step_end(event)
             return original(
                 losses,
                 total_losses,
@@ -158,7 +203,8 @@ class _Wrappers:
             prefix: str, forward_step: Any, data: Any, model: Any, step: int, *args: Any, **kw: Any
         ) -> Any:
             self._evaluation = (step, "test" if "test set" in prefix else "validation")
-            return original(prefix, forward_step, data, model, step, *args, **kw)
+            with self._clock.measure("evaluation"):
+                return original(prefix, forward_step, data, model, step, *args, **kw)
 
         return evaluate_and_print_results
 
@@ -176,11 +222,12 @@ class _Wrappers:
 
     def save_checkpoint_and_time(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def save_checkpoint_and_time(step: int, *args: Any, **kwargs: Any) -> Any:
-            for callback in self._callbacks:
-                callback.on_checkpoint_start(step)
-            result = original(step, *args, **kwargs)
-            for callback in self._callbacks:
-                callback.on_checkpoint_end(step)
+            with self._clock.measure("checkpoint"):
+                for callback in self._callbacks:
+                    callback.on_checkpoint_start(step)
+                result = original(step, *args, **kwargs)
+                for callback in self._callbacks:
+                    callback.on_checkpoint_end(step)
             return result
 
         return save_checkpoint_and_time

@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 CONFIG_FILE = "config.yaml"
 RELEASE = "release"
 """Megatron's name for a checkpoint that holds weights alone: training starts at step 0."""
+HUGGING_FACE = "hf"
+"""Folder of a converted checkpoint with the tokenizer and configuration of its origin."""
 _TRACKER_FILE = "latest_checkpointed_iteration.txt"
 
 _FREE_FIELDS = {
@@ -171,9 +173,18 @@ def check_writable(folder: Path) -> None:
         raise _explained(error, folder) from error
 
 
-def write_companions(folder: Path, config: RunConfig) -> None:
-    """Save the resolved configuration beside a checkpoint."""
+def write_companions(folder: Path, config: RunConfig, loaded: Path | None = None) -> None:
+    """Save the resolved configuration beside a checkpoint.
+
+    Args:
+        folder: Of the checkpoint.
+        config: The run.
+        loaded: The checkpoint that it began from; where that came from a Hugging Face model, what
+            is known of it travels on.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    if loaded is not None and (loaded / HUGGING_FACE).is_dir() and loaded != folder:
+        shutil.copytree(loaded / HUGGING_FACE, folder / HUGGING_FACE, dirs_exist_ok=True)
     target = folder / CONFIG_FILE
     beside = target.with_suffix(".tmp")
     beside.write_text(dump_yaml(config), encoding="utf-8")

@@ -4,15 +4,18 @@ A router adds into its row of these tensors, in place (so CUDA graphs replay it)
 synchronisation. Once a step `collect` starts one reduction over all ranks; every rank contributes
 tensors of the same shape in the same order, rows of layers it does not own being zero, so uneven
 pipelines cannot hang. Counts are int64: Megatron's own float counters are rounded to bf16 by its
-mixed-precision wrapper. This module does not know routers, sinks or files.
+mixed-precision wrapper. What each rank measured of itself travels along. This module does not know
+routers, sinks or files.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
+
+from moe_megatron.mcore.rank_load import RankValues
 
 Int64Array = NDArray[np.int64]
 Float64Array = NDArray[np.float64]
@@ -52,6 +55,10 @@ class StepTotals:
     """[L]"""
     loss: float | None
     """Loss of the global batch in nats per token; None where no rank reported one."""
+    rank_compute_seconds: Float64Array = field(default_factory=lambda: np.zeros(1))
+    """[W], see `rank_load`; zeros where nothing was measured"""
+    rank_memory_bytes: Float64Array = field(default_factory=lambda: np.zeros(1))
+    """[W]"""
 
 
 class PendingTotals:
@@ -59,6 +66,7 @@ class PendingTotals:
 
     def __init__(self, counts: torch.Tensor, sums: torch.Tensor, num_experts: int) -> None:
         self._num_experts = num_experts
+        self._num_rows = len(counts) + 1
         self._work = []
         if dist.is_initialized() and dist.get_world_size() > 1:
             self._work = [dist.all_reduce(tensor, async_op=True) for tensor in (counts, sums)]
@@ -84,8 +92,10 @@ class PendingTotals:
             work.wait()
         if self._copied is not None:
             self._copied.synchronize()
-        counts, sums = (tensor.numpy() for tensor in self._host)
+        counts, flat = (tensor.numpy() for tensor in self._host)
         experts = self._num_experts
+        size = self._num_rows * (experts + _NUM_SUMS)
+        sums, ranks = flat[:size].reshape(self._num_rows, -1), flat[size:].reshape(2, -1)
         loss_sum, num_reports = sums[-1, -_NUM_SUMS:]
         return StepTotals(
             tokens_per_expert=counts[:, :experts],
@@ -94,6 +104,8 @@ class PendingTotals:
             entropy_sums=sums[:-1, experts],
             z_sums=sums[:-1, experts + 1],
             loss=float(loss_sum / num_reports) if num_reports else None,
+            rank_compute_seconds=ranks[0],
+            rank_memory_bytes=ranks[1],
         )
 
 
@@ -126,13 +138,16 @@ class RoutingCounters:
             sums=self._sums[index, experts:],
         )
 
-    def collect(self, *, contributes: bool, loss: torch.Tensor | None) -> PendingTotals:
+    def collect(
+        self, *, contributes: bool, loss: torch.Tensor | None, own: RankValues | None = None
+    ) -> PendingTotals:
         """Start the reduction of this step's counters and reset them; every rank must call it.
 
         Args:
             contributes: False on ranks that saw the same tokens as another one (tensor parallel
                 ranks without sequence parallelism), so that no token counts twice.
             loss: Loss of the global batch on ranks that know it, the same on each of them.
+            own: What this rank did; None reports zeros.
         """
         counts, sums = self._counts.clone(), self._sums.clone()
         self._counts.zero_()
@@ -143,4 +158,19 @@ class RoutingCounters:
         if loss is not None:
             sums[-1, -_NUM_SUMS] = loss.detach().reshape(())
             sums[-1, -1] = 1.0
-        return PendingTotals(counts, sums, self.num_experts)
+        return PendingTotals(counts, self._with_ranks(sums, own), self.num_experts)
+
+    def _with_ranks(self, sums: torch.Tensor, own: RankValues | None) -> torch.Tensor:
+        """The sums, flat, and behind them a slot of each rank for each of its values.
+
+        Adding up zeros brings every rank's values to all of them, by the reduction that is made
+        anyway.
+        """
+        world = dist.get_world_size() if dist.is_initialized() else 1
+        ranks = torch.zeros(2, world, dtype=torch.float64, device=sums.device)
+        if own is not None:
+            rank = dist.get_rank() if dist.is_initialized() else 0
+            # Filling with a number is one small kernel; no memory is copied from the host.
+            ranks[0, rank].fill_(own.compute_seconds)
+            ranks[1, rank].fill_(own.memory_bytes)
+        return torch.cat((sums.flatten(), ranks.flatten()))

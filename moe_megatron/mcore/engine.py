@@ -14,6 +14,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,8 @@ from moe_megatron.mcore.callbacks import Callback, callbacks_installed
 from moe_megatron.mcore.datasets import train_valid_test_datasets
 from moe_megatron.mcore.forward import forward_step
 from moe_megatron.mcore.optimizer_resharding import resharding_optimizer_states
-from moe_megatron.mcore.specs import layer_spec
+from moe_megatron.mcore.phases import PhaseClock
+from moe_megatron.mcore.specs import use_our_layers
 from moe_megatron.mcore.telemetry import TelemetryCallback
 from moe_megatron.platform.choice import Choice
 from moe_megatron.platform.device import (
@@ -191,27 +193,32 @@ def run(job: TrainingJob, machine: MachineChoices) -> JobOutcome:
         load=None if load is None else str(load.parent),
     )
     telemetry = TelemetryCallback(
-        config, job.sinks, job.run_dir, None if load is None else load / PROFILE_FILE
+        config,
+        job.sinks,
+        job.run_dir,
+        None if load is None else load / PROFILE_FILE,
+        saves_checkpoints=job.checkpoints is not None,
     )
+    clock = PhaseClock()
     release = _ModelRelease()
     callbacks: list[Callback] = [release, telemetry, *job.callbacks]
     if job.checkpoints is not None:
         checkpoint.check_writable(job.checkpoints)
-        callbacks.append(_CompanionFiles(job, telemetry))
+        callbacks.append(_CompanionFiles(job, telemetry, load))
     started = time.perf_counter()
     with contextlib.ExitStack() as stack:
-        stack.callback(_forget_run, _process_groups())
+        stack.callback(forget_run, process_groups())
         stack.callback(release.release)
         stack.enter_context(_output_to(job.megatron_log))
         args = parse(megatron_argv(config, machine.settings, paths), verbose=True)
         stack.enter_context(_stop_on_interrupt())
-        stack.enter_context(callbacks_installed(callbacks))
+        stack.enter_context(callbacks_installed(callbacks, clock))
         stack.enter_context(resharding_optimizer_states())
         stack.enter_context(checkpoint.explained_loading(load))
         if not args.async_save:
             stack.enter_context(checkpoint.saving_without_helper_process())
         stack.enter_context(checkpoint.explained_errors(job.checkpoints or load or Path.cwd()))
-        interrupted = _pretrain(args, job)
+        interrupted = _pretrain(args, job, clock)
         telemetry.flush()
     return JobOutcome(
         steps=telemetry.last_step,
@@ -221,11 +228,11 @@ def run(job: TrainingJob, machine: MachineChoices) -> JobOutcome:
     )
 
 
-def _pretrain(args: Any, job: TrainingJob) -> bool:
+def _pretrain(args: Any, job: TrainingJob, clock: PhaseClock) -> bool:
     """Hand over to Megatron; returns whether a signal ended the run early."""
     model_config = gpt_config_from_args(args)
     if args.spec is None:
-        model_config.transformer_layer_spec = layer_spec
+        use_our_layers(model_config, job.config.model)
     elif model_config.transformer_layer_spec is None:
         # Megatron logs a failed import of --spec and then silently trains the stock layers.
         raise BackendUnavailableError(
@@ -238,7 +245,7 @@ def _pretrain(args: Any, job: TrainingJob) -> bool:
             pretrain_cfg_container_from_args(args, model_config),
             train_valid_test_datasets,
             ModelType.encoder_or_decoder,
-            forward_step,
+            partial(forward_step, clock=clock),
             store=_lonely_store(),
         )
     except SystemExit as exit_request:
@@ -249,18 +256,19 @@ def _pretrain(args: Any, job: TrainingJob) -> bool:
 
 
 class _CompanionFiles(Callback):
-    """Writes the resolved configuration and the routing profile beside each checkpoint."""
+    """Writes what belongs beside each checkpoint: configuration, routing profile, origin."""
 
-    def __init__(self, job: TrainingJob, telemetry: TelemetryCallback) -> None:
+    def __init__(self, job: TrainingJob, telemetry: TelemetryCallback, load: Path | None) -> None:
         self._job = job
         self._telemetry = telemetry
+        self._load = load
 
     def on_checkpoint_end(self, step: int) -> None:
-        """Write both on rank 0."""
+        """Write all on rank 0."""
         if self._job.checkpoints is None or dist.get_rank() != 0:
             return
         folder = checkpoint.iteration_dir(self._job.checkpoints, step)
-        checkpoint.write_companions(folder, self._job.config)
+        checkpoint.write_companions(folder, self._job.config, self._load)
         if self._telemetry.profile is not None:
             self._telemetry.profile.save(folder / PROFILE_FILE)
 
@@ -360,12 +368,12 @@ def _stop_on_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGINT, previous)
 
 
-def _process_groups() -> list[dist.ProcessGroup]:
+def process_groups() -> list[dist.ProcessGroup]:
     """The groups of this process, oldest first."""
     return list(dist.distributed_c10d._world.pg_map)
 
 
-def _forget_run(groups_before: Sequence[dist.ProcessGroup]) -> None:
+def forget_run(groups_before: Sequence[dist.ProcessGroup]) -> None:
     """Undo what a run leaves in Megatron's globals; the world's group stays for the next run.
 
     Megatron forgets its groups without closing them, and every Gloo group keeps threads.
@@ -376,7 +384,7 @@ def _forget_run(groups_before: Sequence[dist.ProcessGroup]) -> None:
     loop.destroy_global_state()
     destroy_moe_metrics_tracker()
     kept = {*groups_before, dist.group.WORLD}
-    for group in _process_groups():
+    for group in process_groups():
         if group not in kept:
             dist.destroy_process_group(group)
 
@@ -429,7 +437,9 @@ __all__: Sequence[str] = (
     "agree_on_text",
     "choose_machine",
     "device_of_run",
+    "forget_run",
     "join_world",
+    "process_groups",
     "rank",
     "run",
     "shut_down",

@@ -7,14 +7,21 @@ all experts, in one autograd function instead of about sixty operations an exper
 
 In bf16 every new shape costs oneDNN a millisecond to compile a kernel for it, and the tokens of an
 expert are a new number in every step. There, tokens are padded to a multiple of `_BF16_ROWS`.
+
+Every expert draws its initial weights from a seed of its own, so that a model starts the same
+however its experts are split over processes.
 """
 
-from collections.abc import Sequence
+import dataclasses
+import itertools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
-from megatron.core.transformer.mlp import MLP
+from megatron.core.transformer import TransformerConfig
+from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.moe.experts import SequentialMLP
 
 _BF16_ROWS = 32
@@ -22,6 +29,19 @@ _BF16_ROWS = 32
 
 class LocalExperts(SequentialMLP):
     """`SequentialMLP` with a faster path for plain SwiGLU experts."""
+
+    def __init__(
+        self,
+        num_local_experts: int,
+        config: TransformerConfig,
+        submodules: MLPSubmodules,
+        pg_collection: ProcessGroupCollection,
+        name: str | None = None,
+    ) -> None:
+        if config.use_cpu_initialization:
+            first_expert = pg_collection.ep.rank() * num_local_experts
+            submodules = _drawn_from_own_seeds(submodules, first_expert)
+        super().__init__(num_local_experts, config, submodules, pg_collection, name)
 
     def forward(
         self,
@@ -64,6 +84,36 @@ class LocalExperts(SequentialMLP):
             and self.tp_group.size() == 1
             and all(_is_plain_expert(expert) for expert in self.local_experts)
         )
+
+
+def _drawn_from_own_seeds(submodules: MLPSubmodules, first_expert: int) -> MLPSubmodules:
+    """Builders that draw the weights of each expert from a seed of its own.
+
+    On the CPU Megatron draws weights from the default generator, which every process starts from
+    the same seed: without this, the experts of one process would be copies of those of another.
+
+    Args:
+        submodules: Builders of the two linear layers; called once an expert, in order.
+        first_expert: Global number of the first expert that is built.
+    """
+    # The same number in all processes that share the layer.
+    seed = int(torch.randint(2**48, ()))
+
+    def seeded(build: Callable[..., Any], matrix: int) -> Callable[..., Any]:
+        experts = itertools.count(first_expert)
+
+        def build_next(*args: Any, **kwargs: Any) -> Any:
+            with torch.random.fork_rng(devices=()):
+                torch.default_generator.manual_seed(seed + 2 * next(experts) + matrix)
+                return build(*args, **kwargs)
+
+        return build_next
+
+    return dataclasses.replace(
+        submodules,
+        linear_fc1=seeded(submodules.linear_fc1, 0),
+        linear_fc2=seeded(submodules.linear_fc2, 1),
+    )
 
 
 def _is_plain_expert(expert: torch.nn.Module) -> bool:

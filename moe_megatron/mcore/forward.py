@@ -1,6 +1,7 @@
 """One microbatch: fetch it, run the model, take the loss. Called by Megatron's schedules."""
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -10,9 +11,14 @@ from megatron.core.rerun_state_machine import get_rerun_state_machine
 from megatron.core.utils import get_batch_on_this_cp_rank
 from megatron.training import get_args, get_timers
 
+from moe_megatron.mcore.phases import PhaseClock
+
 
 def forward_step(
-    data_iterator: Iterator[dict[str, torch.Tensor]], model: torch.nn.Module
+    data_iterator: Iterator[dict[str, torch.Tensor]],
+    model: torch.nn.Module,
+    *,
+    clock: PhaseClock | None = None,
 ) -> tuple[torch.Tensor, Any]:
     """Run one microbatch.
 
@@ -20,13 +26,15 @@ def forward_step(
         data_iterator: Yields the microbatches of this data parallel rank, or is None on a
             pipeline stage that needs no data.
         model: One model chunk.
+        clock: Measures the phase "data".
 
     Returns:
         The output tensor of this stage and the function that turns it into a loss.
     """
     timers = get_timers()
     timers("batch-generator", log_level=2).start()
-    batch = _get_batch(data_iterator, model)
+    with nullcontext() if clock is None else clock.measure("data"):
+        batch = _get_batch(data_iterator, model)
     timers("batch-generator").stop()
     output = model(
         batch.get("tokens"),

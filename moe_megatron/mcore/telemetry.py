@@ -5,7 +5,10 @@ thread never waits for the device. On rank 0 it also keeps the `RoutingProfile`.
 how counters are filled (router.py) or what sinks do.
 """
 
+import copy
+import importlib.metadata
 import logging
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,14 +18,19 @@ import torch
 import torch.distributed as dist
 from megatron.core import mpu
 from megatron.training import get_args
+from megatron.training.training import num_floating_point_operations
 
 from moe_megatron.config import RunConfig
 from moe_megatron.errors import DataError
 from moe_megatron.mcore.callbacks import Callback, EvaluationEnd, StepEnd
 from moe_megatron.mcore.counters import PendingTotals, RoutingCounters, StepTotals
+from moe_megatron.mcore.rank_load import ComputeTimer
 from moe_megatron.mcore.router import MeasuredRouter
+from moe_megatron.mcore.writers import RoutingWriters
+from moe_megatron.platform.peak import peak_tflops
+from moe_megatron.telemetry.identity import run_name
 from moe_megatron.telemetry.profile import RoutingProfile
-from moe_megatron.telemetry.records import EvalRecord, RunInfo, StepRecord
+from moe_megatron.telemetry.records import EvalRecord, RunInfo, StepRecord, StepRuntime
 from moe_megatron.telemetry.sink import SinkSet
 from moe_megatron.telemetry.snapshot import RoutingSnapshot
 
@@ -35,6 +43,9 @@ _LOSS = "lm loss"
 class _Pending:
     event: StepEnd
     totals: PendingTotals
+    ended_at: float
+    checkpoint_step: int | None
+    checkpoint_at: float | None
 
 
 class TelemetryCallback(Callback):
@@ -45,6 +56,7 @@ class TelemetryCallback(Callback):
         sinks: Where rank 0 sends records; None on other ranks.
         run_dir: The run's folder, told to the sinks.
         load_profile: Profile of the checkpoint that is resumed, if any.
+        saves_checkpoints: Whether the run writes checkpoints.
     """
 
     def __init__(
@@ -53,6 +65,8 @@ class TelemetryCallback(Callback):
         sinks: SinkSet | None,
         run_dir: Path | None,
         load_profile: Path | None = None,
+        *,
+        saves_checkpoints: bool = False,
     ) -> None:
         self._config = config
         self._sinks = sinks
@@ -63,6 +77,11 @@ class TelemetryCallback(Callback):
         self.profile: RoutingProfile | None = None
         self.last_step = 0
         self._evaluated: set[tuple[int, str]] = set()
+        self._saves_checkpoints = saves_checkpoints
+        self._checkpoint_step: int | None = None
+        self._checkpoint_at: float | None = None
+        self._timer: ComputeTimer | None = None
+        self._writers: RoutingWriters | None = None
 
     def on_train_start(self, model: list[Any], start_step: int) -> None:
         """Attach the counters to the routers and start the sinks."""
@@ -72,24 +91,60 @@ class TelemetryCallback(Callback):
         num_experts = (moe.num_experts or 0) if layers else 0
         device = next(model[0].parameters()).device
         self._counters = RoutingCounters(layers, num_experts, device)
+        if enabled:
+            self._timer = ComputeTimer(model)
         if layers:
             attach_routers(model, self._counters)
+            self._writers = RoutingWriters.of_megatron()
+        if self._saves_checkpoints:
+            self._checkpoint_step, self._checkpoint_at = start_step, time.time()
         if self._sinks is None:
             return
         if layers:
             self.profile = self._initial_profile(layers, num_experts)
-        info = RunInfo(
+        self._sinks.start(self._run_info(start_step, layers, num_experts, device))
+
+    def _run_info(
+        self, start_step: int, layers: tuple[int, ...], num_experts: int, device: torch.device
+    ) -> RunInfo:
+        config, world_size = self._config, dist.get_world_size()
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+        peak = config.telemetry.peak_tflops or peak_tflops(name)
+        parallel = config.parallel
+        labels = {
+            "run_id": run_name(self._run_dir),
+            "preset": config.preset or "",
+            "version": _version(),
+            "device": name,
+            "world_size": world_size,
+            "tp": parallel.tensor_parallel_size,
+            "pp": parallel.pipeline_parallel_size,
+            "ep": parallel.expert_parallel_size,
+            "cp": parallel.context_parallel_size,
+            "dp": parallel.data_parallel_size(world_size),
+            "num_layers": config.model.num_layers,
+            "moe_layers": len(layers),
+            "num_experts": num_experts,
+            "top_k": config.moe.top_k if layers else 0,
+        }
+        args = get_args()
+        return RunInfo(
             run_dir=self._run_dir,
-            total_steps=self._config.training.train_steps,
+            total_steps=config.training.train_steps,
             start_step=start_step,
-            num_layers=self._config.model.num_layers,
+            num_layers=config.model.num_layers,
             num_experts=num_experts,
-            top_k=moe.top_k,
-            world_size=dist.get_world_size(),
+            top_k=config.moe.top_k,
+            world_size=world_size,
             layers=layers,
-            description=self._config.preset or "custom configuration",
+            description=config.preset or "custom configuration",
+            labels={label: str(value) for label, value in labels.items()},
+            expert_ranks=parallel.expert_parallel_size,
+            flops_per_token=num_floating_point_operations(args, 1) / args.seq_length,
+            peak_flops=None if peak is None else peak * 1e12 * world_size,
+            saves_checkpoints=self._saves_checkpoints,
+            earlier_routing=copy.deepcopy(self.profile),
         )
-        self._sinks.start(info)
 
     def _initial_profile(self, layers: tuple[int, ...], num_experts: int) -> RoutingProfile:
         if self._load_profile is not None and self._load_profile.exists():
@@ -106,10 +161,18 @@ class TelemetryCallback(Callback):
         self.last_step = event.step
         assert self._counters is not None
         totals = self._counters.collect(
-            contributes=_sees_own_tokens(), loss=event.losses.get(_LOSS)
+            contributes=_sees_own_tokens(),
+            loss=event.losses.get(_LOSS),
+            own=None if self._timer is None else self._timer.take(),
         )
         self.flush()
-        self._pending = _Pending(event=event, totals=totals)
+        self._pending = _Pending(
+            event=event,
+            totals=totals,
+            ended_at=time.time(),
+            checkpoint_step=self._checkpoint_step,
+            checkpoint_at=self._checkpoint_at,
+        )
 
     def on_evaluation_end(self, event: EvaluationEnd) -> None:
         """Publish the last step, then the evaluation, of which Megatron repeats the last."""
@@ -127,25 +190,40 @@ class TelemetryCallback(Callback):
         if self._sinks is not None:
             self._sinks.flush()
 
+    def on_checkpoint_end(self, step: int) -> None:
+        """Remember when; the next step reports it."""
+        self._checkpoint_step, self._checkpoint_at = step, time.time()
+
+    def on_train_end(self, model: list[Any]) -> None:
+        """Publish the last step while Megatron's writers are open."""
+        self.flush()
+        if self._timer is not None:
+            self._timer.remove()
+
     def flush(self) -> None:
         """Publish the pending step, if any."""
         pending, self._pending = self._pending, None
         if pending is None:
             return
         totals = pending.totals.get()
-        if self._sinks is None:
+        step = pending.event.step
+        writers = self._writers if self._writers and self._writers.wants(step) else None
+        if self._sinks is None and writers is None:
             return
         snapshot = None
         if len(totals.tokens):
-            snapshot = make_snapshot(
-                pending.event.step, self._config.moe_layers, self._config.moe.top_k, totals
-            )
+            snapshot = make_snapshot(step, self._config.moe_layers, self._config.moe.top_k, totals)
+        if writers is not None and snapshot is not None:
+            writers.write(snapshot)
+        if self._sinks is None:
+            return
+        if snapshot is not None:
             assert self.profile is not None
             self.profile.add(snapshot)
-        self._sinks.step(self._record(pending.event, totals), snapshot)
+        self._sinks.step(self._record(pending, totals), snapshot)
 
-    def _record(self, event: StepEnd, totals: StepTotals) -> StepRecord:
-        training = self._config.training
+    def _record(self, pending: _Pending, totals: StepTotals) -> StepRecord:
+        training, event = self._config.training, pending.event
         return StepRecord(
             step=event.step,
             loss=totals.loss,
@@ -155,6 +233,14 @@ class TelemetryCallback(Callback):
             tokens=training.global_batch_size * self._config.data.sequence_length,
             total_steps=training.train_steps,
             skipped=event.skipped,
+            runtime=StepRuntime(
+                ended_at=pending.ended_at,
+                phase_seconds=event.phase_seconds,
+                rank_compute_seconds=totals.rank_compute_seconds,
+                rank_memory_bytes=totals.rank_memory_bytes,
+                checkpoint_step=pending.checkpoint_step,
+                checkpoint_at=pending.checkpoint_at,
+            ),
         )
 
 
@@ -197,6 +283,13 @@ def make_snapshot(
         aux_loss=aux_loss,
         z_loss=totals.z_sums * per_token,
     )
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("open-moe-trainer-lab")
+    except importlib.metadata.PackageNotFoundError:  # run from a folder, without installation
+        return ""
 
 
 def _sees_own_tokens() -> bool:

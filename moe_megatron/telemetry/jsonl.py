@@ -8,6 +8,7 @@ larger than memory. It knows the form of lines, not what the numbers mean.
 
 import json
 import logging
+import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +21,8 @@ from moe_megatron.telemetry.snapshot import RoutingSnapshot
 
 METRICS_FILE = "metrics.jsonl"
 ROUTING_FILE = "routing.jsonl"
+
+_BLOCK = 1 << 20  # bytes that reading from the end takes at a time
 
 logger = logging.getLogger(__name__)
 
@@ -220,3 +223,46 @@ def read_routing(path: Path) -> Iterator[RoutingSnapshot]:
         DataError: the file is missing or a line is malformed; names file and line.
     """
     return _read_lines(path, RoutingSnapshot.from_json_dict)
+
+
+def read_routing_after(path: Path, step: int) -> Iterator[RoutingSnapshot]:
+    """Yields the snapshots of steps after `step`, the newest first, without reading the others.
+
+    A half-written last line is skipped.
+
+    Raises:
+        DataError: the file is missing or a line is malformed; names file and step.
+    """
+    try:
+        file = path.open("rb")
+    except FileNotFoundError:
+        raise DataError(
+            f"{path}: no such file; a training run writes it into its run directory"
+        ) from None
+    with file:
+        for number, line in enumerate(_lines_from_the_end(file)):
+            if number == 0 and not _is_json(line):
+                continue
+            try:
+                snapshot = RoutingSnapshot.from_json_dict(json.loads(line))
+            except (ValueError, DataError) as error:
+                raise DataError(
+                    f"{path}: line {number + 1} from the end: {error}; move the file away or "
+                    "remove that line"
+                ) from error
+            if snapshot.step <= step:
+                return
+            yield snapshot
+
+
+def _lines_from_the_end(file: BinaryIO) -> Iterator[bytes]:
+    """The lines of a file that are not empty, without their ends, the last first."""
+    position, rest = file.seek(0, os.SEEK_END), b""
+    while position > 0:
+        size = min(_BLOCK, position)
+        position -= size
+        file.seek(position)
+        rest, *lines = (file.read(size) + rest).split(b"\n")
+        yield from filter(None, reversed(lines))
+    if rest:
+        yield rest

@@ -1,15 +1,17 @@
 """What one training step, one evaluation and one run look like to everything that reports them.
 
 Plain values without behaviour beyond simple derived numbers and their JSON form (one object a
-line of metrics.jsonl, told apart by "kind"). They do not know routing: that is `snapshot`.
+line of metrics.jsonl, told apart by "kind"). The routing of a step is elsewhere: `snapshot`.
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
 from moe_megatron.telemetry.json_fields import (
+    Float64Array,
     read_bool,
     read_float,
     read_int,
@@ -18,8 +20,33 @@ from moe_megatron.telemetry.json_fields import (
     require_fields,
     write_float,
 )
+from moe_megatron.telemetry.profile import RoutingProfile
 
 _MAX_EXPONENT = 20.0  # as Megatron: an untrained model prints 4.9e8, not an overflow
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class StepRuntime:
+    """What the machine did during one step; exported while the run lasts and not kept in a file.
+
+    W is the number of processes.
+
+    Attributes:
+        ended_at: when the step ended, in seconds since 1970.
+        phase_seconds: wall time of the first process since the step before, by `catalog.PHASES`.
+        rank_compute_seconds: float64 [W], forward time of each process in attention and experts,
+            without communication; 0 where it was not measured.
+        rank_memory_bytes: float64 [W], memory of each process.
+        checkpoint_step: step of the newest checkpoint; None when the run saves none.
+        checkpoint_at: when this process wrote it, or when training started.
+    """
+
+    ended_at: float
+    phase_seconds: Mapping[str, float]
+    rank_compute_seconds: Float64Array
+    rank_memory_bytes: Float64Array
+    checkpoint_step: int | None = None
+    checkpoint_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +62,7 @@ class StepRecord:
         tokens: tokens of the global batch.
         total_steps: steps the whole run is planned to take.
         skipped: the optimizer did not step (a gradient was not finite).
+        runtime: what the machine did meanwhile; None when read from a file.
     """
 
     step: int
@@ -45,6 +73,7 @@ class StepRecord:
     tokens: int
     total_steps: int
     skipped: bool = False
+    runtime: StepRuntime | None = field(default=None, compare=False)
 
     @property
     def tokens_per_second(self) -> float:
@@ -52,7 +81,10 @@ class StepRecord:
         return self.tokens / self.step_seconds if self.step_seconds > 0 else 0.0
 
     def to_json_dict(self) -> dict[str, Any]:
-        """Returns the metrics.jsonl object; null means unknown, "nan" a loss that was NaN."""
+        """Returns the metrics.jsonl object; null means unknown, "nan" a loss that was NaN.
+
+        `runtime` is not in it.
+        """
         return {
             "kind": "step",
             "step": self.step,
@@ -143,6 +175,13 @@ class RunInfo:
         world_size: number of processes.
         layers: global 1-based numbers of the MoE layers.
         description: one line for people.
+        labels: what describes the run, for `catalog.RUN_INFO_LABELS`; those missing are "".
+        expert_ranks: processes that the experts of a layer are dealt out to, in order.
+        flops_per_token: operations of the model, forward and backward; None when not known.
+        peak_flops: operations per second that all devices could do; None when not known.
+        saves_checkpoints: whether checkpoints are written.
+        earlier_routing: routing of the `start_step` steps before, from the checkpoint; None when
+            there is none. Sinks must not change it.
     """
 
     run_dir: Path | None
@@ -154,3 +193,9 @@ class RunInfo:
     world_size: int
     layers: tuple[int, ...]
     description: str
+    labels: Mapping[str, str] = field(default_factory=dict)
+    expert_ranks: int = 1
+    flops_per_token: float | None = None
+    peak_flops: float | None = None
+    saves_checkpoints: bool = False
+    earlier_routing: RoutingProfile | None = None

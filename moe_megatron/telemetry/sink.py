@@ -19,7 +19,7 @@ import queue
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from moe_megatron.telemetry.records import EvalRecord, RunInfo, StepRecord
 from moe_megatron.telemetry.snapshot import RoutingSnapshot
@@ -41,6 +41,14 @@ class Sink(Protocol):
 
     def close(self) -> None:
         """Called once, at the end of the run or after another method raised."""
+
+
+@runtime_checkable
+class BufferingSink(Protocol):
+    """A sink that keeps records in memory and can be told to write them."""
+
+    def flush(self) -> None:
+        """Returns when every record so far is where it belongs. Called before checkpoints."""
 
 
 _Delivery = Callable[[Sink], None]
@@ -107,7 +115,7 @@ class SinkSet:
             self._queue.put(lambda sink: sink.evaluation(record))
 
     def flush(self, timeout: float = 10.0) -> bool:
-        """Waits until the sinks have received everything queued so far.
+        """Waits until the sinks have received and written everything queued so far.
 
         Args:
             timeout: seconds to wait at most.
@@ -150,6 +158,7 @@ class SinkSet:
         """The background thread: one queued item after the other, each to every sink."""
         while (item := self._queue.get()) is not None:
             if isinstance(item, threading.Event):
+                self._hand_out(_flush)
                 item.set()
             else:
                 self._hand_out(item)
@@ -172,3 +181,8 @@ class SinkSet:
                 with suppress(BaseException):  # it may hold a file; its failure is reported already
                     sink.close()
         self._busy_sink = "none"
+
+
+def _flush(sink: Sink) -> None:
+    if isinstance(sink, BufferingSink):
+        sink.flush()

@@ -12,16 +12,20 @@ from pathlib import Path
 
 from rich.console import Console
 
-from moe_megatron.config import RunConfig, dump_yaml
-from moe_megatron.errors import CheckpointError
+from moe_megatron.config import RunConfig, apply_overrides, dump_yaml, load_config
+from moe_megatron.errors import CheckpointError, ConfigError
 from moe_megatron.mcore import engine
 from moe_megatron.mcore.callbacks import Callback
-from moe_megatron.mcore.checkpoint import CONFIG_FILE, iteration_dir
+from moe_megatron.mcore.checkpoint import CONFIG_FILE, iteration_dir, latest_checkpoint
 from moe_megatron.mcore.engine import JobOutcome, MachineChoices, ModelHook, TrainingJob
 from moe_megatron.telemetry.console import ConsoleSink
+from moe_megatron.telemetry.history import HistorySink
+from moe_megatron.telemetry.history.location import history_address
 from moe_megatron.telemetry.jsonl import MetricsLog, RoutingLog
+from moe_megatron.telemetry.prometheus import PrometheusSink
 from moe_megatron.telemetry.sink import Sink, SinkSet
 from moe_megatron.training.data import PreparedData
+from moe_megatron.training.exporting import make_exporter
 from moe_megatron.training.history import History
 
 logger = logging.getLogger(__name__)
@@ -67,18 +71,20 @@ def pretrain(
     Raises:
         MoEError: The run cannot start or go on; the message names the remedy.
     """
+    config = _with_vocabulary(config, data.vocab_size)
     rank, history = engine.rank(), History()
+    exporter = make_exporter(config, run_dir) if rank == 0 else None
     if run_dir is not None:
         _write_config(config, run_dir, rank)
     sinks = None
     if rank == 0:
-        sinks = SinkSet([history, *_configured_sinks(config), *extra_sinks])
+        sinks = SinkSet([history, *_configured_sinks(config, run_dir, exporter), *extra_sinks])
     log = run_dir / "logs" / f"rank{rank}.log" if run_dir is not None and quiet_megatron else None
     job = TrainingJob(
         config=config,
         data_paths=data.paths,
         data_cache=data.cache,
-        vocab_size=data.vocab_size,
+        vocab_size=config.data.vocab_size,
         end_of_document=data.end_of_document,
         validation_paths=data.validation_paths,
         run_dir=run_dir,
@@ -89,6 +95,10 @@ def pretrain(
     )
     try:
         outcome = engine.run(job, machine)
+    except Exception:
+        if exporter is not None:
+            exporter.run_failed = True
+        raise
     finally:
         if sinks is not None:
             sinks.close()
@@ -102,11 +112,38 @@ def pretrain(
     )
 
 
-def _configured_sinks(config: RunConfig) -> list[Sink]:
-    sinks: list[Sink] = [MetricsLog()]
+def _with_vocabulary(config: RunConfig, entries: int) -> RunConfig:
+    """Say how many words the model has: those of its tokenizer, or of the checkpoint it loads.
+
+    A model may have more words than its tokenizer; published ones often do.
+    """
+    folder = config.checkpoint.load and latest_checkpoint(Path(config.checkpoint.load))
+    if folder and (folder / CONFIG_FILE).is_file():
+        loaded = load_config(folder / CONFIG_FILE).data.vocab_size
+        if entries > loaded:
+            raise ConfigError(
+                f"the tokenizer has {entries} words and the model in {folder} has {loaded}; set "
+                "data.tokenizer to the tokenizer of that model."
+            )
+        entries = loaded
+    return apply_overrides(config, {"data.vocab_size": entries})
+
+
+def _configured_sinks(
+    config: RunConfig, run_dir: Path | None, exporter: PrometheusSink | None
+) -> list[Sink]:
+    # Its view of the past comes before the logs, which rewind it; what it publishes, after them.
+    sinks: list[Sink] = [] if exporter is None else [exporter.earlier]
+    sinks.append(MetricsLog())
     telemetry = config.telemetry
-    if telemetry.enabled and telemetry.routing_log and config.moe_layers:
+    routing = telemetry.enabled and bool(config.moe_layers)
+    if routing and telemetry.routing_log:
         sinks.append(RoutingLog())
+    address = history_address(telemetry.history_address, run_dir)
+    if routing and telemetry.history and address is not None:
+        sinks.append(HistorySink(address))
+    if exporter is not None:
+        sinks.append(exporter)
     if telemetry.console:
         sinks.append(_console_sink(telemetry.console_interval, telemetry.plain_console))
     return sinks

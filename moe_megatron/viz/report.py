@@ -64,7 +64,7 @@ def render_report(data: ReportData) -> str:
         ]
     sections += [
         _config_section(data.config),
-        "<footer>Written by moe_megatron from metrics.jsonl and routing.jsonl.</footer>",
+        "<footer>Written by moe_megatron from the files of the run.</footer>",
     ]
     body = "\n".join(sections)
     return render_page(f"{name} - training report", body)

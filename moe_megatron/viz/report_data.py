@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Protocol, Self
 
 from moe_megatron.errors import DataError
+from moe_megatron.telemetry.history import HISTORY_FOLDER, RoutingHistory
 from moe_megatron.telemetry.jsonl import METRICS_FILE, ROUTING_FILE, read_metrics, read_routing
 from moe_megatron.telemetry.profile import RoutingProfile
 from moe_megatron.telemetry.records import EvalRecord, StepRecord
@@ -149,7 +150,7 @@ class RunMetrics:
 
 @dataclass(slots=True, kw_only=True)
 class RunRouting:
-    """routing.jsonl, condensed.
+    """routing.jsonl or the history, condensed.
 
     Attributes:
         columns: one profile for each range of steps.
@@ -222,13 +223,13 @@ def load_metrics(path: Path) -> RunMetrics:
 
 
 def load_routing(path: Path) -> RunRouting:
-    """Condenses a routing.jsonl.
+    """Condenses a routing.jsonl, or the folder of a routing history.
 
     Raises:
         DataError: the file is missing, malformed, empty, or mixes differently shaped models.
     """
     columns: StepColumns[RoutingProfile] = StepColumns()
-    for snapshot in read_routing(path):
+    for snapshot in RoutingHistory(path).snapshots() if path.is_dir() else read_routing(path):
         columns.add(snapshot.step, RoutingProfile.from_snapshots([snapshot]))
     if not len(columns):
         raise DataError(
@@ -244,7 +245,9 @@ def load_routing(path: Path) -> RunRouting:
 
 
 def load_report_data(run_dir: Path) -> ReportData:
-    """Reads metrics.jsonl and, where they are, routing.jsonl and config.yaml of a run directory.
+    """Reads metrics.jsonl and, where they are, the routing and config.yaml of a run directory.
+
+    A run without routing.jsonl may still have a history.
 
     Raises:
         DataError: a file is missing, empty or malformed; the message names it and what to run.
@@ -255,11 +258,13 @@ def load_report_data(run_dir: Path) -> ReportData:
             "directory of a run? `moe-megatron train` writes the file there"
         )
     metrics = load_metrics(run_dir / METRICS_FILE)
-    routing, config = run_dir / ROUTING_FILE, run_dir / CONFIG_FILE
+    config = run_dir / CONFIG_FILE
+    routing = (run_dir / name for name in (ROUTING_FILE, HISTORY_FOLDER))
+    recorded = next((path for path in routing if path.exists()), None)
     return ReportData(
         run_dir=run_dir,
         metrics=metrics,
-        routing=load_routing(routing) if routing.is_file() else None,
+        routing=None if recorded is None else load_routing(recorded),
         config=config.read_text(encoding="utf-8", errors="replace") if config.is_file() else None,
     )
 

@@ -23,6 +23,7 @@ from moe_megatron.config import list_presets, load_config
 from moe_megatron.config.convert import _choices, annotations_of
 from moe_megatron.config.flags import RULES
 from moe_megatron.config.run import SECTIONS, RunConfig
+from moe_megatron.testing import history_writer
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "moe_megatron"
@@ -76,6 +77,29 @@ def test_first_python_example_runs_as_printed(tmp_path: Path) -> None:
     assert {"my_model", "routing.html", "runs"} <= {path.name for path in tmp_path.iterdir()}
     (run,) = (tmp_path / "runs").iterdir()
     assert {"config.yaml", "metrics.jsonl", "routing.jsonl"} <= {p.name for p in run.iterdir()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("page", "files"),
+    [("analytics.md", {"affinity.png", "routing_profile.json"}), ("telemetry.md", {"runs"})],
+)
+def test_python_examples_of_the_page_run(page: str, files: set[str], tmp_path: Path) -> None:
+    """In their order, as one program, beside a run whose history they may read."""
+    history_writer.main(tmp_path / "runs" / "demo_moe" / "history", 0, 250)
+    blocks = _BLOCK.findall((ROOT / "docs" / page).read_text())
+    script = tmp_path / "examples.py"
+    script.write_text("".join(block for language, block in blocks if language == "python"))
+    answer = subprocess.run(
+        [sys.executable, str(script)],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert answer.returncode == 0, answer.stderr[-4000:]
+    assert files <= {path.name for path in tmp_path.iterdir()}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=ids)

@@ -79,7 +79,10 @@ def single(root: Path) -> dict[int, float]:
 
 @pytest.fixture(scope="module")
 def layouts(root: Path, single: dict[int, float]) -> dict[str, dict[int, float]]:
-    run_jobs([_continue(root, name, layout) for name, layout in TWO.items()], world_size=2)
+    fresh = {**SHAPE, **TWO["ep2"], "megatron.exit-interval": SEED_STEPS}
+    from_scratch = Job(run_dir=root / "ep2_from_scratch", overrides=fresh)
+    resumed = [_continue(root, name, layout) for name, layout in TWO.items()]
+    run_jobs([from_scratch, *resumed], world_size=2)
     run_jobs([_continue(root, name, layout) for name, layout in FOUR.items()], world_size=4)
     return {name: _losses(root / name) for name in (*TWO, *FOUR)}
 
@@ -90,6 +93,15 @@ def test_losses_of_five_steps_agree_with_a_single_process(
 ) -> None:
     expected = {step: single[step] for step in range(SEED_STEPS + 1, STEPS + 1)}
     assert layouts[layout] == pytest.approx(expected, rel=1e-4)
+
+
+def test_experts_start_from_the_same_weights_however_they_are_split(
+    layouts: dict[str, dict[int, float]], root: Path
+) -> None:
+    # Without seeds of their own, the experts of the second process are copies of the first's.
+    expected = _losses(root / "seed")
+    assert sorted(expected) == [1, 2]
+    assert _losses(root / "ep2_from_scratch") == pytest.approx(expected, rel=5e-6)
 
 
 @pytest.mark.parametrize("layout", [*TWO, *FOUR])

@@ -1,16 +1,24 @@
-"""Collectives that Megatron calls with NCCL's abilities, done with what Gloo can do.
+"""Collectives that Megatron calls with NCCL's abilities, done with what a CPU can do.
 
-Each function has the signature of its namesake in `torch.distributed` and calls the real one
-wherever Gloo serves it. Missing there: tensors as split sizes, unequal shapes in `all_gather` and
-`reduce_scatter`, and averages.
+Each function has the signature of its namesake in `torch.distributed`. What Gloo lacks is built
+from what it has: tensors as split sizes, unequal shapes in `all_gather` and `reduce_scatter`, and
+averages. Ranks of one host exchange tensors through shared memory (shared_memory.py) where that is
+quicker; what they compute from them is the same to the bit. Everything else goes to Gloo.
 """
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from moe_megatron.platform.megatron_cpu.shared_memory import Channel, channel_of
+
 Group = dist.ProcessGroup | None
+
+_PIECE = 2**22
+"""Bytes for each rank that are exchanged at once, of what may be as long as the model."""
 
 
 class _Done:
@@ -38,12 +46,31 @@ def names() -> dict[str, Any]:
 def all_reduce(
     tensor: torch.Tensor, op: Any = dist.ReduceOp.SUM, group: Group = None, async_op: bool = False
 ) -> Any:
-    """`torch.distributed.all_reduce`, averages included."""
-    if op != dist.ReduceOp.AVG:
+    """`torch.distributed.all_reduce`, averages included.
+
+    Two ranks add in shared memory; of more, the order of addition is Gloo's, and so is the work.
+    """
+    is_average = op == dist.ReduceOp.AVG
+    channel = None
+    if not async_op and (is_average or op == dist.ReduceOp.SUM) and tensor.is_contiguous():
+        channel = channel_of(group)
+    if channel is not None and dist.get_world_size(group) == 2:
+        _add_of_two(tensor, channel)
+    elif is_average:
+        dist.all_reduce(tensor, group=group)
+    else:
         return dist.all_reduce(tensor, op=op, group=group, async_op=async_op)
-    dist.all_reduce(tensor, group=group)
-    tensor.div_(dist.get_world_size(group))
+    if is_average:
+        tensor.div_(dist.get_world_size(group))
     return _Done() if async_op else None
+
+
+def _add_of_two(tensor: torch.Tensor, channel: Channel) -> None:
+    flat = tensor.detach().view(-1)
+    for piece in torch.split(flat, _PIECE // tensor.element_size()):
+        both = piece.new_empty(2, len(piece))
+        channel.exchange([_bytes(piece)] * 2, [_bytes(row) for row in both])
+        torch.add(both[0], both[1], out=piece)
 
 
 def all_gather(
@@ -86,10 +113,18 @@ def all_gather_into_tensor(
     output: torch.Tensor, input: torch.Tensor, group: Group = None, async_op: bool = False
 ) -> Any:
     """`torch.distributed.all_gather_into_tensor`, without a copy to itself in a group of one."""
-    if dist.get_world_size(group) > 1:
+    if dist.get_world_size(group) == 1:
+        _copy_unless_same(output, input)
+        return _Done() if async_op else None
+    channel = None if async_op else channel_of(group)
+    if channel is None:
         return dist.all_gather_into_tensor(output, input, group=group, async_op=async_op)
-    _copy_unless_same(output, input)
-    return _Done() if async_op else None
+    parts = _parts(output, None, dist.get_world_size(group))
+    own = _bytes(input.contiguous())
+    for start in range(0, len(own), _PIECE):
+        piece = own[start : start + _PIECE]
+        channel.exchange([piece] * len(parts), [part[start : start + _PIECE] for part in parts])
+    return None
 
 
 def reduce_scatter_tensor(
@@ -108,14 +143,28 @@ def reduce_scatter_tensor(
     if size == 1:
         _copy_unless_same(output, input)
     elif op in (dist.ReduceOp.SUM, dist.ReduceOp.AVG):
-        parts = torch.empty_like(input, memory_format=torch.contiguous_format)
-        dist.all_to_all_single(parts, input.contiguous(), group=group)
-        torch.sum(parts.view(size, *output.shape), dim=0, out=output)
+        parts, sums = input.contiguous().view(size, -1), output.view(-1)
+        step = _PIECE // input.element_size()
+        for start in range(0, len(sums), step):
+            piece = slice(start, start + step)
+            received = _exchanged(parts[:, piece], group)
+            torch.sum(received, dim=0, out=sums[piece])
         if op == dist.ReduceOp.AVG:
             output.div_(size)
     else:
         return dist.reduce_scatter_tensor(output, input, op=op, group=group, async_op=async_op)
     return _Done() if async_op else None
+
+
+def _exchanged(parts: torch.Tensor, group: Group) -> torch.Tensor:
+    """Send row r to each rank r; returns one row from each."""
+    received = torch.empty_like(parts, memory_format=torch.contiguous_format)
+    channel = channel_of(group)
+    if channel is None:
+        dist.all_to_all_single(received, parts.contiguous(), group=group)
+    else:
+        channel.exchange([_bytes(row) for row in parts], [_bytes(row) for row in received])
+    return received
 
 
 def _copy_unless_same(output: torch.Tensor, input: torch.Tensor) -> None:
@@ -132,15 +181,25 @@ def all_to_all_single(
     async_op: bool = False,
 ) -> Any:
     """`torch.distributed.all_to_all_single` with split sizes as any sequence of numbers."""
-    return dist.all_to_all_single(
-        output,
-        input,
-        _int_list(output_split_sizes),
-        _int_list(input_split_sizes),
-        group=group,
-        async_op=async_op,
-    )
+    channel = channel_of(group)
+    received, sent = _int_list(output_split_sizes), _int_list(input_split_sizes)
+    if channel is None:
+        return dist.all_to_all_single(output, input, received, sent, group=group, async_op=async_op)
+    size = dist.get_world_size(group)
+    channel.exchange(_parts(input, sent, size), _parts(output, received, size))
+    return _Done() if async_op else None
 
 
 def _int_list(sizes: Any) -> list[int] | None:
     return None if sizes is None else [int(size) for size in sizes]
+
+
+def _parts(tensor: torch.Tensor, rows: list[int] | None, count: int) -> Sequence[torch.Tensor]:
+    """The bytes for each rank: so many rows of the first dimension, or equal parts."""
+    row = tensor.element_size() * math.prod(tensor.shape[1:])
+    sizes = [row * n for n in rows] if rows else [tensor.nbytes // count] * count
+    return torch.split(_bytes(tensor), sizes)
+
+
+def _bytes(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().view(-1).view(torch.uint8)

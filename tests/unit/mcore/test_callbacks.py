@@ -14,6 +14,8 @@ import torch
 from megatron.training import training as loop
 
 from moe_megatron.mcore.callbacks import Callback, EvaluationEnd, StepEnd, callbacks_installed
+from moe_megatron.mcore.phases import PhaseClock
+from moe_megatron.telemetry.catalog import PHASES
 
 WRAPPED = (
     "train",
@@ -83,6 +85,7 @@ def test_wrapped_functions_have_the_parameters_that_are_read() -> None:
     assert parameters[:5] == ["prefix", "forward_step_func", "data_iterator", "model", "iteration"]
     assert next(iter(inspect.signature(loop.save_checkpoint_and_time).parameters)) == "iteration"
     assert list(inspect.signature(loop.train).parameters)[:2] == ["forward_step_func", "model"]
+    assert list(inspect.signature(loop.train_step).parameters)[6] == "forward_backward_func"
 
 
 def test_training_starts_after_the_callbacks_were_told(events: list[Any]) -> None:
@@ -97,7 +100,7 @@ def test_training_starts_after_the_callbacks_were_told(events: list[Any]) -> Non
 
 def test_step_is_reported_before_megatron_logs_and_clears_it(events: list[Any]) -> None:
     losses = {"lm loss": torch.tensor(3.0)}
-    loop.train_step("forward")
+    loop.train_step("forward", *"dmosc", lambda: "forward and backward", iteration=4)
     words = (losses, {}, 0.1, 5, 1.0, False, 1, 0.5, None, None)
     assert loop.training_log(*words, is_first_iteration=True) == "result of training_log"
     assert [event[:2] for event in events] == [
@@ -110,7 +113,48 @@ def test_step_is_reported_before_megatron_logs_and_clears_it(events: list[Any]) 
     assert (told.step, told.learning_rate, told.grad_norm, told.skipped) == (5, 0.1, 0.5, True)
     assert told.losses is losses
     assert told.seconds >= 0
+    assert told.phase_seconds.keys() == {"optimizer", "other"}
+    arguments, named = events[0][2:]
+    assert (arguments[:6], named) == (("forward", *"dmosc"), {"iteration": 4})
+    assert arguments[6]() == "forward and backward"
     assert events[3][2:] == (words, {"is_first_iteration": True})
+
+
+def test_phases_are_those_of_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+
+    def spend(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    def train_step(*args: Any) -> None:
+        spend(1.0)
+        args[6]()
+        spend(2.0)
+
+    monkeypatch.setattr(loop, "train_step", train_step)
+    monkeypatch.setattr(loop, "training_log", lambda *args: spend(4.0))
+    monkeypatch.setattr(loop, "evaluate_and_print_results", lambda *args: spend(8.0))
+    monkeypatch.setattr(loop, "save_checkpoint_and_time", lambda *args: spend(16.0))
+    happened: list[Any] = []
+    clock = PhaseClock(lambda: now)
+    with callbacks_installed([Recorder("a", happened)], clock):
+        for step in (1, 2):
+            loop.train_step(*"fdmosc", lambda: spend(32.0))
+            loop.training_log({}, {}, 0.1, step, 1.0, False, 0, 0.5)
+            loop.evaluate_and_print_results("", "f", "d", "m", step)
+            loop.save_checkpoint_and_time(step)
+    first, second = [e[2].phase_seconds for e in happened if e[1] == "step"]
+    assert first == {"forward_backward": 32.0, "optimizer": 3.0, "other": 0.0}
+    assert second == {
+        "forward_backward": 32.0,
+        "optimizer": 3.0,
+        "evaluation": 8.0,
+        "checkpoint": 16.0,
+        "telemetry": 0.0,
+        "other": 4.0,
+    }
+    assert second.keys() | {"data"} == set(PHASES)
 
 
 @pytest.mark.parametrize(

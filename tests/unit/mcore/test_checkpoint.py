@@ -10,6 +10,7 @@ import pytest
 from megatron.core.dist_checkpointing.core import CheckpointingException
 from torch.distributed.checkpoint.api import CheckpointException, _wrap_exception
 
+from moe_megatron.checkpoint.companions import HF_FOLDER
 from moe_megatron.config import RunConfig, apply_overrides, load_config
 from moe_megatron.errors import CheckpointError
 from moe_megatron.mcore import checkpoint
@@ -227,3 +228,13 @@ def test_failures_of_the_run_around_it_keep_their_type(tmp_path: Path) -> None:
         with pytest.raises(type(error)) as caught, checkpoint.explained_errors(checkpoints):
             raise error
         assert caught.value is error
+
+
+def test_what_is_known_of_a_converted_model_travels_to_the_next_checkpoint(tmp_path: Path) -> None:
+    loaded, folder = tmp_path / "release", tmp_path / "run" / "iter_0000003"
+    (loaded / checkpoint.HUGGING_FACE).mkdir(parents=True)
+    (loaded / checkpoint.HUGGING_FACE / "config.json").write_text("{}")
+    checkpoint.write_companions(folder, RunConfig(), loaded)
+    assert (folder / HF_FOLDER / "config.json").read_text() == "{}"
+    checkpoint.write_companions(folder, RunConfig(), folder)  # resumed and saved in one step
+    assert (folder / HF_FOLDER / "config.json").read_text() == "{}"

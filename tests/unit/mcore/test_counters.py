@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from moe_megatron.mcore.counters import RoutingCounters, RoutingRow
+from moe_megatron.mcore.rank_load import RankValues
 
 LAYERS, EXPERTS = (2, 5), 3
 CPU = torch.device("cpu")
@@ -107,9 +108,22 @@ def _rank_program() -> None:
     totals = second.get()
     assert totals.tokens.tolist() == [50, 0]
     assert totals.loss == 2.5
-    totals = counters.collect(contributes=True, loss=None).get()
+    own = RankValues(compute_seconds=0.5 + rank, memory_bytes=2.0**40 + rank)
+    totals = counters.collect(contributes=rank == 0, loss=None, own=own).get()
     assert totals.loss is None
+    assert totals.rank_compute_seconds.tolist() == [0.5, 1.5]
+    assert totals.rank_memory_bytes.tolist() == [2.0**40, 2.0**40 + 1]
     dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("layers", [(), (2, 3)])
+def test_values_of_the_rank_travel_along(layers):
+    counters = RoutingCounters(layers, 3 if layers else 0, torch.device("cpu"))
+    own = RankValues(compute_seconds=0.25, memory_bytes=7.0)
+    totals = counters.collect(contributes=False, loss=torch.tensor(4.0), own=own).get()
+    assert (totals.rank_compute_seconds, totals.rank_memory_bytes) == ([0.25], [7.0])
+    assert totals.loss == 4.0
+    assert counters.collect(contributes=True, loss=None).get().rank_memory_bytes == [0.0]
 
 
 @pytest.mark.distributed

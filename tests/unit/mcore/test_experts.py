@@ -1,6 +1,8 @@
 """The experts of one process against Megatron's sequential ones, their slow, obvious twin."""
 
 import copy
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,7 +14,7 @@ from megatron.core.transformer.mlp import MLPSubmodules
 from megatron.core.transformer.moe.experts import SequentialMLP
 from megatron.core.transformer.moe.moe_utils import get_default_pg_collection
 
-from moe_megatron.mcore.experts import LocalExperts, _Layout, _SwiGluExperts
+from moe_megatron.mcore.experts import LocalExperts, _drawn_from_own_seeds, _Layout, _SwiGluExperts
 
 HIDDEN, INNER, EXPERTS = 16, 24, 4
 COUNTS = [5, 0, 33, 2]
@@ -121,3 +123,22 @@ def test_padding_puts_zeros_behind_each_expert_and_takes_them_out_again() -> Non
     assert layout.padded == [4, 0, 4]
     assert padded.flatten().tolist() == [1, 2, 3, 0, 4, 5, 6, 7]
     assert torch.equal(layout.unpad(padded), x)
+
+
+def test_initial_weights_depend_on_the_number_of_an_expert_and_not_on_its_process() -> None:
+    def draw(first: int, count: int) -> list[torch.Tensor]:
+        torch.manual_seed(3)
+        linear = partial(torch.nn.Linear, 4, 2)
+        modules = _drawn_from_own_seeds(MLPSubmodules(linear_fc1=linear, linear_fc2=linear), first)
+        weights = [build().weight for _ in range(count) for build in _builders(modules)]
+        return [*weights, torch.rand(1)]
+
+    whole, left, right = draw(0, 4), draw(0, 2), draw(2, 2)
+    assert all(map(torch.equal, whole, [*left[:-1], *right]))
+    # What is drawn after the experts is the same in every process.
+    assert torch.equal(left[-1], right[-1])
+    assert len({tuple(weight.flatten().tolist()) for weight in whole[:-1]}) == 8
+
+
+def _builders(modules: Any) -> tuple[Callable[[], torch.nn.Linear], ...]:
+    return modules.linear_fc1, modules.linear_fc2

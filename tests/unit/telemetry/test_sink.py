@@ -59,6 +59,13 @@ class Gated(Recorder):
         super().step(record, routing)
 
 
+class Buffering(Recorder):
+    """Is told when to write."""
+
+    def flush(self) -> None:
+        self._note("flush", "flush")
+
+
 def test_close_delivers_everything_in_order(make_step: MakeStep, make_run: MakeRun) -> None:
     first, second = Recorder(), Recorder()
     sinks = SinkSet([first, second])
@@ -143,6 +150,23 @@ def test_flush_waits_for_what_is_queued(make_step: MakeStep, make_run: MakeRun) 
     assert sinks.flush(timeout=10)
     assert slow.calls == ["start", 1]
     sinks.close()
+
+
+@pytest.mark.parametrize("fails_in", ["", "flush"])
+def test_flush_tells_buffering_sinks_to_write(
+    make_step: MakeStep, make_run: MakeRun, caplog: pytest.LogCaptureFixture, fails_in: str
+) -> None:
+    buffering, other = Buffering(fails_in), Recorder()
+    sinks = SinkSet([buffering, other])
+    sinks.start(make_run())
+    sinks.step(make_step(1), None)
+    assert sinks.flush()
+    assert buffering.calls[:3] == ["start", 1, "flush"]
+    sinks.step(make_step(2), None)
+    sinks.close()
+    assert buffering.calls[3:] == (["close"] if fails_in else [2, "close"])
+    assert other.calls == ["start", 1, 2, "close"]
+    assert len([m for m in caplog.messages if "sink Buffering failed" in m]) == bool(fails_in)
 
 
 def test_close_twice_and_records_after_it_are_ignored(

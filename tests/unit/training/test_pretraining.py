@@ -1,32 +1,42 @@
 """What surrounds Megatron's loop; runs with it are in tests/functional."""
 
+from pathlib import Path
+
 import pytest
 
-from moe_megatron.config import apply_overrides, load_config
-from moe_megatron.errors import CheckpointError
+from moe_megatron.config import apply_overrides, dump_yaml, load_config
+from moe_megatron.errors import CheckpointError, ConfigError
 from moe_megatron.telemetry.console import ConsoleSink
+from moe_megatron.telemetry.history import HistorySink
 from moe_megatron.telemetry.jsonl import MetricsLog, RoutingLog
 from moe_megatron.training import pretraining
 
 
-def sinks(**overrides):
+def sinks(run_dir=Path("runs/a"), **overrides):
     named = {name.replace("__", "."): value for name, value in overrides.items()}
     config = apply_overrides(load_config("test_tiny"), named)
-    return [type(sink) for sink in pretraining._configured_sinks(config)]
+    return [type(sink) for sink in pretraining._configured_sinks(config, run_dir)]
 
 
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        ({}, [MetricsLog, RoutingLog, ConsoleSink]),
-        ({"telemetry__console": False}, [MetricsLog, RoutingLog]),
-        ({"telemetry__routing_log": False}, [MetricsLog, ConsoleSink]),
+        ({}, [MetricsLog, RoutingLog, HistorySink, ConsoleSink]),
+        ({"run_dir": None}, [MetricsLog, RoutingLog, ConsoleSink]),
+        ({"telemetry__console": False}, [MetricsLog, RoutingLog, HistorySink]),
+        ({"telemetry__routing_log": False}, [MetricsLog, HistorySink, ConsoleSink]),
+        ({"telemetry__history": False}, [MetricsLog, RoutingLog, ConsoleSink]),
         ({"telemetry__enabled": False}, [MetricsLog, ConsoleSink]),
         ({"moe__num_experts": None}, [MetricsLog, ConsoleSink]),
     ],
 )
 def test_sinks_follow_the_configuration(overrides, expected):
     assert sinks(**overrides) == expected
+
+
+def test_unknown_place_for_histories_is_refused_before_the_run():
+    with pytest.raises(ConfigError, match=r"cannot be kept at 'ftp://host/all/a'.*s3://BUCKET"):
+        sinks(telemetry__history_address="ftp://host/all")
 
 
 def test_configuration_is_written_by_rank_0_only(tmp_path):
@@ -45,3 +55,17 @@ def test_run_directory_below_a_file_is_explained(tmp_path):
         r"permissions or free space, or choose another one with --run-dir.",
     ):
         pretraining._write_config(load_config("test_tiny"), tmp_path / "file" / "run", rank=0)
+
+
+def test_number_of_words_is_that_of_the_loaded_model_or_else_of_the_tokenizer(tmp_path):
+    fresh = load_config("test_tiny")
+    assert pretraining._with_vocabulary(fresh, 300).data.vocab_size == 300
+    (tmp_path / "latest_checkpointed_iteration.txt").write_text("release")
+    (tmp_path / "release").mkdir()
+    loading = apply_overrides(fresh, {"checkpoint.load": str(tmp_path)})
+    assert pretraining._with_vocabulary(loading, 300).data.vocab_size == 300
+    saved = dump_yaml(apply_overrides(fresh, {"data.vocab_size": 384}))
+    (tmp_path / "release" / "config.yaml").write_text(saved)
+    assert pretraining._with_vocabulary(loading, 300).data.vocab_size == 384
+    with pytest.raises(ConfigError, match=r"tokenizer has 385 words and the model in .* has 384;"):
+        pretraining._with_vocabulary(loading, 385)

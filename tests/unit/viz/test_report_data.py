@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 
 from moe_megatron.errors import DataError
+from moe_megatron.telemetry.history import HistorySink
+from moe_megatron.telemetry.jsonl import read_metrics, read_routing
+from moe_megatron.telemetry.records import RunInfo, StepRecord
 from moe_megatron.viz.report_data import (
     RunningMean,
     StepColumns,
@@ -84,6 +87,42 @@ def test_run_without_routing_has_none(make_run_dir: MakeRunDir) -> None:
     run_dir = make_run_dir()
     (run_dir / "routing.jsonl").unlink()
     assert load_report_data(run_dir).routing is None
+
+
+def test_history_takes_the_place_of_a_missing_routing_log(make_run_dir: MakeRunDir) -> None:
+    run_dir = make_run_dir(steps=40, lost=3)
+    expected = load_report_data(run_dir).routing
+    snapshots = list(read_routing(run_dir / "routing.jsonl"))
+    sink = HistorySink(run_dir / "history")
+    sink.start(
+        RunInfo(
+            run_dir=run_dir,
+            total_steps=40,
+            start_step=0,
+            num_layers=3,
+            num_experts=4,
+            top_k=1,
+            world_size=1,
+            layers=snapshots[0].layers,
+            description="",
+        )
+    )
+    record = next(r for r in read_metrics(run_dir / "metrics.jsonl") if isinstance(r, StepRecord))
+    for snapshot in snapshots:
+        sink.step(record, snapshot)
+    sink.close()
+    (run_dir / "routing.jsonl").unlink()
+    found = load_report_data(run_dir).routing
+    assert found is not None
+    assert expected is not None
+    for mine, theirs in zip(
+        [found.whole, found.late, *found.columns],
+        [expected.whole, expected.late, *expected.columns],
+        strict=True,
+    ):
+        assert np.array_equal(mine.tokens_per_expert, theirs.tokens_per_expert)
+        assert np.array_equal(mine.entropy, theirs.entropy, equal_nan=True)
+        assert (mine.first_step, mine.last_step) == (theirs.first_step, theirs.last_step)
 
 
 def test_metrics_of_evaluations_alone_are_not_enough(make_run_dir: MakeRunDir) -> None:

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from moe_megatron.platform.megatron_cpu import gloo
+from moe_megatron.platform.megatron_cpu.shared_memory import SWITCH, channel_of
 
 WORLD = 2
 
@@ -126,6 +127,41 @@ def check_all_to_all(rank: int, async_op: bool) -> None:
     assert torch.equal(output, torch.stack([value_of(s, 2, 2)[rank] for s in (0, 1)]))
 
 
+def check_types_of_all_to_all(rank: int, async_op: bool) -> None:
+    for dtype in (torch.bfloat16, torch.float64, torch.int64, torch.uint8):
+        given = [value_of(source, 6, 5).mul(9).abs().to(dtype) for source in (0, 1)]
+        output = torch.empty(6, 5, dtype=dtype)
+        finish(gloo.all_to_all_single(output, given[rank], async_op=async_op))
+        expected = torch.cat([part[3 * rank : 3 * rank + 3] for part in given])
+        assert torch.equal(output, expected), dtype
+
+
+def check_long_tensors(rank: int, async_op: bool) -> None:
+    """Longer than one piece, and not by a whole number of them."""
+    length = gloo._PIECE // 4 + 1001
+    values = [value_of(source, 2 * length) for source in (0, 1)]
+    total = values[0] + values[1]
+    tensor = values[rank].clone()
+    finish(gloo.all_reduce(tensor, async_op=async_op))
+    assert torch.equal(tensor, total)
+    part = torch.empty(length)
+    finish(gloo.reduce_scatter_tensor(part, values[rank], async_op=async_op))
+    assert torch.equal(part, total[rank * length : (rank + 1) * length])
+    gathered = torch.empty(2 * length)
+    finish(gloo.all_gather_into_tensor(gathered, part, async_op=async_op))
+    assert torch.equal(gathered, total)
+
+
+def check_first_call_among_gathers_that_are_collected(rank: int, async_op: bool) -> None:
+    """Megatron's gradient buffers: connecting may not wait for what is put off."""
+    group = dist.new_group([0, 1])
+    with dist._coalescing_manager(group, async_ops=async_op) as collected:
+        part = torch.empty(2)
+        finish(gloo.reduce_scatter_tensor(part, value_of(rank, 4), group=group))
+    collected.wait()
+    torch.testing.assert_close(part, (value_of(0, 4) + value_of(1, 4))[2 * rank : 2 * rank + 2])
+
+
 def check_subgroup(rank: int, async_op: bool) -> None:
     """Ranks inside a group are not those of the world."""
     group = dist.new_group([1])
@@ -155,6 +191,8 @@ CHECKS: dict[str, Callable[[int, bool], None]] = {
 
 def _rank_program() -> None:
     dist.init_process_group("gloo")
+    # Otherwise both runs of this program would show the same.
+    assert (channel_of(None) is not None) == (os.environ[SWITCH] == "1")
     for name, check in CHECKS.items():
         for async_op in (False, True):
             check(dist.get_rank(), async_op)
@@ -162,8 +200,8 @@ def _rank_program() -> None:
     dist.destroy_process_group()
 
 
-@pytest.fixture(scope="module")
-def outputs() -> list[str]:
+@pytest.fixture(scope="module", params=["1", "0"], ids=["shared_memory", "gloo"])
+def outputs(request: pytest.FixtureRequest) -> list[str]:
     """What each of the two processes printed."""
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
@@ -173,7 +211,13 @@ def outputs() -> list[str]:
         subprocess.Popen(
             [sys.executable, __file__],
             cwd=Path(__file__).parents[4],
-            env={**os.environ, **world, "RANK": str(rank), "PYTHONPATH": "."},
+            env={
+                **os.environ,
+                **world,
+                "RANK": str(rank),
+                "PYTHONPATH": ".",
+                SWITCH: request.param,
+            },
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -1,0 +1,232 @@
+"""`RouterAnalyzer`: runs a model on chosen text and asks which experts serve what.
+
+It feeds the model and hands what the routers decide to `decisions`, `specialization` and
+`affinity_plot`. The model is left as it was: in its mode, its gradients untouched. Training is not
+its business.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from moe_megatron.analytics.affinity_plot import plot_affinity
+from moe_megatron.analytics.decisions import BatchAnalysis
+from moe_megatron.analytics.routers import Decision, RouterHooks
+from moe_megatron.analytics.specialization import Specialization, SpecializationCounter
+from moe_megatron.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    type Tokens = Tensor | npt.NDArray[np.int64] | Sequence[int]
+
+
+class RouterAnalyzer:
+    """Explains the routers of a model.
+
+    Args:
+        model: a `MoEModel`, or a model of transformers with routers; see `routers`.
+        tokenizer: of transformers; needed only where text is given.
+
+    Raises:
+        ConfigError: no router is found in the model.
+    """
+
+    def __init__(self, model: "nn.Module", tokenizer: Any = None) -> None:
+        self._model = model
+        self._tokenizer = tokenizer
+        self._hooks = RouterHooks(model)
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Global 1-based numbers of the layers that have a router."""
+        return self._hooks.shape.layers
+
+    def analyze_batch(
+        self, inputs: "Tensor | Mapping[str, Tensor]", return_attention_maps: bool = False
+    ) -> BatchAnalysis:
+        """Runs the model once, in evaluation mode, and returns every routing decision.
+
+        Args:
+            inputs: int64 [batch, seq] token ids, or those and an attention_mask by name.
+            return_attention_maps: also return how much each token attends to each other one.
+
+        Raises:
+            DataError: the ids do not fit the model.
+        """
+        named = dict(inputs) if isinstance(inputs, Mapping) else {"input_ids": inputs}
+        decisions: dict[int, Decision] = {}
+
+        def listen(decision: Decision) -> None:
+            decisions[decision.layer] = decision
+
+        maps: tuple[npt.NDArray[np.float32], ...] | None = None
+        with _undisturbed(self._model), self._hooks.listening(listen):
+            if return_attention_maps:
+                maps = _run_with_attention(self._model, named)
+            else:
+                self._model(**named)
+        ordered = [decisions[layer] for layer in self.layers]
+        return BatchAnalysis(
+            input_ids=_fetch(named["input_ids"]),
+            layers=self.layers,
+            indices=np.stack([_fetch(decision.indices) for decision in ordered]),
+            scores=np.stack([_fetch(decision.scores) for decision in ordered]),
+            attention_maps=maps,
+        )
+
+    def compute_expert_specialization(
+        self,
+        dataset: Iterable[Mapping[str, Any]],
+        num_samples: int = 1000,
+        *,
+        max_length: int = 256,
+        batch_size: int = 8,
+    ) -> Specialization:
+        """Measures which experts serve which domains and tokens.
+
+        Args:
+            dataset: samples with a "domain" and either "input_ids" or, with a tokenizer, "text".
+                Of a list longer than `num_samples` evenly spaced ones are taken, of anything else
+                the first.
+            num_samples: samples to use at most.
+            max_length: tokens of a sample to use at most.
+            batch_size: samples to run at a time.
+
+        Raises:
+            DataError: a sample lacks a field, or there are not at least two domains.
+            ConfigError: samples are text and there is no tokenizer.
+        """
+        counter = SpecializationCounter()
+        samples = iter(_choose(dataset, num_samples))
+        while batch := list(islice(samples, batch_size)):
+            rows = [self._read_sample(sample, max_length) for sample in batch]
+            rows = [(ids, domain) for ids, domain in rows if len(ids)]
+            if rows:
+                analysis = self.analyze_batch(self._pad([ids for ids, _ in rows]))
+                counter.add(analysis, [domain for _, domain in rows])
+        return counter.finish()
+
+    def plot_expert_token_affinity(self, tokens: "str | Tokens", save_to: str | Path) -> Path:
+        """Draws the routers' scores for each token of one text and writes them as PNG.
+
+        Args:
+            tokens: text, if there is a tokenizer, or the ids of one sequence.
+            save_to: file to write.
+
+        Returns:
+            The file.
+
+        Raises:
+            DataError: there are no tokens.
+            ConfigError: text is given and there is no tokenizer.
+        """
+        ids = self._encode(tokens) if isinstance(tokens, str) else _as_ids(tokens)
+        if not len(ids):
+            raise DataError("there are no tokens to plot; give a text or ids that are not empty")
+        analysis = self.analyze_batch(self._pad([ids]))
+        path = Path(save_to)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        labels = [self._label(token) for token in ids.tolist()]
+        plot_affinity(analysis.scores[:, 0], analysis.indices[:, 0], self.layers, labels, path)
+        return path
+
+    def _read_sample(
+        self, sample: Mapping[str, Any], max_length: int
+    ) -> tuple[npt.NDArray[np.int64], str]:
+        if "domain" not in sample or not ("input_ids" in sample or "text" in sample):
+            raise DataError(
+                'a sample needs "domain" and either "input_ids" or "text", got '
+                f"{', '.join(map(str, sample)) or 'an empty one'}"
+            )
+        ids = sample.get("input_ids")
+        ids = self._encode(sample["text"]) if ids is None else _as_ids(ids)
+        return ids[:max_length], str(sample["domain"])
+
+    def _encode(self, text: str) -> npt.NDArray[np.int64]:
+        if self._tokenizer is None:
+            raise ConfigError(
+                "text needs a tokenizer; give RouterAnalyzer one, or pass token ids instead"
+            )
+        return np.asarray(self._tokenizer(text)["input_ids"], dtype=np.int64)
+
+    def _label(self, token: int) -> str:
+        if self._tokenizer is None:
+            return str(token)
+        return str(self._tokenizer.decode([token])).replace("\n", "\\n").replace("\t", "\\t")
+
+    def _pad(self, rows: Sequence[npt.NDArray[np.int64]]) -> "dict[str, Tensor]":
+        """Rows of different lengths as one batch on the model's device, padded on the right."""
+        ids = np.zeros((len(rows), max(map(len, rows))), dtype=np.int64)
+        mask = np.zeros_like(ids)
+        for number, row in enumerate(rows):
+            ids[number, : len(row)], mask[number, : len(row)] = row, 1
+        # A tensor's way to make another on its device; ids beyond 2^24 forbid floats on the way.
+        like = next(self._model.parameters()).detach().new_zeros(()).long()
+        return {"input_ids": like.new_tensor(ids), "attention_mask": like.new_tensor(mask)}
+
+
+def _choose(dataset: Iterable[Mapping[str, Any]], num_samples: int) -> Iterable[Mapping[str, Any]]:
+    if isinstance(dataset, Sequence) and len(dataset) > num_samples:
+        places = np.linspace(0, len(dataset) - 1, num_samples).round().astype(int)
+        return [dataset[place] for place in places.tolist()]
+    return islice(dataset, num_samples)
+
+
+@contextmanager
+def _undisturbed(model: "nn.Module") -> Iterator[None]:
+    """Evaluation mode and no gradients inside, and afterwards everything as before."""
+    modes = {module: module.training for module in model.modules()}
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        model.eval()
+        for parameter in trainable:
+            parameter.requires_grad_(False)  # then no graph is kept, which costs most memory
+        yield
+    finally:
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+        for module, training in modes.items():
+            module.training = training
+
+
+def _run_with_attention(
+    model: Any, inputs: "dict[str, Tensor]"
+) -> tuple[npt.NDArray[np.float32], ...]:
+    """Runs the model and returns the attention of each layer, [batch, heads, seq, seq]."""
+    if hasattr(model, "set_attn_implementation"):
+        fused = model.config._attn_implementation
+        model.set_attn_implementation("eager")  # the fused ones never have the weights in memory
+        try:
+            output = model(**inputs, output_attentions=True, use_cache=False)
+        finally:
+            model.set_attn_implementation(fused)
+        return tuple(_fetch(weights.float()) for weights in output.attentions)
+    found: dict[int, Any] = {}
+
+    def hook(module: Any, args: tuple[Any, ...], output: Any) -> None:
+        found[module.layer] = _fetch(module.attention_weights(*args[:3]).float())
+
+    attentions = [m for m in model.modules() if hasattr(m, "attention_weights")]
+    handles = [module.register_forward_hook(hook) for module in attentions]
+    try:
+        model(**inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return tuple(found[layer] for layer in sorted(found))
+
+
+def _as_ids(tokens: Any) -> npt.NDArray[np.int64]:
+    ids = _fetch(tokens) if hasattr(tokens, "cpu") else np.asarray(tokens, dtype=np.int64)
+    return ids.reshape(-1)
+
+
+def _fetch(tensor: Any) -> npt.NDArray[Any]:
+    values: npt.NDArray[Any] = tensor.detach().cpu().numpy()
+    return values

@@ -1,0 +1,109 @@
+"""Every routing decision of one batch, and what can be counted from it.
+
+L is the number of MoE layers, E of experts in a layer, k of experts a token visits. A decision is
+counted as the router made it, whether or not a full expert then dropped the token. It does not
+know models or tensors: the arrays are numpy's.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from moe_megatron.errors import ConfigError
+
+Int64Array = npt.NDArray[np.int64]
+Float32Array = npt.NDArray[np.float32]
+BoolArray = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class BatchAnalysis:
+    """What the routers decided for each token of a batch.
+
+    Attributes:
+        input_ids: int64 [batch, seq].
+        layers: global 1-based numbers of the MoE layers.
+        indices: int64 [L, batch, seq, k], experts chosen, best first; -1 for padding.
+        scores: float32 [L, batch, seq, E], router distribution; 0 for padding.
+        attention_maps: of each transformer layer, float32 [batch, heads, seq, seq], how much each
+            query attends to each key; None unless asked for.
+    """
+
+    input_ids: Int64Array
+    layers: tuple[int, ...]
+    indices: Int64Array
+    scores: Float32Array
+    attention_maps: tuple[Float32Array, ...] | None = None
+
+    @property
+    def num_experts(self) -> int:
+        """E."""
+        return int(self.scores.shape[-1])
+
+    @property
+    def valid(self) -> BoolArray:
+        """False for padding. [batch, seq]"""
+        mask: BoolArray = self.indices[0, ..., 0] >= 0
+        return mask
+
+    @property
+    def tokens_per_expert(self) -> Int64Array:
+        """How many tokens chose each expert. [L, E]"""
+        return np.stack([self.routing_map(layer).sum(axis=0) for layer in self.layers])
+
+    @property
+    def token_entropy(self) -> Float32Array:
+        """Entropy of the router for each token, in nats; 0 for padding. [L, batch, seq]"""
+        logs = np.log(np.where(self.scores > 0, self.scores, 1.0))
+        result: Float32Array = -(self.scores * logs).sum(axis=-1)
+        return result
+
+    def routing_map(self, layer: int) -> BoolArray:
+        """Which token chose which expert, tokens in reading order, no padding. [tokens, E]
+
+        Raises:
+            ConfigError: the layer has no router.
+        """
+        chosen = self.indices[self._row(layer)][self.valid]
+        dense = np.zeros((len(chosen), self.num_experts), dtype=np.bool_)
+        np.put_along_axis(dense, chosen, True, axis=1)
+        return dense
+
+    def coactivation(self, layer: int) -> Int64Array:
+        """Tokens that chose both experts; on the diagonal, tokens of each. [E, E]
+
+        Raises:
+            ConfigError: the layer has no router.
+        """
+        return _pairs(self.routing_map(layer), self.routing_map(layer))
+
+    def flow(self, layer: int, to_layer: int | None = None) -> Int64Array:
+        """Tokens that chose expert i in one layer and j in another. [E, E]
+
+        Each token adds to k x k entries.
+
+        Args:
+            layer: the layer of i.
+            to_layer: the layer of j; None: the next MoE layer.
+
+        Raises:
+            ConfigError: a layer has no router, or there is no next one.
+        """
+        if to_layer is None:
+            row = self._row(layer) + 1
+            if row == len(self.layers):
+                raise ConfigError(f"layer {layer} is the last with a router: nothing flows from it")
+            to_layer = self.layers[row]
+        return _pairs(self.routing_map(layer), self.routing_map(to_layer))
+
+    def _row(self, layer: int) -> int:
+        if layer not in self.layers:
+            known = ", ".join(map(str, self.layers))
+            raise ConfigError(f"layer {layer} has no router; the MoE layers are {known}")
+        return self.layers.index(layer)
+
+
+def _pairs(first: BoolArray, second: BoolArray) -> Int64Array:
+    # As float64 it is one matrix product, and exact below 2^53 tokens.
+    return (first.T.astype(np.float64) @ second.astype(np.float64)).astype(np.int64)

@@ -1,0 +1,218 @@
+"""`RouterMonitor`: what the routers of a model do while it is used, trained or not.
+
+It sums on the model's device and fetches once for each `track` block. The result is the same
+`RoutingProfile` that training runs keep, so placement, pruning and cost analysis take it too. What
+a router decided for a single token is `analyzer`'s business.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from moe_megatron.analytics.routers import Decision, RouterHooks
+from moe_megatron.errors import DataError
+from moe_megatron.telemetry.profile import RoutingProfile
+from moe_megatron.telemetry.snapshot import RoutingSnapshot
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouterStats:
+    """How evenly and how surely routers chose: means over the layers, and the worst layer.
+
+    Attributes:
+        tokens: tokens that every layer routed.
+        load_variance: variance of the experts' shares of the load.
+        load_cv: standard deviation of the experts' loads over their mean.
+        imbalance: largest over mean load; 1.0 is perfect balance.
+        max_imbalance: the same, of the worst layer.
+        drop_rate: part of all assignments that full experts dropped.
+        entropy: mean entropy of the routers' distribution for a token, in nats.
+        entropy_ratio: the same over its maximum, ln E.
+        aux_loss: Switch load balancing loss, unscaled; 1.0 is perfect balance.
+        z_loss: mean of logsumexp(logits)^2, unscaled.
+        dead_experts: experts with less than 1 % of a fair share, in all layers together.
+    """
+
+    tokens: int
+    load_variance: float
+    load_cv: float
+    imbalance: float
+    max_imbalance: float
+    drop_rate: float
+    entropy: float
+    entropy_ratio: float
+    aux_loss: float
+    z_loss: float
+    dead_experts: int
+
+    def as_dict(self) -> dict[str, float]:
+        """The numbers by name, for a log."""
+        return asdict(self)
+
+
+class RouterMonitor:
+    """Watches the routers of a model.
+
+        monitor = RouterMonitor(model)
+        with monitor.track():
+            model(input_ids)
+        print(monitor.get_stats().load_variance)
+
+    Several blocks add up. With an expert parallel group it sees the tokens of this process.
+
+    Args:
+        model: a `MoEModel`, or a model of transformers with routers; see `routers`.
+
+    Raises:
+        ConfigError: no router is found in the model.
+    """
+
+    def __init__(self, model: "nn.Module") -> None:
+        self._hooks = RouterHooks(model)
+        self._sums: dict[int, _Sums] = {}
+        self._profile = self._empty()
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Global 1-based numbers of the layers that have a router."""
+        return self._hooks.shape.layers
+
+    @contextmanager
+    def track(self) -> Iterator[None]:
+        """Counts every forward pass inside the block; one that raises counts nothing.
+
+        Raises:
+            ConfigError: the model recomputes activations, so that layers run twice.
+        """
+        self._sums = {}
+        try:
+            with self._hooks.listening(self._add):
+                yield
+            self._finish()
+        finally:
+            self._sums = {}
+
+    def profile(self) -> RoutingProfile:
+        """Everything counted so far, by layer and expert; a step of it is a `track` block.
+
+        Raises:
+            DataError: nothing was counted yet.
+        """
+        if not self._profile.tokens:
+            raise DataError(
+                "no forward pass was tracked yet; run the model inside `with monitor.track():`"
+            )
+        copy = self._empty()
+        copy.merge(self._profile)
+        return copy
+
+    def get_stats(self) -> RouterStats:
+        """Sums up everything counted so far.
+
+        Raises:
+            DataError: nothing was counted yet.
+        """
+        profile = self.profile()
+        return RouterStats(
+            tokens=profile.tokens,
+            load_variance=float(profile.load_variance.mean()),
+            load_cv=float(profile.load_cv.mean()),
+            imbalance=float(profile.imbalance.mean()),
+            max_imbalance=float(profile.imbalance.max()),
+            drop_rate=float(profile.drop_rate.mean()),
+            entropy=float(profile.entropy.mean()),
+            entropy_ratio=float(profile.entropy_ratio.mean()),
+            aux_loss=float(profile.aux_loss.mean()),
+            z_loss=float(profile.z_loss.mean()),
+            dead_experts=int(profile.dead_expert_mask().sum()),
+        )
+
+    def reset(self) -> None:
+        """Forgets everything counted so far."""
+        self._profile = self._empty()
+
+    def _empty(self) -> RoutingProfile:
+        shape = self._hooks.shape
+        return RoutingProfile.empty(
+            layers=shape.layers, num_experts=shape.num_experts, top_k=shape.top_k
+        )
+
+    def _add(self, decision: Decision) -> None:
+        new = _Sums.of(decision)
+        old = self._sums.get(decision.layer)
+        self._sums[decision.layer] = new if old is None else old.plus(new)
+
+    def _finish(self) -> None:
+        """Adds the block to the profile."""
+        layers, top_k = self.layers, self._hooks.shape.top_k
+        if not self._sums:
+            return
+        sums = [self._sums[layer] for layer in layers if layer in self._sums]
+        tokens = [int(layer.tokens) for layer in sums]
+        if len(sums) < len(layers) or len(set(tokens)) > 1:
+            seen = dict(zip(sorted(self._sums), tokens, strict=True))
+            raise DataError(
+                "a tracked block must run every layer on the same tokens, but the layers saw "
+                f"{seen} of layers {layers}; run the whole model"
+            )
+        counts = np.stack([_fetch(layer.counts).astype(np.int64) for layer in sums])
+        share_of_fair = counts / np.maximum(counts.sum(1, keepdims=True), 1) * counts.shape[1]
+        probability = np.stack([_fetch(layer.scores) for layer in sums]) / max(tokens[0], 1)
+        self._profile.add(
+            RoutingSnapshot(
+                step=self._profile.steps + 1,
+                tokens=tokens[0],
+                top_k=top_k,
+                layers=layers,
+                tokens_per_expert=counts,
+                dropped=np.array([int(layer.dropped) for layer in sums], dtype=np.int64),
+                entropy=np.array([float(layer.entropy) for layer in sums]) / max(tokens[0], 1),
+                aux_loss=(share_of_fair * probability).sum(axis=1),
+                z_loss=np.array([float(layer.z_loss) for layer in sums]) / max(tokens[0], 1),
+            )
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Sums:
+    """Sums over the tokens of one layer, on its device."""
+
+    tokens: "Tensor"
+    counts: "Tensor"
+    dropped: "Tensor"
+    scores: "Tensor"
+    entropy: "Tensor"
+    z_loss: "Tensor"
+
+    @classmethod
+    def of(cls, decision: Decision) -> "_Sums":
+        tokens = (decision.indices[..., 0] >= 0).sum()
+        scores = decision.scores.flatten(0, -2).double()
+        return cls(
+            tokens=tokens,
+            counts=decision.tokens_per_expert,
+            dropped=decision.dropped,
+            scores=scores.sum(0),
+            entropy=-scores.xlogy(scores).sum(),
+            z_loss=decision.z_loss.double() * tokens,
+        )
+
+    def plus(self, other: "_Sums") -> "_Sums":
+        return _Sums(
+            self.tokens + other.tokens,
+            self.counts + other.counts,
+            self.dropped + other.dropped,
+            self.scores + other.scores,
+            self.entropy + other.entropy,
+            self.z_loss + other.z_loss,
+        )
+
+
+def _fetch(values: "Tensor") -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+    return np.asarray(values.cpu().numpy(), dtype=np.float64)

@@ -1,0 +1,211 @@
+"""Finds the routers of a model and hears what they decide, whoever wrote the model.
+
+Two kinds are known. The MoE layers of `MoEModel` return a `RoutingInfo`. Models of transformers
+name their router class themselves (the recorder of "router_logits"), and that class returns
+logits, weights and chosen experts. What both say becomes one `Decision`. It does not keep
+anything: that is what listeners do.
+
+The tensors' own methods suffice, so torch is not imported.
+"""
+
+import inspect
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from moe_megatron.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+_LAYER = re.compile(r"(?:^|\.)(?:layers|h|block)\.(\d+)\.")
+# Their scores are independent; every other family of transformers takes the softmax.
+_SIGMOID_FAMILIES = {"deepseek_v3", "glm4_moe"}
+_TINY = 1e-20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Decision:
+    """What one router decided in one forward pass, on the router's device.
+
+    Attributes:
+        layer: global layer number, from 1.
+        indices: int64 [batch, seq, top_k], experts chosen, best first; -1 for padding.
+        scores: float32 [batch, seq, experts], router distribution; 0 for padding.
+        tokens_per_expert: int64 [experts], assignments that reached each expert.
+        dropped: int64 scalar, assignments that full experts dropped.
+        z_loss: scalar, mean of logsumexp(logits)^2 over the tokens.
+    """
+
+    layer: int
+    indices: "Tensor"
+    scores: "Tensor"
+    tokens_per_expert: "Tensor"
+    dropped: "Tensor"
+    z_loss: "Tensor"
+
+
+Listener = Callable[[Decision], None]
+
+
+@dataclass(frozen=True, slots=True)
+class RouterShape:
+    """The routers of a model: layers that have one, experts in each, experts a token visits."""
+
+    layers: tuple[int, ...]
+    num_experts: int
+    top_k: int
+
+
+class RouterHooks:
+    """Access to the routers of one model.
+
+    Args:
+        model: a `MoEModel`, or a model of transformers whose router class is known to it.
+
+    Raises:
+        ConfigError: no router is found, or layers have different numbers of experts.
+    """
+
+    def __init__(self, model: "nn.Module") -> None:
+        self._model = model
+        self._ours = _find_own(model)
+        self._theirs = {} if self._ours else _find_foreign(model)
+        if not self._ours and not self._theirs:
+            raise ConfigError(
+                f"no router was found in {type(model).__name__}. Known are MoEModel with experts "
+                "and the decoder-only MoE models of transformers (Mixtral, OLMoE, Qwen2-MoE, "
+                "Qwen3-MoE and others that record router logits)."
+            )
+        family = getattr(getattr(model, "config", None), "model_type", None)
+        self._sigmoid = family in _SIGMOID_FAMILIES
+        self._batch: tuple[int, int] | None = None
+        self._valid: Tensor | None = None
+        self.shape = self._find_shape()
+
+    def _find_shape(self) -> RouterShape:
+        shapes = set()
+        for layer in self._ours.values():
+            shapes.add((layer.experts.num_experts, layer.config.top_k))
+        for router in self._theirs.values():
+            shapes.add((router.weight.shape[0], router.top_k))
+        if len(shapes) > 1:
+            raise ConfigError(
+                "layers with different numbers of experts cannot be watched together; found "
+                + ", ".join(f"{experts} with top {k}" for experts, k in sorted(shapes))
+            )
+        num_experts, top_k = shapes.pop()
+        layers = tuple(sorted(self._ours or self._theirs))
+        return RouterShape(layers, int(num_experts), int(top_k))
+
+    @contextmanager
+    def listening(self, listener: Listener) -> Iterator[None]:
+        """Tells `listener` every decision that routers make inside the block.
+
+        Raises:
+            ConfigError: the model recomputes activations, so that layers run twice.
+        """
+        recomputes = any(getattr(m, "gradient_checkpointing", False) for m in self._model.modules())
+        if recomputes and self._model.training:
+            raise ConfigError(
+                "with gradient checkpointing layers run twice and would be counted twice; call "
+                "model.gradient_checkpointing_disable() or model.eval() before watching routers."
+            )
+        handles = []
+        try:
+            for module in self._ours.values():
+                handles.append(module.register_forward_hook(_own_hook(listener)))
+            if self._theirs:
+                before = self._model.register_forward_pre_hook(self._note_batch, with_kwargs=True)
+                after = self._model.register_forward_hook(self._forget_batch, always_call=True)
+                handles += [before, after]
+            for layer, module in self._theirs.items():
+                hook = self._foreign_hook(layer, listener)
+                handles.append(module.register_forward_hook(hook))
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+            self._forget_batch()
+
+    def _note_batch(self, module: "nn.Module", args: Any, kwargs: Mapping[str, Any]) -> None:
+        """Remembers the shape of a batch and its padding, which routers are not told."""
+        given = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
+        tokens = given.get("input_ids")
+        tokens = given.get("inputs_embeds") if tokens is None else tokens
+        mask = given.get("attention_mask")
+        self._forget_batch()
+        if tokens is None:
+            return
+        self._batch = (tokens.shape[0], tokens.shape[1])
+        if mask is not None and mask.ndim == 2:
+            # With a cache the mask covers earlier tokens too; these are the last.
+            self._valid = mask[:, -tokens.shape[1] :].bool()
+
+    def _forget_batch(self, *_: Any) -> None:
+        self._batch = self._valid = None
+
+    def _foreign_hook(self, layer: int, listener: Listener) -> Callable[..., None]:
+        def hook(module: "nn.Module", args: Any, output: tuple["Tensor", ...]) -> None:
+            logits, indices = output[0].detach().float(), output[2].detach()
+            scores = logits.sigmoid() if self._sigmoid else logits.softmax(-1)
+            if self._sigmoid:
+                scores = scores / (scores.sum(-1, keepdim=True) + _TINY)
+            squares = logits.logsumexp(-1).square()
+            batch = self._batch or (1, logits.shape[0])
+            valid = self._valid
+            chosen = indices
+            if valid is not None:
+                flat = valid.reshape(-1).to(logits.device)
+                squares, chosen = squares[flat], indices[flat]
+                indices = indices.masked_fill(~flat[:, None], -1)
+                scores = scores * flat[:, None]
+            listener(
+                Decision(
+                    layer=layer,
+                    indices=indices.reshape(*batch, -1),
+                    scores=scores.reshape(*batch, -1),
+                    tokens_per_expert=chosen.reshape(-1).bincount(minlength=logits.shape[-1]),
+                    dropped=chosen.new_zeros(()),
+                    z_loss=squares.sum() / max(len(squares), 1),
+                )
+            )
+
+        return hook
+
+
+def _own_hook(listener: Listener) -> Callable[..., None]:
+    def hook(module: "nn.Module", args: Any, output: tuple["Tensor", Any]) -> None:
+        info = output[1]
+        listener(
+            Decision(
+                layer=info.layer,
+                indices=info.indices.detach(),
+                scores=info.scores.detach(),
+                tokens_per_expert=info.tokens_per_expert.detach(),
+                dropped=info.dropped.detach(),
+                z_loss=info.z_loss.detach(),
+            )
+        )
+
+    return hook
+
+
+def _find_own(model: "nn.Module") -> dict[int, Any]:
+    """The layers of a `MoEModel` that return a `RoutingInfo`, by global layer number."""
+    modules: Iterator[Any] = iter(model.modules())
+    parts = ("router", "experts", "layer")
+    return {m.layer: m for m in modules if all(hasattr(m, part) for part in parts)}
+
+
+def _find_foreign(model: "nn.Module") -> dict[int, Any]:
+    """Routers by global layer number, as the model's own recorder of router logits knows them."""
+    recorders = getattr(model, "_can_record_outputs", None) or {}
+    kind = getattr(recorders.get("router_logits"), "target_class", None)
+    found = {}
+    for name, module in model.named_modules():
+        if kind is not None and isinstance(module, kind) and (match := _LAYER.search(name)):
+            found[int(match[1]) + 1] = module
+    return found

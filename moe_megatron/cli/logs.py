@@ -1,0 +1,70 @@
+"""How the messages of a rank are written: text for people, or JSON for collectors.
+
+As JSON they go to the error stream from level WARNING, as text does, and to RUN/logs/rankN.jsonl
+from level INFO, with a line for the steps that the console would show.
+"""
+
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from moe_megatron.config import RunConfig
+from moe_megatron.errors import CheckpointError
+from moe_megatron.mcore.callbacks import Callback, StepEnd
+from moe_megatron.telemetry.identity import Identity
+from moe_megatron.telemetry.json_log import JsonFormatter, LogSink
+from moe_megatron.telemetry.sink import Sink
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LogReports:
+    """What a run must call so that its log is complete."""
+
+    sinks: Sequence[Sink] = ()
+    callbacks: Sequence[Callback] = ()
+
+
+def configure_logging(config: RunConfig, rank: int) -> LogReports:
+    """Set up the root logger of this process.
+
+    Raises:
+        CheckpointError: The log file cannot be written.
+    """
+    telemetry = config.telemetry
+    if telemetry.log_format == "text":
+        logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+        return LogReports()
+    formatter = JsonFormatter(Identity.of_process(Path(config.run_dir), rank))
+    path = Path(config.run_dir) / "logs" / f"rank{rank}.jsonl"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = logging.FileHandler(path, encoding="utf-8")
+    except OSError as error:
+        raise CheckpointError(
+            f"the log {path} cannot be written ({error.strerror}); change its permissions, or "
+            "choose another folder with --run-dir."
+        ) from error
+    stream = logging.StreamHandler(sys.stderr)
+    stream.setLevel(logging.WARNING)
+    for handler in (file, stream):
+        handler.setFormatter(formatter)
+    # Other people's messages below WARNING are theirs to show: only ours are let through. And some
+    # of them have set up handlers while they were imported.
+    logging.basicConfig(level=logging.WARNING, handlers=[file, stream], force=True)
+    logging.getLogger("moe_megatron").setLevel(logging.INFO)
+    return LogReports(
+        sinks=[LogSink(telemetry.console_interval)], callbacks=[_StepNumber(formatter)]
+    )
+
+
+class _StepNumber(Callback):
+    """Lets every line of this rank name the step."""
+
+    def __init__(self, formatter: JsonFormatter) -> None:
+        self._formatter = formatter
+
+    def on_step_end(self, event: StepEnd) -> None:
+        """Note the step."""
+        self._formatter.step = event.step

@@ -1,0 +1,102 @@
+"""`moe-megatron monitor`: a Prometheus for one run, and what a Grafana needs to show it."""
+
+import argparse
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+from moe_megatron.dashboards.local_prometheus import LocalPrometheus, MonitorOptions
+from moe_megatron.errors import BackendUnavailableError, ConfigError
+from moe_megatron.telemetry.discovery import TARGETS_FILE
+
+_EPILOG = """\
+example:
+  moe-megatron train --run-dir runs/a --metrics-port 0 &
+  moe-megatron monitor runs/a"""
+
+
+def monitor(argv: Sequence[str]) -> int:
+    """Run the verb, until Ctrl-C or SIGTERM.
+
+    Args:
+        argv: What follows `moe-megatron monitor`.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        BackendUnavailableError: Prometheus is not installed, does not start, or ends by itself.
+        ConfigError: The port is none, or is taken.
+        DataError: There is no such folder.
+    """
+    options = _parser().parse_args(argv)
+    if not 0 <= options.port <= 65535:
+        raise ConfigError(f"--port must be 0 (a free port) to 65535, not {options.port}.")
+    run_dir: Path = options.run_dir
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # SIGINT as well: a shell without job control starts background jobs that ignore it.
+        signal.signal(number, _interrupt)
+    server = LocalPrometheus(
+        run_dir,
+        MonitorOptions(
+            port=options.port,
+            interval=options.interval,
+            alertmanagers=tuple(options.alertmanager),
+            token_file=options.metrics_token_file,
+            ca_file=options.metrics_ca_file,
+        ),
+    )
+    try:
+        _announce(run_dir, server)
+        server.process.wait()
+    except KeyboardInterrupt:
+        print("stopped; the data stays in the run folder", flush=True)
+        return 0
+    finally:
+        server.close()
+    raise BackendUnavailableError(
+        f"Prometheus ended by itself (status {server.process.returncode}); see "
+        f"{server.folder / 'prometheus.log'}."
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="moe-megatron monitor",
+        description="Start a Prometheus for a run, in its folder, on the loopback address. It "
+        "works while the run trains and after.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("run_dir", type=Path, metavar="RUN_DIR", help="folder of a run")
+    add("--port", type=int, default=0, help="of Prometheus (default: a free one)")
+    add("--interval", default="5s", metavar="TIME", help="between scrapes (5s)")
+    add(
+        "--alertmanager",
+        action="append",
+        default=[],
+        metavar="HOST:PORT",
+        help="where alerts are sent (repeatable)",
+    )
+    add("--metrics-token-file", type=Path, metavar="FILE", help="token that the exporter demands")
+    add("--metrics-ca-file", type=Path, metavar="FILE", help="authority of its TLS certificate")
+    add("--debug", action="store_true", help="show tracebacks of errors")
+    return parser
+
+
+def _announce(run_dir: Path, server: LocalPrometheus) -> None:
+    lines = [f"prometheus  {server.url}", f"alerts      {server.url}/alerts"]
+    lines.append(f"grafana     GF_PATHS_PROVISIONING={server.grafana_folder / 'provisioning'}")
+    if not (run_dir / TARGETS_FILE).exists():
+        lines.append(
+            f"nothing to scrape: {run_dir / TARGETS_FILE} does not exist. A run writes it while it "
+            "trains with --metrics-port; what was scraped before can be queried."
+        )
+    lines.append("Ctrl-C stops it")
+    print("\n".join(lines), flush=True)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

@@ -1,0 +1,239 @@
+"""Holds dashboards and rules to the catalog: what would be an empty panel is a fault here.
+
+It reads the JSON as Grafana would, not the code that wrote it, and needs no server. Faults are
+sentences; an empty list is good.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import pairwise
+from typing import Any
+
+from moe_megatron.dashboards.layout import COLUMNS
+from moe_megatron.dashboards.panel_shapes import dashboard_faults, panel_faults
+from moe_megatron.dashboards.panels import Json
+from moe_megatron.dashboards.promql import (
+    IDENTITY,
+    Analysis,
+    Source,
+    analyze,
+    exported,
+    variables,
+    windows,
+    without_variables,
+)
+from moe_megatron.dashboards.queries import RUN
+from moe_megatron.dashboards.rules import Thresholds, alerts, recording_rules
+from moe_megatron.telemetry.catalog import METRICS
+from moe_megatron.telemetry.discovery import JOB
+
+MAX_SERIES = 300
+"""More lines than this no one reads, and browsers stall."""
+
+_BUILT_IN = re.compile(r"__[\w.]+")
+_LABEL = re.compile(r"\{\{\s*(\w+)\s*\}\}")
+_LABEL_VALUES = re.compile(r"label_values\((.+), (\w+)\)")
+_ONE_RUN = {("job", JOB), ("cluster", "$cluster"), ("run", "$run")}
+_WINDOWS = {"$__rate_interval", "$__range"}
+_HISTOGRAM_PARTS = re.compile(r"_(?:bucket|sum|count)$")
+
+
+def check(dashboards: Mapping[str, Json]) -> list[str]:
+    """Everything that is wrong with the dashboards (by file) and the rules."""
+    rules = recorded(Thresholds())
+    sources = exported() | rules.sources
+    faults, used = list(rules.faults), set(rules.names)
+    for file, dashboard in dashboards.items():
+        found, names = check_dashboard(dashboard, sources)
+        faults += [f"{file}: {fault}" for fault in found]
+        used |= names
+    uids = Counter(dashboard.get("uid") for dashboard in dashboards.values())
+    faults += [f"{uid} is the uid of {number} dashboards" for uid, number in uids.items()
+               if number > 1]  # fmt: skip
+    faults += [
+        f"{metric.name} is in the catalog and in no panel or rule; show it, or do not export it"
+        for metric in METRICS
+        if metric.name not in {_HISTOGRAM_PARTS.sub("", name) for name in used} | used
+    ]
+    faults += [f"{name} is recorded and never used" for name in rules.sources if name not in used]
+    return faults
+
+
+def check_dashboard(
+    dashboard: Json, sources: Mapping[str, Source]
+) -> tuple[list[str], frozenset[str]]:
+    """What is wrong with one dashboard, and the names that it queries."""
+    faults = list(dashboard_faults(dashboard))
+    panels = [(panel, _name(panel)) for panel in all_panels(dashboard)]
+    for panel, where in panels:
+        faults += panel_faults(panel, where)
+    if faults:
+        return faults, frozenset()  # what follows takes the shape for granted
+    faults += _layout_faults([panel for panel, _ in panels])
+    faults += _variable_faults(dashboard)
+    names: set[str] = set()
+    for panel, where in panels:
+        for target in panel.get("targets", ()):
+            analysis = analyze(without_variables(target["expr"]), sources)
+            names |= analysis.names
+            faults += (
+                f"{where}, query {target['refId']}: {fault}"
+                for fault in (*analysis.problems, *_query_faults(panel, target, analysis))
+            )
+        if panel["type"] != "row":
+            faults += (f"{where}: {fault}" for fault in _panel_faults(panel))
+    for variable, query in variable_queries(dashboard).items():
+        found = _LABEL_VALUES.fullmatch(query)
+        if found is None:
+            faults.append(f"variable {variable}: {query!r} is not label_values(SERIES, LABEL)")
+            continue
+        analysis = analyze(found[1], sources)
+        names |= analysis.names
+        faults += [f"variable {variable}: {fault}" for fault in analysis.problems]
+        if found[2] not in analysis.answer.labels:
+            faults.append(f"variable {variable}: {found[1]} has no label {found[2]}")
+    return faults, frozenset(names)
+
+
+def all_panels(dashboard: Json) -> Iterator[Json]:
+    """Panels and rows from top to bottom, those in closed rows as well."""
+    for panel in dashboard.get("panels", ()):
+        yield panel
+        yield from panel.get("panels", ())
+
+
+def variable_queries(dashboard: Json) -> dict[str, str]:
+    """The query of each variable that has one."""
+    return {
+        variable["name"]: variable["query"]["query"]
+        for variable in dashboard["templating"]["list"]
+        if variable["type"] == "query"
+    }
+
+
+def _name(panel: Json) -> str:
+    return f"panel {panel.get('id')} {panel.get('title')!r}"
+
+
+def _layout_faults(panels: list[Json]) -> Iterator[str]:
+    ids = Counter(panel["id"] for panel in panels)
+    yield from (f"{number} panels have the id {one}" for one, number in ids.items() if number > 1)
+    taken: dict[tuple[int, int], Json] = {}
+    for panel in panels:
+        grid = panel["gridPos"]
+        if grid["w"] < 1 or grid["h"] < 1 or grid["x"] + grid["w"] > COLUMNS:
+            yield f"{_name(panel)}: does not fit into {COLUMNS} columns: {grid}"
+            continue
+        cells = [
+            (x, y)
+            for x in range(grid["x"], grid["x"] + grid["w"])
+            for y in range(grid["y"], grid["y"] + grid["h"])
+        ]
+        others = {_name(taken[cell]) for cell in cells if cell in taken}
+        yield from (f"{_name(panel)}: lies over {other}" for other in sorted(others))
+        taken.update(dict.fromkeys(cells, panel))
+
+
+def _variable_faults(dashboard: Json) -> Iterator[str]:
+    defined = [variable["name"] for variable in dashboard["templating"]["list"]]
+    yield from (
+        f"variable {name} is defined twice" for name, n in Counter(defined).items() if n > 1
+    )
+    used = {name for text in _texts(dashboard) for name in variables(text)}
+    used = {name for name in used if not _BUILT_IN.fullmatch(name)} | {"datasource"}
+    yield from (f"${name} is used and not defined" for name in sorted(used - set(defined)))
+    yield from (f"variable {name} is not used" for name in sorted(set(defined) - used))
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            if key not in {"description", "definition"}:
+                yield from _texts(inner)
+    elif isinstance(value, Iterable):
+        for inner in value:
+            yield from _texts(inner)
+
+
+def _panel_faults(panel: Json) -> Iterator[str]:
+    if not panel["targets"]:
+        yield "has no query"
+    letters = [target["refId"] for target in panel["targets"]]
+    if letters != [chr(ord("A") + place) for place in range(len(letters))]:
+        yield f"its queries must be called A, B, C and so on, not {', '.join(letters)}"
+    steps = panel["fieldConfig"]["defaults"].get("thresholds", {}).get("steps", [])
+    values = [step["value"] for step in steps]
+    if values and (values[0] is not None or None in values[1:]):
+        yield "the first threshold, and no other, has the value null"
+    elif any(low >= high for low, high in pairwise(values[1:])):
+        yield f"thresholds must rise: {values[1:]}"
+
+
+def _query_faults(panel: Json, target: Json, analysis: Analysis) -> Iterator[str]:
+    expr, answer, instant = target["expr"], analysis.answer, target["instant"]
+    for window in sorted(windows(expr) - _WINDOWS):
+        yield f"[{window}] is a fixed window; use [$__rate_interval]"
+    if not all(selector >= _ONE_RUN for selector in analysis.selectors):
+        yield f"every selector must choose the run with {RUN}"
+    if answer.series(instant=instant) > MAX_SERIES:
+        yield (
+            f"may answer with {answer.series(instant=instant)} series, and {MAX_SERIES} is the most"
+        )
+    if instant == target["range"]:
+        yield "is either instant or a range"
+    yield from _legend_faults(panel, target, analysis)
+
+
+def _legend_faults(panel: Json, target: Json, analysis: Analysis) -> Iterator[str]:
+    answer, kind, form = analysis.answer, panel["type"], target["format"]
+    legend, spread = set(_LABEL.findall(target["legendFormat"])), answer.spread()
+    for label in sorted(legend - set(answer.labels)):
+        yield f"the legend names the label {label}, which the answer does not have"
+    expected = {"heatmap": "heatmap", "table": "table"}.get(kind, "time_series")
+    if form != expected:
+        yield f"a {kind} does not read the format {form}"
+    if kind == "table":
+        return
+    if spread - legend:
+        yield f"the legend does not tell series apart: they differ in {', '.join(sorted(spread))}"
+    if not target["legendFormat"]:
+        yield "has no legend"
+    if kind == "stat" and spread:
+        yield f"one number is shown and there is one for each {', '.join(sorted(spread))}"
+    if kind == "heatmap" and spread != {"le"}:
+        yield "a heatmap needs the label le, and no other"
+
+
+class _Recorded:
+    """What rules record and query."""
+
+    def __init__(self) -> None:
+        self.sources: dict[str, Source] = {}
+        self.names: set[str] = set()
+        self.faults: list[str] = []
+
+
+def recorded(limits: Thresholds) -> _Recorded:
+    """Looks through all rules."""
+    result, sources = _Recorded(), exported()
+    for name, expr in recording_rules(limits).items():
+        analysis = analyze(expr, sources)
+        result.faults += [f"rule {name}: {fault}" for fault in analysis.problems]
+        result.sources[name] = Source(analysis.answer.labels)
+        result.names |= analysis.names
+    for alert in alerts(limits):
+        analysis = analyze(alert.expr, sources | result.sources)
+        result.faults += [f"alert {alert.name}: {fault}" for fault in analysis.problems]
+        result.names |= analysis.names
+        texts = f"{alert.summary} {alert.action}"
+        for label in sorted(set(re.findall(r"\$labels\.(\w+)", texts))):
+            if label not in analysis.answer.labels:
+                result.faults.append(
+                    f"alert {alert.name}: its text names {label}, a label it lacks"
+                )
+        if not set(IDENTITY[:3]) <= set(analysis.answer.labels):
+            result.faults.append(f"alert {alert.name}: must keep {', '.join(IDENTITY[:3])}")
+    return result

@@ -1,0 +1,150 @@
+"""The dashboard "MoE cluster": processes of a run, stragglers, and the exporter itself."""
+
+from moe_megatron.dashboards.layout import Dashboard, Section
+from moe_megatron.dashboards.panels import Query, bands, lines, number, thresholds
+from moe_megatron.dashboards.queries import RUN, age, increase, latest, rate, ratio
+
+_SLOWEST = 10
+_COMPUTE = latest("moe_rank_compute_seconds", "rank")
+_PHASES = "moe_train_phase_seconds_total"
+
+_NOW = Section(
+    "Now",
+    [
+        number(
+            "Exporter",
+            "none",
+            "1 while Prometheus can scrape the run, 0 while it cannot.",
+            f"max(up{{{RUN}}})",
+            defaults=thresholds((1, "green"), base="red"),
+        ),
+        number(
+            "Processes",
+            "locale",
+            "Processes that train, one for each device.",
+            latest("moe_train_devices"),
+        ),
+        number(
+            "Up for",
+            "s",
+            "Time since the newest start of the training processes.",
+            age("moe_run_start_timestamp_seconds"),
+        ),
+        number(
+            "Slowest over median",
+            "suffix:x",
+            "Compute time of the slowest process over the median of all: 1 is no straggler. What "
+            "is above 1 the others wait for.",
+            latest("moe_rank_compute_max_ratio"),
+            defaults=thresholds((1.1, "yellow"), (1.2, "orange"), (1.5, "red")),
+        ),
+        number(
+            "Slowest process",
+            "none",
+            "Number of the process; one that stays points at its machine.",
+            latest("moe_rank_compute_slowest_rank"),
+        ),
+        number(
+            "Largest memory",
+            "bytes",
+            "Memory of the process that has most: allocated on its GPU, or resident on a CPU.",
+            latest("moe_rank_memory_max_bytes"),
+        ),
+    ],
+)
+
+_PROCESSES = Section(
+    "Processes",
+    [
+        lines(
+            f"Compute time of the {_SLOWEST} slowest processes",
+            "s",
+            "Forward time in attention and experts in the last step, without communication.",
+            Query(f"topk({_SLOWEST}, {_COMPUTE})", "rank {{rank}}"),
+        ),
+        lines(
+            "Slowest over median",
+            "suffix:x",
+            "Compute time of the slowest process over the median. Peaks are noise; a level above 1 "
+            "is a slow machine, or a process whose experts get more tokens.",
+            Query(latest("moe_rank_compute_max_ratio"), "slowest over median"),
+        ),
+        lines(
+            f"Memory of the {_SLOWEST} largest processes",
+            "bytes",
+            "Allocated on the GPU, or resident on a CPU. A line that climbs is a leak.",
+            Query(f"topk({_SLOWEST}, {latest('moe_rank_memory_bytes', 'rank')})", "rank {{rank}}"),
+        ),
+        bands(
+            "Load of expert parallel ranks",
+            "suffix:x",
+            "Load of the rank over its fair share, in the layer where that is largest. The others "
+            "wait for it in every step.",
+            Query(latest("moe_ep_rank_load_ratio", "ep_rank"), "EP rank {{ep_rank}}"),
+            colours=thresholds((1.1, "yellow"), (1.25, "orange"), (1.5, "red")),
+            height=8,
+        ),
+        lines(
+            "Compute time and expert load",
+            "suffix:x",
+            "Slowest process over median, beside the busiest expert parallel rank: when they move "
+            "together, the straggler is made by routing and not by hardware.",
+            Query(latest("moe_rank_compute_max_ratio"), "slowest process"),
+            Query(latest("moe_ep_rank_load_ratio"), "busiest EP rank"),
+        ),
+        lines(
+            "Spread of compute time",
+            "s",
+            "Slowest, median and fastest process.",
+            Query(f"max({_COMPUTE})", "slowest"),
+            Query(f"quantile(0.5, {_COMPUTE})", "median"),
+            Query(f"min({_COMPUTE})", "fastest"),
+        ),
+    ],
+)
+
+_EXPORTER = Section(
+    "Exporter",
+    [
+        lines(
+            "Time of a scrape",
+            "s",
+            "Collect: making the series inside the training process. Scrape: until Prometheus had "
+            "them.",
+            Query(latest("moe_exporter_collect_seconds"), "collect"),
+            Query(f"max(scrape_duration_seconds{{{RUN}}})", "scrape"),
+        ),
+        lines(
+            "Series",
+            "locale",
+            "Series of the last scrape; telemetry.metrics_max_series bounds them.",
+            Query(latest("moe_exporter_series"), "series"),
+        ),
+        lines(
+            "Missed steps",
+            "locale",
+            "Steps that sinks were too slow for: the counters lack them.",
+            Query(increase("moe_exporter_missed_steps_total"), "missed"),
+        ),
+        lines(
+            "Part of the time spent on telemetry and logging",
+            "percentunit",
+            "Wall time of the first process, of all its time.",
+            Query(
+                ratio(
+                    rate(_PHASES, matchers=f'{RUN},phase="telemetry"'),
+                    rate(_PHASES),
+                ),
+                "telemetry",
+            ),
+        ),
+    ],
+    collapsed=True,
+)
+
+CLUSTER = Dashboard(
+    uid="moe-cluster",
+    title="MoE cluster",
+    description="Processes of one run: stragglers, memory, and the exporter itself.",
+    sections=(_NOW, _PROCESSES, _EXPORTER),
+)

@@ -1,0 +1,153 @@
+"""The dashboard "MoE experts": the experts of one layer.
+
+Single experts need `telemetry.metrics_expert_detail` topk or full; the histogram is the default.
+"""
+
+from moe_megatron.dashboards.layout import (
+    LAYER_DASHBOARD,
+    Dashboard,
+    Section,
+    layer_variable,
+)
+from moe_megatron.dashboards.panels import Query, heatmap, lines, number, thresholds
+from moe_megatron.dashboards.queries import RUN, increase, latest, rate, ratio
+
+_ONE = f'{RUN},layer="$layer"'
+_BUSIEST = 12
+
+_TOPK = "Needs telemetry.metrics_expert_detail topk or full."
+_FULL = "Needs telemetry.metrics_expert_detail full."
+
+
+def _of_layer(name: str, *by: str) -> str:
+    return latest(name, *by, matchers=_ONE)
+
+
+def _rate(name: str, *by: str) -> str:
+    return rate(name, *by, matchers=_ONE)
+
+
+_LAYER = Section(
+    "Layer $layer",
+    [
+        number("Experts", "locale", "Experts of the layer.", _of_layer("moe_experts")),
+        number(
+            "Dead",
+            "locale",
+            "Experts that got less than 1 % of a fair share in the last step.",
+            _of_layer("moe_experts_dead"),
+            defaults=thresholds((1, "orange")),
+        ),
+        number(
+            "Load entropy",
+            "percentunit",
+            "Entropy of the experts' load, of the maximum: 100 % is even.",
+            _of_layer("moe_load_entropy_ratio"),
+            defaults=thresholds((0.6, "orange"), (0.9, "green"), base="red"),
+        ),
+        number(
+            "Router entropy",
+            "percentunit",
+            "Mean entropy of the router's distribution over experts, of the maximum.",
+            _of_layer("moe_router_entropy_ratio"),
+        ),
+        number(
+            "Busiest expert",
+            "suffix:x",
+            "Load of the busiest expert, in fair shares.",
+            _of_layer("moe_expert_load_max_ratio"),
+            defaults=thresholds((1.5, "yellow"), (2, "orange"), (4, "red")),
+        ),
+        number(
+            "Dropped",
+            "percentunit",
+            "Part of the assignments of the last step that full experts dropped.",
+            _of_layer("moe_tokens_dropped_ratio"),
+            defaults=thresholds((0.001, "yellow"), (0.02, "orange"), (0.1, "red")),
+        ),
+        heatmap(
+            "Load of the experts",
+            "suffix:x",
+            "How many experts of the layer had which load, in fair shares.",
+            increase("moe_expert_load_ratio_bucket", "le", matchers=_ONE),
+        ),
+        lines(
+            "Range of the load",
+            "suffix:x",
+            "Busiest, mean and idlest expert, in fair shares; the mean shown is what the histogram "
+            "observed, and is 1 unless steps were missed.",
+            Query(_of_layer("moe_expert_load_max_ratio"), "busiest"),
+            Query(
+                ratio(_rate("moe_expert_load_ratio_sum"), _rate("moe_expert_load_ratio_count")),
+                "mean",
+            ),
+            Query(_of_layer("moe_expert_load_min_ratio"), "idlest"),
+        ),
+        lines(
+            "Assignments per second",
+            "suffix: /s",
+            "Assignments of tokens to the layer's experts.",
+            Query(_rate("moe_tokens_routed_total"), "reached an expert"),
+            Query(_rate("moe_tokens_dropped_total"), "dropped"),
+        ),
+    ],
+)
+
+_EXTREMES = Section(
+    "Extremes",
+    [
+        lines(
+            "Load of the busiest experts",
+            "suffix:x",
+            f"In fair shares; position 1 is the busiest. {_TOPK}",
+            Query(_of_layer("moe_expert_load_top_ratio", "position"), "position {{position}}"),
+        ),
+        lines(
+            "Which experts are busiest",
+            "none",
+            f"Numbers of the experts; a line that stays is an expert that does. {_TOPK}",
+            Query(_of_layer("moe_expert_load_top_expert", "position"), "position {{position}}"),
+        ),
+        lines(
+            "Load of the idlest experts",
+            "suffix:x",
+            f"In fair shares; position 1 is the idlest. {_TOPK}",
+            Query(_of_layer("moe_expert_load_bottom_ratio", "position"), "position {{position}}"),
+        ),
+        lines(
+            "Which experts are idlest",
+            "none",
+            f"Numbers of the experts; a line that stays is an expert that does. {_TOPK}",
+            Query(_of_layer("moe_expert_load_bottom_expert", "position"), "position {{position}}"),
+        ),
+    ],
+)
+
+_EVERY = Section(
+    "Every expert",
+    [
+        lines(
+            f"The {_BUSIEST} busiest experts",
+            "suffix: /s",
+            f"Assignments that reached an expert. {_FULL}",
+            Query(f"topk({_BUSIEST}, {_rate('moe_expert_tokens_total', 'expert')})", "{{expert}}"),
+        ),
+        lines(
+            f"The {_BUSIEST} idlest experts",
+            "suffix: /s",
+            f"Assignments that reached an expert. {_FULL}",
+            Query(
+                f"bottomk({_BUSIEST}, {_rate('moe_expert_tokens_total', 'expert')})", "{{expert}}"
+            ),
+        ),
+    ],
+    collapsed=True,
+)
+
+EXPERTS = Dashboard(
+    uid=LAYER_DASHBOARD,
+    title="MoE experts",
+    description="The experts of one layer of one run.",
+    sections=(_LAYER, _EXTREMES, _EVERY),
+    variables=(layer_variable(),),
+)

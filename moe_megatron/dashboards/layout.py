@@ -1,0 +1,184 @@
+"""A dashboard: variables, links and panels that flow into rows of a grid.
+
+It knows the frame that all dashboards share, not what any of them shows.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from moe_megatron.dashboards.panels import DATASOURCE, Json, Panel
+from moe_megatron.dashboards.queries import RUN
+from moe_megatron.telemetry.discovery import JOB
+
+COLUMNS = 24
+TAG = "moe-megatron"
+LAYER_DASHBOARD = "moe-experts"
+
+_SCHEMA_VERSION = 39
+"""That of Grafana 10.4; newer ones read it, too."""
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """Panels under a heading."""
+
+    title: str
+    panels: Sequence[Panel]
+    collapsed: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Dashboard:
+    """One dashboard.
+
+    Attributes:
+        uid: stable; links name it.
+        title: as listed in Grafana.
+        description: one or two sentences.
+        sections: in order.
+        variables: beside data source, cluster and run.
+    """
+
+    uid: str
+    title: str
+    description: str
+    sections: Sequence[Section]
+    variables: Sequence[Json] = ()
+
+    def to_json(self) -> Json:
+        """The dashboard as Grafana reads it."""
+        return {
+            "annotations": {"list": []},
+            "description": self.description,
+            "editable": False,
+            "graphTooltip": 1,
+            "links": [_links()],
+            "panels": _place(self.sections),
+            "refresh": "30s",
+            "schemaVersion": _SCHEMA_VERSION,
+            "tags": [TAG],
+            "templating": {"list": [*_common_variables(), *self.variables]},
+            "time": {"from": "now-1h", "to": "now"},
+            "timezone": "browser",
+            "title": self.title,
+            "uid": self.uid,
+            "version": 1,
+        }
+
+
+def query_variable(name: str, label: str, description: str, query: str, *, sort: int = 1) -> Json:
+    """A variable whose values are those of a label; sort 1 is alphabetical, 3 numerical."""
+    return {
+        "datasource": DATASOURCE,
+        "definition": query,
+        "description": description,
+        "includeAll": False,
+        "label": label,
+        "multi": False,
+        "name": name,
+        "query": {"query": query, "refId": name},
+        "refresh": 2,
+        "sort": sort,
+        "type": "query",
+    }
+
+
+def layer_variable() -> Json:
+    """The MoE layer that a dashboard shows."""
+    return query_variable(
+        "layer",
+        "Layer",
+        "MoE layer, numbered from 1 over all layers of the model.",
+        f"label_values(moe_experts{{{RUN}}}, layer)",
+        sort=3,
+    )
+
+
+def text_variable(name: str, label: str, description: str, value: str) -> Json:
+    """A variable that people type in."""
+    return {
+        "description": description,
+        "label": label,
+        "name": name,
+        "query": value,
+        "type": "textbox",
+    }
+
+
+def layer_link() -> Json:
+    """Field defaults that link a series with the label `layer` to the dashboard of that layer."""
+    variables = "${datasource:queryparam}&${cluster:queryparam}&${run:queryparam}"
+    url = f"/d/{LAYER_DASHBOARD}?{variables}&var-layer=${{__field.labels.layer}}"
+    return {
+        "links": [{"title": "Experts of this layer", "url": f"{url}&${{__url_time_range}}"}],
+    }
+
+
+def _common_variables() -> list[Json]:
+    return [
+        {
+            "description": "Prometheus that scrapes the runs.",
+            "label": "Data source",
+            "name": "datasource",
+            "query": "prometheus",
+            "refresh": 1,
+            "type": "datasource",
+        },
+        query_variable(
+            "cluster",
+            "Cluster",
+            "telemetry.cluster of the run.",
+            f'label_values(moe_run_info{{job="{JOB}"}}, cluster)',
+        ),
+        query_variable(
+            "run",
+            "Run",
+            "Name of the run's folder.",
+            f'label_values(moe_run_info{{job="{JOB}",cluster="$cluster"}}, run)',
+        ),
+    ]
+
+
+def _links() -> Json:
+    return {
+        "asDropdown": False,
+        "icon": "dashboard",
+        "includeVars": True,
+        "keepTime": True,
+        "tags": [TAG],
+        "targetBlank": False,
+        "title": "MoE dashboards",
+        "type": "dashboards",
+    }
+
+
+def _place(sections: Sequence[Section]) -> list[Json]:
+    placed: list[Json] = []
+    number, y = 1, 0
+    for section in sections:
+        row: Json = {
+            "collapsed": section.collapsed,
+            "gridPos": {"h": 1, "w": COLUMNS, "x": 0, "y": y},
+            "id": number,
+            "panels": [],
+            "title": section.title,
+            "type": "row",
+        }
+        number, y = number + 1, y + 1
+        inside, y = _flow(section.panels, number, y)
+        number += len(inside)
+        placed.append(row)
+        # Grafana keeps the panels of a closed row inside it.
+        (row["panels"] if section.collapsed else placed).extend(inside)
+    return placed
+
+
+def _flow(panels: Sequence[Panel], number: int, y: int) -> tuple[list[Json], int]:
+    """Panels from left to right, line by line; returns them and the first free line below."""
+    placed, x, tallest = [], 0, 0
+    for place, panel in enumerate(panels):
+        if x + panel.width > COLUMNS:
+            x, y, tallest = 0, y + tallest, 0
+        placed.append(panel.to_json(number + place, x, y))
+        x, tallest = x + panel.width, max(tallest, panel.height)
+    return placed, y + tallest

@@ -1,0 +1,166 @@
+"""The dashboard "MoE training": is the run well, how fast is it, when will it be done."""
+
+from moe_megatron.dashboards.layout import Dashboard, Section
+from moe_megatron.dashboards.panels import Query, lines, number, table, thresholds
+from moe_megatron.dashboards.queries import (
+    RUN,
+    age,
+    increase,
+    latest,
+    quantile,
+    rate,
+    ratio,
+    select,
+)
+
+_STEPS_LEFT = f"({latest('moe_train_planned_steps')} - {latest('moe_train_step')})"
+
+_NOW = Section(
+    "Now",
+    [
+        number(
+            "Step",
+            "locale",
+            "Global step last finished.",
+            latest("moe_train_step"),
+        ),
+        number(
+            "Progress",
+            "percentunit",
+            "Steps done, of those planned.",
+            ratio(latest("moe_train_step"), latest("moe_train_planned_steps")),
+        ),
+        number(
+            "Time left",
+            "s",
+            "Steps that remain, at the speed of the chosen window.",
+            ratio(_STEPS_LEFT, rate("moe_train_steps_total")),
+        ),
+        number(
+            "Last step ended",
+            "s",
+            "Time since the newest step. It grows while the run hangs.",
+            age("moe_train_last_step_timestamp_seconds"),
+            defaults=thresholds((120, "orange"), (600, "red")),
+        ),
+        number(
+            "Steps not finite",
+            "locale",
+            "Steps in the chosen range whose loss or gradient norm was NaN or infinite. With fp16 "
+            "loss scaling, a few with an infinite gradient are normal.",
+            increase("moe_train_nonfinite_total", window="$__range"),
+            defaults=thresholds((1, "orange"), (10, "red")),
+        ),
+        number(
+            "Alerts",
+            "locale",
+            "Alerts of this run that fire now (those of moe_megatron's rules).",
+            f'count(ALERTS{{alertname=~"MoE.*",alertstate="firing",{RUN}}}) or vector(0)',
+            defaults=thresholds((1, "red")),
+        ),
+    ],
+)
+
+_LEARNING = Section(
+    "Learning",
+    [
+        lines(
+            "Loss",
+            "none",
+            "Language model loss in nats per token. Gaps are steps without a finite loss.",
+            Query(latest("moe_train_lm_loss"), "training"),
+            Query(latest("moe_eval_loss", "split"), "{{split}}"),
+        ),
+        lines(
+            "Gradient norm",
+            "none",
+            "Global gradient norm before clipping. Spikes come before a loss that diverges.",
+            Query(latest("moe_train_grad_norm"), "gradient norm"),
+        ),
+        lines(
+            "Learning rate",
+            "sci",
+            "Learning rate of the last step.",
+            Query(latest("moe_train_learning_rate"), "learning rate"),
+        ),
+        lines(
+            "Steps without a good update",
+            "locale",
+            "Skipped: the optimizer did not step, because a gradient was not finite. The others "
+            "count steps by what was not finite.",
+            Query(increase("moe_train_skipped_steps_total"), "skipped"),
+            Query(increase("moe_train_nonfinite_total", "kind"), "{{kind}} not finite"),
+        ),
+    ],
+)
+
+_SPEED = Section(
+    "Speed",
+    [
+        lines(
+            "Tokens per second",
+            "suffix: tok/s",
+            "Tokens of all batches per second; pauses for evaluation and checkpoints count.",
+            Query(rate("moe_train_tokens_total"), "tokens/s"),
+        ),
+        lines(
+            "Step time",
+            "s",
+            "Wall time of a step on the first process. The quantiles are estimates from buckets.",
+            Query(
+                ratio(
+                    rate("moe_train_step_duration_seconds_sum"),
+                    rate("moe_train_step_duration_seconds_count"),
+                ),
+                "mean",
+            ),
+            Query(quantile(0.5, "moe_train_step_duration_seconds"), "median"),
+            Query(quantile(0.95, "moe_train_step_duration_seconds"), "95 %"),
+        ),
+        lines(
+            "Where the time goes",
+            "percentunit",
+            "Wall time of the first process by what it did, seconds per second; what is missing to "
+            "1 was a phase that has not ended.",
+            Query(rate("moe_train_phase_seconds_total", "phase"), "{{phase}}"),
+            stacked=True,
+        ),
+        lines(
+            "Tokens per step",
+            "locale",
+            "Tokens of the last global batch; it grows where the batch size is ramped up.",
+            Query(latest("moe_train_tokens_per_step"), "tokens"),
+        ),
+    ],
+)
+
+_RUN = Section(
+    "Run",
+    [
+        table(
+            "What runs",
+            "The run's own description: model, parallel sizes, versions.",
+            select("moe_run_info"),
+            hide=("Time", "Value", "__name__", "instance", "job"),
+        ),
+        lines(
+            "Age of the newest checkpoint",
+            "s",
+            "What a crash would cost now. Without data the run saves no checkpoint.",
+            Query(age("moe_checkpoint_last_success_timestamp_seconds"), "age"),
+        ),
+        lines(
+            "Steps since the newest checkpoint",
+            "locale",
+            "Steps that a crash would lose now. Without data the run saves no checkpoint.",
+            Query(f"{latest('moe_train_step')} - {latest('moe_checkpoint_last_step')}", "steps"),
+        ),
+    ],
+)
+
+OVERVIEW = Dashboard(
+    uid="moe-overview",
+    title="MoE training",
+    description="One training run: loss, speed, progress, checkpoints.",
+    sections=(_NOW, _LEARNING, _SPEED, _RUN),
+)

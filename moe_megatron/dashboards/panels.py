@@ -1,0 +1,240 @@
+"""Panels of a Grafana dashboard in the classic schema, as values.
+
+A panel has a title, a description, a unit and queries; where it stands is `layout`'s business.
+Only what these functions write is allowed by `panel_shapes`, so a new option must be added to both.
+"""
+
+import re
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Json = dict[str, Any]
+
+DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
+
+Format = Literal["time_series", "heatmap", "table"]
+
+_NAME = re.compile(r"\b(?:moe_\w+|up|ALERTS|scrape_\w+)(?=\{)")
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """One query of a panel.
+
+    Attributes:
+        expr: PromQL.
+        legend: name of each line; {{label}} is replaced.
+        format: how Grafana reads the answer.
+        instant: only the newest value is asked for.
+    """
+
+    expr: str
+    legend: str = ""
+    format: Format = "time_series"
+    instant: bool = False
+
+    def to_json(self, number: int) -> Json:
+        """The target, with the letter that its place gives it."""
+        return {
+            "datasource": DATASOURCE,
+            "editorMode": "code",
+            "expr": self.expr,
+            "format": self.format,
+            "instant": self.instant,
+            "legendFormat": self.legend,
+            "range": not self.instant,
+            "refId": chr(ord("A") + number),
+        }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Panel:
+    """One panel.
+
+    Attributes:
+        type: as Grafana calls it.
+        title: a few words.
+        description: what it shows and what is good; the names of its metrics are added.
+        unit: Grafana's identifier.
+        queries: at most 26.
+        width: of 24 columns.
+        height: in rows of 30 pixels.
+        options: of this type of panel.
+        custom: fieldConfig.defaults.custom.
+        defaults: further defaults of fields, such as thresholds.
+        transformations: of the answer, for tables.
+    """
+
+    type: str
+    title: str
+    description: str
+    unit: str
+    queries: tuple[Query, ...]
+    width: int
+    height: int
+    options: Json
+    custom: Json = field(default_factory=dict)
+    defaults: Json = field(default_factory=dict)
+    transformations: list[Json] = field(default_factory=list)
+
+    def to_json(self, number: int, x: int, y: int) -> Json:
+        """The panel with its id and place."""
+        defaults: Json = {"unit": self.unit, **self.defaults}
+        if self.custom:
+            defaults["custom"] = self.custom
+        names = sorted({name for query in self.queries for name in _NAME.findall(query.expr)})
+        panel: Json = {
+            "datasource": DATASOURCE,
+            "description": f"{self.description}\n\nMetrics: {', '.join(names)}",
+            "fieldConfig": {"defaults": defaults, "overrides": []},
+            "gridPos": {"h": self.height, "w": self.width, "x": x, "y": y},
+            "id": number,
+            "options": self.options,
+            "targets": [query.to_json(place) for place, query in enumerate(self.queries)],
+            "title": self.title,
+            "type": self.type,
+        }
+        if self.transformations:
+            panel["transformations"] = self.transformations
+        return panel
+
+
+def thresholds(*steps: tuple[float, str], base: str = "green") -> Json:
+    """Colours from values on; `base` below the first."""
+    colours: list[Json] = [{"color": base, "value": None}]
+    colours += [{"color": colour, "value": value} for value, colour in steps]
+    return {"color": {"mode": "thresholds"}, "thresholds": {"mode": "absolute", "steps": colours}}
+
+
+def lines(
+    title: str,
+    unit: str,
+    description: str,
+    *queries: Query,
+    width: int = 12,
+    stacked: bool = False,
+    defaults: Json | None = None,
+) -> Panel:
+    """Values over time."""
+    stacking = {"group": "A", "mode": "normal" if stacked else "none"}
+    return Panel(
+        type="timeseries",
+        title=title,
+        description=description,
+        unit=unit,
+        queries=queries,
+        width=width,
+        height=8,
+        options={
+            "legend": {"calcs": ["lastNotNull"], "displayMode": "list", "placement": "bottom"},
+            "tooltip": {"mode": "multi", "sort": "desc"},
+        },
+        custom={
+            "drawStyle": "line",
+            "fillOpacity": 30 if stacked else 0,
+            "lineWidth": 1,
+            "showPoints": "auto",
+            "spanNulls": False,
+            "stacking": stacking,
+        },
+        defaults=defaults or {},
+    )
+
+
+def number(
+    title: str,
+    unit: str,
+    description: str,
+    expr: str,
+    *,
+    width: int = 4,
+    defaults: Json | None = None,
+) -> Panel:
+    """The newest value, large, coloured if `defaults` has thresholds."""
+    return Panel(
+        type="stat",
+        title=title,
+        description=description,
+        unit=unit,
+        queries=(Query(expr, legend=title),),
+        width=width,
+        height=4,
+        options={
+            "colorMode": "value",
+            "graphMode": "area",
+            "reduceOptions": {"calcs": ["lastNotNull"], "fields": "", "values": False},
+            "textMode": "value",
+        },
+        defaults=defaults or {"color": {"fixedColor": "text", "mode": "fixed"}},
+    )
+
+
+def heatmap(title: str, unit: str, description: str, expr: str, *, width: int = 24) -> Panel:
+    """A histogram over time; `expr` must leave the label `le`."""
+    return Panel(
+        type="heatmap",
+        title=title,
+        description=description,
+        unit=unit,
+        queries=(Query(expr, legend="{{le}}", format="heatmap"),),
+        width=width,
+        height=9,
+        options={
+            "calculate": False,
+            "cellGap": 1,
+            "color": {"mode": "scheme", "scheme": "Oranges", "steps": 64},
+            "legend": {"show": True},
+            "tooltip": {"mode": "single", "yHistogram": False},
+            "yAxis": {"axisPlacement": "left", "unit": unit},
+        },
+        custom={"hideFrom": {"legend": False, "tooltip": False, "viz": False}},
+    )
+
+
+def bands(
+    title: str,
+    unit: str,
+    description: str,
+    query: Query,
+    *,
+    colours: Json,
+    height: int = 12,
+    width: int = 12,
+) -> Panel:
+    """One coloured band for each series, such as a layer: a matrix over time."""
+    return Panel(
+        type="state-timeline",
+        title=title,
+        description=description,
+        unit=unit,
+        queries=(query,),
+        width=width,
+        height=height,
+        options={
+            "alignValue": "left",
+            "legend": {"displayMode": "list", "placement": "bottom", "showLegend": True},
+            "mergeValues": True,
+            "rowHeight": 0.9,
+            "showValue": "never",
+            "tooltip": {"mode": "single", "sort": "none"},
+        },
+        custom={"fillOpacity": 80, "lineWidth": 0},
+        defaults=colours,
+    )
+
+
+def table(title: str, description: str, expr: str, hide: tuple[str, ...], width: int = 24) -> Panel:
+    """The labels of one instant; columns named in `hide` are left out."""
+    return Panel(
+        type="table",
+        title=title,
+        description=description,
+        unit="none",
+        queries=(Query(expr, format="table", instant=True),),
+        width=width,
+        height=4,
+        options={"cellHeight": "sm", "showHeader": True},
+        transformations=[
+            {"id": "organize", "options": {"excludeByName": dict.fromkeys(hide, True)}}
+        ],
+    )

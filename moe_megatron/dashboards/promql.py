@@ -1,0 +1,265 @@
+"""What a PromQL expression answers with, found without running it: labels, and how many series.
+
+The parser is `promql-parser`; this module follows its tree and knows which labels each metric has
+and how many values a label takes in the largest run. Faults are collected and not raised. It does
+not know dashboards.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import promql_parser as parser
+
+from moe_megatron.telemetry.catalog import METRICS, ExpertDetail, Shape
+
+LARGEST = Shape(layers=61, experts=256, ranks=256, expert_ranks=64, detail=ExpertDetail.FULL)
+"""The run that series are counted for: DeepSeek-V3's layers and experts."""
+
+IDENTITY = ("job", "cluster", "run", "instance")
+"""Labels of every series of a run, which has one target and so one value of each."""
+
+_NEED_COUNTER = {"rate", "irate", "increase"}
+_NEED_GAUGE = {"deriv", "delta", "idelta", "predict_linear"}
+_FOR_BOTH = {"changes", "resets", "last_over_time", "present_over_time", "count_over_time"}
+_COMPARISONS = {"==", "!=", ">", "<", ">=", "<="}
+_SETS = {"and", "or", "unless"}
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A name that can be queried."""
+
+    labels: Mapping[str, int]
+    """Values that each label takes."""
+    counter: bool = False
+
+
+def exported() -> dict[str, Source]:
+    """Everything a run exports, and what Prometheus adds on its own."""
+    one = dict.fromkeys(IDENTITY, 1)
+    sources = {
+        "up": Source(one),
+        "scrape_duration_seconds": Source(one),
+        "ALERTS": Source({**one, "alertname": 9, "alertstate": 2, "severity": 2}),
+    }
+    for metric in METRICS:
+        described = metric.name == "moe_run_info"
+        labels = {**one, **{k: 1 if described else LARGEST.label_values(k) for k in metric.labels}}
+        if metric.buckets:
+            buckets = {**labels, "le": len(metric.buckets) + 1}
+            sources[f"{metric.name}_bucket"] = Source(buckets, counter=True)
+            sources[f"{metric.name}_sum"] = Source(labels, counter=True)
+            sources[f"{metric.name}_count"] = Source(labels, counter=True)
+        else:
+            sources[metric.name] = Source(labels, counter=metric.type == "counter")
+    return sources
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What an expression answers with; a scalar has no series."""
+
+    labels: Mapping[str, int]
+    scalar: bool = False
+    limit: int | None = None
+    """Series at one instant, where `topk` bounds them. Over a range each may be another."""
+
+    def series(self, *, instant: bool = False) -> int:
+        """Most series it can have."""
+        number = prod(self.labels.values())
+        return min(number, self.limit) if instant and self.limit is not None else number
+
+    def spread(self) -> set[str]:
+        """Labels that tell its series apart."""
+        return {label for label, values in self.labels.items() if values > 1}
+
+
+_SCALAR = Answer({}, scalar=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Analysis:
+    """An expression, looked through."""
+
+    answer: Answer
+    names: frozenset[str]
+    selectors: tuple[frozenset[tuple[str, str]], ...]
+    """Labels that each selector demands, with their values."""
+    problems: tuple[str, ...]
+
+
+def analyze(expr: str, sources: Mapping[str, Source]) -> Analysis:
+    """Look through an expression in which no variables of Grafana are left outside of strings."""
+    reader = _Reader(sources)
+    try:
+        tree = parser.parse(expr)
+    except ValueError as error:
+        fault = f"is not PromQL: {str(error).splitlines()[0]}"
+        return Analysis(_SCALAR, frozenset(), (), (fault,))
+    answer = reader.read(tree)
+    return Analysis(
+        answer, frozenset(reader.names), tuple(reader.selectors), tuple(reader.problems)
+    )
+
+
+class _Reader:
+    """Follows a tree from the leaves up."""
+
+    def __init__(self, sources: Mapping[str, Source]) -> None:
+        self._sources = sources
+        self.names: set[str] = set()
+        self.selectors: list[frozenset[tuple[str, str]]] = []
+        self.problems: list[str] = []
+
+    def read(self, node: Any) -> Answer:
+        """The answer of a node, whose kind decides who reads it."""
+        readers: dict[type, Callable[[Any], Answer]] = {
+            parser.VectorSelector: self._selector,
+            parser.MatrixSelector: self._window,
+            parser.AggregateExpr: self._aggregation,
+            parser.BinaryExpr: self._binary,
+            parser.Call: self._call,
+            parser.ParenExpr: lambda paren: self.read(paren.expr),
+            parser.UnaryExpr: lambda unary: self.read(unary.expr),
+            parser.NumberLiteral: lambda _: _SCALAR,
+            parser.StringLiteral: lambda _: _SCALAR,
+        }
+        if type(node) not in readers:
+            self.problems.append(f"{type(node).__name__} is not understood by this check")
+            return _SCALAR
+        return readers[type(node)](node)
+
+    def _selector(self, node: Any, function: str | None = None) -> Answer:
+        source = self._source(node, function)
+        labels = dict(source.labels)
+        demanded = [one for one in node.matchers.matchers if one.op == parser.MatchOp.Equal]
+        self.selectors.append(frozenset((one.name, one.value) for one in demanded))
+        for matcher in node.matchers.matchers:
+            if matcher.name not in labels:
+                self.problems.append(f"{node.name} has no label {matcher.name}")
+            elif matcher.op == parser.MatchOp.Equal:
+                labels[matcher.name] = 1
+        return Answer(labels)
+
+    def _source(self, node: Any, function: str | None) -> Source:
+        name = node.name or "a selector without a name"
+        if name not in self._sources:
+            self.problems.append(f"{name} is not exported by any run (telemetry/catalog.py)")
+            labels = {matcher.name: 1 for matcher in node.matchers.matchers}
+            return Source(dict.fromkeys(IDENTITY, 1) | labels)
+        self.names.add(name)
+        source = self._sources[name]
+        if source.counter and function not in _NEED_COUNTER | _FOR_BOTH:
+            self.problems.append(f"{name} is a counter and needs rate() or increase()")
+        if not source.counter and function in _NEED_COUNTER:
+            self.problems.append(f"{name} is a gauge, which {function}() does not fit")
+        return source
+
+    def _window(self, node: Any) -> Answer:
+        return self._selector(node.vector_selector)
+
+    def _call(self, node: Any) -> Answer:
+        name = node.func.name
+        arguments = [
+            self._selector(argument.vector_selector, name)
+            if isinstance(argument, parser.MatrixSelector)
+            else self.read(argument)
+            for argument in node.args
+        ]
+        vectors = [argument for argument in arguments if not argument.scalar]
+        if not vectors:
+            return Answer({}) if name == "vector" else _SCALAR
+        labels = dict(vectors[0].labels)
+        if name == "histogram_quantile" and labels.pop("le", None) is None:
+            self.problems.append("histogram_quantile() needs the label le")
+        return Answer(labels)
+
+    def _aggregation(self, node: Any) -> Answer:
+        inner = self.read(node.expr)
+        how, modifier = str(node.op), node.modifier
+        if how in {"topk", "bottomk"}:
+            return Answer(inner.labels, limit=int(node.param.val))
+        if modifier is None:
+            return Answer({})
+        if modifier.type == parser.AggModifierType.Without:
+            return Answer({k: n for k, n in inner.labels.items() if k not in modifier.labels})
+        for label in modifier.labels:
+            if label not in inner.labels:
+                self.problems.append(f"{how} by {label}: there is no such label")
+        return Answer({k: n for k, n in inner.labels.items() if k in modifier.labels})
+
+    def _binary(self, node: Any) -> Answer:
+        left, right = self.read(node.lhs), self.read(node.rhs)
+        if left.scalar or right.scalar:
+            return right if left.scalar else left
+        operator = str(node.op)
+        on = self._matched_labels(node, left, right, operator)
+        if operator == "or":
+            return Answer({k: max(n, right.labels[k]) for k, n in left.labels.items()
+                           if k in right.labels})  # fmt: skip
+        if operator in _SETS:
+            return left
+        return self._joined(node, left, right, on)
+
+    def _matched_labels(self, node: Any, left: Answer, right: Answer, operator: str) -> set[str]:
+        matching = None if node.modifier is None else node.modifier.matching
+        if matching is None:
+            if set(left.labels) != set(right.labels) and operator != "or":
+                different = sorted(set(left.labels) ^ set(right.labels))
+                self.problems.append(
+                    f"'{operator}' never matches: only one side has {', '.join(different)}"
+                )
+            return set(left.labels)
+        if matching.type == parser.LabelModifierType.Exclude:
+            return (set(left.labels) | set(right.labels)) - set(matching.labels)
+        for label in matching.labels:
+            if label not in left.labels or label not in right.labels:
+                self.problems.append(f"on ({label}): only one side of '{operator}' has that label")
+        return set(matching.labels)
+
+    def _joined(self, node: Any, left: Answer, right: Answer, on: set[str]) -> Answer:
+        card = None if node.modifier is None else node.modifier.card
+        many_left = card == parser.VectorMatchCardinality.ManyToOne
+        many_right = card == parser.VectorMatchCardinality.OneToMany
+        sides = (("left", left, many_left), ("right", right, many_right))
+        for side, answer, may_be_many in sides:
+            if not may_be_many and (extra := answer.spread() - on):
+                self.problems.append(
+                    f"the {side} side of '{node.op}' has many series for one of the other: they "
+                    f"differ in {', '.join(sorted(extra))}"
+                )
+        if not many_left and not many_right:
+            # Filters keep all labels of the left side, arithmetic those that matched.
+            keep = set(left.labels) if str(node.op) in _COMPARISONS else on
+            return Answer({k: n for k, n in left.labels.items() if k in keep})
+        many, one = (left, right) if many_left else (right, left)
+        added = {k: one.labels.get(k, 1) for k in node.modifier.group_labels or ()}
+        return Answer({**many.labels, **added})
+
+
+_VARIABLES = {
+    "$__rate_interval": "1m",
+    "$__range": "1h",
+    "$price": "1",
+}
+_IN_STRING = re.compile(r'"[^"]*"')
+
+
+def without_variables(expr: str) -> str:
+    """The expression with values for the variables that stand outside of strings."""
+    for name, value in _VARIABLES.items():
+        expr = expr.replace(name, value)
+    return expr
+
+
+def variables(text: str) -> set[str]:
+    """Variables of Grafana that a text uses: $name, ${name} and ${name:format}."""
+    return set(re.findall(r"\$\{?(\w+(?:\.\w+)*)", text))
+
+
+def windows(expr: str) -> set[str]:
+    """What stands in the brackets of an expression."""
+    return set(re.findall(r"\[([^\]]*)\]", _IN_STRING.sub('""', expr)))

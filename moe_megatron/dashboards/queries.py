@@ -1,0 +1,58 @@
+"""PromQL of the exported metrics, as text: every name is looked up in the catalog.
+
+Dashboards show one run at a time. Each query drops the labels of identity by aggregation, so that
+a run that resumes on another machine stays one line. It does not know panels.
+"""
+
+from moe_megatron.telemetry.catalog import BY_NAME
+from moe_megatron.telemetry.discovery import JOB
+
+RUN = f'job="{JOB}",cluster="$cluster",run="$run"'
+"""Matchers of the one run that a dashboard shows."""
+
+_WINDOW = "$__rate_interval"
+
+
+def select(name: str, matchers: str = RUN) -> str:
+    """The series of a metric; of a histogram, name it with `_bucket`, `_sum` or `_count`."""
+    family = name
+    for suffix in ("_bucket", "_sum", "_count"):
+        if BY_NAME.get(name.removesuffix(suffix)) is not None:
+            family = name.removesuffix(suffix)
+    assert family in BY_NAME, f"{name} is not in telemetry/catalog.py"
+    return f"{name}{{{matchers}}}"
+
+
+def latest(name: str, *by: str, matchers: str = RUN) -> str:
+    """The newest value of a gauge, for each value of the labels `by`."""
+    return _aggregate("max", by, select(name, matchers))
+
+
+def rate(name: str, *by: str, matchers: str = RUN) -> str:
+    """Growth of a counter per second."""
+    return _aggregate("sum", by, f"rate({select(name, matchers)}[{_WINDOW}])")
+
+
+def increase(name: str, *by: str, window: str = _WINDOW, matchers: str = RUN) -> str:
+    """Growth of a counter in a window."""
+    return _aggregate("sum", by, f"increase({select(name, matchers)}[{window}])")
+
+
+def quantile(fraction: float, histogram: str) -> str:
+    """A quantile of what a histogram observed."""
+    return f"histogram_quantile({fraction}, {rate(histogram + '_bucket', 'le')})"
+
+
+def ratio(part: str, whole: str, *on: str) -> str:
+    """`part` over `whole`, without an answer where the whole is zero."""
+    matching = f" on ({', '.join(on)})" if on else ""
+    return f"{part} /{matching} ({whole} > 0)"
+
+
+def age(timestamp: str) -> str:
+    """Seconds since a time that a gauge holds."""
+    return f"time() - {latest(timestamp)}"
+
+
+def _aggregate(how: str, by: tuple[str, ...], inner: str) -> str:
+    return f"{how} by ({', '.join(by)}) ({inner})" if by else f"{how}({inner})"

@@ -1,0 +1,160 @@
+"""The dashboard "MoE routing": every layer's balance, and where it is lost."""
+
+from moe_megatron.dashboards.layout import Dashboard, Section, layer_link
+from moe_megatron.dashboards.panels import Query, bands, heatmap, lines, number, thresholds
+from moe_megatron.dashboards.queries import increase, latest, rate, ratio
+
+_LAYER = "layer {{layer}}"
+
+_HIGH_IS_GOOD = thresholds((0.6, "orange"), (0.8, "yellow"), (0.9, "green"), base="red")
+_LOW_IS_GOOD = thresholds((1.5, "yellow"), (2.0, "orange"), (4.0, "red"))
+_NONE_IS_GOOD = thresholds((0.001, "yellow"), (0.02, "orange"), (0.1, "red"))
+
+_DROPPED = ratio(
+    rate("moe_tokens_dropped_total"),
+    f"{rate('moe_tokens_dropped_total')} + {rate('moe_tokens_routed_total')}",
+)
+
+_WORST = Section(
+    "The worst layer",
+    [
+        number(
+            "Load entropy",
+            "percentunit",
+            "The most uneven layer: entropy of its experts' load, of the maximum. Below 60 % few "
+            "experts do all the work.",
+            f"min({latest('moe_load_entropy_ratio', 'layer')})",
+            width=6,
+            defaults=_HIGH_IS_GOOD,
+        ),
+        number(
+            "Busiest expert",
+            "suffix:x",
+            "Load of the busiest expert of all layers, in fair shares. With expert parallelism its "
+            "rank holds up the others.",
+            latest("moe_expert_load_max_ratio"),
+            width=6,
+            defaults=_LOW_IS_GOOD,
+        ),
+        number(
+            "Dead experts",
+            "percentunit",
+            "Experts of all layers that got less than 1 % of a fair share in the last step. With "
+            "few tokens in a step some are dead by chance.",
+            ratio(
+                f"sum({latest('moe_experts_dead', 'layer')})",
+                f"sum({latest('moe_experts', 'layer')})",
+            ),
+            width=6,
+            defaults=_NONE_IS_GOOD,
+        ),
+        number(
+            "Dropped",
+            "percentunit",
+            "Assignments of a token to an expert that a full expert dropped, of all layers.",
+            _DROPPED,
+            width=6,
+            defaults=_NONE_IS_GOOD,
+        ),
+    ],
+)
+
+_BALANCE = Section(
+    "Balance by layer",
+    [
+        bands(
+            "Load entropy",
+            "percentunit",
+            "Entropy of the experts' load, of the maximum: 100 % is even, 60 % collapse.",
+            Query(latest("moe_load_entropy_ratio", "layer"), _LAYER),
+            colours={**_HIGH_IS_GOOD, **layer_link()},
+        ),
+        bands(
+            "Busiest expert",
+            "suffix:x",
+            "Load of the busiest expert of each layer, in fair shares.",
+            Query(latest("moe_expert_load_max_ratio", "layer"), _LAYER),
+            colours={**_LOW_IS_GOOD, **layer_link()},
+        ),
+        bands(
+            "Dead experts",
+            "percentunit",
+            "Experts that got less than 1 % of a fair share in the last step.",
+            Query(
+                ratio(latest("moe_experts_dead", "layer"), latest("moe_experts", "layer"), "layer"),
+                _LAYER,
+            ),
+            colours={**_NONE_IS_GOOD, **layer_link()},
+        ),
+        bands(
+            "Dropped",
+            "percentunit",
+            "Part of the assignments of the last step that full experts dropped.",
+            Query(latest("moe_tokens_dropped_ratio", "layer"), _LAYER),
+            colours={**_NONE_IS_GOOD, **layer_link()},
+        ),
+        lines(
+            "Idlest expert",
+            "suffix:x",
+            "Load of the idlest expert of each layer, in fair shares: 1 is even, 0 is dead.",
+            Query(latest("moe_expert_load_min_ratio", "layer"), _LAYER),
+            defaults=layer_link(),
+        ),
+        lines(
+            "Spread of the load",
+            "suffix:x",
+            "Standard deviation of the load of a layer's experts, in fair shares: 0 is even.",
+            Query(latest("moe_expert_load_stddev_ratio", "layer"), _LAYER),
+            defaults=layer_link(),
+        ),
+        heatmap(
+            "Load of all experts of all layers",
+            "suffix:x",
+            "How many experts had which load, in fair shares. A narrow band around 1 is balance; a "
+            "band at 0 are dead experts.",
+            increase("moe_expert_load_ratio_bucket", "le"),
+        ),
+    ],
+)
+
+_ROUTERS = Section(
+    "Routers",
+    [
+        lines(
+            "Router entropy",
+            "percentunit",
+            "Mean entropy of the router's distribution over experts, of the maximum: how undecided "
+            "it is. It falls slowly as experts specialise; a sudden fall comes before a collapse.",
+            Query(latest("moe_router_entropy_ratio", "layer"), _LAYER),
+            defaults=layer_link(),
+        ),
+        lines(
+            "Load balancing loss",
+            "none",
+            "Switch load balancing loss, unscaled: 1 is even, the number of experts is collapse.",
+            Query(latest("moe_router_aux_loss", "layer"), _LAYER),
+            defaults=layer_link(),
+        ),
+        lines(
+            "Router z-loss",
+            "none",
+            "Router z-loss, unscaled: large logits make the router unstable in low precision.",
+            Query(latest("moe_router_z_loss", "layer"), _LAYER),
+            defaults=layer_link(),
+        ),
+        lines(
+            "Assignments per second",
+            "suffix: /s",
+            "Assignments of tokens to experts, all layers together.",
+            Query(rate("moe_tokens_routed_total"), "reached an expert"),
+            Query(rate("moe_tokens_dropped_total"), "dropped"),
+        ),
+    ],
+)
+
+ROUTING = Dashboard(
+    uid="moe-routing",
+    title="MoE routing",
+    description="Balance of the experts in every layer of one run.",
+    sections=(_WORST, _BALANCE, _ROUTERS),
+)

@@ -1,0 +1,27 @@
+"""YAML as people read it: keys in order, long texts as blocks, a line that says who wrote it."""
+
+from typing import Any
+
+import yaml
+
+_HEADER = "# Written by `moe-megatron grafana build`; edit moe_megatron/dashboards instead.\n"
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes texts of several lines as blocks, and never an alias."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _text(dumper: yaml.SafeDumper, data: str) -> yaml.ScalarNode:
+    style = "|" if "\n" in data else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", data, style=style)
+
+
+_Dumper.add_representer(str, _text)
+
+
+def yaml_text(data: Any) -> str:
+    """A document."""
+    return _HEADER + yaml.dump(data, Dumper=_Dumper, sort_keys=False, width=100)

@@ -1,0 +1,123 @@
+"""What each process contributes to finding stragglers: its compute time and its memory.
+
+All processes of a step end it together, so the time of a step says nothing about who was late. The
+forward passes of attention and experts do: they do not communicate. Each such module is timed once
+a step, in its first training forward pass, with the host's clock on a CPU and with events of the
+device on a GPU. Those are read a step later, when they have long happened: nothing waits.
+
+It does not know how values travel to the first process: `counters` sends them.
+"""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+import torch
+from megatron.core.transformer.moe.moe_layer import MoELayer
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RankValues:
+    """Of this process, in one step."""
+
+    compute_seconds: float
+    """0.0 where nothing was measured."""
+    memory_bytes: float
+
+
+class ComputeTimer:
+    """Times the modules of this process that compute without communicating.
+
+    Args:
+        model: Model chunks.
+    """
+
+    def __init__(self, model: list[Any]) -> None:
+        self._on_gpu = next(model[0].parameters()).is_cuda
+        self._watches = [_Watch(module, self._on_gpu) for module in _local_modules(model)]
+        self._process = psutil.Process()
+        self._last: list[_Span] = []
+
+    def take(self) -> RankValues:
+        """The values of the step that ends; on a GPU the time is that of the step before."""
+        spans = [span for watch in self._watches if (span := watch.take()) is not None]
+        if self._on_gpu:
+            spans, self._last = self._last, spans
+        return RankValues(
+            compute_seconds=sum(span.seconds() for span in spans), memory_bytes=self._memory()
+        )
+
+    def remove(self) -> None:
+        """Take the hooks off the model."""
+        for watch in self._watches:
+            watch.remove()
+        self._watches, self._last = [], []
+
+    def _memory(self) -> float:
+        # Neither asks the device: the allocator keeps its own books.
+        if self._on_gpu:
+            return float(torch.cuda.memory_allocated())
+        return float(self._process.memory_info().rss)
+
+
+@dataclass(frozen=True, slots=True)
+class _Span:
+    """From one mark to another: seconds of the host, or events of the device."""
+
+    start: Any
+    end: Any
+
+    def seconds(self) -> float:
+        if isinstance(self.start, float):
+            return float(self.end - self.start)
+        if not self.end.query():  # the device is more than a step behind: rather no value than wait
+            return 0.0
+        return float(self.start.elapsed_time(self.end)) / 1e3
+
+
+class _Watch:
+    """The first training forward pass of one module in each step."""
+
+    def __init__(self, module: torch.nn.Module, on_gpu: bool) -> None:
+        self._on_gpu = on_gpu
+        self._start: Any = None
+        self._span: _Span | None = None
+        self._handles = [
+            module.register_forward_pre_hook(self._before),
+            module.register_forward_hook(self._after),
+        ]
+
+    def _mark(self) -> Any:
+        if not self._on_gpu:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record()
+        return event
+
+    def _before(self, module: torch.nn.Module, inputs: Any) -> None:
+        if module.training and self._span is None:
+            self._start = self._mark()
+
+    def _after(self, module: torch.nn.Module, inputs: Any, output: Any) -> None:
+        if module.training and self._span is None and self._start is not None:
+            self._span = _Span(self._start, self._mark())
+
+    def take(self) -> _Span | None:
+        span, self._span, self._start = self._span, None, None
+        return span
+
+    def remove(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+
+def _local_modules(model: list[Any]) -> list[torch.nn.Module]:
+    found = []
+    for chunk in model:
+        for name, module in chunk.named_modules():
+            if name.rpartition(".")[2] == "core_attention":
+                found.append(module)
+            elif isinstance(module, MoELayer) and isinstance(module.experts, torch.nn.Module):
+                found.append(module.experts)
+    return found

@@ -1,0 +1,67 @@
+"""Routing in TensorBoard and W&B, through the writers that Megatron opened.
+
+Megatron opens them on the last rank, by its own flags (--tensorboard-dir, --wandb-project), and
+writes loss and learning rate itself. What routers did goes beside that, under the names of the
+metric catalog, at the interval of Megatron's --tensorboard-log-interval. It does not know how
+routing is measured.
+"""
+
+from typing import Any, Self
+
+import numpy as np
+from megatron.training import get_args, get_tensorboard_writer, get_wandb_writer
+
+from moe_megatron.telemetry.layer_values import layer_values
+from moe_megatron.telemetry.snapshot import RoutingSnapshot
+
+_LOAD = "moe_expert_load_ratio"
+
+
+class RoutingWriters:
+    """Writes routing snapshots where Megatron writes its own numbers.
+
+    Args:
+        tensorboard: A `SummaryWriter`, or None.
+        wandb: The `wandb` module with a run open, or None.
+        interval: Steps between what is written.
+    """
+
+    def __init__(self, tensorboard: Any, wandb: Any, interval: int) -> None:
+        self._tensorboard = tensorboard
+        self._wandb = wandb
+        self._interval = interval
+
+    @classmethod
+    def of_megatron(cls) -> Self | None:
+        """Megatron's writers on the rank that has any; None on the others."""
+        tensorboard, wandb = get_tensorboard_writer(), get_wandb_writer()
+        if tensorboard is None and wandb is None:
+            return None
+        return cls(tensorboard, wandb, get_args().tensorboard_log_interval)
+
+    def wants(self, step: int) -> bool:
+        """Whether this step is one of those that are written."""
+        return step % self._interval == 0
+
+    def write(self, routing: RoutingSnapshot) -> None:
+        """Write one step: each layer's values, their mean over layers, and all loads."""
+        scalars = {
+            f"{name}/{layer}": value
+            for name, values in layer_values(routing).items()
+            for layer, value in _named(routing.layers, values)
+        }
+        load = routing.relative_load.ravel()
+        if self._tensorboard is not None:
+            for tag, value in scalars.items():
+                self._tensorboard.add_scalar(tag, value, routing.step)
+            if np.isfinite(load).all():
+                self._tensorboard.add_histogram(_LOAD, load, routing.step)
+        if self._wandb is not None:
+            histogram = self._wandb.Histogram(load[np.isfinite(load)])
+            self._wandb.log({**scalars, _LOAD: histogram}, routing.step)
+
+
+def _named(layers: tuple[int, ...], values: Any) -> list[tuple[str, float]]:
+    named = [(f"layer_{layer}", value) for layer, value in zip(layers, values, strict=True)]
+    finite = values[np.isfinite(values)]
+    return [*named, ("mean", finite.mean() if finite.size else float("nan"))]

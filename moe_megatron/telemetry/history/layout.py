@@ -1,0 +1,221 @@
+"""What a history is made of: one Zarr group, its description and its arrays, as plain values.
+
+    zarr.json            the description, with the last whole step; replaced in one piece
+    tokens_per_expert    int32 [step, layer, expert], assignments that reached an expert
+    dropped              int64 [step, layer]
+    entropy              float64 [step, layer], as aux_loss and z_loss
+    aux_loss
+    z_loss
+    tokens               int64 [step], tokens routed by every layer; -1 where nothing was measured
+
+Row r is step r + 1. Rows after `last_step` of the description mean nothing. A history is plain
+Zarr version 3, so other programs read it too. Nothing here reads or writes.
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+
+from moe_megatron.errors import DataError
+from moe_megatron.telemetry.json_fields import read_int, read_int_array, require_fields
+from moe_megatron.telemetry.snapshot import find_layer_problem
+
+COUNTS = "tokens_per_expert"
+TOKENS = "tokens"
+LAYER_SERIES = {
+    "dropped": "int64",
+    "entropy": "float64",
+    "aux_loss": "float64",
+    "z_loss": "float64",
+}
+NOT_MEASURED = -1
+"""Value of `tokens` in a step without a snapshot."""
+
+_VERSION = 1
+_ATTRIBUTE = "moe_routing_history"
+_FIELDS = ("version", "layers", "num_experts", "top_k", "first_step", "last_step")
+
+# A chunk is the unit that is compressed, written and read. 2 MiB decode in about a millisecond. A
+# flush writes the last chunks again, which bounds them from above; the number of files, and of
+# requests to a bucket, from below. All layers in one chunk would make a look at one layer over
+# the whole run read everything.
+_CHUNK_BYTES = 2 * 1024 * 1024
+_CHUNK_LAYERS = 16
+_CHUNK_STEPS = (16, 1024)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArrayLayout:
+    """One array of a history.
+
+    Attributes:
+        name: of the array and its folder.
+        dtype: of its values.
+        row_shape: of one step.
+        chunk_shape: steps first.
+        fill_value: of steps that were never written.
+        dimensions: names, steps first.
+    """
+
+    name: str
+    dtype: str
+    row_shape: tuple[int, ...]
+    chunk_shape: tuple[int, ...]
+    fill_value: float
+    dimensions: tuple[str, ...]
+
+    @property
+    def chunk_steps(self) -> int:
+        """Steps in a chunk."""
+        return self.chunk_shape[0]
+
+    def metadata(self) -> dict[str, Any]:
+        """Zarr's metadata of the empty array.
+
+        Bits of equal rank are stored together (bitshuffle): the high ones of counts are the same
+        everywhere and all but vanish. LZ4 packs and unpacks fastest; the checksum finds damage.
+        """
+        fill = "NaN" if np.isnan(self.fill_value) else self.fill_value
+        blosc = {
+            "cname": "lz4",
+            "clevel": 5,
+            "shuffle": "bitshuffle",
+            "typesize": np.dtype(self.dtype).itemsize,
+            "blocksize": 0,
+        }
+        return {
+            "shape": [0, *self.row_shape],
+            "data_type": self.dtype,
+            "fill_value": fill,
+            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": self.chunk_shape}},
+            # One folder for all chunks: file systems of clusters are slow at making folders.
+            "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
+            "codecs": [
+                {"name": "bytes", "configuration": {"endian": "little"}},
+                {"name": "blosc", "configuration": blosc},
+                {"name": "crc32c"},
+            ],
+            "dimension_names": list(self.dimensions),
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HistoryLayout:
+    """The model a history is of.
+
+    Attributes:
+        layers: global 1-based numbers of the MoE layers, length L.
+        num_experts: E, experts in each layer.
+        top_k: experts per token.
+    """
+
+    layers: tuple[int, ...]
+    num_experts: int
+    top_k: int
+
+    def arrays(self) -> tuple[ArrayLayout, ...]:
+        """All arrays of the history."""
+        num_layers = len(self.layers)
+        longest = _CHUNK_STEPS[1]
+        series = [
+            ArrayLayout(
+                name=name,
+                dtype=dtype,
+                row_shape=(num_layers,),
+                chunk_shape=(longest, num_layers),
+                fill_value=0 if dtype == "int64" else float("nan"),
+                dimensions=("step", "layer"),
+            )
+            for name, dtype in LAYER_SERIES.items()
+        ]
+        tokens = ArrayLayout(
+            name=TOKENS,
+            dtype="int64",
+            row_shape=(),
+            chunk_shape=(longest,),
+            fill_value=NOT_MEASURED,
+            dimensions=("step",),
+        )
+        return (self._counts(), *series, tokens)
+
+    def _counts(self) -> ArrayLayout:
+        chunk_layers = min(len(self.layers), _CHUNK_LAYERS)
+        shortest, longest = _CHUNK_STEPS
+        row_bytes = chunk_layers * self.num_experts * np.dtype(np.int32).itemsize
+        steps = max(1, _CHUNK_BYTES // row_bytes)
+        steps = 1 << (steps.bit_length() - 1)  # a power of two divides the chunks of the series
+        return ArrayLayout(
+            name=COUNTS,
+            # Signed, so that differences of counts are what they seem; a step of more than 2^31
+            # tokens is refused on writing.
+            dtype="int32",
+            row_shape=(len(self.layers), self.num_experts),
+            chunk_shape=(min(max(steps, shortest), longest), chunk_layers, self.num_experts),
+            fill_value=0,
+            dimensions=("step", "layer", "expert"),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Description:
+    """The content of the group's zarr.json.
+
+    Attributes:
+        layout: the model.
+        first_step: step before which nothing was ever recorded, 1-based.
+        last_step: last step that is wholly written; `first_step - 1` while there is none.
+    """
+
+    layout: HistoryLayout
+    first_step: int
+    last_step: int
+
+    def to_json(self) -> bytes:
+        """Returns the text of zarr.json."""
+        attributes = {
+            "version": _VERSION,
+            "layers": list(self.layout.layers),
+            "num_experts": self.layout.num_experts,
+            "top_k": self.layout.top_k,
+            "first_step": self.first_step,
+            "last_step": self.last_step,
+        }
+        group = {"zarr_format": 3, "node_type": "group", "attributes": {_ATTRIBUTE: attributes}}
+        return json.dumps(group, indent=2).encode() + b"\n"
+
+    @classmethod
+    def from_json(cls, text: bytes) -> Self:
+        """Reads what `to_json` wrote.
+
+        Raises:
+            DataError: it is not JSON, not of a history, of another version, or inconsistent.
+        """
+        try:
+            group = json.loads(text)
+        except ValueError as error:  # not JSON, or not UTF-8
+            raise DataError(f"not valid JSON ({error})") from error
+        attributes = group.get("attributes") if isinstance(group, dict) else None
+        found = attributes.get(_ATTRIBUTE) if isinstance(attributes, dict) else None
+        if found is None:
+            raise DataError(f"no '{_ATTRIBUTE}' among its attributes: not a routing history")
+        if isinstance(found, dict) and found.get("version") != _VERSION:
+            raise DataError(
+                f"version {found.get('version')!r}, this program reads {_VERSION}; read it with "
+                "the one that wrote it"
+            )
+        fields = require_fields(found, _FIELDS)
+        layers = tuple(read_int_array(fields["layers"], "layers", ndim=1).tolist())
+        if problem := find_layer_problem(layers):
+            raise DataError(problem)
+        first_step = read_int(fields["first_step"], "first_step", minimum=1)
+        return cls(
+            layout=HistoryLayout(
+                layers=layers,
+                num_experts=read_int(fields["num_experts"], "num_experts", minimum=1),
+                top_k=read_int(fields["top_k"], "top_k", minimum=1),
+            ),
+            first_step=first_step,
+            last_step=read_int(fields["last_step"], "last_step", minimum=first_step - 1),
+        )

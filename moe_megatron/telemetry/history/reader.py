@@ -1,0 +1,202 @@
+"""Reads any window of a routing history, of a finished run or one that is being written.
+
+It believes rows up to the last whole step, which `refresh` looks up again, and nothing after. It
+knows what the arrays mean, not how they are stored.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from moe_megatron.errors import DataError
+from moe_megatron.telemetry.history.layout import (
+    COUNTS,
+    LAYER_SERIES,
+    NOT_MEASURED,
+    TOKENS,
+    Description,
+)
+from moe_megatron.telemetry.history.location import Location, parse_location
+from moe_megatron.telemetry.history.store import Array, HistoryStore, read_description
+from moe_megatron.telemetry.json_fields import Int64Array
+from moe_megatron.telemetry.profile import RoutingProfile
+from moe_megatron.telemetry.snapshot import RoutingSnapshot
+
+# Snapshots are read by the block: 64 of the largest models are 4 MB.
+_BLOCK = 64
+
+
+class RoutingHistory:
+    """A history, open for reading.
+
+        history = RoutingHistory("runs/my_run/history")
+        counts = history.tokens_per_expert(first=900, last=1000)   # [101, L, E]
+        entropy = history.series("entropy")                        # [steps, L]
+
+    Windows are of steps, counted from 1, and include both ends. By default they begin with
+    `first_step` and end with `last_step`.
+
+    Args:
+        address: a folder, or s3://bucket/prefix or gs://bucket/prefix.
+
+    Raises:
+        ConfigError: the address is none of these.
+        DataError: there is no history, or it is damaged.
+    """
+
+    def __init__(self, address: str | Path) -> None:
+        self._location = parse_location(address)
+        self._store = HistoryStore(self._location, _describe(self._location))
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Global 1-based numbers of the MoE layers."""
+        return self._store.description.layout.layers
+
+    @property
+    def num_experts(self) -> int:
+        """Experts in each layer."""
+        return self._store.description.layout.num_experts
+
+    @property
+    def top_k(self) -> int:
+        """Experts per token."""
+        return self._store.description.layout.top_k
+
+    @property
+    def first_step(self) -> int:
+        """First step that may be there: 1, or later for a run that began from a checkpoint."""
+        return self._store.description.first_step
+
+    @property
+    def last_step(self) -> int:
+        """Last whole step at the last `refresh`; `first_step - 1` while there is none."""
+        return self._store.description.last_step
+
+    def refresh(self) -> None:
+        """Looks up how far the history goes now: further, or less far after a resume.
+
+        Raises:
+            DataError: it is gone or damaged.
+        """
+        self._store = HistoryStore(self._location, _describe(self._location))
+
+    def tokens_per_expert(
+        self,
+        first: int | None = None,
+        last: int | None = None,
+        *,
+        layers: Sequence[int] | None = None,
+    ) -> npt.NDArray[np.int32]:
+        """Assignments that reached each expert; 0 where nothing was measured. [steps, L, E]
+
+        Args:
+            first: first step of the window.
+            last: last step of the window.
+            layers: global numbers of the layers to read; others cost little time.
+
+        Raises:
+            DataError: the window or a layer is not in the history, or a file is damaged.
+        """
+        steps = self._rows(first, last)
+        if layers is None:
+            return self._store.read(COUNTS, (steps,))
+        columns = [self._column(layer) for layer in layers]
+        read = [self._store.read(COUNTS, (steps, slice(c, c + 1))) for c in columns]
+        return np.concatenate(read, axis=1)
+
+    def series(self, name: str, first: int | None = None, last: int | None = None) -> Array:
+        """Values of each layer: "dropped" (int64), "entropy", "aux_loss" or "z_loss". [steps, L]
+
+        Where nothing was measured they are NaN, and "dropped" 0.
+
+        Raises:
+            DataError: there is no such series, the window is not in the history, or a file is
+                damaged.
+        """
+        if name not in LAYER_SERIES:
+            raise DataError(f"no series '{name}' in a history; it has {', '.join(LAYER_SERIES)}")
+        return self._store.read(name, (self._rows(first, last),))
+
+    def tokens(self, first: int | None = None, last: int | None = None) -> Int64Array:
+        """Tokens that every layer routed; -1 where nothing was measured. [steps]
+
+        Raises:
+            DataError: the window is not in the history, or a file is damaged.
+        """
+        return self._store.read(TOKENS, (self._rows(first, last),))
+
+    def snapshots(
+        self, first: int | None = None, last: int | None = None
+    ) -> Iterator[RoutingSnapshot]:
+        """Yields the snapshot of each measured step, as it was written.
+
+        Raises:
+            DataError: the window is not in the history, or a file is damaged.
+        """
+        rows = self._rows(first, last)
+        for start in range(rows.start, rows.stop, _BLOCK):
+            yield from self._block(start + 1, min(start + _BLOCK, rows.stop))
+
+    def profile(self, first: int | None = None, last: int | None = None) -> RoutingProfile:
+        """Sums the measured steps of a window.
+
+        Raises:
+            DataError: the window is not in the history, or a file is damaged.
+        """
+        profile = RoutingProfile.empty(
+            layers=self.layers, num_experts=self.num_experts, top_k=self.top_k
+        )
+        for snapshot in self.snapshots(first, last):
+            profile.add(snapshot)
+        return profile
+
+    def _block(self, first: int, last: int) -> Iterator[RoutingSnapshot]:
+        counts = self.tokens_per_expert(first, last).astype(np.int64)
+        series = {name: self.series(name, first, last) for name in LAYER_SERIES}
+        for row, tokens in enumerate(self.tokens(first, last).tolist()):
+            if tokens == NOT_MEASURED:
+                continue
+            try:
+                yield RoutingSnapshot(
+                    step=first + row,
+                    tokens=tokens,
+                    top_k=self.top_k,
+                    layers=self.layers,
+                    tokens_per_expert=counts[row],
+                    **{name: values[row] for name, values in series.items()},
+                )
+            except AssertionError as error:
+                raise DataError(
+                    f"the routing history {self._location.text} is inconsistent at step "
+                    f"{first + row}: {error}"
+                ) from error
+
+    def _rows(self, first: int | None, last: int | None) -> slice:
+        first = self.first_step if first is None else first
+        last = self.last_step if last is None else last
+        empty = first == last + 1 and self.first_step <= first
+        if not (self.first_step <= first <= last <= self.last_step or empty):
+            raise DataError(
+                f"steps {first} to {last} are not in the routing history {self._location.text}, "
+                f"which has {self.first_step} to {self.last_step}"
+            )
+        return slice(first - 1, last)
+
+    def _column(self, layer: int) -> int:
+        if layer not in self.layers:
+            known = ", ".join(map(str, self.layers))
+            raise DataError(f"layer {layer} has no router; the MoE layers are {known}")
+        return self.layers.index(layer)
+
+
+def _describe(location: Location) -> Description:
+    description = read_description(location)
+    if description is None:
+        raise DataError(
+            f"{location.text}: no routing history; a training run writes it unless "
+            "telemetry.history is false"
+        )
+    return description

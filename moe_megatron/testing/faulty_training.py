@@ -1,0 +1,107 @@
+"""Training runs that go wrong when a test asks for it: the rank's side of the tests of alerts.
+
+`torchrun -m moe_megatron.testing.faulty_training FOLDER FAULT...` trains one run after another in
+FOLDER/FAULT, each without end. The file `go` in its folder lets the fault happen, the file `stop`
+ends the run. The runs share the processes, so that importing torch and Megatron is paid once.
+"""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from moe_megatron.config import apply_overrides, load_config
+from moe_megatron.config.flags import split_flags
+from moe_megatron.mcore import engine
+from moe_megatron.mcore.callbacks import Callback, StepEnd
+from moe_megatron.mcore.router import MeasuredRouter
+from moe_megatron.training.data import prepare_data
+from moe_megatron.training.pretraining import pretrain
+
+OVERRIDES = {
+    "training.train_steps": 1_000_000,
+    "parallel.expert_parallel_size": 2,
+    "checkpoint.save_interval": None,
+    "telemetry.metrics_port": 0,
+    "telemetry.history": False,
+    "telemetry.plain_console": True,
+    "telemetry.console_interval": 50,
+    # Without the second flag Megatron would end the run at the first NaN.
+    **split_flags(["--mock-data", "--no-check-for-nan-in-loss-and-grad"]),
+}
+
+
+class Fault(Callback):
+    """Does harm after each step, from the moment the test says `go`."""
+
+    def __init__(self, folder: Path, harm: Callable[["Fault"], None]) -> None:
+        self.folder = folder
+        self.model: list[Any] = []
+        self._harm = harm
+
+    def on_train_start(self, model: list[Any], start_step: int) -> None:
+        """Keep the model."""
+        self.model = model
+
+    def on_step_end(self, event: StepEnd) -> None:
+        """Look at the files."""
+        if (self.folder / "stop").exists():
+            if engine.rank() == 0:
+                os.kill(os.getpid(), signal.SIGTERM)
+        elif (self.folder / "go").exists():
+            self._harm(self)
+
+
+@torch.no_grad()
+def collapse(fault: Fault) -> None:
+    """Every token goes to the same experts: a router without weights cannot tell them apart."""
+    for chunk in fault.model:
+        for module in chunk.modules():
+            if isinstance(module, MeasuredRouter):
+                module.weight.zero_()
+
+
+@torch.no_grad()
+def nan(fault: Fault) -> None:
+    """One weight is not a number."""
+    next(fault.model[0].parameters()).view(-1)[0] = float("nan")
+
+
+def stall(fault: Fault) -> None:
+    """The last process no longer does its part."""
+    while engine.rank() != 0 and not (fault.folder / "stop").exists():
+        time.sleep(0.1)
+
+
+def kill(fault: Fault) -> None:
+    """The last process is gone from one moment to the next."""
+    if engine.rank() != 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+FAULTS = {fault.__name__: fault for fault in (collapse, nan, stall, kill)}
+
+
+def main(folder: Path, names: list[str]) -> None:
+    """Train one run for each fault."""
+    config = apply_overrides(load_config("test_tiny"), OVERRIDES)
+    for name in names:
+        run_dir = folder / name
+        one = apply_overrides(config, {"run_dir": str(run_dir)})
+        pretrain(
+            one,
+            engine.choose_machine(one),
+            prepare_data(one),
+            run_dir=run_dir,
+            callbacks=[Fault(run_dir, FAULTS[name])],
+        )
+    engine.shut_down()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:])

@@ -1,0 +1,64 @@
+"""From the configuration to the Prometheus exporter of a run.
+
+What can be wrong (a token file that is not there, say) is found here, before training starts.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+from moe_megatron.config import RunConfig
+from moe_megatron.errors import ConfigError
+from moe_megatron.telemetry.catalog import ExpertDetail
+from moe_megatron.telemetry.identity import run_name
+from moe_megatron.telemetry.metrics_server import ServerOptions
+from moe_megatron.telemetry.prometheus import ExporterOptions, PrometheusSink
+
+TOKEN_VARIABLE = "MOE_MEGATRON_METRICS_TOKEN"
+
+
+def make_exporter(config: RunConfig, run_dir: Path | None) -> PrometheusSink | None:
+    """The exporter that a configuration asks for, if any.
+
+    Raises:
+        ConfigError: The token file cannot be read, or holds no token.
+    """
+    telemetry = config.telemetry
+    if telemetry.metrics_port is None:
+        return None
+    certificate, key = telemetry.metrics_tls_certificate, telemetry.metrics_tls_key
+    discovery = telemetry.metrics_discovery_dir
+    options = ExporterOptions(
+        server=ServerOptions(
+            host=telemetry.metrics_host,
+            port=telemetry.metrics_port,
+            token=_read_token(telemetry.metrics_token_file),
+            certificate=None if certificate is None else Path(certificate),
+            key=None if key is None else Path(key),
+        ),
+        detail=ExpertDetail[telemetry.metrics_expert_detail.upper()],
+        max_series=telemetry.metrics_max_series,
+        run_id=run_name(run_dir),
+        cluster=telemetry.cluster,
+        discovery_dir=None if discovery is None else Path(discovery),
+    )
+    # Bound now: Megatron's own output is redirected away from sys.stdout while it runs.
+    stdout = sys.stdout
+    return PrometheusSink(options, announce=lambda line: print(line, file=stdout, flush=True))
+
+
+def _read_token(file: str | None) -> str | None:
+    if file is None:
+        return os.environ.get(TOKEN_VARIABLE) or None
+    try:
+        token = Path(file).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"the token file {file} cannot be read ({error}); give a text file that holds nothing "
+            "but the token with telemetry.metrics_token_file."
+        ) from error
+    if not token or not token.isascii() or not token.isprintable():
+        raise ConfigError(
+            f"the token file {file} must hold one line of printable ASCII; write the token there."
+        )
+    return token

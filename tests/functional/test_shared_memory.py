@@ -1,0 +1,73 @@
+"""Training over shared memory and over Gloo gives the same losses, to the last bit."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from moe_megatron.platform.megatron_cpu.shared_memory import SWITCH
+from moe_megatron.telemetry.jsonl import METRICS_FILE, read_metrics
+from moe_megatron.telemetry.records import StepRecord
+from moe_megatron.testing.jobs import Job, run_jobs
+
+pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
+
+STEPS = 3
+SHAPE: dict[str, Any] = {
+    "training.train_steps": STEPS,
+    "training.warmup_steps": 0,
+    "training.global_batch_size": 8,
+}
+EP2: dict[str, Any] = {"parallel.expert_parallel_size": 2}
+LAYOUTS: dict[int, dict[str, dict[str, Any]]] = {
+    2: {
+        "ep2": EP2,
+        "ep2_bf16_recompute": {
+            **EP2,
+            "training.precision": "bf16",
+            "training.recompute": "full",
+        },
+        "ep2_accumulated_drops": {
+            **EP2,
+            "training.global_batch_size": 16,
+            "moe.capacity_factor": 1.0,
+        },
+        "tp2": {"parallel.tensor_parallel_size": 2},
+    },
+    4: {
+        "ep4": {"parallel.expert_parallel_size": 4},
+        "ep2_dp2_bf16": {**EP2, "training.precision": "bf16"},
+        "tp2_ep2": {**EP2, "parallel.tensor_parallel_size": 2},
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every layout with and without shared memory."""
+    root = tmp_path_factory.mktemp("runs")
+    for switch in ("1", "0"):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv(SWITCH, switch)
+            patch.setenv("CUDA_VISIBLE_DEVICES", "")
+            for world_size, layouts in LAYOUTS.items():
+                jobs = [
+                    Job(run_dir=root / switch / name, overrides={**SHAPE, **layout})
+                    for name, layout in layouts.items()
+                ]
+                run_jobs(jobs, world_size=world_size)
+    return root
+
+
+@pytest.mark.parametrize("name", [name for layouts in LAYOUTS.values() for name in layouts])
+def test_losses_and_gradients_are_those_of_gloo_to_the_bit(name: str, root: Path) -> None:
+    shared, gloo = (
+        [
+            (record.loss, record.grad_norm)
+            for record in read_metrics(root / switch / name / METRICS_FILE)
+            if isinstance(record, StepRecord)
+        ]
+        for switch in ("1", "0")
+    )
+    assert len(shared) == STEPS
+    assert shared == gloo

@@ -1,0 +1,33 @@
+"""What stops a monitor before Prometheus runs; the rest is in tests/functional."""
+
+import yaml
+
+from moe_megatron.cli.main import main
+from moe_megatron.dashboards.prometheus_config import PrometheusConfig, prometheus_config
+from moe_megatron.errors import EXIT_CODE
+
+
+def test_missing_prometheus_names_the_command_that_installs_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert main(["monitor", str(tmp_path)]) == EXIT_CODE
+    assert "apt-get install --no-install-recommends prometheus" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_folder_that_does_not_exist_is_named(tmp_path, capsys):
+    assert main(["monitor", str(tmp_path / "gone")]) == EXIT_CODE
+    assert f"{tmp_path / 'gone'} is no folder" in capsys.readouterr().err
+
+
+def test_port_out_of_range_is_refused(tmp_path, capsys):
+    assert main(["monitor", str(tmp_path), "--port", "65536"]) == EXIT_CODE
+    assert "--port must be 0 (a free port) to 65535, not 65536" in capsys.readouterr().err
+
+
+def test_configuration_reads_the_token_from_its_file_and_checks_the_certificate(tmp_path):
+    config = PrometheusConfig(
+        target_files=("a.json",), token_file=tmp_path / "token", ca_file=tmp_path / "ca.pem"
+    )
+    job = yaml.safe_load(yaml.safe_dump(prometheus_config(config)))["scrape_configs"][0]
+    assert job["authorization"] == {"credentials_file": str(tmp_path / "token")}
+    assert job["tls_config"] == {"ca_file": str(tmp_path / "ca.pem")}
