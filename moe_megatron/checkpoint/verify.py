@@ -190,7 +190,7 @@ def _weights(
 ) -> WeightsReport:
     quantization = folder.config.get("quantization_config")
     sizes = quantization.get("weight_block_size") if isinstance(quantization, dict) else None
-    total = sum((saved.path / file).stat().st_size for file in saved.files)
+    total = sum(tensor.nbytes for tensor in folder.tensors.values())
     with show_progress("comparing weights", total, enabled=options.progress) as advance:
         return compare_weights(
             folder,

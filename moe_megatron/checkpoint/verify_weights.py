@@ -7,6 +7,7 @@ result, as the conversion did; where types are the same, so must the bytes be, N
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 
 import torch
 from torch import Tensor
@@ -52,7 +53,7 @@ def compare_weights(
         links: All of the model; both sides are known to be complete.
         to_megatron: Whether the Megatron side was made of the other; decides how types convert.
         scale_block: Rows and columns that share a factor in weights of 8 bits.
-        advance: Told the bytes of what is done.
+        advance: Told the bytes of the Hugging Face side that are done.
 
     Raises:
         CheckpointError: A file is damaged.
@@ -74,7 +75,8 @@ def compare_weights(
                 differences.append(f"{_described(named)}: {difference}")
             matrices += 1
             nbytes += ours.nbytes
-            advance(ours.nbytes)
+        dtype = folder.tensors[link.blocks[0].name].dtype
+        advance(prod(link.shape) * dtypes.item_size(dtype))
     return WeightsReport(
         matrices=matrices, nbytes=nbytes, casts=dict(casts), differences=tuple(differences)
     )

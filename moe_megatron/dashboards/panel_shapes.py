@@ -56,7 +56,7 @@ _LEGEND = {
     "?calcs": [{"lastNotNull"}],
     "displayMode": {"list"},
     "placement": {"bottom"},
-    "?showLegend": bool,
+    "showLegend": bool,
 }
 _TOOLTIP = {"mode": {"single", "multi"}, "sort": {"none", "desc"}}
 
@@ -71,10 +71,15 @@ OPTIONS: Mapping[str, Shape] = {
     "heatmap": {
         "calculate": bool,
         "cellGap": int,
-        "color": {"mode": {"scheme"}, "scheme": {"Oranges"}, "steps": int},
+        "color": {
+            "exponent": float, "fill": {"dark-orange"}, "mode": {"scheme"}, "reverse": bool,
+            "scale": {"exponential"}, "scheme": {"Oranges"}, "steps": int,
+        },
+        "filterValues": {"le": float},
         "legend": {"show": bool},
-        "tooltip": {"mode": {"single"}, "yHistogram": bool},
-        "yAxis": {"axisPlacement": {"left"}, "unit": _unit},
+        "rowsFrame": {"layout": {"auto"}},
+        "tooltip": {"mode": {"single"}, "showColorScale": bool, "yHistogram": bool},
+        "yAxis": {"axisPlacement": {"left"}, "reverse": bool, "unit": _unit},
     },
     "state-timeline": {
         "alignValue": {"left"},
@@ -85,7 +90,7 @@ OPTIONS: Mapping[str, Shape] = {
         "tooltip": _TOOLTIP,
     },
     "table": {"cellHeight": {"sm"}, "showHeader": bool},
-}
+}  # fmt: skip
 """By type of panel: there is no other."""
 
 CUSTOM: Mapping[str, Shape] = {
@@ -97,7 +102,10 @@ CUSTOM: Mapping[str, Shape] = {
         "spanNulls": bool,
         "stacking": {"group": {"A"}, "mode": {"none", "normal"}},
     },
-    "heatmap": {"hideFrom": {"legend": bool, "tooltip": bool, "viz": bool}},
+    "heatmap": {
+        "hideFrom": {"legend": bool, "tooltip": bool, "viz": bool},
+        "scaleDistribution": {"type": {"linear"}},
+    },
     "state-timeline": {"fillOpacity": int, "lineWidth": int},
 }
 

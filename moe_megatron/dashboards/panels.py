@@ -126,7 +126,12 @@ def lines(
         width=width,
         height=8,
         options={
-            "legend": {"calcs": ["lastNotNull"], "displayMode": "list", "placement": "bottom"},
+            "legend": {
+                "calcs": ["lastNotNull"],
+                "displayMode": "list",
+                "placement": "bottom",
+                "showLegend": True,
+            },
             "tooltip": {"mode": "multi", "sort": "desc"},
         },
         custom={
@@ -182,12 +187,25 @@ def heatmap(title: str, unit: str, description: str, expr: str, *, width: int = 
         options={
             "calculate": False,
             "cellGap": 1,
-            "color": {"mode": "scheme", "scheme": "Oranges", "steps": 64},
+            "color": {
+                "exponent": 0.5,
+                "fill": "dark-orange",
+                "mode": "scheme",
+                "reverse": False,
+                "scale": "exponential",
+                "scheme": "Oranges",
+                "steps": 64,
+            },
+            "filterValues": {"le": 1e-9},  # cells without experts stay empty
             "legend": {"show": True},
-            "tooltip": {"mode": "single", "yHistogram": False},
-            "yAxis": {"axisPlacement": "left", "unit": unit},
+            "rowsFrame": {"layout": "auto"},
+            "tooltip": {"mode": "single", "showColorScale": True, "yHistogram": False},
+            "yAxis": {"axisPlacement": "left", "reverse": False, "unit": unit},
         },
-        custom={"hideFrom": {"legend": False, "tooltip": False, "viz": False}},
+        custom={
+            "hideFrom": {"legend": False, "tooltip": False, "viz": False},
+            "scaleDistribution": {"type": "linear"},
+        },
     )
 
 

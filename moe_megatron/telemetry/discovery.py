@@ -1,8 +1,8 @@
 """Tells Prometheus where a run can be scraped: files for its `file_sd_configs`.
 
 A file names one target and the labels that identify the run on every series. It exists while the
-run serves metrics; a run that fails or is killed leaves it behind, and the next one replaces it. The
-labels come from here alone, so that no series of the exporter repeats them.
+run serves metrics; a run that fails or is killed leaves it behind, and the next one replaces it.
+The labels come from here alone, so that no series of the exporter repeats them.
 """
 
 import json

@@ -73,12 +73,12 @@ def pretrain(
     """
     config = _with_vocabulary(config, data.vocab_size)
     rank, history = engine.rank(), History()
-    exporter = make_exporter(config, run_dir) if rank == 0 else None
     if run_dir is not None:
         _write_config(config, run_dir, rank)
-    sinks = None
+    sinks, configured = None, list[Sink]()
     if rank == 0:
-        sinks = SinkSet([history, *_configured_sinks(config, run_dir, exporter), *extra_sinks])
+        configured = _configured_sinks(config, run_dir)
+        sinks = SinkSet([history, *configured, *extra_sinks])
     log = run_dir / "logs" / f"rank{rank}.log" if run_dir is not None and quiet_megatron else None
     job = TrainingJob(
         config=config,
@@ -96,8 +96,9 @@ def pretrain(
     try:
         outcome = engine.run(job, machine)
     except Exception:
-        if exporter is not None:
-            exporter.run_failed = True
+        for sink in configured:
+            if isinstance(sink, PrometheusSink):
+                sink.run_failed = True
         raise
     finally:
         if sinks is not None:
@@ -129,9 +130,8 @@ def _with_vocabulary(config: RunConfig, entries: int) -> RunConfig:
     return apply_overrides(config, {"data.vocab_size": entries})
 
 
-def _configured_sinks(
-    config: RunConfig, run_dir: Path | None, exporter: PrometheusSink | None
-) -> list[Sink]:
+def _configured_sinks(config: RunConfig, run_dir: Path | None) -> list[Sink]:
+    exporter = make_exporter(config, run_dir)
     # Its view of the past comes before the logs, which rewind it; what it publishes, after them.
     sinks: list[Sink] = [] if exporter is None else [exporter.earlier]
     sinks.append(MetricsLog())

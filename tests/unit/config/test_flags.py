@@ -120,7 +120,7 @@ def test_fields_without_a_flag_are_the_ones_the_engine_resolves() -> None:
         if s not in {"telemetry", "data"}
         for f in fields(kind)
     }
-    assert known - {rule.field for rule in RULES} == {"training.precision"}
+    assert known - {rule.field for rule in RULES} == {"training.precision", "model.qk_norm_scope"}
 
 
 @pytest.mark.parametrize(

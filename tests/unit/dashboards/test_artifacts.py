@@ -1,5 +1,6 @@
 """The committed files are those that the code writes, and a difference is named."""
 
+import sys
 from pathlib import Path, PurePosixPath
 
 import yaml
@@ -36,6 +37,14 @@ def test_check_names_changed_missing_and_left_over_files(tmp_path, capsys):
     assert "cost.json is missing; run moe-megatron grafana build" in errors
     assert "old.json is written by no code; remove it" in errors
     assert "alerts.yml is not what the code writes" in errors
+
+
+def test_check_without_the_parser_says_what_to_install(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "promql_parser", None)
+    for name in ("check", "promql"):
+        monkeypatch.delitem(sys.modules, f"moe_megatron.dashboards.{name}", raising=False)
+    assert main(["grafana", "build", "--check", "--folder", str(tmp_path)]) == 2
+    assert "needs the package promql-parser; install it with" in capsys.readouterr().err
 
 
 def test_yaml_files_read_back_as_one_document():

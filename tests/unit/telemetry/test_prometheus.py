@@ -2,6 +2,7 @@
 
 import json
 import logging
+import urllib.error
 import urllib.request
 
 import pytest
@@ -55,6 +56,17 @@ def test_address_is_announced_and_written_for_discovery(make_run, tmp_path, monk
         assert target["labels"] == {"job": "moe-train", "cluster": "here", "run": "first"}
     sink.close()
     assert [file for file in files if file.exists()] == []
+
+
+def test_run_that_failed_leaves_its_target_so_that_prometheus_misses_it(make_run):
+    sink, run = PrometheusSink(ExporterOptions()), make_run()
+    run.run_dir.mkdir()
+    sink.start(run)
+    sink.run_failed = True
+    sink.close()
+    assert (run.run_dir / "prometheus_targets.json").exists()
+    with pytest.raises(urllib.error.URLError):
+        urllib.request.urlopen(sink.url, timeout=10)
 
 
 def test_target_file_of_a_later_process_is_left_alone(make_run):

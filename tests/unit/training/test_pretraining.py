@@ -7,9 +7,12 @@ import pytest
 from moe_megatron.config import apply_overrides, dump_yaml, load_config
 from moe_megatron.errors import CheckpointError, ConfigError
 from moe_megatron.telemetry.console import ConsoleSink
+from moe_megatron.telemetry.discovery import TARGETS_FILE
 from moe_megatron.telemetry.history import HistorySink
 from moe_megatron.telemetry.jsonl import MetricsLog, RoutingLog
+from moe_megatron.telemetry.records import RunInfo
 from moe_megatron.training import pretraining
+from moe_megatron.training.data import PreparedData
 
 
 def sinks(run_dir=Path("runs/a"), **overrides):
@@ -55,6 +58,32 @@ def test_run_directory_below_a_file_is_explained(tmp_path):
         r"permissions or free space, or choose another one with --run-dir.",
     ):
         pretraining._write_config(load_config("test_tiny"), tmp_path / "file" / "run", rank=0)
+
+
+@pytest.mark.parametrize(("error", "left"), [(CheckpointError, True), (KeyboardInterrupt, False)])
+def test_run_that_fails_leaves_its_target_for_prometheus_to_miss(
+    tmp_path, monkeypatch, error, left
+):
+    run_dir = tmp_path / "run"
+    config = apply_overrides(
+        load_config("test_tiny"), {"telemetry.metrics_port": 0, "telemetry.console": False}
+    )
+    info = RunInfo(
+        run_dir=run_dir, total_steps=1, start_step=0, num_layers=2, num_experts=4, top_k=2,
+        world_size=1, layers=(1, 2), description="",
+    )  # fmt: skip
+
+    def end(job, machine):
+        job.sinks.start(info)
+        assert job.sinks.flush()
+        assert (run_dir / TARGETS_FILE).exists()
+        raise error("the disk is full")
+
+    monkeypatch.setattr(pretraining.engine, "run", end)
+    data = PreparedData(paths=(), cache=tmp_path, vocab_size=512, end_of_document=0)
+    with pytest.raises(error):
+        pretraining.pretrain(config, None, data, run_dir=run_dir)
+    assert (run_dir / TARGETS_FILE).exists() is left
 
 
 def test_number_of_words_is_that_of_the_loaded_model_or_else_of_the_tokenizer(tmp_path):
