@@ -18,12 +18,11 @@ from typing import Any
 import numpy as np
 from prometheus_client import CollectorRegistry, generate_latest
 
-from benchmarks import machine
-from moe_megatron.telemetry.catalog import PHASES, ExpertDetail
+from benchmarks import machine, made_up
+from moe_megatron.telemetry.catalog import ExpertDetail
 from moe_megatron.telemetry.exposition import write_text
 from moe_megatron.telemetry.prometheus import ExporterOptions, PrometheusSink
-from moe_megatron.telemetry.records import EvalRecord, RunInfo, StepRecord, StepRuntime
-from moe_megatron.telemetry.snapshot import RoutingSnapshot
+from moe_megatron.telemetry.records import EvalRecord, RunInfo
 
 _REPEATS = 60
 
@@ -36,21 +35,7 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, default=256)
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
-    run = RunInfo(
-        run_dir=None,
-        total_steps=10**6,
-        start_step=0,
-        num_layers=options.layers,
-        num_experts=options.experts,
-        top_k=8,
-        world_size=options.ranks,
-        layers=tuple(range(1, options.layers + 1)),
-        description="",
-        expert_ranks=min(64, options.experts),
-        flops_per_token=1e9,
-        peak_flops=1e15,
-        saves_checkpoints=True,
-    )
+    run = made_up.run(options.layers, options.experts, options.ranks)
     rows = [_measure(run, detail) for detail in ExpertDetail]
     header = [
         "detail", "series", "record a step, ms", "scrape, ms", "95th percentile",
@@ -74,7 +59,7 @@ def _measure(run: RunInfo, detail: ExpertDetail) -> list[str]:
         sink.evaluation(EvalRecord(step=1, split=split, loss=2.0))
     recording, scraping, sizes = [], [], (0, 0)
     for step in range(1, _REPEATS + 1):
-        record, routing = _step(run, step, rng)
+        record, routing = made_up.step(run, step, rng)
         recording.append(_timed(time.perf_counter, lambda r=record, s=routing: sink.step(r, s)))
         scraping.append(_timed(time.perf_counter, lambda: _ask(sink.url)))
     packed = _ask(sink.url)
@@ -88,41 +73,6 @@ def _measure(run: RunInfo, detail: ExpertDetail) -> list[str]:
     medians += [statistics.median(theirs)]
     times = [f"{1e3 * value:.2f}" for value in medians]
     return [detail.name.lower(), f"{float(number):,.0f}", *times, *(f"{size:,}" for size in sizes)]
-
-
-def _step(run: RunInfo, step: int, rng: np.random.Generator) -> tuple[StepRecord, RoutingSnapshot]:
-    num_layers, tokens = len(run.layers), 2**20
-    shares = np.full(run.num_experts, 1 / run.num_experts)
-    routing = RoutingSnapshot(
-        step=step,
-        tokens=tokens,
-        top_k=run.top_k,
-        layers=run.layers,
-        tokens_per_expert=rng.multinomial(tokens * run.top_k, shares, size=num_layers),
-        dropped=np.zeros(num_layers, dtype=np.int64),
-        entropy=rng.random(num_layers),
-        aux_loss=rng.random(num_layers),
-        z_loss=rng.random(num_layers),
-    )
-    runtime = StepRuntime(
-        ended_at=time.time(),
-        phase_seconds=dict.fromkeys(PHASES, 0.1),
-        rank_compute_seconds=rng.random(run.world_size),
-        rank_memory_bytes=rng.random(run.world_size) * 8e10,
-        checkpoint_step=0,
-        checkpoint_at=time.time(),
-    )
-    record = StepRecord(
-        step=step,
-        loss=rng.random(),
-        learning_rate=1e-4,
-        grad_norm=rng.random(),
-        step_seconds=0.5,
-        tokens=tokens,
-        total_steps=run.total_steps,
-        runtime=runtime,
-    )
-    return record, routing
 
 
 def _ask(url: str | None) -> bytes:

@@ -30,7 +30,14 @@ PATTERNS = (
     "README.md",
 )
 
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+
 Table = tuple[str, Callable[[], bytes]]
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a Hugging Face folder holds what a tokenizer is made of."""
+    return any((folder / name).is_file() for name in _TOKENIZERS)
 
 
 def to_megatron(folder: Path, *, profile: bool = True) -> tuple[Table, ...]:

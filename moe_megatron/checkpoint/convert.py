@@ -126,7 +126,12 @@ def import_checkpoint(
         dtype=options.dtype,
     )
     family, config, geometry, links = model.family, model.config, model.geometry, model.links
-    run = from_mapping(family.run_config(config, geometry))
+    root = Path(destination).expanduser()
+    target = root / _ITERATION
+    values = family.run_config(config, geometry)
+    if companions.has_tokenizer(folder.path):
+        values["data"]["tokenizer"] = str(target.absolute() / companions.HF_FOLDER)
+    run = from_mapping(values)
     told = {"config": config, "fused": fused, "dtypes": _changed_dtypes(folder, links, options)}
     options = replace(
         options,
@@ -139,8 +144,6 @@ def import_checkpoint(
             *companions.to_megatron(folder.path, profile=model is whole),
         ),
     )
-    root = Path(destination).expanduser()
-    target = root / _ITERATION
     _check_root(root, overwrite=execution.overwrite)
     # The tracker is written first: a kill in between leaves nothing that loads, and the next
     # attempt finishes. A whole folder that nothing names would be in its way.

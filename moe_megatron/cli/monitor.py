@@ -1,12 +1,16 @@
 """`moe-megatron monitor`: a Prometheus for one run, and what a Grafana needs to show it."""
 
 import argparse
+import math
 import signal
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from types import FrameType
 
+from moe_megatron.config.checks import join_words, nearest
 from moe_megatron.dashboards.local_prometheus import LocalPrometheus, MonitorOptions
+from moe_megatron.dashboards.rules import Thresholds
 from moe_megatron.errors import BackendUnavailableError, ConfigError
 from moe_megatron.telemetry.discovery import TARGETS_FILE
 
@@ -27,7 +31,7 @@ def monitor(argv: Sequence[str]) -> int:
 
     Raises:
         BackendUnavailableError: Prometheus is not installed, does not start, or ends by itself.
-        ConfigError: The port is none, or is taken.
+        ConfigError: The port is none or is taken, or a threshold is none.
         DataError: There is no such folder.
     """
     options = _parser().parse_args(argv)
@@ -43,6 +47,7 @@ def monitor(argv: Sequence[str]) -> int:
             port=options.port,
             interval=options.interval,
             alertmanagers=tuple(options.alertmanager),
+            limits=read_thresholds(options.threshold),
             token_file=options.metrics_token_file,
             ca_file=options.metrics_ca_file,
         ),
@@ -80,10 +85,41 @@ def _parser() -> argparse.ArgumentParser:
         metavar="HOST:PORT",
         help="where alerts are sent (repeatable)",
     )
+    add(
+        "--threshold",
+        action="append",
+        default=[],
+        metavar="NAME=NUMBER",
+        help="of an alert, such as checkpoint_seconds=3600 (repeatable, docs/monitoring.md)",
+    )
     add("--metrics-token-file", type=Path, metavar="FILE", help="token that the exporter demands")
     add("--metrics-ca-file", type=Path, metavar="FILE", help="authority of its TLS certificate")
     add("--debug", action="store_true", help="show tracebacks of errors")
     return parser
+
+
+def read_thresholds(words: Sequence[str]) -> Thresholds:
+    """Thresholds from NAME=NUMBER.
+
+    Raises:
+        ConfigError: There is no such threshold, or its value is no positive number.
+    """
+    names = [field.name for field in fields(Thresholds)]
+    values: dict[str, float] = {}
+    for word in words:
+        name, _, text = word.partition("=")
+        if name not in names:
+            raise ConfigError(
+                f"--threshold knows no '{name}'.{nearest(name, names)} "
+                f"Thresholds are: {join_words(names, 'and')}."
+            )
+        try:
+            values[name] = float(text)
+        except ValueError:
+            values[name] = math.nan
+        if not 0 < values[name] < math.inf:
+            raise ConfigError(f"--threshold {name} must be a positive number, not '{text}'.")
+    return Thresholds(**values)
 
 
 def _announce(run_dir: Path, server: LocalPrometheus) -> None:

@@ -10,11 +10,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import pairwise
 from typing import Any
 
+from moe_megatron.dashboards.check_rules import check_rules
 from moe_megatron.dashboards.layout import COLUMNS
 from moe_megatron.dashboards.panel_shapes import dashboard_faults, panel_faults
 from moe_megatron.dashboards.panels import Json
 from moe_megatron.dashboards.promql import (
-    IDENTITY,
     Analysis,
     Source,
     analyze,
@@ -24,7 +24,7 @@ from moe_megatron.dashboards.promql import (
     without_variables,
 )
 from moe_megatron.dashboards.queries import RUN
-from moe_megatron.dashboards.rules import Thresholds, alerts, recording_rules
+from moe_megatron.dashboards.rules import Thresholds
 from moe_megatron.telemetry.catalog import METRICS
 from moe_megatron.telemetry.discovery import JOB
 
@@ -41,7 +41,7 @@ _HISTOGRAM_PARTS = re.compile(r"_(?:bucket|sum|count)$")
 
 def check(dashboards: Mapping[str, Json]) -> list[str]:
     """Everything that is wrong with the dashboards (by file) and the rules."""
-    rules = recorded(Thresholds())
+    rules = check_rules(Thresholds())
     sources = exported() | rules.sources
     faults, used = list(rules.faults), set(rules.names)
     for file, dashboard in dashboards.items():
@@ -84,15 +84,9 @@ def check_dashboard(
         if panel["type"] != "row":
             faults += (f"{where}: {fault}" for fault in _panel_faults(panel))
     for variable, query in variable_queries(dashboard).items():
-        found = _LABEL_VALUES.fullmatch(query)
-        if found is None:
-            faults.append(f"variable {variable}: {query!r} is not label_values(SERIES, LABEL)")
-            continue
-        analysis = analyze(found[1], sources)
-        names |= analysis.names
-        faults += [f"variable {variable}: {fault}" for fault in analysis.problems]
-        if found[2] not in analysis.answer.labels:
-            faults.append(f"variable {variable}: {found[1]} has no label {found[2]}")
+        found, queried = _variable_query_faults(query, sources)
+        faults += [f"variable {variable}: {fault}" for fault in found]
+        names |= queried
     return faults, frozenset(names)
 
 
@@ -144,6 +138,20 @@ def _variable_faults(dashboard: Json) -> Iterator[str]:
     used = {name for name in used if not _BUILT_IN.fullmatch(name)} | {"datasource"}
     yield from (f"${name} is used and not defined" for name in sorted(used - set(defined)))
     yield from (f"variable {name} is not used" for name in sorted(set(defined) - used))
+
+
+def _variable_query_faults(
+    query: str, sources: Mapping[str, Source]
+) -> tuple[list[str], frozenset[str]]:
+    found = _LABEL_VALUES.fullmatch(query)
+    if found is None:
+        return [f"{query!r} is not label_values(SERIES, LABEL)"], frozenset()
+    series, label = found.groups()
+    analysis = analyze(series, sources)
+    faults = list(analysis.problems)
+    if label not in analysis.answer.labels:
+        faults.append(f"{series} has no label {label}")
+    return faults, analysis.names
 
 
 def _texts(value: Any) -> Iterator[str]:
@@ -205,35 +213,3 @@ def _legend_faults(panel: Json, target: Json, analysis: Analysis) -> Iterator[st
         yield f"one number is shown and there is one for each {', '.join(sorted(spread))}"
     if kind == "heatmap" and spread != {"le"}:
         yield "a heatmap needs the label le, and no other"
-
-
-class _Recorded:
-    """What rules record and query."""
-
-    def __init__(self) -> None:
-        self.sources: dict[str, Source] = {}
-        self.names: set[str] = set()
-        self.faults: list[str] = []
-
-
-def recorded(limits: Thresholds) -> _Recorded:
-    """Looks through all rules."""
-    result, sources = _Recorded(), exported()
-    for name, expr in recording_rules(limits).items():
-        analysis = analyze(expr, sources)
-        result.faults += [f"rule {name}: {fault}" for fault in analysis.problems]
-        result.sources[name] = Source(analysis.answer.labels)
-        result.names |= analysis.names
-    for alert in alerts(limits):
-        analysis = analyze(alert.expr, sources | result.sources)
-        result.faults += [f"alert {alert.name}: {fault}" for fault in analysis.problems]
-        result.names |= analysis.names
-        texts = f"{alert.summary} {alert.action}"
-        for label in sorted(set(re.findall(r"\$labels\.(\w+)", texts))):
-            if label not in analysis.answer.labels:
-                result.faults.append(
-                    f"alert {alert.name}: its text names {label}, a label it lacks"
-                )
-        if not set(IDENTITY[:3]) <= set(analysis.answer.labels):
-            result.faults.append(f"alert {alert.name}: must keep {', '.join(IDENTITY[:3])}")
-    return result

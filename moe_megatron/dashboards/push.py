@@ -174,7 +174,7 @@ class Grafana:
             401: "give the token of a service account in the variable GRAFANA_TOKEN or with "
             "--token-file",
             403: "the token's service account needs the role Editor, or dashboards:write",
-            404: "check --namespace and --folder",
+            404: "check --namespace and --target-folder",
             409: "someone else changed it at the same time; run this again",
             412: "a dashboard of that uid is provisioned from files there; change those",
         }

@@ -22,6 +22,7 @@ from moe_megatron.dashboards.artifacts import dashboard_json
 from moe_megatron.dashboards.check import all_panels, variable_queries
 from moe_megatron.telemetry.catalog import METRICS
 from moe_megatron.telemetry.discovery import TARGETS_FILE
+from moe_megatron.telemetry.jsonl import ROUTING_FILE, read_routing
 from moe_megatron.testing.prometheus_api import PrometheusApi
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
@@ -137,6 +138,21 @@ def test_every_metric_of_the_catalog_was_recorded_and_no_other(recorded):
     assert found == {metric.name for metric in METRICS}
 
 
+def test_prometheus_agrees_with_the_log_to_the_unit(recorded):
+    prometheus = recorded.prometheus
+    (series,) = prometheus.query("moe_train_step", at=recorded.end)
+    step = int(float(series["value"][1]))
+    records = [r for r in read_routing(recorded.run_dir / ROUTING_FILE) if r.step <= step]
+    assert len(records) == step
+    counts = sum(record.tokens_per_expert for record in records)
+    for series in prometheus.query("moe_expert_tokens_total", at=recorded.end):
+        layer, expert = int(series["metric"]["layer"]), int(series["metric"]["expert"])
+        assert int(float(series["value"][1])) == counts[layer - 1, expert]
+    dropped = sum(record.dropped for record in records)
+    for series in prometheus.query("moe_tokens_dropped_total", at=recorded.end):
+        assert int(float(series["value"][1])) == dropped[int(series["metric"]["layer"]) - 1]
+
+
 def test_rules_are_evaluated_and_a_healthy_run_fires_none(recorded):
     groups = recorded.prometheus.get("rules")["groups"]
     rules = [rule for group in groups for rule in group["rules"]]
@@ -183,3 +199,12 @@ def test_monitor_goes_with_ctrl_c_and_a_new_one_has_the_old_data(recorded, moe):
     later.process.send_signal(signal.SIGTERM)
     assert later.end() == 0
     assert later.family() == []
+
+
+def test_monitor_whose_prometheus_is_killed_says_where_to_look(recorded, moe):
+    monitor = moe(recorded.run_dir.parent, "monitor", RUN)
+    monitor.wait_for("Ctrl-C stops it")
+    (prometheus,) = [p for p in monitor.family() if p.pid != monitor.process.pid]
+    prometheus.kill()
+    assert monitor.end() == 2
+    assert "error: Prometheus ended by itself (status -9); see recorded/prom" in monitor.output

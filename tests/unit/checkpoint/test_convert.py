@@ -13,6 +13,7 @@ from torch import Tensor, equal
 
 from moe_megatron.checkpoint.convert import Execution, export_checkpoint, import_checkpoint
 from moe_megatron.checkpoint.selection import Selection
+from moe_megatron.config import load_config
 from moe_megatron.errors import CheckpointError, MappingError
 from moe_megatron.telemetry.profile import RoutingProfile
 from moe_megatron.testing.tiny_models import save
@@ -271,3 +272,13 @@ def test_profile_and_companions_travel_but_code_does_not(source: Path, tmp_path:
     assert (back / "chat_template.jinja").read_text() == "chat_template.jinja"
     assert (back / "generation_config.json").is_file()
     assert not (back / "modeling_mixtral.py").exists()
+
+
+def test_run_reads_text_with_the_tokenizer_of_the_model(source: Path, tmp_path: Path) -> None:
+    import_checkpoint(source, tmp_path / "without", execution=QUIET)
+    (source / "tokenizer.json").write_text("{}")
+    import_checkpoint(source, tmp_path / "with", execution=QUIET)
+    run = load_config(tmp_path / "with" / "release" / "config.yaml")
+    assert run.data.tokenizer == str(tmp_path / "with" / "release" / "hf")
+    assert (Path(run.data.tokenizer) / "tokenizer.json").is_file()
+    assert load_config(tmp_path / "without" / "release" / "config.yaml").data.tokenizer == "demo"

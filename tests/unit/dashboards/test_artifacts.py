@@ -41,7 +41,7 @@ def test_check_names_changed_missing_and_left_over_files(tmp_path, capsys):
 
 def test_check_without_the_parser_says_what_to_install(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "promql_parser", None)
-    for name in ("check", "promql"):
+    for name in ("check", "check_rules", "promql"):
         monkeypatch.delitem(sys.modules, f"moe_megatron.dashboards.{name}", raising=False)
     assert main(["grafana", "build", "--check", "--folder", str(tmp_path)]) == 2
     assert "needs the package promql-parser; install it with" in capsys.readouterr().err
@@ -70,3 +70,14 @@ def test_every_panel_says_what_it_shows_and_from_which_metrics():
                 text, metrics = panel["description"].split("\n\nMetrics: ")
                 assert text.endswith(".")
                 assert all(f"{name}{{" in str(panel["targets"]) for name in metrics.split(", "))
+
+
+def test_containers_mount_what_exists_where_it_is_looked_for():
+    compose = yaml.safe_load((ROOT / "grafana" / "compose.yaml").read_text())
+    mounts = [m for service in compose["services"].values() for m in service["volumes"]]
+    places = {mount.split(":")[0]: mount.split(":")[1] for mount in mounts}
+    sources = [source for source in places if source.startswith("./")]
+    assert [s for s in sources if not (ROOT / "grafana" / s).exists()] == []
+    provider = repository_files()[PurePosixPath("provisioning/dashboards/moe.yml")]
+    path = yaml.safe_load(provider)["providers"][0]["options"]["path"]
+    assert places["./dashboards"] == path

@@ -3,19 +3,22 @@
 import copy
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from moe_megatron.dashboards import check as module
+from moe_megatron.dashboards import check_rules as rules_module
 from moe_megatron.dashboards.artifacts import dashboard_json
-from moe_megatron.dashboards.check import all_panels, check, check_dashboard, recorded
+from moe_megatron.dashboards.check import all_panels, check, check_dashboard
+from moe_megatron.dashboards.check_rules import check_rules
 from moe_megatron.dashboards.promql import exported
-from moe_megatron.dashboards.rules import Thresholds
+from moe_megatron.dashboards.rules import Thresholds, alerts, recording_rules
 from moe_megatron.telemetry.catalog import METRICS, Metric
 
 DASHBOARDS = dashboard_json()
-SOURCES = exported() | recorded(Thresholds()).sources
+SOURCES = exported() | check_rules(Thresholds()).sources
 
 Json = dict[str, Any]
 
@@ -281,3 +284,26 @@ def test_every_panel_of_a_metric_that_leaves_the_catalog_is_found(metric):
     sources = {name: source for name, source in SOURCES.items() if name not in names}
     faults = [fault for one in DASHBOARDS.values() for fault in check_dashboard(one, sources)[0]]
     assert any(re.search(rf"{metric.name}\w* is not exported", fault) for fault in faults)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"expr": f"max by (job, cluster, run) ({ROUTER}s) > 1"}, "not exported by any run"),
+        ({"expr": f"max by (job, cluster, run) ({ROUTER}) >"}, "is not PromQL"),
+        ({"expr": f"max({ROUTER}) > 1"}, "must keep job, cluster, run"),
+        ({"expr": "sum by (job, cluster, run) (moe_tokens_dropped_total) > 1"}, "needs rate()"),
+        ({"summary": "{{ $labels.rank }} is slow"}, "its text names rank, a label it lacks"),
+    ],
+)
+def test_fault_of_an_alert_is_found(monkeypatch, change, words):
+    faulty = replace(alerts(Thresholds())[0], **change)
+    monkeypatch.setattr(rules_module, "alerts", lambda limits: [*alerts(limits), faulty])
+    assert [fault for fault in check(DASHBOARDS) if words in fault and faulty.name in fault] != []
+
+
+def test_rule_that_nothing_uses_is_found(monkeypatch):
+    rules = {"run:moe_train_devices:max": "max by (job, cluster, run) (moe_train_devices)"}
+    more = lambda limits: recording_rules(limits) | rules  # noqa: E731
+    monkeypatch.setattr(rules_module, "recording_rules", more)
+    assert check(DASHBOARDS) == ["run:moe_train_devices:max is recorded and never used"]

@@ -161,6 +161,11 @@ def test_server_without_log_in_needs_no_token(server, monkeypatch):
     [
         (401, b'{"message": "Unauthorized"}', r"401 \(Unauthorized\); give the token of a service"),
         (403, b'{"message": "no"}', r"403 \(no\); the token's service account needs the role"),
+        (
+            404,
+            b'{"message": "folder not found"}',
+            r"store moe-cost: 404 \(folder not found\); check --namespace and --target-folder",
+        ),
         (500, b"<html>", r"refused to ask for its APIs: 500; see Grafana's log"),
         (200, b"<html>", "answers, but not as a Grafana does"),
         (200, b'{"versions": [{"version": "v9"}]}', "takes dashboards as v9, none of which"),

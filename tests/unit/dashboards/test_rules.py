@@ -3,6 +3,7 @@
 import re
 import shutil
 import subprocess
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from moe_megatron.dashboards.build import write_files
 from moe_megatron.dashboards.rule_tests import CASES
 from moe_megatron.dashboards.rules import Thresholds, alerts
 
+ROOT = Path(__file__).parents[3]
 ALERTS = alerts(Thresholds())
 
 
@@ -88,6 +90,26 @@ def test_alert_says_what_to_do_with_options_that_exist(alert):
     config = to_mapping(load_config("demo_moe"))
     for section, field in re.findall(r"\b(moe|checkpoint|telemetry|training)\.(\w+)", alert.action):
         assert field in config[section], f"there is no {section}.{field}"
+
+
+def test_page_lists_alerts_and_thresholds_as_they_are():
+    page = (ROOT / "docs" / "monitoring.md").read_text()
+    for alert in ALERTS:
+        hold = Thresholds().span(alert.hold) if alert.hold else "-"
+        assert re.search(
+            rf"^\\| `{alert.name}` \\| {alert.severity} \\| .* \\| {hold} \\|$", page, re.M
+        )
+    rows = re.findall(r"^\| `(\w+)` \| (\S+) \| .+ \|$", page, re.M)
+    for field in fields(Thresholds):
+        assert (field.name, f"{field.default:g}") in rows
+
+
+def test_amtool_accepts_the_configuration(folder):
+    if shutil.which("amtool") is None:
+        pytest.skip("no amtool; apt-get install --no-install-recommends prometheus-alertmanager")
+    words = ["amtool", "check-config", str(folder / "alertmanager.yml")]
+    answer = subprocess.run(words, capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stdout + answer.stderr
 
 
 @pytest.mark.parametrize(
