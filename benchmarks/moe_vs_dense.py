@@ -35,10 +35,14 @@ def main() -> None:
         help="overrides of both presets or of one, values as JSON",
     )
     parser.add_argument("--seed", type=int, default=1234)
+    parser.add_argument(
+        "--processes", type=int, default=2, help="of each run; 1 does not split the experts"
+    )
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
 
     overrides: dict[str, Any] = {
+        "parallel.expert_parallel_size": arguments.processes,
         "training.train_steps": arguments.steps,
         "training.eval_interval": arguments.steps // arguments.evaluations,
         "training.eval_steps": arguments.eval_steps,
@@ -51,7 +55,9 @@ def main() -> None:
     for preset in arguments.presets:
         own = {**overrides, **_settings(preset, arguments.set)}
         task = {"preset": preset, "overrides": _known(preset, own), "mode": "train"}
-        results[preset] = run_ranks("benchmarks.megatron_rank", task)
+        results[preset] = run_ranks(
+            "benchmarks.megatron_rank", task, processes=arguments.processes, timeout=36_000
+        )
         last = results[preset]["evaluations"][-1]
         print(f"{preset}: {last}", flush=True)
     machine.write(arguments.output, _report(arguments, results))
@@ -72,7 +78,8 @@ def _known(preset: str, overrides: dict[str, Any]) -> dict[str, Any]:
     """Leave settings of experts out of a dense run."""
     if load_config(preset).moe.num_experts is not None:
         return overrides
-    return {name: value for name, value in overrides.items() if not name.startswith("moe.")}
+    of_experts = ("moe.", "parallel.expert_")
+    return {name: value for name, value in overrides.items() if not name.startswith(of_experts)}
 
 
 def _report(arguments: argparse.Namespace, results: dict[str, dict[str, Any]]) -> str:
@@ -100,8 +107,9 @@ def _report(arguments: argparse.Namespace, results: dict[str, dict[str, Any]]) -
     ]
     notes = [
         f"Validation loss in nats per token over {arguments.eval_steps} batches of {tokens} tokens"
-        " that were not trained on; 2 processes with 1 thread each",
-        "Equal active FLOPs: 2 of 8 experts of width 512 against one MLP of width 1024",
+        " that were not trained on; processes with 1 thread each: {arguments.processes}",
+        "Equal active FLOPs: 2 of 8 experts of width 512 against one MLP of width 1024, where --set"
+        " does not say otherwise",
     ]
     return machine.heading("MoE against dense, equal active FLOPs", notes) + machine.table(
         header, rows

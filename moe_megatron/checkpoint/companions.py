@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from moe_megatron.data.tokenizer import TOKENIZER_FILES
 from moe_megatron.telemetry.profile import PROFILE_FILE
 
 HF_FOLDER = "hf"
@@ -30,14 +31,12 @@ PATTERNS = (
     "README.md",
 )
 
-_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
-
 Table = tuple[str, Callable[[], bytes]]
 
 
 def has_tokenizer(folder: Path) -> bool:
     """Whether a Hugging Face folder holds what a tokenizer is made of."""
-    return any((folder / name).is_file() for name in _TOKENIZERS)
+    return any((folder / name).is_file() for name in TOKENIZER_FILES)
 
 
 def to_megatron(folder: Path, *, profile: bool = True) -> tuple[Table, ...]:

@@ -24,6 +24,11 @@ MIN_VOCAB_SIZE = 257
 _EOD_CANDIDATES = (END_OF_TEXT, "</s>", "<eos>", "<|end_of_text|>")
 _TOKENIZER_FILE = "tokenizer.json"
 _CONFIG_FILE = "tokenizer_config.json"
+TOKENIZER_FILES = (
+    *(_TOKENIZER_FILE, _CONFIG_FILE, "special_tokens_map.json", "added_tokens.json"),
+    *("tokenizer.model", "vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja"),
+)
+"""What of a model folder makes up its tokenizer."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

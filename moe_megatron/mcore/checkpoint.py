@@ -24,6 +24,7 @@ from megatron.training import training as loop
 from torch.distributed.checkpoint.api import CheckpointException
 
 from moe_megatron.config import DataConfig, RunConfig, dump_yaml, load_config
+from moe_megatron.data.tokenizer import TOKENIZER_FILES
 from moe_megatron.errors import CheckpointError, ConfigError
 
 logger = logging.getLogger(__name__)
@@ -173,22 +174,40 @@ def check_writable(folder: Path) -> None:
         raise _explained(error, folder) from error
 
 
-def write_companions(folder: Path, config: RunConfig, loaded: Path | None = None) -> None:
-    """Save the resolved configuration beside a checkpoint.
+def write_companions(
+    folder: Path,
+    config: RunConfig,
+    *,
+    loaded: Path | None = None,
+    tokenizer: Path | None = None,
+) -> None:
+    """Save the resolved configuration and the tokenizer beside a checkpoint.
 
     Args:
         folder: Of the checkpoint.
         config: The run.
         loaded: The checkpoint that it began from; where that came from a Hugging Face model, what
             is known of it travels on.
+        tokenizer: Folder of the tokenizer; one that came from a Hugging Face model goes first.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if loaded is not None and (loaded / HUGGING_FACE).is_dir() and loaded != folder:
         shutil.copytree(loaded / HUGGING_FACE, folder / HUGGING_FACE, dirs_exist_ok=True)
+    if tokenizer is not None:
+        _copy_tokenizer(tokenizer, folder / HUGGING_FACE)
     target = folder / CONFIG_FILE
     beside = target.with_suffix(".tmp")
     beside.write_text(dump_yaml(config), encoding="utf-8")
     beside.replace(target)
+
+
+def _copy_tokenizer(source: Path, target: Path) -> None:
+    if any((target / name).is_file() for name in TOKENIZER_FILES):
+        return
+    target.mkdir(exist_ok=True)
+    for name in TOKENIZER_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
 
 
 @contextlib.contextmanager

@@ -72,6 +72,8 @@ class TrainingJob:
     end_of_document: int
     validation_paths: tuple[str, ...] = ()
     """As `data_paths`, where validation has data of its own instead of a split."""
+    tokenizer: Path | None = None
+    """Folder of the tokenizer, which travels with the checkpoints."""
     run_dir: Path | None = None
     """None writes nothing."""
     sinks: SinkSet | None = None
@@ -268,7 +270,9 @@ class _CompanionFiles(Callback):
         if self._job.checkpoints is None or dist.get_rank() != 0:
             return
         folder = checkpoint.iteration_dir(self._job.checkpoints, step)
-        checkpoint.write_companions(folder, self._job.config, self._load)
+        checkpoint.write_companions(
+            folder, self._job.config, loaded=self._load, tokenizer=self._job.tokenizer
+        )
         if self._telemetry.profile is not None:
             self._telemetry.profile.save(folder / PROFILE_FILE)
 

@@ -25,6 +25,8 @@ class PreparedData:
     end_of_document: int
     validation_paths: tuple[str, ...] = ()
     """As `paths`, where validation has data of its own."""
+    tokenizer: Path | None = None
+    """Folder of the tokenizer; None for mock data."""
 
 
 def open_indexed_writer(prefix: Path, vocab_size: int) -> Any:
@@ -58,4 +60,5 @@ def prepare_data(config: RunConfig, *, progress: bool = True) -> PreparedData:
         cache=cache / "indices",
         vocab_size=tokenizer.vocab_size,
         end_of_document=tokenizer.eod_id,
+        tokenizer=tokenizer.directory,
     )

@@ -87,6 +87,7 @@ def pretrain(
         vocab_size=config.data.vocab_size,
         end_of_document=data.end_of_document,
         validation_paths=data.validation_paths,
+        tokenizer=data.tokenizer,
         run_dir=run_dir,
         sinks=sinks,
         callbacks=tuple(callbacks),

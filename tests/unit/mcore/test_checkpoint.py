@@ -234,7 +234,23 @@ def test_what_is_known_of_a_converted_model_travels_to_the_next_checkpoint(tmp_p
     loaded, folder = tmp_path / "release", tmp_path / "run" / "iter_0000003"
     (loaded / checkpoint.HUGGING_FACE).mkdir(parents=True)
     (loaded / checkpoint.HUGGING_FACE / "config.json").write_text("{}")
-    checkpoint.write_companions(folder, RunConfig(), loaded)
+    checkpoint.write_companions(folder, RunConfig(), loaded=loaded)
     assert (folder / HF_FOLDER / "config.json").read_text() == "{}"
-    checkpoint.write_companions(folder, RunConfig(), folder)  # resumed and saved in one step
+    checkpoint.write_companions(folder, RunConfig(), loaded=folder)  # resumed and saved in one step
     assert (folder / HF_FOLDER / "config.json").read_text() == "{}"
+
+
+def test_tokenizer_travels_unless_the_converted_model_brought_its_own(tmp_path: Path) -> None:
+    tokenizer, loaded = tmp_path / "tokenizer", tmp_path / "release"
+    tokenizer.mkdir()
+    for name in ("tokenizer.json", "tokenizer_config.json", "config.json", "weights.bin"):
+        (tokenizer / name).write_text("ours")
+    checkpoint.write_companions(tmp_path / "iter_0000001", RunConfig(), tokenizer=tokenizer)
+    travelled = sorted(p.name for p in (tmp_path / "iter_0000001" / HF_FOLDER).iterdir())
+    assert travelled == ["tokenizer.json", "tokenizer_config.json"]
+    (loaded / HF_FOLDER).mkdir(parents=True)
+    (loaded / HF_FOLDER / "tokenizer.json").write_text("theirs")
+    folder = tmp_path / "iter_0000002"
+    checkpoint.write_companions(folder, RunConfig(), loaded=loaded, tokenizer=tokenizer)
+    assert (folder / HF_FOLDER / "tokenizer.json").read_text() == "theirs"
+    assert not (folder / HF_FOLDER / "tokenizer_config.json").exists()
