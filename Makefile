@@ -42,10 +42,10 @@ report: base ## write the HTML report of a run (RUN=runs/...; the newest by defa
 
 test: lint ## the whole CPU suite, after lint (WORKERS=2, ARGS="-k name")
 	@tools/system_packages.sh
-	@$(BIN)/pytest -n $(WORKERS) --dist worksteal $(ARGS)
+	@$(BIN)/pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 test-fast: dev ## unit tests only, without slow and multi-process ones
-	@$(BIN)/pytest -n $(WORKERS) --dist worksteal -m "not slow and not distributed" tests/unit $(ARGS)
+	@$(BIN)/pytest -n $(WORKERS) --dist loadfile -m "not slow and not distributed" tests/unit $(ARGS)
 
 lint: dev ## ruff, format check, mypy and the import rules
 	@$(BIN)/ruff check .
