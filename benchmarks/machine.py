@@ -27,13 +27,12 @@ def heading(title: str, notes: Sequence[str] = ()) -> str:
         f"- Date: {datetime.now():%Y-%m-%d}",
         f"- Command: `python -m {name} {words}`".replace(" `", "`").replace(":`", ": `"),
         f"- Machine: {len(os.sched_getaffinity(0))} cores of {_processor()}, "
-        f"{torch.backends.cpu.get_cpu_capability()}, no GPU; shared with other jobs "
-        f"(load average at the end {os.getloadavg()[1]:.1f}), so contenders took turns",
+        f"{torch.backends.cpu.get_cpu_capability()}, no GPU; load average at the end "
+        f"{os.getloadavg()[1]:.1f}",
         f"- Versions: Python {platform.python_version()}, {versions}",
         *(f"- {note}" for note in notes),
-        "",
     ]
-    return "\n".join(lines)
+    return "\n".join(lines) + "\n"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -22,7 +22,9 @@ from moe_megatron.mcore import engine
 from moe_megatron.mcore.callbacks import Callback, EvaluationEnd, StepEnd
 from moe_megatron.mcore.indexed_dataset import open_indexed_dataset
 from moe_megatron.mcore.telemetry import TelemetryCallback, attach_routers
+from moe_megatron.telemetry.history import HistorySink
 from moe_megatron.telemetry.jsonl import MetricsLog, RoutingLog
+from moe_megatron.telemetry.prometheus import ExporterOptions, PrometheusSink
 from moe_megatron.telemetry.sink import SinkSet
 
 
@@ -126,7 +128,11 @@ def _data_paths(config: RunConfig) -> tuple[str, ...]:
 
 
 def _alternating(config: RunConfig, folder: Path) -> AlternatingTelemetry:
-    sinks = SinkSet([MetricsLog(), RoutingLog()]) if engine.rank() == 0 else None
+    sinks = None
+    if engine.rank() == 0:
+        exporter = PrometheusSink(ExporterOptions(), announce=lambda line: None)
+        history = HistorySink(str(folder / "history"))
+        sinks = SinkSet([MetricsLog(), RoutingLog(), history, exporter])
     return AlternatingTelemetry(TelemetryCallback(config, sinks, folder))
 
 

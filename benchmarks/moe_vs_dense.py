@@ -87,7 +87,10 @@ def _report(arguments: argparse.Namespace, results: dict[str, dict[str, Any]]) -
         preset: {e["step"]: e for e in result["evaluations"] if e["split"] == "validation"}
         for preset, result in results.items()
     }
-    config = apply_overrides(load_config("demo_moe"), {"training.train_steps": arguments.steps})
+    steps = {"training.train_steps": arguments.steps}
+    config = apply_overrides(
+        load_config("demo_moe"), {**steps, **_settings("demo_moe", arguments.set)}
+    )
     tokens = config.training.global_batch_size * config.data.sequence_length
     compared = len(results) == len(PRESETS)
     rows = []
@@ -107,13 +110,12 @@ def _report(arguments: argparse.Namespace, results: dict[str, dict[str, Any]]) -
     ]
     notes = [
         f"Validation loss in nats per token over {arguments.eval_steps} batches of {tokens} tokens"
-        " that were not trained on; processes with 1 thread each: {arguments.processes}",
+        f" that were not trained on; processes, with 1 thread each: {arguments.processes}",
         "Equal active FLOPs: 2 of 8 experts of width 512 against one MLP of width 1024, where --set"
         " does not say otherwise",
     ]
-    return machine.heading("MoE against dense, equal active FLOPs", notes) + machine.table(
-        header, rows
-    )
+    heading = machine.heading("MoE against dense, equal active FLOPs", notes)
+    return "\n".join([heading, machine.table(header, rows)])
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 """What telemetry costs a step: counters, their reduction, the profile and the JSON logs.
 
-Telemetry is switched on and off from step to step within one run of the main job (on off, off on,
-...), and neighbouring steps are compared, so that what else the machine does cancels out. A second
-table times the counters of one router call for larger numbers of experts. Run it from the
-repository root: `python -m benchmarks.telemetry_overhead`.
+Telemetry is switched on and off from step to step within one run (on off, off on, ...), and
+neighbouring steps are compared, so that what else the machine does cancels out. Two runs: the main
+job, and a narrow model with as many MoE layers and experts as the largest published ones, where
+there is most to count and least to compute. A second table times the counters of one router call.
+Run it from the repository root: `python -m benchmarks.telemetry_overhead`.
 """
 
 import argparse
@@ -17,18 +18,58 @@ from benchmarks.ranks import run_ranks
 
 ROUTERS = ((4, 8, 2, 1024), (61, 256, 8, 1024))
 """Layers, experts, top k and tokens of the micro benchmark."""
+LARGE = {
+    "model.num_layers": 61,
+    "model.hidden_size": 64,
+    "model.num_attention_heads": 4,
+    "moe.num_experts": 256,
+    "moe.top_k": 8,
+    "moe.expert_hidden_size": 32,
+}
+"""What the second run has other than the main job."""
 
 
 def main() -> None:
     """Measure and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pairs", type=int, default=200)
+    parser.add_argument("--large-pairs", type=int, default=30, help="of 61 layers x 256 experts")
     parser.add_argument("--warm-up", type=int, default=20, help="steps before the pairs")
     parser.add_argument("--precision", default="bf16")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
+    large = f"{LARGE['model.num_layers']} layers x {LARGE['moe.num_experts']} experts"
+    rows = [
+        *_run("demo_moe", {}, arguments.pairs, arguments),
+        *_run(large, LARGE, arguments.large_pairs, arguments),
+    ]
+    notes = [
+        f"demo_moe in {arguments.precision}, 2 processes with 1 thread and 1 core each, "
+        f"{arguments.pairs} and {arguments.large_pairs} pairs of steps after {arguments.warm_up} "
+        "others; difference: median of (on - off) within a pair, with the 95 % interval of that "
+        "median; a negative one is noise",
+        f"{large}: demo_moe with hidden size {LARGE['model.hidden_size']} and experts of width "
+        f"{LARGE['moe.expert_hidden_size']}, top {LARGE['moe.top_k']}",
+        "sinks: metrics.jsonl, routing.jsonl, history, Prometheus exporter; they work in a thread "
+        "of their own, in part during the step that follows",
+    ]
+    pairs = machine.table(
+        ["run", "time", "off ms", "on ms", "difference ms", "95 % interval ms", "of a step"], rows
+    )
+    counters = machine.table(
+        ["MoE layers", "experts", "top k", "tokens", "one router call ms", "all layers ms"],
+        [_counting(*shape) for shape in ROUTERS],
+    )
+    text = machine.heading("Cost of telemetry", notes)
+    machine.write(arguments.output, f"{text}\n{pairs}\n{counters}")
+
+
+def _run(
+    name: str, shape: dict[str, Any], pairs: int, arguments: argparse.Namespace
+) -> list[list[str]]:
     overrides = {
-        "training.train_steps": arguments.warm_up + 2 * arguments.pairs,
+        **shape,
+        "training.train_steps": arguments.warm_up + 2 * pairs,
         "training.precision": arguments.precision,
         "training.eval_interval": 10**6,
         "training.eval_steps": 1,
@@ -38,24 +79,10 @@ def main() -> None:
         "benchmarks.megatron_rank",
         {"preset": "demo_moe", "overrides": overrides, "mode": "telemetry"},
     )
-    rows = [
-        _row(name, result, key, arguments.warm_up)
-        for name, key in (("wall clock", "wall"), ("processor, both ranks", "processor"))
+    return [
+        [name, *_row(time_name, result, key, arguments.warm_up)]
+        for time_name, key in (("wall clock", "wall"), ("processor, both ranks", "processor"))
     ]
-    notes = [
-        f"demo_moe in {arguments.precision}, 2 processes with 1 thread each, {arguments.pairs} "
-        f"pairs of steps after {arguments.warm_up} others; difference: median of (on - off) within "
-        "a pair, with the 95 % interval of that median; a negative one is noise",
-    ]
-    pairs = machine.table(
-        ["time", "off ms", "on ms", "difference ms", "95 % interval ms", "of a step"], rows
-    )
-    counters = machine.table(
-        ["MoE layers", "experts", "top k", "tokens", "one router call ms", "all layers ms"],
-        [_counting(*shape) for shape in ROUTERS],
-    )
-    text = machine.heading("Cost of telemetry", notes)
-    machine.write(arguments.output, f"{text}\n{pairs}\n{counters}")
 
 
 def _row(name: str, result: dict[str, Any], key: str, warm_up: int) -> list[str]:

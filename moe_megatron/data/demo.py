@@ -27,7 +27,7 @@ from moe_megatron.data.writer import OpenWriter
 _log = logging.getLogger(__name__)
 
 # Raise it when the corpus, the tokenizer or the layout of the directory changes.
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -50,9 +50,11 @@ class MeasuredRouter(TopKRouter):
             # The map also holds the tokens that only fill an expert's buffer, at weight zero.
             routing_map = routing_map & (probs > 0)
         logits = logits.reshape(-1, logits.shape[-1]).float()
-        scores = self._distribution(logits)
-        entropy = torch.special.entr(scores).sum(dim=-1)
-        z_values = torch.logsumexp(logits, dim=-1).square()
+        log_softmax = torch.log_softmax(logits, dim=-1)
+        # Their difference is the logsumexp, at every expert, and one exp gives the distribution:
+        # on a CPU such passes over few experts are what counting costs.
+        z_values = (logits[:, 0] - log_softmax[:, 0]).square()
+        scores, entropy = self._distribution(logits, log_softmax)
         if padding_mask is not None:
             valid = ~padding_mask.reshape(-1)
             routing_map = routing_map & valid.unsqueeze(-1)
@@ -68,13 +70,21 @@ class MeasuredRouter(TopKRouter):
         row.prob_sums.add_(scores.sum(dim=0))
         row.sums.add_(torch.stack((entropy.sum(), z_values.sum())))
 
-    def _distribution(self, logits: torch.Tensor) -> torch.Tensor:
-        """The router's distribution over all experts, [tokens, experts], rows summing to one."""
+    def _distribution(
+        self, logits: torch.Tensor, log_softmax: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The router's distribution over all experts, and its entropy in nats.
+
+        Returns:
+            [tokens, experts], rows summing to one, and [tokens].
+        """
         if self.score_function == "softmax":
-            return torch.softmax(logits, dim=-1)
+            scores = log_softmax.exp()
+            return scores, -torch.linalg.vecdot(scores, log_softmax)
         scores = (
             torch.sigmoid(logits)
             if self.score_function == "sigmoid"
             else torch.nn.functional.softplus(logits).sqrt()
         )
-        return scores / scores.sum(dim=-1, keepdim=True).clamp_min(1e-20)
+        scores = scores / scores.sum(dim=-1, keepdim=True).clamp_min(1e-20)
+        return scores, torch.special.entr(scores).sum(dim=-1)

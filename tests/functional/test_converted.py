@@ -1,5 +1,7 @@
 """Converted checkpoints under Megatron's own loader: any layout, training on, and the way back.
 
+Each layout also saves what it loaded, after a step whose learning rate is too small to change it.
+
 This file is also the program of each rank.
 """
 
@@ -39,9 +41,9 @@ def _program(place: Path, world_size: int) -> None:
     from moe_megatron.mcore import engine
 
     answers = {}
-    for layout, (needed, sizes, names) in LAYOUTS.items():
+    for layout, (needed, _, names) in LAYOUTS.items():
         for name in names if needed == world_size else ():
-            answers[f"{layout}-{name}"] = _compare(place, name, sizes)
+            answers[f"{layout}-{name}"] = _compare(place, name, layout)
     if world_size == 2:
         answers["training"] = _train(place, "mixtral")
     if engine.rank() == 0:
@@ -49,8 +51,8 @@ def _program(place: Path, world_size: int) -> None:
     engine.shut_down()
 
 
-def _compare(place: Path, name: str, sizes: dict[str, int]) -> float:
-    """Load a converted checkpoint; say how far its logits are from those of transformers."""
+def _compare(place: Path, name: str, layout: str) -> float:
+    """Load a converted checkpoint and save it; say how far logits are from transformers'."""
     import torch
 
     from moe_megatron.mcore.callbacks import Callback
@@ -69,7 +71,16 @@ def _compare(place: Path, name: str, sizes: dict[str, int]) -> float:
             torch.distributed.all_gather_object(answers, answer)
             answer[:] = [max(number for other in answers for number in other)]
 
-    _run(place, name, {**sizes, "training.train_steps": 1}, callbacks=(Compare(),))
+    _, sizes, _ = LAYOUTS[layout]
+    unchanged = {
+        "training.train_steps": 1,
+        "training.learning_rate": 1e-30,
+        "training.min_learning_rate": 0.0,
+        "checkpoint.save_interval": 1,
+    }
+    if name in ("deepseek_v3", "glm4_moe"):
+        unchanged["moe.expert_bias_update_rate"] = 1e-30
+    _run(place / layout, place / name, {**sizes, **unchanged}, callbacks=(Compare(),))
     return answer[0]
 
 
@@ -82,7 +93,7 @@ def _train(place: Path, name: str) -> list[float]:
 
     sinks = SinkSet([MetricsLog()]) if engine.rank() == 0 else None
     steps = {"training.train_steps": STEPS, "training.learning_rate": 5e-3}
-    run_dir = _run(place, name, {**EP2, **steps}, sinks=sinks)
+    run_dir = _run(place / "training", place / name, {**EP2, **steps}, sinks=sinks)
     if sinks is None:
         return []
     sinks.close()
@@ -90,12 +101,12 @@ def _train(place: Path, name: str) -> list[float]:
     return [r.loss for r in records if isinstance(r, StepRecord) and r.loss is not None]
 
 
-def _run(place: Path, name: str, overrides: dict[str, Any], **more: Any) -> Path:
-    """Run the engine from a converted checkpoint, on Megatron's mock data."""
+def _run(runs: Path, example: Path, overrides: dict[str, Any], **more: Any) -> Path:
+    """Run the engine from a converted checkpoint, on Megatron's mock data; the run's folder."""
     from moe_megatron.config import apply_overrides, load_config
     from moe_megatron.mcore import engine
 
-    folder = place / name / "megatron"
+    folder = example / "megatron"
     config = apply_overrides(
         load_config(folder / "release" / "config.yaml"),
         {
@@ -110,7 +121,7 @@ def _run(place: Path, name: str, overrides: dict[str, Any], **more: Any) -> Path
             **overrides,
         },
     )
-    run_dir = place / f"run-{os.environ['WORLD_SIZE']}-{name}"
+    run_dir = runs / example.name
     job = engine.TrainingJob(
         config=config,
         data_paths=(),
@@ -191,6 +202,28 @@ def test_every_layout_computes_what_transformers_computes(
     case: str, answers: dict[str, Any]
 ) -> None:
     assert answers[case] < 1e-4
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_any_layout_saves_returns_bit_by_bit(
+    case: str, place: Path, answers: dict[str, Any], tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file
+
+    from moe_megatron.checkpoint.convert import Execution, export_checkpoint
+
+    layout, _, name = case.partition("-")
+    export_checkpoint(
+        place / layout / name / "checkpoints",
+        tmp_path / "back",
+        execution=Execution(progress=False),
+    )
+    before, after = (
+        {k: v for file in folder.glob("*.safetensors") for k, v in load_file(file).items()}
+        for folder in (place / name / "hf", tmp_path / "back")
+    )
+    assert before.keys() == after.keys()
+    assert [k for k, v in before.items() if not v.equal(after[k])] == []
 
 
 def test_loss_of_a_plain_model_falls(answers: dict[str, Any]) -> None:

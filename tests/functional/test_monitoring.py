@@ -1,7 +1,8 @@
 """`moe-megatron monitor` on a real run, and every query of every dashboard on what it recorded.
 
-The run is made so that all metrics have data: two expert parallel processes, capacity limits that
-drop tokens, evaluations, checkpoints, a peak for the MFU, every expert exported.
+The run is made so that all metrics have data: four processes (two pipeline stages of two expert
+parallel processes), capacity limits that drop tokens, evaluations, checkpoints, a peak for the
+MFU, every expert exported.
 """
 
 import json
@@ -34,11 +35,12 @@ DASHBOARDS = dashboard_json()
 RUN = "recorded"
 
 TRAINING = [
-    *("--config", "test_tiny", "--num-processes", 2, "--mock-data", "--run-dir", RUN),
+    *("--config", "test_tiny", "--num-processes", 4, "--mock-data", "--run-dir", RUN),
     *("--train-iters", 100_000, "--save-interval", 20),
     *("--metrics-port", 0, "--metrics-expert-detail", "full"),
     *("--set", "training.eval_interval=20", "--set", "moe.capacity_factor=1.0"),
-    *("--set", "parallel.expert_parallel_size=2", "--set", "telemetry.peak_tflops=1"),
+    *("--set", "parallel.expert_parallel_size=2"),
+    *("--set", "parallel.pipeline_parallel_size=2", "--set", "telemetry.peak_tflops=1"),
 ]
 
 
@@ -145,7 +147,9 @@ def test_prometheus_agrees_with_the_log_to_the_unit(recorded):
     records = [r for r in read_routing(recorded.run_dir / ROUTING_FILE) if r.step <= step]
     assert len(records) == step
     counts = sum(record.tokens_per_expert for record in records)
-    for series in prometheus.query("moe_expert_tokens_total", at=recorded.end):
+    experts = prometheus.query("moe_expert_tokens_total", at=recorded.end)
+    assert len(experts) == counts.size
+    for series in experts:
         layer, expert = int(series["metric"]["layer"]), int(series["metric"]["expert"])
         assert int(float(series["value"][1])) == counts[layer - 1, expert]
     dropped = sum(record.dropped for record in records)

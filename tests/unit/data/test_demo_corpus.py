@@ -120,7 +120,9 @@ def test_corpus_has_one_labelled_file_a_domain(tmp_path):
         records = [json.loads(line) for line in path.read_text().splitlines()]
         assert path == tmp_path / f"{domain}.jsonl"
         assert [record["domain"] for record in records] == [domain] * 4
-        assert records[0]["source"] == "a/x.py"
+        # Mixed, so that validation, which takes the last, is not all tests.
+        order = ["b.py", "test/t2.py", "a/x.py", "test/t1.py"]
+        assert [record["source"] for record in records] == order
         assert set(records[0]) == {"text", "domain", "source"}
 
 

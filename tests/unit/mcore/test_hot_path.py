@@ -1,0 +1,119 @@
+"""What telemetry adds to a step never waits for a GPU: shown without one.
+
+The tensors are on a GPU that does not exist and have no values: whatever would read one (`item`,
+`tolist`, a condition) fails, and so does a copy to the host that the host would wait for.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from megatron.core.transformer import TransformerConfig
+from megatron.core.transformer.moe.moe_utils import get_default_pg_collection
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from moe_megatron.mcore.counters import RoutingCounters
+from moe_megatron.mcore.rank_load import RankValues
+from moe_megatron.mcore.router import MeasuredRouter
+
+EXPERTS, TOP_K, TOKENS = 6, 2, 30
+GPU = torch.device("cuda", 0)
+SCORES = ("softmax", "sigmoid", "sqrtsoftplus")
+
+pytestmark = pytest.mark.usefixtures("world")
+
+
+class BlockingCopyError(Exception):
+    """The host would wait for the device."""
+
+
+class NoBlockingCopies(TorchDispatchMode):
+    """Refuses copies from the GPU that are not asynchronous."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.ops.aten._to_copy.default:
+            target, waits = kwargs.get("device"), not kwargs.get("non_blocking", False)
+            if args[0].is_cuda and target is not None and target.type == "cpu" and waits:
+                raise BlockingCopyError(func)
+        if func is torch.ops.aten.copy_.default:
+            waits = not (args[2] if len(args) > 2 else kwargs.get("non_blocking", False))
+            if args[1].is_cuda and not args[0].is_cuda and waits:
+                raise BlockingCopyError(func)
+        return func(*args, **kwargs)
+
+
+class Event:
+    """Stands for an event of the device; says whether anybody waited for it."""
+
+    waited = False
+
+    def record(self) -> None:
+        pass
+
+    def synchronize(self) -> None:
+        self.waited = True
+
+
+@pytest.fixture
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    with FakeTensorMode(), NoBlockingCopies():
+        yield
+
+
+@pytest.fixture
+def router() -> MeasuredRouter:
+    settings = TransformerConfig(
+        num_layers=1,
+        hidden_size=16,
+        num_attention_heads=2,
+        num_moe_experts=EXPERTS,
+        moe_router_topk=TOP_K,
+        add_bias_linear=False,
+    )
+    return MeasuredRouter(settings, get_default_pg_collection())
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda x: x.sum().item(),
+        lambda x: x.tolist(),
+        lambda x: bool(x.any()),
+        lambda x: x.cpu(),
+        lambda x: torch.zeros(3).copy_(x),
+    ],
+)
+def test_waiting_is_noticed(no_gpu: None, read: Any) -> None:
+    with pytest.raises((DataDependentOutputException, BlockingCopyError)):
+        read(torch.ones(3, device=GPU))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("score_function", SCORES)
+def test_counting_a_routers_decisions_does_not_wait(
+    router: MeasuredRouter, no_gpu: None, score_function: str, masked: bool
+) -> None:
+    router.score_function = score_function
+    row = RoutingCounters((1, 2), EXPERTS, GPU).row(2)
+    logits = torch.randn(TOKENS // 3, 3, EXPERTS, device=GPU)
+    routing_map = torch.zeros(TOKENS, EXPERTS, dtype=torch.bool, device=GPU)
+    mask = torch.zeros(TOKENS // 3, 3, dtype=torch.bool, device=GPU) if masked else None
+    router._count(row, logits, logits.view(TOKENS, EXPERTS), routing_map, mask)
+    assert row.tokens_per_expert.device == GPU
+
+
+@pytest.mark.parametrize("contributes", [False, True])
+def test_collecting_a_step_does_not_wait(no_gpu: None, contributes: bool) -> None:
+    counters = RoutingCounters((1, 2), EXPERTS, GPU)
+    own = RankValues(compute_seconds=1.0, memory_bytes=2.0)
+    loss = torch.ones((), device=GPU)
+    pending = counters.collect(contributes=contributes, loss=loss, own=own)
+    assert pending._copied is not None
+    assert not pending._copied.waited
+    assert [tensor.device.type for tensor in pending._host] == ["cpu", "cpu"]
