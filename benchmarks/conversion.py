@@ -1,9 +1,10 @@
 """Time, memory and processor time of conversions, against `cp -r` of the same bytes.
 
 Random checkpoints are written once; then each round copies, imports, copies the result and exports
-it, in turn, so that what else the machine does hits all alike. Each removes its own last result
-first, so that all find as much free memory; the first round is not counted. Each conversion is a
-process of its own. Run it from the repository root: `python -m benchmarks.conversion`.
+it, in turn, so that what else the machine does hits all alike. Each removes its own result of the
+round before first, so that all find as much free memory; the first round is not counted. Each
+conversion is a process of its own. Run it from the repository root:
+`python -m benchmarks.conversion`.
 """
 
 import argparse
@@ -104,9 +105,9 @@ def _times(
     found: dict[str, list[tuple[float, float]]] = {}
     for number in range(rounds + 1):
         for work, args in (
-            ("cp of the Hugging Face folder", (source, folder / "copy")),
+            ("cp of the Hugging Face folder", (source, folder / "copy-hf")),
             ("import", (source, folder / "megatron")),
-            ("cp of the Megatron checkpoint", (folder / "megatron", folder / "copy")),
+            ("cp of the Megatron checkpoint", (folder / "megatron", folder / "copy-megatron")),
             ("export", (folder / "megatron", folder / "back")),
         ):
             shutil.rmtree(args[1], ignore_errors=True)
@@ -116,7 +117,7 @@ def _times(
             if number:  # in the first round the kernel still finds memory for the pages
                 found.setdefault(work, []).append(measured)
     _check_same(source, folder / "back")
-    for part in ("copy", "megatron", "back", name):
+    for part in ("copy-hf", "copy-megatron", "megatron", "back", name):
         shutil.rmtree(folder / part)
     medians = {work: statistics.median(s for s, _ in runs) for work, runs in found.items()}
     ratios = {

@@ -23,6 +23,7 @@ from moe_megatron.checkpoint.plan_import import ImportOptions, check_source, pla
 from moe_megatron.checkpoint.publish import check_free, publish, staging_of
 from moe_megatron.checkpoint.selection import Model, Selection
 from moe_megatron.checkpoint.torch_dist import TRACKER, TorchDist
+from moe_megatron.checkpoint.uncollected import uncollected
 from moe_megatron.checkpoint.upcycle import Upcycling
 from moe_megatron.checkpoint.view import View
 from moe_megatron.config import dump_yaml
@@ -75,6 +76,7 @@ class Execution:
     """Show progress on stderr."""
 
 
+@uncollected()
 def import_checkpoint(
     source: str | Path,
     destination: str | Path,
@@ -166,6 +168,7 @@ def import_checkpoint(
     )
 
 
+@uncollected()
 def export_checkpoint(
     source: str | Path,
     destination: str | Path,
