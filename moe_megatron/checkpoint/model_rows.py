@@ -50,6 +50,8 @@ def _geometry(architecture: Architecture) -> Geometry:
         tied=model.tie_embeddings,
         qk_norm=model.qk_norm,
         qkv_bias=model.add_bias or extras.qkv_bias,
+        proj_bias=model.add_bias or model.attention_output_bias,
+        head_bias=model.lm_head_bias,
         shared_gate=extras.shared_expert_gate and moe.shared_expert_hidden_size is not None,
     )
 
@@ -79,6 +81,7 @@ def _outside(model: ModelConfig) -> Iterator[Row]:
     yield one(
         "output_layer.weight", "lm_head.weight", "vocab", "hidden", scope=scope, when="untied"
     )
+    yield one("output_layer.bias", "lm_head_bias", "vocab", scope=scope, when="head_bias")
 
 
 def _attention(model: ModelConfig) -> Iterator[Row]:
@@ -100,10 +103,9 @@ def _attention(model: ModelConfig) -> Iterator[Row]:
             source=Source(tuple(f"{name}.{kind}" for name in _QKV), Form.QKV),
             when=when,
         )
-    for kind in _kinds("linear", model):
-        more = ("q_rows",) if kind == "weight" else ()
-        name = f"{_LAYER}attention.o_proj.{kind}"
-        yield one(f"self_attention.linear_proj.{kind}", name, "hidden", *more)
+    key, name = "self_attention.linear_proj", f"{_LAYER}attention.o_proj"
+    yield one(f"{key}.weight", f"{name}.weight", "hidden", "q_rows")
+    yield one(f"{key}.bias", f"{name}.bias", "hidden", when="proj_bias")
 
 
 def _mlp(model: ModelConfig) -> Iterator[Row]:

@@ -72,6 +72,24 @@ class ModelConfig:
     add_bias: bool = False
     """Give the linear layers a bias."""
 
+    attention_output_bias: bool = False
+    """Give the attention's output projection a bias, whatever the other linear layers have."""
+
+    lm_head_bias: bool = False
+    """Give the output projection of the model a bias (PhiMoE)."""
+
+    embedding_multiplier: float = 1.0
+    """Multiplies the embeddings (this and the next three: Granite, after muP, arXiv:2203.03466)."""
+
+    attention_multiplier: float | None = None
+    """Multiplies queries times keys before the softmax; null: 1 / sqrt(head width)."""
+
+    residual_multiplier: float = 1.0
+    """Multiplies what attention and MLP add to the residual stream."""
+
+    logits_divisor: float = 1.0
+    """Divides the logits."""
+
     tie_embeddings: bool = True
     """Use one matrix as input embedding and as output projection."""
 
@@ -98,7 +116,15 @@ class ModelConfig:
             "max_position_embeddings",
             "rotary_base",
         )
-        checks.positive(self, "norm_epsilon", "init_std")
+        checks.positive(
+            self,
+            "norm_epsilon",
+            "init_std",
+            "embedding_multiplier",
+            "attention_multiplier",
+            "residual_multiplier",
+            "logits_divisor",
+        )
         checks.fraction(self, "attention_dropout", "hidden_dropout")
         self._check_heads()
 
@@ -127,6 +153,13 @@ class ModelConfig:
         if self.head_dim is not None:
             return self.head_dim
         return self.hidden_size // self.num_attention_heads
+
+    @property
+    def softmax_scale(self) -> float:
+        """What queries times keys are multiplied by."""
+        if self.attention_multiplier is not None:
+            return self.attention_multiplier
+        return float(self.attention_head_dim**-0.5)
 
     @property
     def key_value_heads(self) -> int:

@@ -12,6 +12,7 @@ from moe_megatron.config.convert import conform
 from moe_megatron.errors import ConfigError
 
 ScoreFunction = Literal["softmax", "sigmoid", "sqrtsoftplus"]
+RouterAlgorithm = Literal["top_k", "sparse_mixer"]
 LoadBalancing = Literal[
     "aux_loss", "seq_aux_loss", "global_aux_loss", "sinkhorn", "quantile_balancing", "none"
 ]
@@ -44,6 +45,14 @@ class MoEConfig:
     layer_frequency: int | tuple[int, ...] = 1
     """Which layers are MoE layers: n for one in every n, starting with the first, or a list with
     1 (MoE) or 0 (dense) for each layer."""
+
+    router_algorithm: RouterAlgorithm = "top_k"
+    """How a token chooses its experts: the best scores at once, or one expert after the other, in
+    training at random (SparseMixer-v2, arXiv:2409.12136; PhiMoE)."""
+
+    sparse_mixer_jitter: float = 0.01
+    """With sparse_mixer: how far a score may be behind the best one, half and in parts of it, and
+    still be chosen."""
 
     router_score_function: ScoreFunction = "softmax"
     """Turns the router's logits into scores."""
@@ -113,7 +122,7 @@ class MoEConfig:
         )
         checks.at_least(self, 0, "aux_loss_coef", "z_loss_coef")
         checks.positive(self, "capacity_factor", "expert_bias_update_rate", "top_k_scaling")
-        checks.fraction(self, "input_jitter")
+        checks.fraction(self, "input_jitter", "sparse_mixer_jitter")
         self._check_layer_frequency()
         if self.num_experts is not None:
             self._check_router(self.num_experts)
@@ -135,6 +144,9 @@ class MoEConfig:
             raise ConfigError(
                 f"moe.top_k ({self.top_k}) must not exceed moe.num_experts ({num_experts})."
             )
+        if self.router_algorithm == "sparse_mixer":
+            self._check_sparse_mixer()
+            return
         softmax_of_one = self.router_score_function == "softmax" and not self.pre_softmax
         if self.top_k == 1 and softmax_of_one and self.load_balancing != "sinkhorn":
             raise ConfigError(
@@ -145,6 +157,25 @@ class MoEConfig:
             raise ConfigError(
                 "moe.expert_bias works with independent scores only; set "
                 "moe.router_score_function to 'sigmoid' or 'sqrtsoftplus', not 'softmax'."
+            )
+
+    def _check_sparse_mixer(self) -> None:
+        unlike = {
+            "router_score_function": self.router_score_function != "softmax",
+            "pre_softmax": self.pre_softmax,
+            "load_balancing": self.load_balancing in _BALANCES_WITHOUT_LOSS,
+            "capacity_factor": self.capacity_factor is not None,
+            "expert_bias": self.expert_bias,
+            "num_groups": self.num_groups is not None,
+            "top_k_scaling": self.top_k_scaling is not None,
+        }
+        found = [
+            f"moe.{field} ({getattr(self, field)})" for field, is_set in unlike.items() if is_set
+        ]
+        if found:
+            raise ConfigError(
+                f"moe.router_algorithm 'sparse_mixer' does not work with {', '.join(found)}; leave "
+                "such fields at their defaults, or use 'top_k'."
             )
 
     def _check_balancing(self) -> None:

@@ -234,7 +234,7 @@ def _pretrain(args: Any, job: TrainingJob, clock: PhaseClock) -> bool:
     """Hand over to Megatron; returns whether a signal ended the run early."""
     model_config = gpt_config_from_args(args)
     if args.spec is None:
-        use_our_layers(model_config, job.config.model)
+        use_our_layers(model_config, job.config)
     elif model_config.transformer_layer_spec is None:
         # Megatron logs a failed import of --spec and then silently trains the stock layers.
         raise BackendUnavailableError(

@@ -20,6 +20,7 @@ from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factories
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.training.argument_utils import gpt_config_from_args
+from megatron.training.models.base import compose_hooks
 from megatron.training.models.gpt import GPTModelBuilder
 from torch import Tensor, nn
 
@@ -100,7 +101,7 @@ def _build(config: RunConfig, precision: str) -> Any:
     )
     argv = [*megatron_argv(config, machine, paths), "--no-initialization"]
     model_config = gpt_config_from_args(parse(argv))
-    use_our_layers(model_config, config.model)
+    use_our_layers(model_config, config)
     model_config.vocab_size = config.data.vocab_size
     model_config.should_pad_vocab = False
     parallel_state.initialize_model_parallel()
@@ -110,6 +111,7 @@ def _build(config: RunConfig, precision: str) -> Any:
         model = GPTModelBuilder(model_config).build_model(
             groups, pre_process=True, post_process=True
         )
+        (model,) = compose_hooks(model_config.pre_wrap_hooks)([model])
     if precision == "bf16":
         for parameter in model.parameters():  # as Megatron trains; buffers keep their precision
             parameter.data = parameter.data.bfloat16()

@@ -175,6 +175,8 @@ class _Describer:
             untied = not self._network.share_embeddings_and_output_weights
             head = untied and name.startswith("output_layer")
             return _vocabulary("lm_head.weight" if head else "embed_tokens.weight", local)
+        if name == "output_layer.bias":
+            return _vocabulary("lm_head_bias", local)
         if name.startswith("embedding.position_embeddings."):
             return Piece("embed_positions.weight", local, lambda w: w, _first_of_replicas())
         if name.startswith("decoder.final_layernorm."):

@@ -116,7 +116,8 @@ class Attention(nn.Module):
         self.q_proj = nn.Linear(hidden, queries, bias=qkv_bias)
         self.k_proj = nn.Linear(hidden, groups, bias=qkv_bias)
         self.v_proj = nn.Linear(hidden, groups, bias=qkv_bias)
-        self.o_proj = nn.Linear(queries, hidden, bias=bias)
+        self.o_proj = nn.Linear(queries, hidden, bias=bias or config.attention_output_bias)
+        self.scale = config.softmax_scale
         self.norm_all_heads = config.qk_norm_scope == "all_heads"
         widths = (queries, groups) if self.norm_all_heads else (self.head_dim, self.head_dim)
         self.q_norm, self.k_norm = (
@@ -153,6 +154,7 @@ class Attention(nn.Module):
             attn_mask=mask,
             dropout_p=self.dropout if self.training else 0.0,
             is_causal=mask is None,
+            scale=self.scale,
             enable_gqa=True,
         )
         output: Tensor = self.o_proj(mixed.transpose(1, 2).flatten(2))
@@ -174,7 +176,7 @@ class Attention(nn.Module):
         queries = self._heads(self.q_proj(hidden), self.q_norm, angles)
         keys = self._heads(self.k_proj(hidden), self.k_norm, angles)
         keys = keys.repeat_interleave(queries.shape[1] // keys.shape[1], dim=1)
-        scores = queries @ keys.transpose(2, 3) / self.head_dim**0.5
+        scores = queries @ keys.transpose(2, 3) * self.scale
         if mask is None:
             mask = torch.ones_like(scores[:1, :1], dtype=torch.bool).tril()
         return torch.softmax(scores.masked_fill(~mask, float("-inf")), dim=-1)

@@ -20,9 +20,11 @@ Parameter names (E experts, e and the layer i count from 0) do not change:
     layers.{i}.moe.shared_gate.weight                [1, hidden]           --moe-shared-expert-gate
     final_norm.weight                                [hidden]
     lm_head.weight                                   [vocab, hidden]       not with tie_embeddings
+    lm_head_bias                                     [vocab]               lm_head_bias only
 
 A matrix is [out, in], as nn.Linear has it. Only swiglu has a `gate_proj`. With `add_bias`, and for
-LayerNorm, there is a `.bias` beside the weight, except for embeddings and `lm_head`.
+LayerNorm, there is a `.bias` beside the weight, except for embeddings and `lm_head`; with
+`attention_output_bias` beside that of `o_proj`.
 """
 
 import torch
@@ -59,6 +61,7 @@ class LanguageModel(nn.Module):
 
     embed_positions: nn.Embedding | None
     lm_head: nn.Linear | None
+    lm_head_bias: nn.Parameter | None
 
     def __init__(
         self, model: ModelConfig, moe: MoEConfig, vocab_size: int, flags: Flags | None = None
@@ -79,6 +82,8 @@ class LanguageModel(nn.Module):
         self.final_norm = build_norm(model, width)
         tied = model.tie_embeddings
         self.lm_head = None if tied else nn.Linear(width, vocab_size, bias=False)
+        # Not in lm_head, which a model with tied embeddings lacks.
+        self.lm_head_bias = nn.Parameter(torch.zeros(vocab_size)) if model.lm_head_bias else None
         initialize(self, model)
 
     def forward(
@@ -133,6 +138,8 @@ class LanguageModel(nn.Module):
         hidden = self.embed_tokens(input_ids)
         if self.embed_positions is not None:
             hidden = hidden + self.embed_positions(positions)
+        if config.embedding_multiplier != 1.0:
+            hidden = hidden * config.embedding_multiplier
         hidden = functional.dropout(hidden, config.hidden_dropout, self.training)
         routing = []
         for layer in self.layers:
@@ -147,7 +154,9 @@ class LanguageModel(nn.Module):
     def _project(self, hidden: Tensor) -> Tensor:
         """[..., hidden] to [..., vocab]."""
         head = self.embed_tokens if self.lm_head is None else self.lm_head
-        return functional.linear(hidden, head.weight)
+        logits = functional.linear(hidden, head.weight, self.lm_head_bias)
+        divisor = self.model_config.logits_divisor
+        return logits if divisor == 1.0 else logits / divisor
 
     def _router_losses(
         self, routing: tuple[RoutingInfo, ...], logits: Tensor

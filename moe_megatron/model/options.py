@@ -17,6 +17,7 @@ ROUTER_TYPES: dict[str, dict[str, Any]] = {
     # Switch scales the one expert's output by its probability, or the router could not learn.
     "switch": {"router_score_function": "softmax", "top_k": 1, "pre_softmax": True},
     "sigmoid": {"router_score_function": "sigmoid"},
+    "sparse_mixer": {"router_algorithm": "sparse_mixer"},
 }
 DEFAULT_TOP_K = 2
 
@@ -52,7 +53,8 @@ def build_configs(
         )
     values = {**router, **options, "top_k": top_k}
     # A softmax over one chosen expert is always 1; MoEConfig explains and refuses it.
-    if top_k == 1 and values["router_score_function"] == "softmax":
+    softmax_of_one = top_k == 1 and values.get("router_score_function") == "softmax"
+    if softmax_of_one:
         values.setdefault("pre_softmax", True)
     return (
         ModelConfig(**{name: value for name, value in values.items() if name in _MODEL_FIELDS}),

@@ -8,7 +8,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from moe_megatron.config import MoEConfig
-from moe_megatron.routing import Routing, drop_over_capacity, expert_capacity, route_top_k
+from moe_megatron.routing import (
+    Routing,
+    drop_over_capacity,
+    expert_capacity,
+    route_sparse_mixer,
+    route_top_k,
+)
 
 _DTYPES = {"fp32": torch.float32, "fp64": torch.float64}
 
@@ -46,6 +52,13 @@ class Router(nn.Module):
         if jitter is not None and self.training:
             hidden = hidden * torch.empty_like(hidden).uniform_(1.0 - jitter, 1.0 + jitter)
         logits = self._logits(hidden)
+        if config.router_algorithm == "sparse_mixer":
+            return logits, route_sparse_mixer(
+                logits,
+                config.top_k,
+                jitter=config.sparse_mixer_jitter,
+                training=self.training,
+            )
         routing = route_top_k(
             logits,
             config.top_k,

@@ -37,6 +37,7 @@ class DecoderLayer(nn.Module):
         self.moe = None if experts is None else MoELayer(model, moe, experts, layer, extras)
         self.mlp = FeedForward(model, model.dense_ffn_size) if experts is None else None
         self.dropout = model.hidden_dropout
+        self.multiplier = model.residual_multiplier
 
     def forward(
         self,
@@ -58,15 +59,17 @@ class DecoderLayer(nn.Module):
         Returns:
             The new residual stream, and the routing of an MoE layer.
         """
-        hidden = hidden + self._drop(self.attention(self.input_norm(hidden), angles, mask, cache))
+        hidden = hidden + self._update(self.attention(self.input_norm(hidden), angles, mask, cache))
         normed = self.mlp_norm(hidden)
         if self.moe is not None:
             update, info = self.moe(normed, valid)
-            return hidden + self._drop(update), info
+            return hidden + self._update(update), info
         assert self.mlp is not None
-        return hidden + self._drop(self.mlp(normed)), None
+        return hidden + self._update(self.mlp(normed)), None
 
-    def _drop(self, update: Tensor) -> Tensor:
+    def _update(self, update: Tensor) -> Tensor:
+        if self.multiplier != 1.0:
+            update = update * self.multiplier
         return functional.dropout(update, self.dropout, self.training)
 
 

@@ -12,6 +12,7 @@ from moe_megatron.routing.losses import (
     sequence_load_balancing_loss,
     z_loss,
 )
+from moe_megatron.routing.sparse_mixer import route_sparse_mixer
 from moe_megatron.routing.top_k import Routing, balancing_map, route_top_k, router_distribution
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "drop_over_capacity",
     "expert_capacity",
     "load_balancing_loss",
+    "route_sparse_mixer",
     "route_top_k",
     "router_distribution",
     "router_entropy",

@@ -112,7 +112,16 @@ EXAMPLES: dict[str, tuple[str, dict[str, Any]]] = {
         "glm4_moe",
         {**_DEEPSEEK, **_GROUPS, "use_qk_norm": True, "first_k_dense_replace": 0},
     ),
-    "granitemoe": ("granitemoe", {**_LOCAL, "attention_multiplier": 0.1}),
+    "granitemoe": (
+        "granitemoe",
+        {
+            **_LOCAL,
+            "embedding_multiplier": 3.0,
+            "attention_multiplier": 0.1,
+            "residual_multiplier": 0.4,
+            "logits_scaling": 1.5,
+        },
+    ),
     "granitemoe-tied": (
         "granitemoe",
         {**_LOCAL, "tie_word_embeddings": True, "attention_bias": True},

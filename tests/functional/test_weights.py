@@ -43,6 +43,15 @@ MODELS: dict[str, dict[str, Any]] = {
     "untied": {"tie_embeddings": False},
     "learned_positions": {"position_embedding": "learned_absolute", "max_position_embeddings": 32},
     "whole_vocabulary": {"vocab_size": 256},
+    "multipliers": {
+        "embedding_multiplier": 3.0,
+        "attention_multiplier": 0.1,
+        "residual_multiplier": 0.4,
+        "logits_divisor": 1.5,
+    },
+    "biases": {"attention_output_bias": True, "lm_head_bias": True, "tie_embeddings": False},
+    "tied_head_bias": {"lm_head_bias": True},
+    "sparse_mixer": {"router_type": "sparse_mixer"},
 }
 TP2 = {"parallel.tensor_parallel_size": 2}
 PP2 = {"parallel.pipeline_parallel_size": 2}
@@ -50,14 +59,28 @@ EP2 = {"parallel.expert_parallel_size": 2}
 ETP1 = {"parallel.expert_tensor_parallel_size": 1}
 SPREAD = [
     *("plain", "gqa", "qk_norm", "qk_norm_all_heads", "shared_expert"),
-    *("one_moe_layer", "gelu", "untied"),
+    *("one_moe_layer", "gelu", "untied", "sparse_mixer"),
 ]
 DENSE_ONES = ["dense", "layer_norm_and_bias", "swiglu_bias"]
 LAYOUTS: dict[str, tuple[int, dict[str, int], list[str]]] = {
     "single": (1, {}, list(MODELS)),
-    "tp2": (2, TP2, [*SPREAD, *DENSE_ONES, "learned_positions", "whole_vocabulary"]),
+    "tp2": (
+        2,
+        TP2,
+        [
+            *(*SPREAD, *DENSE_ONES, "learned_positions", "whole_vocabulary"),
+            *("multipliers", "biases", "tied_head_bias"),
+        ],
+    ),
     "ep2": (2, EP2, SPREAD),
-    "pp2": (2, PP2, ["plain", "one_moe_layer", "untied", "layer_norm_and_bias"]),
+    "pp2": (
+        2,
+        PP2,
+        [
+            *("plain", "one_moe_layer", "untied", "layer_norm_and_bias"),
+            *("multipliers", "biases", "tied_head_bias"),
+        ],
+    ),
     "tp2_etp1_ep2": (2, {**TP2, **ETP1, **EP2}, ["plain", "shared_expert"]),
     "tp2_ep2": (4, {**TP2, **EP2}, ["gqa", "shared_expert", "untied"]),
     "tp2_pp2": (4, {**TP2, **PP2}, ["plain", "untied"]),

@@ -28,12 +28,12 @@ from moe_megatron.errors import MappingError
 
 _EXPORTED = (
     *(MIXTRAL, QWEN3_MOE, QWEN2_MOE, OLMOE, GLM4_MOE, DEEPSEEK_V3, DEEPSEEK_V2),
-    *(LLAMA, QWEN3, QWEN2),
+    *(GRANITEMOE, PHIMOE, LLAMA, QWEN3, QWEN2),
 )
 """Families of natively trained models, in order of preference. The others compute what Megatron
 does not, or add nothing."""
 
-_ALL = (*_EXPORTED, GRANITEMOE, PHIMOE, GPT_OSS, SWITCH_TRANSFORMERS, MISTRAL)
+_ALL = (*_EXPORTED, GPT_OSS, SWITCH_TRANSFORMERS, MISTRAL)
 
 FAMILIES: dict[str, Family] = {
     model_type: family for family in _ALL for model_type in (family.name, *family.model_types)

@@ -17,13 +17,16 @@ _MODEL = tuple(
     f"model.{name}"
     for name in (
         "num_layers hidden_size num_attention_heads num_query_groups head_dim position_embedding "
-        "norm norm_epsilon qk_norm qk_norm_scope activation add_bias tie_embeddings"
+        "norm norm_epsilon qk_norm qk_norm_scope activation add_bias attention_output_bias "
+        "lm_head_bias embedding_multiplier attention_multiplier residual_multiplier "
+        "logits_divisor tie_embeddings"
     ).split()
 )
 _MOE = tuple(
     f"moe.{name}"
     for name in (
-        "num_experts top_k expert_hidden_size shared_expert_hidden_size router_score_function "
+        "num_experts top_k expert_hidden_size shared_expert_hidden_size router_algorithm "
+        "sparse_mixer_jitter router_score_function "
         "pre_softmax expert_bias num_groups group_top_k top_k_scaling"
     ).split()
 )

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from moe_megatron.checkpoint.mappings.family import Family, output_bias_limits
+from moe_megatron.checkpoint.mappings.family import Family
 from moe_megatron.checkpoint.mappings.rows import (
     ATTENTION,
     DENSE_MLP,
@@ -30,7 +30,6 @@ LLAMA = Family(
         number("mlp_bias", "mlp_bias", "model.add_bias", False),
     ),
     pattern=NO_LAYER,
-    limits_of=output_bias_limits,
     hf_constants={"hidden_act": "silu"},
 )
 

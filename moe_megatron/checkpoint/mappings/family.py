@@ -35,8 +35,15 @@ _CONSTANTS = {
     "model.position_embedding": "rope",
     "model.qk_norm": False,
     "model.add_bias": False,
+    "model.attention_output_bias": False,
+    "model.lm_head_bias": False,
+    "model.embedding_multiplier": 1.0,
+    "model.attention_multiplier": None,
+    "model.residual_multiplier": 1.0,
+    "model.logits_divisor": 1.0,
 }
 _MOE_CONSTANTS = {
+    "moe.router_algorithm": "top_k",
     "moe.router_score_function": "softmax",
     "moe.pre_softmax": False,
     "moe.expert_bias": False,
@@ -45,13 +52,6 @@ _MOE_CONSTANTS = {
     "moe.shared_expert_hidden_size": None,
     "moe.top_k_scaling": None,
 }
-
-
-def output_bias_limits(config: HfConfig, geometry: Geometry) -> list[str]:
-    """For `limits_of`: Megatron has biases of the attention's output only with all others."""
-    if geometry.proj_bias == geometry.mlp_bias:
-        return []
-    return ["Megatron does not add the bias of the attention's output projection by itself."]
 
 
 def sigmoid_limits(config: HfConfig, geometry: Geometry) -> list[str]:

@@ -1,20 +1,15 @@
-"""Granite-MoE: Mixtral's experts kept in one tensor, and four multipliers.
-
-Megatron has no multipliers of embeddings, residuals, attention and logits together, so a model
-whose multipliers are not neutral comes out differently there; its weights are exact.
-"""
+"""Granite-MoE: Mixtral's experts kept in one tensor, and four multipliers."""
 
 from dataclasses import replace
 
-from moe_megatron.checkpoint.mappings.family import Family, output_bias_limits
-from moe_megatron.checkpoint.mappings.geometry import Geometry
-from moe_megatron.checkpoint.mappings.hf_config import HfConfig, real
+from moe_megatron.checkpoint.mappings.family import Family
 from moe_megatron.checkpoint.mappings.rows import ATTENTION, LAYER, OUTSIDE, experts, router
 from moe_megatron.checkpoint.mappings.settings import (
     ATTENTION_BIASES,
     HEAD_FIELDS,
     MODEL_FIELDS,
     moe_fields,
+    number,
 )
 from moe_megatron.checkpoint.mappings.table import Form, Row, Source
 
@@ -34,14 +29,6 @@ def _stacked(row: Row) -> Row:
     )
 
 
-def _limits(config: HfConfig, geometry: Geometry) -> list[str]:
-    neutral = {"embedding_multiplier": 1.0, "logits_scaling": 1.0, "residual_multiplier": 1.0}
-    neutral["attention_multiplier"] = geometry.head_dim**-0.5
-    found = [key for key, value in neutral.items() if real(config, key, 1.0) != value]
-    told = [f"Megatron has no {', '.join(found)}."] if found else []
-    return [*told, *output_bias_limits(config, geometry)]
-
-
 GRANITEMOE = Family(
     name="granitemoe",
     architecture="GraniteMoeForCausalLM",
@@ -56,7 +43,10 @@ GRANITEMOE = Family(
         *HEAD_FIELDS,
         *ATTENTION_BIASES,
         *moe_fields("num_local_experts", "intermediate_size"),
+        number("embedding_multiplier", "", "model.embedding_multiplier", 1.0),
+        number("attention_multiplier", "", "model.attention_multiplier", 1.0),
+        number("residual_multiplier", "", "model.residual_multiplier", 1.0),
+        number("logits_scaling", "", "model.logits_divisor", 1.0),
     ),
-    limits_of=_limits,
     hf_constants={"hidden_act": "silu"},
 )

@@ -1,13 +1,6 @@
-"""PhiMoE (Phi-3.5-MoE): LayerNorm, biases of the attention and of the output projection.
+"""PhiMoE (Phi-3.5-MoE): SparseMixer, LayerNorm, biases of attention and output projection."""
 
-Megatron chooses experts by top-k, PhiMoE by its sparse mixer, and Megatron has no bias on the
-output projection (it travels as `hugging_face.lm_head.bias`); weights are exact, computation is
-not.
-"""
-
-from moe_megatron.checkpoint.mappings.family import Family, output_bias_limits
-from moe_megatron.checkpoint.mappings.geometry import Geometry
-from moe_megatron.checkpoint.mappings.hf_config import HfConfig
+from moe_megatron.checkpoint.mappings.family import Family
 from moe_megatron.checkpoint.mappings.rows import (
     ATTENTION,
     LAYER_NORM_BIASES,
@@ -28,20 +21,13 @@ from moe_megatron.checkpoint.mappings.table import Scope, one
 _BLOCK = "block_sparse_moe"
 
 
-def _limits(config: HfConfig, geometry: Geometry) -> list[str]:
-    found = ["Megatron has no sparse mixer; it would weigh experts by a softmax over the chosen."]
-    if geometry.head_bias:
-        found.append("Megatron has no bias on the output projection.")
-    return [*found, *output_bias_limits(config, geometry)]
-
-
 PHIMOE = Family(
     name="phimoe",
     architecture="PhimoeForCausalLM",
     rows=(
         *OUTSIDE,
         one(
-            "hugging_face.lm_head.bias",
+            "output_layer.bias",
             "lm_head.bias",
             "vocab",
             scope=Scope.MODEL,
@@ -56,13 +42,13 @@ PHIMOE = Family(
         *MODEL_FIELDS,
         *HEAD_FIELDS,
         *ATTENTION_BIASES,
-        number("lm_head_bias", "head_bias", "", False),
+        number("lm_head_bias", "head_bias", "model.lm_head_bias", False),
         *moe_fields("num_local_experts", "intermediate_size"),
         number("input_jitter_noise", "", "moe.input_jitter", 0.0),
+        number("router_jitter_noise", "", "moe.sparse_mixer_jitter", 0.01),
     ),
-    constants={"model.norm": "LayerNorm"},
+    constants={"model.norm": "LayerNorm", "moe.router_algorithm": "sparse_mixer"},
     flags=window_flags,
-    limits_of=_limits,
     hf_constants={"hidden_act": "silu"},
     rope_base=1e6,
 )

@@ -1,6 +1,6 @@
 """Qwen3-MoE: norms of queries and keys head by head; dense layers may lie between the others."""
 
-from moe_megatron.checkpoint.mappings.family import Family, output_bias_limits
+from moe_megatron.checkpoint.mappings.family import Family
 from moe_megatron.checkpoint.mappings.rows import (
     ATTENTION,
     DENSE_MLP,
@@ -34,6 +34,5 @@ QWEN3_MOE = Family(
     sizes=lambda config, names: {"qk_norm": True},
     constants={"model.qk_norm": True},
     flags=window_flags,
-    limits_of=output_bias_limits,
     hf_constants={"hidden_act": "silu", "use_sliding_window": False},
 )

@@ -103,7 +103,7 @@ HEAD_FIELDS = (
 
 ATTENTION_BIASES = (
     number("attention_bias", "qkv_bias", "megatron.add-qkv-bias", False),
-    number("attention_bias", "proj_bias", "", False),
+    number("attention_bias", "proj_bias", "model.attention_output_bias", False),
 )
 """Biases of all four projections of the attention."""
 
@@ -218,6 +218,7 @@ RESOLVED: dict[str, Callable[[RunConfig], Any]] = {
     "model.head_dim": lambda run: run.model.attention_head_dim,
     "model.ffn_hidden_size": lambda run: run.model.dense_ffn_size,
     "model.max_position_embeddings": lambda run: run.max_position_embeddings,
+    "model.attention_multiplier": lambda run: run.model.softmax_scale,
     "moe.expert_hidden_size": lambda run: run.expert_hidden_size,
     "moe.shared_expert_hidden_size": lambda run: run.moe.shared_expert_hidden_size or 0,
     "moe.input_jitter": lambda run: run.moe.input_jitter or 0.0,

@@ -120,7 +120,18 @@ def test_fields_without_a_flag_are_the_ones_the_engine_resolves() -> None:
         if s not in {"telemetry", "data"}
         for f in fields(kind)
     }
-    assert known - {rule.field for rule in RULES} == {"training.precision", "model.qk_norm_scope"}
+    assert known - {rule.field for rule in RULES} == {
+        "training.precision",
+        "model.qk_norm_scope",
+        "model.attention_output_bias",
+        "model.lm_head_bias",
+        "model.embedding_multiplier",
+        "model.attention_multiplier",
+        "model.residual_multiplier",
+        "model.logits_divisor",
+        "moe.router_algorithm",
+        "moe.sparse_mixer_jitter",
+    }
 
 
 @pytest.mark.parametrize(

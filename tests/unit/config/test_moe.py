@@ -31,6 +31,11 @@ from moe_megatron.errors import ConfigError
             {"load_balancing": "sinkhorn", "aux_loss_coef": 0, "capacity_factor": 1.0},
             "moe.capacity_factor (1.0) does not work with moe.load_balancing 'sinkhorn'",
         ),
+        (
+            {"router_algorithm": "sparse_mixer", "capacity_factor": 1.25, "pre_softmax": True},
+            "moe.router_algorithm 'sparse_mixer' does not work with moe.pre_softmax (True), "
+            "moe.capacity_factor (1.25); leave such fields at their defaults, or use 'top_k'.",
+        ),
         ({"pad_to_capacity": True}, "moe.pad_to_capacity needs a moe.capacity_factor"),
         (
             {"expert_bias": True},
@@ -71,6 +76,7 @@ def test_moe_wrong_value_is_refused(fields: dict[str, Any], message: str) -> Non
         {"top_k": 1, "load_balancing": "sinkhorn", "aux_loss_coef": 0.0},
         {"expert_bias": True, "router_score_function": "sigmoid"},
         {"num_groups": 4, "group_top_k": 2},
+        {"router_algorithm": "sparse_mixer", "top_k": 1},
         {"capacity_factor": 1.25, "pad_to_capacity": True},
         {"num_experts": None, "top_k": 100},
     ],

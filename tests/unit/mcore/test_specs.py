@@ -11,6 +11,7 @@ from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.moe.moe_layer import MoELayer
 from megatron.core.transformer.torch_norm import WrappedTorchNorm
 
+from moe_megatron.config import RunConfig
 from moe_megatron.mcore.norm import LocalNorm
 from moe_megatron.mcore.router import MeasuredRouter
 from moe_megatron.mcore.specs import adapt_block, layer_spec
@@ -55,7 +56,7 @@ def found(spec: Any, wanted: Any) -> int:
 
 def test_every_norm_and_every_router_is_ours(settings: TransformerConfig) -> None:
     stock = stock_block(settings)
-    ours = adapt_block(stock)
+    ours = adapt_block(stock, RunConfig())
     num_norms = found(stock, WrappedTorchNorm)
     # Two in each layer, two for queries and keys, one at the end.
     assert num_norms == 3 * 4 + 1
@@ -66,11 +67,11 @@ def test_every_norm_and_every_router_is_ours(settings: TransformerConfig) -> Non
 
 def test_stock_spec_is_left_as_it_was(settings: TransformerConfig) -> None:
     stock = stock_block(settings)
-    adapt_block(stock)
+    adapt_block(stock, RunConfig())
     assert found(stock, LocalNorm) == found(stock, MeasuredRouter) == 0
 
 
 def test_spec_of_a_run_follows_its_configuration(settings: TransformerConfig) -> None:
-    block = layer_spec(SimpleNamespace(transformer=settings))
+    block = layer_spec(SimpleNamespace(transformer=settings), config=RunConfig())
     assert len(block.layer_specs) == settings.num_layers
     assert found(block, MeasuredRouter) == 2

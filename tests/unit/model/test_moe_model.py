@@ -35,8 +35,8 @@ def test_options_become_configuration():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"router_type": "swich"}, "must be 'top_k', 'switch' or 'sigmoid', not 'swich'. "
-                                   "Did you mean 'switch'?"),
+        ({"router_type": "swich"}, "must be 'top_k', 'switch', 'sigmoid' or 'sparse_mixer', not "
+                                   "'swich'. Did you mean 'switch'?"),
         ({"router_type": "switch", "experts_per_token": 2}, r"sends each token to 1 expert, not "
                                                             r"experts_per_token \(2\)"),
         ({"top_k": 2}, "no option 'top_k'; it is called experts_per_token"),

@@ -46,6 +46,7 @@ def sharded_tensors() -> Callable[[Any], list[Any]]:
 def _build(run: RunConfig) -> Any:
     from megatron.core.process_groups_config import ProcessGroupCollection
     from megatron.training.argument_utils import gpt_config_from_args
+    from megatron.training.models.base import compose_hooks
     from megatron.training.models.gpt import GPTModelBuilder
 
     from moe_megatron.mcore import specs
@@ -69,7 +70,8 @@ def _build(run: RunConfig) -> Any:
     )
     argv = [*megatron_argv(run, machine, paths), "--make-vocab-size-divisible-by", "1"]
     model_config = gpt_config_from_args(parse(argv))
-    specs.use_our_layers(model_config, run.model)
+    specs.use_our_layers(model_config, run)
     model_config.vocab_size = run.data.vocab_size
     groups = ProcessGroupCollection.use_mpu_process_groups()
-    return GPTModelBuilder(model_config).build_model(groups, pre_process=True, post_process=True)
+    model = GPTModelBuilder(model_config).build_model(groups, pre_process=True, post_process=True)
+    return compose_hooks(model_config.pre_wrap_hooks)([model])[0]
