@@ -22,11 +22,12 @@ PP2 = {"parallel.pipeline_parallel_size": 2}
 EP2 = {"parallel.expert_parallel_size": 2}
 FIRST_TWO = {"megatron.decoder-first-pipeline-num-layers": 2}
 # Latent attention, groups of experts and dense first layers in an uneven pipeline; half rotated
-# heads and shared experts; norms over all heads; words that no number of ranks divides.
+# heads and shared experts; norms over all heads; single biases, a choice of experts of its own and
+# multipliers; words that no number of ranks divides.
 LAYOUTS: dict[str, tuple[int, dict[str, int], list[str]]] = {
-    "tp2": (2, TP2, ["deepseek_v3", "mixtral", "olmoe"]),
+    "tp2": (2, TP2, ["deepseek_v3", "mixtral", "olmoe", "phimoe"]),
     "ep2": (2, EP2, ["deepseek_v3", "glm4_moe"]),
-    "pp2": (2, {**PP2, **FIRST_TWO}, ["deepseek_v3", "mixtral-tied"]),
+    "pp2": (2, {**PP2, **FIRST_TWO}, ["deepseek_v3", "mixtral-tied", "granitemoe"]),
     "tp2_ep2": (4, {**TP2, **EP2}, ["deepseek_v3"]),
 }
 CASES = [f"{layout}-{name}" for layout, (_, _, names) in LAYOUTS.items() for name in names]
