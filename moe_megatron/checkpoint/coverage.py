@@ -12,6 +12,7 @@ from math import prod
 
 from moe_megatron.checkpoint import keys
 from moe_megatron.checkpoint.links import Block, Link, Transform
+from moe_megatron.checkpoint.name_list import some
 from moe_megatron.checkpoint.torch_dist import matrix_size
 from moe_megatron.errors import MappingError
 
@@ -58,7 +59,7 @@ def check_links(links: Sequence[Link], *, stacked: bool) -> None:
     holes = sorted(name for name, indices in seen.items() if not _is_box(indices))
     if holes:
         raise MappingError(
-            f"the mapping leaves layers or experts of {_some(holes)} empty; its table is wrong."
+            f"the mapping leaves layers or experts of {some(holes)} empty; its table is wrong."
         )
 
 
@@ -87,14 +88,14 @@ def check_tensors(
         close = get_close_matches(missing[0], shapes, n=1)
         hint = f" (there is {close[0]})" if close else ""
         raise MappingError(
-            f"{where} lacks {_some(missing)}{hint}; the folder is incomplete, or config.json is of "
+            f"{where} lacks {some(missing)}{hint}; the folder is incomplete, or config.json is of "
             "another model."
         )
     patterns = [re.compile(pattern) for pattern in ignored]
     unknown = [n for n in shapes if n not in used and not any(p.fullmatch(n) for p in patterns)]
     if unknown:
         raise MappingError(
-            f"{where} holds {_some(unknown)}, which this family has no place for; its weights "
+            f"{where} holds {some(unknown)}, which this family has no place for; its weights "
             "would be lost. Check model_type in config.json."
         )
     for name, blocks in used.items():
@@ -130,8 +131,3 @@ def _name(link: Link, stacked: bool) -> tuple[str, tuple[int, ...]]:
 def _is_box(indices: set[tuple[int, ...]]) -> bool:
     sizes: list[int] = [max(axis) + 1 for axis in zip(*indices, strict=True)]
     return len(indices) == prod(sizes)
-
-
-def _some(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:5])
-    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more tensors"

@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 
-from moe_megatron.checkpoint import checksum, dtypes
+from moe_megatron.checkpoint import checksum, dtypes, file_range
 from moe_megatron.checkpoint.compute import compute
 from moe_megatron.checkpoint.journal import FILE, Finished, Journal
 from moe_megatron.checkpoint.nonfinite import has_nonfinite
 from moe_megatron.checkpoint.plan import Plan, Task
 from moe_megatron.checkpoint.progress import Advance, show_progress
-from moe_megatron.checkpoint.range_writer import BUFFER_BYTES, RangeWriter
+from moe_megatron.checkpoint.range_writer import RangeWriter
 from moe_megatron.checkpoint.view import View
 from moe_megatron.errors import CheckpointError
 
@@ -270,16 +270,12 @@ class _Run:
     def _read(self, file: int, offset: int, into: memoryview) -> None:
         if not len(into):
             return
-        descriptor = self._source(file)
-        done = 0
-        while done < len(into):
-            count = os.preadv(descriptor, [into[done:]], offset + done)
-            if not count:
-                raise CheckpointError(
-                    f"{self._plan.sources[file].path} ends at byte {offset + done} and was longer "
-                    "when the conversion began; wait until nothing writes to it and start again."
-                )
-            done += count
+        count = file_range.read_into(self._source(file), offset, into)
+        if count < len(into):
+            raise CheckpointError(
+                f"{self._plan.sources[file].path} ends at byte {offset + count} and was longer "
+                "when the conversion began; wait until nothing writes to it and start again."
+            )
 
     def _source(self, file: int) -> int:
         with self._lock:
@@ -289,17 +285,8 @@ class _Run:
 
     def _digest(self, unit: Unit) -> str:
         """Checksum of what the target holds in place of a unit."""
-        found = checksum.ALGORITHMS[checksum.DEFAULT]()
-        buffer = memoryview(bytearray(BUFFER_BYTES))
-        at, end = unit.offset, unit.offset + unit.nbytes
-        while at < end:
-            part = buffer[: min(len(buffer), end - at)]
-            count = os.preadv(self._targets[unit.file], [part], at)
-            if not count:
-                break
-            found.update(part[:count])
-            at += count
-        return found.hexdigest()
+        descriptor, algorithm = self._targets[unit.file], checksum.ALGORITHMS[checksum.DEFAULT]
+        return file_range.digest(descriptor, unit.offset, unit.nbytes, algorithm)
 
 
 def _taking_turns(units: Sequence[Unit]) -> list[Unit]:

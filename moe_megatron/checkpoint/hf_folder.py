@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from moe_megatron.checkpoint import dtypes
+from moe_megatron.checkpoint.name_list import some
 from moe_megatron.errors import CheckpointError
 
 INDEX = "model.safetensors.index.json"
@@ -56,7 +57,7 @@ class HfFolder:
         found = read_header(self.path / file)
         if expected is not None and (absent := sorted(expected - found.keys())):
             raise CheckpointError(
-                f"{self.path / INDEX} promises {_some(absent)} in {file}, which does not hold "
+                f"{self.path / INDEX} promises {some(absent, 3)} in {file}, which does not hold "
                 f"{'it' if len(absent) == 1 else 'them'}; download the folder again."
             )
         for name, tensor in found.items():
@@ -100,7 +101,9 @@ def _parse(path: Path, text: bytes) -> dict[str, Any]:
         if len(seen) != len(pairs):
             names = [name for name, _ in pairs]
             twice = sorted({name for name in names if names.count(name) > 1})
-            raise CheckpointError(f"{path}: the header names {_some(twice)} twice; it is damaged.")
+            raise CheckpointError(
+                f"{path}: the header names {some(twice, 3)} twice; it is damaged."
+            )
         return seen
 
     header = _json(path, text, "its header", no_duplicates)
@@ -184,7 +187,8 @@ def _shards(folder: Path) -> dict[str, frozenset[str] | None]:
     others = sorted(p.name for p in folder.glob("*.safetensors"))
     if others:
         raise CheckpointError(
-            f"{folder} holds {_some(others)} and neither {INDEX} nor {SINGLE}; download the index."
+            f"{folder} holds {some(others, 3)} and neither {INDEX} nor {SINGLE}; download the "
+            "index."
         )
     pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt*"))
     hint = (
@@ -224,8 +228,3 @@ def _check_inside(folder: Path, file: str) -> None:
         raise CheckpointError(f"{folder / INDEX} names {file}, which is a folder.")
     if not path.exists():
         raise CheckpointError(f"{path} is missing, and {INDEX} names it; download it.")
-
-
-def _some(names: list[str]) -> str:
-    shown = ", ".join(names[:3])
-    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"

@@ -11,6 +11,7 @@ from moe_megatron.checkpoint.hf_folder import INDEX
 from moe_megatron.checkpoint.hf_writer import NewTensor, Shard, index_text, lay_out
 from moe_megatron.checkpoint.keys import names as names_of
 from moe_megatron.checkpoint.links import Block, Link
+from moe_megatron.checkpoint.name_list import some
 from moe_megatron.checkpoint.plan import Piece, Plan, SourceFile, TargetFile, Task, fill
 from moe_megatron.checkpoint.summary import summarize
 from moe_megatron.checkpoint.torch_dist import FoundMatrix, SavedTensor, TorchDist, matrix_size
@@ -89,7 +90,7 @@ class _Exporter:
         if missing:
             names = list(dict.fromkeys(missing))
             raise MappingError(
-                f"{self._saved.path} lacks {_some(names)}, which this model needs; the checkpoint "
+                f"{self._saved.path} lacks {some(names)}, which this model needs; the checkpoint "
                 "belongs to another configuration."
             )
         self._check_all_read(read)
@@ -110,7 +111,7 @@ class _Exporter:
         ]
         if lost:
             raise MappingError(
-                f"{self._saved.path} holds {_some(lost)}, of which this family has no place for "
+                f"{self._saved.path} holds {some(lost)}, of which this family has no place for "
                 "everything; weights would be lost. Export it as the family that it was trained as."
             )
 
@@ -173,8 +174,3 @@ def _matrices(tensor: SavedTensor, read: Iterable[tuple[int, ...]]) -> int:
     """How many matrices a tensor holds, some of which were read."""
     leading = len(next(iter(read)))
     return prod(tensor.shape[:leading])
-
-
-def _some(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:5])
-    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"

@@ -1,12 +1,10 @@
 """Whole matrices of a model in memory, of either side; for what is small, or no conversion."""
 
-import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from moe_megatron.checkpoint import blocks
-from moe_megatron.checkpoint.compute import load
+from moe_megatron.checkpoint import blocks, file_range
+from moe_megatron.checkpoint.compute import Read, load
 from moe_megatron.checkpoint.hf_folder import HfFolder
 from moe_megatron.checkpoint.links import Link
 from moe_megatron.checkpoint.torch_dist import TorchDist, matrix_size
@@ -37,14 +35,11 @@ def read_matrix(link: Link, folder: HfFolder) -> "Tensor":
     return (torch.cat(parts) if len(parts) > 1 else parts[0]).reshape(link.shape)
 
 
-def _reader(descriptor: int, path: Path) -> Callable[[int, int, memoryview], None]:
+def _reader(descriptor: int, path: Path) -> Read:
     def read(_: int, offset: int, into: memoryview) -> None:
-        done = 0
-        while done < len(into):
-            count = os.preadv(descriptor, [into[done:]], offset + done)
-            if not count:
-                raise CheckpointError(f"{path} ends at byte {offset + done}; it was changed.")
-            done += count
+        count = file_range.read_into(descriptor, offset, into)
+        if count < len(into):
+            raise CheckpointError(f"{path} ends at byte {offset + count}; it was changed.")
 
     return read
 

@@ -5,12 +5,12 @@ disagreement is part of the report, not an error; errors are for folders that ca
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from moe_megatron.checkpoint import checksum, description
+from moe_megatron.checkpoint import checksum, description, file_range
 from moe_megatron.checkpoint.convert import CHECKSUMS
 from moe_megatron.checkpoint.hf_folder import CONFIG, HfFolder
 from moe_megatron.checkpoint.links import Link
@@ -30,7 +30,6 @@ from moe_megatron.errors import BackendUnavailableError, CheckpointError, Mappin
 
 _FREE_KEYS = frozenset({"dtype", "torch_dtype", "quantization_config", "transformers_version"})
 """Keys of `config.json` that a conversion may change: weights tell their types themselves."""
-_READ_BYTES = 8 * 2**20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -242,22 +241,16 @@ def _checksums(folder: Path) -> tuple[int | None, tuple[str, ...]]:
     for name, offset, nbytes, digest in ranges:
         if name != Path(name).name:
             raise CheckpointError(f"{path} names {name!r}, which is no file of its folder.")
-        if _digest(folder / name, offset, nbytes, algorithm()) != digest:
+        if _digest(folder / name, offset, nbytes, algorithm) != digest:
             broken.append(f"{folder / name}: bytes {offset} to {offset + nbytes} changed.")
     return len(ranges), tuple(broken)
 
 
-def _digest(path: Path, offset: int, nbytes: int, running: checksum.Checksum) -> str:
-    buffer = memoryview(bytearray(_READ_BYTES))
+def _digest(
+    path: Path, offset: int, nbytes: int, algorithm: Callable[[], checksum.Checksum]
+) -> str:
     try:
         with path.open("rb") as file:
-            file.seek(offset)
-            while nbytes > 0:
-                count = file.readinto(buffer[: min(nbytes, len(buffer))])
-                if not count:
-                    break
-                running.update(buffer[:count])
-                nbytes -= count
+            return file_range.digest(file.fileno(), offset, nbytes, algorithm)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
-    return running.hexdigest()

@@ -9,7 +9,8 @@ from pathlib import Path
 from moe_megatron.dashboards.artifacts import dashboard_json, repository_files
 from moe_megatron.dashboards.build import differences, write_files
 from moe_megatron.dashboards.push import Grafana
-from moe_megatron.errors import EXIT_CODE, BackendUnavailableError, ConfigError
+from moe_megatron.errors import EXIT_CODE, BackendUnavailableError
+from moe_megatron.telemetry.access_token import check_token, read_token_file
 
 TOKEN_VARIABLE = "GRAFANA_TOKEN"
 
@@ -106,18 +107,10 @@ def _push(options: argparse.Namespace) -> int:
 
 
 def _read_token(file: Path | None) -> str | None:
-    if file is None:
-        token = os.environ.get(TOKEN_VARIABLE, "").strip()
-        source = f"the variable {TOKEN_VARIABLE}"
-    else:
-        source = f"the token file {file}"
-        try:
-            token = file.read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(
-                f"{source} cannot be read ({error}); give a text file that holds nothing but the "
-                "token."
-            ) from error
-    if (file is not None and not token) or not token.isascii() or not token.isprintable():
-        raise ConfigError(f"{source} must hold one line of printable ASCII; write the token there.")
-    return token or None
+    if file is not None:
+        return read_token_file(file, "--token-file")
+    token = os.environ.get(TOKEN_VARIABLE, "").strip()
+    if not token:
+        return None
+    check_token(token, f"the variable {TOKEN_VARIABLE}")
+    return token

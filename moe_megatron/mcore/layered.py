@@ -21,7 +21,7 @@ from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factor
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.training.argument_utils import gpt_config_from_args
 from megatron.training.models.base import compose_hooks
-from megatron.training.models.gpt import GPTModelBuilder
+from megatron.training.models.gpt import GPTModelBuilder, GPTModelConfig
 from torch import Tensor, nn
 
 from moe_megatron.config import CheckpointConfig, ParallelConfig, RunConfig
@@ -82,7 +82,26 @@ def _in_one_process(config: RunConfig) -> RunConfig:
     return replace(config, parallel=ParallelConfig(), checkpoint=CheckpointConfig(), megatron=flags)
 
 
-def _build(config: RunConfig, precision: str) -> Any:
+def bare_model(config: RunConfig, precision: str = "fp32") -> Any:
+    """Megatron's model of a run in one CPU process, as its checkpoints see it, and no more.
+
+    The vocabulary is not padded, and weights are not initialized. Megatron's process groups must
+    be there; its global variables are set.
+
+    Args:
+        config: The run; its parallel sizes are 1.
+        precision: "fp32" or "bf16".
+
+    Raises:
+        ConfigError: Megatron refuses the model.
+    """
+    model_config = _model_config(config, precision)
+    groups = ProcessGroupCollection.use_mpu_process_groups()
+    model = GPTModelBuilder(model_config).build_model(groups, pre_process=True, post_process=True)
+    return compose_hooks(model_config.pre_wrap_hooks)([model])[0]
+
+
+def _model_config(config: RunConfig, precision: str) -> GPTModelConfig:
     machine = MachineSettings(
         backend="gloo",
         transformer_impl="local",
@@ -104,14 +123,14 @@ def _build(config: RunConfig, precision: str) -> Any:
     use_our_layers(model_config, config)
     model_config.vocab_size = config.data.vocab_size
     model_config.should_pad_vocab = False
+    return model_config
+
+
+def _build(config: RunConfig, precision: str) -> Any:
     parallel_state.initialize_model_parallel()
     tensor_parallel.model_parallel_cuda_manual_seed(1)
-    groups = ProcessGroupCollection.use_mpu_process_groups()
     with weights_left_out():
-        model = GPTModelBuilder(model_config).build_model(
-            groups, pre_process=True, post_process=True
-        )
-        (model,) = compose_hooks(model_config.pre_wrap_hooks)([model])
+        model = bare_model(config, precision)
     if precision == "bf16":
         for parameter in model.parameters():  # as Megatron trains; buffers keep their precision
             parameter.data = parameter.data.bfloat16()

@@ -6,7 +6,6 @@ how counters are filled (router.py) or what sinks do.
 """
 
 import copy
-import importlib.metadata
 import logging
 import time
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from megatron.core import mpu
 from megatron.training import get_args
 from megatron.training.training import num_floating_point_operations
 
+from moe_megatron import __version__
 from moe_megatron.config import RunConfig
 from moe_megatron.errors import DataError
 from moe_megatron.mcore.callbacks import Callback, EvaluationEnd, StepEnd
@@ -114,7 +114,7 @@ class TelemetryCallback(Callback):
         labels = {
             "run_id": run_name(self._run_dir),
             "preset": config.preset or "",
-            "version": _version(),
+            "version": __version__,
             "device": name,
             "world_size": world_size,
             "tp": parallel.tensor_parallel_size,
@@ -283,13 +283,6 @@ def make_snapshot(
         aux_loss=aux_loss,
         z_loss=totals.z_sums * per_token,
     )
-
-
-def _version() -> str:
-    try:
-        return importlib.metadata.version("open-moe-trainer-lab")
-    except importlib.metadata.PackageNotFoundError:  # run from a folder, without installation
-        return ""
 
 
 def _sees_own_tokens() -> bool:

@@ -6,8 +6,9 @@ are base units; a load ratio of 1.0 is the fair share of an expert. This module 
 and knows no library: `prometheus_series` and `layer_values` fill the metrics in.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
+from functools import partial
 from math import prod
 from typing import Literal
 
@@ -110,7 +111,8 @@ class Metric:
         return prod(shape.label_values(label) for label in self.labels) * self._samples
 
 
-def _gauge(
+def _metric(
+    kind: MetricType,
     name: str,
     unit: str,
     help_text: str,
@@ -119,24 +121,13 @@ def _gauge(
     optional: bool = False,
 ) -> Metric:
     return Metric(
-        name=name, type="gauge", unit=unit, help=help_text, labels=labels, detail=detail,
+        name=name, type=kind, unit=unit, help=help_text, labels=labels, detail=detail,
         optional=optional,
     )  # fmt: skip
 
 
-def _counter(
-    name: str,
-    unit: str,
-    help_text: str,
-    *labels: str,
-    detail: ExpertDetail = ExpertDetail.NONE,
-    optional: bool = False,
-) -> Metric:
-    return Metric(
-        name=name, type="counter", unit=unit, help=help_text, labels=labels, detail=detail,
-        optional=optional,
-    )  # fmt: skip
-
+_gauge = partial(_metric, "gauge")
+_counter = partial(_metric, "counter")
 
 RUN_INFO_LABELS = (
     "run_id", "preset", "version", "device", "world_size", "tp", "pp", "ep", "cp", "dp",
@@ -276,13 +267,6 @@ def num_series(shape: Shape) -> int:
 def fitting_detail(shape: Shape, max_series: int) -> ExpertDetail | None:
     """The highest detail up to that of `shape` that stays within a number of series, or None."""
     for detail in reversed(ExpertDetail):
-        smaller = Shape(
-            layers=shape.layers,
-            experts=shape.experts,
-            ranks=shape.ranks,
-            expert_ranks=shape.expert_ranks,
-            detail=detail,
-        )
-        if detail <= shape.detail and num_series(smaller) <= max_series:
+        if detail <= shape.detail and num_series(replace(shape, detail=detail)) <= max_series:
             return detail
     return None

@@ -168,14 +168,17 @@ def _parse_line(line: bytes, path: Path, number: int) -> object:
     return data
 
 
-def _read_lines[T](path: Path, parse: Callable[[object], T]) -> Iterator[T]:
+def _open(path: Path) -> BinaryIO:
     try:
-        file = path.open("rb")
+        return path.open("rb")
     except FileNotFoundError:
         raise DataError(
             f"{path}: no such file; a training run writes it into its run directory"
         ) from None
-    with file:
+
+
+def _read_lines[T](path: Path, parse: Callable[[object], T]) -> Iterator[T]:
+    with _open(path) as file:
         for number, line in enumerate(file, start=1):
             if not line.endswith(b"\n") and not _is_json(line):
                 logger.warning(
@@ -231,15 +234,9 @@ def read_routing_after(path: Path, step: int) -> Iterator[RoutingSnapshot]:
     A half-written last line is skipped.
 
     Raises:
-        DataError: the file is missing or a line is malformed; names file and step.
+        DataError: the file is missing or a line is malformed; names file and line.
     """
-    try:
-        file = path.open("rb")
-    except FileNotFoundError:
-        raise DataError(
-            f"{path}: no such file; a training run writes it into its run directory"
-        ) from None
-    with file:
+    with _open(path) as file:
         for number, line in enumerate(_lines_from_the_end(file)):
             if number == 0 and not _is_json(line):
                 continue

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from moe_megatron.config import RunConfig
-from moe_megatron.errors import ConfigError
+from moe_megatron.telemetry.access_token import read_token_file
 from moe_megatron.telemetry.catalog import ExpertDetail
 from moe_megatron.telemetry.identity import run_name
 from moe_megatron.telemetry.metrics_server import ServerOptions
@@ -50,15 +50,4 @@ def make_exporter(config: RunConfig, run_dir: Path | None) -> PrometheusSink | N
 def _read_token(file: str | None) -> str | None:
     if file is None:
         return os.environ.get(TOKEN_VARIABLE) or None
-    try:
-        token = Path(file).read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"the token file {file} cannot be read ({error}); give a text file that holds nothing "
-            "but the token with telemetry.metrics_token_file."
-        ) from error
-    if not token or not token.isascii() or not token.isprintable():
-        raise ConfigError(
-            f"the token file {file} must hold one line of printable ASCII; write the token there."
-        )
-    return token
+    return read_token_file(file, "telemetry.metrics_token_file")

@@ -55,6 +55,7 @@ def _program(place: Path, world_size: int) -> None:
 def _compare(place: Path, name: str, layout: str) -> float:
     """Load a converted checkpoint and save it; say how far logits are from transformers'."""
     import torch
+    from parallel_logits import parallel_logits  # beside this program
 
     from moe_megatron.mcore.callbacks import Callback
 
@@ -64,7 +65,7 @@ def _compare(place: Path, name: str, layout: str) -> float:
     class Compare(Callback):
         def on_train_start(self, model: list[Any], start_step: int) -> None:
             with torch.no_grad():
-                logits = _logits(model[0], expected["tokens"])
+                logits = parallel_logits(model[0], expected["tokens"])
             if logits is not None:
                 wanted = expected["logits"]
                 answer.append(float((logits[..., : wanted.shape[-1]] - wanted).abs().max()))
@@ -135,33 +136,6 @@ def _run(runs: Path, example: Path, overrides: dict[str, Any], **more: Any) -> P
     )
     engine.run(job, engine.choose_machine(config))
     return run_dir
-
-
-def _logits(chunk: Any, tokens: Any) -> Any:
-    """Logits [batch, seq, padded vocabulary] on the last pipeline stage, None on the others."""
-    import torch
-    import torch.distributed as dist
-    from megatron.core import mpu
-
-    network = chunk
-    while hasattr(network, "module"):
-        network = network.module
-    network.eval()
-    tensor = mpu.get_tensor_model_parallel_world_size()
-    if not mpu.is_pipeline_first_stage():
-        width = network.config.hidden_size
-        received = torch.empty(tokens.shape[1] // tensor, tokens.shape[0], width)
-        dist.recv(received, mpu.get_pipeline_model_parallel_prev_rank())
-        network.set_input_tensor(received)
-    output = network(tokens, torch.arange(tokens.shape[1]).expand_as(tokens), None)
-    network.train()
-    if not mpu.is_pipeline_last_stage():
-        dist.send(output.contiguous(), mpu.get_pipeline_model_parallel_next_rank())
-        return None
-    parts = [torch.empty_like(output) for _ in range(tensor)]
-    group = mpu.get_tensor_model_parallel_group()
-    dist.all_gather(parts, output.contiguous(), group=group)
-    return torch.cat(parts, dim=-1)
 
 
 # --- layouts -------------------------------------------------------------------------------------
@@ -273,22 +247,17 @@ def trained(
     first = torchrun(
         folder,
         2,
-        *(
-            *shared,
-            "--config",
-            config,
-            "--load",
-            "megatron",
-            "--set",
-            f"training.train_steps={STEPS}",
-        ),
+        *shared,
+        *("--config", config, "--load", "megatron"),
+        *("--set", f"training.train_steps={STEPS}"),
     )
     assert first.end() == 0, first.output
     resumed = torchrun(
         folder,
         2,
-        *(*shared, "--config", "run/checkpoints/iter_0000003/config.yaml"),
-        *("--load", "run/checkpoints", "--set", f"training.train_steps={STEPS + 1}"),
+        *shared,
+        *("--config", "run/checkpoints/iter_0000003/config.yaml", "--load", "run/checkpoints"),
+        *("--set", f"training.train_steps={STEPS + 1}"),
     )
     assert resumed.end() == 0, resumed.output
     return folder

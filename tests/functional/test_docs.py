@@ -55,7 +55,22 @@ def ids(page: Path) -> str:
     return str(page.relative_to(ROOT))
 
 
-# --- what the README shows, runs ------------------------------------------------------------
+# --- what the pages show, runs --------------------------------------------------------------
+
+
+def run_program(text: str, folder: Path) -> None:
+    """Run a Python program in a folder, on the CPU, as a user of this checkout does."""
+    script = folder / "example.py"
+    script.write_text(text)
+    answer = subprocess.run(
+        [sys.executable, str(script)],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert answer.returncode == 0, answer.stderr[-4000:]
 
 
 @pytest.mark.slow
@@ -63,17 +78,7 @@ def ids(page: Path) -> str:
 def test_first_python_example_runs_as_printed(tmp_path: Path) -> None:
     example = next(block for language, block in _BLOCK.findall(README) if language == "python")
     assert len([line for line in example.splitlines() if line.strip()]) < 10
-    script = tmp_path / "example.py"
-    script.write_text(example)
-    answer = subprocess.run(
-        [sys.executable, str(script)],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
-    assert answer.returncode == 0, answer.stderr[-4000:]
+    run_program(example, tmp_path)
     assert {"my_model", "routing.html", "runs"} <= {path.name for path in tmp_path.iterdir()}
     (run,) = (tmp_path / "runs").iterdir()
     assert {"config.yaml", "metrics.jsonl", "routing.jsonl"} <= {p.name for p in run.iterdir()}
@@ -88,17 +93,7 @@ def test_python_examples_of_the_page_run(page: str, files: set[str], tmp_path: P
     """In their order, as one program, beside a run whose history they may read."""
     history_writer.main(tmp_path / "runs" / "demo_moe" / "history", 0, 250)
     blocks = _BLOCK.findall((ROOT / "docs" / page).read_text())
-    script = tmp_path / "examples.py"
-    script.write_text("".join(block for language, block in blocks if language == "python"))
-    answer = subprocess.run(
-        [sys.executable, str(script)],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
-    assert answer.returncode == 0, answer.stderr[-4000:]
+    run_program("".join(block for language, block in blocks if language == "python"), tmp_path)
     assert files <= {path.name for path in tmp_path.iterdir()}
 
 

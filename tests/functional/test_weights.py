@@ -105,6 +105,7 @@ def _program(place: Path, world_size: int) -> None:
 def _compare(run_dir: Path, options: dict[str, Any], sizes: dict[str, int]) -> dict[str, Any]:
     """Load a model into Megatron; say what came back, and how far the logits are apart."""
     import torch
+    from parallel_logits import parallel_logits  # beside this program
 
     from moe_megatron.config import RunConfig, apply_overrides
     from moe_megatron.mcore import engine
@@ -127,7 +128,7 @@ def _compare(run_dir: Path, options: dict[str, Any], sizes: dict[str, int]) -> d
             back = collect_weights(model, shapes)
             answer["changed"] = [n for n in weights if not torch.equal(back[n], weights[n])]
             with torch.no_grad():
-                logits = _megatron_logits(model[0], tokens, plain.model_config.hidden_size)
+                logits = parallel_logits(model[0], tokens)
                 expected = plain.eval()(tokens).logits
             answer["spread"] = float(expected.std())
             if logits is not None:
@@ -169,35 +170,6 @@ def _compare(run_dir: Path, options: dict[str, Any], sizes: dict[str, int]) -> d
     )
     engine.run(job, engine.choose_machine(config))
     return answer
-
-
-def _megatron_logits(chunk: Any, tokens: Any, hidden_size: int) -> Any:
-    """Logits [batch, seq, padded vocabulary] on the last pipeline stage, None on the others."""
-    import torch
-    import torch.distributed as dist
-    from megatron.core import mpu
-
-    network = chunk
-    while hasattr(network, "module"):
-        network = network.module
-    network.eval()
-    tensor, group = (
-        mpu.get_tensor_model_parallel_world_size(),
-        mpu.get_tensor_model_parallel_group(),
-    )
-    if not mpu.is_pipeline_first_stage():
-        received = torch.empty(tokens.shape[1] // tensor, tokens.shape[0], hidden_size)
-        dist.recv(received, mpu.get_pipeline_model_parallel_prev_rank())
-        network.set_input_tensor(received)
-    positions = torch.arange(tokens.shape[1]).expand_as(tokens)
-    output = network(tokens, positions, None)
-    network.train()
-    if not mpu.is_pipeline_last_stage():
-        dist.send(output.contiguous(), mpu.get_pipeline_model_parallel_next_rank())
-        return None
-    parts = [torch.empty_like(output) for _ in range(tensor)]
-    dist.all_gather(parts, output.contiguous(), group=group)
-    return torch.cat(parts, dim=-1)
 
 
 # --- the tests -----------------------------------------------------------------------------------
