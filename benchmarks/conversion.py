@@ -1,9 +1,9 @@
 """Time, memory and processor time of conversions, against `cp -r` of the same bytes.
 
-Random checkpoints are written once; then each round copies, imports, copies the result and exports
-it, in turn, so that what else the machine does hits all alike. Each removes its own result of the
-round before first, so that all find as much free memory; the first round is not counted. Each
-conversion is a process of its own. Run it from the repository root:
+Random checkpoints are written once; then each round copies and imports, and copies the result and
+exports it. Which of a pair comes first changes from round to round, because the second finds other
+free memory than the first. Each removes its own result of the round before. The first two rounds
+are not counted. Each conversion is a process of its own. Run it from the repository root:
 `python -m benchmarks.conversion`.
 """
 
@@ -57,16 +57,17 @@ MODELS = {"qwen3_moe": (QWEN3, 0.206), "mixtral": (MIXTRAL, 0.182)}
 def main() -> None:
     """Measure and print the tables, or, as a child, convert once."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=8, help="an even number, at least 6")
     parser.add_argument("--gigabytes", type=float, default=4.0)
     parser.add_argument("--memory-gigabytes", type=float, nargs="*", default=[1.0, 8.0])
     parser.add_argument("--workers", type=int)
     parser.add_argument("--folder", type=Path, default=Path("benchmarks/.conversion"))
     parser.add_argument("--output", type=Path)
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--watch", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:
-        print(json.dumps(_convert(*arguments.child, workers=arguments.workers)))
+        print(json.dumps(_convert(*arguments.child, arguments.workers, arguments.watch)))
         return
     folder = arguments.folder
     try:
@@ -85,9 +86,10 @@ def main() -> None:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     notes = [
-        f"{arguments.rounds} rounds of cp, import, cp, export in turn, after one that is not "
-        "counted; page cache warm (sources are read once before), `sync` before each; a conversion "
-        "is timed without Python's imports; ratio: median / median of `cp -r` of the same bytes",
+        f"{arguments.rounds} rounds of cp and import, cp and export, after two that are not "
+        "counted; the second of each pair comes first in every other round; page cache warm "
+        "(sources are read once before), `sync` before each; a conversion is timed without "
+        "Python's imports; ratio: median / median of `cp -r` of the same bytes",
         "peak memory: anonymous memory of the process above what it had after its imports, sampled "
         "every 2 ms",
     ]
@@ -103,19 +105,26 @@ def _times(
 ) -> list[list[str]]:
     source, size = _source(folder, name, gigabytes)
     found: dict[str, list[tuple[float, float]]] = {}
-    for number in range(rounds + 1):
-        for work, args in (
+    pairs = (
+        (
             ("cp of the Hugging Face folder", (source, folder / "copy-hf")),
             ("import", (source, folder / "megatron")),
+        ),
+        (
             ("cp of the Megatron checkpoint", (folder / "megatron", folder / "copy-megatron")),
             ("export", (folder / "megatron", folder / "back")),
-        ):
-            shutil.rmtree(args[1], ignore_errors=True)
-            os.sync()
-            run = _copy if work.startswith("cp") else _child
-            measured = run(work, *args, workers=workers)
-            if number:  # in the first round the kernel still finds memory for the pages
-                found.setdefault(work, []).append(measured)
+        ),
+    )
+    for number in range(rounds + 2):
+        for pair in pairs:
+            for work, args in pair if number % 2 else reversed(pair):
+                shutil.rmtree(args[1], ignore_errors=True)
+                os.sync()
+                run = _copy if work.startswith("cp") else _child
+                measured = run(work, *args, workers=workers)
+                print(f"{name}, round {number}: {work}: {measured[0]:.2f} s", flush=True)
+                if number > 1:  # before, the kernel still looks for memory for the pages
+                    found.setdefault(work, []).append(measured)
     _check_same(source, folder / "back")
     for part in ("copy-hf", "copy-megatron", "megatron", "back", name):
         shutil.rmtree(folder / part)
@@ -146,7 +155,7 @@ def _memory(folder: Path, gigabytes: float, workers: int | None) -> list[list[st
         ("import", (source, folder / "megatron")),
         ("export", (folder / "megatron", folder / "back")),
     ):
-        answer = _answer(work, *args, workers=workers)
+        answer = _answer(work, *args, workers=workers, watch=True)
         cells = [f"{answer['peak'] / 1e6:.0f}", f"{answer['processor'] / size:.2f}"]
         rows.append(["qwen3_moe", f"{size:.2f}", work, *cells])
     for part in ("megatron", "back", "qwen3_moe"):
@@ -173,12 +182,16 @@ def _copy(work: str, source: Path, target: Path, workers: int | None) -> tuple[f
 
 
 def _child(work: str, source: Path, target: Path, workers: int | None) -> tuple[float, float]:
-    answer = _answer(work, source, target, workers)
+    answer = _answer(work, source, target, workers, watch=False)
     return answer["seconds"], answer["processor"]
 
 
-def _answer(work: str, source: Path, target: Path, workers: int | None) -> dict[str, float]:
+def _answer(
+    work: str, source: Path, target: Path, workers: int | None, *, watch: bool
+) -> dict[str, float]:
     command = [sys.executable, "-m", "benchmarks.conversion", "--child", work, source, target]
+    if watch:
+        command.append("--watch")
     if workers is not None:
         command += ["--workers", str(workers)]
     output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
@@ -186,7 +199,9 @@ def _answer(work: str, source: Path, target: Path, workers: int | None) -> dict[
     return found
 
 
-def _convert(work: str, source: str, target: str, workers: int | None) -> dict[str, float]:
+def _convert(
+    work: str, source: str, target: str, workers: int | None, watched: bool
+) -> dict[str, float]:
     # What a conversion imports on its way belongs to the baseline.
     import torch.distributed.checkpoint.filesystem  # noqa: F401
 
@@ -201,12 +216,14 @@ def _convert(work: str, source: str, target: str, workers: int | None) -> dict[s
             peak[0] = max(peak[0], _anonymous())
 
     watcher = threading.Thread(target=watch)
-    watcher.start()
+    if watched:  # it takes time itself
+        watcher.start()
     processor, started = time.process_time(), time.monotonic()
     convert(source, target, execution=Execution(progress=False, workers=workers))
     seconds, processor = time.monotonic() - started, time.process_time() - processor
     done.set()
-    watcher.join()
+    if watched:
+        watcher.join()
     return {"seconds": seconds, "processor": processor, "peak": peak[0] - base}
 
 
