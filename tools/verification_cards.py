@@ -7,14 +7,15 @@ Everything in a card is measured here and now, with tiny random models (`testing
 """
 
 import importlib.metadata
-import importlib.util
 import os
+import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))  # for tests.functional
 os.environ["MOE_MEGATRON_DEVICE"] = "cpu"
 
 import torch
@@ -27,10 +28,9 @@ from moe_megatron.checkpoint.verify import Options, Verification, verify
 from moe_megatron.config import apply_overrides, load_config
 from moe_megatron.errors import BackendUnavailableError
 from moe_megatron.testing import tiny_models
+from tests.functional import ladder
 
-ROOT = Path(__file__).parents[1]
 CARDS = ROOT / "docs" / "verification"
-LADDER = ROOT / "tests" / "functional" / "test_converted.py"
 QUIET = Execution(progress=False)
 STEPS = 3
 NOT_VERIFIED = (
@@ -51,15 +51,13 @@ def main() -> None:
 def card(family: Family) -> dict[str, Any]:
     names = [n for n, (kind, _) in tiny_models.EXAMPLES.items() if kind == family.name]
     packages = ("torch", "transformers", "megatron-core")
-    layouts = list(parallel_layouts(names))
-    missing = [] if layouts else ["parallel layouts: other families stand for this one"]
     return {
         "family": family.name,
         "architecture": family.architecture,
         "versions": {package: importlib.metadata.version(package) for package in packages},
         "examples": {name: example(name) for name in names},
-        "parallel_layouts": layouts,
-        "not_verified": [*missing, *NOT_VERIFIED],
+        "parallel_layouts": parallel_layouts(names[0], is_moe=family.is_moe),
+        "not_verified": list(NOT_VERIFIED),
     }
 
 
@@ -85,6 +83,10 @@ def round_trip(name: str, folder: Path) -> str:
     import_checkpoint(folder / "hf", folder / "megatron", execution=QUIET)
     export_checkpoint(folder / "megatron", folder / "back", execution=QUIET)
     before, after = (tensors(folder / side) for side in ("hf", "back"))
+    return told(before, after)
+
+
+def told(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> str:
     same = before.keys() == after.keys() and all(
         value.dtype == after[key].dtype and torch.equal(value, after[key])
         for key, value in before.items()
@@ -160,17 +162,30 @@ def training(megatron: Path, run_dir: Path) -> dict[str, Any] | str:
     return {"losses": [round(loss, 4) for loss in history.losses if loss is not None]}
 
 
-def parallel_layouts(names: list[str]) -> Iterator[str]:
-    """Layouts under which a functional test loads an example and compares logits to 1e-4."""
-    spec = importlib.util.spec_from_file_location("ladder", LADDER)
-    assert spec is not None
-    assert spec.loader is not None
-    ladder = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(ladder)
-    for layout, (_, _, examples) in ladder.LAYOUTS.items():
-        for name in examples:
-            if name in names:
-                yield f"{name} under {layout}"
+def parallel_layouts(name: str, *, is_moe: bool) -> dict[str, Any]:
+    """An example under Megatron's loader in every layout: logits, and what it saves."""
+    cases = [(layout, name) for layout in ladder.LAYOUTS if is_moe or "ep" not in layout]
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        ladder.prepare(place, [name])
+        for world_size, words in ladder.programs(place, cases):
+            launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+            subprocess.run([*launch, "--nproc-per-node", str(world_size), *words], check=True)
+        differences = ladder.answers(place)
+        return {
+            layout: {
+                "max_difference": rounded(differences[layout, name]),
+                "saved": returned(place / name / "hf", ladder.saved(place, (layout, name)), place),
+            }
+            for layout, _ in cases
+        }
+
+
+def returned(source: Path, checkpoints: Path, place: Path) -> str:
+    """Whether checkpoints export to the tensors that they were imported from."""
+    back = place / "back" / checkpoints.parent.parent.name
+    export_checkpoint(checkpoints, back, execution=QUIET)
+    return told(tensors(source), tensors(back))
 
 
 if __name__ == "__main__":

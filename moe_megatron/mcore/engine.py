@@ -147,12 +147,6 @@ def choose_machine(config: RunConfig) -> MachineChoices:
             f"precision fp8 needs Transformer Engine, and {implementation.reason}; use bf16, or a "
             "GPU machine with transformer-engine[pytorch]."
         )
-    if config.model.add_bias and config.moe_layers and not with_engine:
-        # Megatron's sequential experts add their bias in place, which autograd refuses.
-        raise BackendUnavailableError(
-            f"experts with biases need Transformer Engine, and {implementation.reason}; set "
-            "model.add_bias to false, or use a GPU machine with transformer-engine[pytorch]."
-        )
     if config.parallel.context_parallel_size > 1 and not with_engine:
         raise BackendUnavailableError(
             "context parallelism needs Transformer Engine's attention, and "

@@ -38,6 +38,8 @@ class LocalExperts(SequentialMLP):
         pg_collection: ProcessGroupCollection,
         name: str | None = None,
     ) -> None:
+        if config.add_bias_linear:
+            submodules = dataclasses.replace(submodules, linear_fc2=_OwnOutput)
         if config.use_cpu_initialization:
             first_expert = pg_collection.ep.rank() * num_local_experts
             submodules = _drawn_from_own_seeds(submodules, first_expert)
@@ -84,6 +86,18 @@ class LocalExperts(SequentialMLP):
             and self.tp_group.size() == 1
             and all(_is_plain_expert(expert) for expert in self.local_experts)
         )
+
+
+class _OwnOutput(RowParallelLinear):
+    """`RowParallelLinear` whose output may be changed in place, as experts do to add their bias.
+
+    Megatron's is a view that its communication returns, and autograd refuses such a change.
+    """
+
+    def forward(self, input_: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """As the class above; [tokens, width] to [tokens, hidden]."""
+        output, bias = super().forward(input_)
+        return output.clone(), bias
 
 
 def _drawn_from_own_seeds(submodules: MLPSubmodules, first_expert: int) -> MLPSubmodules:

@@ -57,7 +57,7 @@ _SWITCH = {
     "num_decoder_layers": 6,
     "num_sparse_encoder_layers": 2,
     "num_sparse_decoder_layers": 3,
-    "num_experts": 5,
+    "num_experts": 4,
 }
 
 EXAMPLES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -142,7 +142,12 @@ EXAMPLES: dict[str, tuple[str, dict[str, Any]]] = {
     "switch_transformers": ("switch_transformers", _SWITCH),
     "switch_transformers-untied": (
         "switch_transformers",
-        {**_SWITCH, "tie_word_embeddings": False, "num_sparse_decoder_layers": 6},
+        {
+            **_SWITCH,
+            "tie_word_embeddings": False,
+            "num_sparse_decoder_layers": 6,
+            "num_experts": 5,
+        },
     ),
     "llama": ("llama", _MODEL),
     "llama-biases": (
@@ -174,8 +179,8 @@ def build(name: str, *, seed: int = 0) -> Any:
     auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     model = auto.from_config(config)
     with torch.no_grad():
-        for value in model.state_dict().values():
-            if value.is_floating_point() and value.dim() == 1:
+        for key, value in model.state_dict().items():
+            if value.is_floating_point() and (value.dim() == 1 or key.endswith("bias")):
                 value.add_(0.1 * torch.randn_like(value))
     return model.eval()
 

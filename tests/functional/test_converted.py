@@ -1,141 +1,28 @@
-"""Converted checkpoints under Megatron's own loader: any layout, training on, and the way back.
-
-Each layout also saves what it loaded, after a step whose learning rate is too small to change it.
-
-This file is also the program of each rank.
-"""
+"""Converted checkpoints under Megatron's own loader: any layout, training on, and the way back."""
 
 import json
-import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.functional import ladder
+
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
 
 ROOT = Path(__file__).parents[2]
-TP2 = {"parallel.tensor_parallel_size": 2}
-PP2 = {"parallel.pipeline_parallel_size": 2}
-EP2 = {"parallel.expert_parallel_size": 2}
-FIRST_TWO = {"megatron.decoder-first-pipeline-num-layers": 2}
 # Latent attention, groups of experts and dense first layers in an uneven pipeline; half rotated
 # heads and shared experts; norms over all heads; single biases, a choice of experts of its own and
-# multipliers; words that no number of ranks divides.
-LAYOUTS: dict[str, tuple[int, dict[str, int], list[str]]] = {
-    "tp2": (2, TP2, ["deepseek_v3", "mixtral", "olmoe", "phimoe"]),
-    "ep2": (2, EP2, ["deepseek_v3", "glm4_moe"]),
-    "pp2": (2, {**PP2, **FIRST_TWO}, ["deepseek_v3", "mixtral-tied", "granitemoe"]),
-    "tp2_ep2": (4, {**TP2, **EP2}, ["deepseek_v3"]),
-}
-CASES = [f"{layout}-{name}" for layout, (_, _, names) in LAYOUTS.items() for name in names]
-TOKENS = (2, 16)
-STEPS = 3
-
-
-# --- the program of a rank -----------------------------------------------------------------------
-
-
-def _program(place: Path, world_size: int) -> None:
-    from moe_megatron.mcore import engine
-
-    answers = {}
-    for layout, (needed, _, names) in LAYOUTS.items():
-        for name in names if needed == world_size else ():
-            answers[f"{layout}-{name}"] = _compare(place, name, layout)
-    if world_size == 2:
-        answers["training"] = _train(place, "mixtral")
-    if engine.rank() == 0:
-        (place / f"world{world_size}.json").write_text(json.dumps(answers))
-    engine.shut_down()
-
-
-def _compare(place: Path, name: str, layout: str) -> float:
-    """Load a converted checkpoint and save it; say how far logits are from transformers'."""
-    import torch
-    from parallel_logits import parallel_logits  # beside this program
-
-    from moe_megatron.mcore.callbacks import Callback
-
-    expected = torch.load(place / f"{name}.pt", weights_only=True)
-    answer: list[float] = []
-
-    class Compare(Callback):
-        def on_train_start(self, model: list[Any], start_step: int) -> None:
-            with torch.no_grad():
-                logits = parallel_logits(model[0], expected["tokens"])
-            if logits is not None:
-                wanted = expected["logits"]
-                answer.append(float((logits[..., : wanted.shape[-1]] - wanted).abs().max()))
-            answers: list[Any] = [None] * torch.distributed.get_world_size()
-            torch.distributed.all_gather_object(answers, answer)
-            answer[:] = [max(number for other in answers for number in other)]
-
-    _, sizes, _ = LAYOUTS[layout]
-    unchanged = {
-        "training.train_steps": 1,
-        "training.learning_rate": 1e-30,
-        "training.min_learning_rate": 0.0,
-        "checkpoint.save_interval": 1,
-    }
-    if name in ("deepseek_v3", "glm4_moe"):
-        unchanged["moe.expert_bias_update_rate"] = 1e-30
-    _run(place / layout, place / name, {**sizes, **unchanged}, callbacks=(Compare(),))
-    return answer[0]
-
-
-def _train(place: Path, name: str) -> list[float]:
-    """Train on from a converted checkpoint; the loss of each step."""
-    from moe_megatron.mcore import engine
-    from moe_megatron.telemetry.jsonl import METRICS_FILE, MetricsLog, read_metrics
-    from moe_megatron.telemetry.records import StepRecord
-    from moe_megatron.telemetry.sink import SinkSet
-
-    sinks = SinkSet([MetricsLog()]) if engine.rank() == 0 else None
-    steps = {"training.train_steps": STEPS, "training.learning_rate": 5e-3}
-    run_dir = _run(place / "training", place / name, {**EP2, **steps}, sinks=sinks)
-    if sinks is None:
-        return []
-    sinks.close()
-    records = read_metrics(run_dir / METRICS_FILE)
-    return [r.loss for r in records if isinstance(r, StepRecord) and r.loss is not None]
-
-
-def _run(runs: Path, example: Path, overrides: dict[str, Any], **more: Any) -> Path:
-    """Run the engine from a converted checkpoint, on Megatron's mock data; the run's folder."""
-    from moe_megatron.config import apply_overrides, load_config
-    from moe_megatron.mcore import engine
-
-    folder = example / "megatron"
-    config = apply_overrides(
-        load_config(folder / "release" / "config.yaml"),
-        {
-            "checkpoint.load": str(folder),
-            "checkpoint.save_interval": None,
-            "data.sequence_length": TOKENS[1],
-            "training.micro_batch_size": 1,
-            "training.global_batch_size": 4,
-            "training.precision": "fp32",
-            "training.warmup_steps": 0,
-            "training.eval_interval": None,
-            **overrides,
-        },
-    )
-    run_dir = runs / example.name
-    job = engine.TrainingJob(
-        config=config,
-        data_paths=(),
-        data_cache=run_dir / "cache",
-        vocab_size=config.data.vocab_size,
-        end_of_document=0,
-        run_dir=run_dir,
-        megatron_log=run_dir / f"rank{engine.rank()}.log",
-        **more,
-    )
-    engine.run(job, engine.choose_machine(config))
-    return run_dir
+# multipliers; experts with biases; words that no number of ranks divides. The cards in
+# docs/verification have every family in every layout.
+CASES: list[ladder.Case] = [
+    *(("tp2", name) for name in ("deepseek_v3", "mixtral", "olmoe", "phimoe")),
+    *(("ep2", name) for name in ("deepseek_v3", "glm4_moe", "gpt_oss")),
+    *(("pp2", name) for name in ("deepseek_v3", "mixtral-tied", "granitemoe")),
+    ("tp2_ep2", "deepseek_v3"),
+]
+PLAIN = (ladder.TRAINING, "mixtral")
 
 
 # --- layouts -------------------------------------------------------------------------------------
@@ -144,66 +31,48 @@ def _run(runs: Path, example: Path, overrides: dict[str, Any], **more: Any) -> P
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Converted examples, and what transformers computes with them."""
-    import torch
-
-    from moe_megatron.checkpoint.convert import Execution, import_checkpoint
-    from moe_megatron.testing import tiny_models
-
     folder = tmp_path_factory.mktemp("converted")
-    for name in sorted({name for _, _, names in LAYOUTS.values() for name in names}):
-        model = tiny_models.save(name, folder / name / "hf", fused=False)
-        execution = Execution(progress=False)
-        import_checkpoint(folder / name / "hf", folder / name / "megatron", execution=execution)
-        tokens = torch.randint(0, model.config.vocab_size, TOKENS)
-        with torch.no_grad():
-            logits = model(tokens).logits
-        torch.save({"tokens": tokens, "logits": logits}, folder / f"{name}.pt")
+    ladder.prepare(folder, [name for _, name in CASES])
     return folder
 
 
 @pytest.fixture(scope="module")
-def answers(place: Path, torchrun: Callable[..., Any]) -> dict[str, Any]:
-    """Largest difference of logits, by layout and example; and losses, under "training"."""
-    found: dict[str, Any] = {}
-    for world_size in sorted({needed for needed, _, _ in LAYOUTS.values()}):
-        program = torchrun(place, world_size, __file__, place)
+def answers(place: Path, torchrun: Callable[..., Any]) -> dict[ladder.Case, Any]:
+    """Largest difference of logits, or losses, of each case."""
+    for world_size, words in ladder.programs(place, [*CASES, PLAIN]):
+        program = torchrun(place, world_size, *words)
         assert program.end() == 0, program.output
-        found |= json.loads((place / f"world{world_size}.json").read_text())
-    return found
+    return ladder.answers(place)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", CASES, ids="-".join)
 def test_every_layout_computes_what_transformers_computes(
-    case: str, answers: dict[str, Any]
+    case: ladder.Case, answers: dict[ladder.Case, Any]
 ) -> None:
     assert answers[case] < 1e-4
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", CASES, ids="-".join)
 def test_what_any_layout_saves_returns_bit_by_bit(
-    case: str, place: Path, answers: dict[str, Any], tmp_path: Path
+    case: ladder.Case, place: Path, answers: dict[ladder.Case, Any], tmp_path: Path
 ) -> None:
     from safetensors.torch import load_file
 
     from moe_megatron.checkpoint.convert import Execution, export_checkpoint
 
-    layout, _, name = case.partition("-")
-    export_checkpoint(
-        place / layout / name / "checkpoints",
-        tmp_path / "back",
-        execution=Execution(progress=False),
-    )
+    checkpoints = ladder.saved(place, case)
+    export_checkpoint(checkpoints, tmp_path / "back", execution=Execution(progress=False))
     before, after = (
         {k: v for file in folder.glob("*.safetensors") for k, v in load_file(file).items()}
-        for folder in (place / name / "hf", tmp_path / "back")
+        for folder in (place / case[1] / "hf", tmp_path / "back")
     )
     assert before.keys() == after.keys()
     assert [k for k, v in before.items() if not v.equal(after[k])] == []
 
 
-def test_loss_of_a_plain_model_falls(answers: dict[str, Any]) -> None:
-    losses = answers["training"]
-    assert len(losses) == STEPS
+def test_loss_of_a_plain_model_falls(answers: dict[ladder.Case, Any]) -> None:
+    losses = answers[PLAIN]
+    assert len(losses) == ladder.STEPS
     assert losses == sorted(losses, reverse=True)
     assert losses[0] - losses[-1] > 0.1
 
@@ -238,8 +107,8 @@ def trained(
         "training.learning_rate": 5e-3,
         "training.warmup_steps": 0,
         "training.eval_interval": None,
-        "checkpoint.save_interval": STEPS,
-        **EP2,
+        "checkpoint.save_interval": ladder.STEPS,
+        **ladder.EP2,
     }
     words = [word for k, v in fields.items() for word in ("--set", f"{k}={json.dumps(v)}")]
     shared = [ROOT / "pretrain_moe.py", "--run-dir", "run", *words]
@@ -249,7 +118,7 @@ def trained(
         2,
         *shared,
         *("--config", config, "--load", "megatron"),
-        *("--set", f"training.train_steps={STEPS}"),
+        *("--set", f"training.train_steps={ladder.STEPS}"),
     )
     assert first.end() == 0, first.output
     resumed = torchrun(
@@ -257,7 +126,7 @@ def trained(
         2,
         *shared,
         *("--config", "run/checkpoints/iter_0000003/config.yaml", "--load", "run/checkpoints"),
-        *("--set", f"training.train_steps={STEPS + 1}"),
+        *("--set", f"training.train_steps={ladder.STEPS + 1}"),
     )
     assert resumed.end() == 0, resumed.output
     return folder
@@ -293,7 +162,3 @@ def test_the_trained_model_returns_to_transformers(trained: Path) -> None:
     }
     assert moved == set(before.state_dict())  # the correction biases of the choice too
     assert verify(trained / "run" / "checkpoints", back, Options(progress=False)).passed
-
-
-if __name__ == "__main__":
-    _program(Path(sys.argv[1]), int(os.environ["WORLD_SIZE"]))

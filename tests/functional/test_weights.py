@@ -52,6 +52,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "biases": {"attention_output_bias": True, "lm_head_bias": True, "tie_embeddings": False},
     "tied_head_bias": {"lm_head_bias": True},
     "sparse_mixer": {"router_type": "sparse_mixer"},
+    "expert_biases": {"add_bias": True},
 }
 TP2 = {"parallel.tensor_parallel_size": 2}
 PP2 = {"parallel.pipeline_parallel_size": 2}
@@ -72,7 +73,7 @@ LAYOUTS: dict[str, tuple[int, dict[str, int], list[str]]] = {
             *("multipliers", "biases", "tied_head_bias"),
         ],
     ),
-    "ep2": (2, EP2, SPREAD),
+    "ep2": (2, EP2, [*SPREAD, "expert_biases"]),
     "pp2": (
         2,
         PP2,

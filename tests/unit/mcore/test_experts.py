@@ -116,6 +116,28 @@ def test_experts_of_another_kind_are_left_to_megatron(
     outcome(experts)
 
 
+def test_experts_with_biases_have_the_gradients_of_their_formula() -> None:
+    experts = build(LocalExperts, add_bias_linear=True)
+    torch.manual_seed(6)
+    for parameter in experts.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    output, _, _, *grads = (tensor.clone() for tensor in outcome(experts))
+    experts.zero_grad()
+    expected = []
+    torch.manual_seed(5)
+    x, probs = torch.randn(sum(COUNTS), HIDDEN), torch.rand(sum(COUNTS))
+    rows = zip(experts.local_experts, x.split(COUNTS), probs.split(COUNTS), strict=True)
+    for expert, tokens, weights in rows:
+        fc1, fc2 = expert.linear_fc1, expert.linear_fc2
+        gate, up = torch.nn.functional.linear(tokens, fc1.weight, fc1.bias).chunk(2, dim=-1)
+        inner = torch.nn.functional.silu(gate) * up
+        expected.append(weights[:, None] * torch.nn.functional.linear(inner, fc2.weight, fc2.bias))
+    torch.testing.assert_close(output, torch.cat(expected).detach(), rtol=1e-4, atol=1e-6)
+    torch.cat(expected).square().sum().backward()
+    wanted = [p.grad if p.grad is not None else torch.zeros_like(p) for p in experts.parameters()]
+    torch.testing.assert_close(grads, wanted, rtol=1e-4, atol=1e-5)
+
+
 def test_padding_puts_zeros_behind_each_expert_and_takes_them_out_again() -> None:
     layout = _Layout([3, 0, 4], 4)
     x = torch.arange(1.0, 8.0).unsqueeze(1)
