@@ -14,6 +14,7 @@ from typing import Any
 
 from benchmarks import machine
 from benchmarks.ranks import run_ranks
+from moe_megatron.config import load_config
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,10 +126,12 @@ def _latest(measured: dict[str, Measured], contender: Contender) -> str:
 
 
 def _report(arguments: argparse.Namespace, measured: dict[str, Measured]) -> str:
+    preset = load_config("demo_moe")
+    batch, length = preset.training.global_batch_size, preset.data.sequence_length
     notes = [
         f"{arguments.rounds} rounds; in each every contender ran {arguments.steps} measured steps "
         f"after {arguments.warm_up} others, in fresh processes bound to their cores; global batch "
-        "8 x 256 tokens, AdamW, gradient clipping, load balancing loss",
+        f"{batch} x {length} tokens, AdamW, gradient clipping, load balancing loss",
         "step: median over rounds of the round's median (lowest to highest round); undisturbed: "
         "the same of the round's tenth percentile; processor: time of all ranks together",
         "2 x 1: two processes with one thread each; 1 x 2: one process with two threads; bf16 in "

@@ -2,7 +2,7 @@
 
 Everything in a card is measured here and now, with tiny random models (`testing.tiny_models`).
 
-    python tools/verification_cards.py             # all families, a few minutes
+    python tools/verification_cards.py             # all families, a quarter of an hour
     python tools/verification_cards.py mixtral     # some of them
 """
 
@@ -26,7 +26,7 @@ from moe_megatron.checkpoint.convert import Execution, export_checkpoint, import
 from moe_megatron.checkpoint.mappings import FAMILIES, Family
 from moe_megatron.checkpoint.verify import Options, Verification, verify
 from moe_megatron.config import apply_overrides, load_config
-from moe_megatron.errors import BackendUnavailableError
+from moe_megatron.errors import BackendUnavailableError, MappingError
 from moe_megatron.testing import tiny_models
 from tests.functional import ladder
 
@@ -184,7 +184,12 @@ def parallel_layouts(name: str, *, is_moe: bool) -> dict[str, Any]:
 def returned(source: Path, checkpoints: Path, place: Path) -> str:
     """Whether checkpoints export to the tensors that they were imported from."""
     back = place / "back" / checkpoints.parent.parent.name
-    export_checkpoint(checkpoints, back, execution=QUIET)
+    try:
+        export_checkpoint(checkpoints, back, execution=QUIET)
+    except MappingError as error:
+        if "lacks hugging_face." not in str(error):
+            raise
+        return "not exported: a checkpoint of Megatron holds nothing of the encoder"
     return told(tensors(source), tensors(back))
 
 
