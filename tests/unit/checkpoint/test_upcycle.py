@@ -130,7 +130,12 @@ def test_impossible_numbers_are_refused(options: dict[str, Any], message: str) -
         ("mixtral", {}, CheckpointError, "this mixtral model has experts already"),
         ("llama", {"layers": (0, 3)}, CheckpointError, r"in layers \[0, 3\]; give some of 0 to 2"),
         ("llama", {"layers": (0, 2)}, MappingError, "which has experts in every layer"),
-        ("llama-biases", {}, MappingError, "cannot have this one's add_bias, add-qkv-bias"),
+        (
+            "llama-biases",
+            {},
+            MappingError,
+            "cannot have this one's add_bias, attention_output_bias, add-qkv-bias",
+        ),
         (
             "llama",
             {"num_experts": 9, "top_k": 3, "granularity": 3},
