@@ -25,14 +25,12 @@ from safetensors.torch import load_file
 from moe_megatron.checkpoint.convert import Execution, export_checkpoint, import_checkpoint
 from moe_megatron.checkpoint.mappings import FAMILIES, Family
 from moe_megatron.checkpoint.verify import Options, Verification, verify
-from moe_megatron.config import apply_overrides, load_config
 from moe_megatron.errors import BackendUnavailableError, MappingError
 from moe_megatron.testing import tiny_models
 from tests.functional import ladder
 
 CARDS = ROOT / "docs" / "verification"
 QUIET = Execution(progress=False)
-STEPS = 3
 NOT_VERIFIED = (
     "published weights: all models here are tiny and random",
     "Transformer Engine and GPUs: Megatron runs its local layers on a CPU",
@@ -74,7 +72,7 @@ def example(name: str) -> dict[str, Any]:
             "logits_fp32": logits(exact),
             "logits_bf16": logits(rounded),
             "differs_in_megatron": list(exact.limits),
-            "training": training(megatron, folder / "run"),
+            "training": training(folder / "classic", folder / "run"),
         }
 
 
@@ -120,41 +118,22 @@ def rounded(value: float) -> float:
     return float(f"{value:.2g}")
 
 
-def training(megatron: Path, run_dir: Path) -> dict[str, Any] | str:
+def training(example: Path, runs: Path) -> dict[str, Any] | str:
     """Losses of steps from the converted checkpoint, on Megatron's mock data."""
-    from moe_megatron.mcore import engine
     from moe_megatron.telemetry.sink import SinkSet
     from moe_megatron.training.history import History
 
-    config = apply_overrides(
-        load_config(megatron / "release" / "config.yaml"),
-        {
-            "checkpoint.load": str(megatron),
-            "checkpoint.save_interval": None,
-            "data.sequence_length": 64,
-            "training.train_steps": STEPS,
-            "training.learning_rate": 2e-3,
-            "training.micro_batch_size": 16,
-            "training.global_batch_size": 16,
-            "training.precision": "fp32",
-            "training.warmup_steps": 0,
-            "training.eval_interval": None,
-        },
-    )
     history = History()
     sinks = SinkSet([history])
-    job = engine.TrainingJob(
-        config=config,
-        data_paths=(),
-        data_cache=run_dir / "cache",
-        vocab_size=config.data.vocab_size,
-        end_of_document=0,
-        run_dir=run_dir,
-        sinks=sinks,
-        megatron_log=run_dir / "megatron.log",
-    )
+    overrides = {
+        "data.sequence_length": 64,
+        "training.train_steps": ladder.STEPS,
+        "training.learning_rate": 2e-3,
+        "training.micro_batch_size": 16,
+        "training.global_batch_size": 16,
+    }
     try:
-        engine.run(job, engine.choose_machine(config))
+        ladder.run(runs, example, overrides, sinks=sinks)
     except BackendUnavailableError as error:
         return f"not on this machine: {error}"
     finally:

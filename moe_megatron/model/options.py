@@ -53,8 +53,7 @@ def build_configs(
         )
     values = {**router, **options, "top_k": top_k}
     # A softmax over one chosen expert is always 1; MoEConfig explains and refuses it.
-    softmax_of_one = top_k == 1 and values.get("router_score_function") == "softmax"
-    if softmax_of_one:
+    if top_k == 1 and values.get("router_score_function") == "softmax":
         values.setdefault("pre_softmax", True)
     return (
         ModelConfig(**{name: value for name, value in values.items() if name in _MODEL_FIELDS}),

@@ -9,8 +9,7 @@ formulas are those of its published code.
 import torch
 from torch import Tensor
 
-from moe_megatron.errors import ConfigError
-from moe_megatron.routing.top_k import Routing
+from moe_megatron.routing.top_k import Routing, check_top_k
 
 _FULLY = 0.25
 """Share of the samples other than the best expert that count fully."""
@@ -36,10 +35,7 @@ def route_sparse_mixer(
         ConfigError: top_k is not in 1..experts.
     """
     num_experts = logits.shape[-1]
-    if not 1 <= top_k <= num_experts:
-        raise ConfigError(
-            f"top_k ({top_k}) must be at least 1 and at most the number of experts ({num_experts})."
-        )
+    check_top_k(top_k, num_experts)
     taken = torch.zeros_like(logits, dtype=torch.bool)
     indices, weights = [], []
     for _ in range(top_k):

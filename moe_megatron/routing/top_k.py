@@ -87,10 +87,7 @@ def route_top_k(
         ConfigError: The score function is unknown, or top_k is not in 1..experts.
     """
     num_experts = logits.shape[-1]
-    if not 1 <= top_k <= num_experts:
-        raise ConfigError(
-            f"top_k ({top_k}) must be at least 1 and at most the number of experts ({num_experts})."
-        )
+    check_top_k(top_k, num_experts)
     choice, scores = _scores(logits, score_function, pre_softmax, expert_bias)
     if num_groups is not None and group_top_k is not None:
         choice = _only_best_groups(choice, num_groups, group_top_k, top_k // group_top_k)
@@ -141,6 +138,14 @@ def balancing_map(distribution: Tensor, top_k: int) -> Tensor:
     """
     chosen = torch.topk(distribution, top_k, dim=-1).indices
     return torch.zeros_like(distribution, dtype=torch.bool).scatter(1, chosen, True)
+
+
+def check_top_k(top_k: int, num_experts: int) -> None:
+    """Raise `ConfigError` unless a token can go to `top_k` of so many experts."""
+    if not 1 <= top_k <= num_experts:
+        raise ConfigError(
+            f"top_k ({top_k}) must be at least 1 and at most the number of experts ({num_experts})."
+        )
 
 
 def _scores(

@@ -9,7 +9,6 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -78,15 +77,14 @@ def prepare(place: Path, names: Iterable[str]) -> None:
         tokens = torch.randint(0, model.config.vocab_size, TOKENS)
         with torch.no_grad():
             if model.config.is_encoder_decoder:
-                with _in_one_process(place / name / "megatron") as megatron:
-                    logits = megatron(tokens)
+                logits = _in_one_process(place / name / "megatron", tokens)
             else:
                 logits = model(tokens).logits
         torch.save({"tokens": tokens, "logits": logits}, place / f"{name}.pt")
 
 
-@contextmanager
-def _in_one_process(checkpoint: Path) -> Iterator[Any]:
+def _in_one_process(checkpoint: Path, tokens: Any) -> Any:
+    """Logits of Megatron's model in this process."""
     from moe_megatron.checkpoint import description
     from moe_megatron.checkpoint.boxes import BoxReader
     from moe_megatron.checkpoint.torch_dist import TorchDist
@@ -95,9 +93,9 @@ def _in_one_process(checkpoint: Path) -> Iterator[Any]:
     with (
         TorchDist(checkpoint) as found,
         BoxReader(found) as boxes,
-        layered_model(description.run_of(found.path), boxes.read) as logits,
+        layered_model(description.run_of(found.path), boxes.read) as model,
     ):
-        yield logits
+        return model(tokens)
 
 
 # --- the program of a rank -----------------------------------------------------------------------
@@ -143,7 +141,7 @@ def _compare(place: Path, name: str, layout: str) -> float:
         "checkpoint.save_interval": 1,
         "moe.expert_bias_update_rate": 1e-30,
     }
-    _run(place / layout, place / name, LAYOUTS[layout][1] | unchanged, callbacks=(Compare(),))
+    run(place / layout, place / name, LAYOUTS[layout][1] | unchanged, callbacks=(Compare(),))
     return answer[0]
 
 
@@ -156,7 +154,7 @@ def _train(place: Path, name: str) -> list[float]:
 
     sinks = SinkSet([MetricsLog()]) if engine.rank() == 0 else None
     steps = {"training.train_steps": STEPS, "training.learning_rate": 5e-3}
-    run_dir = _run(place / "training", place / name, {**EP2, **steps}, sinks=sinks)
+    run_dir = run(place / "training", place / name, {**EP2, **steps}, sinks=sinks)
     if sinks is None:
         return []
     sinks.close()
@@ -164,8 +162,15 @@ def _train(place: Path, name: str) -> list[float]:
     return [r.loss for r in records if isinstance(r, StepRecord) and r.loss is not None]
 
 
-def _run(runs: Path, example: Path, overrides: dict[str, Any], **more: Any) -> Path:
-    """Run the engine from a converted checkpoint, on Megatron's mock data; the run's folder."""
+def run(runs: Path, example: Path, overrides: dict[str, Any], **more: Any) -> Path:
+    """Run the engine from a converted checkpoint, on Megatron's mock data; the run's folder.
+
+    Args:
+        runs: Where the folder of the run goes, under the name of the example.
+        example: Folder with the checkpoint, under `megatron`.
+        overrides: Fields of the run.
+        more: For `TrainingJob`.
+    """
     from moe_megatron.config import apply_overrides, load_config
     from moe_megatron.mcore import engine
 

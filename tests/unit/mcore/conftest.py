@@ -3,13 +3,15 @@
 Loaded before the test modules, so that they may import `megatron` at the top on any machine.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 import torch.distributed as dist
 
 import moe_megatron.mcore  # noqa: F401
+from moe_megatron.mcore.counters import RoutingCounters, RoutingRow
+from moe_megatron.mcore.router import MeasuredRouter
 
 
 @pytest.fixture(scope="module")
@@ -30,3 +32,18 @@ def world() -> Iterator[None]:
 def device() -> torch.device:
     """Where the routers of this machine run."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.fixture
+def counted(device: torch.device) -> Callable[[MeasuredRouter], RoutingRow]:
+    """Draws a router's weights, and attaches the row it counts into."""
+
+    def attach(router: MeasuredRouter) -> RoutingRow:
+        torch.manual_seed(1)
+        router.to(device).set_layer_number(1)
+        torch.nn.init.normal_(router.weight)
+        row = RoutingCounters((1,), router.config.num_moe_experts, device).row(1)
+        router.attach(row)
+        return row
+
+    return attach

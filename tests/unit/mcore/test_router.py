@@ -11,7 +11,7 @@ from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.moe.moe_utils import get_default_pg_collection
 from megatron.core.transformer.moe.router import TopKRouter
 
-from moe_megatron.mcore.counters import RoutingCounters, RoutingRow
+from moe_megatron.mcore.counters import RoutingRow
 from moe_megatron.mcore.router import MeasuredRouter
 
 HIDDEN, EXPERTS, TOP_K = 16, 6, 2
@@ -41,17 +41,12 @@ def settings(**fields: Any) -> TransformerConfig:
 
 
 @pytest.fixture
-def build(device: torch.device) -> Build:
+def build(counted: Callable[[MeasuredRouter], RoutingRow]) -> Build:
     """Makes a measured router in training mode and the row it counts into."""
 
     def make(**fields: Any) -> tuple[MeasuredRouter, RoutingRow]:
-        torch.manual_seed(1)
-        router = MeasuredRouter(settings(**fields), get_default_pg_collection()).to(device).train()
-        router.set_layer_number(1)
-        torch.nn.init.normal_(router.weight)
-        row = RoutingCounters((1,), EXPERTS, device).row(1)
-        router.attach(row)
-        return router, row
+        router = MeasuredRouter(settings(**fields), get_default_pg_collection()).train()
+        return router, counted(router)
 
     return make
 

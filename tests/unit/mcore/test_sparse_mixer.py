@@ -7,7 +7,8 @@ import torch
 from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.moe.moe_utils import get_default_pg_collection
 
-from moe_megatron.mcore.counters import RoutingCounters, RoutingRow
+from moe_megatron.mcore.counters import RoutingRow
+from moe_megatron.mcore.router import MeasuredRouter
 from moe_megatron.mcore.sparse_mixer import MeasuredSparseMixer
 from moe_megatron.routing import route_sparse_mixer
 
@@ -17,7 +18,7 @@ Build = Callable[..., tuple[MeasuredSparseMixer, RoutingRow]]
 
 
 @pytest.fixture
-def build(device: torch.device) -> Build:
+def build(counted: Callable[[MeasuredRouter], RoutingRow]) -> Build:
     """Makes a router and the row it counts into."""
 
     def make(aux_loss: float = 0.0) -> tuple[MeasuredSparseMixer, RoutingRow]:
@@ -31,13 +32,8 @@ def build(device: torch.device) -> Build:
             moe_aux_loss_coeff=aux_loss,
             add_bias_linear=False,
         )
-        router = MeasuredSparseMixer(config, get_default_pg_collection(), jitter=0.1).to(device)
-        router.set_layer_number(1)
-        torch.manual_seed(1)
-        torch.nn.init.normal_(router.weight)
-        row = RoutingCounters((1,), EXPERTS, device).row(1)
-        router.attach(row)
-        return router, row
+        router = MeasuredSparseMixer(config, get_default_pg_collection(), jitter=0.1)
+        return router, counted(router)
 
     return make
 
