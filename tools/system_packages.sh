@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# Installs the programs that tests start besides Python's: a real Prometheus, promtool,
+# Installs the programs that tests start besides Python's: a C compiler, a real Prometheus, promtool,
 # Alertmanager and openssl. Returns at once when they are there. Where it may not install (not root,
 # or no apt-get) it names the command; the tests that need them skip there, and fail in CI.
 set -euo pipefail
 
 # program=Debian package
 needed=(
+    cc=build-essential
     prometheus=prometheus
     promtool=prometheus
     prometheus-alertmanager=prometheus-alertmanager

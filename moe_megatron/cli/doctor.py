@@ -131,12 +131,12 @@ def _version(distribution: str) -> str | None:
 
 def _software(problems: list[str]) -> dict[str, str]:
     """Versions of packages and tools; adds what stops training to `problems`."""
-    compilers = filter(shutil.which, (os.environ.get("CXX", ""), "c++", "g++", "clang++"))
+    compilers = filter(shutil.which, (os.environ.get("CC", ""), "cc", "gcc", "clang"))
     return {
         "Python": f"{python_platform.python_version()} ({sys.executable})",
         "Megatron-Core": _megatron(problems),
         "Transformer Engine": _transformer_engine(problems),
-        "C++ compiler": next(compilers, _ABSENT),
+        "C compiler": next(compilers, _ABSENT),
         "uv": _uv(),
     }
 

@@ -2,8 +2,8 @@
 
 `LocalExperts` holds the parameters of `SequentialMLP` under the same names and in the same
 checkpoint layout. Each expert still has its own matrix products, which on a CPU are as fast as
-grouped ones; what lies between them (the SwiGLU, the combine weights) runs once over the tokens of
-all experts, in one autograd function instead of about sixty operations an expert.
+grouped ones; all of them, with the SwiGLU and the combine weights, are one autograd function
+instead of about sixty operations an expert.
 
 In bf16 every new shape costs oneDNN a millisecond to compile a kernel for it, and the tokens of an
 expert are a new number in every step. There, tokens are padded to a multiple of `_BF16_ROWS`.
@@ -14,7 +14,7 @@ however its experts are split over processes.
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +23,8 @@ from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParall
 from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.moe.experts import SequentialMLP
+
+from moe_megatron.mcore.swiglu import swiglu, swiglu_backward
 
 _BF16_ROWS = 32
 
@@ -146,7 +148,11 @@ def _is_plain_expert(expert: torch.nn.Module) -> bool:
 
 
 class _SwiGluExperts(torch.autograd.Function):
-    """`apply(x, probs, counts, *fc1, *fc2)`: prob * fc2(silu(gate) * up), gate and up from fc1."""
+    """`apply(x, probs, counts, *fc1, *fc2)`: prob * fc2(silu(gate) * up), gate and up from fc1.
+
+    One expert after the other, so that what a matrix product wrote is still in the cache when the
+    elementwise work reads it.
+    """
 
     @staticmethod
     def forward(
@@ -159,57 +165,43 @@ class _SwiGluExperts(torch.autograd.Function):
         """Run the tokens of each expert, [tokens, hidden] -> [tokens, hidden]."""
         fc1, fc2 = weights[: len(counts)], weights[len(counts) :]
         ctx.layout = layout = _Layout(counts, _BF16_ROWS if x.dtype == torch.bfloat16 else 1)
-        counts = layout.padded
         x = layout.pad(x)
         inner = x.new_empty(len(x), fc1[0].shape[0])
-        for rows, out, weight in zip(
-            torch.split(x, counts), torch.split(inner, counts), fc1, strict=True
-        ):
-            torch.mm(rows, weight.t(), out=out)
-        gate, up = inner.chunk(2, dim=-1)
-        activation = torch.nn.functional.silu(gate).mul_(up)
+        # The next expert overwrites it, and the backward pass makes it again.
+        products = layout.room(x, fc2[0].shape[1])
         output = torch.empty_like(x)
-        for rows, out, weight in zip(
-            torch.split(activation, counts), torch.split(output, counts), fc2, strict=True
-        ):
-            torch.mm(rows, weight.t(), out=out)
+        for (rows, both, out), w1, w2 in zip(layout.split(x, inner, output), fc1, fc2, strict=True):
+            product = products[: len(rows)]
+            torch.mm(rows, w1.t(), out=both)
+            swiglu(both, product)
+            torch.mm(product, w2.t(), out=out)
         output = layout.unpad(output)
         # Weighing the outputs equals weighing the activations, and they are narrower.
-        ctx.save_for_backward(x, probs, inner, activation, output, *weights)
+        ctx.save_for_backward(x, probs, inner, output, *weights)
         return output * _column(probs, x)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[Any, ...]:
         """The gradients of tokens, combine weights and expert weights."""
-        x, probs, inner, activation, output, *weights = ctx.saved_tensors
-        counts = ctx.layout.padded
+        x, probs, inner, output, *weights = ctx.saved_tensors
+        layout = ctx.layout
+        fc1, fc2 = weights[: layout.experts], weights[layout.experts :]
         d_probs = (grads[0] * output).sum(dim=-1, dtype=torch.float32)
-        grad = ctx.layout.pad(grads[0] * _column(probs, x))
-        fc1, fc2 = weights[: len(counts)], weights[len(counts) :]
-        d_activation = torch.empty_like(activation)
-        d_fc2 = []
-        for d_out, out, rows, weight in zip(
-            torch.split(grad, counts),
-            torch.split(d_activation, counts),
-            torch.split(activation, counts),
-            fc2,
-            strict=True,
-        ):
-            torch.mm(d_out, weight, out=out)
-            d_fc2.append(torch.mm(d_out.t(), rows) if weight.requires_grad else None)
-        d_inner = _through_swiglu(inner, d_activation)
+        grad = layout.pad(grads[0] * _column(probs, x))
         d_x = torch.empty_like(x)
-        d_fc1 = []
-        for d_rows, out, rows, weight in zip(
-            torch.split(d_inner, counts),
-            torch.split(d_x, counts),
-            torch.split(x, counts),
-            fc1,
-            strict=True,
+        width = fc2[0].shape[1]
+        products, d_products, d_inner = (layout.room(x, n) for n in (width, width, 2 * width))
+        d_fc1, d_fc2 = [], []
+        for (rows, both, d_out, d_rows), w1, w2 in zip(
+            layout.split(x, inner, grad, d_x), fc1, fc2, strict=True
         ):
-            torch.mm(d_rows, weight, out=out)
-            d_fc1.append(torch.mm(d_rows.t(), rows) if weight.requires_grad else None)
-        return ctx.layout.unpad(d_x), d_probs.to(probs.dtype), None, *d_fc1, *d_fc2
+            product, d_product, d_both = (t[: len(rows)] for t in (products, d_products, d_inner))
+            torch.mm(d_out, w2, out=d_product)
+            swiglu_backward(both, d_product, d_both, product)
+            d_fc2.append(torch.mm(d_out.t(), product) if w2.requires_grad else None)
+            torch.mm(d_both, w1, out=d_rows)
+            d_fc1.append(torch.mm(d_both.t(), rows) if w1.requires_grad else None)
+        return layout.unpad(d_x), d_probs.to(probs.dtype), None, *d_fc1, *d_fc2
 
 
 class _Layout:
@@ -217,42 +209,37 @@ class _Layout:
 
     def __init__(self, counts: Sequence[int], multiple: int) -> None:
         self._counts = list(counts)
-        self.padded = [-(-count // multiple) * multiple for count in counts]
+        self._padded = [-(-count // multiple) * multiple for count in counts]
         self._sizes = [
             size
-            for count, padded in zip(counts, self.padded, strict=True)
+            for count, padded in zip(counts, self._padded, strict=True)
             for size in (count, padded - count)
         ]
 
+    @property
+    def experts(self) -> int:
+        """Their number."""
+        return len(self._counts)
+
     def pad(self, x: torch.Tensor) -> torch.Tensor:
         """Insert zeros behind the rows of each expert."""
-        if self.padded == self._counts:
+        if self._padded == self._counts:
             return x.contiguous()
         gaps = [x.new_zeros(gap, *x.shape[1:]) for gap in self._sizes[1::2]]
         rows = torch.split(x, self._counts)
         return torch.cat([part for pair in zip(rows, gaps, strict=True) for part in pair])
 
+    def room(self, like: torch.Tensor, width: int) -> torch.Tensor:
+        """Memory for the padded rows of any one expert."""
+        return like.new_empty(max(self._padded), width)
+
+    def split(self, *padded: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
+        """The rows of each expert, of several padded tensors."""
+        return zip(*(torch.split(x, self._padded) for x in padded), strict=True)
+
     def unpad(self, x: torch.Tensor) -> torch.Tensor:
         """Take those rows out again."""
-        return x if self.padded == self._counts else torch.cat(torch.split(x, self._sizes)[::2])
-
-
-def _through_swiglu(inner: torch.Tensor, d_activation: torch.Tensor) -> torch.Tensor:
-    """Back through `silu(gate) * up`.
-
-    Args:
-        inner: [tokens, 2 * width], gate and up.
-        d_activation: [tokens, width]; overwritten.
-
-    Returns:
-        Gradient of inner.
-    """
-    gate, up = inner.chunk(2, dim=-1)
-    d_inner = torch.empty_like(inner)
-    d_gate, d_up = d_inner.chunk(2, dim=-1)
-    torch.mul(d_activation, torch.nn.functional.silu(gate), out=d_up)
-    torch.ops.aten.silu_backward.grad_input(d_activation.mul_(up), gate, grad_input=d_gate)
-    return d_inner
+        return x if self._padded == self._counts else torch.cat(torch.split(x, self._sizes)[::2])
 
 
 def _column(probs: torch.Tensor, like: torch.Tensor) -> torch.Tensor:

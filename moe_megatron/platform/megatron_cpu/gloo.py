@@ -191,6 +191,8 @@ def all_to_all_single(
 
 
 def _int_list(sizes: Any) -> list[int] | None:
+    if isinstance(sizes, torch.Tensor):
+        return sizes.tolist()
     return None if sizes is None else [int(size) for size in sizes]
 
 

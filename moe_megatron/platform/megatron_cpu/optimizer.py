@@ -37,7 +37,7 @@ class MegatronAdamW(torch.optim.AdamW):
                 [state["exp_avg_sq"] for state in states],
                 [],
                 # The kernel advances these before it uses them.
-                [torch.tensor(group["step"] - 1.0) for _ in params],
+                list(torch.full((len(params),), group["step"] - 1.0).unbind()),
                 fused=True,
                 amsgrad=False,
                 beta1=group["betas"][0],

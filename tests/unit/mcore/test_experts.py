@@ -142,7 +142,8 @@ def test_padding_puts_zeros_behind_each_expert_and_takes_them_out_again() -> Non
     layout = _Layout([3, 0, 4], 4)
     x = torch.arange(1.0, 8.0).unsqueeze(1)
     padded = layout.pad(x)
-    assert layout.padded == [4, 0, 4]
+    assert [len(rows) for (rows,) in layout.split(padded)] == [4, 0, 4]
+    assert layout.room(x, 7).shape == (4, 7)
     assert padded.flatten().tolist() == [1, 2, 3, 0, 4, 5, 6, 7]
     assert torch.equal(layout.unpad(padded), x)
 

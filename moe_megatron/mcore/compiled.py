@@ -1,0 +1,111 @@
+"""Functions in C that are compiled on the machine that runs them, once.
+
+Where that does not work, for want of a compiler for example, a warning says so and the caller
+computes the same with torch. The library lies in the cache, under a name that stands for source,
+compiler, processor and user: machines that share a home directory do not share libraries that
+only some of them can run, and nobody loads what another user put there.
+"""
+
+import ctypes
+import hashlib
+import logging
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import torch.distributed as dist
+
+from moe_megatron.data.storage import default_cache_dir, explained_writes, rename_into_place
+from moe_megatron.errors import DataError
+
+_COMPILERS = ("cc", "gcc", "clang")
+_FLAGS = "-O3 -march=native -fno-math-errno -fno-trapping-math -fPIC -fopenmp"
+_SECONDS = 60
+
+_log = logging.getLogger(__name__)
+
+
+def load(source: Path) -> ctypes.CDLL | None:
+    """The functions of a C file.
+
+    `CC` names the compiler, else the first of cc, gcc and clang is taken.
+
+    Args:
+        source: The file. Its loops may be OpenMP's; they run on the threads of torch.
+
+    Returns:
+        The loaded library, or None where it cannot be had; a warning says why.
+    """
+    try:
+        return ctypes.CDLL(str(_built(source)))
+    except (DataError, OSError, _NotCompiledError) as error:
+        if not dist.is_initialized() or dist.get_rank() == 0:
+            _log.warning(
+                "%s is not compiled (%s): torch computes the same in more steps.",
+                source.name,
+                error,
+            )
+        return None
+
+
+class _NotCompiledError(Exception):
+    pass
+
+
+def _built(source: Path) -> Path:
+    compiler = _compiler()
+    key = "\n".join((source.read_text(), *compiler, _FLAGS, _processor(), str(os.getuid())))
+    digest = hashlib.sha256(key.encode()).hexdigest()[:16]
+    library = default_cache_dir() / "compiled" / f"{source.stem}-{digest}.so"
+    if library.exists():
+        status = library.stat()
+        if status.st_uid != os.getuid() or status.st_mode & 0o022:
+            raise _NotCompiledError(f"{library} is not this user's alone; remove it")
+        return library
+    # No lock: ranks that come here together compile the same, and the last one's stays.
+    with explained_writes(library):
+        library.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+            unit, partial = Path(folder, "unit.o"), Path(folder, library.name)
+            _run([*compiler, *_FLAGS.split(), "-c", str(source), "-o", str(unit)])
+            # Without -fopenmp: a library of its own would bring threads besides those of torch.
+            _run([*compiler, "-shared", str(unit), "-o", str(partial)])
+            partial.chmod(0o755)
+            rename_into_place(partial, library)
+    return library
+
+
+def _compiler() -> list[str]:
+    if chosen := shlex.split(os.environ.get("CC", "")):
+        return chosen
+    found = next(filter(None, map(shutil.which, _COMPILERS)), None)
+    if found is None:
+        raise _NotCompiledError(f"found none of {', '.join(_COMPILERS)}")
+    return [found]
+
+
+def _run(command: list[str]) -> None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS)
+    except subprocess.TimeoutExpired:
+        raise _NotCompiledError(f"{command[0]} took more than {_SECONDS} seconds") from None
+    except OSError as error:
+        raise _NotCompiledError(f"{command[0]}: {error.strerror}") from None
+    if done.returncode:
+        lines = [*done.stderr.splitlines(), f"exit code {done.returncode}"]
+        why = next((line for line in lines if " error: " in line), lines[0])
+        raise _NotCompiledError(f"{command[0]}: {why}")
+
+
+def _processor() -> str:
+    """What tells processors apart for which a compiler makes different code."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    wanted = ("model name", "flags", "Features", "CPU part")
+    return "\n".join(sorted({line for line in lines if line.startswith(wanted)}))
