@@ -47,6 +47,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=60, help="measured steps of each round")
     parser.add_argument("--warm-up", type=int, default=15, help="steps before them")
     parser.add_argument("--precisions", nargs="+", default=["bf16", "fp32"])
+    parser.add_argument("--megatron-only", action="store_true", help="leave transformers out")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
 
@@ -92,7 +93,7 @@ def _contenders(precision: str, arguments: argparse.Namespace) -> list[Contender
         for processes, threads in ((2, 1), (1, 2))
         for experts in ("eager", "grouped_mm")
     ]
-    return ours + theirs
+    return ours if arguments.megatron_only else ours + theirs
 
 
 def _stays(contender: Contender, medians: dict[str, float]) -> bool:
@@ -172,19 +173,18 @@ def _ratios(precision: str, measured: dict[str, Measured]) -> list[list[str]]:
         and len(values.medians) == max(len(m.medians) for m in measured.values())
     ]
     ours, dense = f"{precision} Megatron MoE", f"{precision} Megatron dense"
-    best = [min(value(name, column) for name in theirs) for column in columns]
-    return [
-        [
-            precision,
-            "fastest HF Mixtral / Megatron MoE",
-            *(f"{b / value(ours, c):.2f}" for b, c in zip(best, columns, strict=True)),
-        ],
+    rows = [
         [
             precision,
             "Megatron MoE / Megatron dense",
-            *(f"{value(ours, c) / value(dense, c):.2f}" for c in columns),
-        ],
+            *(f"{value(ours, c) / value(dense, c):.3f}" for c in columns),
+        ]
     ]
+    if theirs:
+        best = {c: min(value(name, c) for name in theirs) for c in columns}
+        ratios = (f"{best[c] / value(ours, c):.2f}" for c in columns)
+        rows.append([precision, "fastest HF Mixtral / Megatron MoE", *ratios])
+    return rows
 
 
 if __name__ == "__main__":
