@@ -11,6 +11,7 @@ import importlib.util
 import json
 import os
 import platform as python_platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from rich.table import Table
 from moe_megatron.data.storage import default_cache_dir
 from moe_megatron.errors import MoEError
 from moe_megatron.platform.choice import Choice
+from moe_megatron.platform.compiler import c_compiler
 from moe_megatron.platform.device import (
     Device,
     available_cores,
@@ -131,12 +133,11 @@ def _version(distribution: str) -> str | None:
 
 def _software(problems: list[str]) -> dict[str, str]:
     """Versions of packages and tools; adds what stops training to `problems`."""
-    compilers = filter(shutil.which, (os.environ.get("CC", ""), "cc", "gcc", "clang"))
     return {
         "Python": f"{python_platform.python_version()} ({sys.executable})",
         "Megatron-Core": _megatron(problems),
         "Transformer Engine": _transformer_engine(problems),
-        "C compiler": next(compilers, _ABSENT),
+        "C compiler": shlex.join(c_compiler()) or _ABSENT,
         "uv": _uv(),
     }
 

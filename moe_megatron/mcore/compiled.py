@@ -11,8 +11,6 @@ import hashlib
 import logging
 import os
 import platform
-import shlex
-import shutil
 import subprocess
 import tempfile
 from pathlib import Path
@@ -21,8 +19,8 @@ import torch.distributed as dist
 
 from moe_megatron.data.storage import default_cache_dir, explained_writes, rename_into_place
 from moe_megatron.errors import DataError
+from moe_megatron.platform.compiler import COMPILERS, c_compiler
 
-_COMPILERS = ("cc", "gcc", "clang")
 _FLAGS = "-O3 -march=native -fno-math-errno -fno-trapping-math -fPIC -fopenmp"
 _SECONDS = 60
 
@@ -57,7 +55,9 @@ class _NotCompiledError(Exception):
 
 
 def _built(source: Path) -> Path:
-    compiler = _compiler()
+    compiler = c_compiler()
+    if not compiler:
+        raise _NotCompiledError(f"found none of {', '.join(COMPILERS)}")
     key = "\n".join((source.read_text(), *compiler, _FLAGS, _processor(), str(os.getuid())))
     digest = hashlib.sha256(key.encode()).hexdigest()[:16]
     library = default_cache_dir() / "compiled" / f"{source.stem}-{digest}.so"
@@ -77,15 +77,6 @@ def _built(source: Path) -> Path:
             partial.chmod(0o755)
             rename_into_place(partial, library)
     return library
-
-
-def _compiler() -> list[str]:
-    if chosen := shlex.split(os.environ.get("CC", "")):
-        return chosen
-    found = next(filter(None, map(shutil.which, _COMPILERS)), None)
-    if found is None:
-        raise _NotCompiledError(f"found none of {', '.join(_COMPILERS)}")
-    return [found]
 
 
 def _run(command: list[str]) -> None:

@@ -2,13 +2,13 @@
 
 import logging
 import os
-import shutil
 from pathlib import Path
 
 import pytest
 
 from moe_megatron.mcore import compiled
 from moe_megatron.mcore.compiled import load
+from moe_megatron.platform.compiler import c_compiler
 
 ANSWER = "int answer(void) { return %d; }\n"
 
@@ -29,7 +29,7 @@ def source(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def compiler() -> None:
-    if not any(map(shutil.which, compiled._COMPILERS)):
+    if not c_compiler():
         pytest.skip("no C compiler on this machine")
 
 
