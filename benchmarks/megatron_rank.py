@@ -17,11 +17,11 @@ import torch.distributed as dist
 from benchmarks import ranks
 from moe_megatron.config import RunConfig, apply_overrides, load_config
 from moe_megatron.data.source import resolve_blend
-from moe_megatron.data.storage import default_cache_dir
 from moe_megatron.mcore import engine
 from moe_megatron.mcore.callbacks import Callback, EvaluationEnd, StepEnd
 from moe_megatron.mcore.indexed_dataset import open_indexed_dataset
 from moe_megatron.mcore.telemetry import TelemetryCallback, attach_routers
+from moe_megatron.platform.storage import default_cache_dir
 from moe_megatron.telemetry.history import HistorySink
 from moe_megatron.telemetry.jsonl import MetricsLog, RoutingLog
 from moe_megatron.telemetry.prometheus import ExporterOptions, PrometheusSink

@@ -7,9 +7,9 @@ from pathlib import Path
 from moe_megatron.data.demo import ensure_demo
 from moe_megatron.data.index import inspect, is_prefix
 from moe_megatron.data.prepare import prepare_dataset
-from moe_megatron.data.storage import default_cache_dir
 from moe_megatron.data.tokenizer import load_tokenizer
 from moe_megatron.errors import DataError
+from moe_megatron.platform.storage import default_cache_dir
 from moe_megatron.training.data import open_indexed_writer
 
 _EPILOG = """\

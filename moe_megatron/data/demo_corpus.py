@@ -18,8 +18,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from moe_megatron.data.storage import publishing
 from moe_megatron.errors import DataError
+from moe_megatron.platform.storage import publishing
 
 DOMAINS = ("code", "prose")
 DEMO_TEXT_KEY = "text"

@@ -24,16 +24,16 @@ from moe_megatron.data.manifest import (
 from moe_megatron.data.progress import show_progress
 from moe_megatron.data.readers import MAX_EXAMPLES, BadLine
 from moe_megatron.data.shards import Source, SourceFile, expand_sources, plan_parts
-from moe_megatron.data.storage import (
+from moe_megatron.data.tokenizer import TokenizerInfo
+from moe_megatron.data.worker import PartJob, PartResult, ShardCounts, run_workers, tokenize_part
+from moe_megatron.data.writer import OpenWriter
+from moe_megatron.errors import ConfigError, DataError
+from moe_megatron.platform.storage import (
     exclusive_lock,
     explained_writes,
     rename_into_place,
     working_directory,
 )
-from moe_megatron.data.tokenizer import TokenizerInfo
-from moe_megatron.data.worker import PartJob, PartResult, ShardCounts, run_workers, tokenize_part
-from moe_megatron.data.writer import OpenWriter
-from moe_megatron.errors import ConfigError, DataError
 
 _log = logging.getLogger(__name__)
 

@@ -20,10 +20,10 @@ from moe_megatron.data.demo_corpus import DEMO_TEXT_KEY, DOMAINS
 from moe_megatron.data.index import inspect, is_prefix
 from moe_megatron.data.manifest import read_manifest
 from moe_megatron.data.prepare import prepare_dataset
-from moe_megatron.data.storage import default_cache_dir
 from moe_megatron.data.tokenizer import TokenizerInfo, load_tokenizer
 from moe_megatron.data.writer import OpenWriter
 from moe_megatron.errors import ConfigError, DataError
+from moe_megatron.platform.storage import default_cache_dir
 
 DEMO = "demo"
 

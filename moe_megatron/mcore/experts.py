@@ -24,7 +24,7 @@ from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.moe.experts import SequentialMLP
 
-from moe_megatron.mcore.swiglu import swiglu, swiglu_backward
+from moe_megatron.platform.kernels.swiglu import swiglu, swiglu_backward
 
 _BF16_ROWS = 32
 

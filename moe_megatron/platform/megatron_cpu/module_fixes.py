@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from moe_megatron.platform.megatron_cpu.cross_entropy import TokenLosses
+from moe_megatron.platform.megatron_cpu.moe_functions import fix_moe_utils
 
 _ASYNC_MODULE = "megatron.core.dist_checkpointing.strategies.async_utils"
 
@@ -72,5 +73,6 @@ def _fix_cross_entropy(module: ModuleType) -> None:
 MODULE_FIXES: dict[str, Callable[[ModuleType], None]] = {
     "megatron.core.tensor_parallel.random": _fix_rng_tracker,
     "megatron.core.tensor_parallel.cross_entropy": _fix_cross_entropy,
+    "megatron.core.transformer.moe.moe_utils": fix_moe_utils,
     _ASYNC_MODULE: _fix_async_writer,
 }

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from moe_megatron.mcore import swiglu as module
-from moe_megatron.mcore.swiglu import swiglu, swiglu_backward
+from moe_megatron.platform.kernels import swiglu as module
+from moe_megatron.platform.kernels.swiglu import swiglu, swiglu_backward
 
 ROWS, WIDTH = 37, 83  # Neither a multiple of what a processor does at once.
 

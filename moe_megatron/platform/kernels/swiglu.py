@@ -10,9 +10,7 @@ from pathlib import Path
 
 import torch
 
-from moe_megatron.mcore.compiled import load
-
-_SOURCE = Path(__file__).with_suffix(".c")
+from moe_megatron.platform.kernels.compiled import POINTER, SIZE, call, load
 
 
 def swiglu(both: torch.Tensor, product: torch.Tensor) -> None:
@@ -22,9 +20,8 @@ def swiglu(both: torch.Tensor, product: torch.Tensor) -> None:
         both: [tokens, 2 * width], gate and up; contiguous.
         product: [tokens, width]; written.
     """
-    kernels = _kernels(both)
-    if kernels:
-        kernels.swiglu(both.data_ptr(), product.data_ptr(), *product.shape)
+    if _in_c(both):
+        call(_compiled(), "swiglu", both, product, *product.shape)
         return
     gate, up = both.chunk(2, dim=-1)
     torch.ops.aten.silu.out(gate, out=product)
@@ -42,10 +39,8 @@ def swiglu_backward(
         d_both: [tokens, 2 * width]; written.
         product: [tokens, width]; written.
     """
-    kernels = _kernels(both)
-    if kernels:
-        pointers = (tensor.data_ptr() for tensor in (both, d_product, d_both, product))
-        kernels.swiglu_backward(*pointers, *product.shape)
+    if _in_c(both):
+        call(_compiled(), "swiglu_backward", both, d_product, d_both, product, *product.shape)
         return
     gate, up = both.chunk(2, dim=-1)
     d_gate, d_up = d_both.chunk(2, dim=-1)
@@ -55,16 +50,14 @@ def swiglu_backward(
     torch.ops.aten.silu_backward.grad_input(d_product.mul_(up), gate, grad_input=d_gate)
 
 
-def _kernels(both: torch.Tensor) -> ctypes.CDLL | None:
-    return _compiled() if both.dtype == torch.bfloat16 else None
+def _in_c(both: torch.Tensor) -> bool:
+    return both.dtype == torch.bfloat16 and _compiled() is not None
 
 
 @functools.cache
 def _compiled() -> ctypes.CDLL | None:
-    kernels = load(_SOURCE)
-    if kernels:
-        pointer, size = ctypes.c_void_p, ctypes.c_int64
-        kernels.swiglu.argtypes = [pointer] * 2 + [size] * 2
-        kernels.swiglu_backward.argtypes = [pointer] * 4 + [size] * 2
-        kernels.swiglu.restype = kernels.swiglu_backward.restype = None
-    return kernels
+    return load(
+        Path(__file__).with_suffix(".c"),
+        swiglu=[POINTER] * 2 + [SIZE] * 2,
+        swiglu_backward=[POINTER] * 4 + [SIZE] * 2,
+    )

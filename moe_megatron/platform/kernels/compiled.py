@@ -7,19 +7,25 @@ only some of them can run, and nobody loads what another user put there.
 """
 
 import ctypes
+import functools
 import hashlib
 import logging
 import os
 import platform
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 import torch.distributed as dist
 
-from moe_megatron.data.storage import default_cache_dir, explained_writes, rename_into_place
 from moe_megatron.errors import DataError
 from moe_megatron.platform.compiler import COMPILERS, c_compiler
+from moe_megatron.platform.storage import default_cache_dir, explained_writes, rename_into_place
+
+POINTER, SIZE = ctypes.c_void_p, ctypes.c_int64
+"""Types of what kernels are given."""
 
 _FLAGS = "-O3 -march=native -fno-math-errno -fno-trapping-math -fPIC -fopenmp"
 _SECONDS = 60
@@ -27,27 +33,49 @@ _SECONDS = 60
 _log = logging.getLogger(__name__)
 
 
-def load(source: Path) -> ctypes.CDLL | None:
+def load(source: Path, **arguments: Sequence[type]) -> ctypes.CDLL | None:
     """The functions of a C file.
 
     `CC` names the compiler, else the first of cc, gcc and clang is taken.
 
     Args:
-        source: The file. Its loops may be OpenMP's; they run on the threads of torch.
+        source: The file. It may include headers that lie beside it. Its loops may be OpenMP's; they
+            run on the threads of torch.
+        arguments: For each function, the types of what it is given; it returns a number or nothing.
 
     Returns:
-        The loaded library, or None where it cannot be had; a warning says why.
+        The loaded library, or None where it cannot be had; a warning says why, once.
     """
     try:
-        return ctypes.CDLL(str(_built(source)))
+        library = ctypes.CDLL(str(_built(source)))
     except (DataError, OSError, _NotCompiledError) as error:
         if not dist.is_initialized() or dist.get_rank() == 0:
-            _log.warning(
-                "%s is not compiled (%s): torch computes the same in more steps.",
-                source.name,
-                error,
-            )
+            _note_once(str(error))
         return None
+    for name, types in arguments.items():
+        function = getattr(library, name)
+        function.argtypes, function.restype = list(types), SIZE
+    return library
+
+
+@functools.cache
+def _note_once(why: str) -> None:
+    _log.warning("C is not compiled (%s): torch computes the same in more steps.", why)
+
+
+def call(library: ctypes.CDLL | None, function: str, *values: torch.Tensor | int) -> int:
+    """Call a function of a library that was loaded.
+
+    Args:
+        library: From `load`.
+        function: Its name.
+        values: Numbers, and tensors, which must be contiguous: it is given their address.
+
+    Returns:
+        What it returns; anything, if that is nothing.
+    """
+    given = (v.data_ptr() if isinstance(v, torch.Tensor) else v for v in values)
+    return int(getattr(library, function)(*given))
 
 
 class _NotCompiledError(Exception):
@@ -58,7 +86,8 @@ def _built(source: Path) -> Path:
     compiler = c_compiler()
     if not compiler:
         raise _NotCompiledError(f"found none of {', '.join(COMPILERS)}")
-    key = "\n".join((source.read_text(), *compiler, _FLAGS, _processor(), str(os.getuid())))
+    texts = [path.read_text() for path in (source, *sorted(source.parent.glob("*.h")))]
+    key = "\n".join((*texts, *compiler, _FLAGS, _processor(), str(os.getuid())))
     digest = hashlib.sha256(key.encode()).hexdigest()[:16]
     library = default_cache_dir() / "compiled" / f"{source.stem}-{digest}.so"
     if library.exists():

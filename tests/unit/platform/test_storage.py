@@ -6,14 +6,14 @@ import threading
 
 import pytest
 
-from moe_megatron.data.storage import (
+from moe_megatron.errors import DataError
+from moe_megatron.platform.storage import (
     default_cache_dir,
     exclusive_lock,
     explained_writes,
     publishing,
     working_directory,
 )
-from moe_megatron.errors import DataError
 
 
 def test_default_cache_dir_follows_the_environment(monkeypatch, tmp_path):

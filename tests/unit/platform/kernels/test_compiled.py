@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from moe_megatron.mcore import compiled
-from moe_megatron.mcore.compiled import load
 from moe_megatron.platform.compiler import c_compiler
+from moe_megatron.platform.kernels import compiled
+from moe_megatron.platform.kernels.compiled import load
 
 ANSWER = "int answer(void) { return %d; }\n"
 
@@ -17,6 +17,7 @@ ANSWER = "int answer(void) { return %d; }\n"
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("MOE_MEGATRON_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("CC", raising=False)
+    compiled._note_once.cache_clear()
     return tmp_path / "cache" / "compiled"
 
 
@@ -122,3 +123,22 @@ def test_an_error_of_the_compiler_is_shown(source: Path, caplog: pytest.LogCaptu
     source.write_text("int answer(void) { return }\n")
     assert load(source) is None
     assert "answer.c:1:27: error: " in caplog.text
+
+
+def test_one_reason_is_told_once(
+    source: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("CC", "false")
+    assert load(source) is None
+    assert load(source) is None
+    assert caplog.text.count("C is not compiled (false: exit code 1)") == 1
+
+
+@pytest.mark.usefixtures("compiler")
+def test_a_header_that_changes_is_compiled_anew(source: Path) -> None:
+    source.write_text('#include "answer.h"\nint answer(void) { return ANSWER; }\n')
+    header = source.with_name("answer.h")
+    header.write_text("#define ANSWER 1\n")
+    assert answer(source) == 1
+    header.write_text("#define ANSWER 2\n")
+    assert answer(source) == 2

@@ -1,0 +1,48 @@
+/* Numbers in bf16, and an exponential, for loops that the compiler vectorizes on any processor. */
+
+#ifndef MOE_MEGATRON_ARITHMETIC_H
+#define MOE_MEGATRON_ARITHMETIC_H
+
+#include <stdint.h>
+#include <string.h>
+
+typedef uint16_t bf16;
+
+static inline float of_bits(uint32_t bits) {
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+static inline float widened(bf16 value) {
+    return of_bits((uint32_t)value << 16);
+}
+
+/* To the nearest, ties to even. A NaN stays one: those that come here are of operands in bf16 or of
+ * the processor, and end with sixteen zeros, from which the addition carries nothing upwards. */
+static inline bf16 rounded(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    return (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+}
+
+/* e^x to 1e-6 of it between -10 and 10, and to 1e-5 beyond; below -87 what it is there, above 88.4
+ * infinity. libm's is one number at a time. */
+static inline float exponential(float x) {
+    x = x < -87.0f ? -87.0f : x;
+    x = x > 89.0f ? 89.0f : x;
+    float power = x * 1.44269504f; /* of two */
+    float whole = __builtin_rintf(power);
+    float rest = power - whole; /* -0.5 to 0.5 */
+    /* 2^rest by the Taylor series of e^(rest * ln 2). */
+    float series = 1.5403530e-4f;
+    series = series * rest + 1.3333558e-3f;
+    series = series * rest + 9.6181291e-3f;
+    series = series * rest + 5.5504109e-2f;
+    series = series * rest + 2.4022651e-1f;
+    series = series * rest + 6.9314718e-1f;
+    series = series * rest + 1.0f;
+    return series * of_bits((uint32_t)((int32_t)whole + 127) << 23);
+}
+
+#endif
