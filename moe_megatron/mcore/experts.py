@@ -6,7 +6,7 @@ grouped ones; all of them, with the SwiGLU and the combine weights, are one auto
 instead of about sixty operations an expert.
 
 In bf16 every new shape costs oneDNN a millisecond to compile a kernel for it, and the tokens of an
-expert are a new number in every step. There, tokens are padded to a multiple of `_BF16_ROWS`.
+expert are a new number in every step. There, an expert works on a multiple of `_BF16_ROWS` rows.
 
 Every expert draws its initial weights from a seed of its own, so that a model starts the same
 however its experts are split over processes.
@@ -25,6 +25,7 @@ from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.moe.experts import SequentialMLP
 
 from moe_megatron.platform.kernels.swiglu import swiglu, swiglu_backward
+from moe_megatron.platform.kernels.weighing import weigh, weigh_backward
 
 _BF16_ROWS = 32
 
@@ -151,7 +152,8 @@ class _SwiGluExperts(torch.autograd.Function):
     """`apply(x, probs, counts, *fc1, *fc2)`: prob * fc2(silu(gate) * up), gate and up from fc1.
 
     One expert after the other, so that what a matrix product wrote is still in the cache when the
-    elementwise work reads it.
+    elementwise work reads it. An expert works on a window that may reach into the rows of those
+    behind it; what it writes there is overwritten when their turn comes.
     """
 
     @staticmethod
@@ -164,83 +166,78 @@ class _SwiGluExperts(torch.autograd.Function):
     ) -> torch.Tensor:
         """Run the tokens of each expert, [tokens, hidden] -> [tokens, hidden]."""
         fc1, fc2 = weights[: len(counts)], weights[len(counts) :]
-        ctx.layout = layout = _Layout(counts, _BF16_ROWS if x.dtype == torch.bfloat16 else 1)
-        x = layout.pad(x)
-        inner = x.new_empty(len(x), fc1[0].shape[0])
+        ctx.windows = windows = _windows(counts, _BF16_ROWS if x.dtype == torch.bfloat16 else 1)
+        room = max(window.stop for window in windows)
+        inner, output = x.new_empty(room, fc1[0].shape[0]), x.new_empty(room, x.shape[1])
         # The next expert overwrites it, and the backward pass makes it again.
-        products = layout.room(x, fc2[0].shape[1])
-        output = torch.empty_like(x)
-        for (rows, both, out), w1, w2 in zip(layout.split(x, inner, output), fc1, fc2, strict=True):
-            product = products[: len(rows)]
-            torch.mm(rows, w1.t(), out=both)
-            swiglu(both, product)
-            torch.mm(product, w2.t(), out=out)
-        output = layout.unpad(output)
+        (products,) = _for_any(windows, x, fc2[0].shape[1])
+        for window, w1, w2 in zip(windows, fc1, fc2, strict=True):
+            at, product = slice(window.start, window.stop), products[: window.size]
+            torch.mm(_rows(x, at), w1.t(), out=inner[at])
+            swiglu(inner[at], product)
+            torch.mm(product, w2.t(), out=output[at])
+        output = output[: len(x)]
         # Weighing the outputs equals weighing the activations, and they are narrower.
         ctx.save_for_backward(x, probs, inner, output, *weights)
-        return output * _column(probs, x)
+        return weigh(output, probs)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[Any, ...]:
         """The gradients of tokens, combine weights and expert weights."""
         x, probs, inner, output, *weights = ctx.saved_tensors
-        layout = ctx.layout
-        fc1, fc2 = weights[: layout.experts], weights[layout.experts :]
-        d_probs = (grads[0] * output).sum(dim=-1, dtype=torch.float32)
-        grad = layout.pad(grads[0] * _column(probs, x))
-        d_x = torch.empty_like(x)
+        windows = ctx.windows
+        fc1, fc2 = weights[: len(windows)], weights[len(windows) :]
+        d_output, d_x = x.new_empty(len(inner), x.shape[1]), x.new_empty(len(inner), x.shape[1])
+        d_output[len(x) :].zero_()
+        d_probs = weigh_backward(grads[0], output, probs, d_output[: len(x)])
         width = fc2[0].shape[1]
-        products, d_products, d_inner = (layout.room(x, n) for n in (width, width, 2 * width))
+        products, d_products, d_inner = _for_any(windows, x, width, width, 2 * width)
         d_fc1, d_fc2 = [], []
-        for (rows, both, d_out, d_rows), w1, w2 in zip(
-            layout.split(x, inner, grad, d_x), fc1, fc2, strict=True
-        ):
-            product, d_product, d_both = (t[: len(rows)] for t in (products, d_products, d_inner))
-            torch.mm(d_out, w2, out=d_product)
-            swiglu_backward(both, d_product, d_both, product)
-            d_fc2.append(torch.mm(d_out.t(), product) if w2.requires_grad else None)
-            torch.mm(d_both, w1, out=d_rows)
-            d_fc1.append(torch.mm(d_both.t(), rows) if w1.requires_grad else None)
-        return layout.unpad(d_x), d_probs.to(probs.dtype), None, *d_fc1, *d_fc2
+        for window, w1, w2 in zip(windows, fc1, fc2, strict=True):
+            at = slice(window.start, window.stop)
+            product, d_product, d_both = (t[: window.size] for t in (products, d_products, d_inner))
+            torch.mm(d_output[at], w2, out=d_product)
+            swiglu_backward(inner[at], d_product, d_both, product)
+            # Rows of other experts must not count here.
+            product[window.count :].zero_()
+            d_both[window.count :].zero_()
+            d_fc2.append(torch.mm(d_output[at].t(), product) if w2.requires_grad else None)
+            torch.mm(d_both, w1, out=d_x[at])
+            d_fc1.append(torch.mm(d_both.t(), _rows(x, at)) if w1.requires_grad else None)
+        return d_x[: len(x)], d_probs, None, *d_fc1, *d_fc2
 
 
-class _Layout:
-    """Where the tokens of each expert lie once padded, by zeros, to a multiple of rows."""
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Window:
+    """The rows that the matrix products of one expert work on; the first `count` are its own."""
 
-    def __init__(self, counts: Sequence[int], multiple: int) -> None:
-        self._counts = list(counts)
-        self._padded = [-(-count // multiple) * multiple for count in counts]
-        self._sizes = [
-            size
-            for count, padded in zip(counts, self._padded, strict=True)
-            for size in (count, padded - count)
-        ]
+    start: int
+    count: int
+    size: int
 
     @property
-    def experts(self) -> int:
-        """Their number."""
-        return len(self._counts)
-
-    def pad(self, x: torch.Tensor) -> torch.Tensor:
-        """Insert zeros behind the rows of each expert."""
-        if self._padded == self._counts:
-            return x.contiguous()
-        gaps = [x.new_zeros(gap, *x.shape[1:]) for gap in self._sizes[1::2]]
-        rows = torch.split(x, self._counts)
-        return torch.cat([part for pair in zip(rows, gaps, strict=True) for part in pair])
-
-    def room(self, like: torch.Tensor, width: int) -> torch.Tensor:
-        """Memory for the padded rows of any one expert."""
-        return like.new_empty(max(self._padded), width)
-
-    def split(self, *padded: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
-        """The rows of each expert, of several padded tensors."""
-        return zip(*(torch.split(x, self._padded) for x in padded), strict=True)
-
-    def unpad(self, x: torch.Tensor) -> torch.Tensor:
-        """Take those rows out again."""
-        return x if self._padded == self._counts else torch.cat(torch.split(x, self._sizes)[::2])
+    def stop(self) -> int:
+        return self.start + self.size
 
 
-def _column(probs: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    return probs.to(like.dtype).unsqueeze(-1)
+def _windows(counts: Sequence[int], multiple: int) -> list[_Window]:
+    """A window for each expert, of a multiple of so many rows."""
+    starts = itertools.accumulate(counts, initial=0)
+    return [
+        _Window(start, count, -(-count // multiple) * multiple)
+        for start, count in zip(starts, counts, strict=False)
+    ]
+
+
+def _rows(x: torch.Tensor, window: slice) -> torch.Tensor:
+    """The rows of a window, with zeros where it reaches beyond the last one."""
+    missing = window.stop - len(x)
+    return x[window] if missing <= 0 else torch.nn.functional.pad(x[window], (0, 0, 0, missing))
+
+
+def _for_any(
+    windows: Sequence[_Window], like: torch.Tensor, *widths: int
+) -> Iterator[torch.Tensor]:
+    """Memory of several widths for the rows of any one window."""
+    size = max(window.size for window in windows)
+    return (like.new_empty(size, width) for width in widths)

@@ -14,7 +14,7 @@ from megatron.core.transformer.mlp import MLPSubmodules
 from megatron.core.transformer.moe.experts import SequentialMLP
 from megatron.core.transformer.moe.moe_utils import get_default_pg_collection
 
-from moe_megatron.mcore.experts import LocalExperts, _drawn_from_own_seeds, _Layout, _SwiGluExperts
+from moe_megatron.mcore.experts import LocalExperts, _drawn_from_own_seeds, _SwiGluExperts, _windows
 
 HIDDEN, INNER, EXPERTS = 16, 24, 4
 COUNTS = [5, 0, 33, 2]
@@ -138,14 +138,40 @@ def test_experts_with_biases_have_the_gradients_of_their_formula() -> None:
     torch.testing.assert_close(grads, wanted, rtol=1e-4, atol=1e-5)
 
 
-def test_padding_puts_zeros_behind_each_expert_and_takes_them_out_again() -> None:
-    layout = _Layout([3, 0, 4], 4)
-    x = torch.arange(1.0, 8.0).unsqueeze(1)
-    padded = layout.pad(x)
-    assert [len(rows) for (rows,) in layout.split(padded)] == [4, 0, 4]
-    assert layout.room(x, 7).shape == (4, 7)
-    assert padded.flatten().tolist() == [1, 2, 3, 0, 4, 5, 6, 7]
-    assert torch.equal(layout.unpad(padded), x)
+def test_windows_begin_with_an_experts_own_rows() -> None:
+    windows = _windows([3, 0, 5], 4)
+    assert [(w.start, w.count, w.stop) for w in windows] == [(0, 3, 4), (3, 0, 3), (3, 5, 11)]
+    assert [(w.start, w.stop) for w in _windows([3, 0, 5], 1)] == [(0, 3), (3, 3), (3, 8)]
+
+
+@pytest.mark.parametrize("counts", [COUNTS, [1, 1, 1, 1], [0, 0, 7, 0], [64, 32, 0, 31]])
+def test_in_bf16_no_expert_is_touched_by_the_rows_of_another(counts: list[int]) -> None:
+    generator = torch.Generator().manual_seed(6)
+
+    def numbers(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator).bfloat16().requires_grad_()
+
+    fc1 = [numbers(2 * INNER, HIDDEN) for _ in counts]
+    fc2 = [numbers(HIDDEN, INNER) for _ in counts]
+    tokens, d_output = numbers(sum(counts), HIDDEN), numbers(sum(counts), HIDDEN).detach()
+    probs = torch.rand(sum(counts), generator=generator).requires_grad_()
+    inputs = [tokens, probs, *fc1, *fc2]
+
+    def gradients(output: torch.Tensor) -> list[torch.Tensor]:
+        return [x.contiguous() for x in torch.autograd.grad(output, inputs, d_output)]
+
+    together = _SwiGluExperts.apply(tokens, probs, counts, *fc1, *fc2)
+    alone = torch.cat(
+        [
+            _SwiGluExperts.apply(x, p, [len(x)], w1, w2)
+            for x, p, w1, w2 in zip(
+                tokens.split(counts), probs.split(counts), fc1, fc2, strict=True
+            )
+        ]
+    )
+    assert torch.equal(together, alone)
+    for ours, wanted in zip(gradients(together), gradients(alone), strict=True):
+        torch.testing.assert_close(ours, wanted, rtol=2**-7, atol=1e-3)
 
 
 def test_initial_weights_depend_on_the_number_of_an_expert_and_not_on_its_process() -> None:
