@@ -167,12 +167,12 @@ class _SwiGluExperts(torch.autograd.Function):
         """Run the tokens of each expert, [tokens, hidden] -> [tokens, hidden]."""
         fc1, fc2 = weights[: len(counts)], weights[len(counts) :]
         ctx.windows = windows = _windows(counts, _BF16_ROWS if x.dtype == torch.bfloat16 else 1)
-        room = max(window.stop for window in windows)
+        room = max(window.rows.stop for window in windows)
         inner, output = x.new_empty(room, fc1[0].shape[0]), x.new_empty(room, x.shape[1])
         # The next expert overwrites it, and the backward pass makes it again.
         (products,) = _for_any(windows, x, fc2[0].shape[1])
         for window, w1, w2 in zip(windows, fc1, fc2, strict=True):
-            at, product = slice(window.start, window.stop), products[: window.size]
+            at, product = window.rows, products[: window.size]
             torch.mm(_rows(x, at), w1.t(), out=inner[at])
             swiglu(inner[at], product)
             torch.mm(product, w2.t(), out=output[at])
@@ -194,7 +194,7 @@ class _SwiGluExperts(torch.autograd.Function):
         products, d_products, d_inner = _for_any(windows, x, width, width, 2 * width)
         d_fc1, d_fc2 = [], []
         for window, w1, w2 in zip(windows, fc1, fc2, strict=True):
-            at = slice(window.start, window.stop)
+            at = window.rows
             product, d_product, d_both = (t[: window.size] for t in (products, d_products, d_inner))
             torch.mm(d_output[at], w2, out=d_product)
             swiglu_backward(inner[at], d_product, d_both, product)
@@ -216,8 +216,8 @@ class _Window:
     size: int
 
     @property
-    def stop(self) -> int:
-        return self.start + self.size
+    def rows(self) -> slice:
+        return slice(self.start, self.start + self.size)
 
 
 def _windows(counts: Sequence[int], multiple: int) -> list[_Window]:

@@ -140,8 +140,12 @@ def test_experts_with_biases_have_the_gradients_of_their_formula() -> None:
 
 def test_windows_begin_with_an_experts_own_rows() -> None:
     windows = _windows([3, 0, 5], 4)
-    assert [(w.start, w.count, w.stop) for w in windows] == [(0, 3, 4), (3, 0, 3), (3, 5, 11)]
-    assert [(w.start, w.stop) for w in _windows([3, 0, 5], 1)] == [(0, 3), (3, 3), (3, 8)]
+    assert [(w.rows, w.count) for w in windows] == [
+        (slice(0, 4), 3),
+        (slice(3, 3), 0),
+        (slice(3, 11), 5),
+    ]
+    assert [w.rows for w in _windows([3, 0, 5], 1)] == [slice(0, 3), slice(3, 3), slice(3, 8)]
 
 
 @pytest.mark.parametrize("counts", [COUNTS, [1, 1, 1, 1], [0, 0, 7, 0], [64, 32, 0, 31]])
