@@ -12,6 +12,11 @@ TOKENS, EXPERTS = 37, 8
 SCORE_FUNCTIONS = ["softmax", "sigmoid", "sqrtsoftplus"]
 
 
+def assert_same(ours, theirs):
+    """Up to the last bits of fp32: on a CPU Megatron's softmax is our kernel."""
+    torch.testing.assert_close(ours, theirs, rtol=2e-6, atol=1e-8)
+
+
 @pytest.fixture
 def logits():
     return torch.randn(TOKENS, EXPERTS, generator=torch.Generator().manual_seed(1)) * 2
@@ -43,7 +48,7 @@ def test_route_top_k_equals_megatron(logits, score_function, pre_softmax, groups
         scaling_factor=scaling,
         score_function=score_function,
     )
-    assert torch.equal(ours.probs, probs)
+    assert_same(ours.probs, probs)
     assert torch.equal(ours.routing_map, routing_map)
     assert ours.weights.dtype == dtype
 
@@ -66,7 +71,7 @@ def test_route_top_k_with_expert_bias_equals_megatron(logits, score_function):
 def test_distribution_and_map_for_the_loss_equal_megatron(logits, score_function):
     theirs_map, theirs = compute_routing_scores_for_aux_loss(logits, 2, score_function)
     ours = router_distribution(logits, score_function)
-    assert torch.equal(ours, theirs)
+    assert_same(ours, theirs)
     assert torch.equal(balancing_map(ours, 2), theirs_map)
     assert ours.sum(-1).allclose(torch.ones(TOKENS))
 
