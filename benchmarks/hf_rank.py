@@ -16,6 +16,7 @@ import torch.distributed as dist
 from transformers import MixtralConfig, MixtralForCausalLM
 
 from benchmarks import ranks
+from benchmarks.turns import Turns
 from moe_megatron.config import RunConfig, apply_overrides, load_config
 from moe_megatron.data.source import resolve_blend
 from moe_megatron.mcore.indexed_dataset import open_indexed_dataset
@@ -85,6 +86,8 @@ def _train(
     training = config.training
     batches = _batches(config)
     wall, processor, losses = [], [], []
+    turns = Turns()
+    turns.begin()
     last = (time.perf_counter(), time.process_time())
     for step in range(training.train_steps):
         tokens = next(batches)
@@ -100,7 +103,9 @@ def _train(
         now = (time.perf_counter(), time.process_time())
         wall.append(now[0] - last[0])
         processor.append(now[1] - last[1])
-        last = now
+        turns.after_step(step + 1)
+        last = (time.perf_counter(), time.process_time())
+    turns.end()
     total = torch.tensor(processor, dtype=torch.float64)
     dist.all_reduce(total)
     return {"wall": wall, "processor": total.tolist(), "losses": losses}

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from benchmarks import ranks
+from benchmarks.turns import Turns
 from moe_megatron.config import RunConfig, apply_overrides, load_config
 from moe_megatron.data.source import resolve_blend
 from moe_megatron.mcore import engine
@@ -37,18 +38,25 @@ class Clock(Callback):
         self.losses: list[float] = []
         self.evaluations: list[dict[str, Any]] = []
         self._last = (0.0, 0.0)
+        self._turns = Turns()
 
     def on_train_start(self, model: list[Any], start_step: int) -> None:
         """Start both clocks."""
+        self._turns.begin()
         self._last = (time.perf_counter(), time.process_time())
 
     def on_step_end(self, event: StepEnd) -> None:
-        """Note the step."""
+        """Note the step; what comes before the next turn belongs to none."""
         self.losses.append(float(event.losses["lm loss"]))
         now = (time.perf_counter(), time.process_time())
         self.wall.append(now[0] - self._last[0])
         self.processor.append(now[1] - self._last[1])
-        self._last = now
+        self._turns.after_step(event.step)
+        self._last = (time.perf_counter(), time.process_time())
+
+    def on_train_end(self, model: list[Any]) -> None:
+        """Let the others go."""
+        self._turns.end()
 
     def on_evaluation_end(self, event: EvaluationEnd) -> None:
         """Note the loss of this rank's part, to be averaged over ranks, and the time."""

@@ -1,4 +1,4 @@
-"""Runs one contender of a benchmark in fresh processes and reads what they measured.
+"""Runs the contenders of a benchmark in fresh processes and reads what they measured.
 
 Every rank is a new interpreter, bound to its own cores and limited to as many threads, so that all
 contenders get the same machine. Rank 0 prints one line of JSON behind `MARK`. It does not know what
@@ -14,70 +14,99 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks.turns import Seat
+
 ROOT = Path(__file__).resolve().parents[1]
 MARK = "BENCHMARK RESULT "
 TASK = "BENCHMARK_TASK"
 """Environment variable that holds a rank's task as JSON."""
 
 
-def run_ranks(
-    module: str,
-    task: Mapping[str, Any],
-    *,
-    processes: int = 2,
-    threads: int = 1,
-    timeout: float = 7200.0,
-) -> dict[str, Any]:
-    """Run `python -m module` once a rank; returns what rank 0 reported.
+class Contender:
+    """The ranks of one contender, while they run."""
 
-    Args:
-        module: "benchmarks.megatron_rank" or its like.
-        task: What the ranks shall do, as JSON can say it.
-        processes: Number of ranks.
-        threads: Threads, and cores, of each.
-        timeout: Seconds until all must have ended.
+    def __init__(
+        self,
+        module: str,
+        task: Mapping[str, Any],
+        *,
+        processes: int = 2,
+        threads: int = 1,
+        seat: Seat | None = None,
+    ) -> None:
+        """Start `python -m module` once a rank.
 
-    Raises:
-        RuntimeError: A rank failed; holds the end of its output.
-    """
-    cores = sorted(os.sched_getaffinity(0))
-    if processes * threads > len(cores):
-        print(f"warning: {processes} x {threads} threads on {len(cores)} cores", file=sys.stderr)
-    port = _free_port()
-    ranks = []
-    for rank in range(processes):
-        own = {cores[i % len(cores)] for i in range(rank * threads, (rank + 1) * threads)}
-        environment = {
-            **os.environ,
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": str(processes),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-            "OMP_NUM_THREADS": str(threads),
-            "CUDA_VISIBLE_DEVICES": "",
-            TASK: json.dumps(dict(task)),
-        }
-        ranks.append(
-            subprocess.Popen(
-                ["taskset", "-c", ",".join(map(str, sorted(own))), sys.executable, "-m", module],
-                cwd=ROOT,
-                env=environment,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
+        Args:
+            module: "benchmarks.megatron_rank" or its like.
+            task: What the ranks shall do, as JSON can say it.
+            processes: Number of ranks.
+            threads: Threads, and cores, of each.
+            seat: The contender's place among others that run at the same time.
+        """
+        cores = sorted(os.sched_getaffinity(0))
+        if processes * threads > len(cores):
+            few = f"{processes} x {threads} threads on {len(cores)} cores"
+            print(f"warning: {few}", file=sys.stderr)
+        self._module = module
+        port = _free_port()
+        self._ranks = []
+        for rank in range(processes):
+            own = {cores[i % len(cores)] for i in range(rank * threads, (rank + 1) * threads)}
+            environment = {
+                **os.environ,
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": str(processes),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+                "OMP_NUM_THREADS": str(threads),
+                "CUDA_VISIBLE_DEVICES": "",
+                TASK: json.dumps(dict(task)),
+                **(seat.environment() if seat else {}),
+            }
+            bound = ["taskset", "-c", ",".join(map(str, sorted(own)))]
+            self._ranks.append(
+                subprocess.Popen(
+                    [*bound, sys.executable, "-m", module],
+                    cwd=ROOT,
+                    env=environment,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    text=True,
+                    pass_fds=seat.descriptors if seat else (),
+                )
             )
-        )
-    try:
-        outputs = [rank.communicate(timeout=timeout)[0] for rank in ranks]
-    finally:
-        for rank in ranks:
+
+    def result(self, timeout: float = 7200.0) -> dict[str, Any]:
+        """Wait for all ranks; returns what rank 0 reported.
+
+        Args:
+            timeout: Seconds until all must have ended.
+
+        Raises:
+            RuntimeError: A rank failed; holds the end of its output.
+        """
+        try:
+            outputs = [rank.communicate(timeout=timeout)[0] for rank in self._ranks]
+        finally:
+            self.kill()
+        for rank, output in zip(self._ranks, outputs, strict=True):
+            if rank.returncode:
+                raise RuntimeError(f"{self._module} failed:\n{output[-5000:]}")
+        line = next(line for line in outputs[0].splitlines() if line.startswith(MARK))
+        return dict(json.loads(line.removeprefix(MARK)))
+
+    def kill(self) -> None:
+        """End all ranks."""
+        for rank in self._ranks:
             rank.kill()
-    for rank, output in zip(ranks, outputs, strict=True):
-        if rank.returncode:
-            raise RuntimeError(f"{module} failed:\n{output[-5000:]}")
-    line = next(line for line in outputs[0].splitlines() if line.startswith(MARK))
-    return dict(json.loads(line.removeprefix(MARK)))
+
+
+def run_ranks(
+    module: str, task: Mapping[str, Any], *, processes: int = 2, threads: int = 1
+) -> dict[str, Any]:
+    """Run one contender alone; arguments, result and errors are those of `Contender`."""
+    return Contender(module, task, processes=processes, threads=threads).result()
 
 
 def task() -> dict[str, Any]:

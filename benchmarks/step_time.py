@@ -1,24 +1,31 @@
 """Step time of the main job's model against Hugging Face Mixtral and against its dense twin.
 
-Every round runs all contenders, each in fresh processes, one after the other, so that what else the
-machine does hits all alike; the order rotates from round to round. The Hugging Face contender runs
-in several settings in the first round; the fastest of them stays for the others. Run it from the
-repository root: `python -m benchmarks.step_time`.
+All contenders run at the same time and take turns of a few steps (turns.py), so that what else the
+machine does hits all alike, and ratios are those of neighbouring turns. Of the settings of Hugging
+Face's, each is run alone first, and the fastest takes part. Run it from the repository root:
+`python -m benchmarks.step_time`.
 """
 
 import argparse
 import statistics
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks import machine
-from benchmarks.ranks import run_ranks
+from benchmarks.ranks import Contender, run_ranks
+from benchmarks.turns import ring
 from moe_megatron.config import load_config
+
+MOE, DENSE = "Megatron MoE", "Megatron dense"
+_TRIAL_STEPS = 25
+"""Steps of each setting of Hugging Face's, to find the fastest."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Contender:
+class Way:
     """One way to train the model."""
 
     name: str
@@ -28,163 +35,166 @@ class Contender:
     threads: int = 1
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Measured:
-    """What the rounds of one contender gave, in milliseconds."""
+    """What one contender took, in milliseconds: the median step of each turn."""
 
-    medians: list[float] = field(default_factory=list)
-    """Median step of each round."""
-    fastest: list[float] = field(default_factory=list)
-    """Tenth percentile of each round: what the machine does when nobody disturbs it."""
-    processor: list[float] = field(default_factory=list)
-    """Median processor time of a step of each round, over all ranks."""
+    wall: list[float]
+    processor: list[float]
+    """Over all ranks."""
 
 
 def main() -> None:
-    """Run the rounds and print the table."""
+    """Run the contenders and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=60, help="measured steps of each round")
-    parser.add_argument("--warm-up", type=int, default=15, help="steps before them")
+    parser.add_argument("--turns", type=int, default=20, help="measured turns of each contender")
+    parser.add_argument(
+        "--steps", type=int, default=10, help="steps of a turn, of which the first is not counted"
+    )
+    parser.add_argument("--warm-up", type=int, default=3, help="turns before them")
     parser.add_argument("--precisions", nargs="+", default=["bf16", "fp32"])
     parser.add_argument("--megatron-only", action="store_true", help="leave transformers out")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
 
-    contenders = [c for p in arguments.precisions for c in _contenders(p, arguments)]
-    measured = {contender.name: Measured() for contender in contenders}
-    for number in range(arguments.rounds):
-        turn = number % len(contenders)
-        for contender in contenders[turn:] + contenders[:turn]:
-            _measure(contender, measured[contender.name], arguments)
-            latest = _latest(measured, contender)
-            print(f"round {number + 1}: {contender.name}: {latest}", flush=True)
-        if number == 0:
-            settings = {name: values.medians[0] for name, values in measured.items()}
-            contenders = [c for c in contenders if _stays(c, settings)]
-    machine.write(arguments.output, _report(arguments, measured))
+    steps = (arguments.warm_up + arguments.turns) * arguments.steps
+    tables = []
+    for precision in arguments.precisions:
+        ways = [
+            _way(MOE, "megatron_rank", precision, steps, preset="demo_moe", mode="steps"),
+            _way(DENSE, "megatron_rank", precision, steps, preset="demo_dense", mode="steps"),
+        ]
+        if not arguments.megatron_only:
+            ways.append(_fastest_of_hugging_face(precision, steps))
+        measured = _measure(ways, arguments)
+        tables.append(f"\n## {precision}\n\n{_times(measured)}\n{_ratios(measured)}")
+    machine.write(arguments.output, _heading(arguments) + "".join(tables))
 
 
-def _contenders(precision: str, arguments: argparse.Namespace) -> list[Contender]:
+def _way(
+    name: str,
+    module: str,
+    precision: str,
+    steps: int,
+    processes: int = 2,
+    threads: int = 1,
+    **task: Any,
+) -> Way:
     overrides = {
-        "training.train_steps": max(arguments.warm_up + arguments.steps, 25),
+        "training.train_steps": max(steps, _TRIAL_STEPS),
         "training.precision": precision,
         # One evaluation at the end; Megatron has no validation set to build without.
         "training.eval_interval": 10**6,
         "training.eval_steps": 1,
         "checkpoint.save_interval": None,
     }
-    ours = [
-        Contender(
-            name=f"{precision} {name}",
-            module="benchmarks.megatron_rank",
-            task={"preset": preset, "overrides": overrides, "mode": "steps"},
-        )
-        for name, preset in (("Megatron MoE", "demo_moe"), ("Megatron dense", "demo_dense"))
-    ]
-    theirs = [
-        Contender(
-            name=f"{precision} HF Mixtral, {experts}, {processes} x {threads}",
-            module="benchmarks.hf_rank",
-            task={"overrides": overrides, "experts": experts, "precision": precision},
-            processes=processes,
-            threads=threads,
-        )
-        for processes, threads in ((2, 1), (1, 2))
-        for experts in ("eager", "grouped_mm")
-    ]
-    return ours if arguments.megatron_only else ours + theirs
-
-
-def _stays(contender: Contender, medians: dict[str, float]) -> bool:
-    """Whether it is ours, or the fastest setting of Hugging Face in its precision."""
-    precision, _, kind = contender.name.partition(" ")
-    if not kind.startswith("HF"):
-        return True
-    rivals = [value for name, value in medians.items() if name.startswith(f"{precision} HF")]
-    return medians[contender.name] == min(rivals)
-
-
-def _measure(contender: Contender, into: Measured, arguments: argparse.Namespace) -> None:
-    result = run_ranks(
-        contender.module,
-        contender.task,
-        processes=contender.processes,
-        threads=contender.threads,
-    )
-    wall = [1e3 * seconds for seconds in result["wall"][arguments.warm_up :]]
-    into.medians.append(statistics.median(wall))
-    into.fastest.append(statistics.quantiles(wall, n=10)[0])
-    into.processor.append(1e3 * statistics.median(result["processor"][arguments.warm_up :]))
-
-
-def _latest(measured: dict[str, Measured], contender: Contender) -> str:
-    values = measured[contender.name]
-    return (
-        f"median {values.medians[-1]:.0f} ms, undisturbed {values.fastest[-1]:.0f} ms, "
-        f"processor {values.processor[-1]:.0f} ms"
+    return Way(
+        name=name,
+        module=f"benchmarks.{module}",
+        task={"overrides": overrides, "precision": precision, **task},
+        processes=processes,
+        threads=threads,
     )
 
 
-def _report(arguments: argparse.Namespace, measured: dict[str, Measured]) -> str:
+def _fastest_of_hugging_face(precision: str, steps: int) -> Way:
+    """Each setting alone, for a few steps; returns the one to compare with."""
+    best: tuple[float, Way] | None = None
+    for processes, threads in ((2, 1), (1, 2)):
+        for experts in ("eager", "grouped_mm"):
+            name = f"HF Mixtral, {experts}, {processes} x {threads}"
+            trial, way = (
+                _way(name, "hf_rank", precision, count, processes, threads, experts=experts)
+                for count in (_TRIAL_STEPS, steps)
+            )
+            result = run_ranks(trial.module, trial.task, processes=processes, threads=threads)
+            median = 1e3 * statistics.median(result["wall"][5:])
+            print(f"{precision} {name}, alone: {median:.0f} ms", flush=True)
+            best = min(best or (median, way), (median, way), key=lambda pair: pair[0])
+    assert best is not None
+    return best[1]
+
+
+def _measure(ways: Sequence[Way], arguments: argparse.Namespace) -> dict[str, Measured]:
+    """Let all take turns."""
+    with ring(len(ways), arguments.steps) as seats, ThreadPoolExecutor(len(ways)) as threads:
+        contenders = [
+            Contender(way.module, way.task, processes=way.processes, threads=way.threads, seat=seat)
+            for way, seat in zip(ways, seats, strict=True)
+        ]
+        try:
+            results = [threads.submit(contender.result) for contender in contenders]
+            wait(results, return_when=FIRST_EXCEPTION)
+        finally:
+            # After a failure, or Ctrl-C, the others would wait for a turn that never comes.
+            for contender in contenders:
+                contender.kill()
+    for failure in filter(None, (result.exception() for result in results)):
+        if "-9" not in str(failure):
+            raise failure
+    return {
+        way.name: _by_turn(result.result(), arguments)
+        for way, result in zip(ways, results, strict=True)
+    }
+
+
+def _by_turn(result: Mapping[str, list[float]], arguments: argparse.Namespace) -> Measured:
+    def medians(seconds: Sequence[float]) -> list[float]:
+        turns = range(arguments.warm_up, arguments.warm_up + arguments.turns)
+        return [
+            1e3 * statistics.median(seconds[t * arguments.steps : (t + 1) * arguments.steps][1:])
+            for t in turns
+        ]
+
+    return Measured(wall=medians(result["wall"]), processor=medians(result["processor"]))
+
+
+def _heading(arguments: argparse.Namespace) -> str:
     preset = load_config("demo_moe")
     batch, length = preset.training.global_batch_size, preset.data.sequence_length
     notes = [
-        f"{arguments.rounds} rounds; in each every contender ran {arguments.steps} measured steps "
-        f"after {arguments.warm_up} others, in fresh processes bound to their cores; global batch "
-        f"{batch} x {length} tokens, AdamW, gradient clipping, load balancing loss",
-        "step: median over rounds of the round's median (lowest to highest round); undisturbed: "
-        "the same of the round's tenth percentile; processor: time of all ranks together",
+        f"all contenders at once, in turns of {arguments.steps} steps, of which the first is not "
+        f"counted: {arguments.warm_up} turns of each, then {arguments.turns} that are measured; "
+        f"fresh processes bound to their cores; global batch {batch} x {length} tokens, AdamW, "
+        "gradient clipping, load balancing loss",
+        "step: median over turns of the turn's median (quartiles); undisturbed: tenth percentile "
+        "of the same; processor: median time of all ranks together",
+        "ratio: of the two turns that follow each other, median over turns (quartiles)",
         "2 x 1: two processes with one thread each; 1 x 2: one process with two threads; bf16 in "
         "transformers is autocast over fp32 weights",
     ]
+    return machine.heading("Step time: Megatron MoE, Hugging Face Mixtral, dense", notes)
+
+
+def _times(measured: Mapping[str, Measured]) -> str:
     rows = []
     for name, values in measured.items():
-        low, high = min(values.medians), max(values.medians)
+        low, middle, high = machine.spread(values.wall)
         rows.append(
             [
                 name,
-                str(len(values.medians)),
-                f"{statistics.median(values.medians):.0f} ({low:.0f} to {high:.0f})",
-                f"{statistics.median(values.fastest):.0f}",
+                f"{middle:.0f} ({low:.0f} to {high:.0f})",
+                f"{statistics.quantiles(values.wall, n=10, method='inclusive')[0]:.0f}",
                 f"{statistics.median(values.processor):.0f}",
             ]
         )
-    times = machine.table(
-        ["contender", "rounds", "step ms", "undisturbed ms", "processor ms"], rows
-    )
-    ratios = machine.table(
-        ["precision", "ratio", "step", "undisturbed", "processor"],
-        [row for p in arguments.precisions for row in _ratios(p, measured)],
-    )
-    text = machine.heading("Step time: Megatron MoE, Hugging Face Mixtral, dense", notes)
-    return f"{text}\n{times}\n{ratios}"
+    return machine.table(["contender", "step ms", "undisturbed ms", "processor ms"], rows)
 
 
-def _ratios(precision: str, measured: dict[str, Measured]) -> list[list[str]]:
-    def value(name: str, column: str) -> float:
-        return statistics.median(getattr(measured[name], column))
-
-    columns = ("medians", "fastest", "processor")
-    theirs = [
-        name
-        for name, values in measured.items()
-        if name.startswith(f"{precision} HF")
-        and len(values.medians) == max(len(m.medians) for m in measured.values())
-    ]
-    ours, dense = f"{precision} Megatron MoE", f"{precision} Megatron dense"
-    rows = [
-        [
-            precision,
-            "Megatron MoE / Megatron dense",
-            *(f"{value(ours, c) / value(dense, c):.3f}" for c in columns),
-        ]
-    ]
-    if theirs:
-        best = {c: min(value(name, c) for name in theirs) for c in columns}
-        ratios = (f"{best[c] / value(ours, c):.2f}" for c in columns)
-        rows.append([precision, "fastest HF Mixtral / Megatron MoE", *ratios])
-    return rows
+def _ratios(measured: Mapping[str, Measured]) -> str:
+    theirs = next((name for name in measured if name.startswith("HF")), None)
+    pairs = [(MOE, DENSE), *([(theirs, MOE)] if theirs else [])]
+    rows = []
+    for above, below in pairs:
+        cells = []
+        for column in ("wall", "processor"):
+            turns = zip(
+                getattr(measured[above], column), getattr(measured[below], column), strict=True
+            )
+            low, middle, high = machine.spread([a / b for a, b in turns])
+            cells.append(f"{middle:.3f} ({low:.3f} to {high:.3f})")
+        rows.append([f"{above} / {below}", *cells])
+    return machine.table(["ratio", "step", "processor"], rows)
 
 
 if __name__ == "__main__":
