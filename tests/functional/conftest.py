@@ -22,6 +22,14 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--master-addr", "127
 TEXTS = [f"Document {i}: the quick brown fox jumps over {i * i} lazy dogs." for i in range(120)]
 
 
+def _runs(process: psutil.Process) -> bool:
+    """Whether it still runs; it may end while it is asked."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 @dataclass
 class Program:
     """A started program."""
@@ -41,8 +49,7 @@ class Program:
             self.seen |= {p.pid: p for p in (parent, *parent.children(recursive=True))}
         except psutil.NoSuchProcess:
             pass
-        alive = [p for p in self.seen.values() if p.is_running()]
-        return [p for p in alive if p.status() != psutil.STATUS_ZOMBIE]
+        return [p for p in self.seen.values() if _runs(p)]
 
     def wait_for(self, text: str, seconds: float = 240) -> None:
         deadline = time.monotonic() + seconds
