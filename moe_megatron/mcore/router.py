@@ -9,6 +9,7 @@ import torch
 from megatron.core.transformer.moe.router import TopKRouter
 
 from moe_megatron.mcore.counters import RoutingRow
+from moe_megatron.platform.kernels import routing
 
 
 class MeasuredRouter(TopKRouter):
@@ -50,7 +51,7 @@ class MeasuredRouter(TopKRouter):
             # The map also holds the tokens that only fill an expert's buffer, at weight zero.
             routing_map = routing_map & (probs > 0)
         logits = logits.reshape(-1, logits.shape[-1]).float()
-        log_softmax = torch.log_softmax(logits, dim=-1)
+        log_softmax = _log_softmax(logits)
         # Their difference is the logsumexp, at every expert, and one exp gives the distribution:
         # on a CPU such passes over few experts are what counting costs.
         z_values = (logits[:, 0] - log_softmax[:, 0]).square()
@@ -88,3 +89,11 @@ class MeasuredRouter(TopKRouter):
         )
         scores = scores / scores.sum(dim=-1, keepdim=True).clamp_min(1e-20)
         return scores, torch.special.entr(scores).sum(dim=-1)
+
+
+def _log_softmax(logits: torch.Tensor) -> torch.Tensor:
+    """`torch.log_softmax` over the last dimension, which is slow on a CPU where experts are few."""
+    if not routing.computes(logits):
+        return torch.log_softmax(logits, dim=-1)
+    logsumexp: torch.Tensor = routing.Softmax.apply(logits)[1]
+    return logits - logsumexp.unsqueeze(-1)
