@@ -11,6 +11,9 @@ from megatron.core.transformer.moe.router import TopKRouter
 from moe_megatron.mcore.counters import RoutingRow
 from moe_megatron.platform.kernels import routing
 
+_MANY_EXPERTS = 16
+"""From so many on they fill the processor's vectors, and torch is quicker than our kernel."""
+
 
 class MeasuredRouter(TopKRouter):
     """`TopKRouter` with exact counters; without a row attached it is `TopKRouter`."""
@@ -93,7 +96,7 @@ class MeasuredRouter(TopKRouter):
 
 def _log_softmax(logits: torch.Tensor) -> torch.Tensor:
     """`torch.log_softmax` over the last dimension, which is slow on a CPU where experts are few."""
-    if not routing.computes(logits):
+    if logits.shape[-1] >= _MANY_EXPERTS or not routing.computes(logits):
         return torch.log_softmax(logits, dim=-1)
     logsumexp: torch.Tensor = routing.Softmax.apply(logits)[1]
     return logits - logsumexp.unsqueeze(-1)
