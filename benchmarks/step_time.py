@@ -99,7 +99,7 @@ def _way(
 
 def _fastest_of_hugging_face(precision: str, steps: int) -> Way:
     """Each setting alone, for a few steps; returns the one to compare with."""
-    best: tuple[float, Way] | None = None
+    trials: list[tuple[float, Way]] = []
     for processes, threads in ((2, 1), (1, 2)):
         for experts in ("eager", "grouped_mm"):
             name = f"HF Mixtral, {experts}, {processes} x {threads}"
@@ -110,9 +110,8 @@ def _fastest_of_hugging_face(precision: str, steps: int) -> Way:
             result = run_ranks(trial.module, trial.task, processes=processes, threads=threads)
             median = 1e3 * statistics.median(result["wall"][5:])
             print(f"{precision} {name}, alone: {median:.0f} ms", flush=True)
-            best = min(best or (median, way), (median, way), key=lambda pair: pair[0])
-    assert best is not None
-    return best[1]
+            trials.append((median, way))
+    return min(trials, key=lambda pair: pair[0])[1]
 
 
 def _measure(ways: Sequence[Way], arguments: argparse.Namespace) -> dict[str, Measured]:

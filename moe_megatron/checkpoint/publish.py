@@ -1,11 +1,11 @@
 """Puts a finished staging folder in the place of its destination, whole or not at all."""
 
-import os
 import shutil
 from pathlib import Path
 
 from moe_megatron.checkpoint.journal import FILE
 from moe_megatron.errors import CheckpointError
+from moe_megatron.platform.storage import flush_to_disk
 
 
 def staging_of(destination: Path) -> Path:
@@ -38,7 +38,7 @@ def publish(staging: Path, destination: Path) -> None:
     if destination.exists():
         destination.rename(old)
     staging.rename(destination)
-    _sync(destination.parent)
+    flush_to_disk(destination.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -51,11 +51,3 @@ def _recover(destination: Path) -> None:
 
 def _old(destination: Path) -> Path:
     return destination.with_name(f".{destination.name}.old")
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
