@@ -23,9 +23,9 @@ import numpy as np
 
 from benchmarks import machine
 from moe_megatron.telemetry.history import HistorySink, RoutingHistory
-from moe_megatron.telemetry.records import RunInfo, StepRecord
-from moe_megatron.telemetry.sink import SinkSet
-from moe_megatron.telemetry.snapshot import RoutingSnapshot
+from moe_megatron.telemetry.sinks.sink_set import SinkSet
+from moe_megatron.telemetry.values.records import RunInfo, StepRecord
+from moe_megatron.telemetry.values.snapshot import RoutingSnapshot
 
 _POOL = 1000
 _WINDOW = 1000

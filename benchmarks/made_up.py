@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from moe_megatron.telemetry.catalog import PHASES
-from moe_megatron.telemetry.records import RunInfo, StepRecord, StepRuntime
-from moe_megatron.telemetry.snapshot import RoutingSnapshot
+from moe_megatron.telemetry.values.records import RunInfo, StepRecord, StepRuntime
+from moe_megatron.telemetry.values.snapshot import RoutingSnapshot
 
 
 def run(layers: int, experts: int, ranks: int, run_dir: Path | None = None) -> RunInfo:

@@ -18,15 +18,15 @@ from benchmarks import ranks
 from benchmarks.turns import Turns
 from moe_megatron.config import RunConfig, apply_overrides, load_config
 from moe_megatron.data.source import resolve_blend
+from moe_megatron.files import default_cache_dir
 from moe_megatron.mcore import engine
 from moe_megatron.mcore.callbacks import Callback, EvaluationEnd, StepEnd
 from moe_megatron.mcore.indexed_dataset import open_indexed_dataset
 from moe_megatron.mcore.telemetry import TelemetryCallback, attach_routers
-from moe_megatron.platform.storage import default_cache_dir
+from moe_megatron.telemetry.exporter.prometheus_sink import ExporterOptions, PrometheusSink
 from moe_megatron.telemetry.history import HistorySink
-from moe_megatron.telemetry.jsonl import MetricsLog, RoutingLog
-from moe_megatron.telemetry.prometheus import ExporterOptions, PrometheusSink
-from moe_megatron.telemetry.sink import SinkSet
+from moe_megatron.telemetry.sinks.jsonl import MetricsLog, RoutingLog
+from moe_megatron.telemetry.sinks.sink_set import SinkSet
 
 
 class Clock(Callback):

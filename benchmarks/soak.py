@@ -17,12 +17,12 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import machine, made_up
+from moe_megatron.telemetry.exporter.prometheus_sink import ExporterOptions, PrometheusSink
 from moe_megatron.telemetry.history import HistorySink
-from moe_megatron.telemetry.jsonl import MetricsLog, RoutingLog
-from moe_megatron.telemetry.prometheus import ExporterOptions, PrometheusSink
-from moe_megatron.telemetry.records import StepRecord
-from moe_megatron.telemetry.sink import SinkSet
-from moe_megatron.telemetry.snapshot import RoutingSnapshot
+from moe_megatron.telemetry.sinks.jsonl import MetricsLog, RoutingLog
+from moe_megatron.telemetry.sinks.sink_set import SinkSet
+from moe_megatron.telemetry.values.records import StepRecord
+from moe_megatron.telemetry.values.snapshot import RoutingSnapshot
 
 _Step = tuple[StepRecord, RoutingSnapshot]
 _SCRAPE_EVERY = 15

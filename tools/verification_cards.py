@@ -120,7 +120,7 @@ def rounded(value: float) -> float:
 
 def training(example: Path, runs: Path) -> dict[str, Any] | str:
     """Losses of steps from the converted checkpoint, on Megatron's mock data."""
-    from moe_megatron.telemetry.sink import SinkSet
+    from moe_megatron.telemetry.sinks.sink_set import SinkSet
     from moe_megatron.training.history import History
 
     history = History()

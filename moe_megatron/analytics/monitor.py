@@ -14,8 +14,8 @@ import numpy as np
 
 from moe_megatron.analytics.routers import Decision, RouterHooks
 from moe_megatron.errors import DataError
-from moe_megatron.telemetry.profile import RoutingProfile
-from moe_megatron.telemetry.snapshot import RoutingSnapshot
+from moe_megatron.telemetry.values.profile import RoutingProfile
+from moe_megatron.telemetry.values.snapshot import RoutingSnapshot
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from moe_megatron.data.tokenizer import TOKENIZER_FILES
-from moe_megatron.telemetry.profile import PROFILE_FILE
+from moe_megatron.telemetry.values.profile import PROFILE_FILE
 
 HF_FOLDER = "hf"
 """Where they lie in a Megatron checkpoint."""

@@ -29,7 +29,7 @@ from moe_megatron.checkpoint.view import View
 from moe_megatron.config import dump_yaml
 from moe_megatron.config.mapping import from_mapping
 from moe_megatron.errors import CheckpointError
-from moe_megatron.telemetry.atomic import replace_file
+from moe_megatron.files import replace_file
 
 CHECKSUMS = "checksums.json"
 _ITERATION = "release"

@@ -20,7 +20,7 @@ from moe_megatron.checkpoint.selection import (
 )
 from moe_megatron.checkpoint.tensors import read_matrix
 from moe_megatron.errors import CheckpointError
-from moe_megatron.telemetry.profile import PROFILE_FILE, RoutingProfile
+from moe_megatron.telemetry.values.profile import PROFILE_FILE, RoutingProfile
 
 _ROUTER = "mlp.router.weight"
 

@@ -14,7 +14,7 @@ from moe_megatron.checkpoint.companions import PATTERNS
 from moe_megatron.checkpoint.hf_folder import CONFIG, INDEX, HfFolder
 from moe_megatron.checkpoint.torch_dist import METADATA, TRACKER
 from moe_megatron.errors import CheckpointError
-from moe_megatron.telemetry.profile import PROFILE_FILE
+from moe_megatron.telemetry.values.profile import PROFILE_FILE
 
 ALLOWED = (CONFIG, INDEX, PROFILE_FILE, "*.safetensors", *PATTERNS)
 """Files that are fetched and sent."""

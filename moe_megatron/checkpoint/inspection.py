@@ -16,7 +16,7 @@ from moe_megatron.checkpoint.plan_import import ImportOptions, check_source
 from moe_megatron.checkpoint.torch_dist import METADATA, TRACKER, SavedTensor, TorchDist
 from moe_megatron.config import RunConfig
 from moe_megatron.errors import CheckpointError, MoEError
-from moe_megatron.telemetry.profile import PROFILE_FILE, RoutingProfile
+from moe_megatron.telemetry.values.profile import PROFILE_FILE, RoutingProfile
 
 _OPTIMIZER = re.compile(r"(^|\.)optimizer\.")
 _EXPERT = ".mlp.experts."

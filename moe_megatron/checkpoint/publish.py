@@ -5,7 +5,7 @@ from pathlib import Path
 
 from moe_megatron.checkpoint.journal import FILE
 from moe_megatron.errors import CheckpointError
-from moe_megatron.platform.storage import flush_to_disk
+from moe_megatron.files import flush_to_disk
 
 
 def staging_of(destination: Path) -> Path:

@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from moe_megatron.errors import MoEError
+from moe_megatron.files import default_cache_dir
 from moe_megatron.platform.choice import Choice
 from moe_megatron.platform.compiler import c_compiler
 from moe_megatron.platform.device import (
@@ -34,7 +35,6 @@ from moe_megatron.platform.device import (
     choose_transformer_impl,
     detect_device,
 )
-from moe_megatron.platform.storage import default_cache_dir
 
 _NEEDED_MEGATRON = "0.19"
 _ABSENT = "not found"

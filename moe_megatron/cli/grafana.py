@@ -10,7 +10,7 @@ from moe_megatron.dashboards.artifacts import dashboard_json, repository_files
 from moe_megatron.dashboards.build import differences, write_files
 from moe_megatron.dashboards.push import Grafana
 from moe_megatron.errors import EXIT_CODE, BackendUnavailableError
-from moe_megatron.telemetry.access_token import check_token, read_token_file
+from moe_megatron.telemetry.exporter.access_token import check_token, read_token_file
 
 TOKEN_VARIABLE = "GRAFANA_TOKEN"
 

@@ -12,7 +12,7 @@ from moe_megatron.config.checks import join_words, nearest
 from moe_megatron.dashboards.local_prometheus import LocalPrometheus, MonitorOptions
 from moe_megatron.dashboards.rules import Thresholds
 from moe_megatron.errors import BackendUnavailableError, ConfigError
-from moe_megatron.telemetry.discovery import TARGETS_FILE
+from moe_megatron.telemetry.exporter.discovery import TARGETS_FILE
 
 _EPILOG = """\
 example:

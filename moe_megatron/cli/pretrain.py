@@ -176,8 +176,8 @@ def _train(options: PretrainOptions) -> int:
 
 
 def _print_ending(result: Any) -> None:
-    from moe_megatron.telemetry.console import format_summary
-    from moe_megatron.telemetry.jsonl import METRICS_FILE
+    from moe_megatron.telemetry.sinks.console import format_summary
+    from moe_megatron.telemetry.sinks.jsonl import METRICS_FILE
     from moe_megatron.viz.report import write_report
 
     report = write_report(result.run_dir)

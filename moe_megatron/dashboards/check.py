@@ -26,7 +26,7 @@ from moe_megatron.dashboards.promql import (
 from moe_megatron.dashboards.queries import RUN
 from moe_megatron.dashboards.rules import Thresholds
 from moe_megatron.telemetry.catalog import METRICS
-from moe_megatron.telemetry.discovery import JOB
+from moe_megatron.telemetry.exporter.discovery import JOB
 
 MAX_SERIES = 300
 """More lines than this no one reads, and browsers stall."""

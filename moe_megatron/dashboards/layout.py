@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from moe_megatron.dashboards.panels import DATASOURCE, Json, Panel
 from moe_megatron.dashboards.queries import RUN
-from moe_megatron.telemetry.discovery import JOB
+from moe_megatron.telemetry.exporter.discovery import JOB
 
 COLUMNS = 24
 TAG = "moe-megatron"

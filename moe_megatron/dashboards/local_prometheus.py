@@ -21,7 +21,7 @@ from moe_megatron.dashboards.prometheus_config import PrometheusConfig, promethe
 from moe_megatron.dashboards.rules import Thresholds
 from moe_megatron.dashboards.yaml_text import yaml_text
 from moe_megatron.errors import BackendUnavailableError, ConfigError, DataError
-from moe_megatron.telemetry.discovery import TARGETS_FILE
+from moe_megatron.telemetry.exporter.discovery import TARGETS_FILE
 
 HOST = "127.0.0.1"
 

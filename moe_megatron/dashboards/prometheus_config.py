@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from moe_megatron.dashboards.panels import Json
-from moe_megatron.telemetry.discovery import JOB
+from moe_megatron.telemetry.exporter.discovery import JOB
 
 SCRAPE_INTERVAL = "15s"
 

@@ -5,7 +5,7 @@ a run that resumes on another machine stays one line. It does not know panels.
 """
 
 from moe_megatron.telemetry.catalog import BY_NAME
-from moe_megatron.telemetry.discovery import JOB
+from moe_megatron.telemetry.exporter.discovery import JOB
 
 RUN = f'job="{JOB}",cluster="$cluster",run="$run"'
 """Matchers of the one run that a dashboard shows."""

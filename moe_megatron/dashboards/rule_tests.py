@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from moe_megatron.dashboards.panels import Json
 from moe_megatron.dashboards.rules import Thresholds, alerts
-from moe_megatron.telemetry.discovery import JOB
+from moe_megatron.telemetry.exporter.discovery import JOB
 
 _TARGET = f'job="{JOB}",cluster="c",instance="node:1"'
 

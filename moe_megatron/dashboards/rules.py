@@ -10,7 +10,7 @@ from typing import Literal
 
 from moe_megatron.dashboards.panels import Json
 from moe_megatron.dashboards.queries import select
-from moe_megatron.telemetry.discovery import JOB
+from moe_megatron.telemetry.exporter.discovery import JOB
 
 Severity = Literal["critical", "warning"]
 

@@ -22,7 +22,7 @@ from moe_megatron.data.tokenizer import (
     train_tokenizer,
 )
 from moe_megatron.data.writer import OpenWriter
-from moe_megatron.platform.storage import exclusive_lock, explained_writes, publishing
+from moe_megatron.files import exclusive_lock, explained_writes, publishing
 
 _log = logging.getLogger(__name__)
 

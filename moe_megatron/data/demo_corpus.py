@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from moe_megatron.errors import DataError
-from moe_megatron.platform.storage import publishing
+from moe_megatron.files import publishing
 
 DOMAINS = ("code", "prose")
 DEMO_TEXT_KEY = "text"

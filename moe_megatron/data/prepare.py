@@ -28,7 +28,7 @@ from moe_megatron.data.tokenizer import TokenizerInfo
 from moe_megatron.data.worker import PartJob, PartResult, ShardCounts, run_workers, tokenize_part
 from moe_megatron.data.writer import OpenWriter
 from moe_megatron.errors import ConfigError, DataError
-from moe_megatron.platform.storage import (
+from moe_megatron.files import (
     exclusive_lock,
     explained_writes,
     rename_into_place,

@@ -23,7 +23,7 @@ from moe_megatron.data.prepare import prepare_dataset
 from moe_megatron.data.tokenizer import TokenizerInfo, load_tokenizer
 from moe_megatron.data.writer import OpenWriter
 from moe_megatron.errors import ConfigError, DataError
-from moe_megatron.platform.storage import default_cache_dir
+from moe_megatron.files import default_cache_dir
 
 DEMO = "demo"
 

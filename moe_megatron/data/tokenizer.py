@@ -15,7 +15,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from moe_megatron.errors import DataError
-from moe_megatron.platform.storage import default_cache_dir, publishing
+from moe_megatron.files import default_cache_dir, publishing
 
 END_OF_TEXT = "<|endoftext|>"
 DEFAULT_VOCAB_SIZE = 8192

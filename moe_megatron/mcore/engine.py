@@ -52,8 +52,8 @@ from moe_megatron.platform.device import (
     choose_transformer_impl,
     detect_device,
 )
-from moe_megatron.telemetry.profile import PROFILE_FILE, RoutingProfile
-from moe_megatron.telemetry.sink import SinkSet
+from moe_megatron.telemetry.sinks.sink_set import SinkSet
+from moe_megatron.telemetry.values.profile import PROFILE_FILE, RoutingProfile
 
 logger = logging.getLogger(__name__)
 

@@ -29,10 +29,10 @@ from moe_megatron.mcore.router import MeasuredRouter
 from moe_megatron.mcore.writers import RoutingWriters
 from moe_megatron.platform.peak import peak_tflops
 from moe_megatron.telemetry.identity import run_name
-from moe_megatron.telemetry.profile import RoutingProfile
-from moe_megatron.telemetry.records import EvalRecord, RunInfo, StepRecord, StepRuntime
-from moe_megatron.telemetry.sink import SinkSet
-from moe_megatron.telemetry.snapshot import RoutingSnapshot
+from moe_megatron.telemetry.sinks.sink_set import SinkSet
+from moe_megatron.telemetry.values.profile import RoutingProfile
+from moe_megatron.telemetry.values.records import EvalRecord, RunInfo, StepRecord, StepRuntime
+from moe_megatron.telemetry.values.snapshot import RoutingSnapshot
 
 logger = logging.getLogger(__name__)
 

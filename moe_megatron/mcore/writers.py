@@ -11,8 +11,8 @@ from typing import Any, Self
 import numpy as np
 from megatron.training import get_args, get_tensorboard_writer, get_wandb_writer
 
-from moe_megatron.telemetry.layer_values import layer_values
-from moe_megatron.telemetry.snapshot import RoutingSnapshot
+from moe_megatron.telemetry.values.layer_values import layer_values
+from moe_megatron.telemetry.values.snapshot import RoutingSnapshot
 
 _LOAD = "moe_expert_load_ratio"
 

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from moe_megatron.config import ModelConfig, MoEConfig, RunConfig, from_mapping, to_mapping
 from moe_megatron.errors import CheckpointError, ConfigError
+from moe_megatron.files import replace_file
 from moe_megatron.model.extras import Flags
-from moe_megatron.telemetry.atomic import replace_file
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"

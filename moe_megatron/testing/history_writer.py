@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from moe_megatron.telemetry.history import HistorySink
-from moe_megatron.telemetry.records import RunInfo, StepRecord
-from moe_megatron.telemetry.sink import SinkSet
-from moe_megatron.telemetry.snapshot import RoutingSnapshot
+from moe_megatron.telemetry.sinks.sink_set import SinkSet
+from moe_megatron.telemetry.values.records import RunInfo, StepRecord
+from moe_megatron.telemetry.values.snapshot import RoutingSnapshot
 
 LAYERS = (1, 2, 4)
 NUM_EXPERTS = 8

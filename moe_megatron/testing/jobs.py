@@ -87,8 +87,8 @@ def _free_port() -> int:
 def _run_rank() -> None:
     """Run every job of the environment variable JOBS on this rank."""
     from moe_megatron.mcore import engine
-    from moe_megatron.telemetry.jsonl import MetricsLog, RoutingLog
-    from moe_megatron.telemetry.sink import SinkSet
+    from moe_megatron.telemetry.sinks.jsonl import MetricsLog, RoutingLog
+    from moe_megatron.telemetry.sinks.sink_set import SinkSet
 
     for described in json.loads(os.environ["JOBS"]):
         config, run_dir = from_mapping(described["config"]), Path(described["run_dir"])

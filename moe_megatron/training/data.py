@@ -11,7 +11,7 @@ from typing import Any
 from moe_megatron.config import RunConfig
 from moe_megatron.data.source import resolve_blend
 from moe_megatron.data.tokenizer import load_tokenizer
-from moe_megatron.platform.storage import default_cache_dir
+from moe_megatron.files import default_cache_dir
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

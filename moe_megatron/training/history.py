@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from moe_megatron.telemetry.records import EvalRecord, RunInfo, StepRecord
-from moe_megatron.telemetry.snapshot import RoutingSnapshot
+from moe_megatron.telemetry.values.records import EvalRecord, RunInfo, StepRecord
+from moe_megatron.telemetry.values.snapshot import RoutingSnapshot
 
 
 @dataclass(slots=True)

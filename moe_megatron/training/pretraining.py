@@ -18,12 +18,12 @@ from moe_megatron.mcore import engine
 from moe_megatron.mcore.callbacks import Callback
 from moe_megatron.mcore.checkpoint import CONFIG_FILE, iteration_dir, latest_checkpoint
 from moe_megatron.mcore.engine import JobOutcome, MachineChoices, ModelHook, TrainingJob
-from moe_megatron.telemetry.console import ConsoleSink
+from moe_megatron.telemetry.exporter.prometheus_sink import PrometheusSink
 from moe_megatron.telemetry.history import HistorySink
 from moe_megatron.telemetry.history.location import history_address
-from moe_megatron.telemetry.jsonl import MetricsLog, RoutingLog
-from moe_megatron.telemetry.prometheus import PrometheusSink
-from moe_megatron.telemetry.sink import Sink, SinkSet
+from moe_megatron.telemetry.sinks.console import ConsoleSink
+from moe_megatron.telemetry.sinks.jsonl import MetricsLog, RoutingLog
+from moe_megatron.telemetry.sinks.sink_set import Sink, SinkSet
 from moe_megatron.training.data import PreparedData
 from moe_megatron.training.exporting import make_exporter
 from moe_megatron.training.history import History

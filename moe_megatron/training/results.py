@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from moe_megatron.telemetry.profile import RoutingProfile
+from moe_megatron.telemetry.values.profile import RoutingProfile
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from moe_megatron.telemetry.jsonl import METRICS_FILE
+from moe_megatron.telemetry.sinks.jsonl import METRICS_FILE
 
 
 def fresh_run_dir(wanted: Path) -> Path:

@@ -16,7 +16,7 @@ from moe_megatron.data.prepare import prepare_dataset
 from moe_megatron.data.shards import InMemory, Source
 from moe_megatron.data.tokenizer import TokenizerInfo, load_tokenizer
 from moe_megatron.errors import DataError
-from moe_megatron.platform.storage import default_cache_dir, exclusive_lock
+from moe_megatron.files import default_cache_dir, exclusive_lock
 from moe_megatron.training.data import open_indexed_writer
 
 Texts = Any

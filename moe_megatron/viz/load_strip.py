@@ -12,8 +12,8 @@ from html import escape
 import numpy as np
 import numpy.typing as npt
 
-from moe_megatron.telemetry.expert_load import Float64Array
-from moe_megatron.telemetry.profile import RoutingProfile
+from moe_megatron.telemetry.values.expert_load import Float64Array
+from moe_megatron.telemetry.values.profile import RoutingProfile
 from moe_megatron.viz.svg import script_json
 
 MAX_ROWS = 64

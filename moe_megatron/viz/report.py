@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from moe_megatron.telemetry.atomic import replace_file
-from moe_megatron.telemetry.expert_load import DEAD_THRESHOLD, Float64Array
-from moe_megatron.telemetry.profile import RoutingProfile
-from moe_megatron.telemetry.records import EvalRecord
+from moe_megatron.files import replace_file
+from moe_megatron.telemetry.values.expert_load import DEAD_THRESHOLD, Float64Array
+from moe_megatron.telemetry.values.profile import RoutingProfile
+from moe_megatron.telemetry.values.records import EvalRecord
 from moe_megatron.viz.load_strip import MAX_ROWS, load_strips
 from moe_megatron.viz.report_data import (
     ReportData,

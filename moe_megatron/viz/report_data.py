@@ -14,9 +14,14 @@ from typing import Protocol, Self
 
 from moe_megatron.errors import DataError
 from moe_megatron.telemetry.history import HISTORY_FOLDER, RoutingHistory
-from moe_megatron.telemetry.jsonl import METRICS_FILE, ROUTING_FILE, read_metrics, read_routing
-from moe_megatron.telemetry.profile import RoutingProfile
-from moe_megatron.telemetry.records import EvalRecord, StepRecord
+from moe_megatron.telemetry.sinks.jsonl import (
+    METRICS_FILE,
+    ROUTING_FILE,
+    read_metrics,
+    read_routing,
+)
+from moe_megatron.telemetry.values.profile import RoutingProfile
+from moe_megatron.telemetry.values.records import EvalRecord, StepRecord
 
 CONFIG_FILE = "config.yaml"
 MAX_COLUMNS = 200

@@ -148,9 +148,9 @@ def _compare(place: Path, name: str, layout: str) -> float:
 def _train(place: Path, name: str) -> list[float]:
     """Train on from a converted checkpoint; the loss of each step."""
     from moe_megatron.mcore import engine
-    from moe_megatron.telemetry.jsonl import METRICS_FILE, MetricsLog, read_metrics
-    from moe_megatron.telemetry.records import StepRecord
-    from moe_megatron.telemetry.sink import SinkSet
+    from moe_megatron.telemetry.sinks.jsonl import METRICS_FILE, MetricsLog, read_metrics
+    from moe_megatron.telemetry.sinks.sink_set import SinkSet
+    from moe_megatron.telemetry.values.records import StepRecord
 
     sinks = SinkSet([MetricsLog()]) if engine.rank() == 0 else None
     steps = {"training.train_steps": STEPS, "training.learning_rate": 5e-3}

@@ -16,7 +16,7 @@ from moe_megatron.dashboards.local_prometheus import LocalPrometheus, MonitorOpt
 from moe_megatron.dashboards.prometheus_config import alertmanager_config
 from moe_megatron.dashboards.rules import Thresholds
 from moe_megatron.dashboards.yaml_text import yaml_text
-from moe_megatron.telemetry.discovery import TARGETS_FILE
+from moe_megatron.telemetry.exporter.discovery import TARGETS_FILE
 from moe_megatron.testing.prometheus_api import AlertReceiver, PrometheusApi, free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed, pytest.mark.timeout(900)]

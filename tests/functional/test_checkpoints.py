@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from moe_megatron.config import load_config
-from moe_megatron.telemetry.jsonl import METRICS_FILE, read_metrics
-from moe_megatron.telemetry.profile import PROFILE_FILE, RoutingProfile
-from moe_megatron.telemetry.records import StepRecord
+from moe_megatron.telemetry.sinks.jsonl import METRICS_FILE, read_metrics
+from moe_megatron.telemetry.values.profile import PROFILE_FILE, RoutingProfile
+from moe_megatron.telemetry.values.records import StepRecord
 from moe_megatron.testing.jobs import Job, run_jobs
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]

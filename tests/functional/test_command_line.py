@@ -9,9 +9,14 @@ from typing import Any
 import pytest
 
 from moe_megatron.config import load_config
-from moe_megatron.telemetry.jsonl import METRICS_FILE, ROUTING_FILE, read_metrics, read_routing
-from moe_megatron.telemetry.profile import PROFILE_FILE, RoutingProfile
-from moe_megatron.telemetry.records import EvalRecord, StepRecord
+from moe_megatron.telemetry.sinks.jsonl import (
+    METRICS_FILE,
+    ROUTING_FILE,
+    read_metrics,
+    read_routing,
+)
+from moe_megatron.telemetry.values.profile import PROFILE_FILE, RoutingProfile
+from moe_megatron.telemetry.values.records import EvalRecord, StepRecord
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(900)]
 

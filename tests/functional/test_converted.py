@@ -133,8 +133,8 @@ def trained(
 
 
 def test_loss_falls_from_that_of_the_model_and_training_resumes(trained: Path) -> None:
-    from moe_megatron.telemetry.jsonl import METRICS_FILE, read_metrics
-    from moe_megatron.telemetry.records import StepRecord
+    from moe_megatron.telemetry.sinks.jsonl import METRICS_FILE, read_metrics
+    from moe_megatron.telemetry.values.records import StepRecord
 
     records = read_metrics(trained / "run" / METRICS_FILE)
     losses = {r.step: r.loss for r in records if isinstance(r, StepRecord)}

@@ -305,9 +305,9 @@ def test_configuration_page_names_what_stands_beside_the_sections() -> None:
 
 
 def test_telemetry_page_names_every_field_of_its_records() -> None:
-    from moe_megatron.telemetry.profile import RoutingProfile
-    from moe_megatron.telemetry.records import EvalRecord, StepRecord
-    from moe_megatron.telemetry.snapshot import RoutingSnapshot
+    from moe_megatron.telemetry.values.profile import RoutingProfile
+    from moe_megatron.telemetry.values.records import EvalRecord, StepRecord
+    from moe_megatron.telemetry.values.snapshot import RoutingSnapshot
 
     page = (ROOT / "docs" / "telemetry.md").read_text()
     kinds = (RoutingSnapshot, RoutingProfile, StepRecord, EvalRecord)

@@ -49,8 +49,8 @@ def _program(place: Path) -> None:
 def _train_with_a_failing_sink(place: Path) -> dict[str, Any]:
     from moe_megatron.cli.pretrain import parse_options
     from moe_megatron.mcore import engine
-    from moe_megatron.telemetry.records import EvalRecord, RunInfo, StepRecord
-    from moe_megatron.telemetry.snapshot import RoutingSnapshot
+    from moe_megatron.telemetry.values.records import EvalRecord, RunInfo, StepRecord
+    from moe_megatron.telemetry.values.snapshot import RoutingSnapshot
     from moe_megatron.training.data import prepare_data
     from moe_megatron.training.pretraining import pretrain
 

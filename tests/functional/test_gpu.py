@@ -11,8 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moe_megatron.telemetry.jsonl import METRICS_FILE, ROUTING_FILE, read_metrics, read_routing
-from moe_megatron.telemetry.records import StepRecord
+from moe_megatron.telemetry.sinks.jsonl import (
+    METRICS_FILE,
+    ROUTING_FILE,
+    read_metrics,
+    read_routing,
+)
+from moe_megatron.telemetry.values.records import StepRecord
 from moe_megatron.testing.jobs import Job, run_jobs
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(900)]

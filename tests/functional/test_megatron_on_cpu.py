@@ -16,9 +16,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moe_megatron.telemetry.jsonl import METRICS_FILE, ROUTING_FILE, read_metrics, read_routing
-from moe_megatron.telemetry.records import EvalRecord, StepRecord
-from moe_megatron.telemetry.snapshot import RoutingSnapshot
+from moe_megatron.telemetry.sinks.jsonl import (
+    METRICS_FILE,
+    ROUTING_FILE,
+    read_metrics,
+    read_routing,
+)
+from moe_megatron.telemetry.values.records import EvalRecord, StepRecord
+from moe_megatron.telemetry.values.snapshot import RoutingSnapshot
 from moe_megatron.testing.jobs import Job, run_jobs
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]

@@ -14,8 +14,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from moe_megatron.telemetry.catalog import METRICS
-from moe_megatron.telemetry.jsonl import read_metrics, read_routing
-from moe_megatron.telemetry.records import StepRecord
+from moe_megatron.telemetry.sinks.jsonl import read_metrics, read_routing
+from moe_megatron.telemetry.values.records import StepRecord
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]
 

@@ -22,8 +22,8 @@ import yaml
 from moe_megatron.dashboards.artifacts import dashboard_json
 from moe_megatron.dashboards.check import all_panels, variable_queries
 from moe_megatron.telemetry.catalog import METRICS
-from moe_megatron.telemetry.discovery import TARGETS_FILE
-from moe_megatron.telemetry.jsonl import ROUTING_FILE, read_routing
+from moe_megatron.telemetry.exporter.discovery import TARGETS_FILE
+from moe_megatron.telemetry.sinks.jsonl import ROUTING_FILE, read_routing
 from moe_megatron.testing.prometheus_api import PrometheusApi
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]

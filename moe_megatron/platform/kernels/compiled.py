@@ -21,8 +21,8 @@ import torch
 import torch.distributed as dist
 
 from moe_megatron.errors import DataError
+from moe_megatron.files import default_cache_dir, explained_writes, rename_into_place
 from moe_megatron.platform.compiler import COMPILERS, c_compiler
-from moe_megatron.platform.storage import default_cache_dir, explained_writes, rename_into_place
 
 POINTER, SIZE = ctypes.c_void_p, ctypes.c_int64
 """Types of what kernels are given."""

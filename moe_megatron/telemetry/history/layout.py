@@ -19,8 +19,8 @@ from typing import Any, Self
 import numpy as np
 
 from moe_megatron.errors import DataError
-from moe_megatron.telemetry.json_fields import read_int, read_int_array, require_fields
-from moe_megatron.telemetry.snapshot import find_layer_problem
+from moe_megatron.telemetry.values.json_fields import read_int, read_int_array, require_fields
+from moe_megatron.telemetry.values.snapshot import find_layer_problem
 
 COUNTS = "tokens_per_expert"
 TOKENS = "tokens"

@@ -20,9 +20,9 @@ from moe_megatron.telemetry.history.layout import (
 )
 from moe_megatron.telemetry.history.location import Location, parse_location
 from moe_megatron.telemetry.history.store import Array, HistoryStore, read_description
-from moe_megatron.telemetry.json_fields import Int64Array
-from moe_megatron.telemetry.profile import RoutingProfile
-from moe_megatron.telemetry.snapshot import RoutingSnapshot
+from moe_megatron.telemetry.values.json_fields import Int64Array
+from moe_megatron.telemetry.values.profile import RoutingProfile
+from moe_megatron.telemetry.values.snapshot import RoutingSnapshot
 
 # Snapshots are read by the block: 64 of the largest models are 4 MB.
 _BLOCK = 64

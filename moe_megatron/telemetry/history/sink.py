@@ -20,8 +20,8 @@ from moe_megatron.errors import DataError
 from moe_megatron.telemetry.history.layout import TOKENS, ArrayLayout, Description, HistoryLayout
 from moe_megatron.telemetry.history.location import Location, parse_location
 from moe_megatron.telemetry.history.store import Array, HistoryStore, read_description
-from moe_megatron.telemetry.records import EvalRecord, RunInfo, StepRecord
-from moe_megatron.telemetry.snapshot import RoutingSnapshot
+from moe_megatron.telemetry.values.records import EvalRecord, RunInfo, StepRecord
+from moe_megatron.telemetry.values.snapshot import RoutingSnapshot
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from moe_megatron.checkpoint.convert import Execution, export_checkpoint, import
 from moe_megatron.checkpoint.selection import Selection
 from moe_megatron.config import load_config
 from moe_megatron.errors import CheckpointError, MappingError
-from moe_megatron.telemetry.profile import RoutingProfile
+from moe_megatron.telemetry.values.profile import RoutingProfile
 from moe_megatron.testing.tiny_models import save
 
 QUIET = Execution(progress=False)

@@ -18,7 +18,7 @@ from moe_megatron.checkpoint.hf_folder import HfFolder
 from moe_megatron.checkpoint.mappings import family_of
 from moe_megatron.checkpoint.selection import Selection
 from moe_megatron.errors import CheckpointError, DataError
-from moe_megatron.telemetry.profile import RoutingProfile
+from moe_megatron.telemetry.values.profile import RoutingProfile
 from moe_megatron.testing.tiny_models import save
 
 QUIET = Execution(progress=False)

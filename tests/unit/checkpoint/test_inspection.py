@@ -18,7 +18,7 @@ from moe_megatron.checkpoint.inspection import inspect_checkpoint
 from moe_megatron.cli.main import main
 from moe_megatron.config import dump_yaml, load_config
 from moe_megatron.errors import MoEError
-from moe_megatron.telemetry.profile import RoutingProfile
+from moe_megatron.telemetry.values.profile import RoutingProfile
 from moe_megatron.testing.tiny_models import EXAMPLES, build, save
 
 LAYERS, EXPERTS, HIDDEN, WIDTH, VOCAB = 2, 4, 8, 16, 32

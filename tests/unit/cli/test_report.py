@@ -3,7 +3,7 @@ import json
 import pytest
 
 from moe_megatron.cli.main import main
-from moe_megatron.telemetry.records import StepRecord
+from moe_megatron.telemetry.values.records import StepRecord
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ from megatron.training import global_vars
 
 from moe_megatron.mcore.writers import RoutingWriters
 from moe_megatron.telemetry.catalog import BY_NAME
-from moe_megatron.telemetry.layer_values import layer_values
-from moe_megatron.telemetry.snapshot import RoutingSnapshot
+from moe_megatron.telemetry.values.layer_values import layer_values
+from moe_megatron.telemetry.values.snapshot import RoutingSnapshot
 
 
 def snapshot(step=4, counts=((6, 2), (8, 0))):

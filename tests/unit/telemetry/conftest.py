@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moe_megatron.telemetry.records import RunInfo, StepRecord
-from moe_megatron.telemetry.snapshot import RoutingSnapshot
+from moe_megatron.telemetry.values.records import RunInfo, StepRecord
+from moe_megatron.telemetry.values.snapshot import RoutingSnapshot
 
 
 @pytest.fixture

@@ -5,10 +5,10 @@ import pytest
 from moe_megatron.config import apply_overrides, load_config
 from moe_megatron.errors import ConfigError
 from moe_megatron.telemetry.catalog import ExpertDetail
-from moe_megatron.telemetry.console import ConsoleSink
-from moe_megatron.telemetry.earlier_totals import EarlierTotals
-from moe_megatron.telemetry.jsonl import MetricsLog, RoutingLog
-from moe_megatron.telemetry.prometheus import PrometheusSink
+from moe_megatron.telemetry.exporter.earlier_totals import EarlierTotals
+from moe_megatron.telemetry.exporter.prometheus_sink import PrometheusSink
+from moe_megatron.telemetry.sinks.console import ConsoleSink
+from moe_megatron.telemetry.sinks.jsonl import MetricsLog, RoutingLog
 from moe_megatron.training import pretraining
 from moe_megatron.training.exporting import make_exporter
 

@@ -1,4 +1,4 @@
-from moe_megatron.telemetry.records import EvalRecord, StepRecord
+from moe_megatron.telemetry.values.records import EvalRecord, StepRecord
 from moe_megatron.training.history import History
 
 

@@ -6,11 +6,11 @@ import pytest
 
 from moe_megatron.config import apply_overrides, dump_yaml, load_config
 from moe_megatron.errors import CheckpointError, ConfigError
-from moe_megatron.telemetry.console import ConsoleSink
-from moe_megatron.telemetry.discovery import TARGETS_FILE
+from moe_megatron.telemetry.exporter.discovery import TARGETS_FILE
 from moe_megatron.telemetry.history import HistorySink
-from moe_megatron.telemetry.jsonl import MetricsLog, RoutingLog
-from moe_megatron.telemetry.records import RunInfo
+from moe_megatron.telemetry.sinks.console import ConsoleSink
+from moe_megatron.telemetry.sinks.jsonl import MetricsLog, RoutingLog
+from moe_megatron.telemetry.values.records import RunInfo
 from moe_megatron.training import pretraining
 from moe_megatron.training.data import PreparedData
 

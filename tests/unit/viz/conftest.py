@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from moe_megatron.telemetry.jsonl import MetricsLog, RoutingLog
-from moe_megatron.telemetry.records import EvalRecord, RunInfo, StepRecord
-from moe_megatron.telemetry.snapshot import RoutingSnapshot
+from moe_megatron.telemetry.sinks.jsonl import MetricsLog, RoutingLog
+from moe_megatron.telemetry.values.records import EvalRecord, RunInfo, StepRecord
+from moe_megatron.telemetry.values.snapshot import RoutingSnapshot
 
 MakeRunDir = Callable[..., Path]
 

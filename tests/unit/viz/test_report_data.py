@@ -7,8 +7,8 @@ import pytest
 
 from moe_megatron.errors import DataError
 from moe_megatron.telemetry.history import HistorySink
-from moe_megatron.telemetry.jsonl import read_metrics, read_routing
-from moe_megatron.telemetry.records import RunInfo, StepRecord
+from moe_megatron.telemetry.sinks.jsonl import read_metrics, read_routing
+from moe_megatron.telemetry.values.records import RunInfo, StepRecord
 from moe_megatron.viz.report_data import (
     RunningMean,
     StepColumns,

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from moe_megatron.telemetry.history import HistorySink, RoutingHistory
-from moe_megatron.telemetry.records import RunInfo, StepRecord
-from moe_megatron.telemetry.snapshot import RoutingSnapshot
+from moe_megatron.telemetry.values.records import RunInfo, StepRecord
+from moe_megatron.telemetry.values.snapshot import RoutingSnapshot
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from moe_megatron.telemetry.history import RoutingHistory
-from moe_megatron.telemetry.snapshot import RoutingSnapshot
+from moe_megatron.telemetry.values.snapshot import RoutingSnapshot
 from moe_megatron.testing.history_writer import snapshot
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed]

@@ -7,8 +7,8 @@ import pytest
 
 from moe_megatron.errors import DataError
 from moe_megatron.telemetry.history import RoutingHistory
-from moe_megatron.telemetry.profile import RoutingProfile
-from moe_megatron.telemetry.snapshot import RoutingSnapshot
+from moe_megatron.telemetry.values.profile import RoutingProfile
+from moe_megatron.telemetry.values.snapshot import RoutingSnapshot
 
 Write = Callable[..., None]
 Make = Callable[..., RoutingSnapshot]

@@ -9,9 +9,9 @@ import pytest
 from moe_megatron.errors import ConfigError, DataError
 from moe_megatron.telemetry.history import HistorySink, RoutingHistory
 from moe_megatron.telemetry.history.layout import ArrayLayout, HistoryLayout
-from moe_megatron.telemetry.records import EvalRecord, RunInfo, StepRecord
-from moe_megatron.telemetry.sink import SinkSet
-from moe_megatron.telemetry.snapshot import RoutingSnapshot
+from moe_megatron.telemetry.sinks.sink_set import SinkSet
+from moe_megatron.telemetry.values.records import EvalRecord, RunInfo, StepRecord
+from moe_megatron.telemetry.values.snapshot import RoutingSnapshot
 
 Write = Callable[..., None]
 Check = Callable[..., None]

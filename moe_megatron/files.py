@@ -1,0 +1,186 @@
+"""How this package touches the disk: whole files or none, one writer at a time.
+
+Readers of a dataset may be other processes, other ranks or the next run after a power cut.
+Therefore everything is written under a hidden name beside its target and renamed when it is
+complete, under a lock that disappears with the process that holds it. The module knows nothing
+about what is stored.
+"""
+
+import errno
+import fcntl
+import logging
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from moe_megatron.errors import DataError
+
+_log = logging.getLogger(__name__)
+
+_FREE_SPACE = "free some space or choose a directory on another disk"
+_CHOOSE_WRITABLE = "choose a directory that you may write to (set cache_dir or MOE_MEGATRON_CACHE)"
+_REMEDIES = {
+    errno.ENOSPC: _FREE_SPACE,
+    errno.EDQUOT: _FREE_SPACE,
+    errno.EFBIG: "raise the file size limit (ulimit -f) or choose another file system",
+    errno.EACCES: _CHOOSE_WRITABLE,
+    errno.EPERM: _CHOOSE_WRITABLE,
+    errno.EROFS: _CHOOSE_WRITABLE,
+    errno.EEXIST: "a file is where a directory is needed; choose another directory",
+    errno.ENOTDIR: "a part of this path is a file; choose another directory",
+    errno.ENOLCK: "this file system has no locks; choose a local directory",
+    errno.ENOTSUP: "this file system has no locks; choose a local directory",
+}
+
+
+def default_cache_dir() -> Path:
+    """Where prepared data lives unless the caller says otherwise.
+
+    Returns:
+        `$MOE_MEGATRON_CACHE`, else `$XDG_CACHE_HOME/moe_megatron`, else `~/.cache/moe_megatron`.
+    """
+    if own := os.environ.get("MOE_MEGATRON_CACHE"):
+        return Path(own).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "moe_megatron"
+
+
+@contextmanager
+def explained_writes(target: Path) -> Iterator[None]:
+    """Turn an operating system error inside the block into a `DataError` with a remedy.
+
+    Args:
+        target: What the block writes; named when the system error names no file.
+
+    Raises:
+        DataError: For any `OSError` raised inside (disk full, not writable, no locks, ...).
+    """
+    try:
+        yield
+    except OSError as error:
+        path = error.filename or target
+        remedy = _REMEDIES.get(error.errno or 0, "check the path and the disk, then run again")
+        reason = error.strerror or str(error)
+        raise DataError(f"cannot write {path}: {reason}; {remedy}.") from error
+
+
+@contextmanager
+def exclusive_lock(target: Path) -> Iterator[None]:
+    """Let one process at a time work on `target`; the others wait.
+
+    The kernel drops the lock when its holder dies, so a killed run never blocks the next one.
+    The lock file `.<name>.lock` is removed on release.
+    """
+    lock = target.with_name(f".{target.name}.lock")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = _acquire(lock, target)
+    try:
+        yield
+    finally:
+        # Removed while still held: a waiter then sees that its file is gone and tries again.
+        with suppress(OSError):
+            lock.unlink()
+        os.close(descriptor)
+
+
+def _acquire(lock: Path, target: Path) -> int:
+    while True:
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                _log.info("waiting for another process that prepares %s", target)
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if _is_same_file(descriptor, lock):
+                return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+
+
+def _is_same_file(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+@contextmanager
+def working_directory(target: Path) -> Iterator[Path]:
+    """A scratch directory beside `target` (same disk, so renames are atomic), always removed.
+
+    The caller holds the lock of `target`, hence any scratch directory found here belongs to a
+    killed run and is deleted. The name is unique to this run: a worker that outlives its killed
+    parent can never write into the directory of the next run.
+    """
+    for leftover in target.parent.glob(f".{target.name}.partial-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    work = target.with_name(f".{target.name}.partial-{os.urandom(6).hex()}")
+    work.mkdir()
+    try:
+        yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+@contextmanager
+def publishing(target: Path) -> Iterator[Path]:
+    """Write a file or a directory so that others see all of it or nothing.
+
+    Args:
+        target: Final path; what is there is replaced.
+
+    Yields:
+        The path to write to; it does not exist yet, and becomes `target` if the block succeeds.
+
+    Raises:
+        DataError: If the disk does not take it; nothing partial stays behind.
+    """
+    with explained_writes(target), exclusive_lock(target), working_directory(target) as work:
+        partial = work / target.name
+        yield partial
+        rename_into_place(partial, target)
+
+
+def replace_file(path: Path, chunks: Iterable[bytes]) -> None:
+    """Write `chunks` to a file beside `path`, force it to disk and rename it to `path`.
+
+    A crash leaves either the old or the new file, never a part of it. `chunks` may read from `path`
+    itself: the old file stays in place until the rename.
+    """
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with beside.open("wb") as file:
+            for chunk in chunks:
+                file.write(chunk)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+    flush_to_disk(path.parent)  # the rename itself is durable only once its directory is
+
+
+def rename_into_place(partial: Path, target: Path) -> None:
+    """Flush `partial` (a file or a directory of files) to the disk, then rename it to `target`."""
+    files = [partial] if partial.is_file() else [p for p in partial.rglob("*") if p.is_file()]
+    for path in files:
+        flush_to_disk(path)
+    if target.is_dir():
+        # A directory cannot be replaced in one step; the old one goes first.
+        shutil.rmtree(target)
+    partial.replace(target)
+    flush_to_disk(target.parent)
+
+
+def flush_to_disk(path: Path) -> None:
+    """Make the kernel write `path` (file or directory) to the disk before the next step."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,1 @@
+"""A run as Prometheus series over HTTP, and how Prometheus finds it."""

@@ -1,0 +1,171 @@
+"""An HTTP server for one registry: /metrics, on threads of its own, with token and TLS if wanted.
+
+The server of `prometheus_client` checks no token, so the few lines around the registry are here,
+over the standard library's. A client that is slow, or that never speaks, holds one thread for ten
+seconds and nothing else. It does not know what the registry holds.
+"""
+
+import gzip
+import hmac
+import logging
+import socket
+import ssl
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, make_server
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import ThreadingWSGIServer
+
+from moe_megatron.errors import ConfigError
+from moe_megatron.telemetry.exporter.exposition import CONTENT_TYPE, write_text
+
+logger = logging.getLogger(__name__)
+
+_CLIENT_SECONDS = 10.0
+_GZIP_LEVEL = 1
+"""The fastest: a scrape holds Python's lock, and so the training thread, while it packs."""
+
+_StartResponse = Callable[[str, list[tuple[str, str]]], Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServerOptions:
+    """Where a server listens, and to whom.
+
+    Attributes:
+        host: name or address of the interface.
+        port: 0 takes a free one.
+        token: what a client must send as "Authorization: Bearer TOKEN"; None asks for nothing.
+        certificate: PEM file of the server's certificate chain; None speaks plain HTTP.
+        key: PEM file of its private key.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 0
+    token: str | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+
+    def __repr__(self) -> str:  # the token must not reach a log
+        return f"ServerOptions(host={self.host!r}, port={self.port})"
+
+
+class MetricsServer:
+    """Serves `registry` until it is closed.
+
+    Raises:
+        ConfigError: the address cannot be listened on, or certificate and key do not fit.
+    """
+
+    def __init__(self, registry: CollectorRegistry, options: ServerOptions) -> None:
+        context = _tls_context(options)
+        family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
+        server_class = type(
+            "_Server", (ThreadingWSGIServer,), {"address_family": family, "daemon_threads": True}
+        )
+        app = _App(registry, options.token)
+        try:
+            server: Any = make_server(options.host, options.port, app, server_class, _Handler)
+        except OSError as error:
+            raise ConfigError(
+                f"metrics cannot be served on {options.host} port {options.port} "
+                f"({error.strerror}); give a free port with telemetry.metrics_port, 0 for any, "
+                "and an address of this machine with telemetry.metrics_host."
+            ) from error
+        if context is not None:
+            # The handshake is left to the thread of the request: a client that never makes one
+            # must not keep others out.
+            server.socket = context.wrap_socket(
+                server.socket, server_side=True, do_handshake_on_connect=False
+            )
+        self._server = server
+        self.scheme = "http" if context is None else "https"
+        self.port: int = server.server_port
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, name="metrics-server", daemon=True
+        )
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stops listening."""
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join(_CLIENT_SECONDS)
+
+
+class _App:
+    """The WSGI application."""
+
+    def __init__(self, registry: CollectorRegistry, token: str | None) -> None:
+        self._registry = registry
+        self._wanted = None if token is None else f"Bearer {token}".encode()
+        self._failed = False
+
+    def __call__(self, environ: dict[str, Any], start_response: _StartResponse) -> Iterable[bytes]:
+        given = environ.get("HTTP_AUTHORIZATION", "").encode("latin-1")
+        if self._wanted is not None and not hmac.compare_digest(given, self._wanted):
+            headers = [("WWW-Authenticate", "Bearer")]
+            return _answer(start_response, "401 Unauthorized", headers, b"a bearer token is needed")
+        if environ.get("PATH_INFO") != "/metrics":
+            return _answer(start_response, "404 Not Found", [], b"the metrics are at /metrics")
+        if environ.get("REQUEST_METHOD") not in {"GET", "HEAD"}:
+            headers = [("Allow", "GET, HEAD")]
+            return _answer(start_response, "405 Method Not Allowed", headers, b"only GET")
+        return self._metrics(environ, start_response)
+
+    def _metrics(self, environ: dict[str, Any], start_response: _StartResponse) -> Iterable[bytes]:
+        try:
+            body = write_text(self._registry)
+        except Exception as error:  # a scrape that fails must be seen, and must not end the server
+            if not self._failed:
+                self._failed = True
+                logger.warning("metrics cannot be collected: %s: %s", type(error).__name__, error)
+            return _answer(start_response, "500 Internal Server Error", [], b"see the run's log")
+        headers = [("Content-Type", CONTENT_TYPE)]
+        if "gzip" in environ.get("HTTP_ACCEPT_ENCODING", ""):
+            body = gzip.compress(body, _GZIP_LEVEL)
+            headers.append(("Content-Encoding", "gzip"))
+        return _answer(start_response, "200 OK", headers, body)
+
+
+def _answer(
+    start_response: _StartResponse, status: str, headers: list[tuple[str, str]], body: bytes
+) -> Iterable[bytes]:
+    start_response(status, [*headers, ("Content-Length", str(len(body)))])
+    return [body]
+
+
+class _Handler(WSGIRequestHandler):
+    """Handles one connection: quietly, and not for ever."""
+
+    timeout = _CLIENT_SECONDS
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Requests are not events of the run."""
+
+    def handle(self) -> None:
+        """Answer, unless the client is gone or speaks another protocol."""
+        try:
+            super().handle()
+        except (OSError, ssl.SSLError):
+            logger.debug("a metrics client went away", exc_info=True)
+
+
+def _tls_context(options: ServerOptions) -> ssl.SSLContext | None:
+    if options.certificate is None:
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        context.load_cert_chain(options.certificate, options.key)
+    except OSError as error:  # ssl.SSLError is one
+        raise ConfigError(
+            f"metrics cannot be served over TLS: certificate {options.certificate} and key "
+            f"{options.key} cannot be used ({error.strerror or error}); give PEM files that belong "
+            "together with telemetry.metrics_tls_certificate and telemetry.metrics_tls_key."
+        ) from error
+    return context

@@ -1,0 +1,156 @@
+"""The Prometheus exporter: a sink that keeps the newest facts of a run and serves them over HTTP.
+
+Recording a step copies a few numbers; everything Prometheus needs is made when it asks. The sink
+can fail only as a sink does: it is reported once and left out, and training goes on. It does not
+know metrics by name (`prometheus_series`) nor HTTP (`metrics_server`).
+"""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry
+
+from moe_megatron.errors import ConfigError
+from moe_megatron.telemetry.catalog import ExpertDetail, Shape, fitting_detail, num_series
+from moe_megatron.telemetry.exporter.discovery import (
+    TARGETS_FILE,
+    TargetFiles,
+    target_address,
+    target_labels,
+)
+from moe_megatron.telemetry.exporter.earlier_totals import EarlierTotals
+from moe_megatron.telemetry.exporter.metrics_server import MetricsServer, ServerOptions
+from moe_megatron.telemetry.exporter.run_state import RunState
+from moe_megatron.telemetry.exporter.series import RunCollector
+from moe_megatron.telemetry.values.records import EvalRecord, RunInfo, StepRecord
+from moe_megatron.telemetry.values.snapshot import RoutingSnapshot
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExporterOptions:
+    """How a run is exported.
+
+    Attributes:
+        server: where it is served.
+        detail: what to export of single experts; lowered where `max_series` demands it.
+        max_series: most series one scrape may have.
+        run_id: the `run` label of every series.
+        cluster: the `cluster` label of every series.
+        discovery_dir: folder for a target file beside the one in the run directory.
+    """
+
+    server: ServerOptions = field(default_factory=ServerOptions)
+    detail: ExpertDetail = ExpertDetail.HISTOGRAM
+    max_series: int = 5000
+    run_id: str = "moe"
+    cluster: str = "local"
+    discovery_dir: Path | None = None
+
+
+class PrometheusSink:
+    """Sink that serves the run to Prometheus.
+
+    It continues the sums of a resumed run with `earlier`, a sink of its own that must receive the
+    start of the run before those that write the logs; this one must come after them, so that
+    nothing is published that the logs do not hold.
+
+    Args:
+        options: How to export.
+        announce: Receives one line that says where the metrics are.
+        registry: Where the collector is registered; a new one by default.
+    """
+
+    def __init__(
+        self,
+        options: ExporterOptions,
+        announce: Callable[[str], None] = logger.info,
+        registry: CollectorRegistry | None = None,
+    ) -> None:
+        self.earlier = EarlierTotals()
+        self.url: str | None = None
+        self.run_failed = False
+        """Set before `close`: leaves the target files, so that Prometheus finds nobody there."""
+        self._options = options
+        self._announce = announce
+        self._registry = CollectorRegistry() if registry is None else registry
+        self._state: RunState | None = None
+        self._collector: RunCollector | None = None
+        self._server: MetricsServer | None = None
+        self._targets: TargetFiles | None = None
+
+    def start(self, run: RunInfo) -> None:
+        """Starts to serve, and tells Prometheus where."""
+        options = self._options
+        detail = choose_detail(run, options.detail, options.max_series)
+        self._state = RunState(
+            run, time.time(), self.earlier.until_checkpoint, self.earlier.in_logs
+        )
+        self._collector = RunCollector(self._state, detail)
+        self._registry.register(self._collector)
+        self._server = MetricsServer(self._registry, options.server)
+        address = target_address(options.server.host, self._server.port)
+        self.url = f"{self._server.scheme}://{address}/metrics"
+        self._announce(f"metrics: {self.url}")
+        labels = target_labels(options.run_id, options.cluster, self._server.scheme)
+        self._targets = TargetFiles(self._target_paths(run), address, labels)
+
+    def _target_paths(self, run: RunInfo) -> Sequence[Path]:
+        paths = [] if run.run_dir is None else [run.run_dir / TARGETS_FILE]
+        if self._options.discovery_dir is not None:
+            paths.append(self._options.discovery_dir / f"{self._options.run_id}.json")
+        return paths
+
+    def step(self, record: StepRecord, routing: RoutingSnapshot | None) -> None:
+        """Takes in one step."""
+        assert self._state is not None
+        self._state.add_step(record, routing)
+
+    def evaluation(self, record: EvalRecord) -> None:
+        """Takes in one evaluation."""
+        assert self._state is not None
+        self._state.add_evaluation(record)
+
+    def close(self) -> None:
+        """Takes the target files back, unless the run has failed, and stops serving."""
+        if self._targets is not None and not self.run_failed:
+            self._targets.remove()
+        if self._server is not None:
+            self._server.close()
+        if self._collector is not None:
+            self._registry.unregister(self._collector)
+        self._targets = self._server = self._collector = None
+
+
+def choose_detail(run: RunInfo, wanted: ExpertDetail, max_series: int) -> ExpertDetail:
+    """The detail to export: the wanted one, or the highest that fits, which is reported.
+
+    Raises:
+        ConfigError: Not even the lowest fits.
+    """
+    shape = Shape(
+        layers=len(run.layers),
+        experts=run.num_experts,
+        ranks=run.world_size,
+        expert_ranks=run.expert_ranks,
+        detail=wanted,
+    )
+    fitting, needed = fitting_detail(shape, max_series), num_series(shape)
+    if fitting is None:
+        raise ConfigError(
+            f"telemetry.metrics_max_series ({max_series}) is too small for this run, even without "
+            "any detail of experts; raise it, or set telemetry.metrics_port to null."
+        )
+    if fitting != wanted:
+        logger.warning(
+            "metrics_expert_detail %s needs %d series, and metrics_max_series is %d: exporting %s",
+            wanted.name.lower(),
+            needed,
+            max_series,
+            fitting.name.lower(),
+        )
+    return fitting

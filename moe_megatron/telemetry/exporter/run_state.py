@@ -1,0 +1,149 @@
+"""The newest facts of a run and its sums, between the thread that writes and those that read.
+
+The telemetry thread adds one step at a time; scrapes take a `RunView`, in which everything is of
+the same step. It does not know names of metrics: `prometheus_series` does.
+"""
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from moe_megatron.telemetry.catalog import LOAD_BUCKETS, PHASES, STEP_SECONDS_BUCKETS
+from moe_megatron.telemetry.exporter.run_totals import RunTotals
+from moe_megatron.telemetry.values.json_fields import Float64Array, Int64Array
+from moe_megatron.telemetry.values.records import EvalRecord, RunInfo, StepRecord, StepRuntime
+from moe_megatron.telemetry.values.snapshot import RoutingSnapshot
+
+
+@dataclass(slots=True, eq=False)
+class Histograms:
+    """R histograms over the same buckets; the last column is of values above every bound.
+
+    Attributes:
+        bounds: upper bounds, each included in its bucket.
+        counts: int64 [R, len(bounds) + 1], values in each bucket and no other.
+        sums: float64 [R].
+    """
+
+    bounds: Float64Array
+    counts: Int64Array
+    sums: Float64Array
+
+    @classmethod
+    def empty(cls, rows: int, bounds: tuple[float, ...]) -> "Histograms":
+        """Nothing observed."""
+        return cls(
+            np.array(bounds), np.zeros((rows, len(bounds) + 1), dtype=np.int64), np.zeros(rows)
+        )
+
+    def observe(self, values: Float64Array) -> None:
+        """Add `values` [R, N]; NaN is not a value."""
+        rows, columns = self.counts.shape
+        buckets = np.searchsorted(self.bounds, values, side="left")
+        buckets += np.arange(rows)[:, None] * columns
+        known = ~np.isnan(values)
+        self.counts += np.bincount(buckets[known], minlength=rows * columns).reshape(rows, columns)
+        self.sums += np.where(known, values, 0.0).sum(axis=1)
+
+    def copy(self) -> "Histograms":
+        """The histograms as they are now."""
+        return Histograms(self.bounds, self.counts.copy(), self.sums.copy())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class RunView:
+    """A run at one moment."""
+
+    run: RunInfo
+    started_at: float
+    """When this process started to train, in seconds since 1970."""
+    totals: RunTotals
+    step_seconds: Histograms
+    """One row. Starts empty with the process, as the two below do."""
+    loads: Histograms
+    """One row for each MoE layer."""
+    phase_seconds: Mapping[str, float]
+    missed_steps: int = 0
+    record: StepRecord | None = None
+    """The last step; None before the first."""
+    runtime: StepRuntime | None = None
+    routing: RoutingSnapshot | None = None
+    evaluations: Mapping[str, EvalRecord]
+    """The newest of each split."""
+
+
+class RunState:
+    """Collects the records of one run.
+
+    Args:
+        run: The run.
+        started_at: When this process started to train, in seconds since 1970.
+        totals: Sums of the steps before; continued.
+        published: What may have been published already; see `RunTotals.at_least`.
+    """
+
+    def __init__(
+        self,
+        run: RunInfo,
+        started_at: float,
+        totals: RunTotals | None = None,
+        published: RunTotals | None = None,
+    ) -> None:
+        num_layers = len(run.layers)
+        empty = RunTotals.empty(num_layers, run.num_experts)
+        self._lock = threading.Lock()
+        self._published = empty if published is None else published
+        self._totals = empty.copy() if totals is None else totals.copy()
+        self._newest = RunView(
+            run=run,
+            started_at=started_at,
+            totals=self._totals,
+            step_seconds=Histograms.empty(1, STEP_SECONDS_BUCKETS),
+            loads=Histograms.empty(num_layers, LOAD_BUCKETS),
+            phase_seconds=dict.fromkeys(PHASES, 0.0),
+            evaluations={},
+        )
+        self._last_step = run.start_step
+
+    def add_step(self, record: StepRecord, routing: RoutingSnapshot | None) -> None:
+        """Take in one step."""
+        loads = None if routing is None else routing.relative_load
+        with self._lock:
+            now = self._newest
+            self._totals.add_step(record)
+            now.step_seconds.observe(np.array([[record.step_seconds]]))
+            if routing is not None and loads is not None:
+                self._totals.add_routing(routing)
+                now.loads.observe(loads)
+            phases = dict(now.phase_seconds)
+            runtime = record.runtime
+            for phase, seconds in () if runtime is None else runtime.phase_seconds.items():
+                phases[phase] += seconds
+            self._newest = replace(
+                now,
+                record=record,
+                runtime=runtime or now.runtime,
+                routing=routing or now.routing,
+                phase_seconds=phases,
+                missed_steps=now.missed_steps + max(0, record.step - self._last_step - 1),
+            )
+            self._last_step = record.step
+
+    def add_evaluation(self, record: EvalRecord) -> None:
+        """Take in one evaluation."""
+        with self._lock:
+            evaluations = {**self._newest.evaluations, record.split: record}
+            self._newest = replace(self._newest, evaluations=evaluations)
+
+    def view(self) -> RunView:
+        """Everything as of the same step; what is added later does not change it."""
+        with self._lock:
+            now = self._newest
+            return replace(
+                now,
+                totals=self._totals.at_least(self._published),
+                step_seconds=now.step_seconds.copy(),
+                loads=now.loads.copy(),
+            )

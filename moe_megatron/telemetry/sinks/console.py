@@ -1,0 +1,239 @@
+"""A run on the terminal: a live view on a tty, plain lines in a log file.
+
+The live view redraws in place at most four times per second. Elsewhere (a pipe, a SLURM log) one
+line appears every `interval` steps, and the expert load table at each evaluation and at the end,
+covering the steps since the table before. It shows what it is given: it does not know where
+records come from or which files the run writes.
+"""
+
+import io
+import math
+import statistics
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from moe_megatron.telemetry.sinks.load_table import describe_dead_experts, load_table
+from moe_megatron.telemetry.values.profile import RoutingProfile
+from moe_megatron.telemetry.values.records import EvalRecord, RunInfo, StepRecord
+from moe_megatron.telemetry.values.snapshot import RoutingSnapshot
+
+_REFRESH_SECONDS = 0.25
+_SPEED_WINDOW = 50  # steps whose median time gives speed and ETA: immune to a slow first step
+_OTHER_LINES = 7  # lines of the live view beside the rows of the table
+
+
+def format_duration(seconds: float) -> str:
+    """Formats seconds as h:mm:ss; hours may exceed 24."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
+
+
+def format_rate(rate: float | None) -> str:
+    """Formats a learning rate as 2.0e-3, or "-" when not known."""
+    if rate is None or not math.isfinite(rate):
+        return "-"
+    mantissa, exponent = f"{rate:.1e}".split("e")
+    return f"{mantissa}e{int(exponent)}"
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def format_evaluation(record: EvalRecord) -> str:
+    """Formats one evaluation as one line."""
+    return (
+        f"{record.split} at step {record.step} | loss {record.loss:.3f} "
+        f"| perplexity {record.perplexity:,.2f}"
+    )
+
+
+class ConsoleSink:
+    """Sink that shows the run to a person.
+
+    Args:
+        interval: steps between two plain lines; the live view does not use it.
+        console: where to draw; stdout when None.
+        clock: seconds that only grow, for the refresh rate.
+    """
+
+    def __init__(
+        self,
+        interval: int = 10,
+        console: Console | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        assert interval >= 1, interval
+        self._interval = interval
+        self._console = console if console is not None else Console()
+        self._clock = clock
+        self._unicode = not self._console.options.ascii_only
+        self._live: Live | None = None
+        self._last_refresh = -math.inf
+        self._recent: deque[StepRecord] = deque(maxlen=_SPEED_WINDOW)
+        self._record: StepRecord | None = None
+        self._evaluation: EvalRecord | None = None
+        self._routing: RoutingSnapshot | None = None
+        self._since_table: RoutingProfile | None = None
+
+    def start(self, run: RunInfo) -> None:
+        """Prints what is trained; opens the live view on a tty."""
+        self._print(run.description)
+        if run.start_step:
+            self._print(f"resuming after step {run.start_step:,} of {run.total_steps:,}")
+        if self._console.is_terminal:
+            # Our own refresh instead of rich's thread: the state changes on this thread only.
+            self._live = Live(console=self._console, auto_refresh=False)
+            self._live.start()
+
+    def step(self, record: StepRecord, routing: RoutingSnapshot | None) -> None:
+        """Redraws the live view if it is time, or prints a line every `interval` steps."""
+        first = self._record is None
+        self._record = record
+        self._recent.append(record)
+        if routing is not None:
+            self._routing = routing
+            self._count(routing)
+        if self._live is not None:
+            now = self._clock()
+            if now - self._last_refresh >= _REFRESH_SECONDS:
+                self._last_refresh = now
+                self._live.update(self._draw(record), refresh=True)
+        elif first or record.step % self._interval == 0 or record.step == record.total_steps:
+            self._print(self._line(record))
+
+    def evaluation(self, record: EvalRecord) -> None:
+        """Prints the result; in a log also the load since the last table."""
+        self._evaluation = record
+        self._print(format_evaluation(record))
+        if self._live is None:
+            self._print_table()
+
+    def close(self) -> None:
+        """Draws the last state for good; in a log prints the load since the last table."""
+        if self._live is None:
+            self._print_table()
+            return
+        if self._record is not None:
+            self._live.update(self._draw(self._record), refresh=True)
+        self._live.stop()
+        self._live = None
+
+    def _print(self, text: str) -> None:
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def _count(self, routing: RoutingSnapshot) -> None:
+        if self._since_table is None:
+            self._since_table = RoutingProfile.from_snapshots([routing])
+        else:
+            self._since_table.add(routing)
+
+    def _print_table(self) -> None:
+        load, self._since_table = self._since_table, None
+        if load is not None:
+            self._print(f"expert load, steps {load.first_step} to {load.last_step}")
+            self._console.print(load_table(load, width=self._console.width, unicode=self._unicode))
+
+    def _speed(self) -> float:
+        return statistics.median(record.tokens_per_second for record in self._recent)
+
+    def _eta(self, record: StepRecord) -> str:
+        seconds = statistics.median(recent.step_seconds for recent in self._recent)
+        return format_duration(seconds * max(0, record.total_steps - record.step))
+
+    def _line(self, record: StepRecord) -> str:
+        parts = [
+            f"step {record.step}/{record.total_steps}",
+            f"loss {_number(record.loss)}" + (" (skipped)" if record.skipped else ""),
+            f"lr {format_rate(record.learning_rate)}",
+            f"{self._speed():,.0f} tok/s",
+        ]
+        if self._routing is not None:
+            # The most imbalanced layer: the one that holds up the others.
+            parts.append(f"imbalance {np.nan_to_num(self._routing.imbalance).max():.2f}")
+        parts.append(f"ETA {self._eta(record)}")
+        return " | ".join(parts)
+
+    def _draw(self, record: StepRecord) -> RenderableType:
+        bar = Table.grid(padding=(0, 2, 0, 0))
+        bar.add_row(
+            Text(f"step {record.step:,}/{record.total_steps:,}", style="bold"),
+            ProgressBar(total=record.total_steps, completed=record.step, width=32),
+            f"{record.step / max(record.total_steps, 1):.0%}",
+            f"ETA {self._eta(record)}",
+        )
+        facts = Table.grid(padding=(0, 3, 0, 0))
+        values = {
+            "loss": _number(record.loss) + (" (skipped)" if record.skipped else ""),
+            "grad norm": _number(record.grad_norm, 2),
+            "lr": format_rate(record.learning_rate),
+            "tok/s": f"{self._speed():,.0f}",
+        }
+        if self._evaluation is not None:
+            values[self._evaluation.split] = f"{self._evaluation.loss:.3f}"
+        facts.add_row(*(Text.assemble((name, "dim"), " ", text) for name, text in values.items()))
+        lines: list[RenderableType] = [bar, facts]
+        if self._routing is not None:
+            max_rows = max(1, self._console.height - _OTHER_LINES)
+            lines += [
+                Text(),
+                load_table(
+                    self._routing,
+                    width=self._console.width,
+                    max_rows=max_rows,
+                    unicode=self._unicode,
+                ),
+            ]
+        return Group(*lines)
+
+
+def format_summary(
+    *,
+    evaluation: EvalRecord | None = None,
+    load: RoutingProfile | RoutingSnapshot | None = None,
+    checkpoint: Path | None = None,
+    metrics: Path | None = None,
+    report: Path | None = None,
+    width: int = 100,
+) -> str:
+    """Formats what a person wants to know when a run has ended; what is None is left out.
+
+    Args:
+        evaluation: the last evaluation.
+        load: the routing to summarize, such as the whole run's profile.
+        checkpoint: the last checkpoint.
+        metrics: the metrics file.
+        report: the HTML report.
+        width: characters a line of the load table may take.
+    """
+    lines: list[str] = []
+    if evaluation is not None:
+        lines.append(
+            f"{evaluation.split} loss {evaluation.loss:.4f} | perplexity "
+            f"{evaluation.perplexity:,.2f} (step {evaluation.step:,})"
+        )
+    if load is not None:
+        if isinstance(load, RoutingProfile):
+            where = f"{load.steps:,} steps, {load.tokens:,} tokens"
+        else:
+            where = f"step {load.step:,}, {load.tokens:,} tokens"
+        table = Console(file=io.StringIO(), width=width, color_system=None)
+        with table.capture() as drawn:
+            table.print(load_table(load, width=width))
+        lines += ["", f"expert load ({where})"]
+        lines += [line.rstrip() for line in drawn.get().splitlines()]
+        lines.append(f"dead experts: {describe_dead_experts(load)}")
+    paths = {"checkpoint": checkpoint, "metrics": metrics, "report": report}
+    if any(paths.values()):
+        lines.append("")
+        lines += [f"{name:<10}  {path}" for name, path in paths.items() if path is not None]
+    return "\n".join(lines)

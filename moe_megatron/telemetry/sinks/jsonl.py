@@ -1,0 +1,265 @@
+"""The history of a run in two files of one JSON object a line: metrics.jsonl and routing.jsonl.
+
+Lines are appended and handed to the operating system one by one, so a killed process loses at most
+the line it was writing (a power cut may lose more). A resumed run first takes back what came after
+its checkpoint, so that the files read like one uninterrupted run. Readers are lazy: a file may be
+larger than memory. It knows the form of lines, not what the numbers mean.
+"""
+
+import json
+import logging
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, TextIO
+
+from moe_megatron.errors import DataError
+from moe_megatron.files import replace_file
+from moe_megatron.telemetry.values.records import EvalRecord, RunInfo, StepRecord
+from moe_megatron.telemetry.values.snapshot import RoutingSnapshot
+
+METRICS_FILE = "metrics.jsonl"
+ROUTING_FILE = "routing.jsonl"
+
+_BLOCK = 1 << 20  # bytes that reading from the end takes at a time
+
+logger = logging.getLogger(__name__)
+
+# A line of a large model has 100 KB and its step comes first: rewinding need not parse the rest.
+_STEP_PREFIX = re.compile(rb'\{(?:"kind": "\w+", )?"step": (\d+),')
+
+
+class _JsonLinesFile:
+    """Appends objects to one file of the run directory; writes nothing without a directory."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._file: TextIO | None = None
+
+    def start(self, run: RunInfo) -> None:
+        """Opens the file and, on resume, removes the records after `run.start_step`."""
+        if run.run_dir is None:
+            return
+        run.run_dir.mkdir(parents=True, exist_ok=True)
+        path = run.run_dir / self._name
+        if path.exists():
+            if run.start_step == 0:
+                _set_aside(path)
+            else:
+                rewind(path, run.start_step)
+        self._file = path.open("a", encoding="utf-8", buffering=1)
+
+    def close(self) -> None:
+        """Closes the file; later records are ignored."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _append(self, data: dict[str, Any]) -> None:
+        if self._file is not None:
+            self._file.write(json.dumps(data, allow_nan=False) + "\n")
+
+
+class MetricsLog(_JsonLinesFile):
+    """Sink that writes steps and evaluations to RUN/metrics.jsonl."""
+
+    def __init__(self) -> None:
+        super().__init__(METRICS_FILE)
+
+    def step(self, record: StepRecord, routing: RoutingSnapshot | None) -> None:
+        """Writes `record`."""
+        self._append(record.to_json_dict())
+
+    def evaluation(self, record: EvalRecord) -> None:
+        """Writes `record`."""
+        self._append(record.to_json_dict())
+
+
+class RoutingLog(_JsonLinesFile):
+    """Sink that writes each routing snapshot to RUN/routing.jsonl."""
+
+    def __init__(self) -> None:
+        super().__init__(ROUTING_FILE)
+
+    def step(self, record: StepRecord, routing: RoutingSnapshot | None) -> None:
+        """Writes `routing`, if the step measured it."""
+        if routing is not None:
+            self._append(routing.to_json_dict())
+
+    def evaluation(self, record: EvalRecord) -> None:
+        """Writes nothing: evaluations do not train routers."""
+
+
+def _set_aside(path: Path) -> None:
+    """Keeps the file of an earlier run that a new run from step 0 would otherwise mix into."""
+    if path.stat().st_size:
+        old = path.with_name(f"{path.stem}.old{path.suffix}")
+        path.replace(old)
+        logger.warning("%s is of an earlier run; it is kept as %s", path, old.name)
+
+
+def rewind(path: Path, last_step: int) -> None:
+    """Removes records of steps after `last_step` and a half-written last line.
+
+    The file is rewritten beside and renamed, so a crash leaves the old or the new content.
+
+    Args:
+        path: a file that `MetricsLog` or `RoutingLog` wrote.
+        last_step: last step to keep.
+
+    Raises:
+        DataError: a line other than a torn last one has no step.
+    """
+    highest = 0
+
+    def kept_lines(file: BinaryIO) -> Iterator[bytes]:
+        nonlocal highest
+        for number, line in enumerate(file, start=1):
+            if not line.endswith(b"\n"):
+                if not _is_json(line):
+                    logger.warning("%s:%d: removed a half-written last line", path, number)
+                    return
+                line += b"\n"
+            step = _step_of(line, path, number)
+            if step <= last_step:
+                highest = max(highest, step)
+                yield line
+
+    with path.open("rb") as file:
+        replace_file(path, kept_lines(file))
+    if highest < last_step:
+        logger.warning(
+            "%s ends at step %d, but the run resumes after step %d; the steps between are missing",
+            path,
+            highest,
+            last_step,
+        )
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True
+
+
+def _step_of(line: bytes, path: Path, number: int) -> int:
+    if match := _STEP_PREFIX.match(line):
+        return int(match.group(1))
+    data = _parse_line(line, path, number)
+    step = data.get("step") if isinstance(data, dict) else None
+    if type(step) is not int:
+        raise DataError(
+            f'{path}:{number}: expected an object with an integer "step"; '
+            "move the file away or remove that line"
+        )
+    return step
+
+
+def _parse_line(line: bytes, path: Path, number: int) -> object:
+    try:
+        data: object = json.loads(line)
+    except ValueError as error:
+        raise DataError(
+            f"{path}:{number}: not valid JSON ({error}); move the file away or remove that line"
+        ) from error
+    return data
+
+
+def _open(path: Path) -> BinaryIO:
+    try:
+        return path.open("rb")
+    except FileNotFoundError:
+        raise DataError(
+            f"{path}: no such file; a training run writes it into its run directory"
+        ) from None
+
+
+def _read_lines[T](path: Path, parse: Callable[[object], T]) -> Iterator[T]:
+    with _open(path) as file:
+        for number, line in enumerate(file, start=1):
+            if not line.endswith(b"\n") and not _is_json(line):
+                logger.warning(
+                    "%s:%d: ignoring a half-written last line (the run was killed or is still "
+                    "writing)",
+                    path,
+                    number,
+                )
+                return
+            data = _parse_line(line, path, number)
+            try:
+                yield parse(data)
+            except DataError as error:
+                raise DataError(
+                    f"{path}:{number}: {error}; move the file away or remove that line"
+                ) from error
+
+
+def _parse_metrics(data: object) -> StepRecord | EvalRecord:
+    kind = data.get("kind") if isinstance(data, dict) else None
+    if kind == "step":
+        return StepRecord.from_json_dict(data)
+    if kind == "eval":
+        return EvalRecord.from_json_dict(data)
+    raise DataError(f'expected an object whose "kind" is "step" or "eval", got {kind!r}')
+
+
+def read_metrics(path: Path) -> Iterator[StepRecord | EvalRecord]:
+    """Yields the records of a metrics.jsonl in the order they were written.
+
+    A half-written last line is skipped with a warning.
+
+    Raises:
+        DataError: the file is missing or a line is malformed; names file and line.
+    """
+    return _read_lines(path, _parse_metrics)
+
+
+def read_routing(path: Path) -> Iterator[RoutingSnapshot]:
+    """Yields the snapshots of a routing.jsonl in the order they were written.
+
+    A half-written last line is skipped with a warning.
+
+    Raises:
+        DataError: the file is missing or a line is malformed; names file and line.
+    """
+    return _read_lines(path, RoutingSnapshot.from_json_dict)
+
+
+def read_routing_after(path: Path, step: int) -> Iterator[RoutingSnapshot]:
+    """Yields the snapshots of steps after `step`, the newest first, without reading the others.
+
+    A half-written last line is skipped.
+
+    Raises:
+        DataError: the file is missing or a line is malformed; names file and line.
+    """
+    with _open(path) as file:
+        for number, line in enumerate(_lines_from_the_end(file)):
+            if number == 0 and not _is_json(line):
+                continue
+            try:
+                snapshot = RoutingSnapshot.from_json_dict(json.loads(line))
+            except (ValueError, DataError) as error:
+                raise DataError(
+                    f"{path}: line {number + 1} from the end: {error}; move the file away or "
+                    "remove that line"
+                ) from error
+            if snapshot.step <= step:
+                return
+            yield snapshot
+
+
+def _lines_from_the_end(file: BinaryIO) -> Iterator[bytes]:
+    """The lines of a file that are not empty, without their ends, the last first."""
+    position, rest = file.seek(0, os.SEEK_END), b""
+    while position > 0:
+        size = min(_BLOCK, position)
+        position -= size
+        file.seek(position)
+        rest, *lines = (file.read(size) + rest).split(b"\n")
+        yield from filter(None, reversed(lines))
+    if rest:
+        yield rest

@@ -1,0 +1,188 @@
+"""Delivery of step records to whoever wants them, without ever disturbing the training loop.
+
+The training thread only puts a record on a queue. One background thread hands it to each sink in
+turn, so sinks need no locks. What can go wrong stays here:
+
+- A sink that raises is reported once, closed and left out; the others go on.
+- When sinks are slower than training and the queue is full, step records are dropped, counted and
+  reported once. Evaluations are few and never dropped.
+- `close` delivers everything queued. Ctrl-C during `close` abandons what is still queued.
+- A killed process (SIGKILL, out of memory) loses what is queued, usually less than a step. Call
+  `flush` before saving a checkpoint, so that the record never ends before the step to resume at.
+
+It does not know what sinks do with records.
+"""
+
+import atexit
+import logging
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Protocol, runtime_checkable
+
+from moe_megatron.telemetry.values.records import EvalRecord, RunInfo, StepRecord
+from moe_megatron.telemetry.values.snapshot import RoutingSnapshot
+
+logger = logging.getLogger(__name__)
+
+
+class Sink(Protocol):
+    """Receives the records of one run, in order, all calls on one thread."""
+
+    def start(self, run: RunInfo) -> None:
+        """Called once, before the first record."""
+
+    def step(self, record: StepRecord, routing: RoutingSnapshot | None) -> None:
+        """Called for each step; `routing` is None when the step measured none."""
+
+    def evaluation(self, record: EvalRecord) -> None:
+        """Called for each evaluation."""
+
+    def close(self) -> None:
+        """Called once, at the end of the run or after another method raised."""
+
+
+@runtime_checkable
+class BufferingSink(Protocol):
+    """A sink that keeps records in memory and can be told to write them."""
+
+    def flush(self) -> None:
+        """Returns when every record so far is where it belongs. Called before checkpoints."""
+
+
+_Delivery = Callable[[Sink], None]
+
+
+class SinkSet:
+    """Many sinks as one, behind a bounded queue and a background thread.
+
+    No method raises because of a sink. `step` and `evaluation` take microseconds.
+
+    Args:
+        sinks: who receives the records, in this order.
+        queue_size: step records that may wait. One of a large model (61 layers, 256 experts)
+            holds 125 KB, so the default bounds the queue at 32 MB.
+    """
+
+    def __init__(self, sinks: Sequence[Sink], queue_size: int = 256) -> None:
+        self._sinks = list(sinks)
+        self._queue_size = queue_size
+        # Unbounded on purpose: the bound is checked for step records alone, so that evaluations
+        # and the end mark always fit. Its `put` is atomic even when Ctrl-C interrupts it.
+        self._queue: queue.SimpleQueue[_Delivery | threading.Event | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._busy_sink = "none"
+        self._dropped = 0
+        self._closed = False
+
+    @property
+    def dropped_records(self) -> int:
+        """Step records that no sink received because the queue was full."""
+        return self._dropped
+
+    def start(self, run: RunInfo) -> None:
+        """Starts the background thread and tells the sinks about the run."""
+        if self._thread is not None or self._closed:
+            return
+        self._queue.put(lambda sink: sink.start(run))
+        # A daemon, so that a sink that hangs cannot keep the process alive; `atexit` makes up for
+        # a caller that never reaches `close`.
+        self._thread = threading.Thread(target=self._deliver, name="telemetry", daemon=True)
+        self._thread.start()
+        atexit.register(self.close)
+
+    def step(self, record: StepRecord, routing: RoutingSnapshot | None) -> None:
+        """Queues one step, or drops it when `queue_size` records wait already."""
+        if self._closed:
+            return
+        if self._queue.qsize() >= self._queue_size:
+            self._dropped += 1
+            if self._dropped == 1:
+                logger.warning(
+                    "telemetry falls behind training: %d records wait (sink %s is busy), dropping "
+                    "step %d and whatever else does not fit; remove or speed up that sink",
+                    self._queue_size,
+                    self._busy_sink,
+                    record.step,
+                )
+            return
+        self._queue.put(lambda sink: sink.step(record, routing))
+
+    def evaluation(self, record: EvalRecord) -> None:
+        """Queues one evaluation."""
+        if not self._closed:
+            self._queue.put(lambda sink: sink.evaluation(record))
+
+    def flush(self, timeout: float = 10.0) -> bool:
+        """Waits until the sinks have received and written everything queued so far.
+
+        Args:
+            timeout: seconds to wait at most.
+
+        Returns:
+            Whether they have.
+        """
+        if self._thread is None or not self._thread.is_alive():
+            return self._queue.empty()
+        delivered = threading.Event()
+        self._queue.put(delivered)
+        return delivered.wait(timeout)
+
+    def close(self, timeout: float = 60.0) -> None:
+        """Delivers what is queued and closes the sinks. Calling it again does nothing.
+
+        Args:
+            timeout: seconds to wait for slow sinks; after that their records are lost.
+        """
+        if self._closed:
+            return
+        self._closed = True
+        atexit.unregister(self.close)
+        if self._dropped:
+            logger.warning("telemetry dropped %d step records of this run", self._dropped)
+        if self._thread is None:
+            return
+        self._queue.put(None)
+        self._thread.join(timeout)
+        if self._thread.is_alive():
+            logger.warning(
+                "telemetry did not finish within %.0f s (sink %s is busy); about %d queued "
+                "records are lost",
+                timeout,
+                self._busy_sink,
+                self._queue.qsize(),
+            )
+
+    def _deliver(self) -> None:
+        """The background thread: one queued item after the other, each to every sink."""
+        while (item := self._queue.get()) is not None:
+            if isinstance(item, threading.Event):
+                self._hand_out(_flush)
+                item.set()
+            else:
+                self._hand_out(item)
+        self._hand_out(lambda sink: sink.close())
+
+    def _hand_out(self, delivery: _Delivery) -> None:
+        for sink in list(self._sinks):
+            name = type(sink).__name__
+            self._busy_sink = name
+            try:
+                delivery(sink)
+            except BaseException as error:  # even SystemExit: it would end the thread for all sinks
+                self._sinks.remove(sink)
+                logger.warning(
+                    "telemetry sink %s failed and is left out for the rest of the run: %s: %s",
+                    name,
+                    type(error).__name__,
+                    error,
+                )
+                with suppress(BaseException):  # it may hold a file; its failure is reported already
+                    sink.close()
+        self._busy_sink = "none"
+
+
+def _flush(sink: Sink) -> None:
+    if isinstance(sink, BufferingSink):
+        sink.flush()

@@ -1,0 +1,271 @@
+"""The routing of many steps as one sum: the record that travels beside a checkpoint.
+
+Downstream users (expert placement, preloading, quantization, cost analysis) need to know how much
+each expert is used, not when. Counts stay exact integers; means are weighted by tokens. A profile
+does not know whether two additions covered the same step: callers add each step once.
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+
+from moe_megatron.errors import DataError
+from moe_megatron.files import replace_file
+from moe_megatron.telemetry.values.expert_load import LoadMeasures
+from moe_megatron.telemetry.values.json_fields import (
+    Float64Array,
+    Int64Array,
+    read_int,
+    read_int_array,
+    require_fields,
+)
+from moe_megatron.telemetry.values.layer_mean import LayerMean
+from moe_megatron.telemetry.values.snapshot import (
+    RoutingSnapshot,
+    find_count_problem,
+    find_layer_problem,
+)
+
+PROFILE_FILE = "routing_profile.json"
+SCHEMA_VERSION = 1
+
+_FIELDS = (
+    "schema_version",
+    "layers",
+    "top_k",
+    "tokens",
+    "steps",
+    "first_step",
+    "last_step",
+    "tokens_per_expert",
+    "dropped",
+    "entropy",
+    "aux_loss",
+    "z_loss",
+)
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class RoutingProfile(LoadMeasures):
+    """Sum of the routing of `steps` steps. Grows by `add` and `merge`.
+
+    `LoadMeasures` adds load_share, imbalance and more, all of the summed counts: loads that lean
+    one way and then the other even out, so the imbalance is at most that of the single steps.
+
+    Attributes:
+        layers: global 1-based numbers of the MoE layers, length L.
+        top_k: experts per token.
+        tokens: tokens routed by every layer.
+        steps: number of snapshots added.
+        first_step: lowest step number added; None while empty.
+        last_step: highest step number added; None while empty.
+        tokens_per_expert: int64 [L, E], assignments that reached an expert.
+        dropped: int64 [L], assignments dropped by capacity.
+    """
+
+    layers: tuple[int, ...]
+    top_k: int
+    tokens: int
+    steps: int
+    first_step: int | None
+    last_step: int | None
+    tokens_per_expert: Int64Array
+    dropped: Int64Array
+    entropy_mean: LayerMean
+    aux_loss_mean: LayerMean
+    z_loss_mean: LayerMean
+
+    @classmethod
+    def empty(cls, *, layers: tuple[int, ...], num_experts: int, top_k: int) -> Self:
+        """A profile that has counted nothing yet."""
+        num_layers = len(layers)
+        return cls(
+            layers=layers,
+            top_k=top_k,
+            tokens=0,
+            steps=0,
+            first_step=None,
+            last_step=None,
+            tokens_per_expert=np.zeros((num_layers, num_experts), dtype=np.int64),
+            dropped=np.zeros(num_layers, dtype=np.int64),
+            entropy_mean=LayerMean.empty(num_layers),
+            aux_loss_mean=LayerMean.empty(num_layers),
+            z_loss_mean=LayerMean.empty(num_layers),
+        )
+
+    @classmethod
+    def from_snapshots(cls, snapshots: Iterable[RoutingSnapshot]) -> Self:
+        """Sums snapshots.
+
+        Raises:
+            DataError: there is none, or they come from differently shaped models.
+        """
+        profile: Self | None = None
+        for snapshot in snapshots:
+            if profile is None:
+                profile = cls.empty(
+                    layers=snapshot.layers,
+                    num_experts=snapshot.num_experts,
+                    top_k=snapshot.top_k,
+                )
+            profile.add(snapshot)
+        if profile is None:
+            raise DataError(
+                "a routing profile needs at least one routing snapshot, got none; "
+                "train at least one step first"
+            )
+        return profile
+
+    def add(self, snapshot: RoutingSnapshot) -> None:
+        """Counts one step.
+
+        Raises:
+            DataError: the snapshot has other layers, experts or top_k than this profile.
+        """
+        self._require_same_model(snapshot)
+        self.tokens += snapshot.tokens
+        self.steps += 1
+        self._extend_range(snapshot.step, snapshot.step)
+        self.tokens_per_expert += snapshot.tokens_per_expert
+        self.dropped += snapshot.dropped
+        self.entropy_mean.add(snapshot.entropy, snapshot.tokens)
+        self.aux_loss_mean.add(snapshot.aux_loss, snapshot.tokens)
+        self.z_loss_mean.add(snapshot.z_loss, snapshot.tokens)
+
+    def merge(self, other: "RoutingProfile") -> None:
+        """Adds everything `other` counted; `other` stays as it is.
+
+        Raises:
+            DataError: `other` has other layers, experts or top_k than this profile.
+        """
+        self._require_same_model(other)
+        self.tokens += other.tokens
+        self.steps += other.steps
+        if other.first_step is not None and other.last_step is not None:
+            self._extend_range(other.first_step, other.last_step)
+        self.tokens_per_expert += other.tokens_per_expert
+        self.dropped += other.dropped
+        self.entropy_mean.merge(other.entropy_mean)
+        self.aux_loss_mean.merge(other.aux_loss_mean)
+        self.z_loss_mean.merge(other.z_loss_mean)
+
+    def _extend_range(self, first: int, last: int) -> None:
+        self.first_step = first if self.first_step is None else min(self.first_step, first)
+        self.last_step = last if self.last_step is None else max(self.last_step, last)
+
+    def _require_same_model(self, other: "RoutingSnapshot | RoutingProfile") -> None:
+        mine = (self.layers, self.num_experts, self.top_k)
+        theirs = (other.layers, other.num_experts, other.top_k)
+        if mine != theirs:
+            raise DataError(
+                "cannot add routing of different models: this profile counts "
+                f"layers {mine[0]} with {mine[1]} experts and top_k {mine[2]}, got "
+                f"layers {theirs[0]} with {theirs[1]} experts and top_k {theirs[2]}; "
+                "start an empty profile for the other model"
+            )
+
+    @property
+    def entropy(self) -> Float64Array:
+        """Token-weighted mean router entropy in nats. [L]"""
+        return self.entropy_mean.value
+
+    @property
+    def aux_loss(self) -> Float64Array:
+        """Token-weighted mean of the steps' load balancing losses, unscaled. [L]"""
+        return self.aux_loss_mean.value
+
+    @property
+    def z_loss(self) -> Float64Array:
+        """Token-weighted mean router z-loss, unscaled. [L]"""
+        return self.z_loss_mean.value
+
+    def save(self, path: Path) -> None:
+        """Writes the profile as JSON, atomically: a reader sees the old or the new file."""
+        data = {
+            "schema_version": SCHEMA_VERSION,
+            "layers": list(self.layers),
+            "top_k": self.top_k,
+            "tokens": self.tokens,
+            "steps": self.steps,
+            "first_step": self.first_step,
+            "last_step": self.last_step,
+            "tokens_per_expert": self.tokens_per_expert.tolist(),
+            "dropped": self.dropped.tolist(),
+            "entropy": self.entropy_mean.to_json_dict(),
+            "aux_loss": self.aux_loss_mean.to_json_dict(),
+            "z_loss": self.z_loss_mean.to_json_dict(),
+        }
+        replace_file(path, [json.dumps(data, allow_nan=False).encode() + b"\n"])
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Reads a saved profile; adding to it continues the count.
+
+        Raises:
+            DataError: the file is missing, not JSON, of another schema version, or its content
+                does not add up.
+        """
+        try:
+            data = json.loads(path.read_bytes())
+        except FileNotFoundError:
+            raise DataError(
+                f"{path}: no such file; a routing profile is saved beside each checkpoint"
+            ) from None
+        except ValueError as error:  # not JSON, or not UTF-8
+            raise DataError(
+                f"{path}: not valid JSON ({error}); copy it again from its checkpoint"
+            ) from error
+        try:
+            return cls._from_json(data)
+        except DataError as error:
+            raise DataError(f"{path}: {error}") from error
+
+    @classmethod
+    def _from_json(cls, data: object) -> Self:
+        if isinstance(data, dict) and data.get("schema_version") != SCHEMA_VERSION:
+            raise DataError(
+                f"routing profile schema_version is {data.get('schema_version')!r}, this version "
+                f"reads {SCHEMA_VERSION}; read it with the version that wrote it"
+            )
+        fields = require_fields(data, _FIELDS)
+        layers = tuple(read_int_array(fields["layers"], "layers", ndim=1).tolist())
+        steps = read_int(fields["steps"], "steps")
+        first_step, last_step = fields["first_step"], fields["last_step"]
+        if steps > 0:
+            first_step = read_int(first_step, "first_step")
+            last_step = read_int(last_step, "last_step", minimum=first_step)
+        elif first_step is not None or last_step is not None:
+            raise DataError("first_step and last_step must be null when steps is 0")
+        profile = cls(
+            layers=layers,
+            top_k=read_int(fields["top_k"], "top_k", minimum=1),
+            tokens=read_int(fields["tokens"], "tokens"),
+            steps=steps,
+            first_step=first_step,
+            last_step=last_step,
+            tokens_per_expert=read_int_array(
+                fields["tokens_per_expert"], "tokens_per_expert", ndim=2
+            ),
+            dropped=read_int_array(fields["dropped"], "dropped", ndim=1),
+            entropy_mean=LayerMean.from_json_dict(fields["entropy"], "entropy", len(layers)),
+            aux_loss_mean=LayerMean.from_json_dict(fields["aux_loss"], "aux_loss", len(layers)),
+            z_loss_mean=LayerMean.from_json_dict(fields["z_loss"], "z_loss", len(layers)),
+        )
+        if problem := profile._find_problem():
+            raise DataError(f"inconsistent routing profile: {problem}")
+        return profile
+
+    def _find_problem(self) -> str | None:
+        if problem := find_layer_problem(self.layers):
+            return problem
+        counts, dropped = self.tokens_per_expert, self.dropped
+        if counts.shape[0] != len(self.layers) or dropped.shape != (len(self.layers),):
+            return (
+                f"tokens_per_expert has {counts.shape[0]} rows and dropped {dropped.size} values "
+                f"for {len(self.layers)} layers"
+            )
+        return find_count_problem(self.layers, self.tokens, self.top_k, counts, dropped)

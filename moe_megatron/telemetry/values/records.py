@@ -1,0 +1,201 @@
+"""What one training step, one evaluation and one run look like to everything that reports them.
+
+Plain values without behaviour beyond simple derived numbers and their JSON form (one object a
+line of metrics.jsonl, told apart by "kind"). The routing of a step is elsewhere: `snapshot`.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from moe_megatron.telemetry.values.json_fields import (
+    Float64Array,
+    read_bool,
+    read_float,
+    read_int,
+    read_optional_float,
+    read_str,
+    require_fields,
+    write_float,
+)
+from moe_megatron.telemetry.values.profile import RoutingProfile
+
+_MAX_EXPONENT = 20.0  # as Megatron: an untrained model prints 4.9e8, not an overflow
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class StepRuntime:
+    """What the machine did during one step; exported while the run lasts and not kept in a file.
+
+    W is the number of processes.
+
+    Attributes:
+        ended_at: when the step ended, in seconds since 1970.
+        phase_seconds: wall time of the first process since the step before, by `catalog.PHASES`.
+        rank_compute_seconds: float64 [W], forward time of each process in attention and experts,
+            without communication; 0 where it was not measured.
+        rank_memory_bytes: float64 [W], memory of each process.
+        checkpoint_step: step of the newest checkpoint; None when the run saves none.
+        checkpoint_at: when this process wrote it, or when training started.
+    """
+
+    ended_at: float
+    phase_seconds: Mapping[str, float]
+    rank_compute_seconds: Float64Array
+    rank_memory_bytes: Float64Array
+    checkpoint_step: int | None = None
+    checkpoint_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepRecord:
+    """One training step.
+
+    Attributes:
+        step: 1-based step number.
+        loss: language model loss of the global batch in nats per token; None when not known.
+        learning_rate: the rate this step used; None when not known.
+        grad_norm: global gradient norm before clipping; None when not known.
+        step_seconds: wall time of the step in seconds.
+        tokens: tokens of the global batch.
+        total_steps: steps the whole run is planned to take.
+        skipped: the optimizer did not step (a gradient was not finite).
+        runtime: what the machine did meanwhile; None when read from a file.
+    """
+
+    step: int
+    loss: float | None
+    learning_rate: float | None
+    grad_norm: float | None
+    step_seconds: float
+    tokens: int
+    total_steps: int
+    skipped: bool = False
+    runtime: StepRuntime | None = field(default=None, compare=False)
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Tokens of the global batch per second; 0.0 when the step took no measurable time."""
+        return self.tokens / self.step_seconds if self.step_seconds > 0 else 0.0
+
+    def to_json_dict(self) -> dict[str, Any]:
+        """Returns the metrics.jsonl object; null means unknown, "nan" a loss that was NaN.
+
+        `runtime` is not in it.
+        """
+        return {
+            "kind": "step",
+            "step": self.step,
+            "total_steps": self.total_steps,
+            "loss": write_float(self.loss),
+            "learning_rate": write_float(self.learning_rate),
+            "grad_norm": write_float(self.grad_norm),
+            "step_seconds": write_float(self.step_seconds),
+            "tokens": self.tokens,
+            "skipped": self.skipped,
+        }
+
+    @classmethod
+    def from_json_dict(cls, data: object) -> Self:
+        """Reads what `to_json_dict` wrote.
+
+        Raises:
+            DataError: a field is missing, unknown or of the wrong type.
+        """
+        names = ("kind", "step", "total_steps", "loss", "learning_rate", "grad_norm")
+        fields = require_fields(data, (*names, "step_seconds", "tokens", "skipped"))
+        return cls(
+            step=read_int(fields["step"], "step"),
+            loss=read_optional_float(fields["loss"], "loss"),
+            learning_rate=read_optional_float(fields["learning_rate"], "learning_rate"),
+            grad_norm=read_optional_float(fields["grad_norm"], "grad_norm"),
+            step_seconds=read_float(fields["step_seconds"], "step_seconds"),
+            tokens=read_int(fields["tokens"], "tokens"),
+            total_steps=read_int(fields["total_steps"], "total_steps"),
+            skipped=read_bool(fields["skipped"], "skipped"),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvalRecord:
+    """One evaluation on held-out data.
+
+    Attributes:
+        step: training step after which it ran.
+        split: "validation" or "test".
+        loss: mean loss in nats per token.
+    """
+
+    step: int
+    split: str
+    loss: float
+
+    @property
+    def perplexity(self) -> float:
+        """`exp(loss)`, with the exponent capped at 20; NaN for a loss that is NaN."""
+        return math.exp(min(self.loss, _MAX_EXPONENT))  # in this order `min` keeps a NaN
+
+    def to_json_dict(self) -> dict[str, Any]:
+        """Returns the metrics.jsonl object."""
+        return {
+            "kind": "eval",
+            "step": self.step,
+            "split": self.split,
+            "loss": write_float(self.loss),
+        }
+
+    @classmethod
+    def from_json_dict(cls, data: object) -> Self:
+        """Reads what `to_json_dict` wrote.
+
+        Raises:
+            DataError: a field is missing, unknown or of the wrong type.
+        """
+        fields = require_fields(data, ("kind", "step", "split", "loss"))
+        return cls(
+            step=read_int(fields["step"], "step"),
+            split=read_str(fields["split"], "split"),
+            loss=read_float(fields["loss"], "loss"),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunInfo:
+    """What a sink may know about the run when it starts.
+
+    Attributes:
+        run_dir: directory of the run; None when nothing shall be written.
+        total_steps: steps the whole run is planned to take.
+        start_step: steps already done; > 0 when the run resumes from a checkpoint.
+        num_layers: transformer layers, MoE or not.
+        num_experts: experts in an MoE layer.
+        top_k: experts per token.
+        world_size: number of processes.
+        layers: global 1-based numbers of the MoE layers.
+        description: one line for people.
+        labels: what describes the run, for `catalog.RUN_INFO_LABELS`; those missing are "".
+        expert_ranks: processes that the experts of a layer are dealt out to, in order.
+        flops_per_token: operations of the model, forward and backward; None when not known.
+        peak_flops: operations per second that all devices could do; None when not known.
+        saves_checkpoints: whether checkpoints are written.
+        earlier_routing: routing of the `start_step` steps before, from the checkpoint; None when
+            there is none. Sinks must not change it.
+    """
+
+    run_dir: Path | None
+    total_steps: int
+    start_step: int
+    num_layers: int
+    num_experts: int
+    top_k: int
+    world_size: int
+    layers: tuple[int, ...]
+    description: str
+    labels: Mapping[str, str] = field(default_factory=dict)
+    expert_ranks: int = 1
+    flops_per_token: float | None = None
+    peak_flops: float | None = None
+    saves_checkpoints: bool = False
+    earlier_routing: RoutingProfile | None = None

@@ -1,0 +1,171 @@
+"""What the routers of all MoE layers did in one training step, as exact counts.
+
+A `RoutingSnapshot` is a value: built once per step from device counters (elsewhere), read by
+sinks, profiles and reports, never changed. It does not know how it was collected, which process
+held which expert, or where it is written.
+"""
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Self
+
+import numpy as np
+
+from moe_megatron.errors import DataError
+from moe_megatron.telemetry.values.expert_load import LoadMeasures
+from moe_megatron.telemetry.values.json_fields import (
+    Float64Array,
+    Int64Array,
+    read_float_array,
+    read_int,
+    read_int_array,
+    require_fields,
+    write_float_array,
+)
+
+_FIELDS = (
+    "step",
+    "tokens",
+    "top_k",
+    "layers",
+    "tokens_per_expert",
+    "dropped",
+    "entropy",
+    "aux_loss",
+    "z_loss",
+)
+
+
+def find_layer_problem(layers: tuple[int, ...]) -> str | None:
+    """Says what is wrong with a tuple of layer numbers, or None."""
+    if not layers or layers[0] < 1 or any(a >= b for a, b in pairwise(layers)):
+        return f"layers must be increasing 1-based layer numbers, at least one, got {layers}"
+    return None
+
+
+def find_count_problem(
+    layers: tuple[int, ...], tokens: int, top_k: int, counts: Int64Array, dropped: Int64Array
+) -> str | None:
+    """Says how counts break the conservation of assignments, or None.
+
+    Every token is assigned to `top_k` experts in every layer, and each assignment either reaches
+    an expert or is dropped: nothing may appear or vanish.
+    """
+    if counts.size and (counts.min() < 0 or dropped.min() < 0):
+        return "tokens_per_expert and dropped must not be negative"
+    reached = counts.sum(axis=1)
+    for layer, kept, lost in zip(layers, reached.tolist(), dropped.tolist(), strict=True):
+        if kept + lost != tokens * top_k:
+            return (
+                f"layer {layer}: {kept} assignments reached experts and {lost} were dropped, "
+                f"but tokens * top_k is {tokens} * {top_k} = {tokens * top_k}"
+            )
+    return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class RoutingSnapshot(LoadMeasures):
+    """Routing of one step over the global batch.
+
+    L is the number of MoE layers, E of experts in a layer. Arrays are copied and made read-only,
+    since sinks read them on another thread. `LoadMeasures` adds load_share, imbalance and more.
+
+    Attributes:
+        step: training step, 1-based.
+        tokens: tokens that every MoE layer routed (global batch, padding excluded).
+        top_k: experts per token.
+        layers: global 1-based transformer layer numbers of the MoE layers.
+        tokens_per_expert: int64 [L, E], assignments that reached an expert.
+        dropped: int64 [L], assignments dropped by capacity; for each layer
+            `tokens_per_expert.sum() + dropped == tokens * top_k`.
+        entropy: float64 [L], mean per-token entropy of the router distribution, in nats.
+        aux_loss: float64 [L], Switch load balancing loss, unscaled; 1.0 is perfect balance.
+        z_loss: float64 [L], mean squared logsumexp of the router logits, unscaled.
+
+    Raises:
+        AssertionError: shapes, types or the conservation of assignments are violated.
+    """
+
+    step: int
+    tokens: int
+    top_k: int
+    layers: tuple[int, ...]
+    tokens_per_expert: Int64Array
+    dropped: Int64Array
+    entropy: Float64Array
+    aux_loss: Float64Array
+    z_loss: Float64Array
+
+    def __post_init__(self) -> None:
+        problem = self._find_problem()
+        if problem is not None:  # not `assert`: reading a file relies on it under `python -O` too
+            raise AssertionError(problem)
+        for name in ("tokens_per_expert", "dropped", "entropy", "aux_loss", "z_loss"):
+            copied = getattr(self, name).copy()
+            copied.flags.writeable = False
+            object.__setattr__(self, name, copied)
+
+    def _find_problem(self) -> str | None:
+        if self.step < 0 or self.tokens < 0 or self.top_k < 1:
+            return (
+                "step and tokens must be >= 0 and top_k >= 1, "
+                f"got step={self.step}, tokens={self.tokens}, top_k={self.top_k}"
+            )
+        if problem := find_layer_problem(self.layers):
+            return problem
+        num_layers = len(self.layers)
+        counts = self.tokens_per_expert
+        if counts.dtype != np.int64 or counts.ndim != 2 or counts.shape[0] != num_layers:
+            return (
+                f"tokens_per_expert must be int64 [{num_layers}, E], "
+                f"got {counts.dtype} {list(counts.shape)}"
+            )
+        if counts.shape[1] < self.top_k:
+            return f"top_k ({self.top_k}) exceeds the number of experts ({counts.shape[1]})"
+        kinds = {"dropped": "int64", "entropy": "float64", "aux_loss": "float64"}
+        for name, kind in (kinds | {"z_loss": "float64"}).items():
+            array = getattr(self, name)
+            if array.dtype != kind or array.shape != (num_layers,):
+                return f"{name} must be {kind} [{num_layers}], got {array.dtype} {array.shape}"
+        return find_count_problem(self.layers, self.tokens, self.top_k, counts, self.dropped)
+
+    def to_json_dict(self) -> dict[str, Any]:
+        """Returns plain JSON values: ints exact, floats exact (shortest repr), NaN as null."""
+        return {
+            "step": self.step,
+            "tokens": self.tokens,
+            "top_k": self.top_k,
+            "layers": list(self.layers),
+            "tokens_per_expert": self.tokens_per_expert.tolist(),
+            "dropped": self.dropped.tolist(),
+            "entropy": write_float_array(self.entropy),
+            "aux_loss": write_float_array(self.aux_loss),
+            "z_loss": write_float_array(self.z_loss),
+        }
+
+    @classmethod
+    def from_json_dict(cls, data: object) -> Self:
+        """Reads what `to_json_dict` wrote.
+
+        Raises:
+            DataError: fields are missing, unknown or of the wrong type, or the counts do not add
+                up to `tokens * top_k`.
+        """
+        fields = require_fields(data, _FIELDS)
+        layers = read_int_array(fields["layers"], "layers", ndim=1)
+        try:
+            return cls(
+                step=read_int(fields["step"], "step"),
+                tokens=read_int(fields["tokens"], "tokens"),
+                top_k=read_int(fields["top_k"], "top_k", minimum=1),
+                layers=tuple(layers.tolist()),
+                tokens_per_expert=read_int_array(
+                    fields["tokens_per_expert"], "tokens_per_expert", ndim=2
+                ),
+                dropped=read_int_array(fields["dropped"], "dropped", ndim=1),
+                entropy=read_float_array(fields["entropy"], "entropy"),
+                aux_loss=read_float_array(fields["aux_loss"], "aux_loss"),
+                z_loss=read_float_array(fields["z_loss"], "z_loss"),
+            )
+        except AssertionError as error:
+            raise DataError(f"inconsistent routing snapshot: {error}") from error
