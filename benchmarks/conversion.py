@@ -235,7 +235,7 @@ def _anonymous() -> int:
 
 def _check_same(source: Path, back: Path) -> None:
     """The last export holds the same bytes as the source."""
-    from moe_megatron.checkpoint.hf_folder import HfFolder
+    from moe_megatron.checkpoint.formats.hf_folder import HfFolder
 
     before, after = HfFolder(source), HfFolder(back)
     assert before.tensors.keys() == after.tensors.keys()

@@ -23,9 +23,9 @@ import yaml
 from safetensors.torch import load_file
 
 from moe_megatron.checkpoint.convert import Execution, export_checkpoint, import_checkpoint
-from moe_megatron.checkpoint.mappings import FAMILIES, Family
-from moe_megatron.checkpoint.verify import Options, Verification, verify
+from moe_megatron.checkpoint.verify.verification import Options, Verification, verify
 from moe_megatron.errors import BackendUnavailableError, MappingError
+from moe_megatron.families import FAMILIES, Family
 from moe_megatron.testing import tiny_models
 from tests.functional import ladder
 

@@ -9,13 +9,13 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from moe_megatron.checkpoint import description
-from moe_megatron.checkpoint.hf_folder import CONFIG, HfFolder
-from moe_megatron.checkpoint.mappings import family_of
-from moe_megatron.checkpoint.plan_import import ImportOptions, check_source
-from moe_megatron.checkpoint.torch_dist import METADATA, TRACKER, SavedTensor, TorchDist
+from moe_megatron.checkpoint.formats import description
+from moe_megatron.checkpoint.formats.hf_folder import CONFIG, HfFolder
+from moe_megatron.checkpoint.formats.torch_dist import METADATA, TRACKER, SavedTensor, TorchDist
+from moe_megatron.checkpoint.plan.importing import ImportOptions, check_source
 from moe_megatron.config import RunConfig
 from moe_megatron.errors import CheckpointError, MoEError
+from moe_megatron.families import family_of
 from moe_megatron.telemetry.values.profile import PROFILE_FILE, RoutingProfile
 
 _OPTIMIZER = re.compile(r"(^|\.)optimizer\.")

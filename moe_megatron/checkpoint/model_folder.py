@@ -11,21 +11,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from moe_megatron.checkpoint import description
 from moe_megatron.checkpoint.convert import Execution, import_checkpoint
-from moe_megatron.checkpoint.hf_folder import CONFIG, HfFolder
+from moe_megatron.checkpoint.edit.selection import without_prediction
+from moe_megatron.checkpoint.execute.publish import check_free, publish, staging_of
+from moe_megatron.checkpoint.formats import description
+from moe_megatron.checkpoint.formats.hf_folder import CONFIG, HfFolder
+from moe_megatron.checkpoint.formats.torch_dist import METADATA, TRACKER, TorchDist, matrix_size
 from moe_megatron.checkpoint.hub import local_folder
-from moe_megatron.checkpoint.links import Link, Transform
-from moe_megatron.checkpoint.mappings import Family, family_of, family_of_run
+from moe_megatron.checkpoint.matrices import read_matrix, read_saved_matrix
 from moe_megatron.checkpoint.model_rows import model_links
-from moe_megatron.checkpoint.plan_import import ImportOptions, check_source
-from moe_megatron.checkpoint.publish import check_free, publish, staging_of
-from moe_megatron.checkpoint.selection import without_prediction
-from moe_megatron.checkpoint.tensors import read_matrix, read_saved_matrix
-from moe_megatron.checkpoint.torch_dist import METADATA, TRACKER, TorchDist, matrix_size
+from moe_megatron.checkpoint.plan.importing import ImportOptions, check_source
 from moe_megatron.config import DataConfig, RunConfig
 from moe_megatron.config.mapping import from_mapping
 from moe_megatron.errors import CheckpointError
+from moe_megatron.families import Family, family_of, family_of_run
+from moe_megatron.families.links import Link, Transform
 from moe_megatron.model import extras
 from moe_megatron.model.storage import Architecture
 

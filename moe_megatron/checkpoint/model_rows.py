@@ -1,15 +1,15 @@
 """The mapping table of `MoEModel`: its parameters, and the Megatron keys that they make up.
 
 With it `MoEModel` is one more layout beside those of the Hugging Face families: links of both that
-have the same Megatron key, layer and expert are the same matrix. Data alone, like `mappings/`.
+have the same Megatron key, layer and expert are the same matrix. Data alone, like `families`.
 """
 
 from collections.abc import Iterator
 
-from moe_megatron.checkpoint.links import Link
-from moe_megatron.checkpoint.mappings.geometry import Geometry
-from moe_megatron.checkpoint.mappings.table import Form, Row, Scope, Source, expand, one
 from moe_megatron.config import ModelConfig, MoEConfig
+from moe_megatron.families.geometry import Geometry
+from moe_megatron.families.links import Link
+from moe_megatron.families.table import Form, Row, Scope, Source, expand, one
 from moe_megatron.model.extras import Extras
 from moe_megatron.model.storage import Architecture
 

@@ -11,13 +11,13 @@ from moe_megatron.checkpoint.convert import (
     export_checkpoint,
     import_checkpoint,
 )
-from moe_megatron.checkpoint.fewer_experts import FewerExperts, KeepMostUsed, MergeLeastUsed
-from moe_megatron.checkpoint.hf_folder import CONFIG
+from moe_megatron.checkpoint.edit.fewer_experts import FewerExperts, KeepMostUsed, MergeLeastUsed
+from moe_megatron.checkpoint.edit.selection import Selection
+from moe_megatron.checkpoint.edit.upcycle import Upcycling
+from moe_megatron.checkpoint.formats.hf_folder import CONFIG
+from moe_megatron.checkpoint.formats.torch_dist import METADATA, TRACKER
 from moe_megatron.checkpoint.hub import local_folder
 from moe_megatron.checkpoint.progress import amount
-from moe_megatron.checkpoint.selection import Selection
-from moe_megatron.checkpoint.torch_dist import METADATA, TRACKER
-from moe_megatron.checkpoint.upcycle import Upcycling
 from moe_megatron.errors import CheckpointError
 
 _EPILOG = """\

@@ -11,7 +11,7 @@ from moe_megatron.checkpoint.progress import amount
 from moe_megatron.platform.device import DEVICE_VARIABLE
 
 if TYPE_CHECKING:
-    from moe_megatron.checkpoint.verify import Verification
+    from moe_megatron.checkpoint.verify.verification import Verification
 
 MISMATCH = 1
 """Exit code when both sides were read and are not the same."""
@@ -40,7 +40,7 @@ def verify(argv: Sequence[str]) -> int:
     """
     options = _parser().parse_args(argv)
     os.environ[DEVICE_VARIABLE] = "cpu"  # before torch is imported: both sides run on the CPU
-    from moe_megatron.checkpoint import verify as verification
+    from moe_megatron.checkpoint.verify import verification
 
     found = verification.verify(
         options.source,

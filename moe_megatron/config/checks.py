@@ -78,3 +78,9 @@ def join_words(words: Sequence[object], last: str = "or") -> str:
 def divisors(number: int) -> list[int]:
     """All divisors of a positive whole number, smallest first."""
     return [candidate for candidate in range(1, number + 1) if number % candidate == 0]
+
+
+def first_few(names: Sequence[str], most: int = 5) -> str:
+    """The first names of a list that may be long: "a, b, c and 2 more"."""
+    shown = ", ".join(names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

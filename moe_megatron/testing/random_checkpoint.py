@@ -27,7 +27,7 @@ def write_random(
     import torch
     from safetensors.torch import save_file
 
-    from moe_megatron.checkpoint.mappings import family_of
+    from moe_megatron.families import family_of
 
     family = family_of(config)
     links = family.links(family.geometry(config), fused=False)

@@ -85,9 +85,9 @@ def prepare(place: Path, names: Iterable[str]) -> None:
 
 def _in_one_process(checkpoint: Path, tokens: Any) -> Any:
     """Logits of Megatron's model in this process."""
-    from moe_megatron.checkpoint import description
-    from moe_megatron.checkpoint.boxes import BoxReader
-    from moe_megatron.checkpoint.torch_dist import TorchDist
+    from moe_megatron.checkpoint.formats import description
+    from moe_megatron.checkpoint.formats.box_reader import BoxReader
+    from moe_megatron.checkpoint.formats.torch_dist import TorchDist
     from moe_megatron.mcore.layered import layered_model
 
     with (

@@ -147,7 +147,7 @@ def test_the_trained_model_returns_to_transformers(trained: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     from moe_megatron.checkpoint.convert import Execution, export_checkpoint
-    from moe_megatron.checkpoint.verify import Options, verify
+    from moe_megatron.checkpoint.verify.verification import Options, verify
 
     back = trained / "back"
     export_checkpoint(trained / "run" / "checkpoints", back, execution=Execution(progress=False))

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from moe_megatron.checkpoint.mappings import FAMILIES, family_of
+from moe_megatron.families import FAMILIES, family_of
 from moe_megatron.testing import tiny_models
 
 CARDS = Path(__file__).parents[2] / "docs" / "verification"

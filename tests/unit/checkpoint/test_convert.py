@@ -1,5 +1,6 @@
 """Partial conversions, types, warnings, and what happens to destinations."""
 
+import gc
 import json
 import shutil
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, equal
 
 from moe_megatron.checkpoint.convert import Execution, export_checkpoint, import_checkpoint
-from moe_megatron.checkpoint.selection import Selection
+from moe_megatron.checkpoint.edit.selection import Selection
 from moe_megatron.config import load_config
 from moe_megatron.errors import CheckpointError, MappingError
 from moe_megatron.telemetry.values.profile import RoutingProfile
@@ -282,3 +283,17 @@ def test_run_reads_text_with_the_tokenizer_of_the_model(source: Path, tmp_path: 
     assert run.data.tokenizer == str(tmp_path / "with" / "release" / "hf")
     assert (Path(run.data.tokenizer) / "tokenizer.json").is_file()
     assert load_config(tmp_path / "without" / "release" / "config.yaml").data.tokenizer == "demo"
+
+
+def test_garbage_collection_is_as_it_was_after_a_conversion_that_failed(tmp_path):
+    assert gc.isenabled()
+    with pytest.raises(CheckpointError):
+        import_checkpoint(tmp_path / "nothing", tmp_path / "new")
+    assert gc.isenabled()
+    gc.disable()
+    try:
+        with pytest.raises(CheckpointError):
+            import_checkpoint(tmp_path / "nothing", tmp_path / "new")
+        assert not gc.isenabled()
+    finally:
+        gc.enable()

@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM
 
 from moe_megatron import models
 from moe_megatron.checkpoint.convert import Execution, import_checkpoint
-from moe_megatron.checkpoint.mappings import FAMILIES
 from moe_megatron.errors import CheckpointError, ConfigError, MappingError
+from moe_megatron.families import FAMILIES
 from moe_megatron.model.moe_model import MoEModel
 from moe_megatron.testing.tiny_models import save
 

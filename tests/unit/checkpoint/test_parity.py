@@ -11,19 +11,19 @@ from typing import Any
 import pytest
 import torch
 
-from moe_megatron.checkpoint import description
 from moe_megatron.checkpoint.convert import Execution, import_checkpoint
-from moe_megatron.checkpoint.hf_folder import HfFolder
-from moe_megatron.checkpoint.hf_layers import layered_hf_model
-from moe_megatron.checkpoint.mappings import family_of
-from moe_megatron.checkpoint.torch_dist import TorchDist
-from moe_megatron.checkpoint.verify_logits import (
+from moe_megatron.checkpoint.formats import description
+from moe_megatron.checkpoint.formats.hf_folder import HfFolder
+from moe_megatron.checkpoint.formats.torch_dist import TorchDist
+from moe_megatron.checkpoint.verify.hf_layers import layered_hf_model
+from moe_megatron.checkpoint.verify.logits import (
     TOLERANCE,
     LogitsReport,
     compare_logits,
     random_tokens,
 )
 from moe_megatron.errors import BackendUnavailableError
+from moe_megatron.families import family_of
 from moe_megatron.testing import tiny_models
 
 SEQUENCES, LENGTH = 2, 40

@@ -26,3 +26,9 @@ def test_divisors_match_the_definition(number: int) -> None:
     assert set(checks.divisors(number)) == {
         a for a in range(1, number + 1) for b in range(1, number + 1) if a * b == number
     }
+
+
+def test_first_few_counts_only_what_does_not_fit():
+    assert checks.first_few(["a"]) == "a"
+    assert checks.first_few(list("abc"), 3) == "a, b, c"
+    assert checks.first_few(list("abcde"), 3) == "a, b, c and 2 more"

@@ -10,7 +10,7 @@ import pytest
 from megatron.core.dist_checkpointing.core import CheckpointingException
 from torch.distributed.checkpoint.api import CheckpointException, _wrap_exception
 
-from moe_megatron.checkpoint.companions import HF_FOLDER
+from moe_megatron.checkpoint.formats.companions import HF_FOLDER
 from moe_megatron.config import RunConfig, apply_overrides, load_config
 from moe_megatron.errors import CheckpointError
 from moe_megatron.mcore import checkpoint

@@ -1,0 +1,190 @@
+"""Keeps fewer experts than a model has: the most used ones, alone or with the others merged in.
+
+How much experts are used is what a routing profile counted. Each layer keeps a set of its own, and
+its router the rows of that set. With groups of experts (DeepSeek), each group keeps equally many.
+Layers of multi-token prediction, which no profile counts, are left out.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from moe_megatron.checkpoint.edit.selection import (
+    Model,
+    config_without_prediction,
+    of_experts,
+    with_experts,
+    without_prediction,
+)
+from moe_megatron.checkpoint.formats.hf_folder import HfFolder
+from moe_megatron.checkpoint.matrices import read_matrix
+from moe_megatron.errors import CheckpointError
+from moe_megatron.families.links import Link, Share
+from moe_megatron.telemetry.values.profile import PROFILE_FILE, RoutingProfile
+
+_ROUTER = "mlp.router.weight"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FewerExperts:
+    """How many experts each MoE layer keeps, and what knows their use."""
+
+    num_experts: int
+    """Experts of each MoE layer afterwards."""
+    profile: RoutingProfile | Path | str | None = None
+    """The routing profile or its file; None: `routing_profile.json` beside the weights."""
+
+
+class KeepMostUsed(FewerExperts):
+    """Keep the experts with the most tokens and drop the others."""
+
+    __slots__ = ()
+
+
+class MergeLeastUsed(FewerExperts):
+    """Average the others into those with the most tokens, weighted by their tokens.
+
+    As M-SMoE does (Li et al., "Merge, Then Compress", arXiv:2310.01334): the most used experts lead
+    the groups, each other expert joins the one to which tokens are routed most similarly, and a
+    group becomes the average of its members weighted by use. Two things differ: similarity is the
+    cosine of the router's rows, because there is no text here to route, and the inner features of
+    the members are not permuted to match before they are averaged.
+    """
+
+    __slots__ = ()
+
+
+def with_fewer_experts(model: Model, wanted: FewerExperts, folder: HfFolder) -> Model:
+    """Keep the most used experts, alone or with the others merged in.
+
+    Args:
+        model: All of it.
+        wanted: How many, and by which profile.
+        folder: Where the routers are, which merging reads.
+
+    Raises:
+        CheckpointError: The number or the profile does not fit the model.
+        DataError: The profile's file is unreadable.
+    """
+    geometry = model.geometry
+    groups = _num_groups(model)
+    _check(model, wanted.num_experts, groups)
+    uses = _uses(model, wanted, folder.path)
+    config = config_without_prediction(model.config, model.family)
+    config = with_experts(config, wanted.num_experts, model.family)
+    links = without_prediction(model.links, geometry)
+    kept = {layer: _most_used(counts, wanted.num_experts, groups) for layer, counts in uses.items()}
+    if isinstance(wanted, MergeLeastUsed):
+        links = _merged(links, uses, kept, groups, folder)
+    taken = [
+        new
+        for link in links
+        for new in (
+            [link] if link.layer not in kept else of_experts(link, kept[link.layer], geometry)
+        )
+    ]
+    return model.changed(config, taken)
+
+
+def _num_groups(model: Model) -> int:
+    field = next((f for f in model.family.fields if f.ours == "moe.num_groups"), None)
+    return max(1, int(field.value(model.config))) if field else 1
+
+
+def _check(model: Model, wanted: int, groups: int) -> None:
+    geometry = model.geometry
+    if not geometry.experts:
+        raise CheckpointError(f"a {model.family.name} model has no experts to keep or merge.")
+    if geometry.encoder_moe_layers:
+        raise CheckpointError(
+            f"{model.family.name} models are converted whole; their experts cannot be reduced."
+        )
+    if not geometry.top_k <= wanted <= geometry.experts or wanted % groups:
+        multiple = f", in multiples of its {groups} groups" if groups > 1 else ""
+        raise CheckpointError(
+            f"{wanted} experts were asked for; this model has {geometry.experts} and sends a token "
+            f"to {geometry.top_k}. Keep {geometry.top_k} to {geometry.experts}{multiple}."
+        )
+
+
+def _uses(model: Model, wanted: FewerExperts, folder: Path) -> dict[int, list[int]]:
+    """Tokens of each expert, by layers from 0."""
+    profile, where = wanted.profile, "the routing profile"
+    if not isinstance(profile, RoutingProfile):
+        path = folder / PROFILE_FILE if profile is None else Path(profile).expanduser()
+        if profile is None and not path.is_file():
+            raise CheckpointError(
+                f"{folder} has no {PROFILE_FILE}, so nothing is known of the use of its experts; "
+                "give a routing profile (training saves one beside each checkpoint)."
+            )
+        profile, where = RoutingProfile.load(path), str(path)
+    layers = tuple(n for n, moe in enumerate(model.geometry.moe_layers, start=1) if moe)
+    if profile.layers != layers or profile.num_experts != model.geometry.experts:
+        raise CheckpointError(
+            f"{where} counts layers {list(profile.layers)} of {profile.num_experts} experts and "
+            f"the model has layers {list(layers)} of {model.geometry.experts}; give the profile of "
+            "this model."
+        )
+    if not profile.tokens:
+        raise CheckpointError(f"{where} has counted no tokens; give one of a run that trained.")
+    counts = profile.tokens_per_expert.tolist()
+    return {layer - 1: counts[row] for row, layer in enumerate(layers)}
+
+
+def _most_used(counts: Sequence[int], wanted: int, groups: int) -> tuple[int, ...]:
+    """The most used experts of each group, by their numbers; the first ones among equals."""
+    size = len(counts) // groups
+    found: list[int] = []
+    for first in range(0, len(counts), size):
+        ranked = sorted(range(first, first + size), key=lambda expert: -counts[expert])
+        found += sorted(ranked[: wanted // groups])
+    return tuple(found)
+
+
+def _merged(
+    links: list[Link],
+    uses: Mapping[int, Sequence[int]],
+    kept: Mapping[int, Sequence[int]],
+    groups: int,
+    folder: HfFolder,
+) -> list[Link]:
+    """All links; those of kept experts are sums over the experts that join them."""
+    members: dict[int | None, dict[int | None, list[int]]] = {}
+    for link in links:
+        if link.layer is not None and link.key.endswith(_ROUTER):
+            members[link.layer] = _members(link, kept[link.layer], groups, folder)
+    by_place = {(link.key, link.layer, link.expert): link for link in links}
+    found = []
+    for link in links:
+        joined = members.get(link.layer, {}).get(link.expert, [])
+        if len(joined) > 1 and link.layer is not None:
+            counts = [uses[link.layer][expert] for expert in joined]
+            total = sum(counts)
+            shares = tuple(
+                Share(
+                    weight=count / total if total else 1 / len(joined),
+                    blocks=by_place[link.key, link.layer, expert].blocks,
+                )
+                for expert, count in zip(joined, counts, strict=True)
+            )
+            link = replace(link, shares=shares)
+        found.append(link)
+    return found
+
+
+def _members(
+    router: Link, kept: Sequence[int], groups: int, folder: HfFolder
+) -> dict[int | None, list[int]]:
+    """For each kept expert the experts that become one with it, itself first."""
+    import torch
+
+    rows = torch.nn.functional.normalize(read_matrix(router, folder).float(), dim=1)
+    experts = len(rows)
+    found: dict[int | None, list[int]] = {expert: [expert] for expert in kept}
+    for expert in range(experts):
+        if expert in found:
+            continue
+        near = [k for k in kept if k * groups // experts == expert * groups // experts]
+        similarities = rows[near] @ rows[expert]
+        found[near[int(similarities.argmax())]].append(expert)
+    return found

@@ -1,0 +1,173 @@
+"""Takes some layers and experts of a model, and numbers them anew.
+
+What is taken may repeat: an expert that stands twice in a selection becomes two experts.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+from moe_megatron.errors import CheckpointError, MappingError
+from moe_megatron.families import Family, Geometry
+from moe_megatron.families.links import Block, Link, Transform
+
+_ROUTER = ".router."
+_MTP = "mtp."
+_PER_LAYER = ("layer_types", "mlp_layer_types")
+"""Keys of a configuration that list something for each layer."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Selection:
+    """Numbers of layers and experts, from 0; None takes all."""
+
+    layers: tuple[int, ...] | None = None
+    experts: tuple[int, ...] | None = None
+
+    @property
+    def takes_all(self) -> bool:
+        """Whether nothing is left out."""
+        return self.layers is None and self.experts is None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Model:
+    """A model and where its weights lie, as changes take and give it."""
+
+    family: Family
+    config: dict[str, Any]
+    geometry: Geometry
+    links: list[Link]
+
+    def changed(self, config: dict[str, Any], links: list[Link]) -> "Model":
+        """The same family with another configuration and other links."""
+        geometry = self.family.geometry(config, [b.name for x in links for b in x.blocks])
+        return Model(family=self.family, config=config, geometry=geometry, links=links)
+
+
+def selected(model: Model, selection: Selection) -> Model:
+    """The selected layers and experts, under their new numbers.
+
+    Raises:
+        CheckpointError: A number is out of range, or the selection is empty.
+        MappingError: The family cannot say which of the remaining layers have experts.
+    """
+    geometry = model.geometry
+    _check(selection, geometry)
+    config, links = model.config, model.links
+    if selection.experts is not None:
+        config = with_experts(config, len(selection.experts), model.family)
+        links = [new for x in links for new in of_experts(x, selection.experts, geometry)]
+    if selection.layers is not None:
+        config = _of_layers_config(config, selection.layers, model)
+        links = without_prediction(links, geometry)
+        links = [new for link in links for new in _of_layers(link, selection.layers)]
+    links.sort(key=lambda link: -1 if link.layer is None else link.layer)
+    return model.changed(config, links)
+
+
+def with_experts(config: Mapping[str, Any], experts: int, family: Family) -> dict[str, Any]:
+    """The configuration with another number of experts."""
+    told = dict(config)
+    told[_key(family, "experts", told)] = experts
+    return told
+
+
+def config_without_prediction(config: Mapping[str, Any], family: Family) -> dict[str, Any]:
+    """The configuration without layers of multi-token prediction."""
+    told = dict(config)
+    key = next((f.key(told) for f in family.fields if f.size == "mtp_layers"), None)
+    if key in told:
+        told[key] = 0
+    return told
+
+
+def without_prediction(links: Iterable[Link], geometry: Geometry) -> list[Link]:
+    """Links without layers of multi-token prediction, which stand behind all others."""
+    numbers = range(geometry.layers, geometry.layers + geometry.mtp_layers)
+    copies = tuple(f"hugging_face.model.layers.{number}." for number in numbers)
+    return [link for link in links if not link.key.startswith((_MTP, *copies))]
+
+
+def _of_layers_config(
+    config: Mapping[str, Any], layers: tuple[int, ...], model: Model
+) -> dict[str, Any]:
+    family, geometry = model.family, model.geometry
+    told = config_without_prediction(config, family)
+    told[_key(family, "layers", told)] = len(layers)
+    for name in _PER_LAYER:
+        if isinstance(told.get(name), list):
+            told[name] = [told[name][layer] for layer in layers]
+    wanted = tuple(geometry.moe_layers[layer] for layer in layers)
+    if family.is_moe and family.geometry(told).moe_layers != wanted:
+        told |= family.pattern.write(wanted) or {}
+        if family.geometry(told).moe_layers != wanted:
+            raise MappingError(
+                f"a {family.name} model cannot have its MoE layers where the layers "
+                f"{list(layers)} put them; take other layers."
+            )
+    return told
+
+
+def _key(family: Family, size: str, config: Mapping[str, Any]) -> str:
+    return next(field.key(dict(config)) for field in family.fields if field.size == size)
+
+
+def _check(selection: Selection, geometry: Geometry) -> None:
+    totals = (("layers", geometry.layers), ("experts", geometry.experts))
+    for what, total in totals:
+        numbers = getattr(selection, what)
+        if numbers is None:
+            continue
+        if not numbers or min(numbers) < 0 or max(numbers) >= total:
+            raise CheckpointError(
+                f"{what} {list(numbers)} were asked for and the model has {total}; give numbers "
+                f"from 0 to {total - 1}."
+                if total
+                else f"{what} {list(numbers)} were asked for and the model has none."
+            )
+    if not selection.takes_all and geometry.encoder_moe_layers:
+        raise CheckpointError(
+            f"layers and experts of {geometry.family} models cannot be taken one by one; convert "
+            "the whole model."
+        )
+
+
+def _of_layers(link: Link, layers: Sequence[int]) -> Iterator[Link]:
+    if link.layer is None:
+        yield link
+        return
+    for new, old in enumerate(layers):
+        if link.layer == old:
+            yield replace(link, layer=new)
+
+
+def of_experts(link: Link, experts: Sequence[int], geometry: Geometry) -> Iterator[Link]:
+    """What some experts leave of a link.
+
+    Args:
+        link: Of a layer that has experts, or of none.
+        experts: Their numbers; they are numbered anew in this order.
+        geometry: Sizes of the whole model.
+    """
+    if link.expert is not None:
+        for new, old in enumerate(experts):
+            if link.expert == old:
+                yield replace(link, expert=new)
+    elif _ROUTER in link.key and link.shape[0] == geometry.experts:
+        blocks = tuple(_rows(link.blocks, experts))
+        yield replace(link, shape=(len(experts), *link.shape[1:]), blocks=blocks)
+    else:
+        yield link
+
+
+def _rows(blocks: Sequence[Block], rows: Sequence[int]) -> Iterator[Block]:
+    """Some rows of a matrix, runs of them together."""
+    (block,) = blocks
+    assert block.transform is Transform.NONE, "routers are copied"
+    begin = 0
+    edges = [i + 1 for i, (a, b) in enumerate(pairwise(rows)) if b != a + 1]
+    for end in (*edges, len(rows)):
+        yield replace(block, start=block.start + rows[begin], rows=end - begin)
+        begin = end

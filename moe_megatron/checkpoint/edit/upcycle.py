@@ -1,0 +1,239 @@
+"""Makes a Mixture of Experts of a dense model: sparse upcycling (Komatsuzaki, arXiv:2212.05055).
+
+Every expert is a copy of the dense MLP and the router is new, so that the model computes what the
+dense one did and training tells the experts apart. Finer experts are slices of the MLP, of which a
+token visits whole sets (virtual groups; He et al., arXiv:2410.07524). Plans copies, reads nothing.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from moe_megatron.checkpoint.edit.selection import Model
+from moe_megatron.checkpoint.formats.hf_folder import HfFolder
+from moe_megatron.config.mapping import from_mapping
+from moe_megatron.errors import CheckpointError, MappingError
+from moe_megatron.families import FAMILIES, Family, Geometry, rope
+from moe_megatron.families.links import Block, Link, Noise, Share
+
+AUX_LOSS_COEF = 0.01
+"""Weight of the balancing loss that training goes on with, as in the paper."""
+
+_TARGETS = {"llama": "mixtral", "mistral": "mixtral", "qwen2": "qwen2_moe", "qwen3": "qwen3_moe"}
+"""The family that an upcycled model belongs to: the dense one but for its MLPs."""
+_STD = 0.02
+_LARGEST_SEED = 2**63
+_NEW_FLAGS = ("moe-shared-expert-gate",)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Upcycling:
+    """How to make experts.
+
+    Raises:
+        CheckpointError: Numbers are out of range or do not divide.
+    """
+
+    num_experts: int = 8
+    """Experts of each MoE layer, slices counted one by one."""
+    top_k: int = 2
+    """Experts that each token visits; their weights sum to 1."""
+    granularity: int = 1
+    """Slices of a dense MLP; each expert is one of them. Divides num_experts and top_k."""
+    noise: float = 0.0
+    """Standard deviation of noise on the weights of experts; 0 copies them bit by bit."""
+    seed: int = 0
+    """Of routers and noise."""
+    layers: tuple[int, ...] | None = None
+    """Layers, from 0, that get experts; None: all. Others stay dense (Qwen models only)."""
+
+    def __post_init__(self) -> None:
+        slices = self.granularity
+        if not 2 <= self.top_k <= self.num_experts:
+            raise CheckpointError(
+                f"upcycling to {self.num_experts} experts with top_k {self.top_k} is not possible: "
+                "top_k must be at least 2 (the weight of one expert is no weight) and at most the "
+                "number of experts."
+            )
+        if slices < 1 or self.num_experts % slices or self.top_k % slices:
+            raise CheckpointError(
+                f"granularity ({slices}) must divide the number of experts ({self.num_experts}) "
+                f"and top_k ({self.top_k}), so that a token can visit all slices of a copy."
+            )
+        if not 0 <= self.seed < _LARGEST_SEED or not 0 <= self.noise < 1:
+            raise CheckpointError(
+                f"the seed ({self.seed}) must be 0 or a positive number, and the noise "
+                f"({self.noise}) 0 or a small standard deviation below 1."
+            )
+
+
+def upcycled(model: Model, wanted: Upcycling, folder: HfFolder, dtype: str | None) -> Model:
+    """Give experts to a dense model.
+
+    Args:
+        model: The dense one.
+        wanted: How.
+        folder: Where its weights are.
+        dtype: Type of all weights; None keeps each.
+
+    Raises:
+        CheckpointError: The model has experts, or sizes do not divide.
+        MappingError: No family with experts holds this model.
+    """
+    target = _target(model)
+    _check(model, wanted)
+    config = _config(model, wanted, target)
+    geometry = target.geometry(config)
+    _check_same(model, target, config)
+    dense = {(link.key, link.layer): link for link in model.links}
+    links = [
+        _link(link, wanted, dense, geometry, _router_dtype(dense, folder, dtype), _std(config))
+        for link in target.links(geometry)
+    ]
+    return Model(family=target, config=config, geometry=geometry, links=links)
+
+
+def _target(model: Model) -> Family:
+    if model.geometry.experts:
+        raise CheckpointError(
+            f"this {model.family.name} model has experts already; upcycling starts from a dense "
+            f"model ({', '.join(_TARGETS)})."
+        )
+    return FAMILIES[_TARGETS[model.family.name]]
+
+
+def _check(model: Model, wanted: Upcycling) -> None:
+    geometry = model.geometry
+    if geometry.ffn % wanted.granularity:
+        raise CheckpointError(
+            f"granularity ({wanted.granularity}) must divide the width of the dense MLP "
+            f"({geometry.ffn}); choose another."
+        )
+    layers = wanted.layers
+    if layers is not None and not (layers and 0 <= min(layers) <= max(layers) < geometry.layers):
+        raise CheckpointError(
+            f"experts were asked for in layers {list(layers)}; give some of 0 to "
+            f"{geometry.layers - 1}."
+        )
+
+
+def _config(model: Model, wanted: Upcycling, target: Family) -> dict[str, Any]:
+    """Every value that the dense configuration has or implies, and the experts."""
+    told = dict(model.config)
+    for field in model.family.fields:
+        value = field.value(model.config)
+        if field.hf in {f.hf for f in target.fields}:
+            told[field.key(told)] = value
+        else:
+            told.pop(field.key(told), None)
+    if "rope_theta" not in rope.parameters(told):
+        told["rope_theta"] = model.family.rope_base
+    told |= {"model_type": target.name, "architectures": [target.architecture]}
+    told = {**target.hf_constants, **told}
+    sizes = {
+        "experts": wanted.num_experts,
+        "top_k": wanted.top_k,
+        "expert_width": model.geometry.ffn // wanted.granularity,
+        "shared_width": 0,
+    }
+    others = {"moe.aux_loss_coef": AUX_LOSS_COEF, "moe.pre_softmax": True}
+    for field in target.fields:
+        if field.size in sizes:
+            told[field.key(told)] = sizes[field.size]
+        elif field.ours in others:
+            told[field.key(told)] = others[field.ours]
+    layers = range(model.geometry.layers)
+    pattern = tuple(wanted.layers is None or layer in wanted.layers for layer in layers)
+    found = target.pattern.write(pattern)
+    if found is None:
+        raise MappingError(
+            f"an upcycled {model.family.name} becomes a {target.name} model, which has experts in "
+            "every layer; leave the layers out."
+        )
+    return told | found
+
+
+def _check_same(model: Model, target: Family, config: Mapping[str, Any]) -> None:
+    """Make sure that nothing but the MLPs changes."""
+    before, after = (
+        from_mapping(family.run_config(told))
+        for family, told in ((model.family, model.config), (target, config))
+    )
+    flags = {k: v for k, v in after.megatron.items() if k not in _NEW_FLAGS}
+    differ = [
+        name
+        for name in before.model.__dataclass_fields__
+        if name != "ffn_hidden_size" and getattr(before.model, name) != getattr(after.model, name)
+    ]
+    differ += sorted(k for k, _ in dict(before.megatron).items() ^ flags.items())
+    if differ:
+        raise MappingError(
+            f"an upcycled {model.family.name} becomes a {target.name} model, which cannot have "
+            f"this one's {', '.join(dict.fromkeys(differ))}; upcycle a model without."
+        )
+
+
+def _router_dtype(
+    dense: Mapping[tuple[str, int | None], Link], folder: HfFolder, dtype: str | None
+) -> str:
+    if dtype is not None:
+        return dtype
+    norm = dense["decoder.final_layernorm.weight", None]
+    return folder.tensors[norm.blocks[0].name].dtype
+
+
+def _std(config: Mapping[str, Any]) -> float:
+    return float(config.get("initializer_range") or _STD)
+
+
+def _link(
+    link: Link,
+    wanted: Upcycling,
+    dense: Mapping[tuple[str, int | None], Link],
+    geometry: Geometry,
+    router_dtype: str,
+    std: float,
+) -> Link:
+    stream = _stream_of(link.key, link.layer, link.expert)
+    if link.expert is not None:
+        part = link.key.rpartition("experts.experts.")[2]
+        source = dense["decoder.layers.{layer}.mlp." + part, link.layer]
+        number = link.expert % wanted.granularity
+        noise = None
+        if wanted.noise:
+            noise = _noise(link, wanted, stream, wanted.noise)
+        return replace(_slice(link, source, number, wanted.granularity), noise=noise)
+    if link.key.endswith("mlp.router.weight"):
+        noise = replace(_noise(link, wanted, stream, std), repeat=wanted.granularity)
+        return replace(link, blocks=(), noise=noise, dtype=router_dtype)
+    return link
+
+
+def _noise(link: Link, wanted: Upcycling, stream: int, std: float) -> Noise:
+    rows, columns = link.shape
+    return Noise(seed=wanted.seed, stream=stream, std=std, rows=rows, columns=columns)
+
+
+def _slice(link: Link, source: Link, number: int, slices: int) -> Link:
+    """One of so many equal slices of the inner width of a dense MLP."""
+    if slices == 1:
+        return replace(link, blocks=source.blocks)
+    if link.chunks == 2:  # gate and up: the inner width are the rows
+        blocks = tuple(_rows(block, number, slices) for block in source.blocks)
+        return replace(link, blocks=blocks)
+    width = link.shape[1]
+    blocks = tuple(replace(block, columns=(number * width, width)) for block in source.blocks)
+    # The weights of all slices sum to 1, and each has but its part of that: here it comes back.
+    return replace(link, blocks=blocks, shares=(Share(weight=float(slices), blocks=blocks),))
+
+
+def _rows(block: Block, number: int, slices: int) -> Block:
+    rows = block.rows // slices
+    return replace(block, start=block.start + number * rows, rows=rows)
+
+
+def _stream_of(*names: object) -> int:
+    """A number for the matrix that a key, a layer and an expert name."""
+    digest = hashlib.blake2b("/".join(map(str, names)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest)

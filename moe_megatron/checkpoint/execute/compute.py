@@ -1,0 +1,116 @@
+"""Tasks that copying bytes does not do: transposing, casting, dequantising, weighted sums, noise.
+
+One task is one tile of a few megabytes, so that memory stays flat.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from moe_megatron.checkpoint.formats import dtypes
+from moe_megatron.checkpoint.formats.view import View
+from moe_megatron.checkpoint.plan.tasks import Piece, Scale, Task
+from moe_megatron.families.links import Noise
+
+if TYPE_CHECKING:
+    import torch
+
+Read = Callable[[int, int, memoryview], None]
+"""Fills a buffer with the bytes at an offset of a source file."""
+
+_SMALL = 64 * 1024
+"""Bytes that are read in one go, however few of them are needed."""
+
+
+def compute(task: Task, read: Read) -> bytearray:
+    """The bytes that a task writes.
+
+    Args:
+        task: It has pieces.
+        read: Reads sources.
+    """
+    import torch
+
+    out = bytearray(task.nbytes)
+    whole = torch.frombuffer(out, dtype=dtypes.to_torch(task.dtype))
+    into = whole
+    if any(piece.weight is not None for piece in task.pieces):
+        # Summed in a wider type than is written, and rounded once.
+        into = torch.zeros_like(whole, dtype=torch.promote_types(whole.dtype, torch.float32))
+    item = dtypes.item_size(task.dtype)
+    for piece in task.pieces:
+        view = piece.target
+        target = into.as_strided(
+            (view.rows, view.columns),
+            (view.row_step // item, view.column_step // item),
+            (view.offset - task.offset) // item,
+        )
+        found = _source(piece, read)
+        if piece.weight is None:
+            target.copy_(found)
+        else:
+            target.add_(found.to(into.dtype), alpha=piece.weight)
+    if into is not whole:
+        whole.copy_(into)
+    return out
+
+
+def _source(piece: Piece, read: Read) -> "torch.Tensor":
+    if isinstance(piece.source, Noise):
+        return draw(piece.source)
+    found = load(piece.source, piece.dtype, read)
+    return found if piece.scale is None else found.float() * _factors(piece, piece.scale, read)
+
+
+def draw(noise: Noise) -> "torch.Tensor":
+    """Random numbers, float32 [rows, columns]."""
+    import torch
+    from numpy.random import Generator, Philox
+
+    found = torch.empty(noise.rows, noise.columns)
+    for row in range(noise.rows):
+        counter = [0, (noise.row + row) // noise.repeat, 0, 0]
+        stream = Generator(Philox(key=[noise.seed, noise.stream], counter=counter))
+        found[row] = torch.from_numpy(stream.standard_normal(noise.columns, dtype="float32"))
+    return found.mul_(noise.std)
+
+
+def _factors(piece: Piece, scale: Scale, read: Read) -> "torch.Tensor":
+    """A factor for each element of a piece."""
+    import torch
+
+    factors = load(scale.view, "F32", read)
+    rows = (scale.row + torch.arange(piece.source.rows)) // scale.block
+    columns = (scale.column + torch.arange(piece.source.columns)) // scale.block
+    return factors[rows[:, None], columns]
+
+
+def load(view: View, dtype: str, read: Read) -> "torch.Tensor":
+    """Elements of a view, as a matrix.
+
+    Args:
+        view: Rows and columns of a file.
+        dtype: Type of the elements.
+        read: Reads the file.
+    """
+    import torch
+
+    turned = view.row_step < view.column_step and view.columns > 1
+    far = view.transposed() if turned else view  # its rows lie far apart, its columns close
+    item = dtypes.item_size(dtype)
+    width = (far.columns - 1) * far.column_step + item
+    extent = (far.rows - 1) * far.row_step + width
+    step = far.row_step
+    if extent > max(_SMALL, 2 * far.rows * width):
+        step = width
+        buffer = bytearray(far.rows * width)
+        lines = memoryview(buffer)
+        for row in range(far.rows):
+            offset = far.offset + row * far.row_step
+            read(far.file, offset, lines[row * width : (row + 1) * width])
+    else:
+        buffer = bytearray(extent)
+        read(far.file, far.offset, memoryview(buffer))
+    flat = torch.frombuffer(buffer, dtype=dtypes.to_torch(dtype))
+    strides = (step // item, far.column_step // item)
+    matrix = flat.as_strided((far.rows, far.columns), strides)
+    return matrix.T if turned else matrix

@@ -1,0 +1,53 @@
+"""Puts a finished staging folder in the place of its destination, whole or not at all."""
+
+import shutil
+from pathlib import Path
+
+from moe_megatron.checkpoint.execute.journal import FILE
+from moe_megatron.errors import CheckpointError
+from moe_megatron.files import flush_to_disk
+
+
+def staging_of(destination: Path) -> Path:
+    """Where a destination is prepared: beside it, so that one rename publishes it."""
+    return destination.with_name(f".{destination.name}.partial")
+
+
+def check_free(destination: Path, *, overwrite: bool) -> None:
+    """Make sure that nothing would be lost.
+
+    Raises:
+        CheckpointError: The destination exists and may not be replaced, or is no folder.
+    """
+    _recover(destination)
+    if not destination.exists():
+        return
+    if not destination.is_dir():
+        raise CheckpointError(f"{destination} is a file; give the name of a folder.")
+    if any(destination.iterdir()) and not overwrite:
+        raise CheckpointError(
+            f"{destination} exists and is not empty; choose another folder, or replace it with "
+            "overwrite (--overwrite)."
+        )
+
+
+def publish(staging: Path, destination: Path) -> None:
+    """Rename a finished staging folder; what was there before is deleted afterwards."""
+    (staging / FILE).unlink(missing_ok=True)
+    old = _old(destination)
+    if destination.exists():
+        destination.rename(old)
+    staging.rename(destination)
+    flush_to_disk(destination.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _recover(destination: Path) -> None:
+    """Bring back what a kill between two renames left aside."""
+    old = _old(destination)
+    if old.exists() and not destination.exists():
+        old.rename(destination)
+
+
+def _old(destination: Path) -> Path:
+    return destination.with_name(f".{destination.name}.old")

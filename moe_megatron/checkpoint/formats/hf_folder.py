@@ -1,0 +1,230 @@
+"""A Hugging Face model folder: its configuration and where each tensor lies. Headers only.
+
+Everything in the folder is treated as written by a stranger: sizes are checked against the files,
+and an index may not lead out of the folder. Reads no weights and knows no families.
+"""
+
+import json
+import os
+import struct
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, TypeGuard
+
+from moe_megatron.checkpoint.formats import dtypes
+from moe_megatron.config.checks import first_few
+from moe_megatron.errors import CheckpointError
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+CONFIG = "config.json"
+
+_MAX_HEADER = 100 * 2**20
+"""Bytes; the limit of the safetensors format."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """Where a tensor lies."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: str
+    """Name of its file in the folder."""
+    offset: int
+    """Of its first byte in the file."""
+    nbytes: int
+
+
+class HfFolder:
+    """Configuration and headers of a model folder.
+
+    Raises:
+        CheckpointError: The folder is incomplete, or a file in it is damaged; names the file and,
+            where there is one, the tensor.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = _read_config(path)
+        self.tensors: dict[str, TensorInfo] = {}
+        for file, expected in _shards(path).items():
+            self._add(file, expected)
+
+    def _add(self, file: str, expected: frozenset[str] | None) -> None:
+        found = read_header(self.path / file)
+        if expected is not None and (absent := sorted(expected - found.keys())):
+            raise CheckpointError(
+                f"{self.path / INDEX} promises {first_few(absent, 3)} in {file}, which does not "
+                f"hold {'it' if len(absent) == 1 else 'them'}; download the folder again."
+            )
+        for name, tensor in found.items():
+            if name in self.tensors:
+                raise CheckpointError(
+                    f"{self.path} holds the tensor {name} twice, in {self.tensors[name].file} and "
+                    f"in {file}; remove the file that does not belong to this model."
+                )
+            self.tensors[name] = tensor
+
+
+def read_header(path: Path) -> dict[str, TensorInfo]:
+    """Tensors of one safetensors file, in the order of the file.
+
+    Raises:
+        CheckpointError: The file is truncated, or its header is nonsense.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            start = file.read(8)
+            length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+            text = file.read(length) if 2 <= length <= min(size - 8, _MAX_HEADER) else b""
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
+    if len(text) < 2 or len(text) != length:
+        raise CheckpointError(
+            f"{path} ({size} bytes) is not a whole safetensors file: its header should be "
+            f"{length} bytes long; download it again."
+        )
+    header = _parse(path, text)
+    header.pop("__metadata__", None)
+    tensors = {name: _tensor(path, name, entry, 8 + length, size) for name, entry in header.items()}
+    _check_ranges(path, list(tensors.values()), 8 + length, size)
+    return tensors
+
+
+def _parse(path: Path, text: bytes) -> dict[str, Any]:
+    def no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        seen = dict(pairs)
+        if len(seen) != len(pairs):
+            names = [name for name, _ in pairs]
+            twice = sorted({name for name in names if names.count(name) > 1})
+            raise CheckpointError(
+                f"{path}: the header names {first_few(twice, 3)} twice; it is damaged."
+            )
+        return seen
+
+    header = _json(path, text, "its header", no_duplicates)
+    if not isinstance(header, dict):
+        raise CheckpointError(f"{path}: its header is no table of tensors; download it again.")
+    return header
+
+
+def _json(path: Path, text: bytes, what: str, hook: Any = None) -> Any:
+    try:
+        return json.loads(text.decode("utf-8"), object_pairs_hook=hook)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: {what} is not JSON ({error}); download it again.") from None
+
+
+def _tensor(path: Path, name: str, entry: Any, data: int, size: int) -> TensorInfo:
+    def broken(what: str) -> CheckpointError:
+        return CheckpointError(f"{path}: tensor {name} {what}; download the file again.")
+
+    if not isinstance(entry, dict):
+        raise broken("has no description in the header")
+    dtype, shape, offsets = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
+    if not isinstance(dtype, str) or not dtypes.is_known(dtype):
+        raise broken(f"has the unknown type {dtype!r}")
+    if not _is_list_of_sizes(shape):
+        raise broken(f"has the impossible shape {shape!r}")
+    if not _is_list_of_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+        raise broken(f"has the impossible place {offsets!r}")
+    nbytes = prod(shape) * dtypes.item_size(dtype)
+    if offsets[1] - offsets[0] != nbytes:
+        raise broken(
+            f"of shape {shape} and type {dtype} needs {nbytes} bytes and has "
+            f"{offsets[1] - offsets[0]}"
+        )
+    if data + offsets[1] > size:
+        raise broken(f"ends at byte {data + offsets[1]} of a file of {size} bytes: it is truncated")
+    return TensorInfo(name, dtype, tuple(shape), path.name, data + offsets[0], nbytes)
+
+
+def _is_list_of_sizes(value: Any) -> TypeGuard[list[int]]:
+    return isinstance(value, list) and all(type(v) is int and 0 <= v < 2**62 for v in value)
+
+
+def _check_ranges(path: Path, tensors: list[TensorInfo], data: int, size: int) -> None:
+    """The tensors fill the file without gaps and do not overlap."""
+    at = data
+    for tensor in sorted(tensors, key=lambda t: (t.offset, t.nbytes)):
+        if tensor.offset != at:
+            what = "overlaps another one" if tensor.offset < at else "leaves a gap before it"
+            raise CheckpointError(f"{path}: tensor {tensor.name} {what}; download the file again.")
+        at += tensor.nbytes
+    if at != size:
+        raise CheckpointError(
+            f"{path} should end at byte {at} and has {size} bytes; download it again."
+        )
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / CONFIG
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} is not a folder; give the folder that holds {CONFIG}.")
+    try:
+        config = _json(path, path.read_bytes(), "the file")
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{folder} holds no {CONFIG}; give a Hugging Face model folder."
+        ) from None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path} is no configuration: a table was expected.")
+    return config
+
+
+def _shards(folder: Path) -> dict[str, frozenset[str] | None]:
+    """Files with weights, and the tensors that the index promises in each."""
+    if (folder / INDEX).exists():
+        return _indexed_shards(folder)
+    if (folder / SINGLE).exists():
+        return {SINGLE: None}
+    others = sorted(p.name for p in folder.glob("*.safetensors"))
+    if others:
+        raise CheckpointError(
+            f"{folder} holds {first_few(others, 3)} and neither {INDEX} nor {SINGLE}; download the "
+            "index."
+        )
+    pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt*"))
+    hint = (
+        " Its weights are pickled (*.bin), which can run code when read; save them as safetensors "
+        "(save_pretrained does)."
+        if pickled
+        else ""
+    )
+    raise CheckpointError(f"{folder} holds no *.safetensors file.{hint}")
+
+
+def _indexed_shards(folder: Path) -> dict[str, frozenset[str] | None]:
+    path = folder / INDEX
+    try:
+        index = _json(path, path.read_bytes(), "the index")
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
+    weight_map = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{path} has no weight_map; download it again.")
+    by_file: dict[str, set[str]] = {}
+    for name, file in weight_map.items():
+        if not isinstance(file, str) or not file or file != os.path.basename(file) or "\0" in file:
+            raise CheckpointError(
+                f"{path} says that {name} is in {file!r}, which is no file of this folder; files "
+                "outside it are not read."
+            )
+        by_file.setdefault(file, set()).add(name)
+    for file in by_file:
+        _check_inside(folder, file)
+    return {file: frozenset(names) for file, names in sorted(by_file.items())}
+
+
+def _check_inside(folder: Path, file: str) -> None:
+    path = folder / file
+    if file in {".", ".."} or path.is_dir():
+        raise CheckpointError(f"{folder / INDEX} names {file}, which is a folder.")
+    if not path.exists():
+        raise CheckpointError(f"{path} is missing, and {INDEX} names it; download it.")

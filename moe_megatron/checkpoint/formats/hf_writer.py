@@ -1,0 +1,101 @@
+"""The layout of safetensors files that are to be written: which tensor goes where, and headers.
+
+Everything is known before the first byte is written, so that any part can be written at any time.
+"""
+
+import json
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+
+from moe_megatron.checkpoint.formats import dtypes
+from moe_megatron.checkpoint.formats.hf_folder import SINGLE
+
+_SMALLEST_SHARD = 1_000_000_000
+_LARGEST_SHARD = 5_000_000_000
+_ALIGNMENT = 64
+"""Of the first tensor of a file, so that it can be mapped into memory and used as it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewTensor:
+    """A tensor that is to be written."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Size of its data."""
+        return prod(self.shape) * dtypes.item_size(self.dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One file: header, then tensors, without gaps."""
+
+    name: str
+    header: bytes
+    tensors: tuple[tuple[NewTensor, int], ...]
+    """Tensors and the offset of each in the file, in their order."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of the whole file."""
+        return len(self.header) + sum(tensor.nbytes for tensor, _ in self.tensors)
+
+
+def lay_out(tensors: Sequence[NewTensor], max_shard_bytes: int | None = None) -> tuple[Shard, ...]:
+    """Distribute tensors over files.
+
+    Args:
+        tensors: In the order in which they shall stand.
+        max_shard_bytes: Most data in one file, unless a single tensor is larger; None: about an
+            eighth of the whole, between 1 and 5 GB, so that several workers can write.
+    """
+    total = sum(tensor.nbytes for tensor in tensors)
+    limit = max_shard_bytes or min(max(total // 8, _SMALLEST_SHARD), _LARGEST_SHARD)
+    groups: list[list[NewTensor]] = [[]]
+    filled = 0
+    for tensor in tensors:
+        if groups[-1] and filled + tensor.nbytes > limit:
+            groups.append([])
+            filled = 0
+        groups[-1].append(tensor)
+        filled += tensor.nbytes
+    return tuple(
+        _shard(_shard_name(number, len(groups)), group) for number, group in enumerate(groups, 1)
+    )
+
+
+def index_text(shards: Sequence[Shard]) -> str:
+    """The index that names the file of each tensor, as JSON."""
+    weight_map = {tensor.name: shard.name for shard in shards for tensor, _ in shard.tensors}
+    total = sum(tensor.nbytes for shard in shards for tensor, _ in shard.tensors)
+    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+    return json.dumps(index, indent=2) + "\n"
+
+
+def _shard_name(number: int, shards: int) -> str:
+    return SINGLE if shards == 1 else f"model-{number:05d}-of-{shards:05d}.safetensors"
+
+
+def _shard(name: str, tensors: Sequence[NewTensor]) -> Shard:
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    at = 0
+    offsets = []
+    for tensor in tensors:
+        offsets.append(at)
+        header[tensor.name] = {
+            "dtype": tensor.dtype,
+            "shape": list(tensor.shape),
+            "data_offsets": [at, at + tensor.nbytes],
+        }
+        at += tensor.nbytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-(len(text) + 8) % _ALIGNMENT)
+    start = struct.pack("<Q", len(text)) + text
+    places = zip(tensors, offsets, strict=True)
+    return Shard(name, start, tuple((tensor, len(start) + offset) for tensor, offset in places))

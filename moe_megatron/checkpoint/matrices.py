@@ -1,0 +1,71 @@
+"""Whole matrices of a model in memory, of either side; for what is small, or no conversion."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from moe_megatron.checkpoint.execute.compute import Read, load
+from moe_megatron.checkpoint.formats import byte_ranges
+from moe_megatron.checkpoint.formats.hf_folder import HfFolder
+from moe_megatron.checkpoint.formats.torch_dist import TorchDist, matrix_size
+from moe_megatron.checkpoint.plan import blocks
+from moe_megatron.errors import CheckpointError
+from moe_megatron.families.links import Link
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def read_matrix(link: Link, folder: HfFolder) -> "Tensor":
+    """The matrix that a Hugging Face folder has for a link, of the link's shape.
+
+    Args:
+        link: Its blocks are in the folder; quantised weights come without their factors.
+        folder: The folder.
+    """
+    import torch
+
+    columns = matrix_size(link.shape)[1]
+    parts = []
+    for _, _, block in blocks.rows_of(link):
+        tensor = folder.tensors[block.name]
+        view = blocks.view_of(block, columns, 0, tensor.offset, tensor.dtype)
+        with (folder.path / tensor.file).open("rb") as file:
+            parts.append(
+                load(view, tensor.dtype, _reader(file.fileno(), folder.path / tensor.file))
+            )
+    return (torch.cat(parts) if len(parts) > 1 else parts[0]).reshape(link.shape)
+
+
+def _reader(descriptor: int, path: Path) -> Read:
+    def read(_: int, offset: int, into: memoryview) -> None:
+        count = byte_ranges.read_into(descriptor, offset, into)
+        if count < len(into):
+            raise CheckpointError(f"{path} ends at byte {offset + count}; it was changed.")
+
+    return read
+
+
+def read_saved_matrix(link: Link, saved: TorchDist) -> "Tensor | None":
+    """The matrix that a Megatron checkpoint has for a link; None where it has none.
+
+    Raises:
+        CheckpointError: Its records are damaged.
+    """
+    import torch
+
+    found = saved.find(link)
+    if found is None:
+        return None
+    rows, columns = matrix_size(link.shape)
+    height = max(region.row + region.view.rows for region in found.regions)
+    matrix: Tensor | None = None
+    for region in found.regions:
+        path = saved.path / saved.files[region.view.file]
+        with path.open("rb") as file:
+            part = load(region.view, found.tensor.dtype, _reader(file.fileno(), path))
+        if matrix is None:
+            matrix = torch.empty(height, columns, dtype=part.dtype)
+        into = matrix[region.row :, region.column :]
+        into[: part.shape[0], : part.shape[1]] = part
+    assert matrix is not None
+    return matrix[:rows].reshape(link.shape)  # without the padding of a vocabulary

@@ -1,0 +1,182 @@
+"""From a Megatron checkpoint and links to the plan of a Hugging Face folder."""
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
+
+from moe_megatron.checkpoint.formats import dtypes
+from moe_megatron.checkpoint.formats.hf_folder import INDEX
+from moe_megatron.checkpoint.formats.hf_writer import NewTensor, Shard, index_text, lay_out
+from moe_megatron.checkpoint.formats.torch_dist import (
+    FoundMatrix,
+    SavedTensor,
+    TorchDist,
+    matrix_size,
+)
+from moe_megatron.checkpoint.plan import blocks, coverage
+from moe_megatron.checkpoint.plan.summary import summarize
+from moe_megatron.checkpoint.plan.tasks import Piece, Plan, SourceFile, TargetFile, Task, fill
+from moe_megatron.config.checks import first_few
+from moe_megatron.errors import CheckpointError, MappingError
+from moe_megatron.families.links import Block, Link, saved_names
+
+_NOT_WEIGHTS = re.compile(
+    r"(.*\.)?(optimizer|chained_\d+)\..*|rng_state.*|rerun_state.*|.*_extra_state(/.*)?"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """What a plan depends on besides the two sides."""
+
+    dtype: str | None = None
+    """Type of all floating-point weights; None keeps each."""
+    dtypes: Mapping[str, str] = field(default_factory=dict)
+    """Types of single tensors, where `dtype` is None."""
+    max_shard_bytes: int | None = None
+    tables: tuple[tuple[str, Callable[[], bytes]], ...] = ()
+    """Further small files."""
+
+
+def plan_export(saved: TorchDist, links: Sequence[Link], options: ExportOptions) -> Plan:
+    """Plan a Hugging Face folder.
+
+    Args:
+        saved: The source.
+        links: Everything of the model.
+        options: How.
+
+    Raises:
+        MappingError: The checkpoint lacks a matrix, or holds one that would be lost.
+        CheckpointError: It is damaged, or parts of one tensor have different types.
+    """
+    return _Exporter(saved, links, options).plan()
+
+
+class _Exporter:
+    def __init__(self, saved: TorchDist, links: Sequence[Link], options: ExportOptions) -> None:
+        self._saved, self._links, self._options = saved, links, options
+
+    def plan(self) -> Plan:
+        parts, shapes = self._parts()
+        coverage.check_tensors(self._links, shapes, (), "the exported folder")
+        tensors = [NewTensor(n, self._dtype(n, parts[n]), shape) for n, shape in shapes.items()]
+        shards = lay_out(tensors, self._options.max_shard_bytes)
+        several = ((INDEX, lambda: index_text(shards).encode()),) if len(shards) > 1 else ()
+        sources = [self._saved.path / name for name in self._saved.files]
+        return Plan(
+            title=f"export of {self._saved.path.name}",
+            sources=tuple(SourceFile.of(path) for path in sources),
+            targets=tuple(TargetFile(shard.name, shard.size) for shard in shards),
+            tasks=tuple(
+                task for n, shard in enumerate(shards) for task in _shard_tasks(n, shard, parts)
+            ),
+            tables=(*several, *self._options.tables),
+            summary=summarize(self._links),
+        )
+
+    def _parts(self) -> tuple[dict[str, list["_Part"]], dict[str, tuple[int, ...]]]:
+        """For each Hugging Face tensor where its blocks lie, and its shape."""
+        parts: dict[str, list[_Part]] = defaultdict(list)
+        shapes: dict[str, tuple[int, ...]] = {}
+        missing = []
+        read: dict[str, set[tuple[int, ...]]] = defaultdict(set)
+        for link in self._links:
+            found = self._saved.find(link)
+            if found is None:
+                missing.append(next(iter(saved_names(link.key, link)))[0])
+                continue
+            read[found.tensor.key].add(found.index)
+            for row, rows, block in blocks.rows_of(link):
+                shapes.setdefault(block.name, block.shape)
+                parts[block.name].append(_Part(block, row, rows, matrix_size(link.shape)[1], found))
+        if missing:
+            names = list(dict.fromkeys(missing))
+            raise MappingError(
+                f"{self._saved.path} lacks {first_few(names)}, which this model needs; the "
+                "checkpoint belongs to another configuration."
+            )
+        self._check_all_read(read)
+        return parts, shapes
+
+    def _check_all_read(self, read: Mapping[str, set[tuple[int, ...]]]) -> None:
+        same = {
+            name
+            for link in self._links
+            for key in (link.key, *link.aliases)
+            for name, _ in saved_names(key, link)
+        }
+        lost = [
+            key
+            for key, tensor in self._saved.tensors.items()
+            if (key in read and len(read[key]) != _matrices(tensor, read[key]))
+            or (key not in same and not _NOT_WEIGHTS.fullmatch(key))
+        ]
+        if lost:
+            raise MappingError(
+                f"{self._saved.path} holds {first_few(lost)}, of which this family has no place "
+                "for everything; weights would be lost. Export it as the family that it was "
+                "trained as."
+            )
+
+    def _dtype(self, name: str, parts: Sequence["_Part"]) -> str:
+        types = sorted({part.found.tensor.dtype for part in parts})
+        wanted = self._options.dtype or self._options.dtypes.get(name)
+        if wanted is None and len(types) > 1:
+            raise CheckpointError(
+                f"{self._saved.path}: the parts of {name} are saved as {' and '.join(types)}; "
+                "choose one type with dtype=bf16, fp16 or fp32."
+            )
+        return wanted or types[0]
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A block of a Hugging Face tensor and the rows of a Megatron matrix that it is."""
+
+    block: Block
+    row: int
+    rows: int
+    columns: int
+    found: FoundMatrix
+
+    def pieces(self, file: int, offset: int, dtype: str) -> Iterator[Piece]:
+        """What to read for it, where the tensor begins at an offset of a file."""
+        whole = blocks.view_of(self.block, self.columns, file, offset, dtype)
+        for region in self.found.regions:
+            begin = max(self.row, region.row)
+            end = min(self.row + self.rows, region.row + region.view.rows)
+            if begin >= end:
+                continue
+            source = region.view.rows_from(begin - region.row, end - begin)
+            target = whole.part(begin - self.row, end - begin, region.column, region.view.columns)
+            yield Piece(source, self.found.tensor.dtype, target)
+
+
+def _shard_tasks(number: int, shard: Shard, parts: Mapping[str, Sequence[_Part]]) -> Iterator[Task]:
+    yield Task(number, 0, len(shard.header), "U8", literal=shard.header)
+    for tensor, offset in shard.tensors:
+        yield from _tensor_tasks(number, tensor, offset, parts[tensor.name])
+
+
+def _tensor_tasks(
+    number: int, tensor: NewTensor, offset: int, parts: Iterable[_Part]
+) -> Iterator[Task]:
+    """Tasks that fill a tensor: one group for the blocks that share rows of it."""
+    width = matrix_size(tensor.shape)[1]
+    row_bytes = width * dtypes.item_size(tensor.dtype)
+    groups: dict[tuple[int, int], list[Piece]] = defaultdict(list)
+    for part in parts:
+        group = groups[part.block.start, part.block.rows]
+        group.extend(part.pieces(number, offset, tensor.dtype))
+    for (start, rows), pieces in sorted(groups.items()):
+        begin: int = offset + start * row_bytes
+        yield from fill(number, begin, (rows, width), tensor.dtype, pieces)
+
+
+def _matrices(tensor: SavedTensor, read: Iterable[tuple[int, ...]]) -> int:
+    """How many matrices a tensor holds, some of which were read."""
+    leading = len(next(iter(read)))
+    return prod(tensor.shape[:leading])

@@ -1,0 +1,261 @@
+"""From a Hugging Face folder and links to the plan of a Megatron checkpoint."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from math import prod
+from typing import Any
+
+from moe_megatron.checkpoint.formats import dtypes
+from moe_megatron.checkpoint.formats.hf_folder import HfFolder, TensorInfo
+from moe_megatron.checkpoint.formats.torch_dist import BACKEND, METADATA, Sizes, matrix_size
+from moe_megatron.checkpoint.formats.torch_dist_writer import (
+    Layout,
+    TensorRecord,
+    backend_text,
+    common_state,
+    extra_states,
+    pickled,
+)
+from moe_megatron.checkpoint.formats.view import View, packed
+from moe_megatron.checkpoint.plan import blocks, coverage
+from moe_megatron.checkpoint.plan.summary import summarize
+from moe_megatron.checkpoint.plan.tasks import (
+    Piece,
+    Plan,
+    Scale,
+    SourceFile,
+    TargetFile,
+    Task,
+    fill,
+)
+from moe_megatron.errors import CheckpointError
+from moe_megatron.families.links import Block, Link, saved_names
+
+SCALE = "_scale_inv"
+_DEQUANTIZED = "BF16"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportOptions:
+    """What a plan depends on besides the two sides."""
+
+    stacked: bool
+    """Whether Megatron stacks layers."""
+    ignored: tuple[str, ...] = ()
+    """Patterns of tensors that may be left out."""
+    dtype: str | None = None
+    """Type of all floating-point weights; None keeps each."""
+    arguments: dict[str, Any] = field(default_factory=dict)
+    """Megatron's arguments that it compares when it loads."""
+    scale_block: int = 128
+    """Rows and columns that share a factor in weights of 8 bits."""
+    tables: tuple[tuple[str, Callable[[], bytes]], ...] = ()
+    """Further small files."""
+
+
+def check_source(folder: HfFolder, links: Sequence[Link], options: ImportOptions) -> None:
+    """Prove that the links say everything about the folder.
+
+    Raises:
+        MappingError: Names what is missing, unknown or of another shape.
+    """
+    coverage.check_links(links, stacked=options.stacked)
+    shapes = {
+        name: tensor.shape
+        for name, tensor in folder.tensors.items()
+        if scaled(name, folder) is None
+    }
+    coverage.check_tensors(links, shapes, options.ignored, str(folder.path))
+
+
+def scaled(name: str, folder: HfFolder) -> TensorInfo | None:
+    """The tensor of 8 bits whose factors a tensor holds; None where it holds no factors."""
+    found = folder.tensors.get(name.removesuffix(SCALE)) if name.endswith(SCALE) else None
+    return found if found is not None and found.dtype in dtypes.EIGHT_BIT_FLOATS else None
+
+
+def plan_import(folder: HfFolder, links: Sequence[Link], options: ImportOptions) -> Plan:
+    """Plan a Megatron checkpoint.
+
+    Args:
+        folder: The source.
+        links: What to take; `check_source` has seen all links of the model.
+        options: How.
+
+    Raises:
+        CheckpointError: Tensors that Megatron keeps in one have different types.
+    """
+    coverage.check_links(links, stacked=options.stacked)
+    return _Importer(folder, links, options).plan()
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """Rows of a matrix, of one source."""
+
+    row: int
+    """First row."""
+    view: View
+    tensor: TensorInfo
+    weight: float | None
+
+
+class _Importer:
+    def __init__(self, folder: HfFolder, links: Sequence[Link], options: ImportOptions) -> None:
+        self._folder, self._links, self._options = folder, links, options
+        files = sorted({tensor.file for tensor in folder.tensors.values()})
+        self._files = {name: number for number, name in enumerate(files)}
+        self._types: dict[str, tuple[str, str]] = {}
+        self._shapes = self._whole_shapes()
+
+    def plan(self) -> Plan:
+        total = sum(prod(link.shape) * dtypes.item_size(self._dtype(link)) for link in self._links)
+        layout = Layout(total)
+        tasks = [task for link in self._links for task in self._matrix(link, layout)]
+        tasks += self._objects(layout)
+        sources = [self._folder.path / name for name in self._files]
+        return Plan(
+            title=f"import of {self._folder.path.name}",
+            sources=tuple(SourceFile.of(path) for path in sources),
+            targets=tuple(TargetFile(name, size) for name, size in layout.files),
+            tasks=tuple(tasks),
+            tables=(
+                *self._options.tables,
+                (BACKEND, backend_text),
+                (METADATA, layout.metadata),
+            ),
+            summary=summarize(self._links, self._folder.tensors),
+        )
+
+    def _name(self, key: str, link: Link) -> tuple[str, Sizes]:
+        candidates = list(saved_names(key, link))
+        return candidates[0 if self._options.stacked else -1]
+
+    def _whole_shapes(self) -> dict[str, Sizes]:
+        """Sizes of the leading axes of each tensor."""
+        found: dict[str, Sizes] = {}
+        for link in self._links:
+            for key in (link.key, *link.aliases):
+                name, index = self._name(key, link)
+                before = found.get(name, index)
+                found[name] = tuple(max(a, b) for a, b in zip(before, index, strict=True))
+        return {name: tuple(last + 1 for last in index) for name, index in found.items()}
+
+    def _dtype(self, link: Link) -> str:
+        """Type in which a link's matrix is written."""
+        types = {self._target_dtype(self._folder.tensors[b.name], link) for b in link.blocks}
+        if not types:
+            assert link.dtype is not None, "a random matrix says its type"
+            types, origin = {link.dtype}, link.key
+        else:
+            origin = link.blocks[0].name
+        name, _ = self._name(link.key, link)
+        dtype, first = self._types.setdefault(name, (min(types), origin))
+        if types != {dtype}:
+            other = sorted(types)[-1] if len(types) > 1 else min(types)
+            raise CheckpointError(
+                f"{self._folder.path}: {origin} is {other} and {first} is {dtype}, and Megatron "
+                f"keeps both in {name}; choose one type with dtype=bf16, fp16 or fp32."
+            )
+        return dtype
+
+    def _target_dtype(self, tensor: TensorInfo, link: Link) -> str:
+        if link.dtype is not None:
+            return link.dtype
+        if tensor.dtype in dtypes.EIGHT_BIT_FLOATS:
+            return self._options.dtype or _DEQUANTIZED
+        if tensor.dtype not in dtypes.FLOATS:
+            raise CheckpointError(
+                f"{self._folder.path}: {tensor.name} has the type {tensor.dtype}, which holds no "
+                "weights that Megatron can train; convert the weights to bf16 first."
+            )
+        return self._options.dtype or tensor.dtype
+
+    def _matrix(self, link: Link, layout: Layout) -> Iterator[Task]:
+        dtype = self._dtype(link)
+        names = [self._name(key, link) for key in (link.key, *link.aliases)]
+        index = names[0][1]
+        leading = self._shapes[names[0][0]]
+        rows, columns = matrix_size(link.shape)
+        parts = list(self._parts(link, columns))
+        size = (link.shape[0] // link.chunks, *link.shape[1:])
+        for chunk in range(link.chunks):
+            record = layout.add_tensor(
+                keys=tuple(name for name, _ in names),
+                dtype=dtype,
+                shape=(*leading, *link.shape),
+                offsets=(*index, chunk * size[0], *(0 for _ in size[1:])),
+                sizes=(*(1 for _ in index), *size),
+            )
+            height = rows // link.chunks
+            target = _target(record, height, columns)
+            pieces = list(self._inside(parts, chunk * height, target))
+            if link.noise is not None:
+                noise = link.noise.rows_from(chunk * height, height)
+                pieces.append(Piece(noise, "F32", target, weight=1.0))
+            data = fill(record.file, record.data, (height, columns), dtype, pieces)
+            yield from _framed(record, data)
+
+    def _parts(self, link: Link, columns: int) -> Iterator["_Part"]:
+        """What each block of a matrix, or of the terms that it is the sum of, gives to it."""
+        terms: list[tuple[tuple[Block, ...], float | None]]
+        terms = [(share.blocks, share.weight) for share in link.shares]
+        for own, weight in terms or [(link.blocks, None if link.noise is None else 1.0)]:
+            for row, _, block in blocks.rows_of(replace(link, blocks=own)):
+                tensor = self._folder.tensors[block.name]
+                file = self._files[tensor.file]
+                view = blocks.view_of(block, columns, file, tensor.offset, tensor.dtype)
+                yield _Part(row, view, tensor, weight)
+
+    def _inside(self, parts: Sequence["_Part"], first: int, target: View) -> Iterator[Piece]:
+        """What lies in a chunk, which begins at row `first` of the matrix."""
+        for part in parts:
+            begin = max(part.row, first)
+            end = min(part.row + part.view.rows, first + target.rows)
+            if begin < end:
+                source = part.view.rows_from(begin - part.row, end - begin)
+                into = target.rows_from(begin - first, end - begin)
+                scale = self._scale(source, part.tensor)
+                yield Piece(source, part.tensor.dtype, into, scale, part.weight)
+
+    def _objects(self, layout: Layout) -> Iterator[Task]:
+        matrices = []
+        for link in self._links:
+            for key in (link.key, *link.aliases):
+                name, index = self._name(key, link)
+                matrices.append((name, index, self._shapes[name]))
+        for names, content in (
+            (extra_states(matrices), pickled([None])),
+            common_state(self._options.arguments),
+        ):
+            record = layout.add_object(names, content)
+            yield Task(record.file, record.offset, len(content), "U8", literal=content)
+
+    def _scale(self, view: View, tensor: TensorInfo) -> Scale | None:
+        if tensor.dtype not in dtypes.EIGHT_BIT_FLOATS:
+            return None
+        factors = self._folder.tensors.get(tensor.name + SCALE)
+        block = self._options.scale_block
+        height, width = matrix_size(tensor.shape)
+        wanted = (-(-height // block), -(-width // block))
+        if factors is None or factors.dtype != "F32" or factors.shape != wanted:
+            raise CheckpointError(
+                f"{self._folder.path}: {tensor.name} has 8 bits a weight and needs factors "
+                f"{tensor.name}{SCALE} of shape {list(wanted)} in F32; there is "
+                f"{'none' if factors is None else f'{list(factors.shape)} in {factors.dtype}'}."
+            )
+        at = packed(self._files[factors.file], factors.offset, *wanted, item=4)
+        return Scale(at, block, *divmod(view.offset - tensor.offset, width))
+
+
+def _target(record: TensorRecord, rows: int, columns: int) -> View:
+    return packed(record.file, record.data, rows, columns, dtypes.item_size(record.dtype))
+
+
+def _framed(record: TensorRecord, tasks: Iterator[Task]) -> Iterator[Task]:
+    """The bytes around the data before and after the tasks that fill it."""
+    head, tail = record.around
+    yield Task(record.file, record.offset, len(head), "U8", literal=head)
+    yield from tasks
+    end = record.offset + record.length - len(tail)
+    yield Task(record.file, end, len(tail), "U8", literal=tail)

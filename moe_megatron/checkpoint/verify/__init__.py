@@ -1,0 +1,1 @@
+"""Compares both sides of a conversion: structure, checksums, every weight, and logits."""

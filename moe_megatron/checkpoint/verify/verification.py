@@ -1,0 +1,256 @@
+"""Verifies a conversion: structure, checksums, every weight, and the logits of both sides.
+
+Works in both directions and does not need the converter: what it compares are two folders. A
+disagreement is part of the report, not an error; errors are for folders that cannot be read.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from moe_megatron.checkpoint.convert import CHECKSUMS
+from moe_megatron.checkpoint.formats import byte_ranges, description
+from moe_megatron.checkpoint.formats.hf_folder import CONFIG, HfFolder
+from moe_megatron.checkpoint.formats.torch_dist import METADATA, TRACKER, TorchDist
+from moe_megatron.checkpoint.plan.exporting import ExportOptions, plan_export
+from moe_megatron.checkpoint.plan.importing import ImportOptions, check_source
+from moe_megatron.checkpoint.progress import show_progress
+from moe_megatron.checkpoint.verify.logits import (
+    TOLERANCE,
+    LogitsReport,
+    compare_logits,
+    random_tokens,
+)
+from moe_megatron.checkpoint.verify.weights import WeightsReport, compare_weights
+from moe_megatron.errors import BackendUnavailableError, CheckpointError, MappingError
+from moe_megatron.families import Family, family_of
+from moe_megatron.families.links import Link
+
+_FREE_KEYS = frozenset({"dtype", "torch_dtype", "quantization_config", "transformers_version"})
+"""Keys of `config.json` that a conversion may change: weights tell their types themselves."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What to verify, and how."""
+
+    logits: bool = True
+    """Run both sides."""
+    sequences: int = 2
+    """Sequences of random tokens to run them on."""
+    length: int = 64
+    """Tokens of each."""
+    precision: str = "fp32"
+    """"fp32", or "bf16", of which numbers are reported and nothing is judged."""
+    tolerance: float = TOLERANCE
+    """As `verify_logits.TOLERANCE`."""
+    progress: bool = True
+    """Show progress on stderr."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verification:
+    """What verifying found."""
+
+    source: Path
+    converted: Path
+    family: str
+    structure: tuple[str, ...]
+    """What does not fit, as sentences; empty: each tensor has its place, of the right shape."""
+    ranges: int | None
+    """Ranges of the result whose checksum was computed again; None where it has no checksums."""
+    checksums: tuple[str, ...]
+    """Ranges whose checksum is another now."""
+    weights: WeightsReport | None
+    """None where the structure differs."""
+    logits: LogitsReport | None
+    logits_skipped: str = ""
+    """Why logits were not compared, where they were not."""
+    limits: tuple[str, ...] = ()
+    """What Megatron computes differently from this model; its logits are then not judged."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing disagrees that should not."""
+        weights = self.weights is not None and not self.weights.differences
+        judged = self.logits is not None and self.logits.precision == "fp32" and not self.limits
+        logits = not judged or (self.logits is not None and self.logits.agree)
+        return not self.structure and not self.checksums and weights and logits
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON can hold it."""
+        told = {**asdict(self), "passed": self.passed}
+        return told | {"source": str(self.source), "converted": str(self.converted)}
+
+
+def verify(
+    source: str | Path, converted: str | Path, options: Options | None = None
+) -> Verification:
+    """Verify a conversion.
+
+    Args:
+        source: What was converted: a Hugging Face folder or a Megatron checkpoint.
+        converted: The result: the other kind.
+        options: What to verify.
+
+    Raises:
+        CheckpointError: A folder is neither, both are of one kind, or a file is damaged.
+        MappingError: The family is unknown.
+    """
+    options = options or Options()
+    source, converted = Path(source).expanduser(), Path(converted).expanduser()
+    to_megatron = _is_megatron(converted)
+    if _is_megatron(source) == to_megatron:
+        kind = "Megatron checkpoints" if to_megatron else "Hugging Face folders"
+        raise CheckpointError(
+            f"{source} and {converted} are both {kind}; give one of each kind, the source first."
+        )
+    folder = HfFolder(source if to_megatron else converted)
+    with TorchDist(converted if to_megatron else source) as saved:
+        family = family_of(folder.config)
+        links, structure = _structure(folder, saved, family)
+        weights = logits = None
+        skipped = "the structure differs" if structure else ""
+        ranges, broken = _checksums(saved.path if to_megatron else folder.path)
+        if not structure:
+            weights = _weights(folder, saved, links, to_megatron, options)
+        if not structure and not options.logits:
+            skipped = "it was not asked for"
+        elif not structure:
+            logits, skipped = _logits(folder, saved, links, options)
+    return Verification(
+        source=source,
+        converted=converted,
+        family=family.name,
+        structure=structure,
+        ranges=ranges,
+        checksums=broken,
+        weights=weights,
+        logits=logits,
+        logits_skipped=skipped,
+        limits=family.limits(folder.config),
+    )
+
+
+def _is_megatron(path: Path) -> bool:
+    if (path / METADATA).is_file() or (path / TRACKER).is_file():
+        return True
+    if (path / CONFIG).is_file():
+        return False
+    raise CheckpointError(
+        f"{path} holds neither {CONFIG} (Hugging Face) nor {METADATA} or {TRACKER} (Megatron); "
+        "give the folder of a checkpoint."
+    )
+
+
+def _structure(
+    folder: HfFolder, saved: TorchDist, family: Family
+) -> tuple[list[Link], tuple[str, ...]]:
+    """The links of the model, and what does not fit them on either side."""
+    problems = []
+    geometry = family.geometry(folder.config, folder.tensors)
+    links = family.links(geometry, fused=family.fused_names(folder.tensors))
+    ignored = family.ignorable(geometry)
+    for check in (
+        lambda: check_source(
+            folder, links, ImportOptions(stacked=geometry.homogeneous, ignored=ignored)
+        ),
+        # A plan for the way back is made only if each tensor of the checkpoint has its place.
+        lambda: plan_export(saved, links, ExportOptions(dtype="F32")),
+    ):
+        try:
+            check()
+        except MappingError as error:
+            problems.append(str(error))
+    return links, (*problems, *_config_differences(folder, saved, family))
+
+
+def _config_differences(folder: HfFolder, saved: TorchDist, family: Family) -> list[str]:
+    """Keys in which `config.json` is not that of the Megatron side's run."""
+    base = description.base_config(saved.path)
+    told = family.hf_config(description.run_of(saved.path), base, saved.tensors)
+    keys = sorted((told.keys() | (folder.config.keys() if base else set())) - _FREE_KEYS)
+    return [
+        f"{folder.path / CONFIG} says {key} {_shown(folder.config, key)}, and the configuration "
+        f"beside the Megatron checkpoint means {_shown(told, key)}."
+        for key in keys
+        if told.get(key) != folder.config.get(key)
+    ]
+
+
+def _shown(config: Mapping[str, Any], key: str) -> str:
+    return repr(config[key]) if key in config else "(absent)"
+
+
+def _weights(
+    folder: HfFolder, saved: TorchDist, links: list[Link], to_megatron: bool, options: Options
+) -> WeightsReport:
+    quantization = folder.config.get("quantization_config")
+    sizes = quantization.get("weight_block_size") if isinstance(quantization, dict) else None
+    total = sum(tensor.nbytes for tensor in folder.tensors.values())
+    with show_progress("comparing weights", total, enabled=options.progress) as advance:
+        return compare_weights(
+            folder,
+            saved,
+            links,
+            to_megatron=to_megatron,
+            scale_block=int(sizes[0]) if sizes else 128,
+            advance=advance,
+        )
+
+
+def _logits(
+    folder: HfFolder, saved: TorchDist, links: list[Link], options: Options
+) -> tuple[LogitsReport | None, str]:
+    run = description.run_of(saved.path)
+    tokens = random_tokens(run.data.vocab_size, options.sequences, options.length)
+    try:
+        found = compare_logits(
+            folder,
+            links,
+            saved,
+            run,
+            tokens=tokens,
+            precision=options.precision,
+            tolerance=options.tolerance,
+        )
+    except BackendUnavailableError as error:
+        return None, str(error)
+    return found, ""
+
+
+def _checksums(folder: Path) -> tuple[int | None, tuple[str, ...]]:
+    """How many ranges the conversion noted, and those that have other bytes now."""
+    path = folder / CHECKSUMS
+    if not path.is_file():
+        return None, ()
+    try:
+        noted = json.loads(path.read_bytes())
+        algorithm = byte_ranges.ALGORITHMS[noted["algorithm"]]
+        ranges = [
+            (str(name), int(offset), int(nbytes), str(digest))
+            for name, offset, nbytes, digest in noted["ranges"]
+        ]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read ({type(error).__name__}: {error}); remove it."
+        ) from None
+    broken = []
+    for name, offset, nbytes, digest in ranges:
+        if name != Path(name).name:
+            raise CheckpointError(f"{path} names {name!r}, which is no file of its folder.")
+        if _digest(folder / name, offset, nbytes, algorithm) != digest:
+            broken.append(f"{folder / name}: bytes {offset} to {offset + nbytes} changed.")
+    return len(ranges), tuple(broken)
+
+
+def _digest(
+    path: Path, offset: int, nbytes: int, algorithm: Callable[[], byte_ranges.Checksum]
+) -> str:
+    try:
+        with path.open("rb") as file:
+            return byte_ranges.digest(file.fileno(), offset, nbytes, algorithm)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error

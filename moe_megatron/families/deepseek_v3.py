@@ -1,0 +1,48 @@
+"""DeepSeek-V3 and R1: as V2, with a biased sigmoid router and multi-token prediction.
+
+What `deepseek_v2` says of latent attention holds here too. The copies of the embedding that
+published checkpoints hold for multi-token prediction travel as they are, under `hugging_face.`.
+"""
+
+from dataclasses import replace
+
+from moe_megatron.families.deepseek_v2 import DEEPSEEK_V2
+from moe_megatron.families.family import sigmoid_limits
+from moe_megatron.families.latent import MTP, latent_limits, mtp_copies, mtp_sizes
+from moe_megatron.families.rows import EXPERT_BIAS
+from moe_megatron.families.settings import (
+    GROUP_FIELDS,
+    LATENT_FIELDS,
+    MODEL_FIELDS,
+    MTP_FIELD,
+    SHARED_EXPERTS,
+    moe_fields,
+)
+
+DEEPSEEK_V3 = replace(
+    DEEPSEEK_V2,
+    name="deepseek_v3",
+    architecture="DeepseekV3ForCausalLM",
+    rows=(*DEEPSEEK_V2.rows, EXPERT_BIAS, *MTP),
+    extra=mtp_copies,
+    fields=(
+        *MODEL_FIELDS,
+        *LATENT_FIELDS,
+        *moe_fields("n_routed_experts", "moe_intermediate_size", None),
+        *GROUP_FIELDS,
+        SHARED_EXPERTS,
+        MTP_FIELD,
+    ),
+    sizes=mtp_sizes,
+    constants={
+        "model.qk_norm": True,
+        "moe.router_score_function": "sigmoid",
+        "moe.expert_bias": True,
+        "moe.load_balancing": "none",
+    },
+    limits_of=lambda config, geometry: [
+        *latent_limits(config, geometry),
+        *sigmoid_limits(config, geometry),
+    ],
+    hf_constants={"hidden_act": "silu", "norm_topk_prob": True, "scoring_func": "sigmoid"},
+)

@@ -1,0 +1,66 @@
+"""Dense decoders: Llama, Mistral, Qwen2 and Qwen3; what upcycling starts from."""
+
+from dataclasses import replace
+
+from moe_megatron.families.family import Family
+from moe_megatron.families.rows import (
+    ATTENTION,
+    DENSE_MLP,
+    MLP_BIASES,
+    OUTSIDE,
+    qk_norms,
+)
+from moe_megatron.families.settings import (
+    ATTENTION_BIASES,
+    HEAD_FIELDS,
+    MODEL_FIELDS,
+    NO_LAYER,
+    number,
+)
+from moe_megatron.families.sliding import window_flags
+
+LLAMA = Family(
+    name="llama",
+    architecture="LlamaForCausalLM",
+    rows=(*OUTSIDE, *ATTENTION, *DENSE_MLP, *MLP_BIASES),
+    fields=(
+        *MODEL_FIELDS,
+        *HEAD_FIELDS,
+        *ATTENTION_BIASES,
+        number("mlp_bias", "mlp_bias", "model.add_bias", False),
+    ),
+    pattern=NO_LAYER,
+    hf_constants={"hidden_act": "silu"},
+)
+
+MISTRAL = replace(
+    LLAMA,
+    name="mistral",
+    architecture="MistralForCausalLM",
+    fields=(*MODEL_FIELDS, *HEAD_FIELDS),
+    flags=window_flags,
+    hf_constants={"hidden_act": "silu", "sliding_window": None},
+)
+
+QWEN2 = replace(
+    MISTRAL,
+    name="qwen2",
+    architecture="Qwen2ForCausalLM",
+    sizes=lambda config, names: {"qkv_bias": True},
+    constants={"megatron.add-qkv-bias": True},
+    hf_constants={"hidden_act": "silu", "use_sliding_window": False},
+)
+
+QWEN3 = replace(
+    QWEN2,
+    name="qwen3",
+    architecture="Qwen3ForCausalLM",
+    rows=(*OUTSIDE, *ATTENTION, *qk_norms(), *DENSE_MLP),
+    fields=(
+        *MODEL_FIELDS,
+        *HEAD_FIELDS,
+        *ATTENTION_BIASES,
+    ),
+    sizes=lambda config, names: {"qk_norm": True},
+    constants={"model.qk_norm": True},
+)

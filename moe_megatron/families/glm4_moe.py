@@ -1,0 +1,55 @@
+"""GLM-4.5-MoE (4.6 and 4.7 too): plain attention, half rotated, and DeepSeek-V3's experts."""
+
+from dataclasses import replace
+
+from moe_megatron.families.deepseek_v3 import DEEPSEEK_V3
+from moe_megatron.families.family import sigmoid_limits
+from moe_megatron.families.latent import MTP
+from moe_megatron.families.rows import (
+    ATTENTION,
+    DENSE_MLP,
+    EXPERT_BIAS,
+    OUTSIDE,
+    experts,
+    qk_norms,
+    router,
+    shared_experts,
+)
+from moe_megatron.families.settings import (
+    GROUP_FIELDS,
+    HEAD_FIELDS,
+    MODEL_FIELDS,
+    MTP_FIELD,
+    SHARED_EXPERTS,
+    moe_fields,
+    number,
+)
+
+GLM4_MOE = replace(
+    DEEPSEEK_V3,
+    name="glm4_moe",
+    architecture="Glm4MoeForCausalLM",
+    rows=(
+        *(*OUTSIDE, *ATTENTION, *qk_norms(), *DENSE_MLP),
+        *(router(), EXPERT_BIAS, *experts(), *shared_experts(), *MTP),
+    ),
+    fields=(
+        *MODEL_FIELDS,
+        *HEAD_FIELDS,
+        number("attention_bias", "qkv_bias", "megatron.add-qkv-bias", False),
+        number("use_qk_norm", "qk_norm", "model.qk_norm", False),
+        *moe_fields("n_routed_experts", "moe_intermediate_size", None),
+        *GROUP_FIELDS,
+        SHARED_EXPERTS,
+        MTP_FIELD,
+    ),
+    constants={
+        "moe.router_score_function": "sigmoid",
+        "moe.expert_bias": True,
+        "moe.load_balancing": "none",
+    },
+    flags=lambda _: {},
+    limits_of=sigmoid_limits,
+    hf_constants={"hidden_act": "silu", "norm_topk_prob": True, "partial_rotary_factor": 1.0},
+    latent=False,
+)

@@ -1,0 +1,77 @@
+"""GPT-OSS: experts transposed and interleaved in one tensor, biases, attention sinks, windows.
+
+Converting transposes the experts, so this is no plain copy; the MXFP4 blocks of published
+checkpoints have to be dequantized first (transformers writes them so with `dequantize=True`).
+Megatron has the sinks, windows, clamped activation, biases and YaRN positions.
+"""
+
+from moe_megatron.families.family import Family
+from moe_megatron.families.hf_config import HfConfig, real
+from moe_megatron.families.rows import ATTENTION, LAYER, OUTSIDE, router
+from moe_megatron.families.settings import (
+    HEAD_FIELDS,
+    MODEL_FIELDS,
+    moe_fields,
+    number,
+)
+from moe_megatron.families.sliding import window_flags
+from moe_megatron.families.table import Form, Row, Scope, Source, one
+
+_MLP = LAYER + "mlp."
+
+
+def _expert(key: str, name: str, form: Form, *shape: str) -> Row:
+    return Row(
+        key=f"mlp.experts.experts.{key}",
+        shape=shape,
+        source=Source((f"{_MLP}experts.{name}",), form),
+        scope=Scope.MOE,
+        per_expert=True,
+        gated=key.startswith("linear_fc1"),
+    )
+
+
+def _flags(config: HfConfig) -> dict[str, object]:
+    return {
+        "softmax-type": "learnable",
+        "quick-geglu": True,
+        "glu-linear-offset": 1.0,
+        "activation-func-clamp-value": real(config, "swiglu_limit", 7.0),
+        **window_flags(config),
+    }
+
+
+GPT_OSS = Family(
+    name="gpt_oss",
+    architecture="GptOssForCausalLM",
+    rows=(
+        *OUTSIDE,
+        *ATTENTION,
+        one(
+            "self_attention.core_attention.softmax_offset",
+            LAYER + "self_attn.sinks",
+            "heads",
+        ),
+        router("mlp.router.weight"),
+        one("mlp.router.bias", _MLP + "router.bias", "experts", scope=Scope.MOE),
+        _expert(
+            "linear_fc1.weight", "gate_up_proj", Form.STACK_T_PAIRS, "two_expert_width", "hidden"
+        ),
+        _expert("linear_fc1.bias", "gate_up_proj_bias", Form.STACK_PAIRS, "two_expert_width"),
+        _expert("linear_fc2.weight", "down_proj", Form.STACK_T, "hidden", "expert_width"),
+        _expert("linear_fc2.bias", "down_proj_bias", Form.STACK, "hidden"),
+    ),
+    fields=(
+        *MODEL_FIELDS,
+        *HEAD_FIELDS,
+        *moe_fields("num_local_experts", "intermediate_size"),
+        number("attention_bias", "qkv_bias", "", True),
+        number("attention_bias", "proj_bias", "", True),
+    ),
+    # `gelu` leaves out the flag of swiglu; quick-geglu makes it the gated activation of GPT-OSS.
+    constants={"model.activation": "gelu", "model.add_bias": True},
+    flags=_flags,
+    sizes=lambda config, names: {"mlp_bias": True},
+    hf_constants={"hidden_act": "silu"},
+    rope_base=150000.0,
+)

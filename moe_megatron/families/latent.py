@@ -1,0 +1,116 @@
+"""Latent attention (MLA) and multi-token prediction: rows that DeepSeek's families share."""
+
+from typing import Any
+
+from moe_megatron.families import rope
+from moe_megatron.families.family import Names
+from moe_megatron.families.geometry import Geometry
+from moe_megatron.families.hf_config import HfConfig, whole
+from moe_megatron.families.links import Link
+from moe_megatron.families.rows import LAYER
+from moe_megatron.families.settings import MTP_FIELD
+from moe_megatron.families.table import Row, Scope, carried, one
+
+_HF = LAYER + "self_attn."
+_NORM = LAYER + "post_attention_layernorm.weight"
+
+
+def _attention(key: str, name: str, *shape: str, **more: Any) -> Row:
+    more["aliases"] = tuple(f"self_attention.{alias}" for alias in more.get("aliases", ()))
+    return one(f"self_attention.{key}", _HF + name, *shape, **more)
+
+
+LATENT_ATTENTION = (
+    one("input_layernorm.weight", LAYER + "input_layernorm.weight", "hidden"),
+    _attention(
+        "linear_q_proj.weight", "q_proj.weight", "latent_q_rows", "hidden", when="full_rank_q"
+    ),
+    _attention(
+        "linear_q_down_proj.weight", "q_a_proj.weight", "q_lora", "hidden", when="low_rank_q"
+    ),
+    _attention(
+        "q_layernorm.weight",
+        "q_a_layernorm.weight",
+        "q_lora",
+        aliases=("linear_q_up_proj.layer_norm_weight",),
+        when="low_rank_q",
+    ),
+    _attention(
+        "linear_q_up_proj.weight", "q_b_proj.weight", "latent_q_rows", "q_lora", when="low_rank_q"
+    ),
+    _attention(
+        "linear_kv_down_proj.weight", "kv_a_proj_with_mqa.weight", "latent_kv_down_rows", "hidden"
+    ),
+    _attention(
+        "kv_layernorm.weight",
+        "kv_a_layernorm.weight",
+        "kv_lora",
+        aliases=("linear_kv_up_proj.layer_norm_weight",),
+    ),
+    _attention("linear_kv_up_proj.weight", "kv_b_proj.weight", "latent_kv_up_rows", "kv_lora"),
+    _attention("linear_proj.weight", "o_proj.weight", "hidden", "latent_out"),
+    one("pre_mlp_layernorm.weight", _NORM, "hidden", scope=Scope.MOE),
+    one(
+        "pre_mlp_layernorm.weight",
+        _NORM,
+        "hidden",
+        scope=Scope.DENSE,
+        aliases=("mlp.linear_fc1.layer_norm_weight",),
+    ),
+)
+"""Latent attention with its norms; Transformer Engine has those of the ranks in the next matrix."""
+
+MTP = (
+    one("enorm.weight", LAYER + "enorm.weight", "hidden", scope=Scope.MTP),
+    one("hnorm.weight", LAYER + "hnorm.weight", "hidden", scope=Scope.MTP),
+    one("eh_proj.weight", LAYER + "eh_proj.weight", "hidden", "two_hidden", scope=Scope.MTP),
+    one("final_layernorm.weight", LAYER + "shared_head.norm.weight", "hidden", scope=Scope.MTP),
+)
+"""What a layer of multi-token prediction has around its transformer layer."""
+
+
+def mtp_sizes(config: HfConfig, names: Names) -> dict[str, Any]:
+    """Which layers of multi-token prediction there are, and whether they hold copies.
+
+    Published checkpoints hold the layers that their configuration speaks of; those that
+    transformers wrote do not.
+    """
+    sizes: dict[str, Any] = {"expert_bias": True}
+    if names is None or not MTP_FIELD.value(config):
+        return sizes
+    behind = f"model.layers.{config['num_hidden_layers']}."
+    if not any(behind in name or name.startswith("mtp.") for name in names):
+        sizes["mtp_layers"] = 0
+    sizes["mtp_copies"] = any(f"{behind}shared_head.head" in name for name in names)
+    return sizes
+
+
+def mtp_copies(geometry: Geometry) -> list[Link]:
+    """Copies of embedding and output projection that published checkpoints hold."""
+    if not geometry.mtp_copies:
+        return []
+    shape = (geometry.vocab, geometry.hidden)
+    layers = range(geometry.layers, geometry.layers + geometry.mtp_layers)
+    kinds = ("embed_tokens.weight", "shared_head.head.weight")
+    return carried([(f"model.layers.{layer}.{kind}", shape) for layer in layers for kind in kinds])
+
+
+def latent_flags(config: HfConfig) -> dict[str, Any]:
+    """Megatron's switch for latent attention, and the positions it has of its own."""
+    return {"multi-latent-attention": True, **rope.flags(config, latent=True)}
+
+
+def latent_limits(config: HfConfig, geometry: Geometry) -> list[str]:
+    """What Megatron computes differently in latent attention and grouped routing."""
+    found = []
+    if config.get("rope_interleave") is False:
+        found.append("Megatron takes rotated pairs side by side (rope_interleave true).")
+    groups, chosen = (max(1, whole(config, key, 1)) for key in ("n_group", "topk_group"))
+    if groups > chosen:
+        summed = 1 if geometry.family == "deepseek_v2" else 2
+        if geometry.top_k // chosen != summed:
+            found.append(
+                f"Megatron ranks groups by their best {geometry.top_k // chosen} experts, this "
+                f"model by the best {summed}."
+            )
+    return found

@@ -1,0 +1,37 @@
+"""OLMoE: many small experts, weights that need not sum to 1, norms over all heads at once."""
+
+from moe_megatron.families.family import Family
+from moe_megatron.families.geometry import Geometry
+from moe_megatron.families.hf_config import HfConfig
+from moe_megatron.families.rows import ATTENTION, OUTSIDE, experts, qk_norms, router
+from moe_megatron.families.settings import (
+    ATTENTION_BIASES,
+    HEAD_FIELDS,
+    MODEL_FIELDS,
+    moe_fields,
+    negated,
+)
+
+
+def _limits(config: HfConfig, geometry: Geometry) -> list[str]:
+    if not config.get("clip_qkv"):
+        return []
+    return ["Megatron does not clip queries, keys and values (clip_qkv)."]
+
+
+OLMOE = Family(
+    name="olmoe",
+    architecture="OlmoeForCausalLM",
+    rows=(*OUTSIDE, *ATTENTION, *qk_norms("q_rows", "kv_rows"), router(), *experts()),
+    fields=(
+        *MODEL_FIELDS,
+        *HEAD_FIELDS,
+        *moe_fields("num_experts", "intermediate_size", 0.01),
+        negated("norm_topk_prob", "moe.pre_softmax", True),
+        *ATTENTION_BIASES,
+    ),
+    sizes=lambda config, names: {"qk_norm": True},
+    constants={"model.qk_norm": True, "model.qk_norm_scope": "all_heads"},
+    limits_of=_limits,
+    hf_constants={"hidden_act": "silu"},
+)

@@ -1,0 +1,54 @@
+"""PhiMoE (Phi-3.5-MoE): SparseMixer, LayerNorm, biases of attention and output projection."""
+
+from moe_megatron.families.family import Family
+from moe_megatron.families.rows import (
+    ATTENTION,
+    LAYER_NORM_BIASES,
+    OUTSIDE,
+    experts,
+    router,
+)
+from moe_megatron.families.settings import (
+    ATTENTION_BIASES,
+    HEAD_FIELDS,
+    MODEL_FIELDS,
+    moe_fields,
+    number,
+)
+from moe_megatron.families.sliding import window_flags
+from moe_megatron.families.table import Scope, one
+
+_BLOCK = "block_sparse_moe"
+
+
+PHIMOE = Family(
+    name="phimoe",
+    architecture="PhimoeForCausalLM",
+    rows=(
+        *OUTSIDE,
+        one(
+            "output_layer.bias",
+            "lm_head.bias",
+            "vocab",
+            scope=Scope.MODEL,
+            when="head_bias",
+        ),
+        *ATTENTION,
+        *LAYER_NORM_BIASES,
+        router(f"{_BLOCK}.gate.weight", fused="mlp.router.weight"),
+        *experts(_BLOCK, ("w1", "w3", "w2")),
+    ),
+    fields=(
+        *MODEL_FIELDS,
+        *HEAD_FIELDS,
+        *ATTENTION_BIASES,
+        number("lm_head_bias", "head_bias", "model.lm_head_bias", False),
+        *moe_fields("num_local_experts", "intermediate_size"),
+        number("input_jitter_noise", "", "moe.input_jitter", 0.0),
+        number("router_jitter_noise", "", "moe.sparse_mixer_jitter", 0.01),
+    ),
+    constants={"model.norm": "LayerNorm", "moe.router_algorithm": "sparse_mixer"},
+    flags=window_flags,
+    hf_constants={"hidden_act": "silu"},
+    rope_base=1e6,
+)

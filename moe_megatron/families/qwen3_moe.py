@@ -1,0 +1,38 @@
+"""Qwen3-MoE: norms of queries and keys head by head; dense layers may lie between the others."""
+
+from moe_megatron.families.family import Family
+from moe_megatron.families.rows import (
+    ATTENTION,
+    DENSE_MLP,
+    OUTSIDE,
+    experts,
+    qk_norms,
+    router,
+)
+from moe_megatron.families.settings import (
+    ATTENTION_BIASES,
+    HEAD_FIELDS,
+    MODEL_FIELDS,
+    SPARSE_STEP,
+    moe_fields,
+    negated,
+)
+from moe_megatron.families.sliding import window_flags
+
+QWEN3_MOE = Family(
+    name="qwen3_moe",
+    architecture="Qwen3MoeForCausalLM",
+    rows=(*OUTSIDE, *ATTENTION, *qk_norms(), *DENSE_MLP, router(), *experts()),
+    fields=(
+        *MODEL_FIELDS,
+        *HEAD_FIELDS,
+        *ATTENTION_BIASES,
+        *moe_fields("num_experts", "moe_intermediate_size"),
+        negated("norm_topk_prob", "moe.pre_softmax", True),
+    ),
+    pattern=SPARSE_STEP,
+    sizes=lambda config, names: {"qk_norm": True},
+    constants={"model.qk_norm": True},
+    flags=window_flags,
+    hf_constants={"hidden_act": "silu", "use_sliding_window": False},
+)

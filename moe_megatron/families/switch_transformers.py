@@ -1,0 +1,177 @@
+"""Switch Transformers: the decoder of an encoder-decoder model becomes a decoder-only one.
+
+Self-attention, norms, routers, experts, dense MLPs and embeddings of the decoder get Megatron keys.
+The encoder, cross-attention, and tables of relative positions have no place in Megatron's GPT: they
+travel under `hugging_face.`, so that the way back is complete. What Megatron computes is another
+model: no encoder, no relative positions, gelu for relu, scaled scores. It is a start for training,
+not the same function.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from moe_megatron.families.family import Family, Names
+from moe_megatron.families.geometry import Geometry
+from moe_megatron.families.hf_config import HfConfig, whole
+from moe_megatron.families.links import Link
+from moe_megatron.families.settings import Pattern, number
+from moe_megatron.families.table import Form, Row, Scope, Source, carried, one
+
+_LAYER = "decoder.block.{layer}.layer."
+_ATTENTION = _LAYER + "0.SelfAttention."
+_MLP = _LAYER + "2.mlp."
+_NORM = _LAYER + "2.layer_norm.weight"
+_EXPERT = _MLP + "experts.expert_{expert}."
+_EMBEDDING = "embed_tokens.weight"
+_LOCAL_NORM = "mlp.linear_fc1.layer_norm_weight"
+
+ROWS = (
+    one("embedding.word_embeddings.weight", "shared.weight", "vocab", "hidden", scope=Scope.MODEL),
+    one(
+        "decoder.final_layernorm.weight",
+        "decoder.final_layer_norm.weight",
+        "hidden",
+        scope=Scope.MODEL,
+    ),
+    one(
+        "output_layer.weight",
+        "lm_head.weight",
+        "vocab",
+        "hidden",
+        scope=Scope.MODEL,
+        when="untied",
+    ),
+    one("self_attention.linear_qkv.layer_norm_weight", _LAYER + "0.layer_norm.weight", "hidden"),
+    Row(
+        key="self_attention.linear_qkv.weight",
+        shape=("qkv_rows", "hidden"),
+        source=Source(tuple(f"{_ATTENTION}{x}.weight" for x in "qkv"), Form.QKV),
+    ),
+    one("self_attention.linear_proj.weight", _ATTENTION + "o.weight", "hidden", "q_rows"),
+    one(_LOCAL_NORM, _NORM, "hidden", scope=Scope.MOE, aliases=("pre_mlp_layernorm.weight",)),
+    one(_LOCAL_NORM, _NORM, "hidden", scope=Scope.DENSE),
+    one("mlp.linear_fc1.weight", _MLP + "wi.weight", "ffn", "hidden", scope=Scope.DENSE),
+    one("mlp.linear_fc2.weight", _MLP + "wo.weight", "hidden", "ffn", scope=Scope.DENSE),
+    one(
+        "mlp.router.weight",
+        _MLP + "router.classifier.weight",
+        "experts",
+        "hidden",
+        scope=Scope.MOE,
+    ),
+    one(
+        "mlp.experts.experts.linear_fc1.weight",
+        _EXPERT + "wi.weight",
+        "expert_width",
+        "hidden",
+        scope=Scope.MOE,
+        per_expert=True,
+    ),
+    one(
+        "mlp.experts.experts.linear_fc2.weight",
+        _EXPERT + "wo.weight",
+        "hidden",
+        "expert_width",
+        scope=Scope.MOE,
+        per_expert=True,
+    ),
+)
+
+
+def _sparse(config: HfConfig, side: str, layers: int) -> tuple[bool, ...]:
+    sparse = whole(config, f"num_sparse_{side}_layers", 3)
+    step = whole(config, f"{side}_sparse_step", layers // sparse if sparse else layers)
+    if step == 0:
+        return (False,) * layers
+    return tuple(layer % step == 1 or step == 1 for layer in range(layers))
+
+
+PATTERN = Pattern(lambda config, layers: _sparse(config, "decoder", layers), lambda layers: None)
+
+
+def _sizes(config: HfConfig, names: Names) -> dict[str, Any]:
+    tied = config.get("tie_word_embeddings", True)
+    own = not tied if names is None else any(f"encoder.{_EMBEDDING}" in name for name in names)
+    encoder = whole(config, "num_layers")
+    return {
+        "groups": whole(config, "num_heads"),
+        "expert_width": whole(config, "d_ff"),
+        "top_k": 1,
+        "encoder_moe_layers": _sparse(config, "encoder", encoder),
+        "side_embeddings": own and not tied,
+        "position_buckets": whole(config, "relative_attention_num_buckets", 32),
+    }
+
+
+def _carried(geometry: Geometry) -> list[Link]:
+    return carried(list(_without_place(geometry)))
+
+
+def _without_place(geometry: Geometry) -> Iterator[tuple[str, tuple[int, ...]]]:
+    hidden, table = geometry.hidden, (geometry.position_buckets, geometry.heads)
+    yield "encoder.final_layer_norm.weight", (hidden,)
+    for side in ("encoder", "decoder"):
+        yield f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight", table
+        if geometry.side_embeddings:
+            yield f"{side}.{_EMBEDDING}", (geometry.vocab, hidden)
+    for layer, moe in enumerate(geometry.encoder_moe_layers):
+        prefix = f"encoder.block.{layer}.layer."
+        yield from _attention(geometry, prefix + "0.", "SelfAttention")
+        yield f"{prefix}1.layer_norm.weight", (hidden,)
+        experts = [f"experts.expert_{e}." for e in range(geometry.experts)] if moe else [""]
+        if moe:
+            yield f"{prefix}1.mlp.router.classifier.weight", (geometry.experts, hidden)
+        for expert in experts:
+            yield f"{prefix}1.mlp.{expert}wi.weight", (geometry.ffn, hidden)
+            yield f"{prefix}1.mlp.{expert}wo.weight", (hidden, geometry.ffn)
+    for layer in range(geometry.layers):
+        yield from _attention(geometry, f"decoder.block.{layer}.layer.1.", "EncDecAttention")
+
+
+def _attention(geometry: Geometry, prefix: str, kind: str) -> Iterator[tuple[str, tuple[int, ...]]]:
+    yield f"{prefix}layer_norm.weight", (geometry.hidden,)
+    for letter in "qkv":
+        yield f"{prefix}{kind}.{letter}.weight", (geometry.q_rows, geometry.hidden)
+    yield f"{prefix}{kind}.o.weight", (geometry.hidden, geometry.q_rows)
+
+
+def _limits(config: HfConfig, geometry: Geometry) -> list[str]:
+    return [
+        "Only the decoder runs in Megatron: no encoder, no cross-attention, no relative positions.",
+        "Megatron scales attention scores and has no relu; the trained function changes.",
+    ]
+
+
+SWITCH_TRANSFORMERS = Family(
+    name="switch_transformers",
+    architecture="SwitchTransformersForConditionalGeneration",
+    rows=ROWS,
+    fields=(
+        number(
+            "num_decoder_layers", "layers", "model.num_layers", lambda c: whole(c, "num_layers")
+        ),
+        number("d_model", "hidden", "model.hidden_size"),
+        number("num_heads", "heads", "model.num_attention_heads"),
+        number("d_kv", "head_dim", "model.head_dim", 64),
+        number("d_ff", "ffn", "model.ffn_hidden_size"),
+        number("d_ff", "", "moe.expert_hidden_size"),
+        number("vocab_size", "vocab", "data.vocab_size"),
+        number("layer_norm_epsilon", "", "model.norm_epsilon", 1e-6),
+        number("tie_word_embeddings", "tied", "model.tie_embeddings", True),
+        number("num_experts", "experts", "moe.num_experts"),
+        number("router_aux_loss_coef", "", "moe.aux_loss_coef", 0.001),
+        number("router_z_loss_coef", "", "moe.z_loss_coef", 0.001),
+        number("n_positions", "", "model.max_position_embeddings", 512),
+    ),
+    constants={
+        "model.activation": "gelu",
+        "model.position_embedding": "none",
+        "moe.top_k": 1,
+        "moe.pre_softmax": True,
+    },
+    pattern=PATTERN,
+    sizes=_sizes,
+    extra=_carried,
+    limits_of=_limits,
+    ignored=(r"(encoder|decoder)\.embed_tokens\.weight",),
+)

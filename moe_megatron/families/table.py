@@ -1,0 +1,229 @@
+"""Rows of a mapping table and their expansion to links.
+
+A row says once, for all layers and experts, which Megatron key is which Hugging Face tensors. It
+knows names and axes; sizes come from a `Geometry`. It does not know any family.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from math import prod
+
+from moe_megatron.families.geometry import Geometry
+from moe_megatron.families.links import Block, Link, Transform
+
+Axes = tuple[str | int, ...]
+
+
+class Scope(StrEnum):
+    """What a row is repeated for."""
+
+    MODEL = "model"
+    """It stands once; its key is whole."""
+    LAYERS = "layers"
+    """Every layer; its key starts below `decoder.layers.{layer}.`."""
+    MOE = "moe"
+    """Every MoE layer."""
+    DENSE = "dense"
+    """Every dense layer."""
+    MTP = "mtp"
+    """Every layer of multi-token prediction; its key starts below `mtp.layers.{n}.`."""
+
+
+class Form(StrEnum):
+    """How Hugging Face tensors make up one Megatron matrix [rows, ...]."""
+
+    ROWS = "rows"
+    """One tensor after the other, each with an equal part of the rows."""
+    QKV = "qkv"
+    """Queries, keys and values, group by group: its queries, its key, its value."""
+    STACK = "stack"
+    """One tensor [experts, rows, ...] that holds the matrices of all experts."""
+    STACK_T = "stack_t"
+    """One tensor [experts, columns, rows]: those of all experts, transposed."""
+    STACK_T_PAIRS = "stack_t_pairs"
+    """One tensor [experts, columns, rows]: transposed, gate and up taking turns."""
+    STACK_PAIRS = "stack_pairs"
+    """One tensor [experts, rows]: biases of all experts, gate and up taking turns."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The Hugging Face side of a row."""
+
+    names: tuple[str, ...]
+    """Names with `{layer}` and `{expert}`."""
+    form: Form = Form.ROWS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One Megatron key and the Hugging Face tensors that make it up, in both layouts."""
+
+    key: str
+    """Key of the local layer spec, below the prefix of its scope."""
+    shape: Axes
+    """Sizes of the matrix, as names of `Geometry` or numbers."""
+    source: Source
+    """In the classic layout of published checkpoints."""
+    fused: Source | None = None
+    """In the layout of transformers 5; None: the same."""
+    scope: Scope = Scope.LAYERS
+    aliases: tuple[str, ...] = ()
+    """Keys of the Transformer Engine spec, below the same prefix."""
+    per_expert: bool = False
+    """Repeated for every expert."""
+    gated: bool = False
+    """Gate and up projection in one matrix, which Megatron saves in two parts."""
+    when: str = ""
+    """Name of the property of `Geometry` without which the row is left out."""
+    dtype: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a row is repeated: prefix of the key, layer on both sides."""
+
+    prefix: str
+    layer: int | None
+    hf_layer: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Matrix:
+    """One repetition of a row."""
+
+    geometry: Geometry
+    names: tuple[str, ...]
+    shape: tuple[int, ...]
+    expert: int = field(default=0)
+
+
+def expand(rows: Iterable[Row], geometry: Geometry, *, fused: bool) -> list[Link]:
+    """All links of a model.
+
+    Args:
+        rows: The family's table.
+        geometry: Sizes of the model.
+        fused: Whether the Hugging Face side has the layout of transformers 5.
+    """
+    return [
+        link
+        for row in rows
+        if not row.when or getattr(geometry, row.when)
+        for place in _places(row.scope, geometry)
+        for link in _links(row, place, geometry, fused=fused)
+    ]
+
+
+def _places(scope: Scope, geometry: Geometry) -> Iterator[_Place]:
+    if scope is Scope.MODEL:
+        yield _Place("", None, None)
+        return
+    if scope is not Scope.MTP:
+        for layer, is_moe in enumerate(geometry.moe_layers):
+            if scope is Scope.LAYERS or is_moe == (scope is Scope.MOE):
+                yield _Place("decoder.layers.{layer}.", layer, layer)
+    # A layer of multi-token prediction holds one more layer, of the kind of the last.
+    last = Scope.MOE if geometry.moe_layers[-1] else Scope.DENSE
+    inner = "" if scope is Scope.MTP else "transformer_layer."
+    if scope in {Scope.MTP, Scope.LAYERS, last}:
+        for number in range(geometry.mtp_layers):
+            yield _Place(f"mtp.layers.{number}.{inner}", None, geometry.layers + number)
+
+
+def _links(row: Row, place: _Place, geometry: Geometry, *, fused: bool) -> Iterator[Link]:
+    source = row.fused if fused and row.fused is not None else row.source
+    shape = tuple(geometry.size(axis) for axis in row.shape)
+    for expert in range(geometry.experts) if row.per_expert else (None,):
+        names = tuple(name.format(layer=place.hf_layer, expert=expert) for name in source.names)
+        matrix = _Matrix(geometry, names, shape, expert or 0)
+        yield Link(
+            key=place.prefix + row.key,
+            aliases=tuple(place.prefix + alias for alias in row.aliases),
+            layer=place.layer,
+            expert=expert,
+            shape=shape,
+            chunks=2 if row.gated else 1,
+            dtype=row.dtype,
+            blocks=tuple(_BLOCKS[source.form](matrix)),
+        )
+
+
+def _rows(matrix: _Matrix) -> Iterator[Block]:
+    rows = matrix.shape[0] // len(matrix.names)
+    for name in matrix.names:
+        yield Block(name=name, shape=(rows, *matrix.shape[1:]), rows=rows)
+
+
+def _qkv(matrix: _Matrix) -> Iterator[Block]:
+    geometry, width = matrix.geometry, matrix.geometry.head_dim
+    queries = geometry.heads // geometry.groups * width
+    kinds = ((queries, geometry.q_rows), (width, geometry.kv_rows), (width, geometry.kv_rows))
+    for group in range(geometry.groups):
+        for name, (rows, total) in zip(matrix.names, kinds, strict=True):
+            whole = (total, *matrix.shape[1:])
+            yield Block(name=name, shape=whole, start=group * rows, rows=rows)
+
+
+def _stack(matrix: _Matrix) -> Iterator[Block]:
+    rows = prod(matrix.shape[:-1])
+    whole = (matrix.geometry.experts, *matrix.shape)
+    yield Block(name=matrix.names[0], shape=whole, start=matrix.expert * rows, rows=rows)
+
+
+def _stack_transposed(matrix: _Matrix, *transforms: Transform) -> Iterator[Block]:
+    rows, columns = matrix.shape
+    for transform in transforms or (Transform.TRANSPOSE,):
+        yield Block(
+            name=matrix.names[0],
+            shape=(matrix.geometry.experts, columns, rows),
+            start=matrix.expert * columns,
+            rows=columns,
+            transform=transform,
+        )
+
+
+def _stack_transposed_pairs(matrix: _Matrix) -> Iterator[Block]:
+    return _stack_transposed(matrix, Transform.TRANSPOSE_EVEN, Transform.TRANSPOSE_ODD)
+
+
+def _stack_pairs(matrix: _Matrix) -> Iterator[Block]:
+    whole = (matrix.geometry.experts, *matrix.shape)
+    for transform in (Transform.EVEN, Transform.ODD):
+        yield Block(
+            name=matrix.names[0], shape=whole, start=matrix.expert, rows=1, transform=transform
+        )
+
+
+_BLOCKS = {
+    Form.ROWS: _rows,
+    Form.QKV: _qkv,
+    Form.STACK: _stack,
+    Form.STACK_T: _stack_transposed,
+    Form.STACK_T_PAIRS: _stack_transposed_pairs,
+    Form.STACK_PAIRS: _stack_pairs,
+}
+
+
+def one(key: str, name: str, *shape: str | int, **more: object) -> Row:
+    """A row whose Megatron matrix is one Hugging Face tensor."""
+    return Row(key=key, shape=shape, source=Source((name,)), **more)  # type: ignore[arg-type]
+
+
+def carried(names: Sequence[tuple[str, tuple[int, ...]]]) -> list[Link]:
+    """Links of tensors that Megatron has no place for.
+
+    They lie in the Megatron checkpoint under `hugging_face.<name>`, where Megatron does not look
+    for them and the way back finds them.
+    """
+    return [
+        Link(
+            key=f"hugging_face.{name}",
+            shape=shape,
+            blocks=(
+                Block(name=name, shape=shape, rows=prod(shape[:-1]) if shape[1:] else shape[0]),
+            ),
+        )
+        for name, shape in names
+    ]

@@ -1,0 +1,178 @@
+"""Which Hugging Face family a natively trained model becomes, and what is said where none fits."""
+
+from typing import Any
+
+import pytest
+
+from moe_megatron.config import RunConfig, apply_overrides, load_config
+from moe_megatron.config.mapping import from_mapping
+from moe_megatron.errors import MappingError, MoEError
+from moe_megatron.families import FAMILIES, family_of, family_of_run
+from moe_megatron.testing import tiny_models
+
+SMALL: dict[str, Any] = {
+    "model.num_layers": 3,
+    "model.hidden_size": 48,
+    "model.num_attention_heads": 6,
+    "model.num_query_groups": 2,
+}
+DENSE = {"moe.num_experts": None}
+SIGMOID = {"moe.router_score_function": "sigmoid", "moe.expert_bias": True}
+
+
+def run_of(**overrides: Any) -> RunConfig:
+    return apply_overrides(RunConfig(), {**SMALL, **overrides})
+
+
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [
+        ({}, "mixtral"),
+        ({"model.head_dim": 16, "model.tie_embeddings": False}, "mixtral"),
+        ({"model.qk_norm": True}, "qwen3_moe"),
+        ({"model.qk_norm": True, "moe.pre_softmax": True}, "qwen3_moe"),
+        ({"model.qk_norm": True, "moe.layer_frequency": [0, 1, 0]}, "qwen3_moe"),
+        (
+            {
+                "moe.shared_expert_hidden_size": 64,
+                "moe.pre_softmax": True,
+                "megatron.moe-shared-expert-gate": True,
+            },
+            "qwen2_moe",
+        ),
+        (
+            {
+                **SIGMOID,
+                "moe.expert_hidden_size": 32,
+                "moe.shared_expert_hidden_size": 64,
+                "moe.layer_frequency": [0, 1, 1],
+                "moe.top_k_scaling": 2.5,
+            },
+            "glm4_moe",
+        ),
+        (DENSE, "llama"),
+        ({**DENSE, "model.qk_norm": True}, "qwen3"),
+        ({**DENSE, "megatron.add-qkv-bias": True}, "qwen2"),
+    ],
+)
+def test_family_of_a_run_writes_its_model_and_reads_it_again(
+    overrides: dict[str, Any], name: str
+) -> None:
+    run = run_of(**overrides)
+    family = family_of_run(run)
+    assert family.name == name
+    config = family.hf_config(run)
+    assert config["architectures"] == [family.architecture]
+    assert family_of(config) is family
+    again = from_mapping(family.run_config(config))
+    assert again.moe_layers == run.moe_layers
+    assert again.data.vocab_size == run.data.vocab_size
+    blocks = [b for link in family.links(family.geometry(config), fused=True) for b in link.blocks]
+    assert {block.name: block.shape for block in blocks} == shapes_in_transformers(config)
+
+
+def shapes_in_transformers(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    there = AutoConfig.for_model(**config)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(there)
+    tied = {"lm_head.weight"} if there.tie_word_embeddings else set()
+    return {k: tuple(v.shape) for k, v in model.state_dict().items() if k not in tied}
+
+
+@pytest.mark.parametrize(
+    ("preset", "name"), [("mixtral_8x7b", "mixtral"), ("qwen3_30b_a3b", "qwen3_moe")]
+)
+def test_presets_become_the_models_they_are_named_after(preset: str, name: str) -> None:
+    assert family_of_run(load_config(preset)).name == name
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"moe.top_k_scaling": 2.0}, r"no Hugging Face family .* moe.top_k_scaling would be 1.0"),
+        ({"model.norm": "LayerNorm"}, r"nearest is mixtral: model.norm would be RMSNorm, not Lay"),
+        ({"moe.layer_frequency": [1, 0, 1]}, r"no Hugging Face family holds this model"),
+        ({**DENSE, "model.activation": "gelu"}, r"nearest is llama: model.activation would be swi"),
+    ],
+)
+def test_model_that_no_family_holds_names_the_nearest(
+    overrides: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(MappingError, match=message):
+        family_of_run(run_of(**overrides))
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({}, "names no 'model_type'"),
+        ({"model_type": "qwen3_mo"}, r"'qwen3_mo' models. Did you mean 'qwen3_moe'\? Known are"),
+        ({"model_type": ["mixtral"]}, "names no 'model_type'"),
+    ],
+)
+def test_configuration_of_an_unknown_family_is_refused(
+    config: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(MappingError, match=message):
+        family_of(config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hidden_size": None}, "config.json of a mixtral model lacks 'hidden_size'"),
+        ({"hidden_size": "48"}, "gives hidden_size as '48'; a number is needed"),
+        ({"hidden_size": 4.5}, "gives hidden_size as 4.5; a whole number of 0 or more is needed"),
+        ({"vocab_size": float("nan")}, "gives vocab_size as nan; a number is needed"),
+        ({"num_key_value_heads": 4}, "6 query heads and 4 key/value heads"),
+        ({"num_key_value_heads": 0}, "0 groups; at least 1"),
+        ({"num_attention_heads": 0, "head_dim": None}, "0 heads; at least 1"),
+        ({"num_hidden_layers": 0}, "0 layers; at least 1"),
+        ({"num_hidden_layers": 10**9}, "1000000000 layers; 4096 are allowed"),
+        ({"num_experts_per_tok": 9}, "to 9 of 4 experts"),
+        ({"rope_parameters": "plain"}, "rope_parameters as 'plain'; a mapping is needed"),
+        ({"rope_parameters": {"rope_theta": "x"}}, "rope_theta as 'x'; a number is needed"),
+        ({"sliding_window": "far"}, "sliding_window as 'far'; a number is needed"),
+    ],
+)
+def test_broken_configuration_is_named(changes: dict[str, Any], message: str) -> None:
+    config = tiny_models.hf_config("mixtral").to_dict() | changes
+    with pytest.raises(MappingError, match=message):
+        FAMILIES["mixtral"].run_config(config)
+
+
+@pytest.mark.parametrize("name", tiny_models.EXAMPLES)
+def test_nonsense_in_any_key_is_one_of_our_errors(name: str) -> None:
+    original = tiny_models.hf_config(name).to_dict()
+    family = family_of(original)
+    for key in original:
+        for value in ("x", -1, 0, [], {}, float("nan"), 1e30, None, True):
+            try:
+                config = original | {key: value}
+                from_mapping(family_of(config).run_config(config))
+                family.limits(config)
+            except MoEError:
+                continue
+
+
+def test_changed_run_changes_only_its_keys() -> None:
+    config = tiny_models.hf_config("qwen3_moe").to_dict()
+    family = FAMILIES["qwen3_moe"]
+    run = from_mapping(family.run_config(config))
+    changed = apply_overrides(run, {"moe.num_experts": 3, "model.rotary_base": 500000})
+    told = family.hf_config(changed, config)
+    different = {key for key in told if told[key] != config.get(key)}
+    assert different == {"num_local_experts", "rope_parameters"}
+    assert told["rope_parameters"]["rope_theta"] == 500000
+
+
+@pytest.mark.parametrize("name", tiny_models.EXAMPLES)
+def test_every_flag_is_one_of_megatron(name: str) -> None:
+    from moe_megatron.mcore.arguments import check_flags_exist
+
+    config = tiny_models.hf_config(name).to_dict()
+    values = family_of(config).run_config(config)
+    check_flags_exist([f"--{flag}" for flag in values["megatron"]])
