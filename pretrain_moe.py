@@ -8,7 +8,7 @@ overrides it; `--print-config` shows the result. The way from here to `megatron.
 
     moe_megatron.cli.pretrain       reads the command line
     moe_megatron.training           prepares data, opens the sinks
-    moe_megatron.mcore.engine       builds Megatron's arguments and model, calls its `pretrain`
+    moe_megatron.mcore.loop.engine       builds Megatron's arguments and model, calls its `pretrain`
 
 `moe-megatron train` prepares the data, chooses the number of processes and starts this script.
 """

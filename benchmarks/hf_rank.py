@@ -19,7 +19,7 @@ from benchmarks import ranks
 from benchmarks.turns import Turns
 from moe_megatron.config import RunConfig, apply_overrides, load_config
 from moe_megatron.data.source import resolve_blend
-from moe_megatron.mcore.indexed_dataset import open_indexed_dataset
+from moe_megatron.mcore.loop.indexed_dataset import open_indexed_dataset
 
 
 def main() -> None:

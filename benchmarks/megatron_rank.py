@@ -19,10 +19,12 @@ from benchmarks.turns import Turns
 from moe_megatron.config import RunConfig, apply_overrides, load_config
 from moe_megatron.data.source import resolve_blend
 from moe_megatron.files import default_cache_dir
-from moe_megatron.mcore import engine
-from moe_megatron.mcore.callbacks import Callback, EvaluationEnd, StepEnd
-from moe_megatron.mcore.indexed_dataset import open_indexed_dataset
-from moe_megatron.mcore.telemetry import TelemetryCallback, attach_routers
+from moe_megatron.mcore import world
+from moe_megatron.mcore.loop import engine
+from moe_megatron.mcore.loop.callbacks import Callback, EvaluationEnd, StepEnd
+from moe_megatron.mcore.loop.indexed_dataset import open_indexed_dataset
+from moe_megatron.mcore.measure.telemetry import TelemetryCallback, attach_routers
+from moe_megatron.run.machine import choose_machine
 from moe_megatron.telemetry.exporter.prometheus_sink import ExporterOptions, PrometheusSink
 from moe_megatron.telemetry.history import HistorySink
 from moe_megatron.telemetry.sinks.jsonl import MetricsLog, RoutingLog
@@ -114,7 +116,7 @@ def main() -> None:
             callbacks=(clock,) if alternating is None else (alternating, clock),
             megatron_log=Path(folder) / "megatron.log",
         )
-        outcome = engine.run(job, engine.choose_machine(config))
+        outcome = engine.run(job, choose_machine(config).settings)
     result = {
         "wall": clock.wall,
         "processor": _summed(clock.processor),
@@ -124,9 +126,9 @@ def main() -> None:
         "on": alternating.on if alternating else [],
         "parameters": None,
     }
-    if engine.rank() == 0:
+    if world.rank() == 0:
         ranks.report(result)
-    engine.shut_down()
+    world.leave()
 
 
 def _data_paths(config: RunConfig) -> tuple[str, ...]:
@@ -137,7 +139,7 @@ def _data_paths(config: RunConfig) -> tuple[str, ...]:
 
 def _alternating(config: RunConfig, folder: Path) -> AlternatingTelemetry:
     sinks = None
-    if engine.rank() == 0:
+    if world.rank() == 0:
         exporter = PrometheusSink(ExporterOptions(), announce=lambda line: None)
         history = HistorySink(str(folder / "history"))
         sinks = SinkSet([MetricsLog(), RoutingLog(), history, exporter])

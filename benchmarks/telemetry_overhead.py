@@ -121,8 +121,8 @@ def _counting(layers: int, experts: int, top_k: int, tokens: int) -> list[str]:
     import torch
 
     import moe_megatron.mcore  # noqa: F401  # makes Megatron importable
-    from moe_megatron.mcore.counters import RoutingCounters
-    from moe_megatron.mcore.router import MeasuredRouter
+    from moe_megatron.mcore.layers.router import MeasuredRouter
+    from moe_megatron.mcore.measure.counters import RoutingCounters
 
     torch.set_num_threads(1)
     row = RoutingCounters(tuple(range(1, layers + 1)), experts, torch.device("cpu")).row(1)

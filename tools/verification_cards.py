@@ -120,8 +120,8 @@ def rounded(value: float) -> float:
 
 def training(example: Path, runs: Path) -> dict[str, Any] | str:
     """Losses of steps from the converted checkpoint, on Megatron's mock data."""
+    from moe_megatron.run.history import History
     from moe_megatron.telemetry.sinks.sink_set import SinkSet
-    from moe_megatron.training.history import History
 
     history = History()
     sinks = SinkSet([history])

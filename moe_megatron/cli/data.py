@@ -10,7 +10,7 @@ from moe_megatron.data.prepare import prepare_dataset
 from moe_megatron.data.tokenizer import load_tokenizer
 from moe_megatron.errors import DataError
 from moe_megatron.files import default_cache_dir
-from moe_megatron.training.data import open_indexed_writer
+from moe_megatron.run.prepared_data import open_indexed_writer
 
 _EPILOG = """\
 examples:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from moe_megatron.config import RunConfig
 from moe_megatron.errors import CheckpointError
-from moe_megatron.mcore.callbacks import Callback, StepEnd
+from moe_megatron.mcore.loop.callbacks import Callback, StepEnd
 from moe_megatron.telemetry.identity import Identity
 from moe_megatron.telemetry.sinks.json_log import JsonFormatter, LogSink
 from moe_megatron.telemetry.sinks.sink_set import Sink

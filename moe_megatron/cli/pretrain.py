@@ -148,14 +148,15 @@ def report_error(error: MoEError, *, debug: bool) -> None:
 def _train(options: PretrainOptions) -> int:
     # Imported here: they load torch and Megatron, which --help and --print-config can do without.
     from moe_megatron.cli.logs import configure_logging
-    from moe_megatron.mcore import engine
-    from moe_megatron.training.data import prepare_data
-    from moe_megatron.training.pretraining import pretrain
+    from moe_megatron.mcore import world
+    from moe_megatron.run.machine import choose_machine
+    from moe_megatron.run.prepared_data import prepare_data
+    from moe_megatron.run.pretraining import pretrain
 
     config = options.config
     reports = configure_logging(config, _rank())
     config.validate(int(os.environ.get("WORLD_SIZE", "1")))
-    machine = engine.choose_machine(config)
+    machine = choose_machine(config)
     config = apply_overrides(config, {"training.precision": machine.precision.value})
     if _rank() == 0:
         print("\n".join(machine.lines()), flush=True)
@@ -171,7 +172,7 @@ def _train(options: PretrainOptions) -> int:
     )
     if _rank() == 0:
         _print_ending(result)
-    engine.shut_down()
+    world.leave()
     return 0
 
 

@@ -55,8 +55,8 @@ def _launch(options: PretrainOptions, words: list[str], ours: Any) -> int:
     # Imported here: --help and --print-config need no torch.
     from moe_megatron.platform.device import choose_num_processes, detect_device
     from moe_megatron.platform.launch import run_torchrun, torchrun_command
-    from moe_megatron.training.data import prepare_data
-    from moe_megatron.training.run_dir import fresh_run_dir
+    from moe_megatron.run.prepared_data import prepare_data
+    from moe_megatron.run.run_dir import fresh_run_dir
 
     config, device = options.config, detect_device()
     processes = choose_num_processes(device.value, ours.num_processes)
@@ -82,7 +82,7 @@ def _launch(options: PretrainOptions, words: list[str], ours: Any) -> int:
 def _check_megatron_flags(config: RunConfig) -> None:
     # Importing Megatron takes seconds, so only where flags of its own were given.
     if config.megatron:
-        from moe_megatron.mcore.arguments import check_flags_exist
+        from moe_megatron.mcore.loop.arguments import check_flags_exist
 
         check_flags_exist([f"--{flag}" for flag in config.megatron])
 

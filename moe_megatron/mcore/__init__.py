@@ -1,7 +1,7 @@
 """The one package that knows Megatron-Core.
 
 Importing it makes Megatron importable here: with a CUDA device nothing is changed; without one
-`moe_megatron.platform.megatron_cpu` is installed first.
+`moe_megatron.mcore.cpu.emulation` is installed first.
 """
 
 import logging
@@ -10,7 +10,7 @@ import warnings
 
 import torch
 
-from moe_megatron.platform import megatron_cpu
+from moe_megatron.mcore.cpu import emulation
 
 # Megatron warns, module by module, of optional packages that are absent; `moe-megatron doctor` says
 # which ones matter here.
@@ -23,4 +23,4 @@ if os.environ.get("MOE_MEGATRON_DEVICE", "").strip().lower() == "cpu":
 
 if not torch.cuda.is_available():
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-    megatron_cpu.install()
+    emulation.install()

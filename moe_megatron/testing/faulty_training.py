@@ -17,11 +17,12 @@ import torch
 
 from moe_megatron.config import apply_overrides, load_config
 from moe_megatron.config.flags import split_flags
-from moe_megatron.mcore import engine
-from moe_megatron.mcore.callbacks import Callback, StepEnd
-from moe_megatron.mcore.router import MeasuredRouter
-from moe_megatron.training.data import prepare_data
-from moe_megatron.training.pretraining import pretrain
+from moe_megatron.mcore import world
+from moe_megatron.mcore.layers.router import MeasuredRouter
+from moe_megatron.mcore.loop.callbacks import Callback, StepEnd
+from moe_megatron.run.machine import choose_machine
+from moe_megatron.run.prepared_data import prepare_data
+from moe_megatron.run.pretraining import pretrain
 
 OVERRIDES = {
     "training.train_steps": 1_000_000,
@@ -51,7 +52,7 @@ class Fault(Callback):
     def on_step_end(self, event: StepEnd) -> None:
         """Look at the files."""
         if (self.folder / "stop").exists():
-            if engine.rank() == 0:
+            if world.rank() == 0:
                 os.kill(os.getpid(), signal.SIGTERM)
         elif (self.folder / "go").exists():
             self._harm(self)
@@ -74,13 +75,13 @@ def nan(fault: Fault) -> None:
 
 def stall(fault: Fault) -> None:
     """The last process no longer does its part."""
-    while engine.rank() != 0 and not (fault.folder / "stop").exists():
+    while world.rank() != 0 and not (fault.folder / "stop").exists():
         time.sleep(0.1)
 
 
 def kill(fault: Fault) -> None:
     """The last process is gone from one moment to the next."""
-    if engine.rank() != 0:
+    if world.rank() != 0:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -95,12 +96,12 @@ def main(folder: Path, names: list[str]) -> None:
         one = apply_overrides(config, {"run_dir": str(run_dir)})
         pretrain(
             one,
-            engine.choose_machine(one),
+            choose_machine(one),
             prepare_data(one),
             run_dir=run_dir,
             callbacks=[Fault(run_dir, FAULTS[name])],
         )
-    engine.shut_down()
+    world.leave()
 
 
 if __name__ == "__main__":

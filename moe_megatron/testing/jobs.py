@@ -86,13 +86,15 @@ def _free_port() -> int:
 
 def _run_rank() -> None:
     """Run every job of the environment variable JOBS on this rank."""
-    from moe_megatron.mcore import engine
+    from moe_megatron.mcore import world
+    from moe_megatron.mcore.loop import engine
+    from moe_megatron.run.machine import choose_machine
     from moe_megatron.telemetry.sinks.jsonl import MetricsLog, RoutingLog
     from moe_megatron.telemetry.sinks.sink_set import SinkSet
 
     for described in json.loads(os.environ["JOBS"]):
         config, run_dir = from_mapping(described["config"]), Path(described["run_dir"])
-        sinks = SinkSet([MetricsLog(), RoutingLog()]) if engine.rank() == 0 else None
+        sinks = SinkSet([MetricsLog(), RoutingLog()]) if world.rank() == 0 else None
         job = engine.TrainingJob(
             config=config,
             data_paths=(),
@@ -102,10 +104,10 @@ def _run_rank() -> None:
             run_dir=run_dir,
             sinks=sinks,
         )
-        engine.run(job, engine.choose_machine(config))
+        engine.run(job, choose_machine(config).settings)
         if sinks is not None:
             sinks.close()
-    engine.shut_down()
+    world.leave()
 
 
 if __name__ == "__main__":

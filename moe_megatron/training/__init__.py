@@ -1,1 +1,1 @@
-"""Training runs: from a configuration or a few lines of Python to Megatron's loop and back."""
+"""Training from a few lines of Python."""

@@ -17,7 +17,7 @@ from moe_megatron.data.shards import InMemory, Source
 from moe_megatron.data.tokenizer import TokenizerInfo, load_tokenizer
 from moe_megatron.errors import DataError
 from moe_megatron.files import default_cache_dir, exclusive_lock
-from moe_megatron.training.data import open_indexed_writer
+from moe_megatron.run.prepared_data import open_indexed_writer
 
 Texts = Any
 """A list of strings, a path, a hub id, or a `datasets.Dataset` with a text column."""

@@ -17,16 +17,17 @@ from moe_megatron.config import RunConfig, apply_overrides
 from moe_megatron.data.index import read_tokens
 from moe_megatron.data.tokenizer import TokenizerInfo
 from moe_megatron.errors import ConfigError
-from moe_megatron.mcore import engine
-from moe_megatron.mcore.callbacks import Callback
-from moe_megatron.mcore.weights import WeightMap, collect_weights, load_weights
+from moe_megatron.mcore import world
+from moe_megatron.mcore.loop.callbacks import Callback
+from moe_megatron.mcore.state.weights import WeightMap, collect_weights, load_weights
 from moe_megatron.model.moe_model import MoEModel
+from moe_megatron.run.history import History
+from moe_megatron.run.machine import choose_machine
+from moe_megatron.run.prepared_data import PreparedData
+from moe_megatron.run.pretraining import PretrainResult, pretrain
+from moe_megatron.run.run_dir import fresh_run_dir
 from moe_megatron.training import texts as text_data
-from moe_megatron.training.data import PreparedData
-from moe_megatron.training.history import History
-from moe_megatron.training.pretraining import PretrainResult, pretrain
 from moe_megatron.training.results import EvalResult, TrainingResult
-from moe_megatron.training.run_dir import fresh_run_dir
 from moe_megatron.training.texts import Texts
 from moe_megatron.viz.report import write_report
 
@@ -179,7 +180,7 @@ class MoETrainer:
         Raises:
             CheckpointError: The folder cannot be written.
         """
-        if engine.rank() == 0:
+        if world.rank() == 0:
             self.model.save_pretrained(path)
 
     def visualize_routing(self, save_to: str | Path = "routing.html") -> Path:
@@ -191,7 +192,7 @@ class MoETrainer:
         if self._run_dir is None:
             raise ConfigError("there is no routing to show yet; call train(...) first.")
         path = Path(save_to)
-        return write_report(self._run_dir, path) if engine.rank() == 0 else path
+        return write_report(self._run_dir, path) if world.rank() == 0 else path
 
     def _configure(
         self,
@@ -203,7 +204,7 @@ class MoETrainer:
         evaluates: bool,
     ) -> RunConfig:
         parallel = self._base.parallel
-        copies = parallel.data_parallel_size(engine.world_size())
+        copies = parallel.data_parallel_size(world.size())
         per_process = batch_size // copies if batch_size % copies == 0 else batch_size
         micro = math.gcd(per_process, _LARGEST_MICRO_BATCH)
         return apply_overrides(
@@ -223,10 +224,10 @@ class MoETrainer:
         )
 
     def _run(self, config: RunConfig, data: PreparedData) -> TrainingResult:
-        config.validate(engine.world_size())
-        machine = engine.choose_machine(config)
-        engine.join_world(machine)
-        run_dir = Path(engine.agree_on_text(str(fresh_run_dir(self._wanted_run_dir))))
+        config.validate(world.size())
+        machine = choose_machine(config)
+        world.join(machine.settings.backend)
+        run_dir = Path(world.agree_on_text(str(fresh_run_dir(self._wanted_run_dir))))
         config = apply_overrides(
             config, {"run_dir": str(run_dir), "training.precision": machine.precision.value}
         )
@@ -259,7 +260,7 @@ class _WeightExchange(Callback):
 
     def load(self, chunks: list[Any]) -> list[Any]:
         """Start from the weights that rank 0 holds."""
-        device = engine.device_of_run()
+        device = world.device()
         weights = {name: value.to(device) for name, value in self._model.state_dict().items()}
         for value in weights.values():
             dist.broadcast(value, src=0)

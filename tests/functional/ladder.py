@@ -88,7 +88,7 @@ def _in_one_process(checkpoint: Path, tokens: Any) -> Any:
     from moe_megatron.checkpoint.formats import description
     from moe_megatron.checkpoint.formats.box_reader import BoxReader
     from moe_megatron.checkpoint.formats.torch_dist import TorchDist
-    from moe_megatron.mcore.layered import layered_model
+    from moe_megatron.mcore.state.layered import layered_model
 
     with (
         TorchDist(checkpoint) as found,
@@ -102,15 +102,15 @@ def _in_one_process(checkpoint: Path, tokens: Any) -> Any:
 
 
 def _program(place: Path, words: Iterable[str]) -> None:
-    from moe_megatron.mcore import engine
+    from moe_megatron.mcore import world
 
     found = {}
     for word in words:
         layout, _, name = word.partition("-")
         found[word] = _train(place, name) if layout == TRAINING else _compare(place, name, layout)
-    if engine.rank() == 0:
+    if world.rank() == 0:
         (place / f"world{os.environ['WORLD_SIZE']}.json").write_text(json.dumps(found))
-    engine.shut_down()
+    world.leave()
 
 
 def _compare(place: Path, name: str, layout: str) -> float:
@@ -118,7 +118,7 @@ def _compare(place: Path, name: str, layout: str) -> float:
     import torch
     from parallel_logits import parallel_logits  # beside this program
 
-    from moe_megatron.mcore.callbacks import Callback
+    from moe_megatron.mcore.loop.callbacks import Callback
 
     expected = torch.load(place / f"{name}.pt", weights_only=True)
     answer: list[float] = []
@@ -147,12 +147,12 @@ def _compare(place: Path, name: str, layout: str) -> float:
 
 def _train(place: Path, name: str) -> list[float]:
     """Train on from a converted checkpoint; the loss of each step."""
-    from moe_megatron.mcore import engine
+    from moe_megatron.mcore import world
     from moe_megatron.telemetry.sinks.jsonl import METRICS_FILE, MetricsLog, read_metrics
     from moe_megatron.telemetry.sinks.sink_set import SinkSet
     from moe_megatron.telemetry.values.records import StepRecord
 
-    sinks = SinkSet([MetricsLog()]) if engine.rank() == 0 else None
+    sinks = SinkSet([MetricsLog()]) if world.rank() == 0 else None
     steps = {"training.train_steps": STEPS, "training.learning_rate": 5e-3}
     run_dir = run(place / "training", place / name, {**EP2, **steps}, sinks=sinks)
     if sinks is None:
@@ -172,7 +172,9 @@ def run(runs: Path, example: Path, overrides: dict[str, Any], **more: Any) -> Pa
         more: For `TrainingJob`.
     """
     from moe_megatron.config import apply_overrides, load_config
-    from moe_megatron.mcore import engine
+    from moe_megatron.mcore import world
+    from moe_megatron.mcore.loop import engine
+    from moe_megatron.run.machine import choose_machine
 
     folder = example / "megatron"
     config = apply_overrides(
@@ -199,10 +201,10 @@ def run(runs: Path, example: Path, overrides: dict[str, Any], **more: Any) -> Pa
         vocab_size=config.data.vocab_size,
         end_of_document=0,
         run_dir=run_dir,
-        megatron_log=run_dir / f"rank{engine.rank()}.log",
+        megatron_log=run_dir / f"rank{world.rank()}.log",
         **more,
     )
-    engine.run(job, engine.choose_machine(config))
+    engine.run(job, choose_machine(config).settings)
     return run_dir
 
 

@@ -111,8 +111,10 @@ def _full_disk_program(folder: Path, is_own_disk: bool) -> None:
     import resource
 
     from moe_megatron.errors import CheckpointError
-    from moe_megatron.mcore import engine
-    from moe_megatron.mcore.callbacks import Callback
+    from moe_megatron.mcore import world
+    from moe_megatron.mcore.loop import engine
+    from moe_megatron.mcore.loop.callbacks import Callback
+    from moe_megatron.run.machine import choose_machine
 
     class FillsTheDisk(Callback):
         """Leaves room for a few small files when step 4 is about to be saved."""
@@ -143,7 +145,7 @@ def _full_disk_program(folder: Path, is_own_disk: bool) -> None:
         callbacks=(FillsTheDisk(),),
     )
     try:
-        engine.run(job, engine.choose_machine(config))
+        engine.run(job, choose_machine(config).settings)
     except CheckpointError as error:
         print(f"STOPPED {error}")
     resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
@@ -151,10 +153,10 @@ def _full_disk_program(folder: Path, is_own_disk: bool) -> None:
     load = {"checkpoint.load": str(run_dir / "checkpoints")}
     config = Job(run_dir=run_dir, overrides={**SHAPE, **load}).config
     outcome = engine.run(
-        dataclasses.replace(job, config=config, callbacks=()), engine.choose_machine(config)
+        dataclasses.replace(job, config=config, callbacks=()), choose_machine(config)
     )
     print(f"RESUMED to {outcome.steps}")
-    engine.shut_down()
+    world.leave()
 
 
 @pytest.fixture

@@ -192,7 +192,7 @@ def _torchrun_flags() -> set[str]:
 
 
 def test_flags_are_ours_or_megatrons_or_torchruns() -> None:
-    from moe_megatron.mcore.arguments import _known_flags
+    from moe_megatron.mcore.loop.arguments import _known_flags
 
     megatron = {flag.removeprefix("--") for flag in _known_flags()}
     assert named(_FLAG.pattern) - megatron - _our_flags() - _torchrun_flags() == set()
@@ -202,7 +202,7 @@ def test_flags_are_ours_or_megatrons_or_torchruns() -> None:
 def test_files_of_the_project_exist(page: Path) -> None:
     names = [span for span in code_of(page) if "/" in span and _FILE.match(span)]
     ours = [name for name in names if not name.startswith(_OF_A_RUN)]
-    # Short for a file of the package, as in `mcore/router.py`.
+    # Short for a file of the package, as in `mcore/layers/router.py`.
     places = (ROOT, PACKAGE)
     assert [n for n in ours if not any((place / n).exists() for place in places)] == []
 

@@ -48,11 +48,11 @@ def _program(place: Path) -> None:
 
 def _train_with_a_failing_sink(place: Path) -> dict[str, Any]:
     from moe_megatron.cli.pretrain import parse_options
-    from moe_megatron.mcore import engine
+    from moe_megatron.run.machine import choose_machine
+    from moe_megatron.run.prepared_data import prepare_data
+    from moe_megatron.run.pretraining import pretrain
     from moe_megatron.telemetry.values.records import EvalRecord, RunInfo, StepRecord
     from moe_megatron.telemetry.values.snapshot import RoutingSnapshot
-    from moe_megatron.training.data import prepare_data
-    from moe_megatron.training.pretraining import pretrain
 
     class Broken:
         def start(self, run: RunInfo) -> None:
@@ -72,7 +72,7 @@ def _train_with_a_failing_sink(place: Path) -> dict[str, Any]:
     config = parse_options(MOCK).config
     result = pretrain(
         config,
-        engine.choose_machine(config),
+        choose_machine(config),
         prepare_data(config),
         run_dir=place / "sink",
         extra_sinks=[Broken()],

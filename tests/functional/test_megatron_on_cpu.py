@@ -358,10 +358,12 @@ def _isolation_program(run_dir: Path) -> None:
             "cuda": torch.cuda.is_available(),
         }
 
-    from moe_megatron.mcore import engine
-    from moe_megatron.platform import megatron_cpu
+    from moe_megatron.mcore import world
+    from moe_megatron.mcore.cpu import emulation
+    from moe_megatron.mcore.loop import engine
+    from moe_megatron.run.machine import choose_machine
 
-    stages["hook"] = megatron_cpu.is_installed()
+    stages["hook"] = emulation.is_installed()
     compare("import")
     config = Job(run_dir=run_dir, overrides=SHAPE).config
     job = engine.TrainingJob(
@@ -372,7 +374,7 @@ def _isolation_program(run_dir: Path) -> None:
         end_of_document=0,
         run_dir=run_dir,
     )
-    stages["steps"] = engine.run(job, engine.choose_machine(config)).steps
+    stages["steps"] = engine.run(job, choose_machine(config).settings).steps
     compare("run")
     views, real = [], []
     for name, module in list(sys.modules.items()):
@@ -383,7 +385,7 @@ def _isolation_program(run_dir: Path) -> None:
     stages["real"] = [name for name in real if name.startswith("megatron.")]
     stages["ours"] = [name for name in real if name.startswith("moe_megatron.mcore.")]
     stages["written"] = torch.ones(1).type(), torch.zeros(1, device="cpu").device.type
-    engine.shut_down()
+    world.leave()
     print("RESULT" + json.dumps(stages))
 
 
@@ -416,7 +418,7 @@ def test_every_megatron_module_and_no_other_has_the_view(isolation: dict[str, An
     assert len(isolation["views"]) > 100
     assert [n for n in isolation["views"] if not n.startswith("megatron.")] == []
     assert isolation["real"] == []
-    assert "moe_megatron.mcore.forward" in isolation["ours"]
+    assert "moe_megatron.mcore.loop.forward" in isolation["ours"]
 
 
 def test_tensors_of_others_keep_their_type(isolation: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from moe_megatron.platform.megatron_cpu.shared_memory import SWITCH
+from moe_megatron.mcore.cpu.fast import SWITCH
 from moe_megatron.telemetry.sinks.jsonl import METRICS_FILE, read_metrics
 from moe_megatron.telemetry.values.records import StepRecord
 from moe_megatron.testing.jobs import Job, run_jobs
@@ -46,9 +46,9 @@ LAYOUTS: dict[int, dict[str, dict[str, Any]]] = {
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every layout with and without shared memory."""
     root = tmp_path_factory.mktemp("runs")
-    for switch in ("1", "0"):
+    for switch in ("shared_memory", "gloo"):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setenv(SWITCH, switch)
+            patch.setenv(SWITCH, "shared_memory" if switch == "gloo" else "")
             patch.setenv("CUDA_VISIBLE_DEVICES", "")
             for world_size, layouts in LAYOUTS.items():
                 jobs = [
@@ -67,7 +67,7 @@ def test_losses_and_gradients_are_those_of_gloo_to_the_bit(name: str, root: Path
             for record in read_metrics(root / switch / name / METRICS_FILE)
             if isinstance(record, StepRecord)
         ]
-        for switch in ("1", "0")
+        for switch in ("shared_memory", "gloo")
     )
     assert len(shared) == STEPS
     assert shared == gloo

@@ -92,15 +92,15 @@ LAYOUTS: dict[str, tuple[int, dict[str, int], list[str]]] = {
 
 
 def _program(place: Path, world_size: int) -> None:
-    from moe_megatron.mcore import engine
+    from moe_megatron.mcore import world
 
     answers = {}
     for layout, (needed, sizes, models) in LAYOUTS.items():
         for name in models if needed == world_size else ():
             answers[f"{layout}-{name}"] = _compare(place / f"{layout}-{name}", MODELS[name], sizes)
-    if engine.rank() == 0:
+    if world.rank() == 0:
         (place / f"world{world_size}.json").write_text(json.dumps(answers))
-    engine.shut_down()
+    world.leave()
 
 
 def _compare(run_dir: Path, options: dict[str, Any], sizes: dict[str, int]) -> dict[str, Any]:
@@ -109,10 +109,12 @@ def _compare(run_dir: Path, options: dict[str, Any], sizes: dict[str, int]) -> d
     from parallel_logits import parallel_logits  # beside this program
 
     from moe_megatron.config import RunConfig, apply_overrides
-    from moe_megatron.mcore import engine
-    from moe_megatron.mcore.callbacks import Callback
-    from moe_megatron.mcore.weights import collect_weights, load_weights
+    from moe_megatron.mcore import world
+    from moe_megatron.mcore.loop import engine
+    from moe_megatron.mcore.loop.callbacks import Callback
+    from moe_megatron.mcore.state.weights import collect_weights, load_weights
     from moe_megatron.model.moe_model import MoEModel
+    from moe_megatron.run.machine import choose_machine
 
     torch.manual_seed(1)
     plain = MoEModel(**{**SHAPE, "vocab_size": VOCAB, **options})
@@ -167,9 +169,9 @@ def _compare(run_dir: Path, options: dict[str, Any], sizes: dict[str, int]) -> d
         run_dir=run_dir,
         callbacks=(Compare(),),
         model_hooks=(load,),
-        megatron_log=run_dir / f"rank{engine.rank()}.log",
+        megatron_log=run_dir / f"rank{world.rank()}.log",
     )
-    engine.run(job, engine.choose_machine(config))
+    engine.run(job, choose_machine(config).settings)
     return answer
 
 

@@ -74,7 +74,7 @@ def compare_logits(
         MoEError: Megatron refuses the model.
     """
     # Megatron is imported here alone: structure and weights are compared without it.
-    from moe_megatron.mcore.layered import layered_model
+    from moe_megatron.mcore.state.layered import layered_model
 
     with layered_hf_model(folder, links, dtype=_DTYPES[precision]) as model:
         theirs = model(tokens)

@@ -101,7 +101,7 @@ def test_result_is_the_same_for_any_number_of_workers(
 
 @pytest.mark.slow
 def test_megatron_writes_the_same_bytes_from_two_workers(tmp_path, source, tokenizer, expected):
-    from moe_megatron.mcore.indexed_dataset import open_indexed_dataset
+    from moe_megatron.mcore.loop.indexed_dataset import open_indexed_dataset
 
     prepare_dataset(
         [source], tokenizer, tmp_path / "x", open_indexed_dataset, num_workers=2, progress=False

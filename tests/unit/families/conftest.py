@@ -18,7 +18,7 @@ def megatron_model() -> Iterator[Callable[[RunConfig], Any]]:
     from megatron.core import parallel_state, tensor_parallel
     from megatron.training import training as loop
 
-    from moe_megatron.mcore.layered import bare_model
+    from moe_megatron.mcore.state.layered import bare_model
 
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:

@@ -171,7 +171,7 @@ def test_changed_run_changes_only_its_keys() -> None:
 
 @pytest.mark.parametrize("name", tiny_models.EXAMPLES)
 def test_every_flag_is_one_of_megatron(name: str) -> None:
-    from moe_megatron.mcore.arguments import check_flags_exist
+    from moe_megatron.mcore.loop.arguments import check_flags_exist
 
     config = tiny_models.hf_config(name).to_dict()
     values = family_of(config).run_config(config)

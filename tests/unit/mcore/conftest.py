@@ -10,8 +10,8 @@ import torch
 import torch.distributed as dist
 
 import moe_megatron.mcore  # noqa: F401
-from moe_megatron.mcore.counters import RoutingCounters, RoutingRow
-from moe_megatron.mcore.router import MeasuredRouter
+from moe_megatron.mcore.layers.router import MeasuredRouter
+from moe_megatron.mcore.measure.counters import RoutingCounters, RoutingRow
 
 
 @pytest.fixture(scope="module")

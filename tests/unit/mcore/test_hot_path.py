@@ -14,9 +14,9 @@ from megatron.core.transformer.moe.moe_utils import get_default_pg_collection
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from moe_megatron.mcore.counters import RoutingCounters
-from moe_megatron.mcore.rank_load import RankValues
-from moe_megatron.mcore.router import MeasuredRouter
+from moe_megatron.mcore.layers.router import MeasuredRouter
+from moe_megatron.mcore.measure.counters import RoutingCounters
+from moe_megatron.mcore.measure.rank_load import RankValues
 
 EXPERTS, TOP_K, TOKENS = 6, 2, 30
 GPU = torch.device("cuda", 0)

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from moe_megatron.checkpoint.convert import Execution, export_checkpoint, import_checkpoint
+from moe_megatron.checkpoint.execute import executor as execution
 from moe_megatron.checkpoint.execute.executor import execute
-from moe_megatron.checkpoint.execute.executor import executor as execution
 from moe_megatron.checkpoint.execute.journal import FILE, Journal
 from moe_megatron.checkpoint.execute.publish import check_free, staging_of
 from moe_megatron.errors import CheckpointError

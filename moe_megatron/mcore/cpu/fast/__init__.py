@@ -1,0 +1,49 @@
+"""What makes Megatron faster on a CPU, and the one switch that turns it off.
+
+With `MOE_MEGATRON_PLAIN=1` Megatron's own code runs in place of every accelerator: slower, and the
+first thing to try where a number looks wrong. The names of single ones, with commas between them,
+turn only those off, to find the one at fault. What Megatron needs in order to run on a CPU at all
+is in `emulation`, and stays.
+"""
+
+import functools
+import os
+from typing import Literal
+
+from moe_megatron.config.checks import join_words
+from moe_megatron.errors import ConfigError
+
+SWITCH = "MOE_MEGATRON_PLAIN"
+
+Accelerator = Literal["kernels", "attention", "experts", "losses", "shared_memory", "allocator"]
+ACCELERATORS: dict[Accelerator, str] = {
+    "kernels": "routing, permutation, SwiGLU and combine weights in C",
+    "attention": "causal attention without the masked half",
+    "experts": "the experts of a process in one autograd function",
+    "losses": "token losses in one pass over the logits",
+    "shared_memory": "processes of one host exchange tensors without sockets",
+    "allocator": "freed memory stays in the process for the next step",
+}
+"""What each one is, by name."""
+
+
+def enabled(name: Accelerator) -> bool:
+    """Whether an accelerator is used.
+
+    Raises:
+        ConfigError: `MOE_MEGATRON_PLAIN` holds something else than 0, 1 or names of accelerators.
+    """
+    return name not in _switched_off(os.environ.get(SWITCH, ""))
+
+
+@functools.cache
+def _switched_off(value: str) -> frozenset[str]:
+    words = {word.strip() for word in value.split(",")} - {"", "0"}
+    if words == {"1"}:
+        return frozenset(ACCELERATORS)
+    if unknown := sorted(words - ACCELERATORS.keys()):
+        raise ConfigError(
+            f"{SWITCH} ({value}) must be 1, to run without any accelerator, or name some of "
+            f"{join_words(list(ACCELERATORS), 'and')}; {join_words(unknown)} is none of them."
+        )
+    return frozenset(words)

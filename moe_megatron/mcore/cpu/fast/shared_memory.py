@@ -1,0 +1,325 @@
+"""Exchanges of bytes between the processes of one host, through memory that they share.
+
+Gloo sends every byte through a TCP socket and wakes two threads a rank for it. Here a rank copies
+what it sends into memory that the others have mapped, tells them through a pipe, and they copy it
+out. The pipe also orders the two copies, on every processor. Memory (memfd) and pipes have no
+names: nothing is left in /dev/shm, and the kernel frees them with the last process that holds
+them, however it ended. It knows ranks and bytes, and nothing about collectives.
+"""
+
+import functools
+import logging
+import mmap
+import os
+import select
+import struct
+import time
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from moe_megatron.mcore.cpu import fast
+
+_SPIN_SECONDS = 2e-3
+"""How long to look for a message before sleeping, where every rank has a core of its own."""
+_ALIGNMENT = 64
+_SMALLEST_BUFFER = 2**20
+_MESSAGE = struct.Struct("=5q")
+"""Number of the exchange; descriptor and generation of the buffer; first byte, number of bytes."""
+
+_log = logging.getLogger(__name__)
+
+
+class Buffer:
+    """Shared memory of one process, made anew where it is too small."""
+
+    def __init__(self) -> None:
+        self.descriptor = -1
+        self.generation = 0
+        self.bytes = torch.empty(0, dtype=torch.uint8)
+
+    def reserve(self, size: int) -> None:
+        """Make room for `size` bytes; what the buffer held may be lost.
+
+        Raises:
+            OSError: The machine has not that much memory.
+        """
+        if size <= len(self.bytes):
+            return
+        self.close()
+        self.descriptor = os.memfd_create("moe_megatron")
+        self.generation += 1
+        # Takes the memory now: later, the lack of it would be a signal instead of an error.
+        os.posix_fallocate(self.descriptor, 0, max(_SMALLEST_BUFFER, 1 << (size - 1).bit_length()))
+        self.bytes = _mapped(self.descriptor)
+
+    def close(self) -> None:
+        """Give the memory back; processes that have it mapped keep it until they unmap it."""
+        self.bytes = self.bytes.new_empty(0)
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+            self.descriptor = -1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Offer:
+    """What a rank tells the others of its group, so that they can reach it."""
+
+    place: tuple[str, ...]
+    """Host and process namespace; ranks of different places share no memory."""
+    process: int
+    pipes: dict[int, int]
+    """The descriptor that each peer shall open to write to this rank."""
+    failure: str
+    """Why this rank cannot take part, if so."""
+
+
+class Channel:
+    """The exchanges of one group of ranks, all on this host."""
+
+    def __init__(self, rank: int, size: int, *, timeout: timedelta, spin_seconds: float) -> None:
+        """Make this rank's part; `accept` and `start` join it to the others'.
+
+        Args:
+            rank: Of this process, within the group.
+            size: Number of ranks in the group.
+            timeout: How long to wait for another rank.
+            spin_seconds: How much of that time to spend looking instead of sleeping.
+        """
+        self._rank = rank
+        # Each rank begins with another peer, so that not all read from the same one.
+        self._peers = [(rank + step) % size for step in range(1, size)]
+        self._timeout = timeout
+        self._spin_seconds = spin_seconds
+        self._count = 0
+        # A rank that sends its message of exchange n is done with all buffers of exchange n - 1.
+        # So two buffers that take turns never change under a reader.
+        self._buffers = (Buffer(), Buffer())
+        self._windows: dict[tuple[int, int], tuple[int, torch.Tensor]] = {}
+        self._incoming: dict[int, int] = {}
+        self._outgoing: dict[int, int] = {}
+        self._offered: dict[int, int] = {}
+        self._processes: dict[int, int] = {}
+        for peer in self._peers:
+            self._incoming[peer], self._offered[peer] = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+
+    @property
+    def offered(self) -> dict[int, int]:
+        """The descriptor that each peer shall open to write to this rank."""
+        return dict(self._offered)
+
+    def accept(self, offers: Sequence[Offer]) -> None:
+        """Open the other ranks' pipes.
+
+        Raises:
+            OSError: This process may not look into another one.
+        """
+        for peer in self._peers:
+            self._processes[peer] = offers[peer].process
+            path = _path(offers[peer].process, offers[peer].pipes[self._rank])
+            self._outgoing[peer] = os.open(path, os.O_WRONLY)
+
+    def start(self) -> None:
+        """Close what was offered, once all have accepted: a pipe then ends with its writer."""
+        for descriptor in self._offered.values():
+            os.close(descriptor)
+        self._offered.clear()
+
+    def close(self) -> None:
+        """Free everything."""
+        for pipes in (self._incoming, self._outgoing, self._offered):
+            for descriptor in pipes.values():
+                os.close(descriptor)
+            pipes.clear()
+        for buffer in self._buffers:
+            buffer.close()
+        self._windows.clear()
+
+    def exchange(self, outgoing: Sequence[torch.Tensor], incoming: Sequence[torch.Tensor]) -> None:
+        """Send `outgoing[r]` to each rank r and fill `incoming[r]` with what r sends here.
+
+        All ranks of the group must call it in the same order.
+
+        Args:
+            outgoing: Bytes (uint8 [n]) for each rank; one tensor may stand there several times.
+            incoming: Bytes from each rank; must be as many as that rank sends.
+
+        Raises:
+            torch.distributed.DistBackendError: A rank ended, is too late, or sends another
+                number of bytes.
+        """
+        self._send(outgoing)
+        incoming[self._rank].copy_(outgoing[self._rank])
+        for peer in self._peers:
+            self._receive(peer, incoming[peer])
+        self._count += 1
+
+    def _send(self, outgoing: Sequence[torch.Tensor]) -> None:
+        places: dict[int, int] = {}
+        size = 0
+        for peer in self._peers:
+            if id(outgoing[peer]) not in places:
+                places[id(outgoing[peer])] = size
+                size += -(-len(outgoing[peer]) // _ALIGNMENT) * _ALIGNMENT
+        buffer = self._buffers[self._count % 2]
+        buffer.reserve(size)
+        written = set()
+        for peer in self._peers:
+            part = outgoing[peer]
+            place = places[id(part)]
+            if id(part) not in written:
+                buffer.bytes[place : place + len(part)].copy_(part)
+                written.add(id(part))
+            message = (self._count, buffer.descriptor, buffer.generation, place, len(part))
+            try:
+                os.write(self._outgoing[peer], _MESSAGE.pack(*message))
+            except BrokenPipeError:
+                raise self._error(peer, "has ended") from None
+
+    def _receive(self, peer: int, part: torch.Tensor) -> None:
+        count, descriptor, generation, place, size = _MESSAGE.unpack(self._wait(peer))
+        if (count, size) != (self._count, len(part)):
+            raise self._error(
+                peer,
+                f"sends {size} bytes in exchange {count}, where {len(part)} bytes in exchange "
+                f"{self._count} are expected: the ranks do not run the same program",
+            )
+        if not size:
+            return
+        key = (peer, count % 2)
+        if key not in self._windows or self._windows[key][0] != generation:
+            path = _path(self._processes[peer], descriptor)
+            opened = os.open(path, os.O_RDWR)
+            try:
+                self._windows[key] = (generation, _mapped(opened))
+            finally:
+                os.close(opened)
+        part.copy_(self._windows[key][1][place : place + size])
+
+    def _wait(self, peer: int) -> bytes:
+        """The next message of a rank."""
+        pipe = self._incoming[peer]
+        sleep_from = time.perf_counter() + self._spin_seconds
+        while True:
+            try:
+                message = os.read(pipe, _MESSAGE.size)
+            except BlockingIOError:
+                if time.perf_counter() < sleep_from:
+                    os.sched_yield()
+                else:
+                    self._sleep(peer)
+                continue
+            if not message:
+                raise self._error(peer, "has ended")
+            return message
+
+    def _sleep(self, peer: int) -> None:
+        poll = select.poll()
+        poll.register(self._incoming[peer], select.POLLIN)
+        if not poll.poll(self._timeout / timedelta(milliseconds=1)):
+            raise self._error(peer, f"sent nothing for {self._timeout}")
+
+    def _error(self, peer: int, what: str) -> dist.DistBackendError:
+        return dist.DistBackendError(
+            f"Rank {peer} of this group (process {self._processes[peer]}) {what}. Its own output "
+            f"tells why; {fast.SWITCH}=shared_memory leaves communication to Gloo."
+        )
+
+
+_channels: weakref.WeakKeyDictionary[dist.ProcessGroup, Channel | None] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def channel_of(group: dist.ProcessGroup | None) -> Channel | None:
+    """The channel of a Gloo group, or None where its ranks share no memory.
+
+    The first call for a group is a collective: every rank of it must make one.
+    """
+    group = dist.group.WORLD if group is None else group
+    assert group is not None, "torch.distributed is not initialized"
+    if group not in _channels:
+        is_gloo = dist.get_backend(group) == dist.Backend.GLOO
+        _channels[group] = _connect(group) if is_gloo and group.size() > 1 else None
+    return _channels[group]
+
+
+def _connect(group: dist.ProcessGroup) -> Channel | None:
+    channel, failure = (
+        None,
+        "" if fast.enabled("shared_memory") else f"{fast.SWITCH} switches it off",
+    )
+    if not failure:
+        has_own_core = dist.get_world_size() <= (os.cpu_count() or 1)
+        try:
+            channel = Channel(
+                group.rank(),
+                group.size(),
+                timeout=group._get_backend(torch.device("cpu")).options._timeout,
+                spin_seconds=_SPIN_SECONDS if has_own_core else 0.0,
+            )
+        except (OSError, AttributeError) as error:  # Only Linux has pipe2 and memfd_create.
+            failure = str(error)
+    offer = Offer(
+        place=_place(),
+        process=os.getpid(),
+        pipes=channel.offered if channel else {},
+        failure=failure,
+    )
+    offers = _told_by_all(offer, group)
+    failure = next((o.failure for o in offers if o.failure), "")
+    if not failure and len({o.place for o in offers}) > 1:
+        failure = "its processes run on several hosts or in several containers"
+    if channel and not failure:
+        try:
+            channel.accept(offers)
+        except OSError as error:
+            failure = str(error)
+    # Also the moment from which all have opened what was offered to them.
+    failure = next(filter(None, _told_by_all(failure, group)), "")
+    if channel and not failure:
+        channel.start()
+        weakref.finalize(group, channel.close)
+        return channel
+    if channel:
+        channel.close()
+    if group.rank() == 0:
+        _note_once(failure)
+    return None
+
+
+@functools.cache
+def _note_once(failure: str) -> None:
+    _log.warning("Processes exchange tensors through Gloo, not shared memory: %s.", failure)
+
+
+def _told_by_all(value: Any, group: dist.ProcessGroup) -> list[Any]:
+    # Not all_gather_object: Megatron may be collecting all_gathers, to start them together later.
+    told = [[value] for _ in range(group.size())]
+    for rank, word in enumerate(told):
+        dist.broadcast_object_list(word, group=group, group_src=rank)
+    return [word[0] for word in told]
+
+
+def _place() -> tuple[str, ...]:
+    """Tells hosts, and the containers of a host, apart."""
+    boot = Path("/proc/sys/kernel/random/boot_id")
+    try:
+        return boot.read_text().strip(), os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ()
+
+
+def _path(process: int, descriptor: int) -> str:
+    return f"/proc/{process}/fd/{descriptor}"
+
+
+def _mapped(descriptor: int) -> torch.Tensor:
+    """All bytes of a file, as a tensor that shares them."""
+    return torch.frombuffer(mmap.mmap(descriptor, 0), dtype=torch.uint8)

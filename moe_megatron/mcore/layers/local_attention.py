@@ -1,0 +1,91 @@
+"""Attention of the local layer spec: Megatron's own, also for latent attention, faster on a CPU.
+
+It has no parameters, so checkpoints do not see it.
+"""
+
+from typing import Any
+
+import torch
+from megatron.core.transformer.dot_product_attention import DotProductAttention
+from megatron.core.transformer.enums import AttnMaskType
+
+from moe_megatron.mcore.cpu import fast
+from moe_megatron.mcore.cpu.fast.causal_attention import CausalAttention
+
+
+class LocalAttention(DotProductAttention):
+    """`DotProductAttention` with a faster path for plain causal attention.
+
+    Where that does not apply (dropout, windows, softmax variants, short rows of an inference cache)
+    it is Megatron's. Latent attention (MLA) announces the widths of its keys and values, which
+    Megatron's own class refuses; they are taken from the tensors.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        k_channels: int | None = None,
+        v_channels: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+
+    def forward(  # Megatron's signature
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        attn_mask_type: AttnMaskType | None = None,
+        attention_bias: torch.Tensor | None = None,
+        packed_seq_params: Any = None,
+    ) -> torch.Tensor:
+        """Attend.
+
+        Args:
+            query: [sequence, batch, heads, width].
+            key: [sequence, batch, groups, width].
+            value: [sequence, batch, groups, value width].
+            attention_mask: None for the causal mask alone.
+            attn_mask_type: Kind of mask; None for that of the layer.
+            attention_bias: Added to the scores; Megatron's own path refuses it.
+            packed_seq_params: Packed sequences; Megatron's own path refuses them.
+
+        Returns:
+            [sequence, batch, heads * value width].
+        """
+        mask_type = self.attn_mask_type if attn_mask_type is None else attn_mask_type
+        plain = (
+            attention_mask is None
+            and attention_bias is None
+            and packed_seq_params is None
+            and mask_type == AttnMaskType.causal
+            and query.shape[0] == key.shape[0]
+            and query.device.type == "cpu"
+            and fast.enabled("attention")
+        )
+        if not (plain and self._is_plain):
+            return super().forward(  # type: ignore[no-any-return]
+                query,
+                key,
+                value,
+                attention_mask,
+                attn_mask_type,
+                attention_bias,
+                packed_seq_params,
+            )
+        heads = query.shape[2] // key.shape[2]
+        if heads > 1:
+            key, value = (x.repeat_interleave(heads, dim=2) for x in (key, value))
+        return CausalAttention.apply(query, key, value, self.softmax_scale)  # type: ignore[no-any-return]
+
+    @property
+    def _is_plain(self) -> bool:
+        softmax = self.scale_mask_softmax
+        dropped = self.training and self.attention_dropout.p > 0
+        return (
+            not dropped
+            and self.config.softmax_type == "vanilla"
+            and softmax.window_size is None
+            and softmax.scale is None
+        )

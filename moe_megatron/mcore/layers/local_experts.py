@@ -1,0 +1,140 @@
+"""Experts of the local layer spec: Megatron's, with what they lack on a CPU.
+
+`LocalExperts` holds the parameters of `SequentialMLP` under the same names and in the same
+checkpoint layout. Every expert draws its initial weights from a seed of its own, so that a model
+starts the same however its experts are split over processes.
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
+from megatron.core.transformer import TransformerConfig
+from megatron.core.transformer.mlp import MLP, MLPSubmodules
+from megatron.core.transformer.moe.experts import SequentialMLP
+
+from moe_megatron.mcore.cpu import fast
+from moe_megatron.mcore.cpu.fast.swiglu_experts import SwiGluExperts
+
+
+class LocalExperts(SequentialMLP):
+    """`SequentialMLP` with a faster path for plain SwiGLU experts."""
+
+    def __init__(
+        self,
+        num_local_experts: int,
+        config: TransformerConfig,
+        submodules: MLPSubmodules,
+        pg_collection: ProcessGroupCollection,
+        name: str | None = None,
+    ) -> None:
+        if config.add_bias_linear:
+            submodules = dataclasses.replace(submodules, linear_fc2=_OwnOutput)
+        if config.use_cpu_initialization:
+            first_expert = pg_collection.ep.rank() * num_local_experts
+            submodules = _drawn_from_own_seeds(submodules, first_expert)
+        super().__init__(num_local_experts, config, submodules, pg_collection, name)
+
+    def forward(
+        self,
+        permuted_local_hidden_states: torch.Tensor,
+        tokens_per_expert: torch.Tensor,
+        permuted_probs: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Run every token through its expert.
+
+        Args:
+            permuted_local_hidden_states: [tokens, hidden], sorted by expert.
+            tokens_per_expert: int64 [experts] of this process.
+            permuted_probs: [tokens] combine weights.
+
+        Returns:
+            [tokens, hidden] weighted outputs, and no bias.
+        """
+        if not self._is_plain(permuted_local_hidden_states):
+            return super().forward(  # type: ignore[no-any-return]
+                permuted_local_hidden_states, tokens_per_expert, permuted_probs
+            )
+        weights = [expert.linear_fc1.weight for expert in self.local_experts]
+        weights += [expert.linear_fc2.weight for expert in self.local_experts]
+        output = SwiGluExperts.apply(
+            permuted_local_hidden_states, permuted_probs, tokens_per_expert.tolist(), *weights
+        )
+        return output, None
+
+    def _is_plain(self, hidden_states: torch.Tensor) -> bool:
+        """Whether the experts are what the fast path computes; adapters and hooks are not."""
+        config = self.config
+        return (
+            hidden_states.device.type == "cpu"
+            and fast.enabled("experts")
+            and config.gated_linear_unit
+            and config.activation_func is torch.nn.functional.silu
+            and config.activation_func_clamp_value is None
+            and config.glu_linear_offset == 0
+            and not config.add_bias_linear
+            and not config.moe_apply_probs_on_input
+            and self.tp_group.size() == 1
+            and all(_is_plain_expert(expert) for expert in self.local_experts)
+        )
+
+
+class _OwnOutput(RowParallelLinear):
+    """`RowParallelLinear` whose output may be changed in place, as experts do to add their bias.
+
+    Megatron's is a view that its communication returns, and autograd refuses such a change.
+    """
+
+    def forward(self, input_: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """As the class above; [tokens, width] to [tokens, hidden]."""
+        output, bias = super().forward(input_)
+        return output.clone(), bias
+
+
+def _drawn_from_own_seeds(submodules: MLPSubmodules, first_expert: int) -> MLPSubmodules:
+    """Builders that draw the weights of each expert from a seed of its own.
+
+    On the CPU Megatron draws weights from the default generator, which every process starts from
+    the same seed: without this, the experts of one process would be copies of those of another.
+
+    Args:
+        submodules: Builders of the two linear layers; called once an expert, in order.
+        first_expert: Global number of the first expert that is built.
+    """
+    # The same number in all processes that share the layer.
+    seed = int(torch.randint(2**48, ()))
+
+    def seeded(build: Callable[..., Any], matrix: int) -> Callable[..., Any]:
+        experts = itertools.count(first_expert)
+
+        def build_next(*args: Any, **kwargs: Any) -> Any:
+            with torch.random.fork_rng(devices=()):
+                torch.default_generator.manual_seed(seed + 2 * next(experts) + matrix)
+                return build(*args, **kwargs)
+
+        return build_next
+
+    return dataclasses.replace(
+        submodules,
+        linear_fc1=seeded(submodules.linear_fc1, 0),
+        linear_fc2=seeded(submodules.linear_fc2, 1),
+    )
+
+
+def _is_plain_expert(expert: torch.nn.Module) -> bool:
+    return (
+        type(expert) is MLP
+        and type(expert.linear_fc1) is ColumnParallelLinear
+        and type(expert.linear_fc2) is RowParallelLinear
+        and not any(
+            module._forward_hooks
+            or module._forward_pre_hooks
+            or module._backward_hooks
+            or module._backward_pre_hooks
+            for module in expert.modules()
+        )
+    )

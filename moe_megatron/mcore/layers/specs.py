@@ -1,0 +1,152 @@
+"""The layer spec of our models: Megatron's own, with a measured router and our local layers."""
+
+import dataclasses
+from functools import partial
+from typing import Any
+
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
+from megatron.core.transformer.dot_product_attention import DotProductAttention
+from megatron.core.transformer.moe.experts import SequentialMLP
+from megatron.core.transformer.moe.moe_layer import MoELayer
+from megatron.core.transformer.multi_latent_attention import MLASelfAttention
+from megatron.core.transformer.torch_norm import WrappedTorchNorm
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
+from megatron.training.models.gpt import GPTModelConfig
+
+from moe_megatron.config import ModelConfig, MoEConfig, RunConfig
+from moe_megatron.mcore.layers.biases import add_head_bias, with_bias
+from moe_megatron.mcore.layers.latent_attention import LatentAttention
+from moe_megatron.mcore.layers.local_attention import LocalAttention
+from moe_megatron.mcore.layers.local_experts import LocalExperts
+from moe_megatron.mcore.layers.multipliers import scaled_residual, set_multipliers
+from moe_megatron.mcore.layers.norm import LocalNorm
+from moe_megatron.mcore.layers.qk_norm import NORMS
+from moe_megatron.mcore.layers.router import MeasuredRouter
+from moe_megatron.mcore.layers.sparse_mixer import MeasuredSparseMixer
+
+
+def use_our_layers(model_config: GPTModelConfig, config: RunConfig) -> None:
+    """Let a model of Megatron's be built of our layers.
+
+    Args:
+        model_config: Megatron's model configuration, which is changed.
+        config: The run, for what Megatron's configuration cannot say.
+    """
+    model_config.transformer_layer_spec = partial(layer_spec, config=config)
+    set_multipliers(model_config.transformer, config.model)
+    if config.model.lm_head_bias:
+        model_config.pre_wrap_hooks.append(add_head_bias)
+
+
+def layer_spec(
+    model_config: GPTModelConfig, vp_stage: int | None = None, *, config: RunConfig
+) -> Any:
+    """The spec of the decoder layers that one pipeline stage builds.
+
+    Args:
+        model_config: Megatron's model configuration.
+        vp_stage: Virtual pipeline stage, if any.
+        config: The run.
+    """
+    transformer = model_config.transformer
+    block = get_gpt_decoder_block_spec(
+        transformer,
+        use_transformer_engine=transformer.transformer_impl == "transformer_engine",
+        normalization=transformer.normalization,
+        qk_l2_norm=transformer.qk_l2_norm,
+        vp_stage=vp_stage,
+    )
+    return adapt_block(block, config)
+
+
+def adapt_block(block: TransformerBlockSubmodules, config: RunConfig) -> TransformerBlockSubmodules:
+    """Put our router and local layers into a block spec of Megatron's.
+
+    Args:
+        block: Megatron's, which stays as it is.
+        config: The run, for what its layers have besides.
+    """
+    return dataclasses.replace(
+        block,
+        layer_specs=[
+            dataclasses.replace(layer, submodules=_adapt_layer(layer.submodules, config))
+            for layer in block.layer_specs
+        ],
+        layer_norm=_local_norm(block.layer_norm),
+    )
+
+
+def _adapt_layer(submodules: Any, config: RunConfig) -> Any:
+    attention = submodules.self_attention
+    replaced = _replace_attention(_replace_norms(attention.submodules))
+    attention = dataclasses.replace(
+        attention,
+        module=LatentAttention if attention.module is MLASelfAttention else attention.module,
+        submodules=dataclasses.replace(replaced, **_in_attention(replaced, config.model)),
+    )
+    return dataclasses.replace(
+        _replace_norms(submodules),
+        self_attention=attention,
+        mlp=_measured(submodules.mlp, config.moe),
+        **_additions(config.model),
+    )
+
+
+def _in_attention(submodules: Any, model: ModelConfig) -> dict[str, Any]:
+    """What the attention of a model has that Megatron's has not."""
+    found: dict[str, Any] = {}
+    if model.qk_norm and model.qk_norm_scope == "all_heads":
+        found |= NORMS
+    if model.attention_output_bias:
+        found["linear_proj"] = with_bias(submodules.linear_proj)
+    return found
+
+
+def _additions(model: ModelConfig) -> dict[str, Any]:
+    """How a layer of a model adds to the residual stream, if not as Megatron's does."""
+    if model.residual_multiplier == 1.0:
+        return {}
+    add = scaled_residual(model.residual_multiplier)
+    return {"self_attn_bda": add, "mlp_bda": add}
+
+
+def _replace_norms(submodules: Any) -> Any:
+    norms = {
+        field.name: LocalNorm
+        for field in dataclasses.fields(submodules)
+        if getattr(submodules, field.name) is WrappedTorchNorm
+    }
+    return dataclasses.replace(submodules, **norms)
+
+
+def _replace_attention(submodules: Any) -> Any:
+    if getattr(submodules, "core_attention", None) is not DotProductAttention:
+        return submodules
+    return dataclasses.replace(submodules, core_attention=LocalAttention)
+
+
+def _local_norm(norm: Any) -> Any:
+    return LocalNorm if norm is WrappedTorchNorm else norm
+
+
+def _measured(mlp: Any, moe: MoEConfig) -> Any:
+    if not (isinstance(mlp, partial) and mlp.func is MoELayer):
+        return mlp
+    submodules = dataclasses.replace(
+        mlp.keywords["submodules"],
+        router=_router(moe),
+        experts=_local_experts(mlp.keywords["submodules"].experts),
+    )
+    return partial(MoELayer, **{**mlp.keywords, "submodules": submodules})
+
+
+def _router(moe: MoEConfig) -> Any:
+    if moe.router_algorithm == "sparse_mixer":
+        return partial(MeasuredSparseMixer, jitter=moe.sparse_mixer_jitter)
+    return MeasuredRouter
+
+
+def _local_experts(experts: Any) -> Any:
+    if isinstance(experts, partial) and experts.func is SequentialMLP:
+        return partial(LocalExperts, *experts.args, **experts.keywords)
+    return LocalExperts if experts is SequentialMLP else experts

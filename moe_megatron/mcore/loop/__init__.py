@@ -1,0 +1,1 @@
+"""From a configuration to Megatron's `pretrain` and through its loop."""

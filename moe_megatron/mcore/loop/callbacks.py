@@ -1,0 +1,233 @@
+"""Callbacks for Megatron's training loop, which has none in 0.19.
+
+`callbacks_installed` wraps a few functions of `megatron.training.training` while a run lasts and
+puts the originals back afterwards. The names follow the callbacks that later Megatron releases pass
+to `pretrain`, so that moving to them means deleting this file.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import wraps
+from typing import Any
+
+from megatron.training import training as loop
+
+from moe_megatron.mcore.measure.phases import PhaseClock
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepEnd:
+    """What is known, on this rank, when a step has ended."""
+
+    step: int
+    losses: dict[str, Any]
+    """Averaged losses as device tensors; empty off the last pipeline stage."""
+    learning_rate: float | None
+    grad_norm: float | None
+    skipped: bool
+    seconds: float
+    """Wall time of the step on this rank, logging excluded."""
+    phase_seconds: Mapping[str, float] = field(default_factory=dict)
+    """Wall time of this rank since the step before ended, by `telemetry.catalog.PHASES`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluationEnd:
+    """The outcome of one evaluation on this rank."""
+
+    step: int
+    split: str
+    """"validation" or "test"."""
+    losses: dict[str, Any]
+    """Averaged losses as device tensors; empty off the last pipeline stage."""
+
+
+class Callback:
+    """Override what you need. Every method is called on every rank, at the same points."""
+
+    def on_train_start(self, model: list[Any], start_step: int) -> None:
+        """The model is built and loaded; `start_step` steps were done before."""
+
+    def on_train_end(self, model: list[Any]) -> None:
+        """Training has ended, by its last step or by a signal; not called after an error."""
+
+    def on_step_end(self, event: StepEnd) -> None:
+        """A step has been made; called once per step."""
+
+    def on_evaluation_end(self, event: EvaluationEnd) -> None:
+        """An evaluation has ended."""
+
+    def on_checkpoint_start(self, step: int) -> None:
+        """A checkpoint is about to be written."""
+
+    def on_checkpoint_end(self, step: int) -> None:
+        """A checkpoint was written, or handed to the asynchronous writer."""
+
+
+@contextmanager
+def callbacks_installed(
+    callbacks: Sequence[Callback], clock: PhaseClock | None = None
+) -> Iterator[None]:
+    """Call `callbacks`, in order, from Megatron's loop for as long as the context is open.
+
+    Args:
+        callbacks: Called on every rank.
+        clock: Measures the phases of the loop; others may measure further ones with it.
+    """
+    wrappers = _Wrappers(callbacks, clock or PhaseClock())
+    with ExitStack() as stack:
+        for name in (
+            "train",
+            "train_step",
+            "training_log",
+            "evaluate",
+            "evaluate_and_print_results",
+            "save_checkpoint_and_time",
+        ):
+            original = getattr(loop, name)
+            setattr(loop, name, getattr(wrappers, name)(original))
+            stack.callback(setattr, loop, name, original)
+        yield
+
+
+class _Wrappers:
+    """One wrapper for each wrapped function, and the little they remember between calls."""
+
+    def __init__(self, callbacks: Sequence[Callback], clock: PhaseClock) -> None:
+        self._callbacks = tuple(callbacks)
+        self._clock = clock
+        self._step_started = 0.0
+        self._evaluation = (0, "validation")
+
+    def train(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def train(forward_step: Any, model: list[Any], *args: Any, **kwargs: Any) -> Any:
+            start_step = loop.get_args().iteration
+            for callback in self._callbacks:
+                callback.on_train_start(model, start_step)
+            self._clock.lap()
+            try:
+                result = original(forward_step, model, *args, **kwargs)
+            except SystemExit as exit_request:  # how Megatron ends a run that a signal stopped
+                if not exit_request.code:
+                    self._end(model)
+                raise
+            self._end(model)
+            return result
+
+        return train
+
+    def _end(self, model: list[Any]) -> None:
+        for callback in self._callbacks:
+            callback.on_train_end(model)
+
+    def train_step(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def train_step(
+            forward_step: Any,
+            data: Any,
+            model: Any,
+            optimizer: Any,
+            scheduler: Any,
+            config: Any,
+            forward_backward: Callable[..., Any],
+            *args: Any,
+            **kwargs: Any,
+        ) -> Any:
+            self._step_started = time.perf_counter()
+            with self._clock.measure("optimizer"):  # all of the step that is not measured within
+                return original(
+                    forward_step,
+                    data,
+                    model,
+                    optimizer,
+                    scheduler,
+                    config,
+                    self._measured("forward_backward", forward_backward),
+                    *args,
+                    **kwargs,
+                )
+
+        return train_step
+
+    def _measured(self, phase: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(function)
+        def measured(*args: Any, **kwargs: Any) -> Any:
+            with self._clock.measure(phase):
+                return function(*args, **kwargs)
+
+        return measured
+
+    def training_log(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def training_log(
+            losses: dict[str, Any],
+            total_losses: dict[str, Any],
+            learning_rate: float | None,
+            step: int,
+            loss_scale: float,
+            report_memory: bool,
+            skipped: int,
+            grad_norm: float | None,
+            *args: Any,
+            **kwargs: Any,
+        ) -> Any:
+            event = StepEnd(
+                step=step,
+                losses=losses,
+                learning_rate=learning_rate,
+                grad_norm=grad_norm,
+                skipped=bool(skipped),
+                seconds=time.perf_counter() - self._step_started,
+                phase_seconds=self._clock.lap(),
+            )
+            with self._clock.measure("telemetry"):
+                for callback in self._callbacks:
+                    callback.on_step_end(event)
+            return original(
+                losses,
+                total_losses,
+                learning_rate,
+                step,
+                loss_scale,
+                report_memory,
+                skipped,
+                grad_norm,
+                *args,
+                **kwargs,
+            )
+
+        return training_log
+
+    def evaluate_and_print_results(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def evaluate_and_print_results(
+            prefix: str, forward_step: Any, data: Any, model: Any, step: int, *args: Any, **kw: Any
+        ) -> Any:
+            self._evaluation = (step, "test" if "test set" in prefix else "validation")
+            with self._clock.measure("evaluation"):
+                return original(prefix, forward_step, data, model, step, *args, **kw)
+
+        return evaluate_and_print_results
+
+    def evaluate(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def evaluate(*args: Any, **kwargs: Any) -> Any:
+            losses, collected, out_of_time = original(*args, **kwargs)
+            if not out_of_time:
+                step, split = self._evaluation
+                event = EvaluationEnd(step=step, split=split, losses=losses)
+                for callback in self._callbacks:
+                    callback.on_evaluation_end(event)
+            return losses, collected, out_of_time
+
+        return evaluate
+
+    def save_checkpoint_and_time(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def save_checkpoint_and_time(step: int, *args: Any, **kwargs: Any) -> Any:
+            with self._clock.measure("checkpoint"):
+                for callback in self._callbacks:
+                    callback.on_checkpoint_start(step)
+                result = original(step, *args, **kwargs)
+                for callback in self._callbacks:
+                    callback.on_checkpoint_end(step)
+            return result
+
+        return save_checkpoint_and_time

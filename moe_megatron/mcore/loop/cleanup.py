@@ -1,0 +1,55 @@
+"""What a run leaves behind in a process, taken back: Megatron's globals, groups, and the model."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch.distributed as dist
+from megatron.core.transformer.moe.moe_logging import destroy_moe_metrics_tracker
+from megatron.training import global_vars
+from megatron.training import training as loop
+
+from moe_megatron.mcore import world
+from moe_megatron.mcore.loop.callbacks import Callback
+
+
+def forget_run(groups_before: Sequence[dist.ProcessGroup]) -> None:
+    """Undo what a run leaves in Megatron's globals; the world's group stays for the next run.
+
+    Megatron forgets its groups without closing them, and every Gloo group keeps threads.
+    """
+    handler = global_vars._GLOBAL_SIGNAL_HANDLER
+    if handler is not None:
+        handler.release()
+    loop.destroy_global_state()
+    destroy_moe_metrics_tracker()
+    kept = {*groups_before, dist.group.WORLD}
+    for group in world.groups():
+        if group not in kept:
+            dist.destroy_process_group(group)
+
+
+class ModelRelease(Callback):
+    """Lets the memory of a finished run's model go.
+
+    Megatron's data parallel wrapper hooks into autograd, and token dispatchers and the optimizer
+    (which the configuration holds) keep autograd graphs: circles through C++, where Python's
+    garbage collector does not see.
+    """
+
+    def __init__(self) -> None:
+        self._model: list[Any] = []
+
+    def on_train_start(self, model: list[Any], start_step: int) -> None:
+        """Remember the model."""
+        self._model = model
+
+    def release(self) -> None:
+        """Take the hooks apart."""
+        for chunk in self._model:
+            getattr(chunk, "grad_accs", []).clear()
+            for module in chunk.modules():
+                vars(getattr(module, "token_dispatcher", module)).pop("probs", None)
+            for parameter in chunk.parameters():
+                vars(parameter).pop("main_param", None)
+            chunk.config.grad_scale_func = None
+        self._model = []

@@ -1,0 +1,251 @@
+"""Runs a configuration in this process (one of many), through Megatron's own `pretrain`.
+
+The order of a run: check everything that can be checked, parse Megatron's arguments, build its
+configuration container with our layer spec, install callbacks, call `pretrain`, and leave no global
+state behind, so that the next run in this process works. It does not know the command line, and
+prepares no data.
+"""
+
+import contextlib
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from megatron.core.datasets import utils as dataset_utils
+from megatron.core.enums import ModelType
+from megatron.training import pretrain
+from megatron.training.argument_utils import gpt_config_from_args, pretrain_cfg_container_from_args
+
+from moe_megatron.config import RunConfig
+from moe_megatron.errors import BackendUnavailableError
+from moe_megatron.mcore import world
+from moe_megatron.mcore.layers.specs import use_our_layers
+from moe_megatron.mcore.loop.arguments import (
+    MachineSettings,
+    RunPaths,
+    megatron_argv,
+    parse,
+)
+from moe_megatron.mcore.loop.callbacks import Callback, callbacks_installed
+from moe_megatron.mcore.loop.cleanup import ModelRelease, forget_run
+from moe_megatron.mcore.loop.datasets import train_valid_test_datasets
+from moe_megatron.mcore.loop.forward import forward_step
+from moe_megatron.mcore.measure.phases import PhaseClock
+from moe_megatron.mcore.measure.telemetry import TelemetryCallback
+from moe_megatron.mcore.state import checkpoint
+from moe_megatron.mcore.state.optimizer_resharding import resharding_optimizer_states
+from moe_megatron.telemetry.sinks.sink_set import SinkSet
+from moe_megatron.telemetry.values.profile import PROFILE_FILE, RoutingProfile
+
+logger = logging.getLogger(__name__)
+
+ModelHook = Callable[[list[Any]], list[Any]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingJob:
+    """One run, ready to start."""
+
+    config: RunConfig
+    data_paths: tuple[str, ...]
+    """Weights and prefixes of indexed datasets, as `--data-path` takes them; empty: mock data."""
+    data_cache: Path
+    vocab_size: int
+    end_of_document: int
+    validation_paths: tuple[str, ...] = ()
+    """As `data_paths`, where validation has data of its own instead of a split."""
+    tokenizer: Path | None = None
+    """Folder of the tokenizer, which travels with the checkpoints."""
+    run_dir: Path | None = None
+    """None writes nothing."""
+    sinks: SinkSet | None = None
+    """Where rank 0 reports; None on other ranks."""
+    callbacks: tuple[Callback, ...] = ()
+    model_hooks: tuple[ModelHook, ...] = ()
+    """Called with the model chunks before they are wrapped; each returns the chunks."""
+    megatron_log: Path | None = None
+    """Where Megatron's own output of this rank goes; None leaves it on the terminal."""
+
+    @property
+    def checkpoints(self) -> Path | None:
+        """Folder of the `iter_*` folders; None when the run saves none."""
+        if "save" in self.config.megatron:
+            return Path(str(self.config.megatron["save"]))
+        if self.run_dir is None or self.config.checkpoint.save_interval is None:
+            return None
+        return self.run_dir / "checkpoints"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JobOutcome:
+    """How a run ended, on this rank."""
+
+    steps: int
+    """Steps the model has made, those before a resume included."""
+    interrupted: bool
+    """Stopped by a signal, after saving."""
+    seconds: float
+    profile: RoutingProfile | None
+    """Routing of the whole run; on rank 0 of MoE runs."""
+
+
+def run(job: TrainingJob, machine: MachineSettings) -> JobOutcome:
+    """Train as the job says; on every rank of the world.
+
+    Raises:
+        MoEError: Configuration, data, checkpoint or machine do not allow it.
+    """
+    config = job.config
+    config.validate(world.size())
+    load = _find_checkpoint(job)
+    paths = RunPaths(
+        data=job.data_paths,
+        validation=job.validation_paths,
+        data_cache=str(job.data_cache),
+        vocab_size=job.vocab_size,
+        end_of_document=job.end_of_document,
+        checkpoints=None if job.checkpoints is None else str(job.checkpoints),
+        load=None if load is None else str(load.parent),
+    )
+    telemetry = TelemetryCallback(
+        config,
+        job.sinks,
+        job.run_dir,
+        None if load is None else load / PROFILE_FILE,
+        saves_checkpoints=job.checkpoints is not None,
+    )
+    clock = PhaseClock()
+    release = ModelRelease()
+    callbacks: list[Callback] = [release, telemetry, *job.callbacks]
+    if job.checkpoints is not None:
+        checkpoint.check_writable(job.checkpoints)
+        callbacks.append(_CompanionFiles(job, telemetry, load))
+    started = time.perf_counter()
+    with contextlib.ExitStack() as stack:
+        stack.callback(forget_run, world.groups())
+        stack.callback(release.release)
+        stack.enter_context(_output_to(job.megatron_log))
+        args = parse(megatron_argv(config, machine, paths), verbose=True)
+        stack.enter_context(_stop_on_interrupt())
+        stack.enter_context(callbacks_installed(callbacks, clock))
+        stack.enter_context(resharding_optimizer_states())
+        stack.enter_context(checkpoint.explained_loading(load))
+        if not args.async_save:
+            stack.enter_context(checkpoint.saving_without_helper_process())
+        stack.enter_context(checkpoint.explained_errors(job.checkpoints or load or Path.cwd()))
+        interrupted = _pretrain(args, job, clock)
+        telemetry.flush()
+    return JobOutcome(
+        steps=telemetry.last_step,
+        interrupted=interrupted,
+        seconds=time.perf_counter() - started,
+        profile=telemetry.profile,
+    )
+
+
+def _pretrain(args: Any, job: TrainingJob, clock: PhaseClock) -> bool:
+    """Hand over to Megatron; returns whether a signal ended the run early."""
+    model_config = gpt_config_from_args(args)
+    if args.spec is None:
+        use_our_layers(model_config, job.config)
+    elif model_config.transformer_layer_spec is None:
+        # Megatron logs a failed import of --spec and then silently trains the stock layers.
+        raise BackendUnavailableError(
+            f"--spec {' '.join(args.spec)} could not be imported; check module and function name."
+        )
+    model_config.pre_wrap_hooks.extend(job.model_hooks)
+    _skip_missing_makefile()
+    try:
+        pretrain(
+            pretrain_cfg_container_from_args(args, model_config),
+            train_valid_test_datasets,
+            ModelType.encoder_or_decoder,
+            partial(forward_step, clock=clock),
+            store=world.lonely_store(),
+        )
+    except SystemExit as exit_request:
+        if exit_request.code not in (None, 0):
+            raise
+        return True
+    return False
+
+
+class _CompanionFiles(Callback):
+    """Writes what belongs beside each checkpoint: configuration, routing profile, origin."""
+
+    def __init__(self, job: TrainingJob, telemetry: TelemetryCallback, load: Path | None) -> None:
+        self._job = job
+        self._telemetry = telemetry
+        self._load = load
+
+    def on_checkpoint_end(self, step: int) -> None:
+        """Write all on rank 0."""
+        if self._job.checkpoints is None or dist.get_rank() != 0:
+            return
+        folder = checkpoint.iteration_dir(self._job.checkpoints, step)
+        checkpoint.write_companions(
+            folder, self._job.config, loaded=self._load, tokenizer=self._job.tokenizer
+        )
+        if self._telemetry.profile is not None:
+            self._telemetry.profile.save(folder / PROFILE_FILE)
+
+
+def _find_checkpoint(job: TrainingJob) -> Path | None:
+    if job.config.checkpoint.load is None:
+        return None
+    return checkpoint.check_loadable(Path(job.config.checkpoint.load), job.config)
+
+
+def _skip_missing_makefile() -> None:
+    """Megatron builds its dataset helpers with `make` at every start.
+
+    The wheel ships them compiled and without the Makefile, and Megatron would exit.
+    """
+    if not (Path(dataset_utils.__file__).parent / "Makefile").exists():
+        dataset_utils.compile_helpers = lambda: None
+
+
+@contextlib.contextmanager
+def _output_to(path: Path | None) -> Iterator[None]:
+    """Send what Megatron prints and logs on this rank to a file."""
+    if path is None:
+        yield
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    megatron_logger = logging.getLogger("megatron")
+    with path.open("a", encoding="utf-8", buffering=1) as file:
+        handler = logging.StreamHandler(file)
+        megatron_logger.addHandler(handler)
+        propagate, megatron_logger.propagate = megatron_logger.propagate, False
+        try:
+            with contextlib.redirect_stdout(file):
+                yield
+        finally:
+            megatron_logger.removeHandler(handler)
+            megatron_logger.propagate = propagate
+
+
+@contextlib.contextmanager
+def _stop_on_interrupt() -> Iterator[None]:
+    """Let the first Ctrl-C end the run after the current step and save, as SIGTERM does."""
+
+    def stop(signum: int, frame: Any) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    try:
+        previous = signal.signal(signal.SIGINT, stop)
+    except ValueError:  # not the main thread: the interrupt belongs to somebody else
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)

@@ -1,0 +1,87 @@
+"""One microbatch: fetch it, run the model, take the loss. Called by Megatron's schedules."""
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+from megatron.core import mpu
+from megatron.core.rerun_state_machine import get_rerun_state_machine
+from megatron.core.utils import get_batch_on_this_cp_rank
+from megatron.training import get_args, get_timers
+
+from moe_megatron.mcore.measure.phases import PhaseClock
+
+
+def forward_step(
+    data_iterator: Iterator[dict[str, torch.Tensor]],
+    model: torch.nn.Module,
+    *,
+    clock: PhaseClock | None = None,
+) -> tuple[torch.Tensor, Any]:
+    """Run one microbatch.
+
+    Args:
+        data_iterator: Yields the microbatches of this data parallel rank, or is None on a
+            pipeline stage that needs no data.
+        model: One model chunk.
+        clock: Measures the phase "data".
+
+    Returns:
+        The output tensor of this stage and the function that turns it into a loss.
+    """
+    timers = get_timers()
+    timers("batch-generator", log_level=2).start()
+    with nullcontext() if clock is None else clock.measure("data"):
+        batch = _get_batch(data_iterator, model)
+    timers("batch-generator").stop()
+    output = model(
+        batch.get("tokens"),
+        batch.get("position_ids"),
+        None,
+        labels=batch.get("labels"),
+        loss_mask=batch.get("loss_mask"),
+    )
+    return output, partial(_loss, batch.get("loss_mask"))
+
+
+def _get_batch(
+    data_iterator: Iterator[dict[str, torch.Tensor]] | None, model: torch.nn.Module
+) -> dict[str, torch.Tensor]:
+    first = mpu.is_pipeline_first_stage(ignore_virtual=True)
+    last = mpu.is_pipeline_last_stage(ignore_virtual=True)
+    if data_iterator is None or not (first or last):
+        return {}
+    # Every tensor parallel rank reads the same memory-mapped index: no broadcast is needed.
+    sample = next(data_iterator)
+    batch = {
+        key: sample[key].to(device=torch.cuda.current_device(), non_blocking=True)
+        if torch.cuda.is_available()
+        else sample[key]
+        for key in ("tokens", "labels", "loss_mask", "position_ids")
+    }
+    return get_batch_on_this_cp_rank(  # type: ignore[no-any-return]
+        batch, is_hybrid_cp=False, cp_group=mpu.get_context_parallel_group()
+    )
+
+
+def _loss(
+    loss_mask: torch.Tensor | None, output: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+    """Summed token losses, number of tokens, and both as the report Megatron averages."""
+    assert loss_mask is not None, "the last pipeline stage reads the data"
+    losses = output.view(-1).float()
+    mask = loss_mask.reshape(-1).float()
+    loss = torch.sum(losses * mask)
+    if get_args().check_for_nan_in_loss_and_grad:
+        get_rerun_state_machine().validate_result(
+            result=loss,
+            rejection_func=torch.isnan,
+            message="found NaN in local forward loss calculation",
+            tolerance=0.0,
+            fatal=True,
+        )
+    num_tokens = mask.sum().to(torch.int)
+    report = torch.stack((loss.detach(), num_tokens.float()))
+    return loss, num_tokens, {"lm loss": report}

@@ -1,0 +1,1 @@
+"""What a step did, counted on the devices and brought to the first process."""

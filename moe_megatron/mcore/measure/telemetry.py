@@ -1,0 +1,302 @@
+"""Turns Megatron's steps into `StepRecord`s and `RoutingSnapshot`s for the sinks on rank 0.
+
+On every rank it starts one small reduction per step and reads it one step later, so the training
+thread never waits for the device. On rank 0 it also keeps the `RoutingProfile`. It does not know
+how counters are filled (router.py) or what sinks do.
+"""
+
+import copy
+import logging
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from megatron.core import mpu
+from megatron.training import get_args
+from megatron.training.training import num_floating_point_operations
+
+from moe_megatron import __version__
+from moe_megatron.config import RunConfig
+from moe_megatron.errors import DataError
+from moe_megatron.mcore.layers.router import MeasuredRouter
+from moe_megatron.mcore.loop.callbacks import Callback, EvaluationEnd, StepEnd
+from moe_megatron.mcore.measure.counters import PendingTotals, RoutingCounters, StepTotals
+from moe_megatron.mcore.measure.rank_load import ComputeTimer
+from moe_megatron.mcore.measure.writers import RoutingWriters
+from moe_megatron.platform.peak import peak_tflops
+from moe_megatron.telemetry.identity import run_name
+from moe_megatron.telemetry.sinks.sink_set import SinkSet
+from moe_megatron.telemetry.values.profile import RoutingProfile
+from moe_megatron.telemetry.values.records import EvalRecord, RunInfo, StepRecord, StepRuntime
+from moe_megatron.telemetry.values.snapshot import RoutingSnapshot
+
+logger = logging.getLogger(__name__)
+
+_LOSS = "lm loss"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Pending:
+    event: StepEnd
+    totals: PendingTotals
+    ended_at: float
+    checkpoint_step: int | None
+    checkpoint_at: float | None
+
+
+class TelemetryCallback(Callback):
+    """Measures a run and hands what it measured to the sinks.
+
+    Args:
+        config: The run.
+        sinks: Where rank 0 sends records; None on other ranks.
+        run_dir: The run's folder, told to the sinks.
+        load_profile: Profile of the checkpoint that is resumed, if any.
+        saves_checkpoints: Whether the run writes checkpoints.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        sinks: SinkSet | None,
+        run_dir: Path | None,
+        load_profile: Path | None = None,
+        *,
+        saves_checkpoints: bool = False,
+    ) -> None:
+        self._config = config
+        self._sinks = sinks
+        self._run_dir = run_dir
+        self._load_profile = load_profile
+        self._pending: _Pending | None = None
+        self._counters: RoutingCounters | None = None
+        self.profile: RoutingProfile | None = None
+        self.last_step = 0
+        self._evaluated: set[tuple[int, str]] = set()
+        self._saves_checkpoints = saves_checkpoints
+        self._checkpoint_step: int | None = None
+        self._checkpoint_at: float | None = None
+        self._timer: ComputeTimer | None = None
+        self._writers: RoutingWriters | None = None
+
+    def on_train_start(self, model: list[Any], start_step: int) -> None:
+        """Attach the counters to the routers and start the sinks."""
+        self.last_step = start_step
+        moe, enabled = self._config.moe, self._config.telemetry.enabled
+        layers = self._config.moe_layers if enabled else ()
+        num_experts = (moe.num_experts or 0) if layers else 0
+        device = next(model[0].parameters()).device
+        self._counters = RoutingCounters(layers, num_experts, device)
+        if enabled:
+            self._timer = ComputeTimer(model)
+        if layers:
+            attach_routers(model, self._counters)
+            self._writers = RoutingWriters.of_megatron()
+        if self._saves_checkpoints:
+            self._checkpoint_step, self._checkpoint_at = start_step, time.time()
+        if self._sinks is None:
+            return
+        if layers:
+            self.profile = self._initial_profile(layers, num_experts)
+        self._sinks.start(self._run_info(start_step, layers, num_experts, device))
+
+    def _run_info(
+        self, start_step: int, layers: tuple[int, ...], num_experts: int, device: torch.device
+    ) -> RunInfo:
+        config, world_size = self._config, dist.get_world_size()
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+        peak = config.telemetry.peak_tflops or peak_tflops(name)
+        parallel = config.parallel
+        labels = {
+            "run_id": run_name(self._run_dir),
+            "preset": config.preset or "",
+            "version": __version__,
+            "device": name,
+            "world_size": world_size,
+            "tp": parallel.tensor_parallel_size,
+            "pp": parallel.pipeline_parallel_size,
+            "ep": parallel.expert_parallel_size,
+            "cp": parallel.context_parallel_size,
+            "dp": parallel.data_parallel_size(world_size),
+            "num_layers": config.model.num_layers,
+            "moe_layers": len(layers),
+            "num_experts": num_experts,
+            "top_k": config.moe.top_k if layers else 0,
+        }
+        args = get_args()
+        return RunInfo(
+            run_dir=self._run_dir,
+            total_steps=config.training.train_steps,
+            start_step=start_step,
+            num_layers=config.model.num_layers,
+            num_experts=num_experts,
+            top_k=config.moe.top_k,
+            world_size=world_size,
+            layers=layers,
+            description=config.preset or "custom configuration",
+            labels={label: str(value) for label, value in labels.items()},
+            expert_ranks=parallel.expert_parallel_size,
+            flops_per_token=num_floating_point_operations(args, 1) / args.seq_length,
+            peak_flops=None if peak is None else peak * 1e12 * world_size,
+            saves_checkpoints=self._saves_checkpoints,
+            earlier_routing=copy.deepcopy(self.profile),
+        )
+
+    def _initial_profile(self, layers: tuple[int, ...], num_experts: int) -> RoutingProfile:
+        if self._load_profile is not None and self._load_profile.exists():
+            try:
+                return RoutingProfile.load(self._load_profile)
+            except DataError as error:
+                logger.warning("starting an empty routing profile: %s", error)
+        return RoutingProfile.empty(
+            layers=layers, num_experts=num_experts, top_k=self._config.moe.top_k
+        )
+
+    def on_step_end(self, event: StepEnd) -> None:
+        """Start reducing this step and publish the one before."""
+        self.last_step = event.step
+        assert self._counters is not None
+        totals = self._counters.collect(
+            contributes=_sees_own_tokens(),
+            loss=event.losses.get(_LOSS),
+            own=None if self._timer is None else self._timer.take(),
+        )
+        self.flush()
+        self._pending = _Pending(
+            event=event,
+            totals=totals,
+            ended_at=time.time(),
+            checkpoint_step=self._checkpoint_step,
+            checkpoint_at=self._checkpoint_at,
+        )
+
+    def on_evaluation_end(self, event: EvaluationEnd) -> None:
+        """Publish the last step, then the evaluation, of which Megatron repeats the last."""
+        self.flush()
+        if (event.step, event.split) in self._evaluated:
+            return
+        self._evaluated.add((event.step, event.split))
+        loss = _mean_over_reporting_ranks(event.losses.get(_LOSS))
+        if self._sinks is not None and loss is not None:
+            self._sinks.evaluation(EvalRecord(step=event.step, split=event.split, loss=loss))
+
+    def on_checkpoint_start(self, step: int) -> None:
+        """Bring profile and logs up to the step that is saved."""
+        self.flush()
+        if self._sinks is not None:
+            self._sinks.flush()
+
+    def on_checkpoint_end(self, step: int) -> None:
+        """Remember when; the next step reports it."""
+        self._checkpoint_step, self._checkpoint_at = step, time.time()
+
+    def on_train_end(self, model: list[Any]) -> None:
+        """Publish the last step while Megatron's writers are open."""
+        self.flush()
+        if self._timer is not None:
+            self._timer.remove()
+
+    def flush(self) -> None:
+        """Publish the pending step, if any."""
+        pending, self._pending = self._pending, None
+        if pending is None:
+            return
+        totals = pending.totals.get()
+        step = pending.event.step
+        writers = self._writers if self._writers and self._writers.wants(step) else None
+        if self._sinks is None and writers is None:
+            return
+        snapshot = None
+        if len(totals.tokens):
+            snapshot = make_snapshot(step, self._config.moe_layers, self._config.moe.top_k, totals)
+        if writers is not None and snapshot is not None:
+            writers.write(snapshot)
+        if self._sinks is None:
+            return
+        if snapshot is not None:
+            assert self.profile is not None
+            self.profile.add(snapshot)
+        self._sinks.step(self._record(pending, totals), snapshot)
+
+    def _record(self, pending: _Pending, totals: StepTotals) -> StepRecord:
+        training, event = self._config.training, pending.event
+        return StepRecord(
+            step=event.step,
+            loss=totals.loss,
+            learning_rate=event.learning_rate,
+            grad_norm=None if event.grad_norm is None else float(event.grad_norm),
+            step_seconds=event.seconds,
+            tokens=training.global_batch_size * self._config.data.sequence_length,
+            total_steps=training.train_steps,
+            skipped=event.skipped,
+            runtime=StepRuntime(
+                ended_at=pending.ended_at,
+                phase_seconds=event.phase_seconds,
+                rank_compute_seconds=totals.rank_compute_seconds,
+                rank_memory_bytes=totals.rank_memory_bytes,
+                checkpoint_step=pending.checkpoint_step,
+                checkpoint_at=pending.checkpoint_at,
+            ),
+        )
+
+
+def attach_routers(model: list[Any], counters: RoutingCounters | None) -> None:
+    """Let every measured router of the model chunks count into its row; None stops counting."""
+    for chunk in model:
+        for module in chunk.modules():
+            if isinstance(module, MeasuredRouter):
+                number = module.layer_number
+                module.attach(None if counters is None else counters.row(number))
+
+
+def make_snapshot(
+    step: int, layers: tuple[int, ...], top_k: int, totals: StepTotals
+) -> RoutingSnapshot:
+    """Make the snapshot of one step from its sums.
+
+    Args:
+        step: 1-based step.
+        layers: Global 1-based numbers of the MoE layers.
+        top_k: Experts a token is sent to.
+        totals: Sums over the global batch.
+    """
+    tokens = totals.tokens
+    assert (tokens == tokens[0]).all(), f"layers routed different numbers of tokens: {tokens}"
+    num_tokens, num_experts = int(tokens[0]), totals.tokens_per_expert.shape[1]
+    reached = totals.tokens_per_expert.sum(axis=1)
+    per_token = 1.0 / max(num_tokens, 1)
+    # Switch Transformers, arXiv 2101.03961, equation 4, with counts per top_k assignment.
+    fractions = totals.tokens_per_expert / np.maximum(reached, 1)[:, None]
+    aux_loss = num_experts * (fractions * totals.prob_sums * per_token).sum(axis=1)
+    return RoutingSnapshot(
+        step=step,
+        tokens=num_tokens,
+        top_k=top_k,
+        layers=layers,
+        tokens_per_expert=totals.tokens_per_expert,
+        dropped=num_tokens * top_k - reached,
+        entropy=totals.entropy_sums * per_token,
+        aux_loss=aux_loss,
+        z_loss=totals.z_sums * per_token,
+    )
+
+
+def _sees_own_tokens() -> bool:
+    """Whether no other rank routes the tokens that this one routes."""
+    sequence_parallel = bool(get_args().sequence_parallel)
+    return sequence_parallel or mpu.get_tensor_model_parallel_rank() == 0
+
+
+def _mean_over_reporting_ranks(value: torch.Tensor | None) -> float | None:
+    device = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
+    reported = torch.zeros(2, dtype=torch.float64, device=device)
+    if value is not None:
+        reported[0] = value.detach().reshape(())
+        reported[1] = 1.0
+    dist.all_reduce(reported)
+    total, count = reported.tolist()
+    return total / count if count else None

@@ -1,0 +1,196 @@
+"""Megatron's model of a run in one CPU process, with the weights of one layer in memory at a time.
+
+For looking at checkpoints, not for training. Which tensors a layer asks for, under which keys and
+with which offsets, is Megatron's own decision (`sharded_state_dict`); the caller reads them, so
+nothing here knows files or mapping tables.
+"""
+
+import contextlib
+import copy
+import io
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state, tensor_parallel
+from megatron.core.dist_checkpointing.dict_utils import nested_values
+from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factories
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.training.argument_utils import gpt_config_from_args
+from megatron.training.models.base import compose_hooks
+from megatron.training.models.gpt import GPTModelBuilder, GPTModelConfig
+from torch import Tensor, nn
+
+from moe_megatron.config import CheckpointConfig, ParallelConfig, RunConfig
+from moe_megatron.errors import BackendUnavailableError
+from moe_megatron.mcore import world
+from moe_megatron.mcore.layers.specs import use_our_layers
+from moe_megatron.mcore.loop.arguments import MachineSettings, RunPaths, megatron_argv, parse
+from moe_megatron.mcore.loop.cleanup import forget_run
+from moe_megatron.platform.device import DEVICE_VARIABLE
+from moe_megatron.platform.lazy_weights import load_while_running, make_room, weights_left_out
+
+Read = Callable[[str, Sequence[int], Sequence[int]], Tensor]
+"""Gives a box of a saved tensor, of its key, the offsets of the box and its sizes."""
+
+Logits = Callable[[Tensor], Tensor]
+"""From tokens, int64 [batch, sequence], to logits, float32 [batch, sequence, vocabulary]."""
+
+
+@contextlib.contextmanager
+def layered_model(config: RunConfig, read: Read, *, precision: str = "fp32") -> Iterator[Logits]:
+    """The model of a run, as a function, until the context ends.
+
+    Besides one layer, the embedding, the last norm and the output projection are in memory.
+    Layers of multi-token prediction are left out: they take no part in the logits.
+
+    Args:
+        config: The run; its parallel sizes do not matter.
+        read: Reads the checkpoint.
+        precision: "fp32" or "bf16", in which it computes.
+
+    Raises:
+        BackendUnavailableError: This process trains already, or sees a GPU.
+        ConfigError: Megatron refuses the model.
+    """
+    if torch.cuda.is_available():
+        raise BackendUnavailableError(
+            "checkpoints are compared on the CPU and this process sees a GPU; set "
+            f"{DEVICE_VARIABLE}=cpu before it starts."
+        )
+    if parallel_state.is_initialized():
+        raise BackendUnavailableError(
+            "this process holds a Megatron run already; compare checkpoints in another one."
+        )
+    with contextlib.ExitStack() as stack:
+        if not dist.is_initialized():
+            stack.callback(dist.destroy_process_group)
+            dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
+        stack.callback(forget_run, world.groups())
+        with _quiet():
+            model = _build(_in_one_process(config), precision)
+        _load(_with_layers(model, []), _outside(model), read)
+        for layer in model.decoder.layers:
+            load_while_running(layer, _loader(model, layer, read))
+        yield lambda tokens: _logits(model, tokens)
+
+
+def _in_one_process(config: RunConfig) -> RunConfig:
+    flags = {name: value for name, value in config.megatron.items() if name != "mtp-num-layers"}
+    return replace(config, parallel=ParallelConfig(), checkpoint=CheckpointConfig(), megatron=flags)
+
+
+def bare_model(config: RunConfig, precision: str = "fp32") -> Any:
+    """Megatron's model of a run in one CPU process, as its checkpoints see it, and no more.
+
+    The vocabulary is not padded, and weights are not initialized. Megatron's process groups must
+    be there; its global variables are set.
+
+    Args:
+        config: The run; its parallel sizes are 1.
+        precision: "fp32" or "bf16".
+
+    Raises:
+        ConfigError: Megatron refuses the model.
+    """
+    model_config = _model_config(config, precision)
+    groups = ProcessGroupCollection.use_mpu_process_groups()
+    model = GPTModelBuilder(model_config).build_model(groups, pre_process=True, post_process=True)
+    return compose_hooks(model_config.pre_wrap_hooks)([model])[0]
+
+
+def _model_config(config: RunConfig, precision: str) -> GPTModelConfig:
+    machine = MachineSettings(
+        backend="gloo",
+        transformer_impl="local",
+        precision=precision,
+        grouped_gemm=False,
+        accumulation_fusion=False,
+    )
+    paths = RunPaths(
+        data=(),
+        validation=(),
+        data_cache="",
+        vocab_size=config.data.vocab_size,
+        end_of_document=0,
+        checkpoints=None,
+        load=None,
+    )
+    argv = [*megatron_argv(config, machine, paths), "--no-initialization"]
+    model_config = gpt_config_from_args(parse(argv))
+    use_our_layers(model_config, config)
+    model_config.vocab_size = config.data.vocab_size
+    model_config.should_pad_vocab = False
+    return model_config
+
+
+def _build(config: RunConfig, precision: str) -> Any:
+    parallel_state.initialize_model_parallel()
+    tensor_parallel.model_parallel_cuda_manual_seed(1)
+    with weights_left_out():
+        model = bare_model(config, precision)
+    if precision == "bf16":
+        for parameter in model.parameters():  # as Megatron trains; buffers keep their precision
+            parameter.data = parameter.data.bfloat16()
+    return model.eval()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Megatron's remarks on a model that is not going to be trained from the terminal."""
+    logger = logging.getLogger("megatron")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _outside(model: Any) -> list[nn.Module]:
+    """The modules outside of the layers."""
+    around = [model.embedding, model.output_layer, model.decoder.final_layernorm]
+    return [module for module in around if module is not None]
+
+
+def _loader(model: Any, layer: nn.Module, read: Read) -> Callable[[], None]:
+    return lambda: _load(_with_layers(model, [layer]), [layer], read)
+
+
+def _with_layers(model: Any, layers: Sequence[nn.Module]) -> Any:
+    """The same model with some of its layers; each knows its own number."""
+    view, decoder = copy.copy(model), copy.copy(model.decoder)
+    decoder._modules = {**decoder._modules, "layers": nn.ModuleList(layers)}
+    view._modules = {**view._modules, "decoder": decoder}
+    return view
+
+
+def _load(model: Any, modules: Sequence[nn.Module], read: Read) -> None:
+    """Fill modules of a model with what it asks for."""
+    for module in modules:
+        make_room(module)
+    storages = {
+        tensor.untyped_storage().data_ptr()
+        for module in modules
+        for tensor in (*module.parameters(), *module.buffers())
+    }
+    state = model.sharded_state_dict()
+    apply_factories(state)
+    for tensor in nested_values(state):
+        if not isinstance(tensor, ShardedTensor) or tensor.data.device.type == "meta":
+            continue
+        if tensor.data.untyped_storage().data_ptr() in storages:
+            leading = (1,) * tensor.prepend_axis_num
+            box = read(tensor.key, tensor.global_offset, (*leading, *tensor.local_shape))
+            tensor.data.detach().copy_(box.reshape(tensor.local_shape))
+
+
+def _logits(model: Any, tokens: Tensor) -> Tensor:
+    positions = torch.arange(tokens.shape[1]).expand_as(tokens)
+    with torch.no_grad():
+        logits: Tensor = model(tokens, positions, None)
+    return logits.float()

@@ -1,0 +1,80 @@
+"""What the machine decides about a run: device, communication, layers, precision, and why."""
+
+import importlib.util
+from dataclasses import dataclass, field
+from typing import Any
+
+from moe_megatron.config import RunConfig
+from moe_megatron.errors import BackendUnavailableError
+from moe_megatron.mcore.loop.arguments import MachineSettings, prepare_environment
+from moe_megatron.platform.choice import Choice
+from moe_megatron.platform.device import (
+    Device,
+    choose_backend,
+    choose_precision,
+    choose_transformer_impl,
+    detect_device,
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MachineChoices:
+    """What the machine decided, each with its reason."""
+
+    device: Choice[Device]
+    backend: Choice[Any]
+    transformer_impl: Choice[Any]
+    precision: Choice[str]
+    settings: MachineSettings = field(repr=False)
+
+    def lines(self) -> list[str]:
+        """One line a choice, for people."""
+        named = {
+            "device": self.device,
+            "communication": self.backend,
+            "layers": self.transformer_impl,
+            "precision": self.precision,
+        }
+        return [f"{name}: {choice.value} ({choice.reason})" for name, choice in named.items()]
+
+
+def choose_machine(config: RunConfig) -> MachineChoices:
+    """Decide device, communication, layer implementation and precision.
+
+    Raises:
+        BackendUnavailableError: The configuration asks for what this machine lacks.
+    """
+    prepare_environment(config)
+    device = detect_device()
+    implementation = choose_transformer_impl(device.value)
+    precision: Choice[str] = Choice(value=config.training.precision, reason="it was requested")
+    if config.training.precision == "auto":
+        chosen = choose_precision(device.value)
+        precision = Choice(value=chosen.value, reason=chosen.reason)
+    with_engine = implementation.value == "transformer_engine"
+    if precision.value == "fp8" and not with_engine:
+        raise BackendUnavailableError(
+            f"precision fp8 needs Transformer Engine, and {implementation.reason}; use bf16, or a "
+            "GPU machine with transformer-engine[pytorch]."
+        )
+    if config.parallel.context_parallel_size > 1 and not with_engine:
+        raise BackendUnavailableError(
+            "context parallelism needs Transformer Engine's attention, and "
+            f"{implementation.reason}; set parallel.context_parallel_size to 1, or use a GPU "
+            "machine with transformer-engine[pytorch]."
+        )
+    grouped = config.moe.grouped_gemm
+    settings = MachineSettings(
+        backend=choose_backend(device.value).value,
+        transformer_impl=implementation.value,
+        precision=precision.value,
+        grouped_gemm=with_engine if grouped is None else grouped,
+        accumulation_fusion=importlib.util.find_spec("fused_weight_gradient_mlp_cuda") is not None,
+    )
+    return MachineChoices(
+        device=device,
+        backend=choose_backend(device.value),
+        transformer_impl=implementation,
+        precision=precision,
+        settings=settings,
+    )

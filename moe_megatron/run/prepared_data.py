@@ -1,0 +1,64 @@
+"""The data of a run: prepared where it is not yet, and described for the engine.
+
+The launcher calls it before it starts processes, so nothing here loads torch or Megatron unless
+something has to be written.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from moe_megatron.config import RunConfig
+from moe_megatron.data.source import resolve_blend
+from moe_megatron.data.tokenizer import load_tokenizer
+from moe_megatron.files import default_cache_dir
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PreparedData:
+    """Indexed datasets and what the model must know of their tokenizer."""
+
+    paths: tuple[str, ...]
+    """Weights and prefixes, as `--data-path` takes them."""
+    cache: Path
+    vocab_size: int
+    end_of_document: int
+    validation_paths: tuple[str, ...] = ()
+    """As `paths`, where validation has data of its own."""
+    tokenizer: Path | None = None
+    """Folder of the tokenizer; None for mock data."""
+
+
+def open_indexed_writer(prefix: Path, vocab_size: int) -> Any:
+    """Open Megatron's dataset writer; imports Megatron only when something is written."""
+    from moe_megatron.mcore.loop.indexed_dataset import open_indexed_dataset
+
+    return open_indexed_dataset(prefix, vocab_size)
+
+
+def prepare_data(config: RunConfig, *, progress: bool = True) -> PreparedData:
+    """Prepare the configured data where it is not prepared yet.
+
+    Safe on many ranks at once; quick when there is nothing to do.
+
+    Raises:
+        DataError: A source cannot be read, or the cache cannot be written.
+    """
+    if "mock-data" in config.megatron:
+        return PreparedData(
+            paths=(),
+            cache=default_cache_dir(),
+            vocab_size=config.data.vocab_size,
+            end_of_document=0,
+        )
+    blend = resolve_blend(config.data, open_indexed_writer, progress=progress)
+    tokenizer = load_tokenizer(str(blend.tokenizer_dir))
+    cache = Path(config.data.cache_dir) if config.data.cache_dir else default_cache_dir()
+    pairs = zip(blend.weights, blend.prefixes, strict=True)
+    return PreparedData(
+        paths=tuple(word for weight, prefix in pairs for word in (repr(weight), str(prefix))),
+        cache=cache / "indices",
+        vocab_size=tokenizer.vocab_size,
+        end_of_document=tokenizer.eod_id,
+        tokenizer=tokenizer.directory,
+    )

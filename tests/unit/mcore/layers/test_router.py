@@ -1,0 +1,260 @@
+"""The measured router: it routes as Megatron's, and counts what it did."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from megatron.core import tensor_parallel
+from megatron.core.transformer import TransformerConfig
+from megatron.core.transformer.moe.moe_utils import get_default_pg_collection
+from megatron.core.transformer.moe.router import TopKRouter
+
+from moe_megatron.mcore.layers.router import MeasuredRouter
+from moe_megatron.mcore.measure.counters import RoutingRow
+
+HIDDEN, EXPERTS, TOP_K = 16, 6, 2
+SEQUENCE, BATCH = 10, 3
+TOKENS = SEQUENCE * BATCH
+
+pytestmark = pytest.mark.usefixtures("world")
+
+Build = Callable[..., tuple[MeasuredRouter, RoutingRow]]
+
+
+def settings(**fields: Any) -> TransformerConfig:
+    return TransformerConfig(
+        **{
+            "num_layers": 1,
+            "hidden_size": HIDDEN,
+            "num_attention_heads": 2,
+            "num_moe_experts": EXPERTS,
+            "moe_router_topk": TOP_K,
+            "moe_router_dtype": "fp32",
+            "moe_aux_loss_coeff": 0.01,
+            "moe_z_loss_coeff": 0.001,
+            "add_bias_linear": False,
+            **fields,
+        }
+    )
+
+
+@pytest.fixture
+def build(counted: Callable[[MeasuredRouter], RoutingRow]) -> Build:
+    """Makes a measured router in training mode and the row it counts into."""
+
+    def make(**fields: Any) -> tuple[MeasuredRouter, RoutingRow]:
+        router = MeasuredRouter(settings(**fields), get_default_pg_collection()).train()
+        return router, counted(router)
+
+    return make
+
+
+@pytest.fixture
+def x(device: torch.device) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(2)
+    return torch.randn(SEQUENCE, BATCH, HIDDEN, generator=generator).to(device)
+
+
+def plain_router(measured: MeasuredRouter) -> TopKRouter:
+    """Megatron's router with the same weights."""
+    twin = (
+        TopKRouter(measured.config, get_default_pg_collection()).to(measured.weight.device).train()
+    )
+    twin.set_layer_number(1)
+    twin.load_state_dict(copy.deepcopy(measured.state_dict()))
+    return twin
+
+
+def padding(device: torch.device) -> torch.Tensor:
+    mask = torch.zeros(SEQUENCE, BATCH, dtype=torch.bool)
+    mask[7:, 1] = True
+    mask[2, 0] = True
+    return mask.to(device)
+
+
+SCORES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "softmax": torch.exp,
+    "sigmoid": torch.sigmoid,
+    "sqrtsoftplus": lambda z: (1 + z.exp()).log().sqrt(),
+}
+
+
+def slow_counts(
+    logits: torch.Tensor, routing_map: torch.Tensor, score_function: str, mask: torch.Tensor | None
+) -> dict[str, Any]:
+    """Token by token, in double precision."""
+    logits = logits.detach().double().cpu().reshape(-1, EXPERTS)
+    routing_map = routing_map.cpu()
+    padded = torch.zeros(TOKENS, dtype=torch.bool) if mask is None else mask.cpu().reshape(-1)
+    counts, probs = [0] * EXPERTS, torch.zeros(EXPERTS, dtype=torch.float64)
+    tokens, entropy, z = 0, 0.0, 0.0
+    for token in range(TOKENS):
+        if padded[token]:
+            continue
+        tokens += 1
+        scores = SCORES[score_function](logits[token])
+        scores = scores / scores.sum()
+        probs += scores
+        entropy -= float((scores * scores.log()).sum())
+        z += float(logits[token].exp().sum().log()) ** 2
+        for expert in range(EXPERTS):
+            counts[expert] += int(routing_map[token, expert])
+    return {"counts": counts, "tokens": tokens, "probs": probs, "sums": [entropy, z]}
+
+
+def assert_row(row: RoutingRow, expected: dict[str, Any], times: int = 1) -> None:
+    assert row.tokens_per_expert.tolist() == [times * n for n in expected["counts"]]
+    assert row.tokens.item() == times * expected["tokens"]
+    torch.testing.assert_close(row.prob_sums.cpu(), times * expected["probs"], rtol=1e-5, atol=1e-6)
+    assert row.sums.tolist() == pytest.approx([times * v for v in expected["sums"]], rel=1e-5)
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "softmax": {},
+    "pre_softmax": {"moe_router_pre_softmax": True},
+    "top_1": {"moe_router_pre_softmax": True, "moe_router_topk": 1},
+    "sigmoid": {"moe_router_score_function": "sigmoid"},
+    "sqrtsoftplus": {"moe_router_score_function": "sqrtsoftplus"},
+    "expert_bias": {
+        "moe_router_score_function": "sigmoid",
+        "moe_router_enable_expert_bias": True,
+    },
+    "groups": {"moe_router_num_groups": 3, "moe_router_group_topk": 1},
+    "sequence_loss": {"moe_router_load_balancing_type": "seq_aux_loss"},
+    "global_loss": {"moe_router_load_balancing_type": "global_aux_loss"},
+    "sinkhorn": {"moe_router_load_balancing_type": "sinkhorn", "moe_aux_loss_coeff": 0.0},
+    "no_loss": {"moe_router_load_balancing_type": "none"},
+    "capacity": {"moe_expert_capacity_factor": 0.7},
+    "capacity_position": {
+        "moe_expert_capacity_factor": 0.7,
+        "moe_token_drop_policy": "position",
+    },
+    "padded_capacity": {
+        "moe_expert_capacity_factor": 1.5,
+        "moe_pad_expert_input_to_capacity": True,
+    },
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_routes_bit_for_bit_as_megatrons_router(
+    variant: str, build: Build, x: torch.Tensor
+) -> None:
+    router, _ = build(**VARIANTS[variant])
+    twin = plain_router(router)
+    results = []
+    for one in (router, twin):
+        hidden = x.clone().requires_grad_()
+        probs, routing_map = one(hidden)
+        (probs * torch.arange(EXPERTS, device=x.device)).sum().backward()
+        results.append((probs, routing_map, hidden.grad, one.weight.grad))
+    for ours, megatrons in zip(*results, strict=True):
+        assert torch.equal(ours, megatrons)
+
+
+@pytest.mark.parametrize("variant", [v for v in VARIANTS if v != "padded_capacity"])
+def test_counts_equal_a_loop_over_tokens(variant: str, build: Build, x: torch.Tensor) -> None:
+    router, row = build(**VARIANTS[variant])
+    _, routing_map = router(x)
+    score_function = VARIANTS[variant].get("moe_router_score_function", "softmax")
+    expected = slow_counts(router.gating(x), routing_map, score_function, None)
+    assert_row(row, expected)
+    if "capacity" not in variant:
+        top_k = VARIANTS[variant].get("moe_router_topk", TOP_K)
+        assert sum(expected["counts"]) == TOKENS * top_k
+
+
+def test_counts_add_up_over_microbatches(build: Build, x: torch.Tensor) -> None:
+    router, row = build()
+    _, routing_map = router(x)
+    router(x)
+    assert_row(row, slow_counts(router.gating(x), routing_map, "softmax", None), times=2)
+
+
+@pytest.mark.parametrize("score_function", list(SCORES))
+def test_padding_is_not_counted(score_function: str, build: Build, x: torch.Tensor) -> None:
+    router, row = build(moe_router_score_function=score_function)
+    mask = padding(x.device)
+    probs, routing_map = router(x, padding_mask=mask)
+    twin_probs, twin_map = plain_router(router)(x, padding_mask=mask)
+    assert torch.equal(probs, twin_probs)
+    assert torch.equal(routing_map, twin_map)
+    expected = slow_counts(router.gating(x), routing_map, score_function, mask)
+    assert expected["tokens"] == TOKENS - 4
+    assert sum(expected["counts"]) == (TOKENS - 4) * TOP_K
+    assert_row(row, expected)
+
+
+def test_capacity_limits_every_expert_and_leaves_the_rest_uncounted(
+    build: Build, x: torch.Tensor
+) -> None:
+    router, row = build(moe_expert_capacity_factor=0.7)
+    router(x)
+    capacity = -(-TOKENS * TOP_K * 7 // (EXPERTS * 10))
+    assert capacity == 7
+    assert row.tokens_per_expert.max() == capacity
+    dropped = row.tokens * TOP_K - row.tokens_per_expert.sum()
+    assert dropped >= TOKENS * TOP_K - EXPERTS * capacity > 0
+
+
+@pytest.mark.parametrize("factor", [0.7, 1.5, 9.0])
+@pytest.mark.parametrize("policy", ["probs", "position"])
+def test_filling_up_to_capacity_does_not_count_as_routing(
+    factor: float, policy: str, build: Build, x: torch.Tensor
+) -> None:
+    fields = {"moe_expert_capacity_factor": factor, "moe_token_drop_policy": policy}
+    router, row = build(**fields)
+    _, filled_row = build(**fields, moe_pad_expert_input_to_capacity=True)
+    filled, _ = build(**fields, moe_pad_expert_input_to_capacity=True)
+    filled.attach(filled_row)
+    router(x)
+    _, filled_map = filled(x)
+    assert filled_map.sum() > row.tokens_per_expert.sum() or factor == 0.7
+    assert filled_row.tokens_per_expert.tolist() == row.tokens_per_expert.tolist()
+
+
+@pytest.mark.parametrize("bits", ["fp32", "fp64"])
+def test_counters_are_exact_integers_in_every_router_precision(
+    bits: str, build: Build, x: torch.Tensor
+) -> None:
+    router, row = build(moe_router_dtype=bits)
+    router(x)
+    assert row.tokens_per_expert.dtype == torch.int64
+    assert row.tokens_per_expert.sum() == TOKENS * TOP_K
+
+
+def test_evaluation_and_no_grad_are_not_counted(build: Build, x: torch.Tensor) -> None:
+    router, row = build()
+    with torch.no_grad():
+        router(x)
+    router.eval()
+    router(x)
+    assert row.tokens.item() == 0
+    assert row.tokens_per_expert.sum().item() == 0
+    assert row.sums.sum().item() == row.prob_sums.sum().item() == 0.0
+
+
+def test_recomputed_layer_is_counted_once(build: Build, x: torch.Tensor) -> None:
+    router, row = build()
+    tensor_parallel.random.initialize_rng_tracker(force_reset=True)
+    tensor_parallel.model_parallel_cuda_manual_seed(0, force_reset_rng=True)
+    hidden = x.clone().requires_grad_()
+    probs = tensor_parallel.checkpoint(lambda h: router(h)[0], False, hidden)
+    assert row.tokens.item() == 0
+    probs.sum().backward()
+    assert row.tokens.item() == TOKENS
+    assert row.tokens_per_expert.sum().item() == TOKENS * TOP_K
+
+
+def test_detached_router_counts_nothing(build: Build, x: torch.Tensor) -> None:
+    router, row = build()
+    router.attach(None)
+    router(x)
+    assert row.tokens.item() == 0
+
+
+def test_counting_leaves_no_trace_in_the_checkpoint(build: Build) -> None:
+    router, _ = build()
+    assert set(router.state_dict()) == set(plain_router(router).state_dict())

@@ -1,0 +1,72 @@
+"""Which exporter a configuration asks for."""
+
+import pytest
+
+from moe_megatron.config import apply_overrides, load_config
+from moe_megatron.errors import ConfigError
+from moe_megatron.run import pretraining
+from moe_megatron.run.exporting import make_exporter
+from moe_megatron.telemetry.catalog import ExpertDetail
+from moe_megatron.telemetry.exporter.earlier_totals import EarlierTotals
+from moe_megatron.telemetry.exporter.prometheus_sink import PrometheusSink
+from moe_megatron.telemetry.sinks.console import ConsoleSink
+from moe_megatron.telemetry.sinks.jsonl import MetricsLog, RoutingLog
+
+
+def config(**fields):
+    overrides = {f"telemetry.{name}": value for name, value in fields.items()}
+    return apply_overrides(load_config("test_tiny"), overrides)
+
+
+def options(run_dir=None, **fields):
+    return make_exporter(config(metrics_port=0, **fields), run_dir)._options
+
+
+def test_no_port_is_no_exporter():
+    assert make_exporter(config(), None) is None
+
+
+def test_fields_reach_the_exporter(tmp_path, monkeypatch):
+    monkeypatch.delenv("NEMO_LENS_RUN_ID", raising=False)
+    made = options(
+        tmp_path / "third",
+        metrics_host="10.0.0.1",
+        metrics_expert_detail="topk",
+        metrics_max_series=77,
+        metrics_discovery_dir="sd",
+        metrics_tls_certificate="c.pem",
+        metrics_tls_key="k.pem",
+        cluster="east",
+    )
+    assert (made.server.host, made.server.port) == ("10.0.0.1", 0)
+    assert (str(made.server.certificate), str(made.server.key)) == ("c.pem", "k.pem")
+    assert (made.detail, made.max_series) == (ExpertDetail.TOPK, 77)
+    assert (made.run_id, made.cluster, str(made.discovery_dir)) == ("third", "east", "sd")
+
+
+def test_past_is_read_before_the_logs_and_published_after_them(tmp_path):
+    sinks = pretraining._configured_sinks(config(metrics_port=0, history=False), tmp_path)
+    kinds = [EarlierTotals, MetricsLog, RoutingLog, PrometheusSink, ConsoleSink]
+    assert [type(sink) for sink in sinks] == kinds
+    assert sinks[0] is sinks[3].earlier
+
+
+def test_token_is_that_of_the_file_or_the_variable(tmp_path, monkeypatch):
+    monkeypatch.delenv("MOE_MEGATRON_METRICS_TOKEN", raising=False)
+    assert options().server.token is None
+    monkeypatch.setenv("MOE_MEGATRON_METRICS_TOKEN", "of the variable")
+    assert options().server.token == "of the variable"
+    (tmp_path / "token").write_text("of-the-file\n")
+    assert options(metrics_token_file=str(tmp_path / "token")).server.token == "of-the-file"
+
+
+@pytest.mark.parametrize("content", [b"", b"two\nlines", "f\u00fcr".encode()])
+def test_file_without_a_token_is_explained(tmp_path, content):
+    (tmp_path / "token").write_bytes(content)
+    with pytest.raises(ConfigError, match="must hold one line of printable ASCII"):
+        options(metrics_token_file=str(tmp_path / "token"))
+
+
+def test_file_that_is_not_there_is_explained(tmp_path):
+    with pytest.raises(ConfigError, match=r"the token file .*none cannot be read"):
+        options(metrics_token_file=str(tmp_path / "none"))

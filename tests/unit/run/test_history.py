@@ -1,0 +1,32 @@
+from moe_megatron.run.history import History
+from moe_megatron.telemetry.values.records import EvalRecord, StepRecord
+
+
+def step(number, loss):
+    return StepRecord(
+        step=number,
+        loss=loss,
+        learning_rate=1e-3,
+        grad_norm=1.0,
+        step_seconds=0.5,
+        tokens=10,
+        total_steps=3,
+    )
+
+
+def test_records_are_kept_in_order():
+    history = History()
+    for number, loss in ((1, 3.0), (2, None), (3, 1.0)):
+        history.step(step(number, loss), None)
+    assert [record.step for record in history.steps] == [1, 2, 3]
+    assert history.losses == [3.0, None, 1.0]
+    assert history.last_routing is None
+
+
+def test_last_evaluation_is_the_newest():
+    history = History()
+    assert history.last_evaluation is None
+    for number in (1, 2):
+        history.evaluation(EvalRecord(step=number, split="validation", loss=2.0))
+    assert history.last_evaluation is not None
+    assert history.last_evaluation.step == 2
