@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     __version__: str
-    from moe_megatron.model.moe_model import MoEModel
     from moe_megatron.model.outputs import MoEOutput
+    from moe_megatron.models import MoEModel
     from moe_megatron.training.results import EvalResult, TrainingResult
     from moe_megatron.training.trainer import MoETrainer
 
 _HOMES = {
     "EvalResult": "moe_megatron.training.results",
-    "MoEModel": "moe_megatron.model.moe_model",
+    "MoEModel": "moe_megatron.models",
     "MoEOutput": "moe_megatron.model.outputs",
     "MoETrainer": "moe_megatron.training.trainer",
     "TrainingResult": "moe_megatron.training.results",

@@ -1,6 +1,8 @@
-"""Published models by name: `OLMoE.from_pretrained("allenai/OLMoE-1B-7B-0924")`.
+"""Models that users import: `MoEModel`, and published ones by name.
 
-Each is `MoEModel.from_pretrained` that takes one family alone. What `MoEModel` does not compute is
+    OLMoE.from_pretrained("allenai/OLMoE-1B-7B-0924")
+
+is `MoEModel.from_pretrained` that takes one family alone. What `MoEModel` does not compute is
 refused with what it would need.
 """
 
@@ -9,6 +11,7 @@ from typing import ClassVar
 
 import torch
 
+from moe_megatron.checkpoint import model_folder  # noqa: F401  # reads and writes other formats
 from moe_megatron.model.moe_model import MoEModel
 
 __all__ = [
@@ -20,6 +23,7 @@ __all__ = [
     "Llama",
     "Mistral",
     "Mixtral",
+    "MoEModel",
     "OLMoE",
     "PhiMoE",
     "Qwen2",

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 from moe_megatron.checkpoint.execute.compute import Read, load
 from moe_megatron.checkpoint.formats import byte_ranges
 from moe_megatron.checkpoint.formats.hf_folder import HfFolder
-from moe_megatron.checkpoint.formats.torch_dist import TorchDist, matrix_size
+from moe_megatron.checkpoint.formats.torch_dist import TorchDist
 from moe_megatron.checkpoint.plan import blocks
 from moe_megatron.errors import CheckpointError
-from moe_megatron.families.links import Link
+from moe_megatron.families.links import Link, matrix_size
 
 if TYPE_CHECKING:
     from torch import Tensor

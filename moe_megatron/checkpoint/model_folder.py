@@ -5,9 +5,10 @@ what it needs; converting it for training in Megatron needs no `MoEModel`.
 """
 
 import json
+import sys
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,37 +17,25 @@ from moe_megatron.checkpoint.edit.selection import without_prediction
 from moe_megatron.checkpoint.execute.publish import check_free, publish, staging_of
 from moe_megatron.checkpoint.formats import description
 from moe_megatron.checkpoint.formats.hf_folder import CONFIG, HfFolder
-from moe_megatron.checkpoint.formats.torch_dist import METADATA, TRACKER, TorchDist, matrix_size
+from moe_megatron.checkpoint.formats.torch_dist import METADATA, TRACKER, TorchDist
 from moe_megatron.checkpoint.hub import local_folder
 from moe_megatron.checkpoint.matrices import read_matrix, read_saved_matrix
-from moe_megatron.checkpoint.model_rows import model_links
 from moe_megatron.checkpoint.plan.importing import ImportOptions, check_source
-from moe_megatron.config import DataConfig, RunConfig
-from moe_megatron.config.mapping import from_mapping
+from moe_megatron.config import Architecture, DataConfig, RunConfig
 from moe_megatron.errors import CheckpointError
 from moe_megatron.families import Family, family_of, family_of_run
-from moe_megatron.families.links import Link, Transform
-from moe_megatron.model import extras
-from moe_megatron.model.storage import Architecture
+from moe_megatron.families.links import Link
+from moe_megatron.families.moe_model import model_links
+from moe_megatron.model.foreign import LoadedModel, connect
+from moe_megatron.model.matrices import gathered, scatter
+from moe_megatron.model.support import problems
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_PREDICTION = "mtp-num-layers"
 _CARRIED = "hugging_face."
 Place = tuple[str, int | None, int | None]
 """Key, layer and expert of a Megatron matrix."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LoadedModel:
-    """What a `MoEModel` is built from."""
-
-    architecture: Architecture
-    tensors: dict[str, "Tensor"]
-    """Its parameters, by name."""
-    left_out: tuple[str, ...] = field(default=())
-    """What the folder holds besides, as sentences."""
 
 
 def load(source: str | Path, *, expected: str | None = None) -> LoadedModel:
@@ -75,13 +64,8 @@ def _load_hugging_face(path: Path, expected: str | None) -> LoadedModel:
     links = family.links(geometry, fused=family.fused_names(folder.tensors))
     ignored = family.ignorable(geometry)
     check_source(folder, links, ImportOptions(stacked=geometry.homogeneous, ignored=ignored))
-    run = from_mapping(family.run_config(folder.config, geometry))
-    _check_computed(path, run, family.limits(folder.config))
-    left_out: tuple[str, ...] = ()
-    if geometry.mtp_layers:
-        left_out = (f"{geometry.mtp_layers} layer(s) of multi-token prediction",)
+    architecture, left_out = _computed(path, geometry.architecture, family.limits(folder.config))
     by_place = {_place(link): link for link in without_prediction(links, geometry)}
-    architecture = _architecture(run, geometry.vocab)
     wanted = model_links(architecture)
     _check_places(path, {_place(link) for link in wanted}, by_place)
 
@@ -90,7 +74,7 @@ def _load_hugging_face(path: Path, expected: str | None) -> LoadedModel:
 
     return LoadedModel(
         architecture=architecture,
-        tensors=_scattered(wanted, matrix),
+        tensors=_assembled(wanted, matrix),
         left_out=left_out,
     )
 
@@ -104,9 +88,9 @@ def _load_megatron(path: Path, expected: str | None) -> LoadedModel:
             family = description.family_of_folder(saved.path)
             _check_family(path, family, expected)
             limits = () if base is None else family.limits(base)
-        _check_computed(path, run, limits)
         vocab = run.data.vocab_size or saved.tensors["embedding.word_embeddings.weight"].shape[0]
-        architecture = _architecture(run, vocab)
+        whole = replace(run.architecture, vocab_size=vocab)
+        architecture, left_out = _computed(path, whole, limits)
         wanted = model_links(architecture)
 
         def matrix(link: Link) -> "Tensor":
@@ -118,44 +102,35 @@ def _load_megatron(path: Path, expected: str | None) -> LoadedModel:
                 )
             return found
 
-        tensors = _scattered(wanted, matrix)
-    return LoadedModel(architecture=architecture, tensors=tensors)
+        tensors = _assembled(wanted, matrix)
+    return LoadedModel(architecture=architecture, tensors=tensors, left_out=left_out)
 
 
-def save_hugging_face(
-    destination: Path, architecture: Architecture, tensors: Mapping[str, "Tensor"]
+def save(
+    destination: Path,
+    architecture: Architecture,
+    tensors: Mapping[str, "Tensor"],
+    *,
+    as_megatron: bool,
 ) -> None:
-    """Write a model as a Hugging Face folder of the family that holds it.
+    """Write a model as a Hugging Face folder of the family that holds it, or as a checkpoint.
 
     Args:
         destination: A new or empty folder.
         architecture: Which model it is.
         tensors: Parameters of the `MoEModel`, by name.
+        as_megatron: Write a Megatron checkpoint, for `--load`.
 
     Raises:
         MappingError: No family holds such a model; says what the nearest lacks.
         CheckpointError: The folder cannot be written, or holds something.
     """
-    check_free(destination, overwrite=False)
-    staging = staging_of(destination)
-    _write_hugging_face(staging, architecture, tensors)
-    publish(staging, destination)
-
-
-def save_megatron(
-    destination: Path, architecture: Architecture, tensors: Mapping[str, "Tensor"]
-) -> None:
-    """Write a model as a Megatron checkpoint, for `--load`.
-
-    Args:
-        destination: A new or empty folder.
-        architecture: Which model it is.
-        tensors: Parameters of the `MoEModel`, by name.
-
-    Raises:
-        MappingError: No family holds such a model; says what the nearest lacks.
-        CheckpointError: The folder cannot be written, or holds something.
-    """
+    if not as_megatron:
+        check_free(destination, overwrite=False)
+        staging = staging_of(destination)
+        _write_hugging_face(staging, architecture, tensors)
+        publish(staging, destination)
+        return
     parent = destination.absolute().parent
     try:
         parent.mkdir(parents=True, exist_ok=True)
@@ -177,7 +152,6 @@ def _write_hugging_face(
         model=architecture.model,
         moe=architecture.moe,
         data=DataConfig(vocab_size=architecture.vocab_size),
-        megatron=architecture.flags,
     )
     family = family_of_run(run)
     config = family.hf_config(run)
@@ -185,7 +159,7 @@ def _write_hugging_face(
     links = family.links(family.geometry(config))
     own = {_place(link): link for link in model_links(architecture)}
     _check_places(folder, own.keys(), {_place(link): link for link in links})
-    found = _scattered(links, lambda link: _gathered(own[_place(link)], tensors))
+    found = _assembled(links, lambda link: gathered(own[_place(link)], tensors).cpu())
     try:
         folder.mkdir(parents=True, exist_ok=True)
         save_file(found, folder / "model.safetensors", metadata={"format": "pt"})
@@ -194,39 +168,12 @@ def _write_hugging_face(
         raise CheckpointError(f"a model cannot be written to {folder}: {error}.") from error
 
 
-def _architecture(run: RunConfig, vocab_size: int) -> Architecture:
-    flags = {key: value for key, value in run.megatron.items() if key in extras.COMPUTED}
-    return Architecture(model=run.model, moe=run.moe, vocab_size=vocab_size, flags=flags)
-
-
-def _scattered(links: Iterable[Link], matrix: Callable[[Link], "Tensor"]) -> dict[str, "Tensor"]:
+def _assembled(links: Iterable[Link], matrix: Callable[[Link], "Tensor"]) -> dict[str, "Tensor"]:
     """The tensors that blocks are parts of, filled from the matrices of their links."""
-    import torch
-
     found: dict[str, Tensor] = {}
     for link in links:
-        values = matrix(link)
-        rows = values.reshape(matrix_size(link.shape))
-        at = 0
-        for block in link.blocks:
-            assert block.transform is Transform.NONE, "what MoEModel computes is stored plainly"
-            if block.name not in found:
-                found[block.name] = torch.empty(block.shape, dtype=values.dtype)
-            whole = found[block.name].view(matrix_size(block.shape))
-            whole[block.start : block.start + block.rows] = rows[at : at + block.rows]
-            at += block.rows
+        scatter(matrix(link), link, found)
     return found
-
-
-def _gathered(link: Link, tensors: Mapping[str, "Tensor"]) -> "Tensor":
-    """The matrix of a link, from the tensors that its blocks are parts of."""
-    import torch
-
-    parts = [
-        tensors[b.name].reshape(matrix_size(b.shape))[b.start : b.start + b.rows]
-        for b in link.blocks
-    ]
-    return torch.cat(parts).reshape(link.shape).cpu()
 
 
 def _place(link: Link) -> Place:
@@ -241,17 +188,25 @@ def _check_family(path: Path, family: Family, expected: str | None) -> None:
         )
 
 
-def _check_computed(path: Path, run: RunConfig, limits: Iterable[str]) -> None:
-    """Refuse what Megatron, or `MoEModel` beside it, computes differently."""
-    known = {*extras.COMPUTED, _PREDICTION}
-    flags = [f"--{key}" for key in run.megatron if key not in known]
-    problems = [*limits, *([f"MoEModel has no {', '.join(flags)}."] if flags else [])]
-    if problems:
+def _computed(
+    path: Path, architecture: Architecture, limits: Iterable[str]
+) -> tuple[Architecture, tuple[str, ...]]:
+    """What `MoEModel` computes of a model, and what is left out of it, as sentences.
+
+    Raises:
+        CheckpointError: Megatron, or `MoEModel` beside it, computes another function.
+    """
+    layers = architecture.model.num_prediction_layers
+    left_out = (f"{layers} layer(s) of multi-token prediction",) if layers else ()
+    model = replace(architecture.model, num_prediction_layers=0)
+    architecture = replace(architecture, model=model)
+    if found := [*limits, *problems(architecture)]:
         raise CheckpointError(
-            f"{path} needs what MoEModel does not compute: {' '.join(problems)} Convert it "
+            f"{path} is no model for MoEModel. {' '.join(found)} Convert it "
             "(moe-megatron convert) and train it with pretrain_moe.py, or load it with "
             "transformers."
         )
+    return architecture, left_out
 
 
 def _check_places(path: Path, ours: Iterable[Place], theirs: Mapping[Place, Link]) -> None:
@@ -265,3 +220,6 @@ def _check_places(path: Path, ours: Iterable[Place], theirs: Mapping[Place, Link
             f"{key} (layer {layer}, expert {expert}), unlike this model; load it with "
             "transformers, or convert it (moe-megatron convert)."
         )
+
+
+connect(sys.modules[__name__])

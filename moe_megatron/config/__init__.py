@@ -7,24 +7,32 @@
 It runs on a login node: it knows neither torch nor Megatron, and opens nothing but YAML files.
 """
 
+from moe_megatron.config.architecture import Architecture
 from moe_megatron.config.checkpoint import CheckpointConfig
 from moe_megatron.config.data import DataConfig
 from moe_megatron.config.loader import dump_yaml, list_presets, load_config, parse_override
 from moe_megatron.config.mapping import apply_overrides, from_mapping, to_mapping
 from moe_megatron.config.model import ModelConfig
+from moe_megatron.config.model_parts import LatentAttention, RopeScaling, SlidingWindow
 from moe_megatron.config.moe import MoEConfig
 from moe_megatron.config.parallel import ParallelConfig
+from moe_megatron.config.router import RouterConfig
 from moe_megatron.config.run import RunConfig
 from moe_megatron.config.telemetry import TelemetryConfig
 from moe_megatron.config.training import TrainingConfig
 
 __all__ = [
+    "Architecture",
     "CheckpointConfig",
     "DataConfig",
+    "LatentAttention",
     "MoEConfig",
     "ModelConfig",
     "ParallelConfig",
+    "RopeScaling",
+    "RouterConfig",
     "RunConfig",
+    "SlidingWindow",
     "TelemetryConfig",
     "TrainingConfig",
     "apply_overrides",

@@ -6,7 +6,8 @@ It does not know formats or shards (`moe_megatron.checkpoint` and Megatron do).
 from dataclasses import dataclass
 
 from moe_megatron.config import checks
-from moe_megatron.config.convert import conform
+from moe_megatron.config.conform import conform
+from moe_megatron.config.fields import setting, switch
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -17,19 +18,19 @@ class CheckpointConfig:
         ConfigError: If a value is out of range.
     """
 
-    save_interval: int | None = 100
+    save_interval: int | None = setting(100, flag="save-interval")
     """Steps between checkpoints; null: write none."""
 
-    load: str | None = None
+    load: str | None = setting(None, flag="load")
     """Folder of checkpoints to continue from; null: start with new weights."""
 
-    async_save: bool = False
+    async_save: bool = setting(False, flag="async-save")
     """Write in the background while training goes on."""
 
-    fully_reshardable: bool = True
+    fully_reshardable: bool = setting(True, flag="dist-ckpt-optim-fully-reshardable")
     """Write the optimizer so that it can be loaded under any other parallel sizes."""
 
-    save_optimizer: bool = True
+    save_optimizer: bool = setting(True, flag=switch("no-save-optim", on=False, off=True))
     """Include the optimizer; without it a checkpoint is smaller and cannot continue exactly."""
 
     def __post_init__(self) -> None:

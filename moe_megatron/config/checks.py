@@ -6,13 +6,19 @@ which `convert` holds. This module knows no field and no section by name.
 """
 
 import difflib
+import keyword
 from collections.abc import Iterable, Sequence
 
 from moe_megatron.errors import ConfigError
 
 
 def section_of(config_type: type) -> str:
-    """The YAML section of a configuration class: `ModelConfig` -> "model", `RunConfig` -> ""."""
+    """The YAML section of a configuration class: `ModelConfig` -> "model", `RunConfig` -> "".
+
+    A group of fields says its own in `SECTION`.
+    """
+    if hasattr(config_type, "SECTION"):
+        return str(config_type.SECTION)
     name = config_type.__name__.removesuffix("Config").lower()
     return "" if name == "run" else name
 
@@ -84,3 +90,8 @@ def first_few(names: Sequence[str], most: int = 5) -> str:
     """The first names of a list that may be long: "a, b, c and 2 more"."""
     shown = ", ".join(names[:most])
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
+
+
+def is_identifier(word: str) -> bool:
+    """Whether a word can name a field in YAML and an argument in Python."""
+    return word.isidentifier() and not keyword.iskeyword(word)

@@ -6,7 +6,8 @@ It names sources; it does not open them (`moe_megatron.data` does).
 from dataclasses import dataclass
 
 from moe_megatron.config import checks
-from moe_megatron.config.convert import conform
+from moe_megatron.config.conform import conform
+from moe_megatron.config.fields import setting
 from moe_megatron.errors import ConfigError
 
 
@@ -30,10 +31,10 @@ class DataConfig:
     vocab_size: int = 8192
     """Entries of the demo tokenizer; any other tokenizer brings its own number."""
 
-    sequence_length: int = 256
+    sequence_length: int = setting(256, flag="seq-length")
     """Tokens in one training sequence."""
 
-    split: str = "95,5,0"
+    split: str = setting("95,5,0", flag="split")
     """Shares of training, validation and test, in any unit."""
 
     text_key: str = "text"
@@ -42,7 +43,7 @@ class DataConfig:
     max_bad_line_ratio: float = 0.001
     """Unreadable lines to skip, as a share of all lines, before giving up."""
 
-    num_workers: int = 0
+    num_workers: int = setting(0, flag="num-workers")
     """Data loader processes for each training process; 0 loads in the training process."""
 
     cache_dir: str | None = None

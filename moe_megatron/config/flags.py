@@ -2,176 +2,142 @@
 
 `to_flags` writes a configuration as Megatron's command line; `split_flags` reads a command line
 back into fields, so that a flag given beside a file overrides the field it stands for and every
-other flag travels along in `RunConfig.megatron`. The table knows names only: what Megatron makes of
-a flag, and which flags exist, is known to `moe_megatron.mcore`.
+other flag travels along in `RunConfig.megatron`. Fields say their flags where they are declared
+(`fields.setting`); here are the few that stand for something else than one field. What Megatron
+makes of a flag, and which flags exist, is known to `moe_megatron.mcore`.
 """
 
-import ast
-from collections.abc import Callable, Iterable, Sequence
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from moe_megatron.config.run import MegatronValue, RunConfig
+from moe_megatron.config.fields import NOT_OURS, Flag, Setting, Values, real, settings_of, whole
+from moe_megatron.config.run import SECTIONS, MegatronValue, RunConfig
 from moe_megatron.errors import ConfigError
-
-Values = tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FlagRule:
-    """One field as one flag."""
+    """One Megatron flag and what it says of a configuration."""
 
-    field: str
-    """Dotted name, such as "moe.top_k"."""
     flag: str
     """Megatron's name, without the leading dashes."""
-    write: Callable[[Any], Values | None]
+    field: str
+    """Dotted name of the field that it is about, such as "moe.top_k"."""
+    write: Callable[[RunConfig], Values | None]
     """The values behind the flag; None leaves the flag out."""
-    read: Callable[[Values], Any]
-    """The field's value from the values behind the flag."""
+    read: Callable[[Values], dict[str, Any] | None]
+    """Overrides, by dotted name, from the values behind the flag; None where the field cannot say
+    them, and the flag stays one of `RunConfig.megatron`."""
     takes_value: bool = True
     """Whether exactly one value stands behind the flag, or none."""
+    implies: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Overrides, by dotted name, where no other flag says them."""
 
 
-def _text(values: Values) -> str:
-    return values[0]
+def _rules_of_fields() -> Iterator[FlagRule]:
+    for section, config_type in SECTIONS.items():
+        for setting in settings_of(config_type):
+            for flag in setting.flags:
+                yield _rule(section, setting, flag)
 
 
-def _whole(values: Values) -> Any:
-    # Text that is no number goes on as text, for the field's own message.
-    try:
-        return int(values[0])
-    except ValueError:
-        return values[0]
+def _rule(section: str, setting: Setting, flag: Flag) -> FlagRule:
+    name = ".".join((section, *setting.path))
+    group = name.rpartition(".")[0]
 
+    def write(config: RunConfig) -> Values | None:
+        part = getattr(config, section)
+        value = setting.value(part)
+        if value is None and len(setting.path) > 1 and setting.group(part) is None:
+            return None
+        return flag.write(value) if flag.when(part) else None
 
-def _one(value: Any) -> Values | None:
-    return None if value is None else (str(value),)
+    def read(values: Values) -> dict[str, Any] | None:
+        value = flag.read(values)
+        return None if value is NOT_OURS else {name: value}
 
-
-def _value(field: str, flag: str, read: Callable[[Values], Any] = _text) -> FlagRule:
-    return FlagRule(field=field, flag=flag, write=_one, read=read)
-
-
-def _number(field: str, flag: str) -> FlagRule:
-    return _value(field, flag, _whole)
-
-
-def _switch(field: str, flag: str, on: Any = True, off: Any = False) -> FlagRule:
-    """A flag without a value that stands for `field == on`."""
     return FlagRule(
-        field=field, flag=flag, write=lambda v: () if v == on and v != off else None,
-        read=lambda _: on, takes_value=False,
-    )  # fmt: skip
+        flag=flag.name,
+        field=name,
+        write=write,
+        read=read,
+        takes_value=flag.takes_value,
+        implies={f"{group}.{other}": word for other, word in flag.implies.items()},
+    )
 
 
-_ARITHMETIC = (
-    ast.Expression, ast.List, ast.Constant, ast.BinOp, ast.Add, ast.Mult, ast.Load
-)  # fmt: skip
+def _router_option(name: str, flag: str, read: Callable[[Values], Any] | None = None) -> FlagRule:
+    """An option of the router that is Megatron's own, top_k."""
+    dotted = f"moe.router.{name}"
+
+    def write(config: RunConfig) -> Values | None:
+        value = config.moe.router.option(name)
+        if value is None or value is False:
+            return None
+        return () if value is True else (str(value),)
+
+    return FlagRule(
+        flag=flag,
+        field=dotted,
+        write=write,
+        read=lambda values: {dotted: read(values) if read else True},
+        takes_value=read is not None,
+    )
 
 
-def _pattern(values: Values) -> Any:
-    """A number, or a list that may be written as Megatron allows it, "([0]*1+[1]*3)*2"."""
-    text = values[0].strip()
-    try:
-        tree = ast.parse(text if text[:1] in "([" else f"[{text}]", mode="eval")
-        if not all(isinstance(node, _ARITHMETIC) for node in ast.walk(tree)):
-            return text
-        numbers = eval(compile(tree, "moe-layer-freq", "eval"), {"__builtins__": {}})
-    except (SyntaxError, TypeError):
-        # Text that is no pattern goes on as text, for the field's own message.
-        return text
-    if text.isdecimal():
-        return numbers[0]
-    return tuple(numbers) if isinstance(numbers, list) else numbers
-
-
-RULES: tuple[FlagRule, ...] = (
-    _number("model.num_layers", "num-layers"),
-    _number("model.hidden_size", "hidden-size"),
-    _number("model.num_attention_heads", "num-attention-heads"),
-    _number("model.num_query_groups", "num-query-groups"),
-    _number("model.head_dim", "kv-channels"),
-    _number("model.ffn_hidden_size", "ffn-hidden-size"),
-    _number("model.max_position_embeddings", "max-position-embeddings"),
-    _value("model.position_embedding", "position-embedding-type"),
-    _number("model.rotary_base", "rotary-base"),
-    _value("model.norm", "normalization"),
-    _value("model.norm_epsilon", "norm-epsilon"),
-    _switch("model.qk_norm", "qk-layernorm"),
-    _switch("model.activation", "swiglu", on="swiglu", off="gelu"),
-    _switch("model.activation", "squared-relu", on="squared_relu", off="gelu"),
-    _switch("model.add_bias", "disable-bias-linear", on=False, off=True),
-    _switch("model.tie_embeddings", "untie-embeddings-and-output-weights", on=False, off=True),
-    _value("model.init_std", "init-method-std"),
-    _value("model.attention_dropout", "attention-dropout"),
-    _value("model.hidden_dropout", "hidden-dropout"),
-    _number("moe.num_experts", "num-experts"),
-    _number("moe.top_k", "moe-router-topk"),
-    _number("moe.expert_hidden_size", "moe-ffn-hidden-size"),
-    _number("moe.shared_expert_hidden_size", "moe-shared-expert-intermediate-size"),
-    FlagRule(
-        field="moe.layer_frequency",
-        flag="moe-layer-freq",
-        write=lambda v: (str(v) if isinstance(v, int) else f"[{','.join(map(str, v))}]",),
-        read=_pattern,
-    ),
-    _value("moe.router_score_function", "moe-router-score-function"),
-    _switch("moe.pre_softmax", "moe-router-pre-softmax"),
-    _value("moe.router_dtype", "moe-router-dtype"),
-    _value("moe.load_balancing", "moe-router-load-balancing-type"),
-    _value("moe.aux_loss_coef", "moe-aux-loss-coeff"),
-    _value("moe.z_loss_coef", "moe-z-loss-coeff"),
-    _value("moe.capacity_factor", "moe-expert-capacity-factor"),
-    _switch("moe.pad_to_capacity", "moe-pad-expert-input-to-capacity"),
-    _value("moe.drop_policy", "moe-token-drop-policy"),
-    _value("moe.input_jitter", "moe-input-jitter-eps"),
-    _switch("moe.expert_bias", "moe-router-enable-expert-bias"),
-    _value("moe.expert_bias_update_rate", "moe-router-bias-update-rate"),
-    _number("moe.num_groups", "moe-router-num-groups"),
-    _number("moe.group_top_k", "moe-router-group-topk"),
-    _value("moe.top_k_scaling", "moe-router-topk-scaling-factor"),
-    _value("moe.token_dispatcher", "moe-token-dispatcher-type"),
-    _switch("moe.grouped_gemm", "moe-grouped-gemm"),
-    _number("data.sequence_length", "seq-length"),
-    _value("data.split", "split"),
-    _number("data.num_workers", "num-workers"),
-    _number("training.train_steps", "train-iters"),
-    _number("training.micro_batch_size", "micro-batch-size"),
-    _number("training.global_batch_size", "global-batch-size"),
-    _value("training.learning_rate", "lr"),
-    _value("training.min_learning_rate", "min-lr"),
-    _number("training.warmup_steps", "lr-warmup-iters"),
-    _value("training.decay_style", "lr-decay-style"),
-    _value("training.weight_decay", "weight-decay"),
-    _value("training.adam_beta1", "adam-beta1"),
-    _value("training.adam_beta2", "adam-beta2"),
-    _value("training.clip_grad", "clip-grad"),
-    _number("training.seed", "seed"),
-    _number("training.eval_interval", "eval-interval"),
-    _number("training.eval_steps", "eval-iters"),
-    _number("training.log_interval", "log-interval"),
-    FlagRule(
-        field="training.recompute",
-        flag="recompute-granularity",
-        write=lambda v: None if v == "none" else (v,),
-        read=_text,
-    ),
-    _number("parallel.tensor_parallel_size", "tensor-model-parallel-size"),
-    _number("parallel.pipeline_parallel_size", "pipeline-model-parallel-size"),
-    _number("parallel.virtual_pipeline_stages", "num-virtual-stages-per-pipeline-rank"),
-    _number("parallel.expert_parallel_size", "expert-model-parallel-size"),
-    _number("parallel.expert_tensor_parallel_size", "expert-tensor-parallel-size"),
-    _number("parallel.context_parallel_size", "context-parallel-size"),
-    _switch("parallel.sequence_parallel", "sequence-parallel"),
-    _switch("parallel.distributed_optimizer", "use-distributed-optimizer"),
-    _number("checkpoint.save_interval", "save-interval"),
-    _value("checkpoint.load", "load"),
-    _switch("checkpoint.async_save", "async-save"),
-    _switch("checkpoint.fully_reshardable", "dist-ckpt-optim-fully-reshardable"),
-    _switch("checkpoint.save_optimizer", "no-save-optim", on=False, off=True),
+_ROUTER_OPTIONS = (
+    _router_option("score_function", "moe-router-score-function", lambda values: values[0]),
+    _router_option("pre_softmax", "moe-router-pre-softmax"),
+    _router_option("expert_groups", "moe-router-num-groups", whole),
+    _router_option("group_top_k", "moe-router-group-topk", whole),
+    _router_option("scaling", "moe-router-topk-scaling-factor", real),
 )
-"""Every field that one flag can say. The rest (paths, precision) is resolved by the engine."""
+
+_ROPE, _SCALING = "model.position_embedding", "model.rope_scaling"
+
+
+def _read_position_type(values: Values) -> dict[str, Any]:
+    if values[0] == "yarn":
+        return {_ROPE: "rope", f"{_SCALING}.kind": "yarn"}
+    return {_ROPE: values[0]}
+
+
+def _write_position_type(config: RunConfig) -> Values:
+    model = config.model
+    yarn = model.rope_scaling is not None and model.rope_scaling.kind == "yarn"
+    return ("yarn",) if yarn and model.latent_attention is None else (model.position_embedding,)
+
+
+def _write_rope_type(config: RunConfig) -> Values | None:
+    """Latent attention has positions of its own."""
+    model = config.model
+    if model.latent_attention is None:
+        return None
+    yarn = model.rope_scaling is not None and model.rope_scaling.kind == "yarn"
+    return ("yarn",) if yarn else ("rope",)
+
+
+_POSITIONS = (
+    FlagRule(
+        flag="position-embedding-type",
+        field=_ROPE,
+        write=_write_position_type,
+        read=_read_position_type,
+    ),
+    FlagRule(
+        flag="rope-type",
+        field=_SCALING,
+        write=_write_rope_type,
+        read=lambda values: (
+            {f"{_SCALING}.kind": "yarn"} if values[0] == "yarn" else {_SCALING: None}
+        ),
+    ),
+)
+
+RULES: tuple[FlagRule, ...] = (*_rules_of_fields(), *_ROUTER_OPTIONS, *_POSITIONS)
+"""Every field that flags can say. The rest (paths, precision) is resolved by the engine."""
 
 _BY_FLAG = {rule.flag: rule for rule in RULES}
 
@@ -186,10 +152,9 @@ def to_flags(config: RunConfig) -> list[str]:
     """
     words: list[str] = []
     for rule in RULES:
-        section, _, name = rule.field.partition(".")
-        if section == "moe" and config.moe.num_experts is None:
+        if rule.field.startswith("moe.") and config.moe.num_experts is None:
             continue
-        values = rule.write(getattr(getattr(config, section), name))
+        values = rule.write(config)
         if values is not None:
             words += [f"--{rule.flag}", *values]
     for flag, value in config.megatron.items():
@@ -221,6 +186,7 @@ def split_flags(words: Sequence[str]) -> dict[str, Any]:
         ConfigError: A word stands before any flag, or a flag has too few or too many values.
     """
     overrides: dict[str, Any] = {}
+    implied: dict[str, Any] = {}
     for flag, values in _grouped(words):
         if flag in _PRECISION_FLAGS:
             overrides.setdefault("training.precision", _PRECISION_FLAGS[flag])
@@ -236,8 +202,10 @@ def split_flags(words: Sequence[str]) -> dict[str, Any]:
             overrides[f"megatron.{flag}"] = _plain(values)
             continue
         _check_number_of_values(rule, values)
-        overrides[rule.field] = rule.read(values)
-    return overrides
+        read = rule.read(values)
+        overrides.update({f"megatron.{flag}": _plain(values)} if read is None else read)
+        implied.update({} if read is None else rule.implies)
+    return {**implied, **overrides}
 
 
 def _check_number_of_values(rule: FlagRule, values: Values) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from moe_megatron.config import yaml_text
 from moe_megatron.config.checks import join_words, nearest
-from moe_megatron.config.convert import show
+from moe_megatron.config.conform import show
 from moe_megatron.config.mapping import Layer, build, merge, read_layer, to_mapping
 from moe_megatron.config.run import RunConfig
 from moe_megatron.errors import ConfigError

@@ -10,12 +10,15 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 from moe_megatron.config.checks import join_words, nearest
-from moe_megatron.config.convert import annotations_of, convert, show
+from moe_megatron.config.conform import annotations_of, convert, read, show
 from moe_megatron.config.run import SECTIONS, RunConfig
 from moe_megatron.errors import ConfigError
 
 # Values of one file: a mapping for each section, a value for each field of `RunConfig` itself.
 Layer = dict[str, Any]
+
+_TAGS = ("name", "kind")
+"""Fields of a group that say what it is: `moe.router.name`, `model.rope_scaling.kind`."""
 
 
 def from_mapping(values: Mapping[str, object]) -> RunConfig:
@@ -37,17 +40,21 @@ def apply_overrides(config: RunConfig, overrides: Mapping[str, object]) -> RunCo
 
     Args:
         config: The configuration to start from; it stays as it is.
-        overrides: Values by dotted name: "moe.top_k", "run_dir" or "megatron.manual-gc".
+        overrides: Values by dotted name: "moe.top_k", "moe.router.score_function", "run_dir" or
+            "megatron.manual-gc".
 
     Raises:
         ConfigError: For an unknown name, a wrong value, or a result that contradicts itself.
     """
-    values: Layer = {}
+    changes: Layer = {}
     for name, value in overrides.items():
-        section, dot, field = name.partition(".")
-        change = {section: {field: value}} if dot else {section: value}
-        values = merge(values, change)
-    return build(merge(to_mapping(config), read_layer(values)))
+        section, dot, rest = name.partition(".")
+        path = [rest] if section == "megatron" else rest.split(".")
+        change = value
+        for part in reversed(path if dot else []):
+            change = {part: change}
+        changes = _together(changes, read_layer({section: change}))
+    return build(merge(to_mapping(config), changes))
 
 
 def read_layer(values: Mapping[str, object]) -> Layer:
@@ -72,12 +79,31 @@ def read_layer(values: Mapping[str, object]) -> Layer:
 
 
 def merge(base: Layer, changes: Layer) -> Layer:
-    """Lay the changes over the base: sections field by field, everything else as a whole."""
+    """Lay the changes over the base: sections and groups field by field, all else as a whole.
+
+    What has another name is another thing: a router that is named anew keeps no option of the old.
+    """
     merged = dict(base)
     for key, value in changes.items():
-        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = {**merged[key], **value} if both else value
+        below = merged.get(key)
+        if isinstance(value, Mapping) and isinstance(below, Mapping) and not _renamed(below, value):
+            merged[key] = merge(dict(below), dict(value))
+        else:
+            merged[key] = value
     return merged
+
+
+def _together(first: Layer, second: Layer) -> Layer:
+    """What is said at one time, in any order: as `merge`, but nothing is another thing."""
+    both = dict(first)
+    for key, value in second.items():
+        nested = isinstance(value, Mapping) and isinstance(first.get(key), Mapping)
+        both[key] = _together(first[key], dict(value)) if nested else value
+    return both
+
+
+def _renamed(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
+    return any(tag in after and after[tag] != before.get(tag) for tag in _TAGS)
 
 
 def build(layer: Layer) -> RunConfig:
@@ -103,7 +129,7 @@ def _read_section(section: str, values: object) -> Layer:
         if key not in annotations:
             hint = _hint(key, section, annotations)
             raise ConfigError(f"unknown key '{key}' in section '{section}'.{hint}")
-        layer[key] = convert(value, annotations[key], f"{section}.{key}")
+        layer[key] = read(value, annotations[key], f"{section}.{key}")
     return layer
 
 
@@ -136,6 +162,8 @@ def _refuse_preset_as_base(layer: Layer) -> None:
 
 
 def _plain(value: Any) -> Any:
+    if hasattr(value, "to_plain"):
+        return value.to_plain()
     if is_dataclass(value):
         return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, Mapping):

@@ -4,17 +4,36 @@ It does not know the experts (`moe`), the vocabulary (`data`) or how the model i
 processes (`parallel`).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from moe_megatron.config import checks
-from moe_megatron.config.convert import conform
+from moe_megatron.config.conform import conform
+from moe_megatron.config.fields import NOT_OURS, Flag, Values, setting, switch, whole
+from moe_megatron.config.model_parts import LatentAttention, RopeScaling, SlidingWindow
 from moe_megatron.errors import ConfigError
 
-PositionEmbedding = Literal["rope", "yarn", "learned_absolute", "none"]
+PositionEmbedding = Literal["rope", "learned_absolute", "none"]
 Norm = Literal["RMSNorm", "LayerNorm"]
 QKNormScope = Literal["head", "all_heads"]
-Activation = Literal["swiglu", "gelu", "squared_relu"]
+Activation = Literal["swiglu", "quick_geglu", "gelu", "squared_relu"]
+
+GATED = frozenset({"swiglu", "quick_geglu"})
+"""Activations of MLPs with a gate, and so with three matrices."""
+
+
+def _unless(neutral: float) -> Callable[[Any], Values | None]:
+    """Leaves a flag out where the value is neutral."""
+    return lambda value: None if value == neutral else (str(value),)
+
+
+_ACTIVATIONS = (
+    switch("swiglu", on="swiglu"),
+    switch("quick-geglu", on="quick_geglu"),
+    switch("squared-relu", on="squared_relu"),
+)
+"""Without any of them Megatron's activation is gelu."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,81 +44,144 @@ class ModelConfig:
         ConfigError: If a value is out of range, or widths and heads do not divide.
     """
 
-    num_layers: int = 4
+    num_layers: int = setting(4, changes="tensors", flag="num-layers")
     """Transformer layers, dense and MoE together."""
 
-    hidden_size: int = 256
+    hidden_size: int = setting(256, changes="tensors", flag="hidden-size")
     """Width of the residual stream."""
 
-    num_attention_heads: int = 8
+    num_attention_heads: int = setting(8, changes="tensors", flag="num-attention-heads")
     """Query heads in each attention layer."""
 
-    num_query_groups: int | None = None
+    num_query_groups: int | None = setting(None, changes="tensors", flag="num-query-groups")
     """Key/value heads (grouped-query attention); null: as many as query heads."""
 
-    head_dim: int | None = None
+    head_dim: int | None = setting(None, changes="tensors", flag="kv-channels")
     """Width of one attention head; null: hidden_size / num_attention_heads."""
 
-    ffn_hidden_size: int | None = None
+    ffn_hidden_size: int | None = setting(None, changes="tensors", flag="ffn-hidden-size")
     """Inner width of a dense MLP; null: 4 x hidden_size, or 8/3 of it with swiglu (see
     `dense_ffn_size`)."""
 
-    max_position_embeddings: int | None = None
+    max_position_embeddings: int | None = setting(
+        None, changes="function", flag="max-position-embeddings", adjustable=True
+    )
     """Longest sequence the model can read, in tokens; null: data.sequence_length."""
 
-    position_embedding: PositionEmbedding = "rope"
-    """How positions enter: rotary, rotary stretched by YaRN (its numbers are flags under
-    `megatron`), a learned table, or not at all."""
+    position_embedding: PositionEmbedding = setting("rope", changes="tensors")
+    """How positions enter: rotary, a learned table, or not at all."""
 
-    rotary_base: int = 10000
+    rotary_base: int = setting(10000, changes="function", flag="rotary-base")
     """Base of the rotary frequencies; larger for longer sequences."""
 
-    norm: Norm = "RMSNorm"
+    rotary_fraction: float = setting(
+        1.0, changes="function", flag=Flag(name="rotary-percent", write=_unless(1.0))
+    )
+    """Part of each head that rotary positions turn (GLM-4.5: half)."""
+
+    rope_scaling: RopeScaling | None = setting(None, changes="function", adjustable=True)
+    """How rotary positions are stretched to longer sequences; null: they are not."""
+
+    norm: Norm = setting("RMSNorm", changes="tensors", flag="normalization")
     """Normalization before attention, before the MLP and at the end."""
 
-    norm_epsilon: float = 1e-5
+    norm_epsilon: float = setting(1e-5, changes="function", flag="norm-epsilon")
     """Added to the variance inside the norms."""
 
-    qk_norm: bool = False
+    qk_norm: bool = setting(False, changes="tensors", flag="qk-layernorm")
     """Normalize queries and keys before attention."""
 
-    qk_norm_scope: QKNormScope = "head"
+    qk_norm_scope: QKNormScope = setting("head", changes="tensors")
     """What such a norm spans: each head by itself, or all heads at once (OLMoE)."""
 
-    activation: Activation = "swiglu"
-    """Activation of dense MLPs and of experts; swiglu has a gate, and so a third matrix."""
+    activation: Activation = setting("swiglu", changes="tensors", flag=_ACTIVATIONS)
+    """Activation of dense MLPs and of experts. swiglu and quick_geglu (GPT-OSS) have a gate, and so
+    a third matrix."""
 
-    add_bias: bool = False
+    activation_clamp: float | None = setting(
+        None, changes="function", flag="activation-func-clamp-value"
+    )
+    """Largest size of what enters a gated activation; null: no limit (GPT-OSS: 7)."""
+
+    glu_offset: float = setting(
+        0.0, changes="function", flag=Flag(name="glu-linear-offset", write=_unless(0.0))
+    )
+    """Added to the linear half of a gated activation (GPT-OSS: 1)."""
+
+    add_bias: bool = setting(
+        False, changes="tensors", flag=switch("disable-bias-linear", on=False, off=True)
+    )
     """Give the linear layers a bias."""
 
-    attention_output_bias: bool = False
+    qkv_bias: bool = setting(False, changes="tensors", flag="add-qkv-bias")
+    """Give queries, keys and values a bias, whatever the other linear layers have (Qwen2)."""
+
+    attention_output_bias: bool = setting(False, changes="tensors")
     """Give the attention's output projection a bias, whatever the other linear layers have."""
 
-    lm_head_bias: bool = False
+    lm_head_bias: bool = setting(False, changes="tensors")
     """Give the output projection of the model a bias (PhiMoE)."""
 
-    embedding_multiplier: float = 1.0
+    embedding_multiplier: float = setting(1.0, changes="function")
     """Multiplies the embeddings (this and the next three: Granite, after muP, arXiv:2203.03466)."""
 
-    attention_multiplier: float | None = None
+    attention_multiplier: float | None = setting(None, changes="function")
     """Multiplies queries times keys before the softmax; null: 1 / sqrt(head width)."""
 
-    residual_multiplier: float = 1.0
+    residual_multiplier: float = setting(1.0, changes="function")
     """Multiplies what attention and MLP add to the residual stream."""
 
-    logits_divisor: float = 1.0
+    logits_divisor: float = setting(1.0, changes="function")
     """Divides the logits."""
 
-    tie_embeddings: bool = True
+    attention_sinks: bool = setting(
+        False,
+        changes="tensors",
+        flag=Flag(
+            name="softmax-type",
+            write=lambda sinks: ("learnable",) if sinks else None,
+            read=lambda values: {"learnable": True, "vanilla": False}.get(values[0], NOT_OURS),
+        ),
+    )
+    """Give each head a learned logit that takes attention away from all tokens (GPT-OSS)."""
+
+    sliding_window: SlidingWindow | None = setting(None, changes="function", adjustable=True)
+    """How far attention looks back; null: to the first token."""
+
+    latent_attention: LatentAttention | None = setting(
+        None,
+        changes="tensors",
+        flag=Flag(
+            name="multi-latent-attention",
+            write=lambda latent: None if latent is None else (),
+            read=lambda _: {},
+            takes_value=False,
+        ),
+    )
+    """Attention through low ranks in place of full keys and values; null: plain attention."""
+
+    num_prediction_layers: int = setting(
+        0,
+        changes="tensors",
+        flag=Flag(name="mtp-num-layers", write=_unless(0), read=whole),
+        adjustable=True,
+    )
+    """Layers of multi-token prediction behind the model (DeepSeek-V3, arXiv:2412.19437)."""
+
+    tie_embeddings: bool = setting(
+        True,
+        changes="tensors",
+        flag=switch("untie-embeddings-and-output-weights", on=False, off=True),
+    )
     """Use one matrix as input embedding and as output projection."""
 
-    init_std: float = 0.02
+    init_std: float = setting(0.02, changes="training", flag="init-method-std")
     """Standard deviation of the initial weights."""
 
-    attention_dropout: float = 0.0
+    attention_dropout: float = setting(0.0, changes="training", flag="attention-dropout")
     """Probability of dropping an attention weight."""
 
-    hidden_dropout: float = 0.0
+    hidden_dropout: float = setting(0.0, changes="training", flag="hidden-dropout")
     """Probability of dropping a feature after attention and after the MLP."""
 
     def __post_init__(self) -> None:
@@ -116,6 +198,7 @@ class ModelConfig:
             "max_position_embeddings",
             "rotary_base",
         )
+        checks.at_least(self, 0, "num_prediction_layers")
         checks.positive(
             self,
             "norm_epsilon",
@@ -124,9 +207,40 @@ class ModelConfig:
             "attention_multiplier",
             "residual_multiplier",
             "logits_divisor",
+            "activation_clamp",
+            "rotary_fraction",
         )
         checks.fraction(self, "attention_dropout", "hidden_dropout")
         self._check_heads()
+        self._check_parts()
+
+    def _check_parts(self) -> None:
+        if self.rotary_fraction > 1:
+            raise ConfigError(
+                f"model.rotary_fraction must be at most 1, not {self.rotary_fraction}: it is a "
+                "part of each head."
+            )
+        if self.rope_scaling is not None and self.position_embedding != "rope":
+            raise ConfigError(
+                f"model.rope_scaling stretches rotary positions, and model.position_embedding is "
+                f"'{self.position_embedding}'; set it to 'rope', or rope_scaling to null."
+            )
+        if self.latent_attention and self.rope_scaling and self.rope_scaling.kind != "yarn":
+            raise ConfigError(
+                f"model.rope_scaling.kind '{self.rope_scaling.kind}' does not work with "
+                "model.latent_attention, whose positions Megatron stretches by 'yarn' alone."
+            )
+        window = self.sliding_window
+        if window is not None and window.layers and len(window.layers) != self.num_layers:
+            raise ConfigError(
+                f"model.sliding_window.layers has {len(window.layers)} entries for "
+                f"model.num_layers ({self.num_layers}); give one 1 or 0 for each layer."
+            )
+        if self.activation not in GATED and (self.glu_offset or self.activation_clamp is not None):
+            raise ConfigError(
+                f"model.glu_offset and model.activation_clamp belong to activations with a gate "
+                f"({checks.join_words(sorted(GATED))}), not to '{self.activation}'; leave them out."
+            )
 
     def _check_heads(self) -> None:
         heads = self.num_attention_heads
@@ -135,7 +249,7 @@ class ModelConfig:
                 f"model.hidden_size ({self.hidden_size}) must be a multiple of "
                 f"model.num_attention_heads ({heads}); change one, or set model.head_dim."
             )
-        if self.position_embedding in {"rope", "yarn"} and self.attention_head_dim % 2:
+        if self.position_embedding == "rope" and self.attention_head_dim % 2:
             raise ConfigError(
                 f"rope turns pairs of features, so the head width ({self.attention_head_dim}) must "
                 "be even; set model.head_dim, or change model.num_attention_heads."
@@ -146,6 +260,11 @@ class ModelConfig:
                 f"model.num_attention_heads ({heads}); "
                 f"try {checks.join_words(checks.divisors(heads))}."
             )
+
+    @property
+    def is_gated(self) -> bool:
+        """Whether MLPs have a gate, and so three matrices."""
+        return self.activation in GATED
 
     @property
     def attention_head_dim(self) -> int:

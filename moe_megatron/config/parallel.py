@@ -10,7 +10,8 @@ import math
 from dataclasses import dataclass
 
 from moe_megatron.config import checks
-from moe_megatron.config.convert import conform
+from moe_megatron.config.conform import conform
+from moe_megatron.config.fields import setting
 from moe_megatron.errors import TopologyError
 
 
@@ -23,28 +24,28 @@ class ParallelConfig:
         TopologyError: If virtual stages are asked for without a pipeline.
     """
 
-    tensor_parallel_size: int = 1
+    tensor_parallel_size: int = setting(1, flag="tensor-model-parallel-size")
     """Processes that share each attention and dense matrix."""
 
-    pipeline_parallel_size: int = 1
+    pipeline_parallel_size: int = setting(1, flag="pipeline-model-parallel-size")
     """Processes that the layers are dealt out to, one stage each."""
 
-    virtual_pipeline_stages: int | None = None
+    virtual_pipeline_stages: int | None = setting(None, flag="num-virtual-stages-per-pipeline-rank")
     """Parts that each pipeline process cuts its layers into, to idle less; null: one."""
 
-    expert_parallel_size: int = 1
+    expert_parallel_size: int = setting(1, flag="expert-model-parallel-size")
     """Processes that the experts of a layer are dealt out to."""
 
-    expert_tensor_parallel_size: int | None = None
+    expert_tensor_parallel_size: int | None = setting(None, flag="expert-tensor-parallel-size")
     """Processes that share each expert's matrices; null: tensor_parallel_size."""
 
-    context_parallel_size: int = 1
+    context_parallel_size: int = setting(1, flag="context-parallel-size")
     """Processes that share the tokens of one sequence."""
 
-    sequence_parallel: bool | None = None
+    sequence_parallel: bool | None = setting(None, flag="sequence-parallel")
     """Split norms and router inputs along the sequence; null: on with tensor parallelism."""
 
-    distributed_optimizer: bool = True
+    distributed_optimizer: bool = setting(True, flag="use-distributed-optimizer")
     """Spread the optimizer's state over the data-parallel processes."""
 
     def __post_init__(self) -> None:

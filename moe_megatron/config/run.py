@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from moe_megatron.config import checks, validation
+from moe_megatron.config.architecture import Architecture
 from moe_megatron.config.checkpoint import CheckpointConfig
-from moe_megatron.config.convert import conform
+from moe_megatron.config.conform import conform
 from moe_megatron.config.data import DataConfig
 from moe_megatron.config.model import ModelConfig
 from moe_megatron.config.moe import MoEConfig
@@ -82,14 +83,19 @@ class RunConfig:
         object.__setattr__(self, "megatron", _normalized_flags(self.megatron))
 
     @property
+    def architecture(self) -> Architecture:
+        """Which model it is."""
+        return Architecture(model=self.model, moe=self.moe, vocab_size=self.data.vocab_size)
+
+    @property
     def moe_layers(self) -> tuple[int, ...]:
         """Global numbers of the MoE layers, from 1; empty for a dense model."""
-        return self.moe.layer_numbers(self.model.num_layers)
+        return self.architecture.moe_layers
 
     @property
     def expert_hidden_size(self) -> int:
         """Inner width of one expert, in features."""
-        return self.moe.expert_hidden_size or self.model.dense_ffn_size
+        return self.architecture.expert_hidden_size
 
     @property
     def max_position_embeddings(self) -> int:

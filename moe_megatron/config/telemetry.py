@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from moe_megatron.config import checks
-from moe_megatron.config.convert import conform
+from moe_megatron.config.conform import conform
 from moe_megatron.errors import ConfigError
 
 

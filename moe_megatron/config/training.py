@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from moe_megatron.config import checks
-from moe_megatron.config.convert import conform
+from moe_megatron.config.conform import conform
+from moe_megatron.config.fields import Flag, setting
 from moe_megatron.errors import ConfigError
 
 DecayStyle = Literal["cosine", "linear", "constant", "inverse-square-root", "WSD"]
@@ -24,55 +25,60 @@ class TrainingConfig:
         ConfigError: If a value is out of range, or the schedule contradicts itself.
     """
 
-    train_steps: int = 300
+    train_steps: int = setting(300, flag="train-iters")
     """Optimizer updates in the whole run."""
 
-    micro_batch_size: int = 4
+    micro_batch_size: int = setting(4, flag="micro-batch-size")
     """Sequences that one process computes at a time."""
 
-    global_batch_size: int = 8
+    global_batch_size: int = setting(8, flag="global-batch-size")
     """Sequences in one update, over all processes; the rest is gradient accumulation."""
 
-    learning_rate: float = 2e-3
+    learning_rate: float = setting(2e-3, flag="lr")
     """Peak learning rate."""
 
-    min_learning_rate: float = 2e-4
+    min_learning_rate: float = setting(2e-4, flag="min-lr")
     """Learning rate at the end of the decay."""
 
-    warmup_steps: int = 20
+    warmup_steps: int = setting(20, flag="lr-warmup-iters")
     """Steps of linear warmup from 0 to the peak."""
 
-    decay_style: DecayStyle = "cosine"
+    decay_style: DecayStyle = setting("cosine", flag="lr-decay-style")
     """Decay after the warmup, until the last step; WSD also needs megatron.lr-wsd-decay-iters."""
 
-    weight_decay: float = 0.1
+    weight_decay: float = setting(0.1, flag="weight-decay")
     """Decoupled weight decay of AdamW."""
 
-    adam_beta1: float = 0.9
+    adam_beta1: float = setting(0.9, flag="adam-beta1")
     """Decay of the running mean of gradients."""
 
-    adam_beta2: float = 0.95
+    adam_beta2: float = setting(0.95, flag="adam-beta2")
     """Decay of the running mean of squared gradients."""
 
-    clip_grad: float = 1.0
+    clip_grad: float = setting(1.0, flag="clip-grad")
     """Largest norm of the whole gradient; 0 turns clipping off."""
 
-    seed: int = 1234
+    seed: int = setting(1234, flag="seed")
     """Seed of initialization, data order and dropout."""
 
     precision: Precision = "auto"
     """Arithmetic of the model; auto chooses by the device and logs why."""
 
-    eval_interval: int | None = 100
+    eval_interval: int | None = setting(100, flag="eval-interval")
     """Steps between evaluations; null: never evaluate."""
 
-    eval_steps: int = 10
+    eval_steps: int = setting(10, flag="eval-iters")
     """Global batches in one evaluation."""
 
-    log_interval: int = 1
+    log_interval: int = setting(1, flag="log-interval")
     """Steps between lines of Megatron's own log; metrics.jsonl has every step."""
 
-    recompute: Recompute = "none"
+    recompute: Recompute = setting(
+        "none",
+        flag=Flag(
+            name="recompute-granularity", write=lambda kind: None if kind == "none" else (kind,)
+        ),
+    )
     """Activations to compute again in the backward pass, to save memory: none, those of
     attention, or those of whole layers."""
 

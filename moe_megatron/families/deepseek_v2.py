@@ -1,7 +1,7 @@
 """DeepSeek-V2: latent attention, dense first layers, shared experts, softmax over all experts."""
 
 from moe_megatron.families.family import Family
-from moe_megatron.families.latent import LATENT_ATTENTION, latent_flags, latent_limits
+from moe_megatron.families.latent import LATENT_ATTENTION, latent_limits
 from moe_megatron.families.rows import (
     DENSE_MLP,
     OUTSIDE,
@@ -30,12 +30,11 @@ DEEPSEEK_V2 = Family(
         *moe_fields("n_routed_experts", "moe_intermediate_size", None),
         *GROUP_FIELDS,
         SHARED_EXPERTS,
-        number("aux_loss_alpha", "", "moe.aux_loss_coef", 0.001),
-        negated("norm_topk_prob", "moe.pre_softmax", True),
+        number("aux_loss_alpha", "moe.aux_loss_coef", 0.001),
+        negated("norm_topk_prob", "moe.router.pre_softmax", True),
     ),
     pattern=FIRST_DENSE,
     constants={"model.qk_norm": True, "moe.load_balancing": "seq_aux_loss"},
-    flags=latent_flags,
     limits_of=latent_limits,
     hf_constants={"hidden_act": "silu"},
     latent=True,

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from moe_megatron.families.deepseek_v2 import DEEPSEEK_V2
 from moe_megatron.families.family import sigmoid_limits
-from moe_megatron.families.latent import MTP, latent_limits, mtp_copies, mtp_sizes
+from moe_megatron.families.latent import MTP, latent_limits, mtp_copies, mtp_layout, mtp_present
 from moe_megatron.families.rows import EXPERT_BIAS
 from moe_megatron.families.settings import (
     GROUP_FIELDS,
@@ -33,10 +33,11 @@ DEEPSEEK_V3 = replace(
         SHARED_EXPERTS,
         MTP_FIELD,
     ),
-    sizes=mtp_sizes,
+    present=mtp_present,
+    layout=mtp_layout,
     constants={
         "model.qk_norm": True,
-        "moe.router_score_function": "sigmoid",
+        "moe.router.score_function": "sigmoid",
         "moe.expert_bias": True,
         "moe.load_balancing": "none",
     },

@@ -17,7 +17,7 @@ from moe_megatron.families.settings import (
     NO_LAYER,
     number,
 )
-from moe_megatron.families.sliding import window_flags
+from moe_megatron.families.sliding import window
 
 LLAMA = Family(
     name="llama",
@@ -27,7 +27,7 @@ LLAMA = Family(
         *MODEL_FIELDS,
         *HEAD_FIELDS,
         *ATTENTION_BIASES,
-        number("mlp_bias", "mlp_bias", "model.add_bias", False),
+        number("mlp_bias", "model.add_bias", False),
     ),
     pattern=NO_LAYER,
     hf_constants={"hidden_act": "silu"},
@@ -38,7 +38,7 @@ MISTRAL = replace(
     name="mistral",
     architecture="MistralForCausalLM",
     fields=(*MODEL_FIELDS, *HEAD_FIELDS),
-    flags=window_flags,
+    parts=window,
     hf_constants={"hidden_act": "silu", "sliding_window": None},
 )
 
@@ -46,8 +46,7 @@ QWEN2 = replace(
     MISTRAL,
     name="qwen2",
     architecture="Qwen2ForCausalLM",
-    sizes=lambda config, names: {"qkv_bias": True},
-    constants={"megatron.add-qkv-bias": True},
+    constants={"model.qkv_bias": True},
     hf_constants={"hidden_act": "silu", "use_sliding_window": False},
 )
 
@@ -61,6 +60,5 @@ QWEN3 = replace(
         *HEAD_FIELDS,
         *ATTENTION_BIASES,
     ),
-    sizes=lambda config, names: {"qk_norm": True},
     constants={"model.qk_norm": True},
 )

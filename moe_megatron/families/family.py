@@ -2,11 +2,12 @@
 
 import re
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from moe_megatron.config import RunConfig
-from moe_megatron.config.mapping import from_mapping
+from moe_megatron.config import Architecture, ModelConfig, MoEConfig, RouterConfig, RunConfig
+from moe_megatron.config.architecture import Difference
+from moe_megatron.config.mapping import from_mapping, to_mapping
 from moe_megatron.errors import MappingError
 from moe_megatron.families import rope
 from moe_megatron.families.geometry import Geometry
@@ -15,6 +16,7 @@ from moe_megatron.families.links import Link
 from moe_megatron.families.settings import (
     EVERY_LAYER,
     NO_LAYER,
+    TOP_K_ROUTER,
     Field,
     Pattern,
     of_run,
@@ -25,33 +27,26 @@ from moe_megatron.families.table import Row, expand
 LONGEST_SEQUENCE = 4096
 """Tokens of a training sequence that an import proposes at most."""
 Names = Collection[str] | None
-_MOST = {"layers": 4096, "experts": 65536, "mtp_layers": 64}
+_MOST = {"model.num_layers": 4096, "moe.num_experts": 65536, "model.num_prediction_layers": 64}
 _FUSED = re.compile(r"\.experts\.(gate_up_proj|down_proj)$")
 _PRECISIONS = {"float32": "fp32", "bfloat16": "bf16"}
 _DTYPES = {precision: dtype for dtype, precision in _PRECISIONS.items()}
-_CONSTANTS = {
-    "model.norm": "RMSNorm",
-    "model.activation": "swiglu",
-    "model.position_embedding": "rope",
-    "model.qk_norm": False,
-    "model.add_bias": False,
-    "model.attention_output_bias": False,
-    "model.lm_head_bias": False,
-    "model.embedding_multiplier": 1.0,
-    "model.attention_multiplier": None,
-    "model.residual_multiplier": 1.0,
-    "model.logits_divisor": 1.0,
+_ROUTER = "moe.router."
+_LEAST = {
+    "layers": "model.num_layers",
+    "hidden": "model.hidden_size",
+    "heads": "model.num_attention_heads",
+    "groups": "model.num_query_groups",
+    "head_dim": "model.head_dim",
+    "vocab": "data.vocab_size",
+    "ffn": "model.ffn_hidden_size",
 }
-_MOE_CONSTANTS = {
-    "moe.router_algorithm": "top_k",
-    "moe.router_score_function": "softmax",
-    "moe.pre_softmax": False,
-    "moe.expert_bias": False,
-    "moe.num_groups": None,
-    "moe.group_top_k": None,
-    "moe.shared_expert_hidden_size": None,
-    "moe.top_k_scaling": None,
+_LEAST_MOE = {
+    "experts": "moe.num_experts",
+    "expert_width": "moe.expert_hidden_size",
+    "top_k": "moe.top_k",
 }
+"""Sizes of which each model has at least one, by the word that a message calls them."""
 
 
 def sigmoid_limits(config: HfConfig, geometry: Geometry) -> list[str]:
@@ -69,6 +64,10 @@ def _nothing(config: HfConfig) -> dict[str, Any]:
     return {}
 
 
+def _nothing_more(config: HfConfig, names: Names) -> dict[str, Any]:
+    return {}
+
+
 def _no_limits(config: HfConfig, geometry: Geometry) -> list[str]:
     return []
 
@@ -83,15 +82,18 @@ class Family:
     """Class of transformers that loads it."""
     rows: tuple[Row, ...]
     fields: tuple[Field, ...]
-    sizes: Callable[[HfConfig, Names], dict[str, Any]] = lambda config, names: {}
-    """Fields of `Geometry` that no key says by itself, of a configuration and names of tensors."""
+    parts: Callable[[HfConfig], dict[str, Any]] = _nothing
+    """Dotted fields of a run that take a calculation."""
+    present: Callable[[HfConfig, Names], dict[str, Any]] = _nothing_more
+    """Dotted fields of a run that the names of a checkpoint's tensors correct."""
+    layout: Callable[[HfConfig, Names], dict[str, Any]] = _nothing_more
+    """Fields of `Geometry` beside the architecture, of a configuration and names of tensors."""
     pattern: Pattern = EVERY_LAYER
     constants: Mapping[str, Any] = field(default_factory=dict)
-    """Dotted fields of a run that are the same for every member."""
+    """Dotted fields of a run that are the same for every member, where they are not the defaults of
+    `ModelConfig`, `MoEConfig` and the top-k router."""
     hf_constants: Mapping[str, Any] = field(default_factory=dict)
     """Keys of `config.json` that every natively trained model gets."""
-    flags: Callable[[HfConfig], dict[str, Any]] = _nothing
-    """Megatron flags for what no field of ours says."""
     extra: Callable[[Geometry], list[Link]] = _no_links
     """Links that no row can say."""
     limits_of: Callable[[HfConfig, Geometry], list[str]] = _no_limits
@@ -128,16 +130,36 @@ class Family:
 
         Raises:
             MappingError: A key is missing, or sizes do not fit each other.
+            ConfigError: A key has a value that no model can have.
         """
-        sizes = {f.size: f.value(hf_config) for f in self.fields if f.size}
-        kinds = {key: type(value) for key, value in _defaults().items()}
-        sizes = {key: kinds.get(key, int)(value) for key, value in sizes.items()}
-        if self.latent:
-            sizes |= {"groups": sizes["heads"], "head_dim": sizes["v_dim"]}
-        sizes |= self.sizes(hf_config, names)
-        _check_sizes(sizes, is_moe=self.is_moe)
-        moe_layers = self.pattern.read(hf_config, sizes["layers"])
-        return Geometry(family=self.name, moe_layers=moe_layers, **sizes)
+        values = self._values(hf_config, names)
+        sections = {key: values[key] for key in ("model", "moe")}
+        run = from_mapping({**sections, "data": {"vocab_size": values["data"]["vocab_size"]}})
+        layout = self.layout(hf_config, names)
+        return Geometry(family=self.name, architecture=run.architecture, **layout)
+
+    def _values(self, hf_config: HfConfig, names: Names = None) -> dict[str, Any]:
+        """Nested fields of a run, of model, experts and vocabulary."""
+        values: dict[str, Any] = {"model": {}, "moe": {}, "data": {}}
+        for name, value in {**(TOP_K_ROUTER if self.is_moe else {}), **self.constants}.items():
+            put(values, name, value)
+        for entry in self.fields:
+            put(values, entry.ours, entry.value(hf_config))
+        if self._has_rope:
+            values["model"]["rotary_base"] = round(rope.base(hf_config, self.rope_base))
+            for name, value in rope.fields(hf_config, latent=self.latent).items():
+                put(values, name, value)
+        for name, value in {**self.parts(hf_config), **self.present(hf_config, names)}.items():
+            put(values, name, value)
+        _check_sizes(values, is_moe=self.is_moe)
+        moe_layers = self.pattern.read(hf_config, values["model"]["num_layers"])
+        if any(moe_layers):
+            alike = all(moe_layers)
+            values["moe"]["layer_frequency"] = 1 if alike else [int(moe) for moe in moe_layers]
+            _finish_moe(values["moe"])
+        else:
+            values["moe"] = {"num_experts": None}
+        return values
 
     def links(self, geometry: Geometry, *, fused: bool = False) -> list[Link]:
         """Every tensor of a model on both sides.
@@ -154,7 +176,7 @@ class Family:
 
     def ignorable(self, geometry: Geometry) -> tuple[str, ...]:
         """Patterns of whole names that a Hugging Face checkpoint may hold besides, to no effect."""
-        tied = ("lm_head.weight",) if geometry.tied else ()
+        tied = () if geometry.untied else ("lm_head.weight",)
         return (r".*rotary_emb\.inv_freq", *tied, *self.ignored)
 
     def limits(self, hf_config: HfConfig) -> tuple[str, ...]:
@@ -178,33 +200,16 @@ class Family:
             MappingError: A key is missing, or has a value that no run can have.
         """
         geometry = geometry or self.geometry(hf_config)
-        values: dict[str, Any] = {"model": {}, "moe": {}, "data": {}, "training": {}}
-        megatron = dict(self.flags(hf_config))
-        defaults = _CONSTANTS | (_MOE_CONSTANTS if self.is_moe else {})
-        for name, value in {**defaults, **self.constants}.items():
-            put(values, name, value)
-        for entry in self.fields:
-            if entry.ours:
-                put(values, entry.ours, entry.value(hf_config))
-        if self._has_rope:
-            values["model"]["rotary_base"] = round(rope.base(hf_config, self.rope_base))
-            kind = rope.embedding(hf_config, latent=self.latent)
-            values["model"]["position_embedding"] = kind
-            megatron |= rope.flags(hf_config, latent=self.latent)
-        if self.is_moe:
-            pattern = tuple(int(moe) for moe in geometry.moe_layers)
-            values["moe"] |= {"layer_frequency": 1 if geometry.homogeneous else list(pattern)}
-            _finish_moe(values["moe"])
-        else:
-            values["moe"]["num_experts"] = None
-        megatron |= values.pop("megatron", {})
-        megatron["mtp-num-layers"] = geometry.mtp_layers
-        values["megatron"] = {k: v for k, v in megatron.items() if v is not False and v != 0}
-        longest = min(LONGEST_SEQUENCE, values["model"]["max_position_embeddings"])
-        values["data"]["sequence_length"] = longest
+        it = geometry.architecture
+        whole = to_mapping(RunConfig(model=it.model, moe=it.moe))
+        longest = min(LONGEST_SEQUENCE, whole["model"]["max_position_embeddings"])
         dtype = str(hf_config.get("dtype") or hf_config.get("torch_dtype")).removeprefix("torch.")
-        values["training"]["precision"] = _PRECISIONS.get(dtype, "auto")
-        return values
+        return {
+            "model": whole["model"],
+            "moe": whole["moe"],
+            "data": {"vocab_size": it.vocab_size, "sequence_length": longest},
+            "training": {"precision": _PRECISIONS.get(dtype, "auto")},
+        }
 
     def hf_config(
         self, run_config: RunConfig, base: HfConfig | None = None, names: Names = None
@@ -227,14 +232,11 @@ class Family:
         if base is not None:
             before = from_mapping(self.run_config(base, self.geometry(base, names)))
         for entry in self.fields:
-            if not entry.ours:
-                continue
             value = of_run(run_config, entry.ours)
-            if isinstance(entry.default, bool):
-                value = bool(value)  # a flag that a run has not
             if before is None or of_run(before, entry.ours) != value:
                 told[entry.key(told)] = entry.write(value, run_config)
-        self._tell_rope(told, run_config, base)
+        if self._has_rope:
+            rope.write(told, run_config.model, None if before is None else before.model)
         if self.is_moe:
             told |= self._layer_keys(run_config, base)
         if base is None and run_config.training.precision in _DTYPES:
@@ -254,55 +256,96 @@ class Family:
             )
         return keys
 
-    def _tell_rope(
-        self, told: dict[str, Any], run_config: RunConfig, base: HfConfig | None
-    ) -> None:
-        theta = run_config.model.rotary_base
-        if not self._has_rope or (base and round(rope.base(base, self.rope_base)) == theta):
-            return
-        if "rope_parameters" in told:
-            told["rope_parameters"] = {**(told["rope_parameters"] or {}), "rope_theta": theta}
-        else:
-            told["rope_theta"] = theta
+    @property
+    def _says(self) -> frozenset[str]:
+        """Dotted names of the fields of a model that its configurations can say."""
+        said = {entry.ours for entry in self.fields} | {"moe.layer_frequency"}
+        if self._has_rope:
+            said |= {"model.rotary_base", "model.rope_scaling"}
+        if "partial_rotary_factor" in self.hf_constants:
+            said.add("model.rotary_fraction")
+        return frozenset(said | {name.rsplit(".", 1)[0] for name in said if name.count(".") > 1})
+
+    def misfits(self, architecture: Architecture) -> list[Difference]:
+        """The fields of a model that none of its configurations can say, `theirs` being its own.
+
+        An empty list is no proof: what a field of the family says may still not hold the value.
+        """
+        fixed = self._fixed("model", ModelConfig)
+        nearest = Architecture(
+            model=replace(architecture.model, **fixed),
+            moe=self._nearest_experts(architecture.moe),
+            vocab_size=architecture.vocab_size,
+        )
+        return architecture.differences(nearest, architecture.names("tensors", "function"))
+
+    def _nearest_experts(self, moe: MoEConfig) -> MoEConfig:
+        if moe.num_experts is None:
+            return moe
+        ours = moe.router.to_plain()
+        router = {
+            name.removeprefix(_ROUTER): value
+            for name, value in {**TOP_K_ROUTER, **self.constants}.items()
+            if name.startswith(_ROUTER)
+        }
+        said = (name.removeprefix(_ROUTER) for name in self._says if name.startswith(_ROUTER))
+        router |= {option: ours.get(option) for option in said}
+        _leave_out_other_options(router)
+        fixed = self._fixed("moe", MoEConfig)
+        fixed["router"] = RouterConfig(name=router.pop("name"), options=router)
+        return replace(moe, **fixed)
+
+    def _fixed(self, section: str, config_type: type) -> dict[str, Any]:
+        """The fields of a section that are the same for every member, with their values."""
+        return {
+            f.name: self.constants.get(f"{section}.{f.name}", f.default)
+            for f in fields(config_type)
+            if f"{section}.{f.name}" not in self._says
+        }
 
 
 def _finish_moe(moe: dict[str, Any]) -> None:
     """Null where a run says nothing, and no loss where nothing balances by one."""
-    for key in ("shared_expert_hidden_size", "input_jitter"):
-        moe[key] = moe.get(key) or None
-    if moe.get("num_groups") in {None, 1, moe.get("group_top_k")}:
-        moe |= {"num_groups": None, "group_top_k": None}  # every expert can be chosen
-    if moe["top_k"] == 1 and moe["router_score_function"] == "softmax":
-        moe["pre_softmax"] = True  # a softmax over one choice would leave the router no gradient
-    if moe.get("top_k_scaling") == 1.0:
-        moe["top_k_scaling"] = None
+    router = moe["router"]
+    _leave_out_other_options(router)
+    if router["name"] == "top_k" and router["expert_groups"] in {None, 1, router["group_top_k"]}:
+        router |= {"expert_groups": None, "group_top_k": None}  # every expert can be chosen
+    if moe["top_k"] == 1 and router.get("score_function") == "softmax":
+        router["pre_softmax"] = True  # a softmax over one choice would leave the router no gradient
     moe.setdefault("load_balancing", "aux_loss" if moe.get("aux_loss_coef") else "none")
     moe.setdefault("z_loss_coef", 0.0)
     if moe["load_balancing"] == "none":
         moe["aux_loss_coef"] = 0.0
 
 
-def _defaults() -> dict[str, Any]:
-    fields = Geometry.__dataclass_fields__
-    return {name: f.default for name, f in fields.items() if isinstance(f.default, bool)}
+def _leave_out_other_options(router: dict[str, Any]) -> None:
+    """A family of another router begins with the options of top-k like all others."""
+    if router["name"] != TOP_K_ROUTER[f"{_ROUTER}name"]:
+        for name in TOP_K_ROUTER.keys() - {f"{_ROUTER}name"}:
+            router.pop(name.removeprefix(_ROUTER), None)
 
 
-def _check_sizes(sizes: Mapping[str, Any], *, is_moe: bool) -> None:
-    needed = ["layers", "hidden", "heads", "groups", "head_dim", "vocab", "ffn"]
-    needed += ["experts", "expert_width", "top_k"] if is_moe else []
-    for name in needed:
-        if sizes[name] < 1:
-            raise MappingError(f"config.json gives {sizes[name]} {name}; at least 1 is needed.")
+def _check_sizes(values: Mapping[str, Any], *, is_moe: bool) -> None:
+    def size(name: str) -> Any:
+        section, key = name.split(".")
+        return values[section].get(key)
+
+    for word, name in {**_LEAST, **(_LEAST_MOE if is_moe else {})}.items():
+        if size(name) is not None and size(name) < 1:
+            raise MappingError(f"config.json gives {size(name)} {word}; at least 1 is needed.")
     for name, most in _MOST.items():
-        if sizes.get(name, 0) > most:
-            raise MappingError(f"config.json gives {sizes[name]} {name}; {most} are allowed.")
-    if sizes["heads"] % sizes["groups"]:
+        if (size(name) or 0) > most:
+            words = {**_LEAST, **_LEAST_MOE}.items()
+            what = next((word for word, ours in words if ours == name), "prediction layers")
+            raise MappingError(f"config.json gives {size(name)} {what}; {most} are allowed.")
+    heads, groups = size("model.num_attention_heads"), size("model.num_query_groups")
+    if groups and heads % groups:
         raise MappingError(
-            f"config.json has {sizes['heads']} query heads and {sizes['groups']} key/value heads; "
+            f"config.json has {heads} query heads and {groups} key/value heads; "
             "the second number must divide the first."
         )
-    if is_moe and sizes["top_k"] > sizes["experts"]:
+    if is_moe and size("moe.top_k") > size("moe.num_experts"):
         raise MappingError(
-            f"config.json sends a token to {sizes['top_k']} of {sizes['experts']} experts; it "
-            "cannot be more than there are."
+            f"config.json sends a token to {size('moe.top_k')} of {size('moe.num_experts')} "
+            "experts; it cannot be more than there are."
         )

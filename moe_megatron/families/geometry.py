@@ -1,10 +1,12 @@
-"""The sizes of a model, as a Hugging Face configuration gives them.
+"""The sizes that rows of a mapping table name: those of a model's architecture, under short names.
 
-Rows of a mapping table name these sizes, so that shapes follow from the configuration alone. This
-module does not know tensors or families.
+Shapes of tensors follow from them. What a checkpoint holds beside the tensors of the architecture
+is said by the fields below it. This module does not know tensors or families.
 """
 
 from dataclasses import dataclass
+
+from moe_megatron.config import Architecture, LatentAttention, ModelConfig, MoEConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -13,60 +15,9 @@ class Geometry:
 
     family: str
     """Name of the family that read it."""
-    layers: int
-    """Decoder layers, without those of multi-token prediction."""
-    hidden: int
-    """Width of the residual stream."""
-    heads: int
-    """Query heads."""
-    groups: int
-    """Key/value heads."""
-    head_dim: int
-    """Width of one head."""
-    vocab: int
-    """Rows of the embedding; a Megatron checkpoint may hold more, padded ones."""
-    ffn: int
-    """Inner width of a dense MLP."""
-    moe_layers: tuple[bool, ...]
-    """For each decoder layer whether it is a MoE layer."""
-    experts: int = 0
-    """Experts of a MoE layer; 0 in a dense model."""
-    top_k: int = 0
-    """Experts that a token is sent to."""
-    expert_width: int = 0
-    """Inner width of one expert."""
-    shared_width: int = 0
-    """Inner width of the shared experts together; 0: there are none."""
-    shared_gate: bool = False
-    """A gate weighs the shared expert."""
-    expert_bias: bool = False
-    """The choice of experts has a correction bias."""
-    tied: bool = False
-    """Embedding and output projection are one matrix."""
-    qk_norm: bool = False
-    """Queries and keys are normalized."""
-    qkv_bias: bool = False
-    """The projections of queries, keys and values have biases."""
-    proj_bias: bool = False
-    """The output projection of the attention has a bias."""
-    mlp_bias: bool = False
-    """The linear layers of MLPs have biases."""
-    head_bias: bool = False
-    """The output projection of the model has a bias."""
-    mtp_layers: int = 0
-    """Layers of multi-token prediction, behind the decoder layers."""
+    architecture: Architecture
     mtp_copies: bool = False
-    """Those layers hold copies of the embedding and of the output projection."""
-    q_lora: int = 0
-    """Rank of the queries of latent attention; 0: full rank."""
-    kv_lora: int = 0
-    """Rank of keys and values of latent attention; 0: no latent attention."""
-    nope_dim: int = 0
-    """Width of a query or key head that rotation leaves alone (latent attention)."""
-    rope_dim: int = 0
-    """Width of a query or key head that is rotated (latent attention)."""
-    v_dim: int = 0
-    """Width of a value head (latent attention)."""
+    """Layers of multi-token prediction hold copies of embedding and output projection."""
     encoder_moe_layers: tuple[bool, ...] = ()
     """As `moe_layers`, for the encoder of an encoder-decoder model."""
     side_embeddings: bool = False
@@ -75,29 +26,90 @@ class Geometry:
     """Rows of a table of relative position biases."""
 
     @property
+    def _model(self) -> ModelConfig:
+        return self.architecture.model
+
+    @property
+    def _moe(self) -> MoEConfig:
+        return self.architecture.moe
+
+    @property
+    def _latent(self) -> LatentAttention | None:
+        return self.architecture.model.latent_attention
+
+    @property
+    def layers(self) -> int:
+        """Decoder layers, without those of multi-token prediction."""
+        return self._model.num_layers
+
+    @property
+    def mtp_layers(self) -> int:
+        """Layers of multi-token prediction, behind the decoder layers."""
+        return self._model.num_prediction_layers
+
+    @property
+    def moe_layers(self) -> tuple[bool, ...]:
+        """For each decoder layer whether it is a MoE layer."""
+        sparse = self.architecture.moe_layers
+        return tuple(number in sparse for number in range(1, self.layers + 1))
+
+    @property
     def homogeneous(self) -> bool:
         """Whether Megatron stacks the layers of a tensor: all are alike."""
         return all(self.moe_layers) or not any(self.moe_layers)
 
     @property
+    def vocab(self) -> int:
+        """Rows of the embedding; a Megatron checkpoint may hold more, padded ones."""
+        return self.architecture.vocab_size
+
+    @property
+    def hidden(self) -> int:
+        """Width of the residual stream."""
+        return self._model.hidden_size
+
+    @property
+    def two_hidden(self) -> int:
+        """Features of two residual streams side by side."""
+        return 2 * self.hidden
+
+    @property
+    def positions(self) -> int:
+        """Rows of a table of learned positions; 0: there is none."""
+        learned = self._model.position_embedding == "learned_absolute"
+        return (self._model.max_position_embeddings or 0) if learned else 0
+
+    @property
     def untied(self) -> bool:
         """The output projection has a matrix of its own."""
-        return not self.tied
+        return not self._model.tie_embeddings
 
     @property
-    def latent(self) -> bool:
-        """Queries, keys and values go through low ranks (MLA)."""
-        return self.kv_lora > 0
+    def head_bias(self) -> bool:
+        """The output projection of the model has a bias."""
+        return self._model.lm_head_bias
 
     @property
-    def full_rank_q(self) -> bool:
-        """Latent attention whose queries do not go through a low rank."""
-        return self.latent and self.q_lora == 0
+    def norm_bias(self) -> bool:
+        """Norms have biases."""
+        return self._model.norm == "LayerNorm"
+
+    # --- attention ---
 
     @property
-    def low_rank_q(self) -> bool:
-        """Latent attention whose queries go through a low rank too."""
-        return self.q_lora > 0
+    def heads(self) -> int:
+        """Query heads."""
+        return self._model.num_attention_heads
+
+    @property
+    def query_groups(self) -> int:
+        """Key/value heads."""
+        return self._model.key_value_heads
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one head."""
+        return self._model.attention_head_dim
 
     @property
     def q_rows(self) -> int:
@@ -107,7 +119,7 @@ class Geometry:
     @property
     def kv_rows(self) -> int:
         """Features of all key heads, or of all value heads."""
-        return self.groups * self.head_dim
+        return self.query_groups * self.head_dim
 
     @property
     def qkv_rows(self) -> int:
@@ -115,24 +127,76 @@ class Geometry:
         return self.q_rows + 2 * self.kv_rows
 
     @property
+    def qkv_bias(self) -> bool:
+        """The projections of queries, keys and values have biases."""
+        return self._model.add_bias or self._model.qkv_bias
+
+    @property
+    def proj_bias(self) -> bool:
+        """The output projection of the attention has a bias."""
+        return self._model.add_bias or self._model.attention_output_bias
+
+    @property
+    def qk_norm(self) -> bool:
+        """Queries and keys are normalized."""
+        return self._model.qk_norm
+
+    @property
+    def q_norm_width(self) -> int:
+        """Features that the norm of queries spans."""
+        return self.q_rows if self._model.qk_norm_scope == "all_heads" else self.head_dim
+
+    @property
+    def k_norm_width(self) -> int:
+        """Features that the norm of keys spans."""
+        return self.kv_rows if self._model.qk_norm_scope == "all_heads" else self.head_dim
+
+    # --- latent attention (MLA) ---
+
+    @property
+    def full_rank_q(self) -> bool:
+        """Latent attention whose queries do not go through a low rank."""
+        return self._latent is not None and self._latent.q_lora_rank is None
+
+    @property
+    def q_lora(self) -> int:
+        """Rank of the queries of latent attention; 0: full rank."""
+        return (self._latent and self._latent.q_lora_rank) or 0
+
+    @property
+    def kv_lora(self) -> int:
+        """Rank of keys and values of latent attention; 0: no latent attention."""
+        return self._latent.kv_lora_rank if self._latent else 0
+
+    @property
     def latent_q_rows(self) -> int:
         """Features of all query heads in latent attention."""
-        return self.heads * (self.nope_dim + self.rope_dim)
+        latent = self._latent
+        width = latent.qk_head_dim + latent.qk_pos_emb_head_dim if latent else 0
+        return self.heads * width
 
     @property
     def latent_kv_down_rows(self) -> int:
         """Rows of the projection down to the latent of keys and values and the rotated key."""
-        return self.kv_lora + self.rope_dim
+        return self.kv_lora + (self._latent.qk_pos_emb_head_dim if self._latent else 0)
 
     @property
     def latent_kv_up_rows(self) -> int:
         """Features of all keys (unrotated part) and values in latent attention."""
-        return self.heads * (self.nope_dim + self.v_dim)
+        latent = self._latent
+        return self.heads * (latent.qk_head_dim + latent.v_head_dim if latent else 0)
 
     @property
     def latent_out(self) -> int:
         """Features of all value heads in latent attention."""
-        return self.heads * self.v_dim
+        return self.heads * (self._latent.v_head_dim if self._latent else 0)
+
+    # --- MLPs and experts ---
+
+    @property
+    def ffn(self) -> int:
+        """Inner width of a dense MLP."""
+        return self._model.dense_ffn_size
 
     @property
     def two_ffn(self) -> int:
@@ -140,9 +204,34 @@ class Geometry:
         return 2 * self.ffn
 
     @property
+    def mlp_bias(self) -> bool:
+        """The linear layers of MLPs have biases."""
+        return self._model.add_bias
+
+    @property
+    def experts(self) -> int:
+        """Experts of a MoE layer; 0 in a dense model."""
+        return self._moe.num_experts or 0
+
+    @property
+    def top_k(self) -> int:
+        """Experts that a token is sent to; 0 in a dense model."""
+        return self._moe.top_k if self.architecture.is_moe else 0
+
+    @property
+    def expert_width(self) -> int:
+        """Inner width of one expert."""
+        return self.architecture.expert_hidden_size
+
+    @property
     def two_expert_width(self) -> int:
         """Rows of gate and up projection of an expert together."""
         return 2 * self.expert_width
+
+    @property
+    def shared_width(self) -> int:
+        """Inner width of the shared experts together; 0: there are none."""
+        return self._moe.shared_expert_hidden_size or 0
 
     @property
     def two_shared_width(self) -> int:
@@ -150,9 +239,14 @@ class Geometry:
         return 2 * self.shared_width
 
     @property
-    def two_hidden(self) -> int:
-        """Features of two residual streams side by side."""
-        return 2 * self.hidden
+    def shared_gate(self) -> bool:
+        """A gate weighs the shared expert."""
+        return self._moe.shared_expert_gate and self.shared_width > 0
+
+    @property
+    def expert_bias(self) -> bool:
+        """The choice of experts has a correction bias."""
+        return self._moe.expert_bias
 
     def size(self, axis: str | int) -> int:
         """The size of an axis that a row names, or the number itself."""

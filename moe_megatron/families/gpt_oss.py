@@ -6,7 +6,6 @@ Megatron has the sinks, windows, clamped activation, biases and YaRN positions.
 """
 
 from moe_megatron.families.family import Family
-from moe_megatron.families.hf_config import HfConfig, real
 from moe_megatron.families.rows import ATTENTION, LAYER, OUTSIDE, router
 from moe_megatron.families.settings import (
     HEAD_FIELDS,
@@ -14,7 +13,7 @@ from moe_megatron.families.settings import (
     moe_fields,
     number,
 )
-from moe_megatron.families.sliding import window_flags
+from moe_megatron.families.sliding import window
 from moe_megatron.families.table import Form, Row, Scope, Source, one
 
 _MLP = LAYER + "mlp."
@@ -29,16 +28,6 @@ def _expert(key: str, name: str, form: Form, *shape: str) -> Row:
         per_expert=True,
         gated=key.startswith("linear_fc1"),
     )
-
-
-def _flags(config: HfConfig) -> dict[str, object]:
-    return {
-        "softmax-type": "learnable",
-        "quick-geglu": True,
-        "glu-linear-offset": 1.0,
-        "activation-func-clamp-value": real(config, "swiglu_limit", 7.0),
-        **window_flags(config),
-    }
 
 
 GPT_OSS = Family(
@@ -65,13 +54,15 @@ GPT_OSS = Family(
         *MODEL_FIELDS,
         *HEAD_FIELDS,
         *moe_fields("num_local_experts", "intermediate_size"),
-        number("attention_bias", "qkv_bias", "", True),
-        number("attention_bias", "proj_bias", "", True),
+        number("swiglu_limit", "model.activation_clamp", 7.0),
     ),
-    # `gelu` leaves out the flag of swiglu; quick-geglu makes it the gated activation of GPT-OSS.
-    constants={"model.activation": "gelu", "model.add_bias": True},
-    flags=_flags,
-    sizes=lambda config, names: {"mlp_bias": True},
+    constants={
+        "model.activation": "quick_geglu",
+        "model.glu_offset": 1.0,
+        "model.attention_sinks": True,
+        "model.add_bias": True,
+    },
+    parts=window,
     hf_constants={"hidden_act": "silu"},
     rope_base=150000.0,
 )

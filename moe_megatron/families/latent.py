@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from moe_megatron.families import rope
 from moe_megatron.families.family import Names
 from moe_megatron.families.geometry import Geometry
 from moe_megatron.families.hf_config import HfConfig, whole
@@ -25,18 +24,16 @@ LATENT_ATTENTION = (
     _attention(
         "linear_q_proj.weight", "q_proj.weight", "latent_q_rows", "hidden", when="full_rank_q"
     ),
-    _attention(
-        "linear_q_down_proj.weight", "q_a_proj.weight", "q_lora", "hidden", when="low_rank_q"
-    ),
+    _attention("linear_q_down_proj.weight", "q_a_proj.weight", "q_lora", "hidden", when="q_lora"),
     _attention(
         "q_layernorm.weight",
         "q_a_layernorm.weight",
         "q_lora",
         aliases=("linear_q_up_proj.layer_norm_weight",),
-        when="low_rank_q",
+        when="q_lora",
     ),
     _attention(
-        "linear_q_up_proj.weight", "q_b_proj.weight", "latent_q_rows", "q_lora", when="low_rank_q"
+        "linear_q_up_proj.weight", "q_b_proj.weight", "latent_q_rows", "q_lora", when="q_lora"
     ),
     _attention(
         "linear_kv_down_proj.weight", "kv_a_proj_with_mqa.weight", "latent_kv_down_rows", "hidden"
@@ -69,20 +66,31 @@ MTP = (
 """What a layer of multi-token prediction has around its transformer layer."""
 
 
-def mtp_sizes(config: HfConfig, names: Names) -> dict[str, Any]:
-    """Which layers of multi-token prediction there are, and whether they hold copies.
+def mtp_present(config: HfConfig, names: Names) -> dict[str, Any]:
+    """No layers of multi-token prediction where a checkpoint holds none.
 
     Published checkpoints hold the layers that their configuration speaks of; those that
     transformers wrote do not.
     """
-    sizes: dict[str, Any] = {"expert_bias": True}
     if names is None or not MTP_FIELD.value(config):
-        return sizes
-    behind = f"model.layers.{config['num_hidden_layers']}."
-    if not any(behind in name or name.startswith("mtp.") for name in names):
-        sizes["mtp_layers"] = 0
-    sizes["mtp_copies"] = any(f"{behind}shared_head.head" in name for name in names)
-    return sizes
+        return {}
+    behind = _behind(config)
+    if any(behind in name or name.startswith("mtp.") for name in names):
+        return {}
+    return {MTP_FIELD.ours: 0}
+
+
+def mtp_layout(config: HfConfig, names: Names) -> dict[str, Any]:
+    """Whether the layers of multi-token prediction hold copies of the embedding."""
+    if names is None or not MTP_FIELD.value(config):
+        return {}
+    head = f"{_behind(config)}shared_head.head"
+    return {"mtp_copies": any(head in name for name in names)}
+
+
+def _behind(config: HfConfig) -> str:
+    """How the names of tensors begin in the first layer behind the decoder."""
+    return f"model.layers.{config['num_hidden_layers']}."
 
 
 def mtp_copies(geometry: Geometry) -> list[Link]:
@@ -93,11 +101,6 @@ def mtp_copies(geometry: Geometry) -> list[Link]:
     layers = range(geometry.layers, geometry.layers + geometry.mtp_layers)
     kinds = ("embed_tokens.weight", "shared_head.head.weight")
     return carried([(f"model.layers.{layer}.{kind}", shape) for layer in layers for kind in kinds])
-
-
-def latent_flags(config: HfConfig) -> dict[str, Any]:
-    """Megatron's switch for latent attention, and the positions it has of its own."""
-    return {"multi-latent-attention": True, **rope.flags(config, latent=True)}
 
 
 def latent_limits(config: HfConfig, geometry: Geometry) -> list[str]:

@@ -5,9 +5,10 @@ one matrix of the Megatron checkpoint, of one layer and one expert, with blocks 
 Face tensors. Read from left to right it exports, from right to left it imports. No torch here.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from math import prod
 
 LAYER = "{layer}"
 _PADDED = ("embedding.word_embeddings.", "output_layer.")
@@ -119,6 +120,11 @@ class Link:
     """Terms of a matrix that is a sum (imports only); `blocks` are then those of the first."""
     noise: Noise | None = None
     """Random numbers that are added (imports only); without blocks they are all there is."""
+
+
+def matrix_size(shape: Sequence[int]) -> tuple[int, int]:
+    """Rows and columns of a tensor that is seen as a matrix; a vector is one column."""
+    return (prod(shape[:-1]), shape[-1]) if len(shape) > 1 else (prod(shape), 1)
 
 
 def stacked(key: str) -> str:

@@ -2,8 +2,8 @@
 
 from moe_megatron.families.family import Family
 from moe_megatron.families.rows import ATTENTION, OUTSIDE, experts, router
-from moe_megatron.families.settings import HEAD_FIELDS, MODEL_FIELDS, moe_fields, number
-from moe_megatron.families.sliding import window_flags
+from moe_megatron.families.settings import HEAD_FIELDS, MODEL_FIELDS, factor, moe_fields
+from moe_megatron.families.sliding import window
 
 _BLOCK = "block_sparse_moe"
 
@@ -20,9 +20,9 @@ MIXTRAL = Family(
         *MODEL_FIELDS,
         *HEAD_FIELDS,
         *moe_fields("num_local_experts", "intermediate_size"),
-        number("router_jitter_noise", "", "moe.input_jitter", 0.0),
+        factor("router_jitter_noise", "moe.input_jitter", 0.0),
     ),
-    flags=window_flags,
+    parts=window,
     hf_constants={"hidden_act": "silu"},
     rope_base=1e6,
 )

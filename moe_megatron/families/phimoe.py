@@ -12,10 +12,11 @@ from moe_megatron.families.settings import (
     ATTENTION_BIASES,
     HEAD_FIELDS,
     MODEL_FIELDS,
+    factor,
     moe_fields,
     number,
 )
-from moe_megatron.families.sliding import window_flags
+from moe_megatron.families.sliding import window
 from moe_megatron.families.table import Scope, one
 
 _BLOCK = "block_sparse_moe"
@@ -42,13 +43,13 @@ PHIMOE = Family(
         *MODEL_FIELDS,
         *HEAD_FIELDS,
         *ATTENTION_BIASES,
-        number("lm_head_bias", "head_bias", "model.lm_head_bias", False),
+        number("lm_head_bias", "model.lm_head_bias", False),
         *moe_fields("num_local_experts", "intermediate_size"),
-        number("input_jitter_noise", "", "moe.input_jitter", 0.0),
-        number("router_jitter_noise", "", "moe.sparse_mixer_jitter", 0.01),
+        factor("input_jitter_noise", "moe.input_jitter", 0.0),
+        number("router_jitter_noise", "moe.router.jitter", 0.01),
     ),
-    constants={"model.norm": "LayerNorm", "moe.router_algorithm": "sparse_mixer"},
-    flags=window_flags,
+    constants={"model.norm": "LayerNorm", "moe.router.name": "sparse_mixer"},
+    parts=window,
     hf_constants={"hidden_act": "silu"},
     rope_base=1e6,
 )

@@ -14,11 +14,12 @@ from moe_megatron.families.settings import (
     HEAD_FIELDS,
     MODEL_FIELDS,
     SPARSE_STEP,
+    Field,
     moe_fields,
     negated,
     number,
 )
-from moe_megatron.families.sliding import window_flags
+from moe_megatron.families.sliding import window
 from moe_megatron.families.table import Scope, one
 
 _GATE = one(
@@ -46,13 +47,18 @@ QWEN2_MOE = Family(
         *MODEL_FIELDS,
         *HEAD_FIELDS,
         *moe_fields("num_experts", "moe_intermediate_size"),
-        negated("norm_topk_prob", "moe.pre_softmax", True),
-        number("qkv_bias", "qkv_bias", "megatron.add-qkv-bias", True),
-        number(
-            "shared_expert_intermediate_size", "shared_width", "moe.shared_expert_hidden_size", 5632
+        negated("norm_topk_prob", "moe.router.pre_softmax", True),
+        number("qkv_bias", "model.qkv_bias", True),
+        Field(
+            hf="shared_expert_intermediate_size",
+            ours="moe.shared_expert_hidden_size",
+            default=5632,
+            read=lambda width, _: width or None,
+            write=lambda width, _: width or 0,
         ),
     ),
     pattern=SPARSE_STEP,
-    flags=lambda config: {"moe-shared-expert-gate": True, **window_flags(config)},
+    constants={"moe.shared_expert_gate": True},
+    parts=window,
     hf_constants={"hidden_act": "silu", "use_sliding_window": False},
 )

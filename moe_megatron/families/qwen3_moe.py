@@ -17,7 +17,7 @@ from moe_megatron.families.settings import (
     moe_fields,
     negated,
 )
-from moe_megatron.families.sliding import window_flags
+from moe_megatron.families.sliding import window
 
 QWEN3_MOE = Family(
     name="qwen3_moe",
@@ -28,11 +28,10 @@ QWEN3_MOE = Family(
         *HEAD_FIELDS,
         *ATTENTION_BIASES,
         *moe_fields("num_experts", "moe_intermediate_size"),
-        negated("norm_topk_prob", "moe.pre_softmax", True),
+        negated("norm_topk_prob", "moe.router.pre_softmax", True),
     ),
     pattern=SPARSE_STEP,
-    sizes=lambda config, names: {"qk_norm": True},
     constants={"model.qk_norm": True},
-    flags=window_flags,
+    parts=window,
     hf_constants={"hidden_act": "silu", "use_sliding_window": False},
 )

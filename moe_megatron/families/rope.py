@@ -7,6 +7,7 @@ Old configurations have `rope_theta` and `rope_scaling`; those of transformers 5
 from collections.abc import Mapping
 from typing import Any
 
+from moe_megatron.config import ModelConfig
 from moe_megatron.errors import MappingError
 from moe_megatron.families.hf_config import HfConfig, real, whole
 
@@ -42,51 +43,101 @@ def base(config: HfConfig, default: float = 10000.0) -> float:
     return real(parameters(config), "rope_theta", default)
 
 
-def embedding(config: HfConfig, *, latent: bool = False) -> str:
-    """`model.position_embedding` of a run; latent attention has kinds of its own."""
-    return "yarn" if not latent and parameters(config)["rope_type"] == "yarn" else "rope"
-
-
-def flags(config: HfConfig, *, latent: bool = False) -> dict[str, Any]:
-    """Megatron's flags for positions; what it cannot compute is in `limits`.
+def fields(config: HfConfig, *, latent: bool = False) -> dict[str, Any]:
+    """What rotary positions say of a run; what Megatron cannot compute of them is in `limits`.
 
     Args:
         config: Hugging Face configuration.
         latent: Whether the attention is latent (MLA), which has positions of its own.
+
+    Returns:
+        Values by dotted name.
     """
     rope = parameters(config)
+    rotated = 1.0 if latent else real(rope, "partial_rotary_factor", 1.0)
+    return {
+        "model.rotary_fraction": rotated,
+        "model.rope_scaling": _scaling(rope, latent=latent),
+    }
+
+
+def _scaling(rope: Mapping[str, Any], *, latent: bool) -> dict[str, Any] | None:
     kind, factor = rope["rope_type"], real(rope, "factor", 1.0)
-    rotated = real(rope, "partial_rotary_factor", 1.0)
-    found: dict[str, Any] = {"rope-type": "rope"} if latent else {}
-    if rotated != 1.0 and not latent:
-        found["rotary-percent"] = rotated
-    if latent and kind == "yarn":
-        found |= {"rope-type": "yarn", "rotary-scaling-factor": factor}
-        found |= {
-            "mscale": real(rope, "mscale", 1.0),
-            "mscale-all-dim": real(rope, "mscale_all_dim", 0.0),
-        }
-    elif kind == "yarn":
-        found |= _yarn_flags(rope)
-    elif kind == "llama3":
-        found |= {"use-rope-scaling": True, "rope-scaling-factor": factor}
-    elif kind == "linear":
-        found["rotary-seq-len-interpolation-factor"] = int(factor)
+    if latent and kind != "yarn":
+        return None
+    if latent:
+        mscale, all_dim = real(rope, "mscale", 1.0), real(rope, "mscale_all_dim", 0.0)
+        return {"kind": "yarn", "factor": factor, "mscale": mscale, "mscale_all_dim": all_dim}
+    if kind == "yarn":
+        return _yarn(rope)
+    if kind == "llama3":
+        return {"kind": "llama3", "factor": factor}
+    if kind == "linear":
+        return {"kind": "linear", "factor": max(1, int(factor))}
+    return None
+
+
+def _yarn(rope: Mapping[str, Any]) -> dict[str, Any]:
+    """YaRN of plain attention, of which Megatron takes every number."""
+    found: dict[str, Any] = {
+        "kind": "yarn",
+        "factor": real(rope, "factor"),
+        "original_max_position_embeddings": whole(rope, "original_max_position_embeddings"),
+        "beta_fast": real(rope, "beta_fast", 32.0),
+        "beta_slow": real(rope, "beta_slow", 1.0),
+        "round_range": rope.get("truncate") is not False,
+    }
+    if rope.get("mscale") and rope.get("mscale_all_dim"):
+        found |= {"mscale": real(rope, "mscale"), "mscale_all_dim": real(rope, "mscale_all_dim")}
     return found
 
 
-def _yarn_flags(rope: Mapping[str, Any]) -> dict[str, Any]:
-    """YaRN of plain attention, of which Megatron takes every number."""
-    found: dict[str, Any] = {
-        "rotary-scaling-factor": real(rope, "factor"),
-        "yarn-original-max-position-embeddings": whole(rope, "original_max_position_embeddings"),
-        "yarn-beta-fast": real(rope, "beta_fast", 32.0),
-        "yarn-beta-slow": real(rope, "beta_slow", 1.0),
-    }
-    if rope.get("mscale") and rope.get("mscale_all_dim"):
-        found |= {"mscale": real(rope, "mscale"), "mscale-all-dim": real(rope, "mscale_all_dim")}
-    if rope.get("truncate") is False:
-        found["no-yarn-correction-range-round-to-int"] = True
+def write(told: dict[str, Any], model: ModelConfig, before: ModelConfig | None) -> None:
+    """Say the rotary positions of a model in its `config.json`.
+
+    Args:
+        told: The configuration, which is changed.
+        model: The model.
+        before: What the configuration says already; None: nothing.
+    """
+    changes: dict[str, Any] = {}
+    if before is None or before.rotary_base != model.rotary_base:
+        changes["rope_theta"] = model.rotary_base
+    if (before and before.rotary_fraction) != model.rotary_fraction and (
+        before is not None or "partial_rotary_factor" in told
+    ):
+        changes["partial_rotary_factor"] = model.rotary_fraction
+    if (before and before.rope_scaling) != model.rope_scaling:
+        changes |= _written(model)
+    if changes and "rope_parameters" in told:
+        told["rope_parameters"] = {**(told["rope_parameters"] or {}), **changes}
+    elif changes:
+        scaling = {key: changes.pop(key) for key in list(changes) if key not in _OWN_KEYS}
+        told |= changes
+        if scaling:
+            told["rope_scaling"] = scaling
+
+
+_OWN_KEYS = frozenset({"rope_theta", "partial_rotary_factor"})
+"""Keys beside `rope_scaling` in configurations that have it; the others are in it."""
+
+
+def _written(model: ModelConfig) -> dict[str, Any]:
+    """`rope_scaling` of a configuration."""
+    scaling = model.rope_scaling
+    if scaling is None:
+        return {"rope_type": "default"}
+    found: dict[str, Any] = {"rope_type": scaling.kind, "factor": scaling.factor}
+    if scaling.kind == "llama3":
+        found |= _LLAMA3
+    elif scaling.kind == "yarn":
+        found |= _YARN if model.latent_attention else {}
+        words = ("original_max_position_embeddings", "beta_fast", "beta_slow")
+        for word in (*words, "mscale", "mscale_all_dim"):
+            if getattr(scaling, word) is not None:
+                found[word] = getattr(scaling, word)
+        if not scaling.round_range:
+            found["truncate"] = False
     return found
 
 
@@ -98,6 +149,8 @@ def limits(config: HfConfig, *, latent: bool = False) -> list[str]:
     known = {"default": {}, "linear": {}, "llama3": _LLAMA3, "yarn": _YARN if latent else {}}
     if not isinstance(kind, str) or kind not in known:
         return [f"Megatron has no '{kind}' rotary positions here; it would use plain ones."]
+    if latent and kind in {"linear", "llama3"}:
+        return ["Megatron stretches the positions of latent attention by YaRN alone."]
     fixed = {key: value for key, value in known[kind].items() if rope.get(key, value) != value}
     if fixed:
         return [f"Megatron fixes {', '.join(fixed)} of '{kind}' rotary positions to other values."]

@@ -1,14 +1,17 @@
-"""Fields of a Hugging Face configuration: what they say of the geometry and of a `RunConfig`.
+"""Fields of a Hugging Face configuration: what they say of a run's, and above all of its model.
 
-One table of fields is read three ways: configuration to geometry, configuration to run, and run
-back to configuration. This module does not know any family.
+One table of fields is read both ways: configuration to run, and run back to configuration. This
+module does not know any family.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from moe_megatron.config import RunConfig
+from moe_megatron.config.fields import settings_of
+from moe_megatron.config.run import SECTIONS
 from moe_megatron.families.hf_config import HfConfig, listed, real, whole
 
 Default = Callable[[HfConfig], Any]
@@ -20,12 +23,10 @@ class Field:
     """One key of a Hugging Face configuration."""
 
     hf: str
+    ours: str
+    """Dotted name in `RunConfig`."""
     also: tuple[str, ...] = ()
     """Other names of the key, in configurations of another age."""
-    size: str = ""
-    """Name in `Geometry`; empty: shapes do not depend on it."""
-    ours: str = ""
-    """Dotted name in `RunConfig`, or "megatron.<flag>"; empty: a run does not know it."""
     default: Any = _ABSENT
     """Where the key is missing or null: a value, or a function of the configuration."""
     read: Callable[[Any, HfConfig], Any] = lambda value, _: value
@@ -46,17 +47,43 @@ class Field:
         key = self.key(config)
         if config.get(key) is None and self.default is not _ABSENT:
             return self.default(config) if callable(self.default) else self.default
-        found = whole(config, key) if self.size else real(config, key)
+        found = whole(config, key) if _counts(self.ours) else real(config, key)
         switch = config[key] if isinstance(config[key], bool) else None
         return self.read(found if switch is None else switch, config)
 
 
-def number(
-    hf: str, size: str = "", ours: str = "", default: Any = _ABSENT, also: str = ""
-) -> Field:
-    """A field that is the same number on both sides."""
-    names = (also,) if also else ()
-    return Field(hf=hf, also=names, size=size, ours=ours, default=default)
+@functools.cache
+def _counts(ours: str) -> bool:
+    """Whether a field of a run is a whole number."""
+    section, *path = ours.split(".")
+    for setting in settings_of(SECTIONS[section]):
+        if setting.path == tuple(path):
+            kinds = get_args(setting.annotation) or (setting.annotation,)
+            return int in kinds or bool in kinds
+    return ours in {"moe.router.expert_groups", "moe.router.group_top_k"}
+
+
+def number(hf: str, ours: str, default: Any = _ABSENT, also: str = "") -> Field:
+    """A field that is the same value on both sides.
+
+    Args:
+        hf: Name there.
+        ours: Dotted name in `RunConfig`.
+        default: Ours where the key is missing.
+        also: Another name there.
+    """
+    return Field(hf=hf, ours=ours, also=(also,) if also else (), default=default)
+
+
+def factor(hf: str, ours: str, neutral: float) -> Field:
+    """A number that is null with us where it is neutral there."""
+    return Field(
+        hf=hf,
+        ours=ours,
+        default=None,
+        read=lambda value, _: None if value == neutral else value,
+        write=lambda value, _: neutral if value is None else value,
+    )
 
 
 def negated(hf: str, ours: str, default: bool) -> Field:
@@ -77,33 +104,32 @@ def _head_dim(config: HfConfig) -> int:
 
 
 MODEL_FIELDS = (
-    number("num_hidden_layers", "layers", "model.num_layers"),
-    number("hidden_size", "hidden", "model.hidden_size"),
-    number("num_attention_heads", "heads", "model.num_attention_heads"),
-    number("vocab_size", "vocab", "data.vocab_size"),
-    number("max_position_embeddings", "", "model.max_position_embeddings"),
-    number("rms_norm_eps", "", "model.norm_epsilon", 1e-6),
-    number("initializer_range", "", "model.init_std", 0.02),
-    number("attention_dropout", "", "model.attention_dropout", 0.0),
-    number("tie_word_embeddings", "tied", "model.tie_embeddings", False),
-    number("intermediate_size", "ffn", "model.ffn_hidden_size"),
+    number("num_hidden_layers", "model.num_layers"),
+    number("hidden_size", "model.hidden_size"),
+    number("num_attention_heads", "model.num_attention_heads"),
+    number("vocab_size", "data.vocab_size"),
+    number("max_position_embeddings", "model.max_position_embeddings"),
+    number("rms_norm_eps", "model.norm_epsilon", 1e-6),
+    number("initializer_range", "model.init_std", 0.02),
+    number("attention_dropout", "model.attention_dropout", 0.0),
+    number("tie_word_embeddings", "model.tie_embeddings", False),
+    number("intermediate_size", "model.ffn_hidden_size"),
 )
 """What every decoder-only model has."""
 
 HEAD_FIELDS = (
     number(
         "num_key_value_heads",
-        "groups",
         "model.num_query_groups",
         lambda config: whole(config, "num_attention_heads"),
     ),
-    number("head_dim", "head_dim", "model.head_dim", _head_dim),
+    number("head_dim", "model.head_dim", _head_dim),
 )
 """Heads of plain attention."""
 
 ATTENTION_BIASES = (
-    number("attention_bias", "qkv_bias", "megatron.add-qkv-bias", False),
-    number("attention_bias", "proj_bias", "model.attention_output_bias", False),
+    number("attention_bias", "model.qkv_bias", False),
+    number("attention_bias", "model.attention_output_bias", False),
 )
 """Biases of all four projections of the attention."""
 
@@ -118,49 +144,46 @@ def moe_fields(experts: str, width: str, coefficient: float | None = 0.001) -> t
             has no such key.
     """
     fields = (
-        number(experts, "experts", "moe.num_experts", also="num_local_experts"),
-        number("num_experts_per_tok", "top_k", "moe.top_k", 2),
-        number(width, "expert_width", "moe.expert_hidden_size"),
+        number(experts, "moe.num_experts", also="num_local_experts"),
+        number("num_experts_per_tok", "moe.top_k", 2),
+        number(width, "moe.expert_hidden_size"),
     )
     if coefficient is None:
         return fields
-    return (*fields, number("router_aux_loss_coef", "", "moe.aux_loss_coef", coefficient))
+    return (*fields, number("router_aux_loss_coef", "moe.aux_loss_coef", coefficient))
 
 
-def _shared_width(count: float, config: HfConfig) -> int:
-    return int(count) * whole(config, "moe_intermediate_size")
+def _shared_width(count: float, config: HfConfig) -> int | None:
+    return int(count) * whole(config, "moe_intermediate_size") or None
 
 
 SHARED_EXPERTS = Field(
     hf="n_shared_experts",
-    size="shared_width",
     ours="moe.shared_expert_hidden_size",
-    default=0,
+    default=None,
     read=_shared_width,
-    write=lambda width, run: width // run.expert_hidden_size,
+    write=lambda width, run: (width or 0) // run.expert_hidden_size,
 )
 """Shared experts counted in widths of one expert."""
 
 GROUP_FIELDS = (
-    Field(hf="n_group", ours="moe.num_groups", default=1, write=lambda v, _: v or 1),
-    Field(hf="topk_group", ours="moe.group_top_k", default=1, write=lambda v, _: v or 1),
-    number("routed_scaling_factor", "", "moe.top_k_scaling", 1.0),
+    Field(hf="n_group", ours="moe.router.expert_groups", default=1, write=lambda v, _: v or 1),
+    Field(hf="topk_group", ours="moe.router.group_top_k", default=1, write=lambda v, _: v or 1),
+    factor("routed_scaling_factor", "moe.router.scaling", 1.0),
 )
 """Groups of experts and the factor of the weights, as DeepSeek names them."""
 
 LATENT_FIELDS = (
-    number("q_lora_rank", "q_lora", "megatron.q-lora-rank", 0),
-    number("kv_lora_rank", "kv_lora", "megatron.kv-lora-rank"),
-    number("qk_nope_head_dim", "nope_dim", "megatron.qk-head-dim"),
-    number("qk_rope_head_dim", "rope_dim", "megatron.qk-pos-emb-head-dim"),
-    number("v_head_dim", "v_dim", "megatron.v-head-dim"),
-    number("v_head_dim", "", "model.head_dim"),
+    number("q_lora_rank", "model.latent_attention.q_lora_rank", None),
+    number("kv_lora_rank", "model.latent_attention.kv_lora_rank"),
+    number("qk_nope_head_dim", "model.latent_attention.qk_head_dim"),
+    number("qk_rope_head_dim", "model.latent_attention.qk_pos_emb_head_dim"),
+    number("v_head_dim", "model.latent_attention.v_head_dim"),
+    number("v_head_dim", "model.head_dim"),
 )
 """Ranks and widths of latent attention (MLA)."""
 
-MTP_FIELD = number(
-    "num_nextn_predict_layers", "mtp_layers", "megatron.mtp-num-layers", 0, "num_mtp_layers"
-)
+MTP_FIELD = number("num_nextn_predict_layers", "model.num_prediction_layers", 0, "num_mtp_layers")
 """Layers of multi-token prediction."""
 
 
@@ -213,31 +236,27 @@ FIRST_DENSE = Pattern(_first_dense, _write_first_dense)
 """DeepSeek: so many dense layers, then MoE layers."""
 
 
-RESOLVED: dict[str, Callable[[RunConfig], Any]] = {
-    "model.num_query_groups": lambda run: run.model.key_value_heads,
-    "model.head_dim": lambda run: run.model.attention_head_dim,
-    "model.ffn_hidden_size": lambda run: run.model.dense_ffn_size,
-    "model.max_position_embeddings": lambda run: run.max_position_embeddings,
-    "model.attention_multiplier": lambda run: run.model.softmax_scale,
-    "moe.expert_hidden_size": lambda run: run.expert_hidden_size,
-    "moe.shared_expert_hidden_size": lambda run: run.moe.shared_expert_hidden_size or 0,
-    "moe.input_jitter": lambda run: run.moe.input_jitter or 0.0,
-    "moe.top_k_scaling": lambda run: run.moe.top_k_scaling or 1.0,
+TOP_K_ROUTER: dict[str, Any] = {
+    "moe.router.name": "top_k",
+    "moe.router.score_function": "softmax",
+    "moe.router.pre_softmax": False,
+    "moe.router.expert_groups": None,
+    "moe.router.group_top_k": None,
+    "moe.router.scaling": None,
 }
-"""Fields of a run that stand for another value where they are null."""
+"""The router of a family that says nothing else; a test holds these to `routing.top_k`."""
 
 
 def of_run(run: RunConfig, name: str) -> Any:
     """The value of a dotted name, with what null stands for filled in."""
-    if name in RESOLVED:
-        return RESOLVED[name](run)
-    section, _, key = name.partition(".")
-    if section == "megatron":
-        return run.megatron.get(key, 0)
-    return getattr(getattr(run, section), key)
+    if name == "model.max_position_embeddings":
+        return run.max_position_embeddings
+    return run.architecture.value(name)
 
 
 def put(values: dict[str, Any], name: str, value: Any) -> None:
-    """Set a dotted name in sections of fields."""
-    section, _, key = name.partition(".")
-    values.setdefault(section, {})[key] = value
+    """Set a dotted name in nested sections of fields."""
+    *path, key = name.split(".")
+    for part in path:
+        values = values.setdefault(part, {})
+    values[key] = value

@@ -1,19 +1,20 @@
-"""Attention that looks back a limited number of tokens, as Megatron flags."""
+"""Attention that looks back a limited number of tokens, as Hugging Face configurations say it."""
 
 from typing import Any
 
 from moe_megatron.families.hf_config import HfConfig, listed, whole
 
 
-def window_flags(config: HfConfig) -> dict[str, Any]:
-    """The window and the layers that have it; nothing where it spans the longest sequence.
+def window(config: HfConfig) -> dict[str, Any]:
+    """The window and the layers that have it, by dotted name of a run.
 
-    Hugging Face counts the token itself as part of the window, Megatron only those before it.
+    Nothing where it spans the longest sequence. Hugging Face counts the token itself as part of the
+    window, Megatron and we only those before it.
     """
-    window, kinds = whole(config, "sliding_window", 0), listed(config, "layer_types")
-    if not window or not config.get("use_sliding_window", "max_window_layers" not in config):
+    length, kinds = whole(config, "sliding_window", 0), listed(config, "layer_types")
+    if not length or not config.get("use_sliding_window", "max_window_layers" not in config):
         return {}
-    if window >= whole(config, "max_position_embeddings"):
+    if length >= whole(config, "max_position_embeddings"):
         return {}
     if kinds:
         slides = [kind == "sliding_attention" for kind in kinds]
@@ -22,7 +23,5 @@ def window_flags(config: HfConfig) -> dict[str, Any]:
         slides = [layer >= first for layer in range(whole(config, "num_hidden_layers"))]
     if not any(slides):
         return {}
-    flags: dict[str, Any] = {"window-size": f"{window - 1},0"}
-    if not all(slides):
-        flags["window-attn-skip-freq"] = f"[{','.join(str(int(s)) for s in slides)}]"
-    return flags
+    layers = None if all(slides) else [int(slide) for slide in slides]
+    return {"model.sliding_window": {"size": length - 1, "layers": layers}}

@@ -89,14 +89,11 @@ def _sparse(config: HfConfig, side: str, layers: int) -> tuple[bool, ...]:
 PATTERN = Pattern(lambda config, layers: _sparse(config, "decoder", layers), lambda layers: None)
 
 
-def _sizes(config: HfConfig, names: Names) -> dict[str, Any]:
+def _layout(config: HfConfig, names: Names) -> dict[str, Any]:
     tied = config.get("tie_word_embeddings", True)
     own = not tied if names is None else any(f"encoder.{_EMBEDDING}" in name for name in names)
     encoder = whole(config, "num_layers")
     return {
-        "groups": whole(config, "num_heads"),
-        "expert_width": whole(config, "d_ff"),
-        "top_k": 1,
         "encoder_moe_layers": _sparse(config, "encoder", encoder),
         "side_embeddings": own and not tied,
         "position_buckets": whole(config, "relative_attention_num_buckets", 32),
@@ -147,30 +144,28 @@ SWITCH_TRANSFORMERS = Family(
     architecture="SwitchTransformersForConditionalGeneration",
     rows=ROWS,
     fields=(
-        number(
-            "num_decoder_layers", "layers", "model.num_layers", lambda c: whole(c, "num_layers")
-        ),
-        number("d_model", "hidden", "model.hidden_size"),
-        number("num_heads", "heads", "model.num_attention_heads"),
-        number("d_kv", "head_dim", "model.head_dim", 64),
-        number("d_ff", "ffn", "model.ffn_hidden_size"),
-        number("d_ff", "", "moe.expert_hidden_size"),
-        number("vocab_size", "vocab", "data.vocab_size"),
-        number("layer_norm_epsilon", "", "model.norm_epsilon", 1e-6),
-        number("tie_word_embeddings", "tied", "model.tie_embeddings", True),
-        number("num_experts", "experts", "moe.num_experts"),
-        number("router_aux_loss_coef", "", "moe.aux_loss_coef", 0.001),
-        number("router_z_loss_coef", "", "moe.z_loss_coef", 0.001),
-        number("n_positions", "", "model.max_position_embeddings", 512),
+        number("num_decoder_layers", "model.num_layers", lambda c: whole(c, "num_layers")),
+        number("d_model", "model.hidden_size"),
+        number("num_heads", "model.num_attention_heads"),
+        number("d_kv", "model.head_dim", 64),
+        number("d_ff", "model.ffn_hidden_size"),
+        number("d_ff", "moe.expert_hidden_size"),
+        number("vocab_size", "data.vocab_size"),
+        number("layer_norm_epsilon", "model.norm_epsilon", 1e-6),
+        number("tie_word_embeddings", "model.tie_embeddings", True),
+        number("num_experts", "moe.num_experts"),
+        number("router_aux_loss_coef", "moe.aux_loss_coef", 0.001),
+        number("router_z_loss_coef", "moe.z_loss_coef", 0.001),
+        number("n_positions", "model.max_position_embeddings", 512),
     ),
     constants={
         "model.activation": "gelu",
         "model.position_embedding": "none",
         "moe.top_k": 1,
-        "moe.pre_softmax": True,
+        "moe.router.pre_softmax": True,
     },
     pattern=PATTERN,
-    sizes=_sizes,
+    layout=_layout,
     extra=_carried,
     limits_of=_limits,
     ignored=(r"(encoder|decoder)\.embed_tokens\.weight",),

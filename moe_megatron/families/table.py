@@ -158,9 +158,9 @@ def _rows(matrix: _Matrix) -> Iterator[Block]:
 
 def _qkv(matrix: _Matrix) -> Iterator[Block]:
     geometry, width = matrix.geometry, matrix.geometry.head_dim
-    queries = geometry.heads // geometry.groups * width
+    queries = geometry.heads // geometry.query_groups * width
     kinds = ((queries, geometry.q_rows), (width, geometry.kv_rows), (width, geometry.kv_rows))
-    for group in range(geometry.groups):
+    for group in range(geometry.query_groups):
         for name, (rows, total) in zip(matrix.names, kinds, strict=True):
             whole = (total, *matrix.shape[1:])
             yield Block(name=name, shape=whole, start=group * rows, rows=rows)

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from moe_megatron.config import ModelConfig
-from moe_megatron.model.extras import NOTHING, Extras
 from moe_megatron.model.layers import build_norm
 
 
@@ -104,7 +103,7 @@ class Attention(nn.Module):
     q_norm: nn.Module | None
     k_norm: nn.Module | None
 
-    def __init__(self, config: ModelConfig, layer: int, extras: Extras = NOTHING) -> None:
+    def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         hidden, bias = config.hidden_size, config.add_bias
         self.layer = layer
@@ -112,7 +111,7 @@ class Attention(nn.Module):
         self.dropout = config.attention_dropout
         queries = config.num_attention_heads * self.head_dim
         groups = config.key_value_heads * self.head_dim
-        qkv_bias = bias or extras.qkv_bias
+        qkv_bias = bias or config.qkv_bias
         self.q_proj = nn.Linear(hidden, queries, bias=qkv_bias)
         self.k_proj = nn.Linear(hidden, groups, bias=qkv_bias)
         self.v_proj = nn.Linear(hidden, groups, bias=qkv_bias)

@@ -9,7 +9,7 @@ Parameter names (E experts, e and the layer i count from 0) do not change:
     embed_positions.weight                           [positions, hidden]   learned_absolute only
     layers.{i}.input_norm.weight                     [hidden]
     layers.{i}.attention.{q,k,v,o}_proj.weight
-    layers.{i}.attention.{q,k,v}_proj.bias                                 --add-qkv-bias
+    layers.{i}.attention.{q,k,v}_proj.bias                                 qkv_bias only
     layers.{i}.attention.{q,k}_norm.weight           [head_dim]            qk_norm only
     layers.{i}.mlp_norm.weight                       [hidden]
     layers.{i}.mlp.{gate,up,down}_proj.weight                              dense layers
@@ -17,7 +17,7 @@ Parameter names (E experts, e and the layer i count from 0) do not change:
     layers.{i}.moe.router.expert_bias                [E], a buffer         moe.expert_bias only
     layers.{i}.moe.experts.{e}.{gate,up,down}_proj.weight
     layers.{i}.moe.shared_expert.{gate,up,down}_proj.weight
-    layers.{i}.moe.shared_gate.weight                [1, hidden]           --moe-shared-expert-gate
+    layers.{i}.moe.shared_gate.weight                [1, hidden]           shared_expert_gate only
     final_norm.weight                                [hidden]
     lm_head.weight                                   [vocab, hidden]       not with tie_embeddings
     lm_head_bias                                     [vocab]               lm_head_bias only
@@ -27,11 +27,13 @@ LayerNorm, there is a `.bias` beside the weight, except for embeddings and `lm_h
 `attention_output_bias` beside that of `o_proj`.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from moe_megatron.config import ModelConfig, MoEConfig
+from moe_megatron.config import Architecture, ModelConfig, MoEConfig
 from moe_megatron.model import inputs
 from moe_megatron.model.attention import (
     KeyValueCache,
@@ -39,21 +41,18 @@ from moe_megatron.model.attention import (
     token_positions,
     visible_keys,
 )
-from moe_megatron.model.extras import Extras, Flags
 from moe_megatron.model.layers import build_norm
 from moe_megatron.model.outputs import MoEOutput, RoutingInfo
 from moe_megatron.model.support import LOSS_BALANCING, check_supported
 from moe_megatron.model.transformer import DecoderLayer, initialize
+from moe_megatron.routing import resolve
 
 
 class LanguageModel(nn.Module):
     """A decoder-only transformer, dense or with experts, with random weights.
 
     Args:
-        model: The transformer around the experts.
-        moe: Experts, router and load balancing.
-        vocab_size: Entries of the vocabulary.
-        flags: Megatron flags that change the function; those in `extras` are computed.
+        architecture: Which model it is.
 
     Raises:
         ConfigError: The combination is not supported here.
@@ -63,21 +62,18 @@ class LanguageModel(nn.Module):
     lm_head: nn.Linear | None
     lm_head_bias: nn.Parameter | None
 
-    def __init__(
-        self, model: ModelConfig, moe: MoEConfig, vocab_size: int, flags: Flags | None = None
-    ) -> None:
+    def __init__(self, architecture: Architecture) -> None:
         super().__init__()
-        check_supported(model, moe, vocab_size)
-        self.megatron_flags = dict(flags or {})
-        extras = Extras.from_flags(self.megatron_flags)
-        self._rotary_width = int(model.attention_head_dim * extras.rotary_fraction)
-        self.model_config, self.moe_config, self.vocab_size = model, moe, vocab_size
+        check_supported(architecture)
+        self.architecture = replace(architecture, moe=resolve(architecture.moe))
+        model, moe, vocab_size = self.model_config, self.moe_config, self.vocab_size
+        self._rotary_width = int(model.attention_head_dim * model.rotary_fraction)
         width, positions = model.hidden_size, model.max_position_embeddings
         learned = model.position_embedding == "learned_absolute"
         self.embed_tokens = nn.Embedding(vocab_size, width)
         self.embed_positions = nn.Embedding(positions, width) if learned and positions else None
         self.layers = nn.ModuleList(
-            DecoderLayer(model, moe, layer, extras) for layer in range(1, model.num_layers + 1)
+            DecoderLayer(model, moe, layer) for layer in range(1, model.num_layers + 1)
         )
         self.final_norm = build_norm(model, width)
         tied = model.tie_embeddings
@@ -85,6 +81,21 @@ class LanguageModel(nn.Module):
         # Not in lm_head, which a model with tied embeddings lacks.
         self.lm_head_bias = nn.Parameter(torch.zeros(vocab_size)) if model.lm_head_bias else None
         initialize(self, model)
+
+    @property
+    def model_config(self) -> ModelConfig:
+        """The transformer around the experts."""
+        return self.architecture.model
+
+    @property
+    def moe_config(self) -> MoEConfig:
+        """Experts, router and load balancing."""
+        return self.architecture.moe
+
+    @property
+    def vocab_size(self) -> int:
+        """Entries of the vocabulary."""
+        return self.architecture.vocab_size
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None

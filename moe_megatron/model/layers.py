@@ -37,7 +37,7 @@ class FeedForward(nn.Module):
     def __init__(self, config: ModelConfig, inner_size: int) -> None:
         super().__init__()
         hidden, bias = config.hidden_size, config.add_bias
-        gated = config.activation == "swiglu"
+        gated = config.is_gated
         self.gate_proj = nn.Linear(hidden, inner_size, bias=bias) if gated else None
         self.up_proj = nn.Linear(hidden, inner_size, bias=bias)
         self.down_proj = nn.Linear(inner_size, hidden, bias=bias)

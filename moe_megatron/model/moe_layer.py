@@ -9,15 +9,12 @@ from torch import Tensor, nn
 
 from moe_megatron.config import ModelConfig, MoEConfig
 from moe_megatron.model.experts import Experts
-from moe_megatron.model.extras import NOTHING, Extras
 from moe_megatron.model.layers import FeedForward
 from moe_megatron.model.outputs import RoutingInfo
 from moe_megatron.model.router import Router
 from moe_megatron.routing import (
     Routing,
-    balancing_map,
     load_balancing_loss,
-    router_distribution,
     router_entropy,
     sequence_load_balancing_loss,
     z_loss,
@@ -36,7 +33,6 @@ class MoELayer(nn.Module):
         moe: MoEConfig,
         num_experts: int,
         layer: int,
-        extras: Extras = NOTHING,
     ) -> None:
         super().__init__()
         self.config = moe
@@ -46,7 +42,7 @@ class MoELayer(nn.Module):
         self.router = Router(moe, num_experts, model.hidden_size, add_bias=model.add_bias)
         self.experts = Experts(model, num_experts, inner_size)
         self.shared_expert = None if shared is None else FeedForward(model, shared)
-        gated = self.shared_expert is not None and extras.shared_expert_gate
+        gated = self.shared_expert is not None and moe.shared_expert_gate
         self.shared_gate = nn.Linear(model.hidden_size, 1, bias=False) if gated else None
 
     def forward(self, hidden: Tensor, valid: Tensor | None) -> tuple[Tensor, RoutingInfo]:
@@ -62,36 +58,37 @@ class MoELayer(nn.Module):
         if valid is None:
             valid = hidden.new_ones(hidden.shape[:2], dtype=torch.bool)
         tokens = hidden[valid]
-        logits, routing = self.router(tokens)
+        logits_TE, routing = self.router(tokens)
         output = _scatter(self.experts(tokens, routing), valid)
         if self.shared_expert is not None:
             shared = self.shared_expert(hidden)
             if self.shared_gate is not None:
                 shared = shared * self.shared_gate(hidden).sigmoid()
             output = output + shared
-        return output, self._report(logits, routing, valid)
+        return output, self._report(logits_TE, routing, valid)
 
-    def _report(self, logits: Tensor, routing: Routing, valid: Tensor) -> RoutingInfo:
-        scores = router_distribution(logits, self.config.router_score_function)
+    def _report(self, logits_TE: Tensor, routing: Routing, valid: Tensor) -> RoutingInfo:
+        scores_TE = self.router.route.distribution(logits_TE)
+        indices_TK = routing.indices.masked_fill(~routing.assigned, -1)
         return RoutingInfo(
             layer=self.layer,
-            indices=_scatter(routing.indices, valid, padding=-1),
+            indices=_scatter(indices_TK, valid, padding=-1),
             weights=_scatter(routing.weights.detach(), valid),
-            scores=_scatter(scores.detach(), valid),
+            scores=_scatter(scores_TE.detach(), valid),
             tokens_per_expert=routing.tokens_per_expert,
-            dropped=(~routing.kept).sum(),
-            entropy=router_entropy(scores.detach()),
-            aux_loss=self._aux_loss(scores, valid),
-            z_loss=z_loss(logits),
+            dropped=(routing.assigned & ~routing.kept).sum(),
+            entropy=router_entropy(scores_TE.detach()),
+            aux_loss=self._aux_loss(scores_TE, routing, valid),
+            z_loss=z_loss(logits_TE),
         )
 
-    def _aux_loss(self, scores: Tensor, valid: Tensor) -> Tensor:
-        top_k = self.config.top_k
-        chosen = balancing_map(scores.detach(), top_k)
+    def _aux_loss(self, scores_TE: Tensor, routing: Routing, valid: Tensor) -> Tensor:
+        top_k, route = self.config.top_k, self.router.route
+        chosen_TE = route.balancing_map(scores_TE.detach(), routing)
         if self.config.load_balancing != "seq_aux_loss":
-            return load_balancing_loss(scores, chosen, top_k)
-        sequence = valid.nonzero()[:, 0]
-        return sequence_load_balancing_loss(scores, chosen, top_k, sequence, len(valid))
+            return load_balancing_loss(scores_TE, chosen_TE, top_k)
+        sequence_T = valid.nonzero()[:, 0]
+        return sequence_load_balancing_loss(scores_TE, chosen_TE, top_k, sequence_T, len(valid))
 
 
 def _scatter(rows: Tensor, valid: Tensor, padding: int = 0) -> Tensor:

@@ -11,10 +11,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from moe_megatron.config import ModelConfig, MoEConfig
+from moe_megatron.config import Architecture
 from moe_megatron.errors import CheckpointError, ConfigError
 from moe_megatron.model import expert_parallel, foreign, generation, inputs, storage
-from moe_megatron.model.extras import Flags
 from moe_megatron.model.foreign import Format
 from moe_megatron.model.language_model import LanguageModel
 from moe_megatron.model.layers import FeedForward
@@ -35,10 +34,7 @@ class MoEModel(LanguageModel):
         output.loss.backward()
 
     Attributes:
-        model_config: The transformer around the experts.
-        moe_config: Experts, router and load balancing.
-        vocab_size: Entries of the vocabulary.
-        megatron_flags: Megatron flags that a loaded model needs besides, by name.
+        architecture: Which model it is; `model_config`, `moe_config`, `vocab_size` are its parts.
     """
 
     def __init__(
@@ -59,8 +55,9 @@ class MoEModel(LanguageModel):
             num_experts: Experts in each MoE layer; None for a dense model.
             experts_per_token: Experts that each token visits; None: 2, and 1 for "switch".
             num_layers: Transformer layers.
-            router_type: "top_k" (softmax), "switch" (top-1, arXiv:2101.03961) or "sigmoid"
-                (independent scores, arXiv:2412.19437).
+            router_type: The name of a router, such as "top_k" (softmax) or "sparse_mixer"; or
+                "switch" (top-1, arXiv:2101.03961) or "sigmoid" (independent scores,
+                arXiv:2412.19437), which are short for options of top_k.
             vocab_size: Entries of the vocabulary.
             **options: Any other field of `ModelConfig` and `MoEConfig`, for example
                 `num_attention_heads`, `expert_hidden_size` or `capacity_factor`.
@@ -74,25 +71,17 @@ class MoEModel(LanguageModel):
         model, moe = build_configs(
             router_type=router_type, experts_per_token=experts_per_token, options=options
         )
-        super().__init__(model, moe, vocab_size)
+        super().__init__(Architecture(model=model, moe=moe, vocab_size=vocab_size))
 
     @classmethod
-    def from_config(
-        cls, model: ModelConfig, moe: MoEConfig, vocab_size: int, flags: Flags | None = None
-    ) -> Self:
-        """Build the model of a run's configuration, with random weights.
-
-        Args:
-            model: The transformer around the experts.
-            moe: Experts and router.
-            vocab_size: Entries of the vocabulary.
-            flags: Megatron flags of the run that change the function, such as "add-qkv-bias".
+    def from_architecture(cls, architecture: Architecture) -> Self:
+        """Build the model of an architecture (`RunConfig.architecture`) with random weights.
 
         Raises:
             ConfigError: The combination is not supported here; training it in Megatron may be.
         """
         self = cls.__new__(cls)
-        LanguageModel.__init__(self, model, moe, vocab_size, flags)
+        LanguageModel.__init__(self, architecture)
         return self
 
     def get_expert_weights(self) -> dict[int, Tensor]:
@@ -218,18 +207,13 @@ class MoEModel(LanguageModel):
                 "this process holds only its part of the experts; call "
                 "set_expert_parallel_group(None) on all processes, then save on one."
             )
-        architecture = storage.Architecture(
-            model=self.model_config,
-            moe=self.moe_config,
-            vocab_size=self.vocab_size,
-            flags=self.megatron_flags,
-        )
+        folder, tensors = Path(path).expanduser(), self.state_dict()
         if format == "moe_megatron":
-            storage.save(Path(path), architecture, self.state_dict())
+            storage.save(folder, self.architecture, tensors)
         elif format in {"hugging_face", "megatron"}:
-            bridge = foreign.bridge()
-            write = bridge.save_megatron if format == "megatron" else bridge.save_hugging_face
-            write(Path(path).expanduser(), architecture, self.state_dict())
+            foreign.bridge().save(
+                folder, self.architecture, tensors, as_megatron=format == "megatron"
+            )
         else:
             raise ConfigError(
                 f"a model cannot be saved as {format!r}; use 'moe_megatron', 'hugging_face' or "
@@ -262,13 +246,9 @@ class MoEModel(LanguageModel):
             return cls._from_foreign(path, device=device, dtype=dtype)
         architecture, tensors = storage.load(folder, device)
         with torch.device("meta"):
-            model = cls._of(architecture)
+            model = cls.from_architecture(architecture)
         storage.assign(model, tensors, folder)
         return model.to(dtype=dtype).eval()
-
-    @classmethod
-    def _of(cls, said: storage.Architecture) -> Self:
-        return cls.from_config(said.model, said.moe, said.vocab_size, said.flags)
 
     @classmethod
     def _from_foreign(
@@ -281,7 +261,7 @@ class MoEModel(LanguageModel):
     ) -> Self:
         loaded = foreign.bridge().load(path, expected=family)
         with torch.device("meta"):
-            model = cls._of(loaded.architecture)
+            model = cls.from_architecture(loaded.architecture)
         for what in loaded.left_out:
             logger.warning("%s: %s are left out", path, what)
         storage.assign(model, loaded.tensors, Path(path))

@@ -1,28 +1,40 @@
 """The keyword arguments of `MoEModel`, sorted into `ModelConfig` and `MoEConfig`.
 
-Every field of the two classes is an argument under its own name; a router type is a short name for
-a few of them. The classes check the values.
+Every field of the two classes is an argument under its own name; a router type is the name of a
+router, or short for one with some options. The classes check the values.
 """
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
-from moe_megatron.config import ModelConfig, MoEConfig
+from moe_megatron.config import ModelConfig, MoEConfig, RouterConfig
 from moe_megatron.config.checks import join_words, nearest
 from moe_megatron.errors import ConfigError
+from moe_megatron.routing import router_names
 
-ROUTER_TYPES: dict[str, dict[str, Any]] = {
-    "top_k": {"router_score_function": "softmax"},
-    # Switch scales the one expert's output by its probability, or the router could not learn.
-    "switch": {"router_score_function": "softmax", "top_k": 1, "pre_softmax": True},
-    "sigmoid": {"router_score_function": "sigmoid"},
-    "sparse_mixer": {"router_algorithm": "sparse_mixer"},
-}
 DEFAULT_TOP_K = 2
 
 _MODEL_FIELDS = frozenset(field.name for field in fields(ModelConfig))
 _MOE_FIELDS = frozenset(field.name for field in fields(MoEConfig))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Short:
+    """What a router type is short for."""
+
+    router: str = "top_k"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    top_k: int | None = None
+    """The only number of experts that it has; None: any."""
+
+
+SHORT = {
+    # Switch scales the one expert's output by its probability, or the router could not learn.
+    "switch": _Short(options={"pre_softmax": True}, top_k=1),
+    "sigmoid": _Short(options={"score_function": "sigmoid"}),
+}
+"""Router types that are not names of routers."""
 
 
 def build_configs(
@@ -31,30 +43,39 @@ def build_configs(
     """Make both configurations.
 
     Args:
-        router_type: A key of `ROUTER_TYPES`.
-        experts_per_token: `MoEConfig.top_k`; None for the router's own number, or 2.
+        router_type: A router's name, or a key of `SHORT`.
+        experts_per_token: `MoEConfig.top_k`; None for the router type's own number, or 2.
         options: Fields of either class; those of the router type are defaults for them.
 
     Raises:
         ConfigError: A name or value is wrong, or contradicts the router type.
     """
-    if router_type not in ROUTER_TYPES:
+    known = [*router_names(), *SHORT]
+    if router_type not in known:
         raise ConfigError(
-            f"router_type must be {join_words([repr(name) for name in ROUTER_TYPES])}, "
-            f"not {router_type!r}.{nearest(str(router_type), ROUTER_TYPES)}"
+            f"router_type must be {join_words([repr(name) for name in known])}, "
+            f"not {router_type!r}.{nearest(str(router_type), known)}"
         )
     _refuse_unknown(options)
-    router = ROUTER_TYPES[router_type]
-    top_k = router.get("top_k", DEFAULT_TOP_K) if experts_per_token is None else experts_per_token
-    if top_k != router.get("top_k", top_k):
+    short = SHORT.get(router_type, _Short(router=router_type))
+    top_k = (short.top_k or DEFAULT_TOP_K) if experts_per_token is None else experts_per_token
+    if short.top_k is not None and top_k != short.top_k:
         raise ConfigError(
-            f"router_type {router_type!r} sends each token to {router['top_k']} expert, not "
+            f"router_type {router_type!r} sends each token to {short.top_k} expert, not "
             f"experts_per_token ({top_k}); leave experts_per_token out, or use 'top_k'."
         )
-    values = {**router, **options, "top_k": top_k}
-    # A softmax over one chosen expert is always 1; MoEConfig explains and refuses it.
-    if top_k == 1 and values.get("router_score_function") == "softmax":
-        values.setdefault("pre_softmax", True)
+    router = {**short.options, **RouterConfig.read_part(options.get("router", {}), "router")}
+    if router.pop("name", short.router) != short.router:
+        raise ConfigError(
+            f"router_type {router_type!r} is the router '{short.router}', and `router` names "
+            "another one; leave router_type out, or give `router` options alone."
+        )
+    # A softmax over one chosen expert is always 1; routing.top_k explains and refuses it.
+    if (short.router, top_k, router.get("score_function", "softmax")) == ("top_k", 1, "softmax"):
+        router.setdefault("pre_softmax", True)
+    values = {
+        **options, "top_k": top_k, "router": RouterConfig(name=short.router, options=router)
+    }  # fmt: skip
     return (
         ModelConfig(**{name: value for name, value in values.items() if name in _MODEL_FIELDS}),
         MoEConfig(**{name: value for name, value in values.items() if name in _MOE_FIELDS}),

@@ -19,7 +19,8 @@ class RoutingInfo:
     """Global layer number, from 1."""
 
     indices: Tensor
-    """int64 [batch, seq, top_k]: experts of each token, best first; -1 for padding."""
+    """int64 [batch, seq, top_k]: experts of each token, best first; -1 for padding, and for slots
+    that a router with different numbers of experts leaves free."""
 
     weights: Tensor
     """[batch, seq, top_k]: combine weights; 0 where dropped, and for padding."""

@@ -1,6 +1,7 @@
-"""The gate of an MoE layer: its weights, and the settings of the routing maths.
+"""The gate of an MoE layer: its weights, and what surrounds a router in `MoEModel`.
 
-The maths is in `moe_megatron.routing`; the experts are in `experts`.
+Which experts follow from the logits is a router's business (`moe_megatron.routing`); the experts
+are in `experts`.
 """
 
 import torch
@@ -8,13 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from moe_megatron.config import MoEConfig
-from moe_megatron.routing import (
-    Routing,
-    drop_over_capacity,
-    expert_capacity,
-    route_sparse_mixer,
-    route_top_k,
-)
+from moe_megatron.routing import Routing, bind, drop_over_capacity, expert_capacity
 
 _DTYPES = {"fp32": torch.float32, "fp64": torch.float64}
 
@@ -35,6 +30,7 @@ class Router(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
+        self.route = bind(config)
         self.weight = nn.Parameter(torch.empty(num_experts, hidden_size))
         self.bias = nn.Parameter(torch.empty(num_experts)) if add_bias else None
         self.register_buffer(
@@ -51,30 +47,20 @@ class Router(nn.Module):
         jitter = config.input_jitter
         if jitter is not None and self.training:
             hidden = hidden * torch.empty_like(hidden).uniform_(1.0 - jitter, 1.0 + jitter)
-        logits = self._logits(hidden)
-        if config.router_algorithm == "sparse_mixer":
-            return logits, route_sparse_mixer(
-                logits,
-                config.top_k,
-                jitter=config.sparse_mixer_jitter,
-                training=self.training,
-            )
-        routing = route_top_k(
-            logits,
-            config.top_k,
-            score_function=config.router_score_function,
-            pre_softmax=config.pre_softmax,
+        logits_TE = self._logits(hidden)
+        routing = self.route(
+            logits_TE,
+            hidden=hidden,
+            padding=None,
+            training=self.training,
             expert_bias=self.expert_bias,
-            num_groups=config.num_groups,
-            group_top_k=config.group_top_k,
-            scaling=config.top_k_scaling,
         )
         if config.capacity_factor is not None:
             capacity = expert_capacity(
-                logits.shape[0], config.top_k, logits.shape[1], config.capacity_factor
+                logits_TE.shape[0], config.top_k, logits_TE.shape[1], config.capacity_factor
             )
             routing = drop_over_capacity(routing, capacity, config.drop_policy)
-        return logits, routing
+        return logits_TE, routing
 
     def _logits(self, hidden: Tensor) -> Tensor:
         name = self.config.router_dtype

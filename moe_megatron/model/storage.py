@@ -7,7 +7,6 @@ different saves is noticed. Nothing is ever pickled. It does not know what the t
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from moe_megatron.config import ModelConfig, MoEConfig, RunConfig, from_mapping, to_mapping
+from moe_megatron.config import Architecture, RunConfig, from_mapping, to_mapping
 from moe_megatron.errors import CheckpointError, ConfigError
 from moe_megatron.files import replace_file
-from moe_megatron.model.extras import Flags
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
@@ -27,23 +25,11 @@ MODEL_TYPE = "moe_megatron"
 _METADATA_KEY = "moe_megatron_config"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Architecture:
-    """Everything that decides which parameters a model has, and what it computes."""
-
-    model: ModelConfig
-    moe: MoEConfig
-    vocab_size: int
-    flags: Flags = field(default_factory=dict)
-    """Megatron flags that change the function."""
-
-    def to_json(self) -> str:
-        """As `config.json` holds it."""
-        run = to_mapping(RunConfig(model=self.model, moe=self.moe))
-        fields = {"model": run["model"], "moe": run["moe"], "vocab_size": self.vocab_size}
-        if self.flags:
-            fields["megatron"] = dict(self.flags)
-        return json.dumps({"model_type": MODEL_TYPE, "format": 1, **fields}, indent=2) + "\n"
+def _to_json(architecture: Architecture) -> str:
+    """As `config.json` holds it."""
+    run = to_mapping(RunConfig(model=architecture.model, moe=architecture.moe))
+    fields = {"model": run["model"], "moe": run["moe"], "vocab_size": architecture.vocab_size}
+    return json.dumps({"model_type": MODEL_TYPE, "format": 2, **fields}, indent=2) + "\n"
 
 
 def save(folder: Path, architecture: Architecture, tensors: Mapping[str, Tensor]) -> None:
@@ -58,7 +44,7 @@ def save(folder: Path, architecture: Architecture, tensors: Mapping[str, Tensor]
             f"{folder} holds another kind of model, which saving here would destroy; choose a "
             "new folder."
         )
-    text = architecture.to_json()
+    text = _to_json(architecture)
     beside = folder / f".{WEIGHTS_FILE}.{os.getpid()}.tmp"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -155,12 +141,11 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _architecture(folder: Path, values: Mapping[str, Any]) -> Architecture:
     try:
-        sections = {key: values[key] for key in ("model", "moe")}
-        run = from_mapping({**sections, "megatron": values.get("megatron", {})})
+        run = from_mapping({key: values[key] for key in ("model", "moe")})
         vocab_size = int(values["vocab_size"])
     except (ConfigError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{folder / CONFIG_FILE} does not describe a model ({error}); it was changed, or "
             "written by another version of moe_megatron."
         ) from error
-    return Architecture(model=run.model, moe=run.moe, vocab_size=vocab_size, flags=run.megatron)
+    return Architecture(model=run.model, moe=run.moe, vocab_size=vocab_size)

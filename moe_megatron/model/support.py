@@ -1,23 +1,79 @@
-"""Which configurations the plain model can compute; the others are refused with a remedy.
+"""Which models `MoEModel` computes; the others are refused with a remedy.
 
-It knows no tensors. What Megatron itself refuses is checked by the configuration.
+A field of the architecture that is not named here as computed is refused unless it has its neutral
+default: what is new to a model cannot be forgotten in silence.
 """
 
-from moe_megatron.config import ModelConfig, MoEConfig
+from collections.abc import Iterator
+from dataclasses import is_dataclass
+from typing import Any
+
+from moe_megatron.config import Architecture
+from moe_megatron.config.architecture import default_of
+from moe_megatron.config.checks import join_words
 from moe_megatron.config.validation import check_layers
 from moe_megatron.errors import ConfigError
 
 LOSS_BALANCING = ("aux_loss", "seq_aux_loss", "global_aux_loss")
 _BALANCING = (*LOSS_BALANCING, "none")
 
+COMPUTED = frozenset(
+    (
+        "model.num_layers model.hidden_size model.num_attention_heads model.num_query_groups "
+        "model.head_dim model.ffn_hidden_size model.max_position_embeddings "
+        "model.position_embedding model.rotary_base model.rotary_fraction model.norm "
+        "model.norm_epsilon model.qk_norm model.qk_norm_scope model.activation model.add_bias "
+        "model.qkv_bias model.attention_output_bias model.lm_head_bias model.embedding_multiplier "
+        "model.attention_multiplier model.residual_multiplier model.logits_divisor "
+        "model.tie_embeddings moe.num_experts moe.top_k moe.expert_hidden_size "
+        "moe.shared_expert_hidden_size moe.shared_expert_gate moe.layer_frequency moe.router "
+        "moe.expert_bias data.vocab_size"
+    ).split()
+)
+"""Fields of the architecture that `MoEModel` computes, whatever their values."""
 
-def check_supported(model: ModelConfig, moe: MoEConfig, vocab_size: int) -> None:
+_ACTIVATIONS = ("swiglu", "gelu", "squared_relu")
+
+
+def problems(architecture: Architecture) -> Iterator[str]:
+    """What a model has that `MoEModel` does not compute, as sentences."""
+    model, moe = architecture.model, architecture.moe
+    beyond = [
+        _shown(name, value)
+        for name in architecture.names("tensors", "function")
+        if name not in COMPUTED and (value := architecture.value(name)) != default_of(name)
+    ]
+    if beyond:
+        yield f"MoEModel does not compute {join_words(beyond, 'and')}."
+    if model.activation not in _ACTIVATIONS:
+        words = join_words([repr(name) for name in _ACTIVATIONS], "and")
+        yield f"MoEModel does not compute model.activation '{model.activation}', only {words}."
+    if not architecture.is_moe:
+        return
+    if moe.load_balancing not in _BALANCING:
+        yield (
+            f"MoEModel does not route with moe.load_balancing '{moe.load_balancing}', which needs "
+            f"Megatron's training loop; use one of {', '.join(_BALANCING)}."
+        )
+    if model.add_bias and moe.shared_expert_hidden_size is not None:
+        yield (
+            "model.add_bias does not work with a shared expert, which has no bias in Megatron; set "
+            "model.add_bias to false or moe.shared_expert_hidden_size to null."
+        )
+
+
+def _shown(name: str, value: Any) -> str:
+    return name if is_dataclass(value) else f"{name} ({value})"
+
+
+def check_supported(architecture: Architecture) -> None:
     """Refuse what `MoEModel` does not compute.
 
     Raises:
         ConfigError: Says which field, and which values work.
     """
-    check_layers(model, moe)
+    model, vocab_size = architecture.model, architecture.vocab_size
+    check_layers(model, architecture.moe)
     if type(vocab_size) is not int or vocab_size < 1:
         raise ConfigError(
             f"vocab_size must be a whole number from 1, not {vocab_size!r}; use that of your "
@@ -29,20 +85,9 @@ def check_supported(model: ModelConfig, moe: MoEConfig, vocab_size: int) -> None
             "number of positions to learn; set it, for example to your sequence length, or use "
             "'rope'."
         )
-    if model.position_embedding == "yarn":
+    for problem in problems(architecture):
         raise ConfigError(
-            "MoEModel does not compute model.position_embedding 'yarn', which Megatron does; train "
-            "and verify such a model as a Megatron checkpoint."
-        )
-    if moe.num_experts is None:
-        return
-    if moe.load_balancing not in _BALANCING:
-        raise ConfigError(
-            f"MoEModel does not route with moe.load_balancing '{moe.load_balancing}', which needs "
-            f"Megatron's training loop; use one of {', '.join(_BALANCING)}."
-        )
-    if model.add_bias and moe.shared_expert_hidden_size is not None:
-        raise ConfigError(
-            "model.add_bias does not work with a shared expert, which has no bias in Megatron; set "
-            "model.add_bias to false or moe.shared_expert_hidden_size to null."
+            f"{problem} Megatron may: train and verify such a model as a Megatron checkpoint."
+            if problem.startswith("MoEModel does not compute")
+            else problem
         )

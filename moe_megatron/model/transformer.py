@@ -12,7 +12,6 @@ from torch.nn import functional
 
 from moe_megatron.config import ModelConfig, MoEConfig
 from moe_megatron.model.attention import Attention, KeyValueCache
-from moe_megatron.model.extras import NOTHING, Extras
 from moe_megatron.model.layers import FeedForward, build_norm
 from moe_megatron.model.moe_layer import MoELayer
 from moe_megatron.model.outputs import RoutingInfo
@@ -25,16 +24,14 @@ class DecoderLayer(nn.Module):
     moe: MoELayer | None
     mlp: FeedForward | None
 
-    def __init__(
-        self, model: ModelConfig, moe: MoEConfig, layer: int, extras: Extras = NOTHING
-    ) -> None:
+    def __init__(self, model: ModelConfig, moe: MoEConfig, layer: int) -> None:
         super().__init__()
         sparse = layer in moe.layer_numbers(model.num_layers)
         experts = moe.num_experts if sparse else None
         self.input_norm = build_norm(model, model.hidden_size)
-        self.attention = Attention(model, layer, extras)
+        self.attention = Attention(model, layer)
         self.mlp_norm = build_norm(model, model.hidden_size)
-        self.moe = None if experts is None else MoELayer(model, moe, experts, layer, extras)
+        self.moe = None if experts is None else MoELayer(model, moe, experts, layer)
         self.mlp = FeedForward(model, model.dense_ffn_size) if experts is None else None
         self.dropout = model.hidden_dropout
         self.multiplier = model.residual_multiplier

@@ -4,23 +4,22 @@ The rule is that of GShard (arXiv:2006.16668) and Switch. A dropped assignment a
 token, which keeps its residual stream.
 """
 
-import dataclasses
 import math
 
 import torch
 
 from moe_megatron.errors import ConfigError
-from moe_megatron.routing.top_k import Routing
+from moe_megatron.routing.decision import Routing
 
 DROP_POLICIES = ("probs", "position")
 
 
 def expert_capacity(num_tokens: int, top_k: int, num_experts: int, capacity_factor: float) -> int:
-    """Tokens that one expert accepts: `capacity_factor` times an even share, rounded up.
+    """ceil(num_tokens * top_k / num_experts * capacity_factor): tokens that one expert accepts.
 
     Args:
         num_tokens: Tokens that are routed together.
-        top_k: Experts for each token.
+        top_k: Experts that the router aims at for each token.
         num_experts: Experts that share the assignments.
         capacity_factor: 1.0 has room for perfectly balanced assignments only.
     """
@@ -45,9 +44,8 @@ def drop_over_capacity(routing: Routing, capacity: int, policy: str = "probs") -
     if capacity >= routing.indices.shape[0]:
         return routing
     if policy == "probs":
-        best = torch.topk(routing.probs.detach(), capacity, dim=0).indices
-        accepted = torch.zeros_like(routing.routing_map).scatter(0, best, True)
+        best_CE = torch.topk(routing.probs.detach(), capacity, dim=0).indices
+        accepted_TE = torch.zeros_like(routing.routing_map).scatter(0, best_CE, True)
     else:
-        accepted = routing.routing_map.cumsum(dim=0) <= capacity
-    kept = routing.kept & accepted.gather(1, routing.indices)
-    return dataclasses.replace(routing, kept=kept, weights=routing.weights * kept)
+        accepted_TE = routing.routing_map.cumsum(dim=0) <= capacity
+    return routing.keeping(accepted_TE)

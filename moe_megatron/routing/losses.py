@@ -8,44 +8,44 @@ import torch
 from torch import Tensor
 
 
-def load_balancing_loss(scores: Tensor, routing_map: Tensor, top_k: int) -> Tensor:
-    """Switch load balancing loss (Fedus et al., arXiv:2101.03961), over all tokens at once.
+def load_balancing_loss(scores_TE: Tensor, map_TE: Tensor, top_k: int) -> Tensor:
+    """E * sum_e(f_e * P_e), the load balancing loss of Switch (Fedus et al., arXiv:2101.03961).
 
-    `experts * sum_e(f_e * P_e)`: f_e is the share of all assignments that expert e gets, P_e its
-    mean probability. Balance gives 1.0, all tokens on the same experts up to experts / top_k. Only
-    P_e carries a gradient: counts have none.
+    f_e is the share of all assignments that expert e gets, P_e its mean probability over all
+    tokens. Balance gives 1.0, all tokens on the same experts up to E / top_k. Only P_e carries a
+    gradient: counts have none.
 
     Args:
-        scores: [tokens, experts] router distribution, rows summing to 1.
-        routing_map: bool [tokens, experts], top_k chosen in each row, before any are dropped.
+        scores_TE: Router distribution, rows summing to 1.
+        map_TE: bool, the chosen experts, before any are dropped.
         top_k: Experts for each token.
 
     Returns:
         Scalar; 0 without tokens.
     """
-    counts = routing_map.sum(dim=0).to(scores.dtype)
-    return _switch_loss(scores.sum(dim=0), counts, counts.sum() / top_k, top_k)
+    counts_E = map_TE.sum(dim=0).to(scores_TE.dtype)
+    return _switch_loss(scores_TE.sum(dim=0), counts_E, counts_E.sum() / top_k, top_k)
 
 
 def sequence_load_balancing_loss(
-    scores: Tensor, routing_map: Tensor, top_k: int, sequence: Tensor, num_sequences: int
+    scores_TE: Tensor, map_TE: Tensor, top_k: int, sequence_T: Tensor, num_sequences: int
 ) -> Tensor:
     """`load_balancing_loss` of each sequence on its own, averaged (DeepSeek-V2, arXiv:2405.04434).
 
     Args:
-        scores: [tokens, experts] router distribution, rows summing to 1.
-        routing_map: bool [tokens, experts], top_k chosen in each row.
+        scores_TE: Router distribution, rows summing to 1.
+        map_TE: bool, the chosen experts.
         top_k: Experts for each token.
-        sequence: int64 [tokens], the sequence of each token.
+        sequence_T: int64, the sequence of each token.
         num_sequences: Sequences in the batch; those without tokens count as 0.
 
     Returns:
         Scalar.
     """
-    empty = scores.new_zeros(num_sequences, scores.shape[-1])
-    prob_sums = empty.index_add(0, sequence, scores)
-    counts = empty.index_add(0, sequence, routing_map.to(scores.dtype))
-    return _switch_loss(prob_sums, counts, counts.sum(dim=-1) / top_k, top_k).mean()
+    empty_SE = scores_TE.new_zeros(num_sequences, scores_TE.shape[-1])
+    prob_sums_SE = empty_SE.index_add(0, sequence_T, scores_TE)
+    counts_SE = empty_SE.index_add(0, sequence_T, map_TE.to(scores_TE.dtype))
+    return _switch_loss(prob_sums_SE, counts_SE, counts_SE.sum(dim=-1) / top_k, top_k).mean()
 
 
 def _switch_loss(prob_sums: Tensor, counts: Tensor, tokens: Tensor, top_k: int) -> Tensor:
@@ -55,26 +55,26 @@ def _switch_loss(prob_sums: Tensor, counts: Tensor, tokens: Tensor, top_k: int) 
     return (prob_sums * counts).sum(dim=-1) * num_experts / (top_k * tokens * tokens)
 
 
-def z_loss(logits: Tensor) -> Tensor:
-    """Router z-loss, mean of logsumexp(logits)^2 (ST-MoE, arXiv:2202.08906): keeps logits small.
+def z_loss(logits_TE: Tensor) -> Tensor:
+    """mean(logsumexp(logits)^2), the router z-loss of ST-MoE (arXiv:2202.08906): for small logits.
 
     Args:
-        logits: [tokens, experts] gate output.
+        logits_TE: Output of the gate.
 
     Returns:
         Scalar; 0 without tokens.
     """
-    return torch.logsumexp(logits, dim=-1).square().sum() / max(logits.shape[0], 1)
+    return torch.logsumexp(logits_TE, dim=-1).square().sum() / max(logits_TE.shape[0], 1)
 
 
-def router_entropy(scores: Tensor) -> Tensor:
-    """Mean entropy of the router's distribution: 0 if sure, log(experts) if undecided.
+def router_entropy(scores_TE: Tensor) -> Tensor:
+    """mean(-sum_e p_e ln p_e), the entropy of the router: 0 if sure, ln E if undecided.
 
     Args:
-        scores: [tokens, experts], rows summing to 1.
+        scores_TE: Router distribution, rows summing to 1.
 
     Returns:
         Scalar, in nats; 0 without tokens.
     """
-    total: Tensor = torch.special.entr(scores).sum()
-    return total / max(scores.shape[0], 1)
+    total: Tensor = torch.special.entr(scores_TE).sum()
+    return total / max(scores_TE.shape[0], 1)

@@ -1,16 +1,23 @@
 """Top-k routing: from the logits of the gate to the chosen experts and their combine weights.
 
 The formulas are Megatron-Core's, precision included, so that a model routes alike here and there.
-Which score function and which k a model uses is its configuration's business.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from moe_megatron.config import MoEConfig, checks
+from moe_megatron.config.conform import conform
+from moe_megatron.config.fields import setting
 from moe_megatron.errors import ConfigError
+from moe_megatron.routing.decision import Routing
+from moe_megatron.routing.registry import Distribution, register_router, softmax
+
+ScoreFunction = Literal["softmax", "sigmoid", "sqrtsoftplus"]
 
 # Keeps the normalization of scores that are all zero from dividing by zero; as in Megatron.
 _TINY = 1e-20
@@ -18,126 +25,143 @@ _TINY = 1e-20
 # Scores of each expert on its own: unlike softmax, they do not compete.
 _INDEPENDENT: dict[str, Callable[[Tensor], Tensor]] = {
     "sigmoid": torch.sigmoid,
-    "sqrtsoftplus": lambda logits: torch.nn.functional.softplus(logits).sqrt(),
+    "sqrtsoftplus": lambda logits_TE: torch.nn.functional.softplus(logits_TE).sqrt(),
 }
-SCORE_FUNCTIONS = ("softmax", *_INDEPENDENT)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Routing:
-    """Where the tokens go. Sparse as stored, dense on request."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TopKOptions:
+    """How the best experts are found and weighed.
 
-    indices: Tensor
-    """int64 [tokens, top_k]: the experts of each token, best first."""
+    Raises:
+        ConfigError: If a value is out of range.
+    """
 
-    weights: Tensor
-    """[tokens, top_k]: combine weights, in the dtype of the logits; 0 where dropped."""
+    SECTION: ClassVar[str] = "moe.router"
 
-    kept: Tensor
-    """bool [tokens, top_k]: False where an expert was full and dropped the token."""
+    score_function: ScoreFunction = setting("softmax")
+    """Turns logits into scores: all experts compete (softmax), or each is scored on its own
+    (sigmoid, DeepSeek-V3, arXiv:2412.19437)."""
 
-    num_experts: int
+    pre_softmax: bool = setting(False)
+    """Take the softmax over all experts before the choice, not over the chosen ones after it. The
+    weights of a token then sum to less than 1. Needed with top_k 1."""
 
-    @property
-    def probs(self) -> Tensor:
-        """Combine weights, 0 for experts that do not get the token, [tokens, experts]."""
-        dense = self.weights.new_zeros(self.indices.shape[0], self.num_experts)
-        return dense.scatter(1, self.indices, self.weights)
+    expert_groups: int | None = setting(None)
+    """Equal groups that the experts form, for group-limited routing (DeepSeek-V2,
+    arXiv:2405.04434); null: no groups."""
 
-    @property
-    def routing_map(self) -> Tensor:
-        """True where the expert gets the token, bool [tokens, experts]."""
-        dense = self.kept.new_zeros(self.indices.shape[0], self.num_experts)
-        return dense.scatter(1, self.indices, self.kept)
+    group_top_k: int | None = setting(None)
+    """Groups that a token may choose from; set together with expert_groups."""
 
-    @property
-    def tokens_per_expert(self) -> Tensor:
-        """Tokens that reach each expert, int64 [experts]."""
-        return torch.bincount(self.indices[self.kept], minlength=self.num_experts)
+    scaling: float | None = setting(None)
+    """Multiplies the combine weights of the chosen experts; null: no scaling."""
+
+    def __post_init__(self) -> None:
+        conform(self)
+        checks.at_least(self, 1, "expert_groups", "group_top_k")
+        checks.positive(self, "scaling")
+
+    def check(self, moe: MoEConfig) -> None:
+        """Check what crosses other fields of the experts.
+
+        Raises:
+            ConfigError: Two fields contradict each other.
+        """
+        softmax_of_one = self.score_function == "softmax" and not self.pre_softmax
+        if moe.top_k == 1 and softmax_of_one and moe.load_balancing != "sinkhorn":
+            raise ConfigError(
+                "moe.top_k 1 needs moe.router.pre_softmax true: a softmax over the one chosen "
+                "expert is always 1 and would give the router no gradient."
+            )
+        if moe.expert_bias and self.score_function == "softmax":
+            raise ConfigError(
+                "moe.expert_bias works with independent scores only; set "
+                "moe.router.score_function to 'sigmoid' or 'sqrtsoftplus', not 'softmax'."
+            )
+        self._check_groups(moe.num_experts or 0, moe.top_k)
+
+    def _check_groups(self, num_experts: int, top_k: int) -> None:
+        groups, chosen = self.expert_groups, self.group_top_k
+        if groups is None and chosen is None:
+            return
+        if groups is None or chosen is None:
+            raise ConfigError(
+                f"moe.router.expert_groups ({groups}) and moe.router.group_top_k ({chosen}) belong "
+                "together; set both, or neither."
+            )
+        if num_experts % groups:
+            raise ConfigError(
+                f"moe.router.expert_groups ({groups}) must divide moe.num_experts "
+                f"({num_experts}); try {checks.join_words(checks.divisors(num_experts))}."
+            )
+        reachable = chosen * (num_experts // groups)
+        if not chosen <= min(groups, top_k) or reachable < top_k:
+            raise ConfigError(
+                f"moe.router.group_top_k ({chosen}) must not exceed moe.router.expert_groups "
+                f"({groups}) or moe.top_k ({top_k}), and its groups must hold top_k experts "
+                f"(they hold {reachable})."
+            )
 
 
+def top_k_distribution(options: TopKOptions) -> Distribution:
+    """The scores of all experts over their sum."""
+    if options.score_function == "softmax":
+        return softmax
+    score = _independent(options.score_function)
+
+    def normalized(logits_TE: Tensor) -> Tensor:
+        scores_TE = score(logits_TE.float())
+        return scores_TE / (scores_TE.sum(dim=-1, keepdim=True) + _TINY)
+
+    return normalized
+
+
+@register_router("top_k", options=TopKOptions, distribution=top_k_distribution)
 def route_top_k(
-    logits: Tensor,
-    top_k: int,
+    logits_TE: Tensor,
     *,
+    top_k: int,
     score_function: str = "softmax",
     pre_softmax: bool = False,
-    expert_bias: Tensor | None = None,
-    num_groups: int | None = None,
+    expert_groups: int | None = None,
     group_top_k: int | None = None,
     scaling: float | None = None,
+    expert_bias: Tensor | None = None,
 ) -> Routing:
-    """Choose the experts of each token (Shazeer et al., arXiv:1701.06538).
+    """Choose the experts with the best scores (Shazeer et al., arXiv:1701.06538).
 
     Args:
-        logits: [tokens, experts] gate output.
+        logits_TE: Output of the gate.
         top_k: Experts for each token.
-        score_function: "softmax"; or "sigmoid" (DeepSeek-V3, arXiv:2412.19437) or "sqrtsoftplus",
-            whose chosen scores are divided by their sum unless top_k is 1.
-        pre_softmax: With softmax: over all experts before the choice, so that the weights of a
-            token sum to less than 1, and not over the chosen ones after it.
-        expert_bias: [experts], added to independent scores for the choice but not for the weights
-            (arXiv:2408.15664).
-        num_groups: Equal groups that the experts form; set together with `group_top_k`.
-        group_top_k: Groups that a token may choose from: those with the largest sum of their best
-            top_k / group_top_k scores (DeepSeek-V2, arXiv:2405.04434).
+        score_function: "softmax"; or "sigmoid" or "sqrtsoftplus", whose chosen scores are divided
+            by their sum unless top_k is 1.
+        pre_softmax: See `TopKOptions`, as for the next three.
+        expert_groups: The groups of a token are those with the largest sum of their best
+            top_k / group_top_k scores.
+        group_top_k: Groups for each token.
         scaling: Multiplies the combine weights.
+        expert_bias: [E], added to independent scores for the choice but not for the weights.
 
     Raises:
-        ConfigError: The score function is unknown, or top_k is not in 1..experts.
+        ConfigError: The score function is unknown, or top_k is not in 1..E.
     """
-    num_experts = logits.shape[-1]
+    num_experts = logits_TE.shape[-1]
     check_top_k(top_k, num_experts)
-    choice, scores = _scores(logits, score_function, pre_softmax, expert_bias)
-    if num_groups is not None and group_top_k is not None:
-        choice = _only_best_groups(choice, num_groups, group_top_k, top_k // group_top_k)
-    indices = torch.topk(choice, top_k, dim=-1).indices
-    weights = scores.gather(-1, indices)
+    choice_TE, scores_TE = _scores(logits_TE, score_function, pre_softmax, expert_bias)
+    if expert_groups is not None and group_top_k is not None:
+        best = top_k // group_top_k
+        choice_TE = _only_best_groups(choice_TE, expert_groups, group_top_k, best)
+    indices_TK = torch.topk(choice_TE, top_k, dim=-1).indices
+    weights_TK = scores_TE.gather(-1, indices_TK)
     if score_function != "softmax":
-        weights = weights / (weights.sum(-1, keepdim=True) + _TINY) if top_k > 1 else weights
+        if top_k > 1:
+            weights_TK = weights_TK / (weights_TK.sum(-1, keepdim=True) + _TINY)
     elif not pre_softmax:
-        weights = torch.softmax(weights, dim=-1, dtype=torch.float32)
+        weights_TK = torch.softmax(weights_TK, dim=-1, dtype=torch.float32)
     if scaling is not None:
-        weights = weights * scaling
-    return Routing(
-        indices=indices,
-        weights=weights.type_as(logits),
-        kept=torch.ones_like(indices, dtype=torch.bool),
-        num_experts=num_experts,
-    )
-
-
-def router_distribution(logits: Tensor, score_function: str = "softmax") -> Tensor:
-    """The router's distribution over all experts: what the losses and the entropy look at.
-
-    Args:
-        logits: [tokens, experts] gate output.
-        score_function: As in `route_top_k`; independent scores are divided by their sum.
-
-    Returns:
-        float32 [tokens, experts], rows summing to 1.
-
-    Raises:
-        ConfigError: The score function is unknown.
-    """
-    if score_function == "softmax":
-        return torch.softmax(logits, dim=-1, dtype=torch.float32)
-    scores = _independent(score_function)(logits.float())
-    return scores / (scores.sum(dim=-1, keepdim=True) + _TINY)
-
-
-def balancing_map(distribution: Tensor, top_k: int) -> Tensor:
-    """The choice that the load balancing loss counts: without bias, groups or capacity.
-
-    Args:
-        distribution: [tokens, experts] of `router_distribution`.
-        top_k: Experts for each token.
-
-    Returns:
-        bool [tokens, experts].
-    """
-    chosen = torch.topk(distribution, top_k, dim=-1).indices
-    return torch.zeros_like(distribution, dtype=torch.bool).scatter(1, chosen, True)
+        weights_TK = weights_TK * scaling
+    return Routing.of_indices(indices_TK, weights_TK.type_as(logits_TE), num_experts)
 
 
 def check_top_k(top_k: int, num_experts: int) -> None:
@@ -149,29 +173,29 @@ def check_top_k(top_k: int, num_experts: int) -> None:
 
 
 def _scores(
-    logits: Tensor, score_function: str, pre_softmax: bool, expert_bias: Tensor | None
+    logits_TE: Tensor, score_function: str, pre_softmax: bool, expert_bias: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """What the choice is made by, and what the weights are made of, both [tokens, experts]."""
+    """What the choice is made by, and what the weights are made of, both [T, E]."""
     if score_function == "softmax":
-        scores = torch.softmax(logits, -1, dtype=torch.float32) if pre_softmax else logits
-        return scores, scores
-    scores = _independent(score_function)(logits.float())
-    return (scores if expert_bias is None else scores + expert_bias.float()), scores
+        scores_TE = torch.softmax(logits_TE, -1, dtype=torch.float32) if pre_softmax else logits_TE
+        return scores_TE, scores_TE
+    scores_TE = _independent(score_function)(logits_TE.float())
+    return (scores_TE if expert_bias is None else scores_TE + expert_bias.float()), scores_TE
 
 
 def _independent(score_function: str) -> Callable[[Tensor], Tensor]:
     if score_function not in _INDEPENDENT:
         raise ConfigError(
-            f"the router's score function must be one of {', '.join(SCORE_FUNCTIONS)}, "
+            f"the router's score function must be one of softmax, {', '.join(_INDEPENDENT)}, "
             f"not '{score_function}'."
         )
     return _INDEPENDENT[score_function]
 
 
-def _only_best_groups(scores: Tensor, num_groups: int, group_top_k: int, best: int) -> Tensor:
+def _only_best_groups(scores_TE: Tensor, num_groups: int, group_top_k: int, best: int) -> Tensor:
     """The scores, with minus infinity for experts outside the token's best groups."""
-    grouped = scores.view(len(scores), num_groups, -1)
-    group_scores = grouped.topk(best, dim=-1).values.sum(dim=-1)
-    chosen = group_scores.topk(group_top_k, dim=-1).indices
-    closed = torch.ones_like(group_scores, dtype=torch.bool).scatter(-1, chosen, False)
-    return grouped.masked_fill(closed.unsqueeze(-1), float("-inf")).flatten(-2)
+    grouped_TGE = scores_TE.view(len(scores_TE), num_groups, -1)
+    group_scores_TG = grouped_TGE.topk(best, dim=-1).values.sum(dim=-1)
+    chosen_TG = group_scores_TG.topk(group_top_k, dim=-1).indices
+    closed_TG = torch.ones_like(group_scores_TG, dtype=torch.bool).scatter(-1, chosen_TG, False)
+    return grouped_TGE.masked_fill(closed_TG.unsqueeze(-1), float("-inf")).flatten(-2)

@@ -7,7 +7,7 @@ Every way to train comes through `pretrain`: the command line, `torchrun pretrai
 import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -19,6 +19,7 @@ from moe_megatron.mcore.loop import engine
 from moe_megatron.mcore.loop.callbacks import Callback
 from moe_megatron.mcore.loop.engine import JobOutcome, ModelHook, TrainingJob
 from moe_megatron.mcore.state.checkpoint import CONFIG_FILE, iteration_dir, latest_checkpoint
+from moe_megatron.routing import resolve
 from moe_megatron.run.exporting import make_exporter
 from moe_megatron.run.history import History
 from moe_megatron.run.machine import MachineChoices
@@ -73,7 +74,7 @@ def pretrain(
     Raises:
         MoEError: The run cannot start or go on; the message names the remedy.
     """
-    config = _with_vocabulary(config, data.vocab_size)
+    config = _with_vocabulary(replace(config, moe=resolve(config.moe)), data.vocab_size)
     rank, history = world.rank(), History()
     if run_dir is not None:
         _write_config(config, run_dir, rank)

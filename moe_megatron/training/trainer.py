@@ -79,9 +79,7 @@ class MoETrainer:
         if aux_loss_coef is not None:
             chosen["moe.aux_loss_coef"] = aux_loss_coef
         self._base = apply_overrides(
-            RunConfig(
-                model=model.model_config, moe=model.moe_config, megatron=model.megatron_flags
-            ),
+            RunConfig(model=model.model_config, moe=model.moe_config),
             {**chosen, **(overrides or {})},
         )
 

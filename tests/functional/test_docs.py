@@ -19,10 +19,12 @@ from typing import Any
 import pytest
 
 from moe_megatron.cli.main import _USAGE
-from moe_megatron.config import list_presets, load_config
-from moe_megatron.config.convert import _choices, annotations_of
+from moe_megatron.config import RouterConfig, list_presets, load_config
+from moe_megatron.config.conform import _choices, annotations_of, group_of
+from moe_megatron.config.fields import settings_of
 from moe_megatron.config.flags import RULES
 from moe_megatron.config.run import SECTIONS, RunConfig
+from moe_megatron.routing import find_router, router_names
 from moe_megatron.testing import history_writer
 
 ROOT = Path(__file__).parents[2]
@@ -87,7 +89,11 @@ def test_first_python_example_runs_as_printed(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("page", "files"),
-    [("analytics.md", {"affinity.png", "routing_profile.json"}), ("telemetry.md", {"runs"})],
+    [
+        ("analytics.md", {"affinity.png", "routing_profile.json"}),
+        ("telemetry.md", {"runs"}),
+        ("adding_a_router.md", set()),
+    ],
 )
 def test_python_examples_of_the_page_run(page: str, files: set[str], tmp_path: Path) -> None:
     """In their order, as one program, beside a run whose history they may read."""
@@ -148,8 +154,14 @@ def test_links_between_pages_resolve(page: Path) -> None:
 
 
 def test_every_page_is_reached_from_the_readme() -> None:
-    linked = {(ROOT / link.partition("#")[0]).resolve() for link in _LINK.findall(README)}
-    assert [ids(page) for page in PAGES[1:] if page not in linked] == []
+    reached, pages = set[Path](), [ROOT / "README.md"]
+    while pages:
+        page = pages.pop()
+        if page.suffix == ".md" and page not in reached:
+            reached.add(page)
+            links = (link.partition("#")[0] for link in _LINK.findall(page.read_text()))
+            pages += [(page.parent / link).resolve() for link in links if "://" not in link]
+    assert [ids(page) for page in PAGES if page not in reached] == []
 
 
 def test_make_targets_exist() -> None:
@@ -259,6 +271,8 @@ def _meanings(kind: type) -> dict[str, str]:
 def _shown(value: Any) -> str:
     if value is None:
         return "null"
+    if isinstance(value, RouterConfig):
+        return value.name
     if isinstance(value, bool):
         return str(value).lower()
     return f"[{', '.join(map(str, value))}]" if isinstance(value, tuple) else str(value)
@@ -272,9 +286,22 @@ _OTHER_FLAGS = {
 }
 
 
-def field_rows(section: str) -> list[str]:
-    """The lines that docs/configuration.md must hold for a section."""
-    kind = SECTIONS[section]
+def chapters() -> dict[str, type]:
+    """Chapters of docs/configuration.md with a table of fields: sections, groups, routers."""
+    found: dict[str, type] = dict(SECTIONS)
+    for section, kind in SECTIONS.items():
+        for setting in settings_of(kind):
+            if (group := group_of(setting.annotation)) is not None:
+                found[".".join((section, *setting.path))] = group
+    for name in router_names():
+        found[f"moe.router: {name}"] = find_router(name).options
+    return found
+
+
+def field_rows(chapter: str) -> list[str]:
+    """The lines that docs/configuration.md must hold for a chapter."""
+    kind = chapters()[chapter]
+    section = chapter.partition(":")[0]
     meanings = _meanings(kind)
     rows = []
     for field in fields(kind):
@@ -289,13 +316,13 @@ def field_rows(section: str) -> list[str]:
     return rows
 
 
-@pytest.mark.parametrize("section", [*SECTIONS])
-def test_configuration_page_lists_the_fields_of(section: str) -> None:
+@pytest.mark.parametrize("name", [*chapters()])
+def test_configuration_page_lists_the_fields_of(name: str) -> None:
     page = (ROOT / "docs" / "configuration.md").read_text()
-    chapter = re.search(rf"^### {section}$(.*?)(?=^##|\Z)", page, re.MULTILINE | re.DOTALL)
+    chapter = re.search(rf"^### {name}$(.*?)(?=^##|\Z)", page, re.MULTILINE | re.DOTALL)
     assert chapter is not None
     rows = [line for line in chapter[1].splitlines() if line.startswith("| `")]
-    assert rows == field_rows(section)
+    assert rows == field_rows(name)
 
 
 def test_configuration_page_names_what_stands_beside_the_sections() -> None:

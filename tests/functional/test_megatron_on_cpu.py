@@ -53,7 +53,7 @@ EVERY_SECOND = {
 }
 DROPS = {"moe.capacity_factor": 1.0}
 CONTINUED = {**SHARED_AND_GROUPED, "training.train_steps": STEPS + 2}
-SIGMOID = {"moe.router_score_function": "sigmoid"}
+SIGMOID = {"moe.router.score_function": "sigmoid"}
 
 FIRST = "first"
 """Makes one step and a checkpoint, from which the continued runs start with the same weights.
@@ -68,12 +68,12 @@ ONE: dict[str, dict[str, Any]] = {
     "drops_padded": {**DROPS, "moe.pad_to_capacity": True},
     "drops_by_position": {**DROPS, "moe.drop_policy": "position"},
     "expert_bias": {**SIGMOID, "moe.expert_bias": True},
-    "sqrtsoftplus": {"moe.router_score_function": "sqrtsoftplus"},
+    "sqrtsoftplus": {"moe.router.score_function": "sqrtsoftplus"},
     "seq_aux_loss": {"moe.load_balancing": "seq_aux_loss"},
     "global_aux_loss": {"moe.load_balancing": "global_aux_loss"},
     "sinkhorn": {"moe.load_balancing": "sinkhorn", "moe.aux_loss_coef": 0},
     "quantile_balancing": {"moe.load_balancing": "quantile_balancing", "moe.aux_loss_coef": 0},
-    "groups": {"moe.num_groups": 2, "moe.group_top_k": 1},
+    "groups": {"moe.router.expert_groups": 2, "moe.router.group_top_k": 1},
     "jitter": {"moe.input_jitter": 0.01},
     "recompute_full": {"training.recompute": "full"},
     "recompute_attention": {"training.recompute": "selective"},

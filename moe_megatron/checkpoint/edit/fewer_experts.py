@@ -87,7 +87,7 @@ def with_fewer_experts(model: Model, wanted: FewerExperts, folder: HfFolder) -> 
 
 
 def _num_groups(model: Model) -> int:
-    field = next((f for f in model.family.fields if f.ours == "moe.num_groups"), None)
+    field = next((f for f in model.family.fields if f.ours == "moe.router.expert_groups"), None)
     return max(1, int(field.value(model.config))) if field else 1
 
 

@@ -14,6 +14,7 @@ from moe_megatron.families.links import Block, Link, Transform
 
 _ROUTER = ".router."
 _MTP = "mtp."
+_PREDICTION = "model.num_prediction_layers"
 _PER_LAYER = ("layer_types", "mlp_layer_types")
 """Keys of a configuration that list something for each layer."""
 
@@ -70,14 +71,14 @@ def selected(model: Model, selection: Selection) -> Model:
 def with_experts(config: Mapping[str, Any], experts: int, family: Family) -> dict[str, Any]:
     """The configuration with another number of experts."""
     told = dict(config)
-    told[_key(family, "experts", told)] = experts
+    told[_key(family, "moe.num_experts", told)] = experts
     return told
 
 
 def config_without_prediction(config: Mapping[str, Any], family: Family) -> dict[str, Any]:
     """The configuration without layers of multi-token prediction."""
     told = dict(config)
-    key = next((f.key(told) for f in family.fields if f.size == "mtp_layers"), None)
+    key = next((f.key(told) for f in family.fields if f.ours == _PREDICTION), None)
     if key in told:
         told[key] = 0
     return told
@@ -95,7 +96,7 @@ def _of_layers_config(
 ) -> dict[str, Any]:
     family, geometry = model.family, model.geometry
     told = config_without_prediction(config, family)
-    told[_key(family, "layers", told)] = len(layers)
+    told[_key(family, "model.num_layers", told)] = len(layers)
     for name in _PER_LAYER:
         if isinstance(told.get(name), list):
             told[name] = [told[name][layer] for layer in layers]
@@ -110,8 +111,8 @@ def _of_layers_config(
     return told
 
 
-def _key(family: Family, size: str, config: Mapping[str, Any]) -> str:
-    return next(field.key(dict(config)) for field in family.fields if field.size == size)
+def _key(family: Family, ours: str, config: Mapping[str, Any]) -> str:
+    return next(field.key(config) for field in family.fields if field.ours == ours)
 
 
 def _check(selection: Selection, geometry: Geometry) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from moe_megatron.checkpoint.edit.selection import Model
 from moe_megatron.checkpoint.formats.hf_folder import HfFolder
-from moe_megatron.config.mapping import from_mapping
+from moe_megatron.config.fields import CHANGES
 from moe_megatron.errors import CheckpointError, MappingError
 from moe_megatron.families import FAMILIES, Family, Geometry, rope
 from moe_megatron.families.links import Block, Link, Noise, Share
@@ -24,7 +24,7 @@ _TARGETS = {"llama": "mixtral", "mistral": "mixtral", "qwen2": "qwen2_moe", "qwe
 """The family that an upcycled model belongs to: the dense one but for its MLPs."""
 _STD = 0.02
 _LARGEST_SEED = 2**63
-_NEW_FLAGS = ("moe-shared-expert-gate",)
+_WIDTH = "model.ffn_hidden_size"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -131,18 +131,17 @@ def _config(model: Model, wanted: Upcycling, target: Family) -> dict[str, Any]:
         told["rope_theta"] = model.family.rope_base
     told |= {"model_type": target.name, "architectures": [target.architecture]}
     told = {**target.hf_constants, **told}
-    sizes = {
-        "experts": wanted.num_experts,
-        "top_k": wanted.top_k,
-        "expert_width": model.geometry.ffn // wanted.granularity,
-        "shared_width": 0,
+    values = {  # as the target's configurations say them
+        "moe.num_experts": wanted.num_experts,
+        "moe.top_k": wanted.top_k,
+        "moe.expert_hidden_size": model.geometry.ffn // wanted.granularity,
+        "moe.shared_expert_hidden_size": 0,
+        "moe.router.pre_softmax": True,
+        "moe.aux_loss_coef": AUX_LOSS_COEF,
     }
-    others = {"moe.aux_loss_coef": AUX_LOSS_COEF, "moe.pre_softmax": True}
     for field in target.fields:
-        if field.size in sizes:
-            told[field.key(told)] = sizes[field.size]
-        elif field.ours in others:
-            told[field.key(told)] = others[field.ours]
+        if field.ours in values:
+            told[field.key(told)] = values[field.ours]
     layers = range(model.geometry.layers)
     pattern = tuple(wanted.layers is None or layer in wanted.layers for layer in layers)
     found = target.pattern.write(pattern)
@@ -156,21 +155,14 @@ def _config(model: Model, wanted: Upcycling, target: Family) -> dict[str, Any]:
 
 def _check_same(model: Model, target: Family, config: Mapping[str, Any]) -> None:
     """Make sure that nothing but the MLPs changes."""
-    before, after = (
-        from_mapping(family.run_config(told))
-        for family, told in ((model.family, model.config), (target, config))
-    )
-    flags = {k: v for k, v in after.megatron.items() if k not in _NEW_FLAGS}
-    differ = [
-        name
-        for name in before.model.__dataclass_fields__
-        if name != "ffn_hidden_size" and getattr(before.model, name) != getattr(after.model, name)
-    ]
-    differ += sorted(k for k, _ in dict(before.megatron).items() ^ flags.items())
+    before = model.geometry.architecture
+    after = target.geometry(config).architecture
+    names = (name for name in before.names(*CHANGES) if name.startswith("model."))
+    differ = [it.name for it in before.differences(after, names) if it.name != _WIDTH]
     if differ:
         raise MappingError(
             f"an upcycled {model.family.name} becomes a {target.name} model, which cannot have "
-            f"this one's {', '.join(dict.fromkeys(differ))}; upcycle a model without."
+            f"this one's {', '.join(differ)}; upcycle a model without."
         )
 
 

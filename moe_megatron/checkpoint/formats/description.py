@@ -1,6 +1,7 @@
 """What lies beside the tensors of a Megatron checkpoint and says which model they are."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +29,16 @@ def run_of(folder: Path) -> RunConfig:
         CheckpointError: It is not there.
         ConfigError: It is no configuration.
     """
+    from moe_megatron.routing import resolve  # torch is slow to import, and little needs it
+
     path = folder / RUN_CONFIG
     if not path.is_file():
         raise CheckpointError(
             f"{path} is missing, and says which model the tensors are; put the configuration of "
             "the run there (moe-megatron train --print-config shows it)."
         )
-    return load_config(path)
+    run = load_config(path)
+    return replace(run, moe=resolve(run.moe))
 
 
 def base_config(folder: Path) -> dict[str, Any] | None:

@@ -19,7 +19,7 @@ from moe_megatron.checkpoint.formats.unpickler import Inert, load_inert, load_in
 from moe_megatron.checkpoint.formats.view import View, packed
 from moe_megatron.checkpoint.formats.zip_record import Record, read_record
 from moe_megatron.errors import CheckpointError, MappingError
-from moe_megatron.families.links import Link, is_of_vocabulary, saved_names
+from moe_megatron.families.links import Link, is_of_vocabulary, matrix_size, saved_names
 
 METADATA = ".metadata"
 BACKEND = "metadata.json"
@@ -331,11 +331,6 @@ class TorchDist:
                 raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
         descriptor = self._descriptors[place.file]
         return read_record(descriptor, place.offset, place.length, f"{path}: {key}")
-
-
-def matrix_size(shape: Sizes) -> tuple[int, int]:
-    """Rows and columns of a matrix; a vector is one column."""
-    return prod(shape[:-1]) if len(shape) > 1 else prod(shape), shape[-1] if len(shape) > 1 else 1
 
 
 def _overlap(a: Region, b: Region) -> bool:

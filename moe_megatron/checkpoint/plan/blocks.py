@@ -3,11 +3,10 @@
 from collections.abc import Iterator
 
 from moe_megatron.checkpoint.formats import dtypes
-from moe_megatron.checkpoint.formats.torch_dist import matrix_size
 from moe_megatron.checkpoint.formats.view import View, packed
 from moe_megatron.checkpoint.plan.coverage import elements
 from moe_megatron.errors import MappingError
-from moe_megatron.families.links import Block, Link, Transform
+from moe_megatron.families.links import Block, Link, Transform, matrix_size
 
 _SECOND = {Transform.ODD, Transform.TRANSPOSE_ODD}
 _EVERY_SECOND = {Transform.TRANSPOSE_EVEN, Transform.TRANSPOSE_ODD}

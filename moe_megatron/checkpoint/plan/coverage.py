@@ -10,10 +10,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from math import prod
 
-from moe_megatron.checkpoint.formats.torch_dist import matrix_size
 from moe_megatron.config.checks import first_few
 from moe_megatron.errors import MappingError
-from moe_megatron.families.links import Block, Link, Transform, saved_names
+from moe_megatron.families.links import Block, Link, Transform, matrix_size, saved_names
 
 _HALVES = {
     Transform.EVEN: (0,),

@@ -13,14 +13,13 @@ from moe_megatron.checkpoint.formats.torch_dist import (
     FoundMatrix,
     SavedTensor,
     TorchDist,
-    matrix_size,
 )
 from moe_megatron.checkpoint.plan import blocks, coverage
 from moe_megatron.checkpoint.plan.summary import summarize
 from moe_megatron.checkpoint.plan.tasks import Piece, Plan, SourceFile, TargetFile, Task, fill
 from moe_megatron.config.checks import first_few
 from moe_megatron.errors import CheckpointError, MappingError
-from moe_megatron.families.links import Block, Link, saved_names
+from moe_megatron.families.links import Block, Link, matrix_size, saved_names
 
 _NOT_WEIGHTS = re.compile(
     r"(.*\.)?(optimizer|chained_\d+)\..*|rng_state.*|rerun_state.*|.*_extra_state(/.*)?"

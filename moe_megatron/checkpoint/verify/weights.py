@@ -14,11 +14,11 @@ from torch import Tensor
 
 from moe_megatron.checkpoint.formats import dtypes
 from moe_megatron.checkpoint.formats.hf_folder import HfFolder, TensorInfo
-from moe_megatron.checkpoint.formats.torch_dist import TorchDist, matrix_size
+from moe_megatron.checkpoint.formats.torch_dist import TorchDist
 from moe_megatron.checkpoint.matrices import read_matrix, read_saved_matrix
 from moe_megatron.checkpoint.plan import blocks
 from moe_megatron.checkpoint.plan.importing import SCALE
-from moe_megatron.families.links import Block, Link
+from moe_megatron.families.links import Block, Link, matrix_size
 
 _MOST_NAMED = 20
 

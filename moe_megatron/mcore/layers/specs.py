@@ -13,16 +13,29 @@ from megatron.core.transformer.torch_norm import WrappedTorchNorm
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.training.models.gpt import GPTModelConfig
 
-from moe_megatron.config import ModelConfig, MoEConfig, RunConfig
+from moe_megatron.config import Architecture, ModelConfig, MoEConfig, RunConfig
+from moe_megatron.config.architecture import VOCABULARY, default_of
+from moe_megatron.config.flags import RULES
+from moe_megatron.errors import ConfigError
 from moe_megatron.mcore.layers.biases import add_head_bias, with_bias
 from moe_megatron.mcore.layers.latent_attention import LatentAttention
 from moe_megatron.mcore.layers.local_attention import LocalAttention
 from moe_megatron.mcore.layers.local_experts import LocalExperts
+from moe_megatron.mcore.layers.moe_layer import VariableMoELayer
 from moe_megatron.mcore.layers.multipliers import scaled_residual, set_multipliers
 from moe_megatron.mcore.layers.norm import LocalNorm
 from moe_megatron.mcore.layers.qk_norm import NORMS
 from moe_megatron.mcore.layers.router import MeasuredRouter
-from moe_megatron.mcore.layers.sparse_mixer import MeasuredSparseMixer
+from moe_megatron.routing import bind
+
+APPLIED = frozenset(
+    (
+        "model.qk_norm_scope model.attention_output_bias model.lm_head_bias moe.router "
+        "model.embedding_multiplier model.attention_multiplier model.residual_multiplier "
+        "model.logits_divisor"
+    ).split()
+)
+"""Fields of a model that no flag of Megatron's says, and that these layers apply."""
 
 
 def use_our_layers(model_config: GPTModelConfig, config: RunConfig) -> None:
@@ -31,11 +44,28 @@ def use_our_layers(model_config: GPTModelConfig, config: RunConfig) -> None:
     Args:
         model_config: Megatron's model configuration, which is changed.
         config: The run, for what Megatron's configuration cannot say.
+
+    Raises:
+        ConfigError: A field of the model is known neither to Megatron nor to our layers.
     """
+    _check_known(config.architecture)
     model_config.transformer_layer_spec = partial(layer_spec, config=config)
     set_multipliers(model_config.transformer, config.model)
     if config.model.lm_head_bias:
         model_config.pre_wrap_hooks.append(add_head_bias)
+
+
+def _check_known(architecture: Architecture) -> None:
+    flags = {rule.field for rule in RULES}
+    for name in architecture.names("tensors", "function"):
+        by_flag = any(field == name or field.startswith(f"{name}.") for field in flags)
+        if by_flag or name in APPLIED or name == VOCABULARY:
+            continue
+        if architecture.value(name) != default_of(name):
+            raise ConfigError(
+                f"{name} ({architecture.value(name)}) has no flag of Megatron's and no layer of "
+                "ours; leave it at its default."
+            )
 
 
 def layer_spec(
@@ -132,18 +162,14 @@ def _local_norm(norm: Any) -> Any:
 def _measured(mlp: Any, moe: MoEConfig) -> Any:
     if not (isinstance(mlp, partial) and mlp.func is MoELayer):
         return mlp
+    route = bind(moe)
     submodules = dataclasses.replace(
         mlp.keywords["submodules"],
-        router=_router(moe),
+        router=partial(MeasuredRouter, route=route),
         experts=_local_experts(mlp.keywords["submodules"].experts),
     )
-    return partial(MoELayer, **{**mlp.keywords, "submodules": submodules})
-
-
-def _router(moe: MoEConfig) -> Any:
-    if moe.router_algorithm == "sparse_mixer":
-        return partial(MeasuredSparseMixer, jitter=moe.sparse_mixer_jitter)
-    return MeasuredRouter
+    layer = MoELayer if route.router.fixed_number else VariableMoELayer
+    return partial(layer, **{**mlp.keywords, "submodules": submodules})
 
 
 def _local_experts(experts: Any) -> Any:

@@ -13,7 +13,7 @@ import os
 import queue
 import shutil
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import replace
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -23,9 +23,10 @@ from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.training import training as loop
 from torch.distributed.checkpoint.api import CheckpointException
 
-from moe_megatron.config import DataConfig, RunConfig, dump_yaml, load_config
+from moe_megatron.config import RunConfig, dump_yaml, load_config
 from moe_megatron.data.tokenizer import TOKENIZER_FILES
 from moe_megatron.errors import CheckpointError, ConfigError
+from moe_megatron.routing import resolve
 
 logger = logging.getLogger(__name__)
 
@@ -35,27 +36,6 @@ RELEASE = "release"
 HUGGING_FACE = "hf"
 """Folder of a converted checkpoint with the tokenizer and configuration of its origin."""
 _TRACKER_FILE = "latest_checkpointed_iteration.txt"
-
-_FREE_FIELDS = {
-    "model": {"init_std", "attention_dropout", "hidden_dropout", "max_position_embeddings"},
-    "moe": {
-        "aux_loss_coef",
-        "z_loss_coef",
-        "load_balancing",
-        "capacity_factor",
-        "pad_to_capacity",
-        "drop_policy",
-        "input_jitter",
-        "expert_bias_update_rate",
-        "token_dispatcher",
-        "grouped_gemm",
-        "router_dtype",
-        "top_k",
-    },
-    # Megatron loads embeddings of another vocabulary without a word, cut or padded.
-    "data": {field.name for field in fields(DataConfig)} - {"vocab_size"},
-}
-"""Fields that may change between saving and loading: they shape no tensor."""
 
 _LOADING_FAILURES = (
     AssertionError,
@@ -149,14 +129,12 @@ def _saved_config(folder: Path) -> RunConfig | None:
 
 
 def _differences(saved: RunConfig, wanted: RunConfig) -> list[str]:
-    found = []
-    for section, free in _FREE_FIELDS.items():
-        old, new = getattr(saved, section), getattr(wanted, section)
-        for field in fields(old):
-            before, now = getattr(old, field.name), getattr(new, field.name)
-            if field.name not in free and before != now:
-                found.append(f"{section}.{field.name} is {before} there and {now} here")
-    return found
+    ours, theirs = (replace(run.architecture, moe=resolve(run.moe)) for run in (wanted, saved))
+    names = ours.names("tensors", "function", adjustable=False)
+    return [
+        f"{it.name} is {it.theirs} there and {it.ours} here"
+        for it in ours.differences(theirs, names)
+    ]
 
 
 def check_writable(folder: Path) -> None:

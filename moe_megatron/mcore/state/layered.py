@@ -79,8 +79,8 @@ def layered_model(config: RunConfig, read: Read, *, precision: str = "fp32") -> 
 
 
 def _in_one_process(config: RunConfig) -> RunConfig:
-    flags = {name: value for name, value in config.megatron.items() if name != "mtp-num-layers"}
-    return replace(config, parallel=ParallelConfig(), checkpoint=CheckpointConfig(), megatron=flags)
+    model = replace(config.model, num_prediction_layers=0)
+    return replace(config, model=model, parallel=ParallelConfig(), checkpoint=CheckpointConfig())
 
 
 def bare_model(config: RunConfig, precision: str = "fp32") -> Any:

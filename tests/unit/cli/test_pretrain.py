@@ -17,7 +17,7 @@ def test_default_is_the_demo():
 
 
 def test_set_overrides_one_field():
-    assert parsed("--set", "moe.top_k=1", "--set", "moe.pre_softmax=true").moe.top_k == 1
+    assert parsed("--set", "moe.top_k=1", "--set", "moe.router.pre_softmax=true").moe.top_k == 1
 
 
 def test_megatron_flag_overrides_the_field_it_stands_for():

@@ -111,3 +111,28 @@ def test_apply_overrides_whole_section_and_field_leaves_the_callers_mapping() ->
 def test_apply_overrides_wrong_name_is_refused(name: str, message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
         apply_overrides(RunConfig(), {name: 1})
+
+
+def test_apply_overrides_of_one_group_belong_together_in_any_order() -> None:
+    kind, factor = {"model.rope_scaling.kind": "llama3"}, {"model.rope_scaling.factor": 4}
+    for overrides in ({**kind, **factor}, {**factor, **kind}):
+        scaling = apply_overrides(RunConfig(), overrides).model.rope_scaling
+        assert scaling is not None
+        assert (scaling.kind, scaling.factor) == ("llama3", 4.0)
+    router = {"moe.router": "sparse_mixer", "moe.router.jitter": 0.1}
+    plain = apply_overrides(RunConfig(), router).moe.router.to_plain()
+    assert plain == {"name": "sparse_mixer", "jitter": 0.1}
+
+
+def test_apply_overrides_a_router_of_another_name_keeps_no_option() -> None:
+    sigmoid = apply_overrides(RunConfig(), {"moe.router.score_function": "sigmoid"})
+    more = apply_overrides(sigmoid, {"moe.router.scaling": 2.5})
+    assert more.moe.router.options == {"score_function": "sigmoid", "scaling": 2.5}
+    other = apply_overrides(sigmoid, {"moe.router": "sparse_mixer"})
+    assert other.moe.router.to_plain() == {"name": "sparse_mixer"}
+
+
+def test_apply_overrides_null_takes_a_group_back() -> None:
+    windowed = apply_overrides(RunConfig(), {"model.sliding_window.size": 8})
+    assert windowed.model.sliding_window is not None
+    assert apply_overrides(windowed, {"model.sliding_window": None}) == RunConfig()

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from moe_megatron.config import MoEConfig
+from moe_megatron.config import MoEConfig, RouterConfig
 from moe_megatron.errors import ConfigError
 
 
@@ -14,7 +14,6 @@ from moe_megatron.errors import ConfigError
     [
         ({"num_experts": 0}, "moe.num_experts must be at least 1, not 0."),
         ({"top_k": 9}, "moe.top_k (9) must not exceed moe.num_experts (8)."),
-        ({"top_k": 1}, "moe.top_k 1 needs moe.pre_softmax true"),
         ({"aux_loss_coef": -1}, "moe.aux_loss_coef must be at least 0, not -1.0."),
         ({"capacity_factor": 0}, "moe.capacity_factor must be greater than 0, not 0.0."),
         ({"input_jitter": 1.5}, "moe.input_jitter must be 0 or more and less than 1, not 1.5."),
@@ -31,36 +30,14 @@ from moe_megatron.errors import ConfigError
             {"load_balancing": "sinkhorn", "aux_loss_coef": 0, "capacity_factor": 1.0},
             "moe.capacity_factor (1.0) does not work with moe.load_balancing 'sinkhorn'",
         ),
-        (
-            {"router_algorithm": "sparse_mixer", "capacity_factor": 1.25, "pre_softmax": True},
-            "moe.router_algorithm 'sparse_mixer' does not work with moe.pre_softmax (True), "
-            "moe.capacity_factor (1.25); leave such fields at their defaults, or use 'top_k'.",
-        ),
         ({"pad_to_capacity": True}, "moe.pad_to_capacity needs a moe.capacity_factor"),
-        (
-            {"expert_bias": True},
-            "moe.expert_bias works with independent scores only; set moe.router_score_function "
-            "to 'sigmoid' or 'sqrtsoftplus', not 'softmax'.",
-        ),
         ({"layer_frequency": 0}, "moe.layer_frequency must be at least 1, not 0."),
         ({"layer_frequency": [0, 0]}, "at least one 1, not [0, 0]."),
         ({"layer_frequency": [1, 2]}, "at least one 1, not [1, 2]."),
-        (
-            {"num_groups": 4},
-            "moe.num_groups (4) and moe.group_top_k (None) belong together; set both, or neither.",
-        ),
-        (
-            {"num_groups": 3, "group_top_k": 1},
-            "moe.num_groups (3) must divide moe.num_experts (8); try 1, 2, 4 or 8.",
-        ),
-        (
-            {"num_groups": 2, "group_top_k": 3, "top_k": 4},
-            "moe.group_top_k (3) must not exceed moe.num_groups (2)",
-        ),
-        (
-            {"num_groups": 8, "group_top_k": 1, "top_k": 2},
-            "its groups must hold top_k experts (they hold 1).",
-        ),
+        ({"router": 3}, "moe.router needs the name of a router, or a mapping of its name and"),
+        ({"router": {"name": 3}}, "moe.router.name needs text, not 3."),
+        ({"router": {"tau": [1]}}, "moe.router.tau needs "),
+        ({"router": {"a b": 1}}, "moe.router has an option 'a b' (text), which is no name."),
     ],
 )
 def test_moe_wrong_value_is_refused(fields: dict[str, Any], message: str) -> None:
@@ -71,18 +48,28 @@ def test_moe_wrong_value_is_refused(fields: dict[str, Any], message: str) -> Non
 @pytest.mark.parametrize(
     "fields",
     [
-        {"top_k": 1, "pre_softmax": True},
-        {"top_k": 1, "router_score_function": "sigmoid"},
         {"top_k": 1, "load_balancing": "sinkhorn", "aux_loss_coef": 0.0},
-        {"expert_bias": True, "router_score_function": "sigmoid"},
-        {"num_groups": 4, "group_top_k": 2},
-        {"router_algorithm": "sparse_mixer", "top_k": 1},
+        {"router": "sparse_mixer"},
+        {"router": {"score_function": "sigmoid"}},
+        {"router": {"name": "not_registered_yet", "options": "are checked by routing.resolve"}},
         {"capacity_factor": 1.25, "pad_to_capacity": True},
         {"num_experts": None, "top_k": 100},
     ],
 )
 def test_moe_allowed_combination_is_accepted(fields: dict[str, Any]) -> None:
     MoEConfig(**fields)
+
+
+@pytest.mark.parametrize(
+    ("value", "plain"),
+    [
+        ("sparse_mixer", {"name": "sparse_mixer"}),
+        ({"scaling": 2.5}, {"name": "top_k", "scaling": 2.5}),
+        (RouterConfig(name="x", options={"a": None}), {"name": "x", "a": None}),
+    ],
+)
+def test_router_is_a_name_a_mapping_or_a_router(value: Any, plain: dict[str, Any]) -> None:
+    assert MoEConfig(router=value).router.to_plain() == plain
 
 
 @pytest.mark.parametrize(

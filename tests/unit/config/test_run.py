@@ -52,7 +52,7 @@ def test_run_survives_pickling_to_another_process() -> None:
     ("fields", "message"),
     [
         ({"run_dir": ""}, "run_dir must not be empty."),
-        ({"model": {}}, "model needs a ModelConfig, not a mapping."),
+        ({"model": 3}, "model needs a ModelConfig, not 3."),
         (
             {"megatron": {"--manual-gc": True}},
             "megatron needs flag names without leading dashes, such as 'manual-gc', not "

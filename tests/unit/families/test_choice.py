@@ -1,13 +1,16 @@
 """Which Hugging Face family a natively trained model becomes, and what is said where none fits."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from moe_megatron.config import RunConfig, apply_overrides, load_config
+from moe_megatron.config.flags import to_flags
 from moe_megatron.config.mapping import from_mapping
 from moe_megatron.errors import MappingError, MoEError
 from moe_megatron.families import FAMILIES, family_of, family_of_run
+from moe_megatron.routing import resolve
 from moe_megatron.testing import tiny_models
 
 SMALL: dict[str, Any] = {
@@ -17,11 +20,16 @@ SMALL: dict[str, Any] = {
     "model.num_query_groups": 2,
 }
 DENSE = {"moe.num_experts": None}
-SIGMOID = {"moe.router_score_function": "sigmoid", "moe.expert_bias": True}
+SIGMOID = {"moe.router.score_function": "sigmoid", "moe.expert_bias": True}
 
 
 def run_of(**overrides: Any) -> RunConfig:
-    return apply_overrides(RunConfig(), {**SMALL, **overrides})
+    return resolved(apply_overrides(RunConfig(), {**SMALL, **overrides}))
+
+
+def resolved(run: RunConfig) -> RunConfig:
+    """With every option of the router, as a run writes it beside its checkpoints."""
+    return replace(run, moe=resolve(run.moe))
 
 
 @pytest.mark.parametrize(
@@ -30,13 +38,13 @@ def run_of(**overrides: Any) -> RunConfig:
         ({}, "mixtral"),
         ({"model.head_dim": 16, "model.tie_embeddings": False}, "mixtral"),
         ({"model.qk_norm": True}, "qwen3_moe"),
-        ({"model.qk_norm": True, "moe.pre_softmax": True}, "qwen3_moe"),
+        ({"model.qk_norm": True, "moe.router.pre_softmax": True}, "qwen3_moe"),
         ({"model.qk_norm": True, "moe.layer_frequency": [0, 1, 0]}, "qwen3_moe"),
         (
             {
                 "moe.shared_expert_hidden_size": 64,
-                "moe.pre_softmax": True,
-                "megatron.moe-shared-expert-gate": True,
+                "moe.router.pre_softmax": True,
+                "moe.shared_expert_gate": True,
             },
             "qwen2_moe",
         ),
@@ -46,13 +54,13 @@ def run_of(**overrides: Any) -> RunConfig:
                 "moe.expert_hidden_size": 32,
                 "moe.shared_expert_hidden_size": 64,
                 "moe.layer_frequency": [0, 1, 1],
-                "moe.top_k_scaling": 2.5,
+                "moe.router.scaling": 2.5,
             },
             "glm4_moe",
         ),
         (DENSE, "llama"),
         ({**DENSE, "model.qk_norm": True}, "qwen3"),
-        ({**DENSE, "megatron.add-qkv-bias": True}, "qwen2"),
+        ({**DENSE, "model.qkv_bias": True}, "qwen2"),
     ],
 )
 def test_family_of_a_run_writes_its_model_and_reads_it_again(
@@ -86,13 +94,20 @@ def shapes_in_transformers(config: dict[str, Any]) -> dict[str, tuple[int, ...]]
     ("preset", "name"), [("mixtral_8x7b", "mixtral"), ("qwen3_30b_a3b", "qwen3_moe")]
 )
 def test_presets_become_the_models_they_are_named_after(preset: str, name: str) -> None:
-    assert family_of_run(load_config(preset)).name == name
+    assert family_of_run(resolved(load_config(preset))).name == name
 
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"moe.top_k_scaling": 2.0}, r"no Hugging Face family .* moe.top_k_scaling would be 1.0"),
+        (
+            {"moe.router.scaling": 2.0},
+            r"mixtral: moe.router.scaling would be none, not 2",
+        ),
+        (
+            {"moe.router": "sparse_mixer"},
+            r"moe.router.name would be top_k, not sparse_mixer",
+        ),
         ({"model.norm": "LayerNorm"}, r"nearest is mixtral: model.norm would be RMSNorm, not Lay"),
         ({"moe.layer_frequency": [1, 0, 1]}, r"no Hugging Face family holds this model"),
         ({**DENSE, "model.activation": "gelu"}, r"nearest is llama: model.activation would be swi"),
@@ -174,5 +189,5 @@ def test_every_flag_is_one_of_megatron(name: str) -> None:
     from moe_megatron.mcore.loop.arguments import check_flags_exist
 
     config = tiny_models.hf_config(name).to_dict()
-    values = family_of(config).run_config(config)
-    check_flags_exist([f"--{flag}" for flag in values["megatron"]])
+    run = from_mapping(family_of(config).run_config(config))
+    check_flags_exist([word for word in to_flags(run) if word.startswith("--")])

@@ -14,9 +14,11 @@ from megatron.core.transformer.moe.moe_utils import get_default_pg_collection
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from moe_megatron.config import MoEConfig
 from moe_megatron.mcore.layers.router import MeasuredRouter
 from moe_megatron.mcore.measure.counters import RoutingCounters
 from moe_megatron.mcore.measure.rank_load import RankValues
+from moe_megatron.routing import bind
 
 EXPERTS, TOP_K, TOKENS = 6, 2, 30
 GPU = torch.device("cuda", 0)
@@ -67,7 +69,7 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.fixture
-def router() -> MeasuredRouter:
+def router(score_function: str) -> MeasuredRouter:
     settings = TransformerConfig(
         num_layers=1,
         hidden_size=16,
@@ -76,7 +78,8 @@ def router() -> MeasuredRouter:
         moe_router_topk=TOP_K,
         add_bias_linear=False,
     )
-    return MeasuredRouter(settings, get_default_pg_collection())
+    moe = MoEConfig(num_experts=EXPERTS, router={"score_function": score_function})
+    return MeasuredRouter(settings, get_default_pg_collection(), route=bind(moe))
 
 
 @pytest.mark.parametrize(
@@ -97,9 +100,8 @@ def test_waiting_is_noticed(no_gpu: None, read: Any) -> None:
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("score_function", SCORES)
 def test_counting_a_routers_decisions_does_not_wait(
-    router: MeasuredRouter, no_gpu: None, score_function: str, masked: bool
+    router: MeasuredRouter, no_gpu: None, masked: bool
 ) -> None:
-    router.score_function = score_function
     row = RoutingCounters((1, 2), EXPERTS, GPU).row(2)
     logits = torch.randn(TOKENS // 3, 3, EXPERTS, device=GPU)
     routing_map = torch.zeros(TOKENS, EXPERTS, dtype=torch.bool, device=GPU)

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from moe_megatron.config import ModelConfig, MoEConfig
+from moe_megatron.config import Architecture, ModelConfig, MoEConfig
 from moe_megatron.errors import ConfigError, DataError
 from moe_megatron.model import MoEModel
 
@@ -71,7 +71,11 @@ def test_later_tokens_do_not_change_earlier_logits(build, tokens):
         {"activation": "gelu", "add_bias": True, "position_embedding": "learned_absolute",
          "max_position_embeddings": 12},
         {"router_type": "switch", "hidden_dropout": 0.1, "attention_dropout": 0.1},
-        {"router_type": "sigmoid", "num_groups": 2, "group_top_k": 1, "top_k_scaling": 2.0},
+        {"router_type": "sigmoid",
+         "router": {"expert_groups": 2, "group_top_k": 1, "scaling": 2.0}},
+        {"router_type": "sparse_mixer"},
+        {"qkv_bias": True, "rotary_fraction": 0.5},
+        {"shared_expert_hidden_size": 8, "shared_expert_gate": True},
     ],
 )  # fmt: skip
 def test_every_parameter_gets_a_gradient(build, tokens, options):
@@ -225,8 +229,18 @@ def test_more_tokens_than_learned_positions_are_refused(build, tokens):
             "does not work with a shared expert",
         ),
         ({}, {"layer_frequency": (1, 0)}, 8, "has 2 entries for model.num_layers"),
+        ({"activation": "quick_geglu"}, {}, 8, "activation 'quick_geglu', only 'swiglu', 'gelu'"),
+        (
+            {"sliding_window": {"size": 8}},
+            {},
+            8,
+            "not compute model.sliding_window .*Megatron",
+        ),
+        ({}, {"router": "nowhere"}, 8, "there is no router 'nowhere'"),
     ],
 )
 def test_unsupported_configurations_are_refused(model, moe, vocab_size, message):
     with pytest.raises(ConfigError, match=message):
-        MoEModel.from_config(ModelConfig(**model), MoEConfig(**moe), vocab_size)
+        MoEModel.from_architecture(
+            Architecture(model=ModelConfig(**model), moe=MoEConfig(**moe), vocab_size=vocab_size)
+        )

@@ -4,7 +4,8 @@ from torch.nn import functional
 
 from moe_megatron.config import ModelConfig, MoEConfig
 from moe_megatron.model.moe_layer import MoELayer
-from moe_megatron.routing import drop_over_capacity, expert_capacity, route_top_k
+from moe_megatron.routing import drop_over_capacity, expert_capacity
+from moe_megatron.routing.top_k import route_top_k
 
 HIDDEN, EXPERTS = 16, 4
 WIDTHS = {"hidden_size": HIDDEN, "num_attention_heads": 2}
@@ -36,12 +37,7 @@ def one_token_at_a_time(layer, hidden, activation):
     config = layer.config
     router = layer.router
     logits = functional.linear(hidden, router.weight, router.bias)
-    routing = route_top_k(
-        logits,
-        config.top_k,
-        score_function=config.router_score_function,
-        pre_softmax=config.pre_softmax,
-    )
+    routing = route_top_k(logits, top_k=config.top_k, **config.router.options)
     if config.capacity_factor is not None:
         capacity = expert_capacity(len(hidden), config.top_k, EXPERTS, config.capacity_factor)
         routing = drop_over_capacity(routing, capacity)
@@ -65,8 +61,8 @@ def one_token_at_a_time(layer, hidden, activation):
         ("gelu", False, {}),
         ("squared_relu", False, {}),
         ("gelu", True, {}),
-        ("swiglu", False, {"top_k": 1, "pre_softmax": True}),
-        ("swiglu", False, {"router_score_function": "sigmoid"}),
+        ("swiglu", False, {"top_k": 1, "router": {"pre_softmax": True}}),
+        ("swiglu", False, {"router": {"score_function": "sigmoid"}}),
         ("swiglu", False, {"shared_expert_hidden_size": 20}),
         ("swiglu", False, {"capacity_factor": 0.5}),
     ],
@@ -120,7 +116,7 @@ def test_sequence_balancing_is_the_mean_over_sequences(layer):
 
 
 def test_expert_without_tokens_gets_a_gradient_of_zeros(layer):
-    module = layer(top_k=1, pre_softmax=True)
+    module = layer(top_k=1, router={"pre_softmax": True})
     module(torch.randn(1, 1, HIDDEN), None)[0].sum().backward()
     assert all(parameter.grad is not None for parameter in module.parameters())
 
@@ -135,7 +131,7 @@ def test_jitter_is_for_training_only(layer):
 
 
 def test_expert_bias_moves_the_choice(layer):
-    module = layer(router_score_function="sigmoid", expert_bias=True)
+    module = layer(router={"score_function": "sigmoid"}, expert_bias=True)
     module.router.expert_bias[2] = 10.0
     _, info = module(torch.randn(2, 6, HIDDEN), None)
     assert int(info.tokens_per_expert[2]) == 12

@@ -20,8 +20,16 @@ def test_router_types_become_configuration(
     build, router_type, k, score_function, top_k, pre_softmax
 ):
     moe = build(router_type=router_type, experts_per_token=k).moe_config
-    assert moe.router_score_function == score_function
-    assert (moe.top_k, moe.pre_softmax) == (top_k, pre_softmax)
+    assert moe.router.name == "top_k"
+    assert moe.router.options["score_function"] == score_function
+    assert (moe.top_k, moe.router.options["pre_softmax"]) == (top_k, pre_softmax)
+
+
+def test_router_is_named_or_given_with_options(build):
+    mixed = build(router_type="sparse_mixer", router={"jitter": 0.1}).moe_config
+    assert mixed.router.to_plain() == {"name": "sparse_mixer", "jitter": 0.1}
+    scaled = build(router_type="sigmoid", router={"scaling": 2.5}).moe_config.router.options
+    assert (scaled["score_function"], scaled["scaling"]) == ("sigmoid", 2.5)
 
 
 def test_options_become_configuration():
@@ -35,10 +43,12 @@ def test_options_become_configuration():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"router_type": "swich"}, "must be 'top_k', 'switch', 'sigmoid' or 'sparse_mixer', not "
+        ({"router_type": "swich"}, "must be 'sparse_mixer', 'top_k', 'switch' or 'sigmoid', not "
                                    "'swich'. Did you mean 'switch'?"),
         ({"router_type": "switch", "experts_per_token": 2}, r"sends each token to 1 expert, not "
                                                             r"experts_per_token \(2\)"),
+        ({"router_type": "switch", "router": "sparse_mixer"}, "is the router 'top_k', and `rout"),
+        ({"router": {"jitter": 1}}, "the router 'top_k' has no option 'jitter'"),
         ({"top_k": 2}, "no option 'top_k'; it is called experts_per_token"),
         ({"num_head": 2}, "no option 'num_head'"),
         ({"capacity_facto": 2}, "no option 'capacity_facto'. Did you mean 'capacity_factor'?"),

@@ -5,8 +5,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from moe_megatron import MoEModel
 from moe_megatron.errors import CheckpointError, MappingError
-from moe_megatron.model import MoEModel
 
 
 @pytest.fixture

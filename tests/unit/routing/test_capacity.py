@@ -3,7 +3,8 @@ import torch
 from megatron.core.transformer.moe.moe_utils import apply_router_token_dropping, get_capacity
 
 from moe_megatron.errors import ConfigError
-from moe_megatron.routing import drop_over_capacity, expert_capacity, route_top_k
+from moe_megatron.routing import drop_over_capacity, expert_capacity
+from moe_megatron.routing.top_k import route_top_k
 
 TOKENS, EXPERTS, TOP_K = 40, 4, 2
 
@@ -12,7 +13,7 @@ TOKENS, EXPERTS, TOP_K = 40, 4, 2
 def routing():
     logits = torch.randn(TOKENS, EXPERTS, generator=torch.Generator().manual_seed(3))
     logits[:, 0] += 1.0  # a favourite, so that something has to be dropped
-    return route_top_k(logits, TOP_K)
+    return route_top_k(logits, top_k=TOP_K)
 
 
 @pytest.mark.parametrize("factor", [0.25, 1.0, 1.3, 10.0])

@@ -5,7 +5,7 @@ import torch
 from transformers.models.phimoe.modeling_phimoe import sparsemixer
 
 from moe_megatron.errors import ConfigError
-from moe_megatron.routing import route_sparse_mixer
+from moe_megatron.routing.sparse_mixer import route_sparse_mixer
 
 TOKENS, EXPERTS = 2000, 8
 
@@ -20,7 +20,7 @@ def logits() -> torch.Tensor:
 def test_without_training_experts_and_weights_are_theirs(
     logits: torch.Tensor, jitter: float
 ) -> None:
-    ours = route_sparse_mixer(logits, 2, jitter=jitter)
+    ours = route_sparse_mixer(logits, top_k=2, jitter=jitter)
     weights, experts = sparsemixer(logits, jitter, training=False)
     assert torch.equal(ours.indices, experts)
     assert torch.equal(ours.weights, weights)
@@ -32,7 +32,7 @@ def test_without_training_experts_and_weights_are_theirs(
 def test_in_training_choice_weights_and_gradients_are_theirs(logits: torch.Tensor) -> None:
     results = []
     for route in (
-        lambda: route_sparse_mixer(logits, 1, jitter=0.3, training=True),
+        lambda: route_sparse_mixer(logits, top_k=1, jitter=0.3, training=True),
         lambda: sparsemixer(logits, 0.3, training=True),
     ):
         torch.manual_seed(5)
@@ -51,7 +51,7 @@ def test_in_training_choice_weights_and_gradients_are_theirs(logits: torch.Tenso
 def test_choice_in_training_is_a_sample_of_what_is_near() -> None:
     logits = torch.tensor([[1.0, 0.9, 0.8, -3.0]]).expand(20_000, -1)
     torch.manual_seed(3)
-    routing = route_sparse_mixer(logits, 2, jitter=0.15, training=True)
+    routing = route_sparse_mixer(logits, top_k=2, jitter=0.15, training=True)
     near = torch.softmax(torch.tensor([1.0, 0.9, 0.8]), dim=0)
     first = torch.bincount(routing.indices[:, 0], minlength=4) / len(logits)
     torch.testing.assert_close(first[:3], near, atol=0.015, rtol=0)
@@ -69,4 +69,4 @@ def test_choice_in_training_is_a_sample_of_what_is_near() -> None:
 @pytest.mark.parametrize("top_k", [0, 9])
 def test_number_of_experts_is_checked(logits: torch.Tensor, top_k: int) -> None:
     with pytest.raises(ConfigError, match="must be at least 1 and at most the number of experts"):
-        route_sparse_mixer(logits, top_k)
+        route_sparse_mixer(logits, top_k=top_k)

@@ -134,7 +134,7 @@ def test_impossible_numbers_are_refused(options: dict[str, Any], message: str) -
             "llama-biases",
             {},
             MappingError,
-            "cannot have this one's add_bias, attention_output_bias, add-qkv-bias",
+            "cannot have this one's model.add_bias, model.qkv_bias, model.attention_output_bias",
         ),
         (
             "llama",

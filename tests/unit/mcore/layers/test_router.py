@@ -1,7 +1,8 @@
-"""The measured router: it routes as Megatron's, and counts what it did."""
+"""Every router in Megatron: `top_k` is Megatron's own, others get its services; all are counted."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
@@ -11,8 +12,13 @@ from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.moe.moe_utils import get_default_pg_collection
 from megatron.core.transformer.moe.router import TopKRouter
 
+from moe_megatron.config import RouterConfig, RunConfig, apply_overrides
+from moe_megatron.config.flags import split_flags
 from moe_megatron.mcore.layers.router import MeasuredRouter
 from moe_megatron.mcore.measure.counters import RoutingRow
+from moe_megatron.routing import BoundRouter, Routing, bind, registered_router
+from moe_megatron.routing.sparse_mixer import route_sparse_mixer
+from moe_megatron.routing.top_k import TopKOptions, route_top_k, top_k_distribution
 
 HIDDEN, EXPERTS, TOP_K = 16, 6, 2
 SEQUENCE, BATCH = 10, 3
@@ -40,13 +46,32 @@ def settings(**fields: Any) -> TransformerConfig:
     )
 
 
+def route_of(fields: dict[str, Any], router: RouterConfig | None = None) -> BoundRouter:
+    """Our router for fields of Megatron's configuration, which are its flags with underscores.
+
+    Args:
+        fields: Megatron's.
+        router: In place of Megatron's own.
+    """
+    words = [f"--{name.replace('_', '-')}={value}" for name, value in fields.items()]
+    flags = [word.removesuffix("=True") for word in words]
+    moe = apply_overrides(RunConfig(), {**split_flags(flags), "moe.num_experts": EXPERTS}).moe
+    if router is not None:
+        moe = replace(moe, router=RouterConfig(name=router.name, options=router.options))
+    return bind(moe)
+
+
 @pytest.fixture
 def build(counted: Callable[[MeasuredRouter], RoutingRow]) -> Build:
     """Makes a measured router in training mode and the row it counts into."""
 
-    def make(**fields: Any) -> tuple[MeasuredRouter, RoutingRow]:
-        router = MeasuredRouter(settings(**fields), get_default_pg_collection()).train()
-        return router, counted(router)
+    def make(
+        router: RouterConfig | None = None, **fields: Any
+    ) -> tuple[MeasuredRouter, RoutingRow]:
+        measured = MeasuredRouter(
+            settings(**fields), get_default_pg_collection(), route=route_of(fields, router)
+        )
+        return measured.train(), counted(measured)
 
     return make
 
@@ -152,6 +177,93 @@ def test_routes_bit_for_bit_as_megatrons_router(
         results.append((probs, routing_map, hidden.grad, one.weight.grad))
     for ours, megatrons in zip(*results, strict=True):
         assert torch.equal(ours, megatrons)
+
+
+@pytest.fixture
+def copy_of_top_k() -> Iterator[None]:
+    """The same router under another name, which Megatron's own code does not serve."""
+    with registered_router(
+        "copy_of_top_k", route_top_k, options=TopKOptions, distribution=top_k_distribution
+    ):
+        yield
+
+
+@pytest.mark.usefixtures("copy_of_top_k")
+@pytest.mark.parametrize("padded", [False, True], ids=["whole", "padded"])
+@pytest.mark.parametrize("variant", [v for v in VARIANTS if v != "sinkhorn"])
+def test_any_router_gets_what_megatrons_own_gets(
+    variant: str, padded: bool, build: Build, x: torch.Tensor
+) -> None:
+    """Losses, capacity, bias and counting are the same for the same choice."""
+    if variant == "expert_bias" and padded:
+        pytest.skip("Megatron 0.19 fails where padding meets a bias on the choice")
+    fields, mask = VARIANTS[variant], padding(x.device) if padded else None
+    own, own_row = build(**fields)
+    options = own._route.options
+    named = RouterConfig(name="copy_of_top_k", options=asdict(options))
+    copied, copied_row = build(named, **fields)
+    copied.load_state_dict(copy.deepcopy(own.state_dict()))
+    results = []
+    for one in (own, copied):
+        hidden = x.clone().requires_grad_()
+        probs, routing_map = one(hidden, padding_mask=mask)
+        (probs * torch.arange(EXPERTS, device=x.device)).sum().backward()
+        results.append((probs, routing_map, hidden.grad, one.weight.grad))
+    assert torch.equal(results[0][1], results[1][1])
+    for ours, megatrons in zip(*results, strict=True):
+        torch.testing.assert_close(ours, megatrons, rtol=1e-5, atol=5e-6)
+    for field in ("tokens_per_expert", "tokens", "prob_sums", "sums"):
+        torch.testing.assert_close(getattr(copied_row, field), getattr(own_row, field))
+    if own.local_tokens_per_expert is not None:
+        assert torch.equal(own.local_tokens_per_expert, copied.local_tokens_per_expert)
+
+
+def test_padding_moves_no_bias(build: Build, x: torch.Tensor) -> None:
+    def biased(logits_TE: torch.Tensor, *, top_k: int, expert_bias: torch.Tensor) -> Routing:
+        return route_top_k(logits_TE, top_k=top_k, score_function="sigmoid")
+
+    with registered_router("biased", biased):
+        router, row = build(
+            RouterConfig(name="biased"),
+            moe_router_score_function="sigmoid",
+            moe_router_enable_expert_bias=True,
+        )
+        router(x, padding_mask=padding(x.device))
+    assert router.local_tokens_per_expert.tolist() == row.tokens_per_expert.tolist()
+    assert int(row.tokens_per_expert.sum()) == (TOKENS - 4) * TOP_K
+
+
+def test_a_router_is_given_what_entered_the_gate(build: Build, x: torch.Tensor) -> None:
+    seen = []
+
+    def curious(
+        logits_TE: torch.Tensor, *, top_k: int, hidden: torch.Tensor, training: bool
+    ) -> Routing:
+        seen.append((hidden, training))
+        return route_top_k(logits_TE, top_k=top_k)
+
+    with registered_router("curious", curious):
+        router, _ = build(RouterConfig(name="curious"), moe_input_jitter_eps=0.1)
+        router(x)
+        router.eval()(x)
+    (jittered, training), (_, evaluating) = seen
+    assert (training, evaluating) == (True, False)
+    assert jittered.shape == (TOKENS, HIDDEN)
+    ratio = jittered / x.reshape(TOKENS, HIDDEN)
+    assert 0.9 <= float(ratio.min()) < float(ratio.max()) <= 1.1
+    assert router._hidden is None
+
+
+def test_sparse_mixer_chooses_in_megatron_as_alone(build: Build, x: torch.Tensor) -> None:
+    router, row = build(RouterConfig(name="sparse_mixer", options={"jitter": 0.1}))
+    probs, routing_map = router.eval()(x)
+    logits = router.gating(x).view(-1, EXPERTS)
+    expected = route_sparse_mixer(logits, top_k=TOP_K, jitter=0.1)
+    assert torch.equal(probs, expected.probs)
+    assert torch.equal(routing_map, expected.routing_map)
+    _, routing_map = router.train()(x)
+    assert torch.equal(row.tokens_per_expert, routing_map.sum(dim=0))
+    assert int(row.tokens_per_expert.sum()) == TOP_K * TOKENS
 
 
 @pytest.mark.parametrize("variant", [v for v in VARIANTS if v != "padded_capacity"])

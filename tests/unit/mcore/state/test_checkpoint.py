@@ -99,7 +99,7 @@ def test_other_model_is_refused_with_the_fields_that_differ(saved: Path, config:
 @pytest.mark.parametrize(
     "change",
     [
-        {"moe.top_k": 1, "moe.pre_softmax": False, "moe.load_balancing": "sinkhorn"}
+        {"moe.top_k": 1, "moe.router.pre_softmax": False, "moe.load_balancing": "sinkhorn"}
         | {"moe.aux_loss_coef": 0},
         {"moe.capacity_factor": 1.0, "moe.pad_to_capacity": True},
         {"training.learning_rate": 1e-3, "training.train_steps": 99, "training.precision": "bf16"},

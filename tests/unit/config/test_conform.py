@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import pytest
 
-from moe_megatron.config.convert import convert
+from moe_megatron.config.conform import convert
 from moe_megatron.errors import ConfigError
 
 Color = Literal["red", "green"]

@@ -1,17 +1,15 @@
 """The mapping table of `MoEModel`: its parameters, and the Megatron keys that they make up.
 
 With it `MoEModel` is one more layout beside those of the Hugging Face families: links of both that
-have the same Megatron key, layer and expert are the same matrix. Data alone, like `families`.
+have the same Megatron key, layer and expert are the same matrix.
 """
 
 from collections.abc import Iterator
 
-from moe_megatron.config import ModelConfig, MoEConfig
+from moe_megatron.config import Architecture, ModelConfig, MoEConfig
 from moe_megatron.families.geometry import Geometry
 from moe_megatron.families.links import Link
 from moe_megatron.families.table import Form, Row, Scope, Source, expand, one
-from moe_megatron.model.extras import Extras
-from moe_megatron.model.storage import Architecture
 
 _LAYER = "layers.{layer}."
 _QKV = tuple(f"{_LAYER}attention.{letter}_proj" for letter in "qkv")
@@ -25,35 +23,7 @@ def model_links(architecture: Architecture) -> list[Link]:
     """
     model, moe = architecture.model, architecture.moe
     rows = [*_outside(model), *_attention(model), *_mlp(model), *_moe(model, moe)]
-    return expand(rows, _geometry(architecture), fused=False)
-
-
-def _geometry(architecture: Architecture) -> Geometry:
-    model, moe = architecture.model, architecture.moe
-    extras = Extras.from_flags(architecture.flags)
-    numbers = range(1, model.num_layers + 1)
-    moe_layers = moe.layer_numbers(model.num_layers)
-    return Geometry(
-        family="moe_megatron",
-        layers=model.num_layers,
-        hidden=model.hidden_size,
-        heads=model.num_attention_heads,
-        groups=model.key_value_heads,
-        head_dim=model.attention_head_dim,
-        vocab=architecture.vocab_size,
-        ffn=model.dense_ffn_size,
-        moe_layers=tuple(number in moe_layers for number in numbers),
-        experts=moe.num_experts or 0,
-        top_k=moe.top_k,
-        expert_width=moe.expert_hidden_size or model.dense_ffn_size,
-        shared_width=moe.shared_expert_hidden_size or 0,
-        tied=model.tie_embeddings,
-        qk_norm=model.qk_norm,
-        qkv_bias=model.add_bias or extras.qkv_bias,
-        proj_bias=model.add_bias or model.attention_output_bias,
-        head_bias=model.lm_head_bias,
-        shared_gate=extras.shared_expert_gate and moe.shared_expert_hidden_size is not None,
-    )
+    return expand(rows, Geometry(family="moe_megatron", architecture=architecture), fused=False)
 
 
 def _kinds(norm: str, model: ModelConfig) -> tuple[str, ...]:
@@ -67,15 +37,14 @@ def _outside(model: ModelConfig) -> Iterator[Row]:
     yield one(
         "embedding.word_embeddings.weight", "embed_tokens.weight", "vocab", "hidden", scope=scope
     )
-    if model.position_embedding == "learned_absolute":
-        positions = model.max_position_embeddings or 0
-        yield one(
-            "embedding.position_embeddings.weight",
-            "embed_positions.weight",
-            positions,
-            "hidden",
-            scope=scope,
-        )
+    yield one(
+        "embedding.position_embeddings.weight",
+        "embed_positions.weight",
+        "positions",
+        "hidden",
+        scope=scope,
+        when="positions",
+    )
     for kind in _kinds("norm", model):
         yield one(f"decoder.final_layernorm.{kind}", f"final_norm.{kind}", "hidden", scope=scope)
     yield one(
@@ -91,11 +60,10 @@ def _attention(model: ModelConfig) -> Iterator[Row]:
         source, te = f"{_LAYER}mlp_norm.{kind}", (f"pre_mlp_layernorm.{kind}",)
         yield one(local + kind, source, "hidden", scope=Scope.MOE, aliases=te)
         yield one(local + kind, source, "hidden", scope=Scope.DENSE)
-        whole = model.qk_norm_scope == "all_heads"
-        for letter, width in (("q", "q_rows"), ("k", "kv_rows")):
+        for letter in "qk":
             key, name = f"self_attention.{letter}_layernorm", f"attention.{letter}_norm"
-            axis = width if whole else "head_dim"
-            yield one(f"{key}.{kind}", f"{_LAYER}{name}.{kind}", axis, when="qk_norm")
+            width = f"{letter}_norm_width"
+            yield one(f"{key}.{kind}", f"{_LAYER}{name}.{kind}", width, when="qk_norm")
     for kind, axes, when in (("weight", ("hidden",), ""), ("bias", (), "qkv_bias")):
         yield Row(
             key=f"self_attention.linear_qkv.{kind}",
@@ -152,7 +120,7 @@ def _moe(model: ModelConfig, moe: MoEConfig) -> Iterator[Row]:
 def _feed_forward(
     key: str, name: str, width: str, kind: str, model: ModelConfig, **more: object
 ) -> Iterator[Row]:
-    gated = model.activation == "swiglu"
+    gated = model.is_gated
     parts = ("gate_proj", "up_proj") if gated else ("up_proj",)
     side = ("hidden",) if kind == "weight" else ()
     yield Row(

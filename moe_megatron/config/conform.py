@@ -1,16 +1,20 @@
 """Fits a value from YAML or Python to the type that a configuration field declares.
 
 The annotation of the field is the only rule: `int`, `float`, `str`, `bool`, a `Literal` of
-choices, a tuple, a mapping, a configuration class, or a union of these. It is strict where a
-guess could hide a mistake (true is not 1, "8" is not 8) and lenient where YAML is the odd one:
+choices, a tuple, a mapping, a configuration class (a group of fields), or a union of these. It is
+strict where a guess could hide a mistake (true is not 1, "8" is not 8) and lenient where YAML is
+the odd one:
 
 * a whole number fits a float;
 * numeric text fits a float, because YAML 1.1 reads `1e-3` (no dot) as text;
 * a list becomes a tuple, and a path becomes text.
 
-It does not know ranges (`checks`), files or the names of sections.
+A class with a class method `conformed` reads its values itself. This module does not know ranges
+(`checks`), files or the names of sections.
 """
 
+import dataclasses
+import functools
 import math
 import os
 import types
@@ -50,7 +54,21 @@ def conform(config: object) -> None:
 
 def annotations_of(config_type: type) -> dict[str, Any]:
     """The fields of a configuration class with their resolved types, in order."""
-    return get_type_hints(config_type)
+    return _annotations(config_type)
+
+
+@functools.cache
+def _annotations(config_type: Any) -> dict[str, Any]:
+    hints = get_type_hints(config_type)
+    return {field.name: hints[field.name] for field in dataclasses.fields(config_type)}
+
+
+def group_of(annotation: Any) -> type | None:
+    """The configuration class whose fields stand below a field of this type, if any."""
+    for option in get_args(annotation) or (annotation,):
+        if dataclasses.is_dataclass(option) and not hasattr(option, "conformed"):
+            return option if isinstance(option, type) else None
+    return None
 
 
 def convert(value: object, annotation: Any, where: str) -> Any:
@@ -69,6 +87,11 @@ def convert(value: object, annotation: Any, where: str) -> Any:
     """
     if get_origin(annotation) is Mapping:
         return _convert_mapping(value, get_args(annotation)[1], where)
+    if hasattr(annotation, "conformed"):
+        return annotation.conformed(value, where)
+    group = group_of(annotation)
+    if group is not None and isinstance(value, Mapping):
+        return group(**read_group(value, group, where))
     try:
         return _fit(value, annotation)
     except _MisfitError:
@@ -85,6 +108,37 @@ def _convert_mapping(value: object, item_type: Any, where: str) -> dict[str, Any
         if not isinstance(key, str):
             raise ConfigError(f"{where} needs text for the name of each entry, not {show(key)}.")
     return {key: convert(item, item_type, f"{where}.{key}") for key, item in value.items()}
+
+
+def read_group(value: Mapping[str, object], group: type, where: str) -> dict[str, Any]:
+    """The fields of a group that a mapping names, converted; groups within stay mappings.
+
+    Raises:
+        ConfigError: For an unknown key or a value of the wrong type.
+    """
+    annotations = annotations_of(group)
+    found: dict[str, Any] = {}
+    for key, item in value.items():
+        if key not in annotations:
+            hint = nearest(str(key), annotations)
+            hint = hint or f" Known are: {join_words(list(annotations), 'and')}."
+            raise ConfigError(f"unknown key '{key}' in {where}.{hint}")
+        found[key] = read(item, annotations[key], f"{where}.{key}")
+    return found
+
+
+def read(value: object, annotation: Any, where: str) -> Any:
+    """Fit one value of a file, where groups of fields may be given in part.
+
+    Returns:
+        As `convert`, but a mapping for a group, of the fields that are named.
+    """
+    if hasattr(annotation, "read_part"):
+        return annotation.read_part(value, where)
+    group = group_of(annotation)
+    if group is not None and isinstance(value, Mapping):
+        return read_group(value, group, where)
+    return convert(value, annotation, where)
 
 
 def _fit(value: object, annotation: Any) -> Any:

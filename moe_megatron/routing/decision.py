@@ -1,0 +1,104 @@
+"""`Routing`: which experts each token goes to, and with what weights. What every router returns.
+
+Shapes: T tokens that are routed together, E experts, K slots of a token.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Routing:
+    """Where the tokens go. Sparse as stored, dense on request.
+
+    A token has K slots, each for one expert. Where a router gives tokens different numbers of
+    experts, the slots that a token does not use are not `assigned`.
+    """
+
+    indices: Tensor
+    """int64 [T, K]: the experts of each token, best first; of any value where not assigned."""
+
+    weights: Tensor
+    """[T, K]: combine weights, in the dtype of the logits; 0 where dropped or not assigned."""
+
+    assigned: Tensor
+    """bool [T, K]: True where the router wants the expert for the token."""
+
+    kept: Tensor
+    """bool [T, K]: False where the expert was full and dropped the token, or is not assigned."""
+
+    num_experts: int
+
+    @classmethod
+    def of_indices(cls, indices_TK: Tensor, weights_TK: Tensor, num_experts: int) -> Self:
+        """K experts for every token, none of them dropped.
+
+        Args:
+            indices_TK: int64, the experts of each token, best first.
+            weights_TK: Their combine weights.
+            num_experts: E.
+        """
+        every = torch.ones_like(indices_TK, dtype=torch.bool)
+        return cls(
+            indices=indices_TK, weights=weights_TK, assigned=every, kept=every,
+            num_experts=num_experts,
+        )  # fmt: skip
+
+    @classmethod
+    def of_map(cls, probs_TE: Tensor, map_TE: Tensor) -> Self:
+        """Any number of experts for each token, none of them dropped.
+
+        Args:
+            probs_TE: Combine weights; what the map leaves out does not matter.
+            map_TE: bool, True where the token goes to the expert.
+        """
+        indices_TE = probs_TE.detach().masked_fill(~map_TE, -torch.inf).argsort(-1, descending=True)
+        assigned_TE = map_TE.gather(1, indices_TE)
+        weights_TE = probs_TE.gather(1, indices_TE).masked_fill(~assigned_TE, 0.0)
+        return cls(
+            indices=indices_TE, weights=weights_TE, assigned=assigned_TE, kept=assigned_TE,
+            num_experts=probs_TE.shape[1],
+        )  # fmt: skip
+
+    def keeping(self, accepted_TE: Tensor) -> Self:
+        """The same routing after experts have dropped the tokens that they did not accept.
+
+        Args:
+            accepted_TE: bool, True where the expert has room for the token.
+        """
+        kept_TK = self.kept & accepted_TE.gather(1, self.indices)
+        return replace(self, kept=kept_TK, weights=self.weights * kept_TK)
+
+    @property
+    def probs(self) -> Tensor:
+        """Combine weights, 0 for experts that do not get the token, [T, E]."""
+        dense = self.weights.new_zeros(self.indices.shape[0], self.num_experts)
+        # Adding, as slots that are not assigned may name the expert of another one.
+        return dense.scatter_add(1, self.indices, self.weights)
+
+    @property
+    def routing_map(self) -> Tensor:
+        """True where the expert gets the token, bool [T, E]."""
+        return self._dense(self.kept)
+
+    @property
+    def assigned_map(self) -> Tensor:
+        """True where the router wants the expert for the token, full or not, bool [T, E]."""
+        return self._dense(self.assigned)
+
+    @property
+    def tokens_per_expert(self) -> Tensor:
+        """Tokens that reach each expert, int64 [E]."""
+        return torch.bincount(self.indices[self.kept], minlength=self.num_experts)
+
+    @property
+    def num_assigned(self) -> Tensor:
+        """Pairs of a token and an expert that the router wants, int64 []."""
+        return self.assigned.sum()
+
+    def _dense(self, slots_TK: Tensor) -> Tensor:
+        dense = slots_TK.new_zeros(self.indices.shape[0], self.num_experts, dtype=torch.uint8)
+        return dense.scatter_add(1, self.indices, slots_TK.to(torch.uint8)) > 0
