@@ -262,13 +262,12 @@ class _WeightExchange(Callback):
         weights = {name: value.to(device) for name, value in self._model.state_dict().items()}
         for value in weights.values():
             dist.broadcast(value, src=0)
-        load_weights(chunks, weights)
+        load_weights(chunks, weights, self._model.architecture)
         return chunks
 
     def on_train_end(self, model: list[Any]) -> None:
         """Collect the trained weights on every rank."""
-        shapes = {name: value.shape for name, value in self._model.named_parameters()}
-        self.trained = collect_weights(model, shapes)
+        self.trained = collect_weights(model, self._model.architecture)
 
 
 def _training_result(result: PretrainResult, run_dir: Path) -> TrainingResult:

@@ -53,6 +53,10 @@ MODELS: dict[str, dict[str, Any]] = {
     "tied_head_bias": {"lm_head_bias": True},
     "sparse_mixer": {"router_type": "sparse_mixer"},
     "expert_biases": {"add_bias": True},
+    "expert_bias": {"router_type": "sigmoid", "expert_bias": True},
+    "qkv_bias": {"qkv_bias": True, "num_query_groups": 2},
+    "half_rotated": {"rotary_fraction": 0.5},
+    "gated_shared_expert": {"shared_expert_hidden_size": 24, "shared_expert_gate": True},
 }
 TP2 = {"parallel.tensor_parallel_size": 2}
 PP2 = {"parallel.pipeline_parallel_size": 2}
@@ -61,6 +65,7 @@ ETP1 = {"parallel.expert_tensor_parallel_size": 1}
 SPREAD = [
     *("plain", "gqa", "qk_norm", "qk_norm_all_heads", "shared_expert"),
     *("one_moe_layer", "gelu", "untied", "sparse_mixer"),
+    *("expert_bias", "qkv_bias", "gated_shared_expert"),
 ]
 DENSE_ONES = ["dense", "layer_norm_and_bias", "swiglu_bias"]
 LAYOUTS: dict[str, tuple[int, dict[str, int], list[str]]] = {
@@ -121,14 +126,15 @@ def _compare(run_dir: Path, options: dict[str, Any], sizes: dict[str, int]) -> d
     for name, value in plain.named_parameters():
         if "norm" in name or name.endswith("bias"):
             value.data.add_(0.1 * torch.randn_like(value))
-    shapes = {name: value.shape for name, value in plain.named_parameters()}
-    weights = {name: value.detach().clone() for name, value in plain.named_parameters()}
+    for value in plain.buffers():
+        value.add_(torch.randn_like(value))
+    weights = {name: value.detach().clone() for name, value in plain.state_dict().items()}
     tokens = torch.randint(0, plain.vocab_size, (2, 16))
     answer: dict[str, Any] = {}
 
     class Compare(Callback):
         def on_train_start(self, model: list[Any], start_step: int) -> None:
-            back = collect_weights(model, shapes)
+            back = collect_weights(model, plain.architecture)
             answer["changed"] = [n for n in weights if not torch.equal(back[n], weights[n])]
             with torch.no_grad():
                 logits = parallel_logits(model[0], tokens)
@@ -143,7 +149,7 @@ def _compare(run_dir: Path, options: dict[str, Any], sizes: dict[str, int]) -> d
                 answer.update(other)
 
     def load(chunks: list[Any]) -> list[Any]:
-        load_weights(chunks, weights)
+        load_weights(chunks, weights, plain.architecture)
         return chunks
 
     config = apply_overrides(
