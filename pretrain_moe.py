@@ -6,9 +6,9 @@
 `--config` names a YAML file or a packaged preset; every Megatron flag is accepted beside it and
 overrides it; `--print-config` shows the result. The way from here to `megatron.training.pretrain`:
 
-    moe_megatron.cli.pretrain       reads the command line
-    moe_megatron.training           prepares data, opens the sinks
-    moe_megatron.mcore.loop.engine       builds Megatron's arguments and model, calls its `pretrain`
+    moe_megatron.cli.pretrain         reads the command line
+    moe_megatron.run.start            chooses the machine's part, prepares data, opens the sinks
+    moe_megatron.mcore.loop.engine    builds Megatron's arguments and model, calls its `pretrain`
 
 `moe-megatron train` prepares the data, chooses the number of processes and starts this script.
 """

@@ -25,7 +25,7 @@ from moe_megatron.checkpoint.formats.view import View
 from moe_megatron.checkpoint.plan.exporting import ExportOptions, plan_export
 from moe_megatron.checkpoint.plan.importing import ImportOptions, check_source, plan_import
 from moe_megatron.checkpoint.plan.tasks import Plan
-from moe_megatron.config import dump_yaml
+from moe_megatron.config import CONFIG_FILE, dump_yaml
 from moe_megatron.config.mapping import from_mapping
 from moe_megatron.errors import CheckpointError
 from moe_megatron.families import Geometry, family_of
@@ -158,7 +158,7 @@ def import_checkpoint(
         stacked=geometry.homogeneous,
         arguments=_arguments(geometry),
         tables=(
-            (description.RUN_CONFIG, lambda: dump_yaml(run).encode()),
+            (CONFIG_FILE, lambda: dump_yaml(run).encode()),
             (description.BASE_CONFIG, lambda: _json(config)),
             (description.ORIGIN, lambda: _json({key: told[key] for key in ("fused", "dtypes")})),
             *companions.to_megatron(folder.path, profile=model is whole),

@@ -21,7 +21,7 @@ from moe_megatron.checkpoint.formats.torch_dist import METADATA, TRACKER, TorchD
 from moe_megatron.checkpoint.hub import local_folder
 from moe_megatron.checkpoint.matrices import read_matrix, read_saved_matrix
 from moe_megatron.checkpoint.plan.importing import ImportOptions, check_source
-from moe_megatron.config import Architecture, DataConfig, RunConfig
+from moe_megatron.config import CONFIG_FILE, Architecture, DataConfig, RunConfig
 from moe_megatron.errors import CheckpointError
 from moe_megatron.families import Family, family_of, family_of_run
 from moe_megatron.families.links import Link
@@ -97,8 +97,7 @@ def _load_megatron(path: Path, expected: str | None) -> LoadedModel:
             found = read_saved_matrix(link, saved)
             if found is None:
                 raise CheckpointError(
-                    f"{saved.path} lacks {link.key}; its {description.RUN_CONFIG} is of another "
-                    "model."
+                    f"{saved.path} lacks {link.key}; its {CONFIG_FILE} is of another model."
                 )
             return found
 

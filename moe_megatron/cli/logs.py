@@ -6,28 +6,18 @@ from level INFO, with a line for the steps that the console would show.
 
 import logging
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from moe_megatron.config import RunConfig
 from moe_megatron.errors import CheckpointError
 from moe_megatron.mcore.loop.callbacks import Callback, StepEnd
+from moe_megatron.run.start import Attachments
 from moe_megatron.telemetry.identity import Identity
 from moe_megatron.telemetry.sinks.json_log import JsonFormatter, LogSink
-from moe_megatron.telemetry.sinks.sink_set import Sink
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LogReports:
-    """What a run must call so that its log is complete."""
-
-    sinks: Sequence[Sink] = ()
-    callbacks: Sequence[Callback] = ()
-
-
-def configure_logging(config: RunConfig, rank: int) -> LogReports:
-    """Set up the root logger of this process.
+def configure_logging(config: RunConfig, rank: int) -> Attachments:
+    """Set up the root logger of this process; returns what keeps its log complete.
 
     Raises:
         CheckpointError: The log file cannot be written.
@@ -35,7 +25,7 @@ def configure_logging(config: RunConfig, rank: int) -> LogReports:
     telemetry = config.telemetry
     if telemetry.log_format == "text":
         logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-        return LogReports()
+        return Attachments()
     formatter = JsonFormatter(Identity.of_process(Path(config.run_dir), rank))
     path = Path(config.run_dir) / "logs" / f"rank{rank}.jsonl"
     try:
@@ -54,7 +44,7 @@ def configure_logging(config: RunConfig, rank: int) -> LogReports:
     # of them have set up handlers while they were imported.
     logging.basicConfig(level=logging.WARNING, handlers=[file, stream], force=True)
     logging.getLogger("moe_megatron").setLevel(logging.INFO)
-    return LogReports(
+    return Attachments(
         sinks=[LogSink(telemetry.console_interval)], callbacks=[_StepNumber(formatter)]
     )
 

@@ -1,13 +1,23 @@
-"""The `moe-megatron` command: one verb, one module, imported when it is used."""
+"""The `moe-megatron` command: finds a verb and runs it."""
 
+import ast
+import importlib
+import importlib.util
+import pkgutil
 import sys
 from collections.abc import Callable, Sequence
+from importlib.metadata import entry_points
+from pathlib import Path
 
+from moe_megatron.cli import verbs
 from moe_megatron.cli.pretrain import INTERRUPTED, report_error
 from moe_megatron.config.checks import join_words, nearest
 from moe_megatron.errors import EXIT_CODE, ConfigError, MoEError
 
 Verb = Callable[[Sequence[str]], int]
+
+GROUP = "moe_megatron.verbs"
+"""Entry points by which other distributions add verbs."""
 
 _USAGE = """\
 usage: moe-megatron VERB [OPTIONS]
@@ -15,15 +25,7 @@ usage: moe-megatron VERB [OPTIONS]
 Train, watch, tune and ship Mixture-of-Experts models on Megatron-Core.
 
 verbs:
-  train     train a model on this machine's CPU or GPUs
-  report    write the HTML report of a run
-  data      turn text into indexed datasets, or inspect them
-  convert   turn a Hugging Face model into a Megatron checkpoint, or back
-  verify    say whether a conversion gave the same model
-  inspect   say what a checkpoint holds
-  monitor   start a Prometheus for a run, in its folder
-  grafana   write, check or push Grafana dashboards and Prometheus rules
-  doctor    say what this machine has and what would be used
+{verbs}
 
 `moe-megatron VERB --help` explains a verb.
 
@@ -36,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in {"-h", "--help", "help"}:
-        print(_USAGE, end="")
+        print(usage(), end="")
         return 0
     try:
         return _find(words[0])(words[1:])
@@ -52,78 +54,41 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
 
 
+def usage() -> str:
+    """What `moe-megatron --help` prints."""
+    modules = _modules()
+    width = max(map(len, modules))
+    lines = (f"  {name:<{width}}  {_summary(module)}" for name, module in modules.items())
+    return _USAGE.format(verbs="\n".join(lines))
+
+
+def _modules() -> dict[str, str]:
+    """The module of each verb, by its name. Ours come first, and keep their names."""
+    ours = sorted(module.name for module in pkgutil.iter_modules(verbs.__path__))
+    found = {name: f"{verbs.__name__}.{name}" for name in ours}
+    for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
+        found.setdefault(entry.name, entry.value)
+    return found
+
+
+def _summary(module: str) -> str:
+    """What the first line of a module says of its verb, without importing it."""
+    spec = importlib.util.find_spec(module)
+    if spec is None or not (spec.origin or "").endswith(".py"):
+        return ""
+    text = ast.get_docstring(ast.parse(Path(str(spec.origin)).read_text())) or ""
+    return text.partition("\n")[0].rpartition("`: ")[2].removesuffix(".")
+
+
 def _find(name: str) -> Verb:
-    verbs = {
-        "train": _train,
-        "report": _report,
-        "data": _data,
-        "convert": _convert,
-        "verify": _verify,
-        "inspect": _inspect,
-        "monitor": _monitor,
-        "grafana": _grafana,
-        "doctor": _doctor,
-    }
-    if name not in verbs:
+    modules = _modules()
+    if name not in modules:
         raise ConfigError(
-            f"moe-megatron has no verb '{name}'.{nearest(name, verbs)} "
-            f"Verbs are: {join_words(list(verbs), 'and')}."
+            f"moe-megatron has no verb '{name}'.{nearest(name, modules)} "
+            f"Verbs are: {join_words(list(modules), 'and')}."
         )
-    return verbs[name]
-
-
-def _train(words: Sequence[str]) -> int:
-    from moe_megatron.cli.train import train
-
-    return train(words)
-
-
-def _report(words: Sequence[str]) -> int:
-    from moe_megatron.cli.report import report
-
-    return report(words)
-
-
-def _data(words: Sequence[str]) -> int:
-    from moe_megatron.cli.data import data
-
-    return data(words)
-
-
-def _convert(words: Sequence[str]) -> int:
-    from moe_megatron.cli.convert import convert
-
-    return convert(words)
-
-
-def _verify(words: Sequence[str]) -> int:
-    from moe_megatron.cli.verify import verify
-
-    return verify(words)
-
-
-def _inspect(words: Sequence[str]) -> int:
-    from moe_megatron.cli.inspect import inspect
-
-    return inspect(words)
-
-
-def _monitor(words: Sequence[str]) -> int:
-    from moe_megatron.cli.monitor import monitor
-
-    return monitor(words)
-
-
-def _grafana(words: Sequence[str]) -> int:
-    from moe_megatron.cli.grafana import grafana
-
-    return grafana(words)
-
-
-def _doctor(words: Sequence[str]) -> int:
-    from moe_megatron.cli.doctor import doctor
-
-    return doctor(words)
+    verb: Verb = importlib.import_module(modules[name]).run
+    return verb
 
 
 if __name__ == "__main__":

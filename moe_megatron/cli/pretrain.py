@@ -12,7 +12,6 @@ import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from moe_megatron.config import RunConfig, apply_overrides, dump_yaml, load_config, parse_override
@@ -49,8 +48,20 @@ def parse_options(argv: Sequence[str]) -> PretrainOptions:
     Raises:
         ConfigError: A file, field, value or flag is wrong.
     """
-    ours, flags = option_parser().parse_known_args(argv)
-    config = load_config(ours.config)
+    return read_options(*option_parser().parse_known_args(argv))
+
+
+def read_options(ours: argparse.Namespace, flags: Sequence[str]) -> PretrainOptions:
+    """The configuration that parsed options and flags of Megatron's make.
+
+    Args:
+        ours: Of `option_parser`.
+        flags: Megatron's, as words.
+
+    Raises:
+        ConfigError: A file, field, value or flag is wrong.
+    """
+    config = load_config(ours.config or DEFAULT_CONFIG)
     overrides: dict[str, Any] = split_flags(flags)
     overrides.update(parse_override(text) for text in ours.set)
     if ours.run_dir is not None:
@@ -72,7 +83,7 @@ def option_parser(**kwargs: Any) -> argparse.ArgumentParser:
         **kwargs,
     )
     parser.add_argument(
-        "--config", default=DEFAULT_CONFIG, metavar="FILE|PRESET", help="YAML file or preset name"
+        "--config", metavar="FILE|PRESET", help=f"YAML file or preset name ({DEFAULT_CONFIG})"
     )
     parser.add_argument("--run-dir", metavar="DIR", help="where the run writes its files")
     parser.add_argument(
@@ -149,54 +160,19 @@ def _train(options: PretrainOptions) -> int:
     # Imported here: they load torch and Megatron, which --help and --print-config can do without.
     from moe_megatron.cli.logs import configure_logging
     from moe_megatron.mcore import world
-    from moe_megatron.run.machine import choose_machine
-    from moe_megatron.run.prepared_data import prepare_data
-    from moe_megatron.run.pretraining import pretrain
+    from moe_megatron.run.ending import conclude
+    from moe_megatron.run.start import start
 
-    config = options.config
-    reports = configure_logging(config, _rank())
-    config.validate(int(os.environ.get("WORLD_SIZE", "1")))
-    machine = choose_machine(config)
-    config = apply_overrides(config, {"training.precision": machine.precision.value})
-    if _rank() == 0:
-        print("\n".join(machine.lines()), flush=True)
-    data = prepare_data(config, progress=_rank() == 0)
-    result = pretrain(
-        config,
-        machine,
-        data,
-        run_dir=Path(config.run_dir),
-        extra_sinks=reports.sinks,
-        callbacks=reports.callbacks,
+    result = start(
+        options.config,
+        attached=configure_logging(options.config, _rank()),
         quiet_megatron=not options.debug,
+        say=lambda line: print(line, flush=True),
     )
     if _rank() == 0:
-        _print_ending(result)
+        print(f"\n{conclude(result)}")
     world.leave()
     return 0
-
-
-def _print_ending(result: Any) -> None:
-    from moe_megatron.telemetry.sinks.console import format_summary
-    from moe_megatron.telemetry.sinks.jsonl import METRICS_FILE
-    from moe_megatron.viz.report import write_report
-
-    report = write_report(result.run_dir)
-    print()
-    print(
-        format_summary(
-            evaluation=result.history.last_evaluation,
-            load=result.outcome.profile,
-            checkpoint=result.checkpoint,
-            metrics=result.run_dir / METRICS_FILE,
-            report=report,
-        )
-    )
-    if result.outcome.interrupted:
-        print(
-            f"\nstopped by a signal after step {result.outcome.steps}; go on with: "
-            f"moe-megatron train --resume {result.run_dir}"
-        )
 
 
 def _rank() -> int:

@@ -1,7 +1,7 @@
 """Typed, validated configuration: frozen dataclasses, YAML files and packaged presets.
 
     config = load_config("demo_moe")
-    config = apply_overrides(config, {"moe.top_k": 1, "moe.pre_softmax": True})
+    config = apply_overrides(config, {"moe.top_k": 1, "moe.router.pre_softmax": True})
     config.validate(world_size=2)
 
 It runs on a login node: it knows neither torch nor Megatron, and opens nothing but YAML files.
@@ -10,7 +10,13 @@ It runs on a login node: it knows neither torch nor Megatron, and opens nothing 
 from moe_megatron.config.architecture import Architecture
 from moe_megatron.config.checkpoint import CheckpointConfig
 from moe_megatron.config.data import DataConfig
-from moe_megatron.config.loader import dump_yaml, list_presets, load_config, parse_override
+from moe_megatron.config.loader import (
+    CONFIG_FILE,
+    dump_yaml,
+    list_presets,
+    load_config,
+    parse_override,
+)
 from moe_megatron.config.mapping import apply_overrides, from_mapping, to_mapping
 from moe_megatron.config.model import ModelConfig
 from moe_megatron.config.model_parts import LatentAttention, RopeScaling, SlidingWindow
@@ -22,6 +28,7 @@ from moe_megatron.config.telemetry import TelemetryConfig
 from moe_megatron.config.training import TrainingConfig
 
 __all__ = [
+    "CONFIG_FILE",
     "Architecture",
     "CheckpointConfig",
     "DataConfig",

@@ -18,6 +18,9 @@ from moe_megatron.errors import ConfigError
 
 _PRESETS = files("moe_megatron.config") / "presets"
 
+CONFIG_FILE = "config.yaml"
+"""Name of a whole configuration, in the folder of a run and beside each of its checkpoints."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Source:

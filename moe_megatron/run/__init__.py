@@ -1,4 +1,4 @@
-"""One training run on this machine, from a configuration to its result.
+"""One training run, from a configuration to its result; every way to train comes through here.
 
-Every way to train comes through here: the command line, `torchrun pretrain_moe.py` and Python.
+`start.start` runs on a rank, `launch.launch` starts the ranks of a machine.
 """

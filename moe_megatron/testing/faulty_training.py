@@ -20,9 +20,7 @@ from moe_megatron.config.flags import split_flags
 from moe_megatron.mcore import world
 from moe_megatron.mcore.layers.router import MeasuredRouter
 from moe_megatron.mcore.loop.callbacks import Callback, StepEnd
-from moe_megatron.run.machine import choose_machine
-from moe_megatron.run.prepared_data import prepare_data
-from moe_megatron.run.pretraining import pretrain
+from moe_megatron.run.start import Attachments, start
 
 OVERRIDES = {
     "training.train_steps": 1_000_000,
@@ -94,13 +92,7 @@ def main(folder: Path, names: list[str]) -> None:
     for name in names:
         run_dir = folder / name
         one = apply_overrides(config, {"run_dir": str(run_dir)})
-        pretrain(
-            one,
-            choose_machine(one),
-            prepare_data(one),
-            run_dir=run_dir,
-            callbacks=[Fault(run_dir, FAULTS[name])],
-        )
+        start(one, attached=Attachments(callbacks=[Fault(run_dir, FAULTS[name])]))
     world.leave()
 
 

@@ -22,10 +22,8 @@ from moe_megatron.mcore.loop.callbacks import Callback
 from moe_megatron.mcore.state.weights import WeightMap, collect_weights, load_weights
 from moe_megatron.model.moe_model import MoEModel
 from moe_megatron.run.history import History
-from moe_megatron.run.machine import choose_machine
 from moe_megatron.run.prepared_data import PreparedData
-from moe_megatron.run.pretraining import PretrainResult, pretrain
-from moe_megatron.run.run_dir import fresh_run_dir
+from moe_megatron.run.start import Attachments, RunResult, start
 from moe_megatron.training import texts as text_data
 from moe_megatron.training.results import EvalResult, TrainingResult
 from moe_megatron.training.texts import Texts
@@ -69,12 +67,12 @@ class MoETrainer:
         self.model = model
         self.history = History()
         self._tokenizer_name = tokenizer
-        self._wanted_run_dir = Path(run_dir)
         self._run_dir: Path | None = None
         chosen: dict[str, Any] = {
             "moe.load_balancing": _METHODS.get(load_balancing, load_balancing),
             "moe.z_loss_coef": router_z_loss_coef,
             "checkpoint.save_interval": None,
+            "run_dir": str(run_dir),
         }
         if aux_loss_coef is not None:
             chosen["moe.aux_loss_coef"] = aux_loss_coef
@@ -222,25 +220,12 @@ class MoETrainer:
         )
 
     def _run(self, config: RunConfig, data: PreparedData) -> TrainingResult:
-        config.validate(world.size())
-        machine = choose_machine(config)
-        world.join(machine.settings.backend)
-        run_dir = Path(world.agree_on_text(str(fresh_run_dir(self._wanted_run_dir))))
-        config = apply_overrides(
-            config, {"run_dir": str(run_dir), "training.precision": machine.precision.value}
-        )
         exchange = _WeightExchange(self.model)
-        result = pretrain(
-            config,
-            machine,
-            data,
-            run_dir=run_dir,
-            callbacks=[exchange],
-            model_hooks=[exchange.load],
-        )
-        self.model.load_state_dict(exchange.trained, strict=False)
-        self.history, self._run_dir = result.history, run_dir
-        return _training_result(result, run_dir)
+        attached = Attachments(callbacks=[exchange], model_hooks=[exchange.load])
+        result = start(config, data=data, fresh=True, attached=attached)
+        self.model.load_state_dict(exchange.trained)
+        self.history, self._run_dir = result.history, result.run_dir
+        return _training_result(result)
 
     def _tokenizer(self) -> TokenizerInfo:
         return text_data.tokenizer_for(self._tokenizer_name, self.model.vocab_size)
@@ -270,7 +255,7 @@ class _WeightExchange(Callback):
         self.trained = collect_weights(model, self._model.architecture)
 
 
-def _training_result(result: PretrainResult, run_dir: Path) -> TrainingResult:
+def _training_result(result: RunResult) -> TrainingResult:
     history = result.history
     last = history.last_evaluation
     return TrainingResult(
@@ -280,7 +265,7 @@ def _training_result(result: PretrainResult, run_dir: Path) -> TrainingResult:
         seconds=result.outcome.seconds,
         validation_loss=None if last is None else last.loss,
         interrupted=result.outcome.interrupted,
-        run_dir=run_dir,
+        run_dir=result.run_dir,
         checkpoint=result.checkpoint,
         routing=result.outcome.profile,
     )

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, Self
 
+from moe_megatron.config import CONFIG_FILE
 from moe_megatron.errors import DataError
 from moe_megatron.telemetry.history import HISTORY_FOLDER, RoutingHistory
 from moe_megatron.telemetry.sinks.jsonl import (
@@ -23,7 +24,6 @@ from moe_megatron.telemetry.sinks.jsonl import (
 from moe_megatron.telemetry.values.profile import RoutingProfile
 from moe_megatron.telemetry.values.records import EvalRecord, StepRecord
 
-CONFIG_FILE = "config.yaml"
 MAX_COLUMNS = 200
 LATE_PART = 0.1
 """Dead experts are judged by the last tenth of the run: an expert may die late, or recover."""

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from moe_megatron.cli.main import _USAGE
+from moe_megatron.cli.main import usage
 from moe_megatron.config import RouterConfig, list_presets, load_config
 from moe_megatron.config.conform import _choices, annotations_of, group_of
 from moe_megatron.config.fields import settings_of
@@ -170,7 +170,7 @@ def test_make_targets_exist() -> None:
 
 
 def test_verbs_of_the_command_exist() -> None:
-    verbs = set(re.findall(r"^  (\w+)  +", _USAGE, re.MULTILINE))
+    verbs = set(re.findall(r"^  (\w+)  +", usage(), re.MULTILINE))
     assert named(r"moe-megatron ([a-z]+)") - verbs == set()
 
 

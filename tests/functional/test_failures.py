@@ -48,9 +48,8 @@ def _program(place: Path) -> None:
 
 def _train_with_a_failing_sink(place: Path) -> dict[str, Any]:
     from moe_megatron.cli.pretrain import parse_options
-    from moe_megatron.run.machine import choose_machine
-    from moe_megatron.run.prepared_data import prepare_data
-    from moe_megatron.run.pretraining import pretrain
+    from moe_megatron.config import apply_overrides
+    from moe_megatron.run.start import Attachments, start
     from moe_megatron.telemetry.values.records import EvalRecord, RunInfo, StepRecord
     from moe_megatron.telemetry.values.snapshot import RoutingSnapshot
 
@@ -69,14 +68,8 @@ def _train_with_a_failing_sink(place: Path) -> dict[str, Any]:
 
     warnings = io.StringIO()
     logging.getLogger("moe_megatron").addHandler(logging.StreamHandler(warnings))
-    config = parse_options(MOCK).config
-    result = pretrain(
-        config,
-        choose_machine(config),
-        prepare_data(config),
-        run_dir=place / "sink",
-        extra_sinks=[Broken()],
-    )
+    config = apply_overrides(parse_options(MOCK).config, {"run_dir": str(place / "sink")})
+    result = start(config, attached=Attachments(sinks=[Broken()]))
     return {"steps": result.outcome.steps, "losses": result.history.losses} | {
         "warnings": warnings.getvalue()
     }

@@ -49,7 +49,7 @@ def test_unknown_name_is_an_attribute_error():
         ("import moe_megatron; dir(moe_megatron)", []),
         ("from moe_megatron import TrainingResult, EvalResult", []),
         ("from moe_megatron import MoEModel", ["torch"]),
-        ("import moe_megatron.cli.main, moe_megatron.cli.train", []),
+        ("import moe_megatron.cli.main, moe_megatron.cli.verbs.train", []),
     ],
 )
 def test_import_loads_no_more_than_it_needs(statement, heavy):

@@ -7,12 +7,10 @@ from typing import Any
 
 from moe_megatron.checkpoint.formats.companions import HF_FOLDER
 from moe_megatron.checkpoint.formats.hf_folder import CONFIG
-from moe_megatron.config import RunConfig, load_config
+from moe_megatron.config import CONFIG_FILE, RunConfig, load_config
 from moe_megatron.errors import CheckpointError
 from moe_megatron.families import Family, family_of, family_of_run
 
-RUN_CONFIG = "config.yaml"
-"""The run that trains it."""
 BASE_CONFIG = f"{HF_FOLDER}/{CONFIG}"
 """Of the Hugging Face model that it was imported from."""
 ORIGIN = f"{HF_FOLDER}/origin.json"
@@ -31,7 +29,7 @@ def run_of(folder: Path) -> RunConfig:
     """
     from moe_megatron.routing import resolve  # torch is slow to import, and little needs it
 
-    path = folder / RUN_CONFIG
+    path = folder / CONFIG_FILE
     if not path.is_file():
         raise CheckpointError(
             f"{path} is missing, and says which model the tensors are; put the configuration of "

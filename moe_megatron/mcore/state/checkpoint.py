@@ -23,14 +23,13 @@ from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.training import training as loop
 from torch.distributed.checkpoint.api import CheckpointException
 
-from moe_megatron.config import RunConfig, dump_yaml, load_config
+from moe_megatron.config import CONFIG_FILE, RunConfig, dump_yaml, load_config
 from moe_megatron.data.tokenizer import TOKENIZER_FILES
 from moe_megatron.errors import CheckpointError, ConfigError
 from moe_megatron.routing import resolve
 
 logger = logging.getLogger(__name__)
 
-CONFIG_FILE = "config.yaml"
 RELEASE = "release"
 """Megatron's name for a checkpoint that holds weights alone: training starts at step 0."""
 HUGGING_FACE = "hf"

@@ -8,7 +8,7 @@ from moe_megatron.cli.main import main
 from moe_megatron.errors import MoEError
 
 ROOT = Path(__file__).parents[3]
-VERBS = "train report data convert verify inspect monitor grafana doctor".split()
+VERBS = "convert data doctor grafana inspect monitor report train verify".split()
 LISTED = f"Verbs are: {', '.join(VERBS[:-1])} and {VERBS[-1]}.\n"
 
 
@@ -29,6 +29,24 @@ def test_help_of_a_verb_ends_with_an_example(verb, capsys):
     printed = capsys.readouterr().out
     assert printed.startswith(f"usage: moe-megatron {verb} ")
     assert f"\n  moe-megatron {verb}" in printed.partition("example")[2]
+
+
+def test_verb_of_another_distribution_is_one_file(tmp_path, monkeypatch, capsys):
+    (tmp_path / "greeting.py").write_text(
+        '"""`moe-megatron greet`: say hello."""\n\n'
+        "def run(argv):\n    print('hello', *argv)\n    return 3\n"
+    )
+    about = tmp_path / "greeting-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: greeting\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text("[moe_megatron.verbs]\ngreet = greeting\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert main(["greet", "you"]) == 3
+    assert capsys.readouterr().out == "hello you\n"
+    main([])
+    assert "\n  greet    say hello\n" in capsys.readouterr().out
+    assert "greeting" in sys.modules
+    del sys.modules["greeting"]
 
 
 def test_unknown_verb_names_the_nearest(capsys):
@@ -54,7 +72,7 @@ def test_interrupt_is_a_word_and_130(capsys, monkeypatch):
     def interrupted(words):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("moe_megatron.cli.report.report", interrupted)
+    monkeypatch.setattr("moe_megatron.cli.verbs.report.run", interrupted)
     assert main(["report", "run"]) == 130
     assert capsys.readouterr().err == "interrupted\n"
 
@@ -64,7 +82,7 @@ def test_program_error_is_not_hidden(monkeypatch):
         raise ZeroDivisionError
 
     assert not issubclass(ZeroDivisionError, MoEError)
-    monkeypatch.setattr("moe_megatron.cli.report.report", broken)
+    monkeypatch.setattr("moe_megatron.cli.verbs.report.run", broken)
     with pytest.raises(ZeroDivisionError):
         main(["report", "run"])
 

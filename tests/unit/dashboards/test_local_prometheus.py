@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from moe_megatron.cli.main import main
-from moe_megatron.cli.monitor import read_thresholds
+from moe_megatron.cli.verbs.monitor import read_thresholds
 from moe_megatron.dashboards.prometheus_config import PrometheusConfig, prometheus_config
 from moe_megatron.dashboards.rules import Thresholds
 from moe_megatron.errors import EXIT_CODE

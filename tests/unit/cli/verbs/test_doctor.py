@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from moe_megatron.cli.doctor import collect, run_doctor
+from moe_megatron.cli.verbs.doctor import collect, run_doctor
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""`moe-megatron verify`: whether a conversion gave the same model."""
+"""`moe-megatron verify`: say whether a conversion gave the same model."""
 
 import argparse
 import json
@@ -25,7 +25,7 @@ examples:
   moe-megatron verify path/to/qwen3_moe checkpoints/qwen3_moe --length 256 --json"""
 
 
-def verify(argv: Sequence[str]) -> int:
+def run(argv: Sequence[str]) -> int:
     """Run the verb.
 
     Args:

@@ -1,4 +1,4 @@
-"""`moe-megatron inspect`: what a checkpoint holds."""
+"""`moe-megatron inspect`: say what a checkpoint holds."""
 
 import argparse
 import json
@@ -13,7 +13,7 @@ examples:
   moe-megatron inspect path/to/huggingface_model --json"""
 
 
-def inspect(argv: Sequence[str]) -> int:
+def run(argv: Sequence[str]) -> int:
     """Run the verb.
 
     Args:

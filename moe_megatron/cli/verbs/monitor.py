@@ -1,4 +1,4 @@
-"""`moe-megatron monitor`: a Prometheus for one run, and what a Grafana needs to show it."""
+"""`moe-megatron monitor`: start a Prometheus for a run, in its folder."""
 
 import argparse
 import math
@@ -20,7 +20,7 @@ example:
   moe-megatron monitor runs/a"""
 
 
-def monitor(argv: Sequence[str]) -> int:
+def run(argv: Sequence[str]) -> int:
     """Run the verb, until Ctrl-C or SIGTERM.
 
     Args:

@@ -1,10 +1,9 @@
 import pytest
 
-from moe_megatron.cli import train as train_module
 from moe_megatron.cli.main import main
-from moe_megatron.cli.train import choose_expert_parallel_size, train
+from moe_megatron.cli.verbs.train import run as train
 from moe_megatron.config import apply_overrides, dump_yaml, load_config
-from moe_megatron.platform import launch
+from moe_megatron.run import launch
 
 MOCK = ["--config", "test_tiny", "--mock-data"]
 
@@ -29,9 +28,12 @@ def launched(monkeypatch):
     return commands
 
 
-def words_of(command):
-    """What stands behind the script."""
-    return command[next(i for i, w in enumerate(command) if w.endswith("pretrain_moe.py")) + 1 :]
+def config_of(command):
+    """What the ranks read: one file, and nothing else stands behind the script."""
+    script = next(i for i, w in enumerate(command) if w.endswith("pretrain_moe.py"))
+    option, file = command[script + 1 :]
+    assert option == "--config"
+    return load_config(file)
 
 
 def finished_run(folder, steps=("iter_0000002",)):
@@ -50,62 +52,57 @@ def test_print_config_shows_what_would_run(capsys):
     assert "  mock-data: true\n" in config
 
 
-def test_processes_are_started_with_the_same_words(launched, capsys):
+def test_processes_are_started_with_one_file(launched, place, capsys):
     assert train([*MOCK, "--seed", "9", "--num-processes=2"]) == 7
     command = launched[0]
     assert command[:2] == ["--nproc-per-node", "2"]
-    assert words_of(command) == [*MOCK, "--seed", "9", "--run-dir", "runs/test_tiny"]
+    assert command[-1] == "runs/test_tiny/config.yaml"
+    config = config_of(command)
+    wanted = {"training.seed": 9, "megatron.mock-data": True}
+    router = config.moe.router.to_plain()
+    assert config == apply_overrides(load_config("test_tiny"), {**wanted, "moe.router": router})
+    assert router["score_function"] == "softmax"
     printed = capsys.readouterr().out
     assert "processes: 2 (it was requested)\n" in printed
-    assert "running: torchrun --nproc-per-node 2 pretrain_moe.py --config test_tiny " in printed
+    shown = "pretrain_moe.py --config runs/test_tiny/config.yaml"
+    assert f"running: torchrun --nproc-per-node 2 {shown}\n" in printed
 
 
 def test_used_run_directory_is_given_a_number(launched, place):
     finished_run(place / "mine")
     train([*MOCK, "--num-processes", "1", "--run-dir", "mine"])
-    assert words_of(launched[0]) == [*MOCK, "--run-dir", "mine-2"]
+    assert config_of(launched[0]).run_dir == "mine-2"
+    assert (place / "mine-2" / "config.yaml").exists()
 
 
 def test_resume_takes_configuration_and_checkpoints_of_the_run(launched, place):
     finished_run(place / "run")
     train(["--resume", "run", "--mock-data", "--num-processes", "1", "--train-iters", "20"])
-    assert words_of(launched[0]) == [
-        *("--config", "run/config.yaml", "--run-dir", "run", "--load", "run/checkpoints"),
-        *("--mock-data", "--train-iters", "20"),
-    ]
+    config = config_of(launched[0])
+    assert (config.run_dir, config.checkpoint.load) == ("run", "run/checkpoints")
+    assert config.training.train_steps == 20
+    assert launched[0][-1] == "run/config.yaml"
+
+
+def test_resume_may_take_another_configuration(launched, place):
+    finished_run(place / "run")
+    train(["--resume", "run", *MOCK, "--num-processes", "1", "--load", "elsewhere"])
+    config = config_of(launched[0])
+    assert (config.run_dir, config.checkpoint.load) == ("run", "elsewhere")
+
+
+def test_tracebacks_are_asked_of_the_ranks(launched):
+    train([*MOCK, "--num-processes", "1", "--debug"])
+    assert launched[0][-3:] == ["--config", "runs/test_tiny/config.yaml", "--debug"]
 
 
 def test_expert_parallel_size_is_fitted_and_told(launched, capsys):
     train([*MOCK, "--num-processes", "1", "--expert-model-parallel-size", "2"])
-    assert words_of(launched[0])[-4:-2] == ["--expert-model-parallel-size", "1"]
+    assert config_of(launched[0]).parallel.expert_parallel_size == 1
     assert (
         "expert parallel size: 1 (2 is configured, but does not fit 1 process(es))"
         in capsys.readouterr().out
     )
-
-
-@pytest.mark.parametrize(
-    ("overrides", "processes", "expected"),
-    [
-        ({}, 1, 1),
-        ({"parallel.expert_parallel_size": 2}, 4, 2),
-        ({"parallel.expert_parallel_size": 4}, 2, 2),
-        ({"parallel.expert_parallel_size": 4}, 6, 2),
-        ({"parallel.expert_parallel_size": 2}, 3, 1),
-        # Nothing fits, so validation will say what to do.
-        ({"parallel.expert_parallel_size": 2, "parallel.tensor_parallel_size": 4}, 6, 2),
-        (
-            {"parallel.expert_parallel_size": 4, "parallel.pipeline_parallel_size": 2},
-            4,
-            2,
-        ),
-    ],
-)
-def test_expert_parallel_size_is_the_largest_that_fits(overrides, processes, expected):
-    config = apply_overrides(load_config("test_tiny"), overrides)
-    choice = choose_expert_parallel_size(config, processes)
-    assert choice.value == expected
-    assert choice.reason
 
 
 @pytest.mark.parametrize(
@@ -137,9 +134,3 @@ def test_number_of_processes_that_is_none_is_refused(capsys):
         train([*MOCK, "--num-processes", "two"])
     assert ended.value.code == 2
     assert "argument --num-processes: invalid int value: 'two'" in capsys.readouterr().err
-
-
-def test_option_with_its_value_is_taken_out():
-    words = ["--a", "1", "--resume", "x", "--b", "--resume=y", "--num-processes", "2", "c"]
-    kept = train_module._without(words, "--resume", "--num-processes")
-    assert kept == ["--a", "1", "--b", "c"]

@@ -1,4 +1,4 @@
-"""`moe-megatron doctor`: what this machine has, what a run would use, and what is missing.
+"""`moe-megatron doctor`: say what this machine has and what a run would use.
 
 `collect` gathers everything as plain data, `run_doctor` prints it. Versions come from package
 metadata, so a broken Megatron installation is reported instead of crashing the report. Nothing is
@@ -69,7 +69,7 @@ def collect() -> dict[str, Any]:
     return {"ok": not problems, "found": found, "used": used, "problems": problems}
 
 
-def doctor(argv: Sequence[str]) -> int:
+def run(argv: Sequence[str]) -> int:
     """Run the verb.
 
     Args:

@@ -1,4 +1,4 @@
-"""`moe-megatron report`: the HTML report of a run."""
+"""`moe-megatron report`: write the HTML report of a run."""
 
 import argparse
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ example:
   moe-megatron report runs/demo_moe --output report.html"""
 
 
-def report(argv: Sequence[str]) -> int:
+def run(argv: Sequence[str]) -> int:
     """Run the verb.
 
     Args:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from moe_megatron.cli.convert import numbers, size
 from moe_megatron.cli.main import main
+from moe_megatron.cli.verbs.convert import numbers, size
 from moe_megatron.telemetry.values.profile import RoutingProfile
 from moe_megatron.testing.tiny_models import save
 

@@ -1,14 +1,16 @@
-"""Which exporter a configuration asks for."""
+"""Which receivers of records a configuration asks for."""
+
+from pathlib import Path
 
 import pytest
 
 from moe_megatron.config import apply_overrides, load_config
 from moe_megatron.errors import ConfigError
-from moe_megatron.run import pretraining
-from moe_megatron.run.exporting import make_exporter
+from moe_megatron.run.sinks import configured_sinks, make_exporter
 from moe_megatron.telemetry.catalog import ExpertDetail
 from moe_megatron.telemetry.exporter.earlier_totals import EarlierTotals
 from moe_megatron.telemetry.exporter.prometheus_sink import PrometheusSink
+from moe_megatron.telemetry.history import HistorySink
 from moe_megatron.telemetry.sinks.console import ConsoleSink
 from moe_megatron.telemetry.sinks.jsonl import MetricsLog, RoutingLog
 
@@ -45,7 +47,7 @@ def test_fields_reach_the_exporter(tmp_path, monkeypatch):
 
 
 def test_past_is_read_before_the_logs_and_published_after_them(tmp_path):
-    sinks = pretraining._configured_sinks(config(metrics_port=0, history=False), tmp_path)
+    sinks = configured_sinks(config(metrics_port=0, history=False), tmp_path)
     kinds = [EarlierTotals, MetricsLog, RoutingLog, PrometheusSink, ConsoleSink]
     assert [type(sink) for sink in sinks] == kinds
     assert sinks[0] is sinks[3].earlier
@@ -70,3 +72,30 @@ def test_file_without_a_token_is_explained(tmp_path, content):
 def test_file_that_is_not_there_is_explained(tmp_path):
     with pytest.raises(ConfigError, match=r"the token file .*none cannot be read"):
         options(metrics_token_file=str(tmp_path / "none"))
+
+
+def kinds(run_dir=Path("runs/a"), **overrides):
+    named = {name.replace("__", "."): value for name, value in overrides.items()}
+    config = apply_overrides(load_config("test_tiny"), named)
+    return [type(sink) for sink in configured_sinks(config, run_dir)]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ({}, [MetricsLog, RoutingLog, HistorySink, ConsoleSink]),
+        ({"run_dir": None}, [MetricsLog, RoutingLog, ConsoleSink]),
+        ({"telemetry__console": False}, [MetricsLog, RoutingLog, HistorySink]),
+        ({"telemetry__routing_log": False}, [MetricsLog, HistorySink, ConsoleSink]),
+        ({"telemetry__history": False}, [MetricsLog, RoutingLog, ConsoleSink]),
+        ({"telemetry__enabled": False}, [MetricsLog, ConsoleSink]),
+        ({"moe__num_experts": None}, [MetricsLog, ConsoleSink]),
+    ],
+)
+def test_sinks_follow_the_configuration(overrides, expected):
+    assert kinds(**overrides) == expected
+
+
+def test_unknown_place_for_histories_is_refused_before_the_run():
+    with pytest.raises(ConfigError, match=r"cannot be kept at 'ftp://host/all/a'.*s3://BUCKET"):
+        kinds(telemetry__history_address="ftp://host/all")

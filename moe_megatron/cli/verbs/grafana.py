@@ -1,4 +1,4 @@
-"""`moe-megatron grafana`: dashboards and rules, written, checked and sent to a Grafana."""
+"""`moe-megatron grafana`: write, check or push Grafana dashboards and Prometheus rules."""
 
 import argparse
 import os
@@ -21,7 +21,7 @@ examples:
   GRAFANA_TOKEN=... moe-megatron grafana push --url https://grafana.example.org"""
 
 
-def grafana(argv: Sequence[str]) -> int:
+def run(argv: Sequence[str]) -> int:
     """Run the verb.
 
     Args:

@@ -1,4 +1,4 @@
-"""`moe-megatron convert`: a Hugging Face folder becomes a Megatron checkpoint, or the other way."""
+"""`moe-megatron convert`: turn a Hugging Face model into a Megatron checkpoint, or back."""
 
 import argparse
 import sys
@@ -37,7 +37,7 @@ _ON_IMPORT = (
 _UNITS = {"": 1, "MB": 10**6, "GB": 10**9, "MIB": 2**20, "GIB": 2**30}
 
 
-def convert(argv: Sequence[str]) -> int:
+def run(argv: Sequence[str]) -> int:
     """Run the verb.
 
     Args:

@@ -19,7 +19,7 @@ examples:
   moe-megatron data demo"""
 
 
-def data(argv: Sequence[str]) -> int:
+def run(argv: Sequence[str]) -> int:
     """Run the verb.
 
     Args:

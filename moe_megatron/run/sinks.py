@@ -1,4 +1,4 @@
-"""From the configuration to the Prometheus exporter of a run.
+"""From the configuration to the receivers of a run's records: logs, history, exporter, console.
 
 What can be wrong (a token file that is not there, say) is found here, before training starts.
 """
@@ -7,14 +7,51 @@ import os
 import sys
 from pathlib import Path
 
+from rich.console import Console
+
 from moe_megatron.config import RunConfig
 from moe_megatron.telemetry.catalog import ExpertDetail
 from moe_megatron.telemetry.exporter.access_token import read_token_file
 from moe_megatron.telemetry.exporter.metrics_server import ServerOptions
 from moe_megatron.telemetry.exporter.prometheus_sink import ExporterOptions, PrometheusSink
+from moe_megatron.telemetry.history import HistorySink
+from moe_megatron.telemetry.history.location import history_address
 from moe_megatron.telemetry.identity import run_name
+from moe_megatron.telemetry.sinks.console import ConsoleSink
+from moe_megatron.telemetry.sinks.jsonl import MetricsLog, RoutingLog
+from moe_megatron.telemetry.sinks.sink_set import Sink
 
 TOKEN_VARIABLE = "MOE_MEGATRON_METRICS_TOKEN"
+
+
+def configured_sinks(config: RunConfig, run_dir: Path | None) -> list[Sink]:
+    """The receivers of records that a configuration asks for, in the order that they need.
+
+    Raises:
+        ConfigError: The token file cannot be read, or a history cannot be kept at its address.
+    """
+    exporter = make_exporter(config, run_dir)
+    # Its view of the past comes before the logs, which rewind it; what it publishes, after them.
+    sinks: list[Sink] = [] if exporter is None else [exporter.earlier]
+    sinks.append(MetricsLog())
+    telemetry = config.telemetry
+    routing = telemetry.enabled and bool(config.moe_layers)
+    if routing and telemetry.routing_log:
+        sinks.append(RoutingLog())
+    address = history_address(telemetry.history_address, run_dir)
+    if routing and telemetry.history and address is not None:
+        sinks.append(HistorySink(address))
+    if exporter is not None:
+        sinks.append(exporter)
+    if telemetry.console:
+        sinks.append(_console_sink(telemetry.console_interval, telemetry.plain_console))
+    return sinks
+
+
+def _console_sink(interval: int, plain: bool | None) -> ConsoleSink:
+    # Bound now: Megatron's own output is redirected away from sys.stdout while it runs.
+    console = Console(file=sys.stdout, force_terminal=None if plain is None else not plain)
+    return ConsoleSink(interval=interval, console=console)
 
 
 def make_exporter(config: RunConfig, run_dir: Path | None) -> PrometheusSink | None:

@@ -1,0 +1,53 @@
+"""`moe-megatron train`: train a model on this machine's CPU or GPUs."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from moe_megatron.cli.pretrain import option_parser, read_options
+from moe_megatron.config import CONFIG_FILE, dump_yaml
+
+_EPILOG = """\
+examples:
+  moe-megatron train
+  moe-megatron train --config demo_moe --train-iters 50 --set moe.top_k=4
+  moe-megatron train --resume runs/demo_moe"""
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run the verb.
+
+    Args:
+        argv: What follows `moe-megatron train`.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        MoEError: The run cannot start.
+    """
+    parser = option_parser(prog="moe-megatron train")
+    parser.epilog = _EPILOG
+    parser.add_argument("--resume", type=Path, metavar="DIR", help="go on with the run in a folder")
+    parser.add_argument("--num-processes", type=int, help="processes to start on this machine")
+    ours, flags = parser.parse_known_args(argv)
+    resumed: Path | None = ours.resume
+    if resumed is not None:
+        from moe_megatron.run.folder import CHECKPOINTS, check_resumable
+
+        check_resumable(resumed)
+        ours.config = ours.config or str(resumed / CONFIG_FILE)
+        ours.run_dir = str(resumed)
+        flags = ["--load", str(resumed / CHECKPOINTS), *flags]
+    options = read_options(ours, flags)
+    if options.print_config:
+        print(dump_yaml(options.config), end="")
+        return 0
+    from moe_megatron.run.launch import launch  # loads torch, which --help can do without
+
+    return launch(
+        options.config,
+        num_processes=ours.num_processes,
+        fresh=resumed is None,
+        debug=options.debug,
+        say=lambda line: print(line, flush=True),
+    )

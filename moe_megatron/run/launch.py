@@ -1,0 +1,89 @@
+"""A run on this machine, from its configuration to running processes.
+
+Everything that can be wrong is said here, before a process starts. The ranks read one file, the
+resolved configuration in the run folder, which is also what a batch system is given.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from moe_megatron.config import RunConfig, apply_overrides
+from moe_megatron.platform.choice import Choice
+from moe_megatron.platform.device import choose_num_processes, detect_device
+from moe_megatron.platform.launch import run_torchrun, torchrun_command
+from moe_megatron.routing import resolve
+from moe_megatron.run.folder import fresh_run_dir, write_config
+from moe_megatron.run.prepared_data import prepare_data
+
+_SCRIPT = Path(__file__).parents[2] / "pretrain_moe.py"
+
+
+def launch(
+    config: RunConfig,
+    *,
+    num_processes: int | None = None,
+    fresh: bool = True,
+    debug: bool = False,
+    say: Callable[[str], None] = print,
+) -> int:
+    """Start the processes of a run and wait for them.
+
+    Args:
+        config: What to train.
+        num_processes: Of this machine; None chooses.
+        fresh: Where the run folder holds a run already, take the next free name beside it.
+        debug: Show tracebacks, Megatron's output and torchrun's.
+        say: Gets a line for each choice.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        MoEError: The run cannot start.
+    """
+    processes = choose_num_processes(detect_device().value, num_processes)
+    say(f"processes: {processes}")
+    experts = fit_expert_parallelism(config, processes.value)
+    if experts.value != config.parallel.expert_parallel_size:
+        say(f"expert parallel size: {experts}")
+        config = apply_overrides(config, {"parallel.expert_parallel_size": experts.value})
+    config = replace(config, moe=resolve(config.moe))
+    config.validate(processes.value)
+    _check_megatron_flags(config)
+    prepare_data(config)
+    if fresh:
+        config = apply_overrides(config, {"run_dir": str(fresh_run_dir(Path(config.run_dir)))})
+    words = ["--config", str(write_config(config, Path(config.run_dir)))]
+    words += ["--debug"] if debug else []
+    shown = " ".join(["pretrain_moe.py", *words])
+    say(f"running: torchrun --nproc-per-node {processes.value} {shown}")
+    target = [str(_SCRIPT)] if _SCRIPT.exists() else ["-m", "moe_megatron.cli.pretrain"]
+    return run_torchrun(torchrun_command(processes.value, [*target, *words]), debug=debug)
+
+
+def fit_expert_parallelism(config: RunConfig, num_processes: int) -> Choice[int]:
+    """Fit the configured expert parallelism to the number of processes.
+
+    Returns:
+        The configured size where it fits, else the largest that does.
+    """
+    configured, parallel = config.parallel.expert_parallel_size, config.parallel
+    per_expert_group = parallel.expert_tensor_size * parallel.pipeline_parallel_size
+    available = num_processes // per_expert_group if num_processes % per_expert_group == 0 else 0
+    if available == 0 or available % configured == 0:
+        return Choice(value=configured, reason="it is configured and fits")
+    fitting = math.gcd(available, config.moe.num_experts or 1)
+    return Choice(
+        value=fitting,
+        reason=f"{configured} is configured, but does not fit {num_processes} process(es)",
+    )
+
+
+def _check_megatron_flags(config: RunConfig) -> None:
+    # Importing Megatron takes seconds, so only where flags of its own were given.
+    if config.megatron:
+        from moe_megatron.mcore.loop.arguments import check_flags_exist
+
+        check_flags_exist([f"--{flag}" for flag in config.megatron])

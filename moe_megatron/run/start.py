@@ -1,0 +1,151 @@
+"""One run on this rank, from a configuration to its result.
+
+Every way to train comes through `start`: the command line, `torchrun pretrain_moe.py`,
+`MoETrainer`, and whoever fine-tunes or recovers. It parses no arguments and prints nothing but
+through sinks.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from moe_megatron.config import CONFIG_FILE, RunConfig, apply_overrides, load_config
+from moe_megatron.errors import ConfigError
+from moe_megatron.mcore import world
+from moe_megatron.mcore.loop import engine
+from moe_megatron.mcore.loop.arguments import MachineSettings
+from moe_megatron.mcore.loop.callbacks import Callback
+from moe_megatron.mcore.loop.engine import JobOutcome, ModelHook, TrainingJob
+from moe_megatron.mcore.state.checkpoint import iteration_dir, latest_checkpoint
+from moe_megatron.routing import resolve
+from moe_megatron.run.folder import fresh_run_dir, make_run_dir, write_config
+from moe_megatron.run.history import History
+from moe_megatron.run.machine import choose_machine
+from moe_megatron.run.prepared_data import PreparedData, prepare_data
+from moe_megatron.run.sinks import configured_sinks
+from moe_megatron.telemetry.exporter.prometheus_sink import PrometheusSink
+from moe_megatron.telemetry.sinks.sink_set import Sink, SinkSet
+
+Backend = Callable[[TrainingJob, MachineSettings], JobOutcome]
+"""What trains: it calls sinks and callbacks of the job as Megatron's loop does."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Attachments:
+    """What is attached to a run from outside; a way to fine-tune is one of these."""
+
+    sinks: Sequence[Sink] = ()
+    """Receivers of records beside the configured ones, on rank 0."""
+    callbacks: Sequence[Callback] = ()
+    """Called from the loop on every rank."""
+    model_hooks: Sequence[ModelHook] = ()
+    """Change the model before training: freeze parameters, add some, load weights."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunResult:
+    """How a run went, as far as this rank knows."""
+
+    config: RunConfig
+    """What was trained, with everything that was chosen."""
+    run_dir: Path
+    outcome: JobOutcome
+    history: History
+    """Records of the run; empty off rank 0."""
+    checkpoint: Path | None
+    """Folder of the last step's checkpoint; None where there is none."""
+
+
+def start(
+    config: RunConfig,
+    *,
+    data: PreparedData | None = None,
+    fresh: bool = False,
+    attached: Attachments = Attachments(),
+    backend: Backend = engine.run,
+    quiet_megatron: bool = True,
+    say: Callable[[str], None] = lambda line: None,
+) -> RunResult:
+    """Run on this rank until training ends or a signal stops it.
+
+    Args:
+        config: What to train.
+        data: What to train on; None prepares what the configuration names.
+        fresh: Where the run folder holds a run already, take the next free name beside it.
+        attached: What takes part besides.
+        backend: What trains.
+        quiet_megatron: Send Megatron's own output to a file in the run folder.
+        say: Gets a line for each choice of the machine, on rank 0.
+
+    Raises:
+        MoEError: The run cannot start or go on; the message names the remedy.
+    """
+    config = replace(config, moe=resolve(config.moe))
+    config.validate(world.size())
+    machine = choose_machine(config)
+    if fresh:
+        world.join(machine.settings.backend)
+        folder = world.agree_on_text(str(fresh_run_dir(Path(config.run_dir))))
+        config = apply_overrides(config, {"run_dir": folder})
+    config = apply_overrides(config, {"training.precision": machine.precision.value})
+    rank, run_dir, history = world.rank(), Path(config.run_dir), History()
+    for line in machine.lines() if rank == 0 else ():
+        say(line)
+    if data is None:
+        data = prepare_data(config, progress=rank == 0)
+    config = _with_vocabulary(config, data.vocab_size)
+    make_run_dir(run_dir)
+    receivers, configured = None, list[Sink]()
+    if rank == 0:
+        write_config(config, run_dir)
+        configured = configured_sinks(config, run_dir)
+        receivers = SinkSet([history, *configured, *attached.sinks])
+    job = TrainingJob(
+        config=config,
+        data_paths=data.paths,
+        data_cache=data.cache,
+        vocab_size=config.data.vocab_size,
+        end_of_document=data.end_of_document,
+        validation_paths=data.validation_paths,
+        tokenizer=data.tokenizer,
+        run_dir=run_dir,
+        sinks=receivers,
+        callbacks=tuple(attached.callbacks),
+        model_hooks=tuple(attached.model_hooks),
+        megatron_log=run_dir / "logs" / f"rank{rank}.log" if quiet_megatron else None,
+    )
+    try:
+        outcome = backend(job, machine.settings)
+    except Exception:
+        for sink in configured:
+            if isinstance(sink, PrometheusSink):
+                sink.run_failed = True
+        raise
+    finally:
+        if receivers is not None:
+            receivers.close()
+    saved = job.checkpoints and iteration_dir(job.checkpoints, outcome.steps)
+    return RunResult(
+        config=config,
+        run_dir=run_dir,
+        outcome=outcome,
+        history=history,
+        checkpoint=saved if saved and saved.exists() else None,
+    )
+
+
+def _with_vocabulary(config: RunConfig, entries: int) -> RunConfig:
+    """Say how many words the model has: those of its tokenizer, or of the checkpoint it loads.
+
+    A model may have more words than its tokenizer; published ones often do.
+    """
+    folder = config.checkpoint.load and latest_checkpoint(Path(config.checkpoint.load))
+    if folder and (folder / CONFIG_FILE).is_file():
+        loaded = load_config(folder / CONFIG_FILE).data.vocab_size
+        if entries > loaded:
+            raise ConfigError(
+                f"the tokenizer has {entries} words and the model in {folder} has {loaded}; set "
+                "data.tokenizer to the tokenizer of that model."
+            )
+        entries = loaded
+    return apply_overrides(config, {"data.vocab_size": entries})
