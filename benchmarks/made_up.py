@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from moe_megatron.telemetry.catalog import PHASES
+from moe_megatron.telemetry.metric import PHASES
 from moe_megatron.telemetry.values.records import RunInfo, StepRecord, StepRuntime
 from moe_megatron.telemetry.values.snapshot import RoutingSnapshot
 

@@ -8,11 +8,11 @@ import sys
 from pathlib import Path
 
 from moe_megatron.config import RunConfig
-from moe_megatron.telemetry.catalog import ExpertDetail
 from moe_megatron.telemetry.exporter.access_token import read_token_file
 from moe_megatron.telemetry.exporter.metrics_server import ServerOptions
 from moe_megatron.telemetry.exporter.prometheus_sink import ExporterOptions, PrometheusSink
 from moe_megatron.telemetry.identity import run_name
+from moe_megatron.telemetry.metric import ExpertDetail
 
 TOKEN_VARIABLE = "MOE_MEGATRON_METRICS_TOKEN"
 

@@ -61,10 +61,10 @@ def drop_rate(tokens_per_expert: Int64Array, dropped: Int64Array) -> Float64Arra
     return dropped / np.where(assignments > 0, assignments, np.nan)
 
 
-def entropy_ratio(entropy: Float64Array, num_experts: int) -> Float64Array:
-    """Router entropy over its maximum ln E: 1.0 undecided, 0.0 certain. [L]
+def part_of_maximum(entropy: Float64Array, num_experts: int) -> Float64Array:
+    """An entropy over its maximum ln E: 1.0 undecided, 0.0 certain. [L]
 
-    One expert leaves nothing to decide (ln 1 = 0); its ratio is 1.0 by convention.
+    One expert leaves nothing to decide (ln 1 = 0); its part is 1.0 by convention.
     """
     if num_experts == 1:
         return np.ones_like(entropy)
@@ -124,8 +124,8 @@ class LoadMeasures:
 
     @property
     def entropy_ratio(self: _Counts) -> Float64Array:
-        """See the function `entropy_ratio`. [L]"""
-        return entropy_ratio(self.entropy, self.tokens_per_expert.shape[1])
+        """See the function `part_of_maximum`. [L]"""
+        return part_of_maximum(self.entropy, self.tokens_per_expert.shape[1])
 
     def dead_expert_mask(self: _Counts, threshold: float = DEAD_THRESHOLD) -> BoolArray:
         """See the function `dead_expert_mask`. [L, E]"""

@@ -42,6 +42,13 @@ def require_fields(data: object, names: Sequence[str]) -> dict[str, Any]:
     return data
 
 
+def read_object(value: object, name: str) -> dict[str, Any]:
+    """Returns `value` when it is a JSON object, whatever its fields."""
+    if not isinstance(value, dict):
+        raise DataError(f"{name} must be an object, got {_shown(value)}")
+    return value
+
+
 def read_int(value: object, name: str, *, minimum: int = 0) -> int:
     """Returns `value` as an int of at least `minimum`; true, 1.0 and "1" are all refused."""
     if type(value) is not int or value < minimum:
