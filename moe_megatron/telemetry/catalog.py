@@ -130,6 +130,9 @@ ROUTING = (
              "Assignments that a full expert dropped.", "layer"),
     _gauge("moe_tokens_dropped_ratio", "ratio",
            "Part of the assignments of the last step that full experts dropped.", "layer"),
+    _gauge("moe_experts_per_token", "experts",
+           "Experts that the router asked for, for a token of the last step; before full experts "
+           "drop any.", "layer"),
     _gauge("moe_ep_rank_load_ratio", "ratio",
            "Load of an expert parallel rank over its fair share, in the layer where that is "
            f"largest; absent with more than {MAX_RANKS} of them.", "ep_rank", optional=True),
@@ -197,7 +200,7 @@ _BUILT_IN = (
         name="aux_loss",
         help="Switch load balancing loss of the global batch, unscaled.",
         title="Load balancing loss (unscaled)",
-        note="1 is perfect balance; it grows as a few experts take all tokens.",
+        note="1 is perfect balance, E / top_k a collapse onto the same experts.",
         derive=_switch_loss,
         gauge="moe_router_aux_loss",
         ideal=1.0,

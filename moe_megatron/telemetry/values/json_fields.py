@@ -70,6 +70,15 @@ def read_str(value: object, name: str) -> str:
     return value
 
 
+def read_strings(value: object, name: str) -> list[str]:
+    """Returns `value` when it is a list of different strings."""
+    if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+        raise DataError(f"{name} must be a list of strings, got {_shown(value)}")
+    if len(set(value)) < len(value):
+        raise DataError(f"{name} must be different from each other, got {_shown(value)}")
+    return value
+
+
 def write_float(value: float | None) -> float | str | None:
     """Encodes one float: JSON has no NaN or infinity, so those become "nan", "inf", "-inf"."""
     if value is None or math.isfinite(value):

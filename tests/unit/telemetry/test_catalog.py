@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -156,3 +157,31 @@ def test_register_taken_name_is_refused_and_changes_nothing(
 def test_unregister_built_in_or_unknown_is_refused(name: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         unregister(name)
+
+
+PACKAGE = Path(__file__).parents[3] / "moe_megatron"
+PLUMBING = ("telemetry", "mcore/measure", "mcore/layers/router.py", "viz", "dashboards", "testing")
+OF_THE_LOAD = re.compile(r"Load entropy|load_entropy|entropy of (its|the) experts' load", re.I)
+SAYS_WHAT_THEY_ARE = {
+    "telemetry/catalog.py",  # declares them
+    "telemetry/quantity.py",  # what measures get
+    "mcore/measure/routed.py",  # computes what measures get
+    "telemetry/values/expert_load.py",  # entropies in general
+    "telemetry/values/layer_values.py",  # the entropy of the load
+    "dashboards/rules.py",  # an alert on one of them
+    "dashboards/rule_tests.py",
+}
+
+
+def test_plumbing_names_no_quantity() -> None:
+    """Whoever counts, keeps or shows quantities goes through the catalog."""
+    name = re.compile(rf"(?<![a-z_])(?:{'|'.join(quantity_names())})(?![a-z_])")
+    found = [
+        f"{path.relative_to(PACKAGE)}:{number}: {line.strip()}"
+        for place in PLUMBING
+        for path in sorted([*PACKAGE.glob(place), *(PACKAGE / place).rglob("*.py")])
+        if path.is_file() and str(path.relative_to(PACKAGE)) not in SAYS_WHAT_THEY_ARE
+        for number, line in enumerate(path.read_text().splitlines(), start=1)
+        if name.search(line) and not OF_THE_LOAD.search(line)
+    ]
+    assert found == []
