@@ -27,9 +27,13 @@ _ENDINGS_OF_OTHERS = ("_bucket", "_count", "_sum", "_total")
 class RoutedTokens(Protocol):
     """What a router did with T tokens of a micro-batch; E is the number of experts.
 
-    All are tensors of torch on the router's device, without gradients. Each is computed when it is
-    first asked for, and once.
+    What has a shape is a tensor of torch on the router's device, without gradients. Each is
+    computed when it is first asked for, and once.
     """
+
+    @property
+    def top_k(self) -> int:
+        """Experts that the router aims at for a token."""
 
     @property
     def logits_TE(self) -> Any:

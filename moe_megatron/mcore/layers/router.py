@@ -55,6 +55,7 @@ class MeasuredRouter(TopKRouter):
             logits.reshape(-1, logits.shape[-1]),
             probs,
             routing_map,
+            top_k=self.topk,
             score_function=self.score_function,
         )
         count(row, routed, None if padding_mask is None else padding_mask.reshape(-1))

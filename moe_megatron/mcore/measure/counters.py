@@ -51,7 +51,6 @@ class RoutingRow:
     """float64 [] each: the quantities below, summed over tokens."""
     quantities: tuple[Quantity, ...]
     """The measured ones, in the order of `sums`."""
-    top_k: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -135,7 +134,6 @@ class RoutingCounters:
             model, for which only the loss is reduced.
         num_experts: Experts in each of them.
         device: Where the routers run.
-        top_k: Experts that they aim at for a token.
         quantities: What is there beside counts; by default what is registered now.
     """
 
@@ -144,14 +142,11 @@ class RoutingCounters:
         layers: tuple[int, ...],
         num_experts: int,
         device: torch.device,
-        *,
-        top_k: int = 1,
         quantities: Sequence[Quantity] | None = None,
     ) -> None:
         chosen = registered_quantities() if quantities is None else quantities
         self.layers = layers
         self.num_experts = num_experts
-        self._top_k = top_k
         self._measured = tuple(one for one in chosen if one.measure is not None)
         self._names = [one.name for one in self._measured]
         rows, columns = len(layers), num_experts + _NUM_COUNTS
@@ -169,7 +164,6 @@ class RoutingCounters:
             prob_sums=self._sums[index, :experts],
             sums=self._sums[index, experts : experts + len(self._names)].unbind(),
             quantities=self._measured,
-            top_k=self._top_k,
         )
 
     def check_same_on_all_ranks(self) -> None:

@@ -30,6 +30,7 @@ class Routed:
         logits_TE: [T, E], output of the gate.
         probs_TE: [T, E], combine weights.
         routing_map_TE: bool [T, E], True where an expert gets the token.
+        top_k: experts that the router aims at for a token.
         score_function: "softmax", "sigmoid" or "sqrtsoftplus".
         asked_map_TE: bool [T, E], what the router asked for before experts dropped any; None where
             that is top_k experts for every token.
@@ -41,6 +42,7 @@ class Routed:
         probs_TE: Tensor,
         routing_map_TE: Tensor,
         *,
+        top_k: int,
         score_function: str,
         asked_map_TE: Tensor | None = None,
     ) -> None:
@@ -48,6 +50,7 @@ class Routed:
         self.probs_TE = probs_TE
         self.routing_map_TE = routing_map_TE
         self.asked_map_TE = asked_map_TE
+        self.top_k = top_k
         self._score_function = score_function
 
     @cached_property
@@ -109,7 +112,7 @@ def count(row: RoutingRow, routed: Routed, padding_T: Tensor | None = None) -> N
     row.tokens.add_(num_tokens)
     row.tokens_per_expert.add_(map_TE.sum(dim=0))
     if asked_TE is not None:
-        row.beyond_top_k.add_(asked_TE.sum() - num_tokens * row.top_k)
+        row.beyond_top_k.add_(asked_TE.sum() - num_tokens * routed.top_k)
     row.prob_sums.add_(scores_TE.sum(dim=0))
     for quantity, total in zip(row.quantities, row.sums, strict=True):
         assert quantity.measure is not None

@@ -93,9 +93,7 @@ class TelemetryCallback(Callback):
         num_experts = (moe.num_experts or 0) if layers else 0
         device = next(model[0].parameters()).device
         self._quantities = quantities()
-        self._counters = RoutingCounters(
-            layers, num_experts, device, top_k=moe.top_k, quantities=self._quantities
-        )
+        self._counters = RoutingCounters(layers, num_experts, device, self._quantities)
         self._counters.check_same_on_all_ranks()
         if enabled:
             self._timer = ComputeTimer(model)

@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from moe_megatron.mcore.layers.router import MeasuredRouter
 from moe_megatron.mcore.measure.counters import RoutingCounters
 from moe_megatron.mcore.measure.rank_load import RankValues
+from moe_megatron.mcore.measure.routed import Routed, count
 
 EXPERTS, TOP_K, TOKENS = 6, 2, 30
 GPU = torch.device("cuda", 0)
@@ -106,6 +107,20 @@ def test_counting_a_routers_decisions_does_not_wait(
     mask = torch.zeros(TOKENS // 3, 3, dtype=torch.bool, device=GPU) if masked else None
     router._count(row, logits, logits.view(TOKENS, EXPERTS), routing_map, mask)
     assert row.tokens_per_expert.device == GPU
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_counting_different_numbers_of_experts_a_token_does_not_wait(
+    no_gpu: None, masked: bool
+) -> None:
+    row = RoutingCounters((1, 2), EXPERTS, GPU).row(2)
+    logits = torch.randn(TOKENS, EXPERTS, device=GPU)
+    asked = torch.zeros(TOKENS, EXPERTS, dtype=torch.bool, device=GPU)
+    routed = Routed(
+        logits, logits, asked, top_k=TOP_K, score_function="softmax", asked_map_TE=asked
+    )
+    count(row, routed, asked[:, 0] if masked else None)
+    assert row.beyond_top_k.device == GPU
 
 
 @pytest.mark.parametrize("contributes", [False, True])

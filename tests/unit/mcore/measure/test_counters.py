@@ -56,7 +56,7 @@ def quantity(name: str) -> Quantity:
 @pytest.mark.parametrize("layers", [(), LAYERS])
 def test_columns_follow_the_quantities_and_leave_the_loss_alone(names, layers):
     experts = EXPERTS if layers else 0
-    counters = RoutingCounters(layers, experts, CPU, quantities=[quantity(name) for name in names])
+    counters = RoutingCounters(layers, experts, CPU, [quantity(name) for name in names])
     for layer in layers:
         assert [one.name for one in counters.row(layer).quantities] == names
         fill(counters.row(layer), layer)
@@ -153,7 +153,7 @@ def _rank_program() -> None:
     assert totals.rank_memory_bytes.tolist() == [2.0**40, 2.0**40 + 1]
     counters.check_same_on_all_ranks()
     order = ["one", "two"] if rank else ["two", "one"]
-    other = RoutingCounters(LAYERS, EXPERTS, CPU, quantities=[quantity(name) for name in order])
+    other = RoutingCounters(LAYERS, EXPERTS, CPU, [quantity(name) for name in order])
     with pytest.raises(ConfigError, match=f"measure different quantities, .*{', '.join(order)};"):
         other.check_same_on_all_ranks()
     dist.destroy_process_group()

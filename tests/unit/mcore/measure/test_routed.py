@@ -37,6 +37,7 @@ def routed_of(
         logits_TE,
         torch.where(map_TE, 0.5, 0.0),
         map_TE if asked_map_TE is None else asked_map_TE,
+        top_k=TOP_K,
         score_function=score_function,
         asked_map_TE=asked_map_TE,
     )
@@ -47,7 +48,7 @@ def measured(name: str, measure: Measure) -> Quantity:
 
 
 def row_with(device: torch.device, *quantities: Quantity) -> RoutingRow:
-    return RoutingCounters((1,), EXPERTS, device, top_k=TOP_K, quantities=quantities).row(1)
+    return RoutingCounters((1,), EXPERTS, device, quantities).row(1)
 
 
 @pytest.mark.parametrize("score_function", SCORES)
@@ -121,7 +122,7 @@ def test_different_numbers_of_experts_a_token_are_counted_before_dropping(
         row,
         Routed(
             logits_TE, kept_map_TE.float(), kept_map_TE,
-            score_function="softmax", asked_map_TE=asked_map_TE,
+            top_k=TOP_K, score_function="softmax", asked_map_TE=asked_map_TE,
         ),
     )  # fmt: skip
     assigned = sum(t % 4 for t in range(TOKENS))
