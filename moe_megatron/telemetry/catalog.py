@@ -230,11 +230,6 @@ def quantity_names() -> tuple[str, ...]:
     return tuple(_registered)
 
 
-def find_quantity(name: str) -> Quantity | None:
-    """The quantity of this name, or None where this process does not know it."""
-    return _registered.get(name)
-
-
 def register(quantity: Quantity) -> Quantity:
     """Adds a quantity to every run that starts from now on; in each process of it, in one order.
 

@@ -18,7 +18,6 @@ from moe_megatron.telemetry.quantity import Quantity
 _MANY_EXPERTS = 16
 """From so many on they fill the processor's vectors, and torch is quicker than our kernel."""
 
-
 _SUMMED_IN = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
 """Precision of sums over a micro-batch, where it is not that of the values."""
 
