@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import machine
+from moe_megatron.telemetry.catalog import quantity_names
 from moe_megatron.telemetry.history import HistorySink, RoutingHistory
 from moe_megatron.telemetry.sinks.sink_set import SinkSet
 from moe_megatron.telemetry.values.records import RunInfo, StepRecord
@@ -87,10 +88,9 @@ def _snapshots(num_layers: int, num_experts: int, top_k: int, tokens: int) -> li
                 top_k=top_k,
                 layers=layers,
                 tokens_per_expert=counts,
+                assigned=np.full(num_layers, tokens * top_k),
                 dropped=np.zeros(num_layers, dtype=np.int64),
-                entropy=4 + rng.random(num_layers),
-                aux_loss=1 + rng.random(num_layers),
-                z_loss=rng.random(num_layers),
+                per_layer={name: 1 + rng.random(num_layers) for name in quantity_names()},
             )
         )
     return pool
@@ -185,7 +185,7 @@ def _read(run: RunInfo) -> str:
     looks: list[tuple[str, int, Callable[[], object]]] = [
         (f"any {_WINDOW:,} steps, all layers and experts", _REPEATS, window),
         (f"any {_WINDOW:,} steps, one layer", _REPEATS, narrow),
-        ("entropy of all layers, all steps", 5, lambda: history.series("entropy")),
+        ("one quantity of all layers, all steps", 5, lambda: history.series(history.quantities[0])),
         ("one layer, all experts, all steps", 3, lambda: history.tokens_per_expert(layers=[1])),
         ("opening it", _REPEATS, lambda: RoutingHistory(_folder(run))),
     ]

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from moe_megatron.telemetry.catalog import PHASES
+from moe_megatron.telemetry.catalog import quantity_names
+from moe_megatron.telemetry.metric import PHASES
 from moe_megatron.telemetry.values.records import RunInfo, StepRecord, StepRuntime
 from moe_megatron.telemetry.values.snapshot import RoutingSnapshot
 
@@ -39,10 +40,9 @@ def step(run: RunInfo, number: int, rng: np.random.Generator) -> tuple[StepRecor
         top_k=run.top_k,
         layers=run.layers,
         tokens_per_expert=rng.multinomial(tokens * run.top_k, shares, size=num_layers),
+        assigned=np.full(num_layers, tokens * run.top_k),
         dropped=np.zeros(num_layers, dtype=np.int64),
-        entropy=rng.random(num_layers),
-        aux_loss=rng.random(num_layers),
-        z_loss=rng.random(num_layers),
+        per_layer={name: 1 + rng.random(num_layers) for name in quantity_names()},
     )
     runtime = StepRuntime(
         ended_at=time.time(),

@@ -19,9 +19,9 @@ import numpy as np
 from prometheus_client import CollectorRegistry, generate_latest
 
 from benchmarks import machine, made_up
-from moe_megatron.telemetry.catalog import ExpertDetail
 from moe_megatron.telemetry.exporter.exposition import write_text
 from moe_megatron.telemetry.exporter.prometheus_sink import ExporterOptions, PrometheusSink
+from moe_megatron.telemetry.metric import ExpertDetail
 from moe_megatron.telemetry.values.records import EvalRecord, RunInfo
 
 _REPEATS = 60

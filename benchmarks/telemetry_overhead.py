@@ -129,11 +129,11 @@ def _counting(layers: int, experts: int, top_k: int, tokens: int) -> list[str]:
     logits = torch.randn(tokens, 1, experts)
     chosen = logits.view(tokens, experts).topk(top_k).indices
     routing_map = torch.zeros(tokens, experts, dtype=torch.bool).scatter_(1, chosen, True)
-    # The whole router needs process groups; what is timed needs two of its fields.
+    # The whole router needs process groups; what is timed needs three of its fields.
     router = MeasuredRouter.__new__(MeasuredRouter)
     torch.nn.Module.__init__(router)
     router.config = type("Settings", (), {"moe_pad_expert_input_to_capacity": False})()
-    router.score_function = "softmax"
+    router.score_function, router.topk = "softmax", top_k
     times = []
     for _ in range(200):
         started = time.process_time()

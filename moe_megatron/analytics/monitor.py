@@ -14,6 +14,7 @@ import numpy as np
 
 from moe_megatron.analytics.routers import Decision, RouterHooks
 from moe_megatron.errors import DataError
+from moe_megatron.telemetry.values.expert_load import part_of_maximum
 from moe_megatron.telemetry.values.profile import RoutingProfile
 from moe_megatron.telemetry.values.snapshot import RoutingSnapshot
 
@@ -119,6 +120,7 @@ class RouterMonitor:
             DataError: nothing was counted yet.
         """
         profile = self.profile()
+        entropy = profile.per_layer["entropy"]
         return RouterStats(
             tokens=profile.tokens,
             load_variance=float(profile.load_variance.mean()),
@@ -126,10 +128,10 @@ class RouterMonitor:
             imbalance=float(profile.imbalance.mean()),
             max_imbalance=float(profile.imbalance.max()),
             drop_rate=float(profile.drop_rate.mean()),
-            entropy=float(profile.entropy.mean()),
-            entropy_ratio=float(profile.entropy_ratio.mean()),
-            aux_loss=float(profile.aux_loss.mean()),
-            z_loss=float(profile.z_loss.mean()),
+            entropy=float(entropy.mean()),
+            entropy_ratio=float(part_of_maximum(entropy, profile.num_experts).mean()),
+            aux_loss=float(profile.per_layer["aux_loss"].mean()),
+            z_loss=float(profile.per_layer["z_loss"].mean()),
             dead_experts=int(profile.dead_expert_mask().sum()),
         )
 
@@ -171,10 +173,13 @@ class RouterMonitor:
                 top_k=top_k,
                 layers=layers,
                 tokens_per_expert=counts,
+                assigned=np.array([int(layer.assigned) for layer in sums], dtype=np.int64),
                 dropped=np.array([int(layer.dropped) for layer in sums], dtype=np.int64),
-                entropy=np.array([float(layer.entropy) for layer in sums]) / max(tokens[0], 1),
-                aux_loss=(share_of_fair * probability).sum(axis=1),
-                z_loss=np.array([float(layer.z_loss) for layer in sums]) / max(tokens[0], 1),
+                per_layer={
+                    "entropy": np.array([float(s.entropy) for s in sums]) / max(tokens[0], 1),
+                    "aux_loss": (share_of_fair * probability).sum(axis=1),
+                    "z_loss": np.array([float(s.z_loss) for s in sums]) / max(tokens[0], 1),
+                },
             )
         )
 
@@ -185,6 +190,7 @@ class _Sums:
 
     tokens: "Tensor"
     counts: "Tensor"
+    assigned: "Tensor"
     dropped: "Tensor"
     scores: "Tensor"
     entropy: "Tensor"
@@ -197,6 +203,7 @@ class _Sums:
         return cls(
             tokens=tokens,
             counts=decision.tokens_per_expert,
+            assigned=(decision.indices >= 0).sum(),
             dropped=decision.dropped,
             scores=scores.sum(0),
             entropy=-scores.xlogy(scores).sum(),
@@ -207,6 +214,7 @@ class _Sums:
         return _Sums(
             self.tokens + other.tokens,
             self.counts + other.counts,
+            self.assigned + other.assigned,
             self.dropped + other.dropped,
             self.scores + other.scores,
             self.entropy + other.entropy,

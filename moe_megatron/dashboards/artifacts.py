@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 
 from moe_megatron.dashboards.cluster import CLUSTER
 from moe_megatron.dashboards.cost import COST
-from moe_megatron.dashboards.experts import EXPERTS
+from moe_megatron.dashboards.experts import experts_dashboard
 from moe_megatron.dashboards.layout import Dashboard
 from moe_megatron.dashboards.overview import OVERVIEW
 from moe_megatron.dashboards.panels import Json
@@ -21,20 +21,23 @@ from moe_megatron.dashboards.prometheus_config import (
     prometheus_config,
 )
 from moe_megatron.dashboards.provisioning import dashboard_provider, datasource
-from moe_megatron.dashboards.routing import ROUTING
+from moe_megatron.dashboards.routing import routing_dashboard
 from moe_megatron.dashboards.rule_tests import promtool_file
 from moe_megatron.dashboards.rules import Thresholds, alert_file, recording_file
 from moe_megatron.dashboards.yaml_text import yaml_text
-
-DASHBOARDS: Sequence[Dashboard] = (OVERVIEW, ROUTING, EXPERTS, CLUSTER, COST)
 
 _IN_CONTAINER = "/var/lib/grafana/dashboards"
 """Where grafana/compose.yaml puts the dashboards."""
 
 
+def dashboards() -> Sequence[Dashboard]:
+    """All dashboards, with the quantities that are registered now."""
+    return (OVERVIEW, routing_dashboard(), experts_dashboard(), CLUSTER, COST)
+
+
 def dashboard_json() -> dict[str, Json]:
     """All dashboards by the name of their file."""
-    return {f"{one.uid.removeprefix('moe-')}.json": one.to_json() for one in DASHBOARDS}
+    return {f"{one.uid.removeprefix('moe-')}.json": one.to_json() for one in dashboards()}
 
 
 def dashboard_files() -> dict[PurePosixPath, str]:

@@ -25,7 +25,7 @@ from moe_megatron.dashboards.promql import (
 )
 from moe_megatron.dashboards.queries import RUN
 from moe_megatron.dashboards.rules import Thresholds
-from moe_megatron.telemetry.catalog import METRICS
+from moe_megatron.telemetry.catalog import metrics
 from moe_megatron.telemetry.exporter.discovery import JOB
 
 MAX_SERIES = 300
@@ -53,7 +53,7 @@ def check(dashboards: Mapping[str, Json]) -> list[str]:
                if number > 1]  # fmt: skip
     faults += [
         f"{metric.name} is in the catalog and in no panel or rule; show it, or do not export it"
-        for metric in METRICS
+        for metric in metrics()
         if metric.name not in {_HISTOGRAM_PARTS.sub("", name) for name in used} | used
     ]
     faults += [f"{name} is recorded and never used" for name in rules.sources if name not in used]

@@ -10,6 +10,7 @@ from moe_megatron.dashboards.layout import (
     layer_variable,
 )
 from moe_megatron.dashboards.panels import Query, heatmap, lines, number, thresholds
+from moe_megatron.dashboards.quantities import shown_quantities
 from moe_megatron.dashboards.queries import RUN, increase, latest, rate, ratio
 
 _ONE = f'{RUN},layer="$layer"'
@@ -27,71 +28,72 @@ def _rate(name: str, *by: str) -> str:
     return rate(name, *by, matchers=_ONE)
 
 
-_LAYER = Section(
-    "Layer $layer",
-    [
-        number("Experts", "locale", "Experts of the layer.", _of_layer("moe_experts")),
-        number(
-            "Dead",
-            "locale",
-            "Experts that got less than 1 % of a fair share in the last step.",
-            _of_layer("moe_experts_dead"),
-            defaults=thresholds((1, "orange")),
-        ),
-        number(
-            "Load entropy",
-            "percentunit",
-            "Entropy of the experts' load, of the maximum: 100 % is even.",
-            _of_layer("moe_load_entropy_ratio"),
-            defaults=thresholds((0.6, "orange"), (0.9, "green"), base="red"),
-        ),
-        number(
-            "Router entropy",
-            "percentunit",
-            "Mean entropy of the router's distribution over experts, of the maximum.",
-            _of_layer("moe_router_entropy_ratio"),
-        ),
-        number(
-            "Busiest expert",
-            "suffix:x",
-            "Load of the busiest expert, in fair shares.",
-            _of_layer("moe_expert_load_max_ratio"),
-            defaults=thresholds((1.5, "yellow"), (2, "orange"), (4, "red")),
-        ),
-        number(
-            "Dropped",
-            "percentunit",
-            "Part of the assignments of the last step that full experts dropped.",
-            _of_layer("moe_tokens_dropped_ratio"),
-            defaults=thresholds((0.001, "yellow"), (0.02, "orange"), (0.1, "red")),
-        ),
-        heatmap(
-            "Load of the experts",
-            "suffix:x",
-            "How many experts of the layer had which load, in fair shares.",
-            increase("moe_expert_load_ratio_bucket", "le", matchers=_ONE),
-        ),
-        lines(
-            "Range of the load",
-            "suffix:x",
-            "Busiest, mean and idlest expert, in fair shares; the mean shown is what the histogram "
-            "observed, and is 1 unless steps were missed.",
-            Query(_of_layer("moe_expert_load_max_ratio"), "busiest"),
-            Query(
-                ratio(_rate("moe_expert_load_ratio_sum"), _rate("moe_expert_load_ratio_count")),
-                "mean",
+def _layer() -> Section:
+    return Section(
+        "Layer $layer",
+        [
+            number("Experts", "locale", "Experts of the layer.", _of_layer("moe_experts")),
+            number(
+                "Dead",
+                "locale",
+                "Experts that got less than 1 % of a fair share in the last step.",
+                _of_layer("moe_experts_dead"),
+                defaults=thresholds((1, "orange")),
             ),
-            Query(_of_layer("moe_expert_load_min_ratio"), "idlest"),
-        ),
-        lines(
-            "Assignments per second",
-            "suffix: /s",
-            "Assignments of tokens to the layer's experts.",
-            Query(_rate("moe_tokens_routed_total"), "reached an expert"),
-            Query(_rate("moe_tokens_dropped_total"), "dropped"),
-        ),
-    ],
-)
+            number(
+                "Load entropy",
+                "percentunit",
+                "Entropy of the experts' load, of the maximum: 100 % is even.",
+                _of_layer("moe_load_entropy_ratio"),
+                defaults=thresholds((0.6, "orange"), (0.9, "green"), base="red"),
+            ),
+            *(
+                number(shown.title, shown.unit, shown.description, _of_layer(shown.gauge))
+                for shown in shown_quantities()
+                if shown.in_tables
+            ),
+            number(
+                "Busiest expert",
+                "suffix:x",
+                "Load of the busiest expert, in fair shares.",
+                _of_layer("moe_expert_load_max_ratio"),
+                defaults=thresholds((1.5, "yellow"), (2, "orange"), (4, "red")),
+            ),
+            number(
+                "Dropped",
+                "percentunit",
+                "Part of the assignments of the last step that full experts dropped.",
+                _of_layer("moe_tokens_dropped_ratio"),
+                defaults=thresholds((0.001, "yellow"), (0.02, "orange"), (0.1, "red")),
+            ),
+            heatmap(
+                "Load of the experts",
+                "suffix:x",
+                "How many experts of the layer had which load, in fair shares.",
+                increase("moe_expert_load_ratio_bucket", "le", matchers=_ONE),
+            ),
+            lines(
+                "Range of the load",
+                "suffix:x",
+                "Busiest, mean and idlest expert, in fair shares; the mean shown is what the "
+                "histogram observed, and is 1 unless steps were missed.",
+                Query(_of_layer("moe_expert_load_max_ratio"), "busiest"),
+                Query(
+                    ratio(_rate("moe_expert_load_ratio_sum"), _rate("moe_expert_load_ratio_count")),
+                    "mean",
+                ),
+                Query(_of_layer("moe_expert_load_min_ratio"), "idlest"),
+            ),
+            lines(
+                "Assignments per second",
+                "suffix: /s",
+                "Assignments of tokens to the layer's experts.",
+                Query(_rate("moe_tokens_routed_total"), "reached an expert"),
+                Query(_rate("moe_tokens_dropped_total"), "dropped"),
+            ),
+        ],
+    )
+
 
 _EXTREMES = Section(
     "Extremes",
@@ -144,10 +146,13 @@ _EVERY = Section(
     collapsed=True,
 )
 
-EXPERTS = Dashboard(
-    uid=LAYER_DASHBOARD,
-    title="MoE experts",
-    description="The experts of one layer of one run.",
-    sections=(_LAYER, _EXTREMES, _EVERY),
-    variables=(layer_variable(),),
-)
+
+def experts_dashboard() -> Dashboard:
+    """The dashboard, with a number for every quantity of the load tables."""
+    return Dashboard(
+        uid=LAYER_DASHBOARD,
+        title="MoE experts",
+        description="The experts of one layer of one run.",
+        sections=(_layer(), _EXTREMES, _EVERY),
+        variables=(layer_variable(),),
+    )

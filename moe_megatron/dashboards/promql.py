@@ -13,7 +13,8 @@ from typing import Any
 
 import promql_parser as parser
 
-from moe_megatron.telemetry.catalog import METRICS, ExpertDetail, Shape
+from moe_megatron.telemetry.catalog import metrics
+from moe_megatron.telemetry.metric import ExpertDetail, Shape
 
 LARGEST = Shape(layers=61, experts=256, ranks=256, expert_ranks=64, detail=ExpertDetail.FULL)
 """The run that series are counted for: DeepSeek-V3's layers and experts."""
@@ -45,7 +46,7 @@ def exported() -> dict[str, Source]:
         "scrape_duration_seconds": Source(one),
         "ALERTS": Source({**one, "alertname": 9, "alertstate": 2, "severity": 2}),
     }
-    for metric in METRICS:
+    for metric in metrics():
         described = metric.name == "moe_run_info"
         labels = {**one, **{k: 1 if described else LARGEST.label_values(k) for k in metric.labels}}
         if metric.buckets:

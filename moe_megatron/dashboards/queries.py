@@ -4,7 +4,7 @@ Dashboards show one run at a time. Each query drops the labels of identity by ag
 a run that resumes on another machine stays one line. It does not know panels.
 """
 
-from moe_megatron.telemetry.catalog import BY_NAME
+from moe_megatron.telemetry.catalog import find_metric
 from moe_megatron.telemetry.exporter.discovery import JOB
 
 RUN = f'job="{JOB}",cluster="$cluster",run="$run"'
@@ -15,11 +15,8 @@ _WINDOW = "$__rate_interval"
 
 def select(name: str, matchers: str = RUN) -> str:
     """The series of a metric; of a histogram, name it with `_bucket`, `_sum` or `_count`."""
-    family = name
-    for suffix in ("_bucket", "_sum", "_count"):
-        if BY_NAME.get(name.removesuffix(suffix)) is not None:
-            family = name.removesuffix(suffix)
-    assert family in BY_NAME, f"{name} is not in telemetry/catalog.py"
+    families = (name.removesuffix(part) for part in ("", "_bucket", "_sum", "_count"))
+    assert any(map(find_metric, families)), f"{name} is not in telemetry/catalog.py"
     return f"{name}{{{matchers}}}"
 
 

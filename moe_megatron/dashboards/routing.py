@@ -2,6 +2,7 @@
 
 from moe_megatron.dashboards.layout import Dashboard, Section, layer_link
 from moe_megatron.dashboards.panels import Query, bands, heatmap, lines, number, thresholds
+from moe_megatron.dashboards.quantities import shown_quantities
 from moe_megatron.dashboards.queries import increase, latest, rate, ratio
 
 _LAYER = "layer {{layer}}"
@@ -117,44 +118,40 @@ _BALANCE = Section(
     ],
 )
 
-_ROUTERS = Section(
-    "Routers",
-    [
-        lines(
-            "Router entropy",
-            "percentunit",
-            "Mean entropy of the router's distribution over experts, of the maximum: how undecided "
-            "it is. It falls slowly as experts specialise; a sudden fall comes before a collapse.",
-            Query(latest("moe_router_entropy_ratio", "layer"), _LAYER),
-            defaults=layer_link(),
-        ),
-        lines(
-            "Load balancing loss",
-            "none",
-            "Switch load balancing loss, unscaled: 1 is even, the number of experts is collapse.",
-            Query(latest("moe_router_aux_loss", "layer"), _LAYER),
-            defaults=layer_link(),
-        ),
-        lines(
-            "Router z-loss",
-            "none",
-            "Router z-loss, unscaled: large logits make the router unstable in low precision.",
-            Query(latest("moe_router_z_loss", "layer"), _LAYER),
-            defaults=layer_link(),
-        ),
-        lines(
-            "Assignments per second",
-            "suffix: /s",
-            "Assignments of tokens to experts, all layers together.",
-            Query(rate("moe_tokens_routed_total"), "reached an expert"),
-            Query(rate("moe_tokens_dropped_total"), "dropped"),
-        ),
-    ],
-)
+_COUNTS = [
+    lines(
+        "Assignments per second",
+        "suffix: /s",
+        "Assignments of tokens to experts, all layers together.",
+        Query(rate("moe_tokens_routed_total"), "reached an expert"),
+        Query(rate("moe_tokens_dropped_total"), "dropped"),
+    ),
+    lines(
+        "Experts per token",
+        "none",
+        "Experts that the router asked for, for a token, before full experts drop any: the same "
+        "in every step and layer, unless the router gives tokens different numbers of experts.",
+        Query(latest("moe_experts_per_token", "layer"), _LAYER),
+        defaults=layer_link(),
+    ),
+]
 
-ROUTING = Dashboard(
-    uid="moe-routing",
-    title="MoE routing",
-    description="Balance of the experts in every layer of one run.",
-    sections=(_WORST, _BALANCE, _ROUTERS),
-)
+
+def routing_dashboard() -> Dashboard:
+    """The dashboard, with a panel for every quantity that has a gauge."""
+    quantities = [
+        lines(
+            shown.title,
+            shown.unit,
+            shown.description,
+            Query(latest(shown.gauge, "layer"), _LAYER),
+            defaults=layer_link(),
+        )
+        for shown in shown_quantities()
+    ]
+    return Dashboard(
+        uid="moe-routing",
+        title="MoE routing",
+        description="Balance of the experts in every layer of one run.",
+        sections=(_WORST, _BALANCE, Section("Routers", [*quantities, *_COUNTS])),
+    )

@@ -10,13 +10,13 @@ from pathlib import Path
 from rich.console import Console
 
 from moe_megatron.config import RunConfig
-from moe_megatron.telemetry.catalog import ExpertDetail
 from moe_megatron.telemetry.exporter.access_token import read_token_file
 from moe_megatron.telemetry.exporter.metrics_server import ServerOptions
 from moe_megatron.telemetry.exporter.prometheus_sink import ExporterOptions, PrometheusSink
 from moe_megatron.telemetry.history import HistorySink
 from moe_megatron.telemetry.history.location import history_address
 from moe_megatron.telemetry.identity import run_name
+from moe_megatron.telemetry.metric import ExpertDetail
 from moe_megatron.telemetry.sinks.console import ConsoleSink
 from moe_megatron.telemetry.sinks.jsonl import MetricsLog, RoutingLog
 from moe_megatron.telemetry.sinks.sink_set import Sink

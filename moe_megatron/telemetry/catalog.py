@@ -1,114 +1,33 @@
-"""The one list of metrics that a run exports. Exporter, dashboards, rules and docs come from it.
+"""The two lists behind everything that a run shows: quantities of a layer, and exported metrics.
 
-A metric says what it is and over which labels it spreads, and so how many series it costs. Identity
-(job, cluster, run) is not in the labels: Prometheus adds it to every series of the target. Values
-are base units; a load ratio of 1.0 is the fair share of an expert. This module computes nothing
-and knows no library: `prometheus_series` and `layer_values` fill the metrics in.
+A quantity (`quantity`) is one number for each MoE layer and step: measured, kept in every file,
+drawn in the report and, by its gauge, exported. `register` adds one, from any file, before a run
+starts; whoever counts, keeps or shows quantities goes through `quantities`.
+
+A metric (`metric`) is what Prometheus gets: few series, while files keep all. Values are base
+units; a load ratio of 1.0 is the fair share of an expert. `exporter.series` and
+`values.layer_values` fill metrics in.
 """
 
-from dataclasses import dataclass, replace
-from enum import IntEnum
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
-from math import prod
-from typing import Literal
 
-MetricType = Literal["gauge", "counter", "histogram"]
+import numpy as np
 
-PHASES = ("data", "forward_backward", "optimizer", "evaluation", "checkpoint", "telemetry", "other")
-"""Where the wall time of the first process goes. They do not overlap."""
-
-LOAD_BUCKETS = (0.0, 0.01, 0.25, 0.5, 0.75, 0.9, 1.1, 1.25, 1.5, 2.0, 3.0, 4.0, 8.0)
-"""Upper bounds, in fair shares. Up to 0.01 an expert counts as dead (`expert_load`)."""
-
-STEP_SECONDS_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
-
-EXTREMES = 3
-"""Most and least loaded experts of a layer that `ExpertDetail.TOPK` names."""
-
-MAX_RANKS = 256
-"""With more processes than this, none is named and only the extremes are exported."""
-
-
-class ExpertDetail(IntEnum):
-    """How much is exported of single experts; each level includes those below it."""
-
-    NONE = 0
-    HISTOGRAM = 1
-    TOPK = 2
-    FULL = 3
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Shape:
-    """What decides how many series a run exports."""
-
-    layers: int
-    """MoE layers; 0 for a dense model."""
-    experts: int
-    """Experts in a layer."""
-    ranks: int = 1
-    """Processes."""
-    expert_ranks: int = 1
-    """Processes that the experts of a layer are dealt out to."""
-    detail: ExpertDetail = ExpertDetail.HISTOGRAM
-
-    def label_values(self, label: str) -> int:
-        """Values that a label takes."""
-        return {
-            "layer": self.layers,
-            "expert": self.experts,
-            "position": min(EXTREMES, self.experts),
-            "rank": self.ranks if self.ranks <= MAX_RANKS else 0,
-            "ep_rank": self.expert_ranks if self.layers and self.expert_ranks <= MAX_RANKS else 0,
-            "phase": len(PHASES),
-            "kind": 2,
-            "split": 2,
-        }[label]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Metric:
-    """One metric.
-
-    Attributes:
-        name: as exported; a histogram adds `_bucket`, `_sum` and `_count`.
-        type: as Prometheus knows it.
-        unit: of the values; "" for a plain number.
-        help: one sentence.
-        labels: of its own; those of `moe_run_info` describe and do not spread.
-        detail: the lowest detail that exports it.
-        buckets: upper bounds of a histogram, +Inf left out.
-        optional: some runs do not export it; the help says when.
-    """
-
-    name: str
-    type: MetricType
-    unit: str
-    help: str
-    labels: tuple[str, ...] = ()
-    detail: ExpertDetail = ExpertDetail.NONE
-    buckets: tuple[float, ...] = ()
-    optional: bool = False
-
-    @property
-    def formula(self) -> str:
-        """Number of series, as people write it: "layer x 16"."""
-        factors = [] if self.name == "moe_run_info" else list(self.labels)
-        if self.buckets:
-            factors.append(str(self._samples))
-        return " x ".join(factors) or "1"
-
-    @property
-    def _samples(self) -> int:
-        return len(self.buckets) + 3 if self.buckets else 1  # +Inf, _sum and _count
-
-    def series(self, shape: Shape) -> int:
-        """Series this metric costs at most in a run of this shape."""
-        if shape.detail < self.detail:
-            return 0
-        if self.name == "moe_run_info":
-            return 1
-        return prod(shape.label_values(label) for label in self.labels) * self._samples
+from moe_megatron.errors import ConfigError
+from moe_megatron.telemetry.metric import (
+    LOAD_BUCKETS,
+    MAX_RANKS,
+    STEP_SECONDS_BUCKETS,
+    ExpertDetail,
+    Metric,
+    MetricType,
+    Shape,
+)
+from moe_megatron.telemetry.quantity import Quantity, StepSums
+from moe_megatron.telemetry.values.json_fields import Float64Array
 
 
 def _metric(
@@ -195,9 +114,6 @@ RANKS = (
 
 ROUTING = (
     _gauge("moe_experts", "experts", "Experts of the layer.", "layer"),
-    _gauge("moe_router_entropy_ratio", "ratio",
-           "Mean entropy of the router's distribution over its maximum ln E; 1.0 is undecided.",
-           "layer"),
     _gauge("moe_load_entropy_ratio", "ratio",
            "Entropy of the experts' load over its maximum ln E; 1.0 is even.", "layer"),
     _gauge("moe_expert_load_max_ratio", "ratio",
@@ -214,9 +130,9 @@ ROUTING = (
              "Assignments that a full expert dropped.", "layer"),
     _gauge("moe_tokens_dropped_ratio", "ratio",
            "Part of the assignments of the last step that full experts dropped.", "layer"),
-    _gauge("moe_router_aux_loss", "",
-           "Switch load balancing loss of the last step, unscaled; 1.0 is even.", "layer"),
-    _gauge("moe_router_z_loss", "", "Router z-loss of the last step, unscaled.", "layer"),
+    _gauge("moe_experts_per_token", "experts",
+           "Experts that the router asked for, for a token of the last step; before full experts "
+           "drop any.", "layer"),
     _gauge("moe_ep_rank_load_ratio", "ratio",
            "Load of an expert parallel rank over its fair share, in the layer where that is "
            f"largest; absent with more than {MAX_RANKS} of them.", "ep_rank", optional=True),
@@ -254,14 +170,137 @@ EXPORTER = (
              "slower than training; the other counters lack them."),
 )  # fmt: skip
 
-METRICS: tuple[Metric, ...] = (*TRAINING, *RANKS, *ROUTING, *EXPORTER)
 
-BY_NAME = {metric.name: metric for metric in METRICS}
+def _switch_loss(sums: StepSums) -> Float64Array:
+    """E * sum over e of f_e * P_e (Switch Transformers, arXiv 2101.03961, equation 4).
+
+    f_e is the expert's share of the assignments that reached experts, P_e its mean probability.
+    """
+    counts, num_experts = sums.tokens_per_expert, sums.tokens_per_expert.shape[1]
+    fractions = counts / np.maximum(counts.sum(axis=1), 1)[:, None]
+    per_token = 1.0 / max(sums.tokens, 1)
+    loss: Float64Array = num_experts * (fractions * sums.prob_sums * per_token).sum(axis=1)
+    return loss
+
+
+_BUILT_IN = (
+    Quantity(
+        name="entropy",
+        unit="nats",
+        help="Mean entropy of the router's distribution.",
+        title="Router entropy",
+        note="1 is undecided between all experts, 0 is certain of one. It falls slowly as experts "
+        "specialise; a sudden fall comes before a collapse.",
+        measure=lambda routed: routed.entropy_T,
+        gauge="moe_router_entropy_ratio",
+        part_of_maximum=True,
+        column="entropy",
+    ),
+    Quantity(
+        name="aux_loss",
+        help="Switch load balancing loss of the global batch, unscaled.",
+        title="Load balancing loss (unscaled)",
+        note="1 is perfect balance, E / top_k a collapse onto the same experts.",
+        derive=_switch_loss,
+        gauge="moe_router_aux_loss",
+        ideal=1.0,
+    ),
+    Quantity(
+        name="z_loss",
+        help="Router z-loss, the mean of logsumexp(logits)^2, unscaled.",
+        title="Router z-loss (unscaled)",
+        note="It grows with the size of the logits; large ones make a router unstable in low "
+        "precision.",
+        measure=lambda routed: routed.logsumexp_T.square(),
+        gauge="moe_router_z_loss",
+    ),
+)
+
+_FIXED = {metric.name: metric for metric in (*TRAINING, *RANKS, *ROUTING, *EXPORTER)}
+_registered = {quantity.name: quantity for quantity in _BUILT_IN}
+
+
+def quantities() -> tuple[Quantity, ...]:
+    """All quantities, the built-in ones first. A run has those that are there when it starts."""
+    return tuple(_registered.values())
+
+
+def quantity_names() -> tuple[str, ...]:
+    """Their names."""
+    return tuple(_registered)
+
+
+def register(quantity: Quantity) -> Quantity:
+    """Adds a quantity to every run that starts from now on; in each process of it, in one order.
+
+    Raises:
+        ConfigError: its name or the name of its gauge is taken.
+    """
+    if quantity.name in _registered:
+        raise ConfigError(
+            f"there is a quantity '{quantity.name}' already; choose another name for the new one."
+        )
+    if quantity.gauge is not None and find_metric(quantity.gauge) is not None:
+        raise ConfigError(
+            f"the gauge '{quantity.gauge}' of the quantity '{quantity.name}' is the name of "
+            "another metric; choose another one, or None to export no gauge."
+        )
+    _registered[quantity.name] = quantity
+    return quantity
+
+
+def unregister(name: str) -> None:
+    """Takes a quantity out again.
+
+    Raises:
+        ConfigError: it is built in, or was not registered.
+    """
+    if name in {quantity.name for quantity in _BUILT_IN}:
+        raise ConfigError(f"the quantity '{name}' is built in and cannot be unregistered.")
+    if name not in _registered:
+        known = ", ".join(quantity_names())
+        raise ConfigError(f"no quantity '{name}' is registered; there are {known}.")
+    del _registered[name]
+
+
+@contextmanager
+def registered(*added: Quantity) -> Iterator[None]:
+    """Quantities for the time of a block, as tests need them.
+
+    Raises:
+        ConfigError: as `register`; none of them is registered then.
+    """
+    done: list[str] = []
+    try:
+        for quantity in added:
+            done.append(register(quantity).name)
+        yield
+    finally:
+        for name in done:
+            unregister(name)
+
+
+def metrics() -> tuple[Metric, ...]:
+    """Everything that a run may export, the gauges of quantities behind those of routing."""
+    gauges = (_gauge_of(one) for one in quantities() if one.gauge is not None)
+    return (*TRAINING, *RANKS, *ROUTING, *gauges, *EXPORTER)
+
+
+def find_metric(name: str) -> Metric | None:
+    """The metric of this name, or None; a histogram is not found by the names of its parts."""
+    if name in _FIXED:
+        return _FIXED[name]
+    return next((_gauge_of(one) for one in quantities() if one.gauge == name), None)
+
+
+def _gauge_of(quantity: Quantity) -> Metric:
+    assert quantity.gauge is not None
+    return _gauge(quantity.gauge, quantity.shown_unit, quantity.shown_help, "layer")
 
 
 def num_series(shape: Shape) -> int:
     """Series a run of this shape exports at most."""
-    return sum(metric.series(shape) for metric in METRICS)
+    return sum(metric.series(shape) for metric in metrics())
 
 
 def fitting_detail(shape: Shape, max_series: int) -> ExpertDetail | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from moe_megatron.telemetry.catalog import quantity_names
 from moe_megatron.telemetry.history import HistorySink
 from moe_megatron.telemetry.sinks.sink_set import SinkSet
 from moe_megatron.telemetry.values.records import RunInfo, StepRecord
@@ -35,10 +36,9 @@ def snapshot(step: int) -> RoutingSnapshot:
         tokens_per_expert=np.stack(
             [rng.multinomial(tokens * TOP_K - lost, shares) for lost in dropped]
         ),
+        assigned=np.full(len(LAYERS), tokens * TOP_K),
         dropped=dropped,
-        entropy=rng.random(len(LAYERS)),
-        aux_loss=rng.random(len(LAYERS)),
-        z_loss=rng.random(len(LAYERS)),
+        per_layer={name: rng.random(len(LAYERS)) for name in quantity_names()},
     )
 
 

@@ -180,7 +180,7 @@ class MoETrainer:
             self.model.save_pretrained(path)
 
     def visualize_routing(self, save_to: str | Path = "routing.html") -> Path:
-        """Write the HTML report of the last training, on rank 0: loss, load, entropy, dead experts.
+        """Write the HTML report of the last training, on rank 0: loss, load, routers, dead experts.
 
         Raises:
             ConfigError: Nothing was trained yet.

@@ -7,13 +7,17 @@ decides what is shown and in which words; reading is in `report_data`, drawing i
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from html import escape
 from pathlib import Path
 
 import numpy as np
 
 from moe_megatron.files import replace_file
+from moe_megatron.telemetry.catalog import quantities
+from moe_megatron.telemetry.quantity import Quantity
 from moe_megatron.telemetry.values.expert_load import DEAD_THRESHOLD, Float64Array
+from moe_megatron.telemetry.values.layer_values import shown_values
 from moe_megatron.telemetry.values.profile import RoutingProfile
 from moe_megatron.telemetry.values.records import EvalRecord
 from moe_megatron.viz.load_strip import MAX_ROWS, load_strips
@@ -205,7 +209,7 @@ def _layer_series(
 
 
 def _router_section(routing: RunRouting) -> str:
-    profiles = list(routing.columns)
+    profiles, whole = list(routing.columns), routing.whole
     charts = [
         line_chart(
             "Imbalance (max over mean load)",
@@ -213,24 +217,18 @@ def _router_section(routing: RunRouting) -> str:
             note="1 is perfect balance; the busiest expert holds up its layer.",
             include=[1.0],
         ),
-        line_chart(
-            "Router entropy (part of its maximum)",
-            _layer_series(profiles, lambda profile: profile.entropy_ratio),
-            note="1 is undecided between all experts, 0 is certain of one.",
-        ),
-        line_chart(
-            "Load balancing loss (unscaled)",
-            _layer_series(profiles, lambda profile: profile.aux_loss),
-            note="1 is perfect balance.",
-            include=[1.0],
-        ),
-        line_chart(
-            "Router z-loss (unscaled)",
-            _layer_series(profiles, lambda profile: profile.z_loss),
-            note="Mean squared logsumexp of the router logits: it grows with their size.",
-        ),
+        *_quantity_charts(profiles),
     ]
-    if routing.whole.dropped.any():
+    if (whole.assigned != whole.tokens * whole.top_k).any():
+        charts.append(
+            line_chart(
+                "Experts per token",
+                _layer_series(profiles, lambda profile: profile.experts_per_token),
+                note=f"The router aims at {whole.top_k}; before full experts drop any.",
+                include=[float(whole.top_k)],
+            )
+        )
+    if whole.dropped.any():
         charts.append(
             line_chart(
                 "Dropped assignments (part of all)",
@@ -240,6 +238,32 @@ def _router_section(routing: RunRouting) -> str:
             )
         )
     return f'<section><h2>Routers</h2><div class="charts">{"".join(charts)}</div></section>'
+
+
+def _quantity_charts(profiles: Sequence[RoutingProfile]) -> list[str]:
+    """One chart for each quantity that the run measured; those unknown here last, by name."""
+    found = {name for profile in profiles for name in profile.means}
+    known = [quantity for quantity in quantities() if quantity.name in found]
+    charts = [_quantity_chart(quantity, profiles) for quantity in known]
+    for name in sorted(found - {quantity.name for quantity in known}):
+        series = _layer_series(profiles, partial(_values_of, name))
+        charts.append(line_chart(name, series, note="A quantity of whoever wrote the run."))
+    return charts
+
+
+def _quantity_chart(quantity: Quantity, profiles: Sequence[RoutingProfile]) -> str:
+    unit = "part of its maximum" if quantity.part_of_maximum else quantity.unit
+    return line_chart(
+        f"{quantity.title} ({unit})" if unit else quantity.title,
+        _layer_series(profiles, partial(shown_values, quantity)),
+        note=quantity.note,
+        include=[] if quantity.ideal is None else [quantity.ideal],
+    )
+
+
+def _values_of(name: str, profile: RoutingProfile) -> Float64Array:
+    values = profile.per_layer.get(name)
+    return np.full(len(profile.layers), np.nan) if values is None else values
 
 
 def _dead_section(routing: RunRouting) -> str:

@@ -213,9 +213,11 @@ def test_every_assignment_is_counted_once_or_dropped(name: str, runs: Path) -> N
         assert snapshot.tokens == TOKENS
         total = snapshot.tokens_per_expert.sum(axis=1) + snapshot.dropped
         assert total.tolist() == [TOKENS * TOP_K] * len(snapshot.layers)
+        assert snapshot.assigned.tolist() == total.tolist()
         assert (snapshot.tokens_per_expert >= 0).all()
-        assert ((snapshot.entropy > 0) & (snapshot.entropy <= np.log(EXPERTS) + 1e-6)).all()
-        assert (snapshot.z_loss > 0).all()
+        entropy = snapshot.per_layer["entropy"]
+        assert ((entropy > 0) & (entropy <= np.log(EXPERTS) + 1e-6)).all()
+        assert (snapshot.per_layer["z_loss"] > 0).all()
         if "drops" not in name:
             assert not snapshot.dropped.any()
 
@@ -243,7 +245,7 @@ def test_saving_memory_changes_neither_counts_nor_losses(name: str, one: Path) -
     assert losses(one / name) == pytest.approx(losses(one / "base"), rel=1e-6)
     for ours, base in zip(routing(one / name), routing(one / "base"), strict=True):
         assert ours.tokens_per_expert.tolist() == base.tokens_per_expert.tolist()
-        assert ours.entropy == pytest.approx(base.entropy, rel=1e-6)
+        assert ours.per_layer["entropy"] == pytest.approx(base.per_layer["entropy"], rel=1e-6)
 
 
 def test_second_run_in_a_process_repeats_the_first_to_the_bit(one: Path) -> None:

@@ -21,7 +21,7 @@ import yaml
 
 from moe_megatron.dashboards.artifacts import dashboard_json
 from moe_megatron.dashboards.check import all_panels, variable_queries
-from moe_megatron.telemetry.catalog import METRICS
+from moe_megatron.telemetry.catalog import metrics
 from moe_megatron.telemetry.exporter.discovery import TARGETS_FILE
 from moe_megatron.telemetry.sinks.jsonl import ROUTING_FILE, read_routing
 from moe_megatron.testing.prometheus_api import PrometheusApi
@@ -137,7 +137,7 @@ def test_every_metric_of_the_catalog_was_recorded_and_no_other(recorded):
     prometheus = recorded.prometheus
     names = prometheus.get("label/__name__/values", **{"match[]": '{__name__=~"moe_.+"}'})
     found = {re.sub("_(bucket|sum|count)$", "", name) for name in names}
-    assert found == {metric.name for metric in METRICS}
+    assert found == {metric.name for metric in metrics()}
 
 
 def test_prometheus_agrees_with_the_log_to_the_unit(recorded):

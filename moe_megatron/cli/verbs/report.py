@@ -25,7 +25,7 @@ def run(argv: Sequence[str]) -> int:
     """
     parser = argparse.ArgumentParser(
         prog="moe-megatron report",
-        description="Write one self-contained HTML file: loss, expert load, entropy, dead experts.",
+        description="Write one self-contained HTML file: loss, expert load, routers, dead experts.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -4,10 +4,12 @@ A router adds into its row of these tensors, in place (so CUDA graphs replay it)
 synchronisation. Once a step `collect` starts one reduction over all ranks; every rank contributes
 tensors of the same shape in the same order, rows of layers it does not own being zero, so uneven
 pipelines cannot hang. Counts are int64: Megatron's own float counters are rounded to bf16 by its
-mixed-precision wrapper. What each rank measured of itself travels along. This module does not know
-routers, sinks or files.
+mixed-precision wrapper. What each rank measured of itself travels along. Which quantities there are
+is the catalog's business: this module knows neither them nor routers, sinks or files.
 """
 
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,14 +17,21 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 
+from moe_megatron.errors import ConfigError
 from moe_megatron.mcore.measure.rank_load import RankValues
+from moe_megatron.telemetry.catalog import quantities as registered_quantities
+from moe_megatron.telemetry.quantity import Quantity
 
 Int64Array = NDArray[np.int64]
 Float64Array = NDArray[np.float64]
 
-_NUM_SUMS = 2
-"""Columns of float sums behind those of the experts: entropy and squared logsumexp. The last row
-holds no layer but the loss and the number of ranks that know it."""
+# Columns of integers behind those of the experts.
+_TOKENS, _BEYOND = 0, 1
+_NUM_COUNTS = 2
+
+# Of floats there is one column behind them for each measured quantity. The last row holds no layer
+# but, in its last two columns, the loss and the number of ranks that know it.
+_NUM_LOSS = 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,10 +42,15 @@ class RoutingRow:
     """int64 [E]: assignments that reached each expert."""
     tokens: torch.Tensor
     """int64 []: tokens that were routed."""
+    beyond_top_k: torch.Tensor
+    """int64 []: assignments that the router asked for, less top_k for each token. It stays zero,
+    at no cost, for routers that ask for top_k experts for every token."""
     prob_sums: torch.Tensor
     """float64 [E]: router probability of each expert, summed over tokens."""
-    sums: torch.Tensor
-    """float64 [2]: entropy and squared logsumexp of the logits, summed over tokens."""
+    sums: tuple[torch.Tensor, ...]
+    """float64 [] each: the quantities below, summed over tokens."""
+    quantities: tuple[Quantity, ...]
+    """The measured ones, in the order of `sums`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,12 +61,12 @@ class StepTotals:
     """[L, E]"""
     tokens: Int64Array
     """[L]"""
+    beyond_top_k: Int64Array
+    """[L], see `RoutingRow`"""
     prob_sums: Float64Array
     """[L, E]"""
-    entropy_sums: Float64Array
-    """[L], nats"""
-    z_sums: Float64Array
-    """[L]"""
+    sums: Mapping[str, Float64Array]
+    """[L] each: measured quantities by name"""
     loss: float | None
     """Loss of the global batch in nats per token; None where no rank reported one."""
     rank_compute_seconds: Float64Array = field(default_factory=lambda: np.zeros(1))
@@ -64,8 +78,11 @@ class StepTotals:
 class PendingTotals:
     """A reduction under way, and its copy to the host."""
 
-    def __init__(self, counts: torch.Tensor, sums: torch.Tensor, num_experts: int) -> None:
+    def __init__(
+        self, counts: torch.Tensor, sums: torch.Tensor, num_experts: int, names: Sequence[str]
+    ) -> None:
         self._num_experts = num_experts
+        self._names = names
         self._num_rows = len(counts) + 1
         self._work = []
         if dist.is_initialized() and dist.get_world_size() > 1:
@@ -94,15 +111,15 @@ class PendingTotals:
             self._copied.synchronize()
         counts, flat = (tensor.numpy() for tensor in self._host)
         experts = self._num_experts
-        size = self._num_rows * (experts + _NUM_SUMS)
+        size = self._num_rows * (experts + _num_sums(self._names))
         sums, ranks = flat[:size].reshape(self._num_rows, -1), flat[size:].reshape(2, -1)
-        loss_sum, num_reports = sums[-1, -_NUM_SUMS:]
+        loss_sum, num_reports = sums[-1, -_NUM_LOSS:]
         return StepTotals(
             tokens_per_expert=counts[:, :experts],
-            tokens=counts[:, experts],
+            tokens=counts[:, experts + _TOKENS],
+            beyond_top_k=counts[:, experts + _BEYOND],
             prob_sums=sums[:-1, :experts],
-            entropy_sums=sums[:-1, experts],
-            z_sums=sums[:-1, experts + 1],
+            sums={name: sums[:-1, experts + place] for place, name in enumerate(self._names)},
             loss=float(loss_sum / num_reports) if num_reports else None,
             rank_compute_seconds=ranks[0],
             rank_memory_bytes=ranks[1],
@@ -110,33 +127,65 @@ class PendingTotals:
 
 
 class RoutingCounters:
-    """The counters of all MoE layers of the model, also of those on other pipeline stages."""
+    """The counters of all MoE layers of the model, also of those on other pipeline stages.
 
-    def __init__(self, layers: tuple[int, ...], num_experts: int, device: torch.device) -> None:
-        """Allocate zeroed counters.
+    Args:
+        layers: Global 1-based numbers of the model's MoE layers, in order; empty for a dense
+            model, for which only the loss is reduced.
+        num_experts: Experts in each of them.
+        device: Where the routers run.
+        quantities: What is there beside counts; by default what is registered now.
+    """
 
-        Args:
-            layers: Global 1-based numbers of the model's MoE layers, in order; empty for a dense
-                model, for which only the loss is reduced.
-            num_experts: Experts in each of them.
-            device: Where the routers run.
-        """
+    def __init__(
+        self,
+        layers: tuple[int, ...],
+        num_experts: int,
+        device: torch.device,
+        quantities: Sequence[Quantity] | None = None,
+    ) -> None:
+        chosen = registered_quantities() if quantities is None else quantities
         self.layers = layers
         self.num_experts = num_experts
-        self._counts = torch.zeros(len(layers), num_experts + 1, dtype=torch.int64, device=device)
-        self._sums = torch.zeros(
-            len(layers) + 1, num_experts + _NUM_SUMS, dtype=torch.float64, device=device
-        )
+        self._measured = tuple(one for one in chosen if one.measure is not None)
+        self._names = [one.name for one in self._measured]
+        rows, columns = len(layers), num_experts + _NUM_COUNTS
+        self._counts = torch.zeros(rows, columns, dtype=torch.int64, device=device)
+        columns = num_experts + _num_sums(self._names)
+        self._sums = torch.zeros(rows + 1, columns, dtype=torch.float64, device=device)
 
     def row(self, layer: int) -> RoutingRow:
         """The row of the layer with this global 1-based number."""
         index, experts = self.layers.index(layer), self.num_experts
         return RoutingRow(
             tokens_per_expert=self._counts[index, :experts],
-            tokens=self._counts[index, experts],
+            tokens=self._counts[index, experts + _TOKENS],
+            beyond_top_k=self._counts[index, experts + _BEYOND],
             prob_sums=self._sums[index, :experts],
-            sums=self._sums[index, experts:],
+            sums=self._sums[index, experts : experts + len(self._names)].unbind(),
+            quantities=self._measured,
         )
+
+    def check_same_on_all_ranks(self) -> None:
+        """Make sure that all ranks sum the same quantities; every rank must call it, once.
+
+        Otherwise their reductions would have different shapes: a run that hangs.
+
+        Raises:
+            ConfigError: They do not.
+        """
+        if not dist.is_initialized() or dist.get_world_size() == 1:
+            return
+        digest = hashlib.sha256(" ".join(self._names).encode()).digest()
+        mine = torch.tensor(list(digest[:4]), dtype=torch.int64, device=self._counts.device)
+        extremes = torch.cat((mine, -mine))
+        dist.all_reduce(extremes, op=dist.ReduceOp.MAX)
+        if not torch.equal(extremes[:4], -extremes[4:]):
+            raise ConfigError(
+                "the processes of this run measure different quantities, this one "
+                f"{', '.join(self._names)}; register the same ones in the same order in each "
+                "process, before training starts."
+            )
 
     def collect(
         self, *, contributes: bool, loss: torch.Tensor | None, own: RankValues | None = None
@@ -156,9 +205,9 @@ class RoutingCounters:
             counts.zero_()
             sums.zero_()
         if loss is not None:
-            sums[-1, -_NUM_SUMS] = loss.detach().reshape(())
+            sums[-1, -_NUM_LOSS] = loss.detach().reshape(())
             sums[-1, -1] = 1.0
-        return PendingTotals(counts, self._with_ranks(sums, own), self.num_experts)
+        return PendingTotals(counts, self._with_ranks(sums, own), self.num_experts, self._names)
 
     def _with_ranks(self, sums: torch.Tensor, own: RankValues | None) -> torch.Tensor:
         """The sums, flat, and behind them a slot of each rank for each of its values.
@@ -174,3 +223,8 @@ class RoutingCounters:
             ranks[0, rank].fill_(own.compute_seconds)
             ranks[1, rank].fill_(own.memory_bytes)
         return torch.cat((sums.flatten(), ranks.flatten()))
+
+
+def _num_sums(names: Sequence[str]) -> int:
+    """Columns of float sums behind those of the experts."""
+    return max(len(names), _NUM_LOSS)

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from megatron.core import mpu
@@ -26,13 +25,15 @@ from moe_megatron.mcore.layers.router import MeasuredRouter
 from moe_megatron.mcore.loop.callbacks import Callback, EvaluationEnd, StepEnd
 from moe_megatron.mcore.measure.counters import PendingTotals, RoutingCounters, StepTotals
 from moe_megatron.mcore.measure.rank_load import ComputeTimer
+from moe_megatron.mcore.measure.snapshots import make_snapshot
 from moe_megatron.mcore.measure.writers import RoutingWriters
 from moe_megatron.platform.peak import peak_tflops
+from moe_megatron.telemetry.catalog import quantities
 from moe_megatron.telemetry.identity import run_name
+from moe_megatron.telemetry.quantity import Quantity
 from moe_megatron.telemetry.sinks.sink_set import SinkSet
 from moe_megatron.telemetry.values.profile import RoutingProfile
 from moe_megatron.telemetry.values.records import EvalRecord, RunInfo, StepRecord, StepRuntime
-from moe_megatron.telemetry.values.snapshot import RoutingSnapshot
 
 logger = logging.getLogger(__name__)
 
@@ -82,6 +83,7 @@ class TelemetryCallback(Callback):
         self._checkpoint_at: float | None = None
         self._timer: ComputeTimer | None = None
         self._writers: RoutingWriters | None = None
+        self._quantities: tuple[Quantity, ...] = ()
 
     def on_train_start(self, model: list[Any], start_step: int) -> None:
         """Attach the counters to the routers and start the sinks."""
@@ -90,7 +92,9 @@ class TelemetryCallback(Callback):
         layers = self._config.moe_layers if enabled else ()
         num_experts = (moe.num_experts or 0) if layers else 0
         device = next(model[0].parameters()).device
-        self._counters = RoutingCounters(layers, num_experts, device)
+        self._quantities = quantities()
+        self._counters = RoutingCounters(layers, num_experts, device, self._quantities)
+        self._counters.check_same_on_all_ranks()
         if enabled:
             self._timer = ComputeTimer(model)
         if layers:
@@ -138,6 +142,7 @@ class TelemetryCallback(Callback):
             world_size=world_size,
             layers=layers,
             description=config.preset or "custom configuration",
+            quantities=tuple(quantity.name for quantity in self._quantities),
             labels={label: str(value) for label, value in labels.items()},
             expert_ranks=parallel.expert_parallel_size,
             flops_per_token=num_floating_point_operations(args, 1) / args.seq_length,
@@ -212,7 +217,9 @@ class TelemetryCallback(Callback):
             return
         snapshot = None
         if len(totals.tokens):
-            snapshot = make_snapshot(step, self._config.moe_layers, self._config.moe.top_k, totals)
+            snapshot = make_snapshot(
+                step, self._config.moe_layers, self._config.moe.top_k, totals, self._quantities
+            )
         if writers is not None and snapshot is not None:
             writers.write(snapshot)
         if self._sinks is None:
@@ -251,38 +258,6 @@ def attach_routers(model: list[Any], counters: RoutingCounters | None) -> None:
             if isinstance(module, MeasuredRouter):
                 number = module.layer_number
                 module.attach(None if counters is None else counters.row(number))
-
-
-def make_snapshot(
-    step: int, layers: tuple[int, ...], top_k: int, totals: StepTotals
-) -> RoutingSnapshot:
-    """Make the snapshot of one step from its sums.
-
-    Args:
-        step: 1-based step.
-        layers: Global 1-based numbers of the MoE layers.
-        top_k: Experts a token is sent to.
-        totals: Sums over the global batch.
-    """
-    tokens = totals.tokens
-    assert (tokens == tokens[0]).all(), f"layers routed different numbers of tokens: {tokens}"
-    num_tokens, num_experts = int(tokens[0]), totals.tokens_per_expert.shape[1]
-    reached = totals.tokens_per_expert.sum(axis=1)
-    per_token = 1.0 / max(num_tokens, 1)
-    # Switch Transformers, arXiv 2101.03961, equation 4, with counts per top_k assignment.
-    fractions = totals.tokens_per_expert / np.maximum(reached, 1)[:, None]
-    aux_loss = num_experts * (fractions * totals.prob_sums * per_token).sum(axis=1)
-    return RoutingSnapshot(
-        step=step,
-        tokens=num_tokens,
-        top_k=top_k,
-        layers=layers,
-        tokens_per_expert=totals.tokens_per_expert,
-        dropped=num_tokens * top_k - reached,
-        entropy=totals.entropy_sums * per_token,
-        aux_loss=aux_loss,
-        z_loss=totals.z_sums * per_token,
-    )
 
 
 def _sees_own_tokens() -> bool:

@@ -14,7 +14,7 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry
 
 from moe_megatron.errors import ConfigError
-from moe_megatron.telemetry.catalog import ExpertDetail, Shape, fitting_detail, num_series
+from moe_megatron.telemetry.catalog import fitting_detail, num_series
 from moe_megatron.telemetry.exporter.discovery import (
     TARGETS_FILE,
     TargetFiles,
@@ -25,6 +25,7 @@ from moe_megatron.telemetry.exporter.earlier_totals import EarlierTotals
 from moe_megatron.telemetry.exporter.metrics_server import MetricsServer, ServerOptions
 from moe_megatron.telemetry.exporter.run_state import RunState
 from moe_megatron.telemetry.exporter.series import RunCollector
+from moe_megatron.telemetry.metric import ExpertDetail, Shape
 from moe_megatron.telemetry.values.records import EvalRecord, RunInfo, StepRecord
 from moe_megatron.telemetry.values.snapshot import RoutingSnapshot
 

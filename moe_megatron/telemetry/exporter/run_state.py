@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from moe_megatron.telemetry.catalog import LOAD_BUCKETS, PHASES, STEP_SECONDS_BUCKETS
 from moe_megatron.telemetry.exporter.run_totals import RunTotals
+from moe_megatron.telemetry.metric import LOAD_BUCKETS, PHASES, STEP_SECONDS_BUCKETS
 from moe_megatron.telemetry.values.json_fields import Float64Array, Int64Array
 from moe_megatron.telemetry.values.records import EvalRecord, RunInfo, StepRecord, StepRuntime
 from moe_megatron.telemetry.values.snapshot import RoutingSnapshot

@@ -13,15 +13,9 @@ from prometheus_client import Metric as Family
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 
-from moe_megatron.telemetry.catalog import (
-    BY_NAME,
-    EXTREMES,
-    MAX_RANKS,
-    RUN_INFO_LABELS,
-    ExpertDetail,
-    Metric,
-)
+from moe_megatron.telemetry.catalog import RUN_INFO_LABELS, find_metric
 from moe_megatron.telemetry.exporter.run_state import Histograms, RunState, RunView
+from moe_megatron.telemetry.metric import EXTREMES, MAX_RANKS, ExpertDetail
 from moe_megatron.telemetry.values.json_fields import Float64Array, Int64Array
 from moe_megatron.telemetry.values.layer_values import layer_values
 from moe_megatron.telemetry.values.snapshot import RoutingSnapshot
@@ -191,8 +185,7 @@ def _single(name: str, value: float) -> Family:
 
 
 def _family(name: str, labels: Iterable[Labels], values: Values) -> Family:
-    metric = BY_NAME[name]
-    family = _empty_family(metric)
+    family = _empty_family(name)
     numbers = values.tolist() if isinstance(values, np.ndarray) else map(float, values)
     family.samples = [
         Sample(name, label, value) for label, value in zip(labels, numbers, strict=True)
@@ -201,7 +194,7 @@ def _family(name: str, labels: Iterable[Labels], values: Values) -> Family:
 
 
 def _histogram(name: str, labels: Iterable[Labels], histograms: Histograms) -> Family:
-    family = _empty_family(BY_NAME[name])
+    family = _empty_family(name)
     bounds = [*map(str, histograms.bounds.tolist()), "+Inf"]
     cumulative = histograms.counts.cumsum(axis=1).tolist()
     for label, counts, total in zip(labels, cumulative, histograms.sums.tolist(), strict=True):
@@ -216,6 +209,8 @@ def _histogram(name: str, labels: Iterable[Labels], histograms: Histograms) -> F
     return family
 
 
-def _empty_family(metric: Metric) -> Family:
+def _empty_family(name: str) -> Family:
+    metric = find_metric(name)
+    assert metric is not None, f"{name} is not in telemetry/catalog.py"
     # Families name a counter without the suffix of its samples.
     return Family(metric.name.removesuffix("_total"), metric.help, metric.type)

@@ -2,10 +2,10 @@
 
     zarr.json            the description, with the last whole step; replaced in one piece
     tokens_per_expert    int32 [step, layer, expert], assignments that reached an expert
+    assigned             int64 [step, layer], assignments that the router asked for
     dropped              int64 [step, layer]
-    entropy              float64 [step, layer], as aux_loss and z_loss
-    aux_loss
-    z_loss
+    QUANTITY             float64 [step, layer], of each quantity that the description names; NaN
+                         where it was not measured
     tokens               int64 [step], tokens routed by every layer; -1 where nothing was measured
 
 Row r is step r + 1. Rows after `last_step` of the description mean nothing. A history is plain
@@ -13,29 +13,38 @@ Zarr version 3, so other programs read it too. Nothing here reads or writes.
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
 
 from moe_megatron.errors import DataError
-from moe_megatron.telemetry.values.json_fields import read_int, read_int_array, require_fields
+from moe_megatron.telemetry.values.json_fields import (
+    read_int,
+    read_int_array,
+    read_strings,
+    require_fields,
+)
+from moe_megatron.telemetry.values.per_layer import find_name_problem
 from moe_megatron.telemetry.values.snapshot import find_layer_problem
 
 COUNTS = "tokens_per_expert"
 TOKENS = "tokens"
-LAYER_SERIES = {
-    "dropped": "int64",
-    "entropy": "float64",
-    "aux_loss": "float64",
-    "z_loss": "float64",
-}
+LAYER_COUNTS = ("assigned", "dropped")
 NOT_MEASURED = -1
 """Value of `tokens` in a step without a snapshot."""
 
-_VERSION = 1
+_VERSION = 2
 _ATTRIBUTE = "moe_routing_history"
-_FIELDS = ("version", "layers", "num_experts", "top_k", "first_step", "last_step")
+_FIELDS = (
+    "version",
+    "layers",
+    "num_experts",
+    "top_k",
+    "quantities",
+    "first_step",
+    "last_step",
+)
 
 # A chunk is the unit that is compressed, written and read. 2 MiB decode in about a millisecond. A
 # flush writes the last chunks again, which bounds them from above; the number of files, and of
@@ -103,17 +112,28 @@ class ArrayLayout:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HistoryLayout:
-    """The model a history is of.
+    """The model a history is of, and what is kept of it.
 
     Attributes:
         layers: global 1-based numbers of the MoE layers, length L.
         num_experts: E, experts in each layer.
-        top_k: experts per token.
+        top_k: experts that a router aims at for a token.
+        quantities: names of those that have an array.
     """
 
     layers: tuple[int, ...]
     num_experts: int
     top_k: int
+    quantities: tuple[str, ...]
+
+    @property
+    def series_names(self) -> tuple[str, ...]:
+        """Names of the arrays with one value a step and layer."""
+        return (*LAYER_COUNTS, *self.quantities)
+
+    def with_quantities(self, more: tuple[str, ...]) -> Self:
+        """The layout that has these quantities as well, those it lacks last."""
+        return replace(self, quantities=tuple(dict.fromkeys((*self.quantities, *more))))
 
     def arrays(self) -> tuple[ArrayLayout, ...]:
         """All arrays of the history."""
@@ -122,13 +142,13 @@ class HistoryLayout:
         series = [
             ArrayLayout(
                 name=name,
-                dtype=dtype,
+                dtype="int64" if name in LAYER_COUNTS else "float64",
                 row_shape=(num_layers,),
                 chunk_shape=(longest, num_layers),
-                fill_value=0 if dtype == "int64" else float("nan"),
+                fill_value=0 if name in LAYER_COUNTS else float("nan"),
                 dimensions=("step", "layer"),
             )
-            for name, dtype in LAYER_SERIES.items()
+            for name in self.series_names
         ]
         tokens = ArrayLayout(
             name=TOKENS,
@@ -179,6 +199,7 @@ class Description:
             "layers": list(self.layout.layers),
             "num_experts": self.layout.num_experts,
             "top_k": self.layout.top_k,
+            "quantities": list(self.layout.quantities),
             "first_step": self.first_step,
             "last_step": self.last_step,
         }
@@ -209,12 +230,16 @@ class Description:
         layers = tuple(read_int_array(fields["layers"], "layers", ndim=1).tolist())
         if problem := find_layer_problem(layers):
             raise DataError(problem)
+        quantities = tuple(read_strings(fields["quantities"], "quantities"))
+        if problem := next(filter(None, map(find_name_problem, quantities)), None):
+            raise DataError(problem)
         first_step = read_int(fields["first_step"], "first_step", minimum=1)
         return cls(
             layout=HistoryLayout(
                 layers=layers,
                 num_experts=read_int(fields["num_experts"], "num_experts", minimum=1),
                 top_k=read_int(fields["top_k"], "top_k", minimum=1),
+                quantities=quantities,
             ),
             first_step=first_step,
             last_step=read_int(fields["last_step"], "last_step", minimum=first_step - 1),

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from moe_megatron.errors import DataError
 from moe_megatron.telemetry.history.layout import (
     COUNTS,
-    LAYER_SERIES,
+    LAYER_COUNTS,
     NOT_MEASURED,
     TOKENS,
     Description,
@@ -33,7 +33,7 @@ class RoutingHistory:
 
         history = RoutingHistory("runs/my_run/history")
         counts = history.tokens_per_expert(first=900, last=1000)   # [101, L, E]
-        entropy = history.series("entropy")                        # [steps, L]
+        dropped = history.series("dropped")                        # [steps, L]
 
     Windows are of steps, counted from 1, and include both ends. By default they begin with
     `first_step` and end with `last_step`.
@@ -62,8 +62,13 @@ class RoutingHistory:
 
     @property
     def top_k(self) -> int:
-        """Experts per token."""
+        """Experts that a router aims at for a token."""
         return self._store.description.layout.top_k
+
+    @property
+    def quantities(self) -> tuple[str, ...]:
+        """Names of the quantities that are kept, also of those that this process does not know."""
+        return self._store.description.layout.quantities
 
     @property
     def first_step(self) -> int:
@@ -108,16 +113,17 @@ class RoutingHistory:
         return np.concatenate(read, axis=1)
 
     def series(self, name: str, first: int | None = None, last: int | None = None) -> Array:
-        """Values of each layer: "dropped" (int64), "entropy", "aux_loss" or "z_loss". [steps, L]
+        """Values of each layer: "assigned" or "dropped" (int64), or a quantity. [steps, L]
 
-        Where nothing was measured they are NaN, and "dropped" 0.
+        Where nothing was measured the counts are 0, and a quantity is NaN.
 
         Raises:
             DataError: there is no such series, the window is not in the history, or a file is
                 damaged.
         """
-        if name not in LAYER_SERIES:
-            raise DataError(f"no series '{name}' in a history; it has {', '.join(LAYER_SERIES)}")
+        names = self._store.description.layout.series_names
+        if name not in names:
+            raise DataError(f"no series '{name}' in this history; it has {', '.join(names)}")
         return self._store.read(name, (self._rows(first, last),))
 
     def tokens(self, first: int | None = None, last: int | None = None) -> Int64Array:
@@ -155,7 +161,8 @@ class RoutingHistory:
 
     def _block(self, first: int, last: int) -> Iterator[RoutingSnapshot]:
         counts = self.tokens_per_expert(first, last).astype(np.int64)
-        series = {name: self.series(name, first, last) for name in LAYER_SERIES}
+        numbers = {name: self.series(name, first, last) for name in LAYER_COUNTS}
+        values = {name: self.series(name, first, last) for name in self.quantities}
         for row, tokens in enumerate(self.tokens(first, last).tolist()):
             if tokens == NOT_MEASURED:
                 continue
@@ -166,7 +173,8 @@ class RoutingHistory:
                     top_k=self.top_k,
                     layers=self.layers,
                     tokens_per_expert=counts[row],
-                    **{name: values[row] for name, values in series.items()},
+                    **{name: rows[row] for name, rows in numbers.items()},
+                    per_layer={name: rows[row] for name, rows in values.items()},
                 )
             except AssertionError as error:
                 raise DataError(

@@ -12,12 +12,20 @@ import shutil
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from moe_megatron.errors import DataError
-from moe_megatron.telemetry.history.layout import TOKENS, ArrayLayout, Description, HistoryLayout
+from moe_megatron.telemetry.history.layout import (
+    COUNTS,
+    LAYER_COUNTS,
+    TOKENS,
+    ArrayLayout,
+    Description,
+    HistoryLayout,
+)
 from moe_megatron.telemetry.history.location import Location, parse_location
 from moe_megatron.telemetry.history.store import Array, HistoryStore, read_description
 from moe_megatron.telemetry.values.records import EvalRecord, RunInfo, StepRecord
@@ -58,11 +66,16 @@ class HistorySink:
         """
         if not run.layers:
             return
-        layout = HistoryLayout(layers=run.layers, num_experts=run.num_experts, top_k=run.top_k)
+        layout = HistoryLayout(
+            layers=run.layers,
+            num_experts=run.num_experts,
+            top_k=run.top_k,
+            quantities=run.quantities,
+        )
         self._store = _open_or_create(self._location, layout, run.start_step)
         self._tails = {
             array.name: _Tail(array, self._store.chunk_steps(array.name))
-            for array in layout.arrays()
+            for array in self._store.description.layout.arrays()
         }
         kept = self._store.description.last_step
         for name, tail in self._tails.items():
@@ -96,8 +109,11 @@ class HistorySink:
             self._hand_over()
             for tail in self._tails.values():
                 tail.move_to(row)
+        values = {TOKENS: routing.tokens, COUNTS: routing.tokens_per_expert, **routing.per_layer}
+        values |= {name: getattr(routing, name) for name in LAYER_COUNTS}
         for name, tail in self._tails.items():
-            tail.put(row, routing.tokens if name == TOKENS else getattr(routing, name))
+            if name in values:  # a quantity that this run lacks stays NaN
+                tail.put(row, values[name])
         self._last_step, self._unwritten = routing.step, True
         if time.monotonic() - self._flushed_at >= self._flush_seconds and self._is_idle():
             self._hand_over()
@@ -218,7 +234,7 @@ def _open_or_create(location: Location, layout: HistoryLayout, start_step: int) 
     if found is None:
         description = Description(layout=layout, first_step=start_step + 1, last_step=start_step)
         return HistoryStore(location, description, for_writing=True, create=True)
-    if found.layout != layout:
+    if replace(found.layout, quantities=layout.quantities) != layout:
         raise DataError(
             f"the routing history {location.text} is of layers {found.layout.layers} with "
             f"{found.layout.num_experts} experts and top_k {found.layout.top_k}, this run has "
@@ -226,6 +242,7 @@ def _open_or_create(location: Location, layout: HistoryLayout, start_step: int) 
             "move it away, or choose another place with telemetry.history_address"
         )
     store = HistoryStore(location, found, for_writing=True)
+    store.add_quantities(layout.quantities)
     if found.last_step > start_step:
         logger.info("%s: taking back steps after %d", location.text, start_step)
     elif found.last_step < start_step:

@@ -9,7 +9,8 @@ TensorStore is imported on first use: it takes half a second, and only one rank 
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -77,16 +78,9 @@ class HistoryStore:
         self.description = description
         self._location = location
         self._context = ts.Context(_WRITER_CONTEXT if for_writing else {})
-        mode = ts.OpenMode(open=not create, create=create, delete_existing=create)
         try:
             self._kvstore = ts.KvStore.open(location.kvstore, context=self._context).result()
-            opening = {
-                array.name: ts.open(
-                    self._spec(array, create), context=self._context, open_mode=mode
-                )
-                for array in description.layout.arrays()
-            }
-            self._arrays = {name: future.result() for name, future in opening.items()}
+            self._arrays = self._open(description.layout.arrays(), create=create)
         except ValueError as error:
             raise (_unwritable if create else _unreadable)(location, error) from error
         self._check_shapes()
@@ -95,6 +89,16 @@ class HistoryStore:
                 leftover.unlink()  # of a killed writer: there is only one at a time
         if create:
             self.write({}, description.last_step)
+
+    def _open(self, arrays: Iterable[ArrayLayout], *, create: bool) -> dict[str, Any]:
+        import tensorstore as ts
+
+        mode = ts.OpenMode(open=not create, create=create, delete_existing=create)
+        opening = {
+            array.name: ts.open(self._spec(array, create), context=self._context, open_mode=mode)
+            for array in arrays
+        }
+        return {name: future.result() for name, future in opening.items()}
 
     def _spec(self, array: ArrayLayout, create: bool) -> dict[str, Any]:
         path = f"{self._location.kvstore['path']}{array.name}/"
@@ -113,12 +117,30 @@ class HistoryStore:
                     "it away and start another one."
                 )
 
+    def add_quantities(self, names: tuple[str, ...]) -> None:
+        """Makes an array of each quantity that the history lacks, NaN for all steps so far.
+
+        Readers learn of them when they are there: the description comes last.
+
+        Raises:
+            OSError: as for `write`.
+        """
+        layout = self.description.layout.with_quantities(names)
+        lacking = [array for array in layout.arrays() if array.name not in self._arrays]
+        if not lacking:
+            return
+        try:
+            self._arrays |= self._open(lacking, create=True)
+        except ValueError as error:
+            raise _unwritable(self._location, error) from error
+        self.description = replace(self.description, layout=layout)
+        self.write({}, self.description.last_step)
+
     def chunk_steps(self, name: str) -> int:
         """Steps in a chunk of an array."""
-        shape = self._arrays[name].chunk_layout.write_chunk.shape
-        assert shape is not None
-        assert shape[0] is not None
-        return shape[0]
+        steps: int | None = self._arrays[name].chunk_layout.write_chunk.shape[0]
+        assert steps is not None
+        return steps
 
     def read(self, name: str, window: tuple[slice, ...]) -> Array:
         """Reads rows `window[0]` of an array; rows never written hold its fill value.
@@ -185,9 +207,7 @@ class HistoryStore:
 
     def _commit(self, last_step: int) -> None:
         first_step = min(self.description.first_step, last_step + 1)
-        self.description = Description(
-            layout=self.description.layout, first_step=first_step, last_step=last_step
-        )
+        self.description = replace(self.description, first_step=first_step, last_step=last_step)
         self._kvstore.write(_DESCRIPTION, self.description.to_json()).result()
 
 

@@ -5,21 +5,24 @@ bar per expert where not; more experts show minimum, median and maximum. It only
 the counts cover, and when to print, is the caller's business.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 import numpy as np
 from rich.table import Table
 from rich.text import Text
 
+from moe_megatron.telemetry.catalog import quantities
 from moe_megatron.telemetry.values.expert_load import Float64Array
+from moe_megatron.telemetry.values.layer_values import shown_values
 from moe_megatron.telemetry.values.profile import RoutingProfile
 from moe_megatron.telemetry.values.snapshot import RoutingSnapshot
 
 MAX_COLUMNS = 16
 """Above this many experts the table shows minimum, median and maximum."""
 
-_FIXED_WIDTH, _DROPS_WIDTH, _PERCENT_WIDTH = 34, 9, 5  # characters of the columns, with padding
+_FIXED_WIDTH, _DROPS_WIDTH, _PERCENT_WIDTH = 25, 9, 5  # characters of the columns, with padding
+_PADDING = 2
 _BLOCKS = "\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
 _ASCII_BLOCKS = "_.:-=+*#"
 _FULL_BLOCK = 2.0  # the relative load that fills a bar: a fair share is half a block high
@@ -59,21 +62,28 @@ def load_table(
         unicode: whether the terminal can show block characters.
     """
     num_experts = load.num_experts
-    relative, imbalance, entropy_ratio = load.relative_load, load.imbalance, load.entropy_ratio
+    relative, imbalance = load.relative_load, load.imbalance
+    shown = [one for one in quantities() if one.column and one.name in load.per_layer]
+    columns = [(one.column or "", shown_values(one, load)) for one in shown]
     dead, drop_rate = load.dead_expert_mask().sum(axis=1), load.drop_rate
     has_drops = bool(load.dropped.any())
 
     draw_shares: Callable[[Float64Array], list[Text]]
     if num_experts > MAX_COLUMNS:
         names, draw_shares = ["min", "median", "max"], _extremes
-    elif _FIXED_WIDTH + _DROPS_WIDTH * has_drops + _PERCENT_WIDTH * num_experts <= width:
+    elif (
+        _width_beside([name for name, _ in columns], has_drops) + _PERCENT_WIDTH * num_experts
+        <= width
+    ):
         names, draw_shares = [f"e{expert}" for expert in range(num_experts)], _percents
     else:
         names = [f"e0..{num_experts - 1}"]
         draw_shares = partial(_one_bar_each, unicode=unicode)
-    names = ["layer", *names, "max/mean", "entropy", "dead"] + ["dropped"] * has_drops
+    names = ["layer", *names, "max/mean", *(name for name, _ in columns), "dead"] + [
+        "dropped"
+    ] * has_drops
 
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    table = Table(box=None, pad_edge=False, padding=(0, _PADDING, 0, 0), header_style="dim")
     for name in names:
         table.add_column(name, justify="right", no_wrap=True)
     for row in _rows_to_show(imbalance, max_rows):
@@ -81,7 +91,7 @@ def load_table(
             str(load.layers[row]),
             *draw_shares(relative[row]),
             f"{imbalance[row]:.2f}",
-            f"{entropy_ratio[row]:.2f}",
+            *(f"{values[row]:.2f}" for _, values in columns),
             Text(str(dead[row]), style="bold red" if dead[row] else ""),
             *([f"{drop_rate[row]:.1%}"] if has_drops else []),
         )
@@ -89,6 +99,11 @@ def load_table(
         table.caption = f"the {table.row_count} most imbalanced of {len(load.layers)} layers"
         table.caption_justify = "left"
     return table
+
+
+def _width_beside(columns: Iterable[str], has_drops: bool) -> int:
+    """Characters of a line that are not of experts."""
+    return _FIXED_WIDTH + sum(len(name) + _PADDING for name in columns) + _DROPS_WIDTH * has_drops
 
 
 def _extremes(relative: Float64Array) -> list[Text]:

@@ -61,10 +61,15 @@ def drop_rate(tokens_per_expert: Int64Array, dropped: Int64Array) -> Float64Arra
     return dropped / np.where(assignments > 0, assignments, np.nan)
 
 
-def entropy_ratio(entropy: Float64Array, num_experts: int) -> Float64Array:
-    """Router entropy over its maximum ln E: 1.0 undecided, 0.0 certain. [L]
+def experts_per_token(assigned: Int64Array, tokens: int) -> Float64Array:
+    """Assignments that the router of each layer asked for, over tokens; NaN without tokens. [L]"""
+    return assigned / (tokens if tokens > 0 else math.nan)
 
-    One expert leaves nothing to decide (ln 1 = 0); its ratio is 1.0 by convention.
+
+def part_of_maximum(entropy: Float64Array, num_experts: int) -> Float64Array:
+    """An entropy over its maximum ln E: 1.0 undecided, 0.0 certain. [L]
+
+    One expert leaves nothing to decide (ln 1 = 0); its part is 1.0 by convention.
     """
     if num_experts == 1:
         return np.ones_like(entropy)
@@ -75,15 +80,17 @@ class _Counts(Protocol):
     """What `LoadMeasures` needs of the class that inherits it."""
 
     @property
+    def tokens(self) -> int: ...
+    @property
     def tokens_per_expert(self) -> Int64Array: ...
     @property
-    def dropped(self) -> Int64Array: ...
+    def assigned(self) -> Int64Array: ...
     @property
-    def entropy(self) -> Float64Array: ...
+    def dropped(self) -> Int64Array: ...
 
 
 class LoadMeasures:
-    """The formulas as properties of a class with `tokens_per_expert`, `dropped` and `entropy`."""
+    """The formulas as properties of a class that has the counts of `_Counts`."""
 
     __slots__ = ()
 
@@ -123,9 +130,9 @@ class LoadMeasures:
         return drop_rate(self.tokens_per_expert, self.dropped)
 
     @property
-    def entropy_ratio(self: _Counts) -> Float64Array:
-        """See the function `entropy_ratio`. [L]"""
-        return entropy_ratio(self.entropy, self.tokens_per_expert.shape[1])
+    def experts_per_token(self: _Counts) -> Float64Array:
+        """See the function `experts_per_token`. [L]"""
+        return experts_per_token(self.assigned, self.tokens)
 
     def dead_expert_mask(self: _Counts, threshold: float = DEAD_THRESHOLD) -> BoolArray:
         """See the function `dead_expert_mask`. [L, E]"""

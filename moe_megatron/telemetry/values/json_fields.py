@@ -42,6 +42,13 @@ def require_fields(data: object, names: Sequence[str]) -> dict[str, Any]:
     return data
 
 
+def read_object(value: object, name: str) -> dict[str, Any]:
+    """Returns `value` when it is a JSON object, whatever its fields."""
+    if not isinstance(value, dict):
+        raise DataError(f"{name} must be an object, got {_shown(value)}")
+    return value
+
+
 def read_int(value: object, name: str, *, minimum: int = 0) -> int:
     """Returns `value` as an int of at least `minimum`; true, 1.0 and "1" are all refused."""
     if type(value) is not int or value < minimum:
@@ -60,6 +67,15 @@ def read_str(value: object, name: str) -> str:
     """Returns `value` when it is a string."""
     if not isinstance(value, str):
         raise DataError(f"{name} must be a string, got {_shown(value)}")
+    return value
+
+
+def read_strings(value: object, name: str) -> list[str]:
+    """Returns `value` when it is a list of different strings."""
+    if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+        raise DataError(f"{name} must be a list of strings, got {_shown(value)}")
+    if len(set(value)) < len(value):
+        raise DataError(f"{name} must be different from each other, got {_shown(value)}")
     return value
 
 

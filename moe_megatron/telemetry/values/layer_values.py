@@ -7,8 +7,11 @@ import math
 
 import numpy as np
 
-from moe_megatron.telemetry.values.expert_load import load_share
+from moe_megatron.telemetry.catalog import quantities
+from moe_megatron.telemetry.quantity import Quantity
+from moe_megatron.telemetry.values.expert_load import load_share, part_of_maximum
 from moe_megatron.telemetry.values.json_fields import Float64Array, Int64Array
+from moe_megatron.telemetry.values.profile import RoutingProfile
 from moe_megatron.telemetry.values.snapshot import RoutingSnapshot
 
 
@@ -16,16 +19,27 @@ def layer_values(routing: RoutingSnapshot) -> dict[str, Float64Array]:
     """The value of each layer by the name of the metric, each [L]; NaN where there is none."""
     load = routing.relative_load
     return {
-        "moe_router_entropy_ratio": routing.entropy_ratio,
         "moe_load_entropy_ratio": load_entropy_ratio(routing.tokens_per_expert),
         "moe_expert_load_max_ratio": load.max(axis=1),
         "moe_expert_load_min_ratio": load.min(axis=1),
         "moe_expert_load_stddev_ratio": load.std(axis=1),
         "moe_experts_dead": routing.dead_expert_mask().sum(axis=1).astype(np.float64),
         "moe_tokens_dropped_ratio": routing.drop_rate,
-        "moe_router_aux_loss": routing.aux_loss,
-        "moe_router_z_loss": routing.z_loss,
+        "moe_experts_per_token": routing.experts_per_token,
+        **{
+            quantity.gauge: shown_values(quantity, routing)
+            for quantity in quantities()
+            if quantity.gauge is not None and quantity.name in routing.per_layer
+        },
     }
+
+
+def shown_values(quantity: Quantity, load: RoutingSnapshot | RoutingProfile) -> Float64Array:
+    """What charts, tables and the gauge of a quantity show; NaN where it was not measured. [L]"""
+    values = load.per_layer.get(quantity.name)
+    if values is None:
+        return np.full(len(load.layers), np.nan)
+    return part_of_maximum(values, load.num_experts) if quantity.part_of_maximum else values
 
 
 def load_entropy_ratio(tokens_per_expert: Int64Array) -> Float64Array:

@@ -6,7 +6,7 @@ does not know whether two additions covered the same step: callers add each step
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -21,9 +21,11 @@ from moe_megatron.telemetry.values.json_fields import (
     Int64Array,
     read_int,
     read_int_array,
+    read_object,
     require_fields,
 )
 from moe_megatron.telemetry.values.layer_mean import LayerMean
+from moe_megatron.telemetry.values.per_layer import PerLayer, find_values_problem
 from moe_megatron.telemetry.values.snapshot import (
     RoutingSnapshot,
     find_count_problem,
@@ -31,7 +33,7 @@ from moe_megatron.telemetry.values.snapshot import (
 )
 
 PROFILE_FILE = "routing_profile.json"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 _FIELDS = (
     "schema_version",
@@ -42,10 +44,9 @@ _FIELDS = (
     "first_step",
     "last_step",
     "tokens_per_expert",
+    "assigned",
     "dropped",
-    "entropy",
-    "aux_loss",
-    "z_loss",
+    "per_layer",
 )
 
 
@@ -58,13 +59,15 @@ class RoutingProfile(LoadMeasures):
 
     Attributes:
         layers: global 1-based numbers of the MoE layers, length L.
-        top_k: experts per token.
+        top_k: experts that the routers aim at for a token.
         tokens: tokens routed by every layer.
         steps: number of snapshots added.
         first_step: lowest step number added; None while empty.
         last_step: highest step number added; None while empty.
         tokens_per_expert: int64 [L, E], assignments that reached an expert.
+        assigned: int64 [L], assignments that the routers asked for.
         dropped: int64 [L], assignments dropped by capacity.
+        means: the quantities that any of the steps had, by name.
     """
 
     layers: tuple[int, ...]
@@ -74,10 +77,9 @@ class RoutingProfile(LoadMeasures):
     first_step: int | None
     last_step: int | None
     tokens_per_expert: Int64Array
+    assigned: Int64Array
     dropped: Int64Array
-    entropy_mean: LayerMean
-    aux_loss_mean: LayerMean
-    z_loss_mean: LayerMean
+    means: dict[str, LayerMean]
 
     @classmethod
     def empty(cls, *, layers: tuple[int, ...], num_experts: int, top_k: int) -> Self:
@@ -91,10 +93,9 @@ class RoutingProfile(LoadMeasures):
             first_step=None,
             last_step=None,
             tokens_per_expert=np.zeros((num_layers, num_experts), dtype=np.int64),
+            assigned=np.zeros(num_layers, dtype=np.int64),
             dropped=np.zeros(num_layers, dtype=np.int64),
-            entropy_mean=LayerMean.empty(num_layers),
-            aux_loss_mean=LayerMean.empty(num_layers),
-            z_loss_mean=LayerMean.empty(num_layers),
+            means={},
         )
 
     @classmethod
@@ -131,10 +132,10 @@ class RoutingProfile(LoadMeasures):
         self.steps += 1
         self._extend_range(snapshot.step, snapshot.step)
         self.tokens_per_expert += snapshot.tokens_per_expert
+        self.assigned += snapshot.assigned
         self.dropped += snapshot.dropped
-        self.entropy_mean.add(snapshot.entropy, snapshot.tokens)
-        self.aux_loss_mean.add(snapshot.aux_loss, snapshot.tokens)
-        self.z_loss_mean.add(snapshot.z_loss, snapshot.tokens)
+        for name, values in snapshot.per_layer.items():
+            self._mean(name).add(values, snapshot.tokens)
 
     def merge(self, other: "RoutingProfile") -> None:
         """Adds everything `other` counted; `other` stays as it is.
@@ -148,10 +149,13 @@ class RoutingProfile(LoadMeasures):
         if other.first_step is not None and other.last_step is not None:
             self._extend_range(other.first_step, other.last_step)
         self.tokens_per_expert += other.tokens_per_expert
+        self.assigned += other.assigned
         self.dropped += other.dropped
-        self.entropy_mean.merge(other.entropy_mean)
-        self.aux_loss_mean.merge(other.aux_loss_mean)
-        self.z_loss_mean.merge(other.z_loss_mean)
+        for name, mean in other.means.items():
+            self._mean(name).merge(mean)
+
+    def _mean(self, name: str) -> LayerMean:
+        return self.means.setdefault(name, LayerMean.empty(len(self.layers)))
 
     def _extend_range(self, first: int, last: int) -> None:
         self.first_step = first if self.first_step is None else min(self.first_step, first)
@@ -169,19 +173,9 @@ class RoutingProfile(LoadMeasures):
             )
 
     @property
-    def entropy(self) -> Float64Array:
-        """Token-weighted mean router entropy in nats. [L]"""
-        return self.entropy_mean.value
-
-    @property
-    def aux_loss(self) -> Float64Array:
-        """Token-weighted mean of the steps' load balancing losses, unscaled. [L]"""
-        return self.aux_loss_mean.value
-
-    @property
-    def z_loss(self) -> Float64Array:
-        """Token-weighted mean router z-loss, unscaled. [L]"""
-        return self.z_loss_mean.value
+    def per_layer(self) -> Mapping[str, Float64Array]:
+        """Token-weighted means of the quantities by name; NaN where no step had one. [L]"""
+        return PerLayer({name: mean.value for name, mean in self.means.items()})
 
     def save(self, path: Path) -> None:
         """Writes the profile as JSON, atomically: a reader sees the old or the new file."""
@@ -194,16 +188,15 @@ class RoutingProfile(LoadMeasures):
             "first_step": self.first_step,
             "last_step": self.last_step,
             "tokens_per_expert": self.tokens_per_expert.tolist(),
+            "assigned": self.assigned.tolist(),
             "dropped": self.dropped.tolist(),
-            "entropy": self.entropy_mean.to_json_dict(),
-            "aux_loss": self.aux_loss_mean.to_json_dict(),
-            "z_loss": self.z_loss_mean.to_json_dict(),
+            "per_layer": {name: mean.to_json_dict() for name, mean in self.means.items()},
         }
         replace_file(path, [json.dumps(data, allow_nan=False).encode() + b"\n"])
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Reads a saved profile; adding to it continues the count.
+        """Reads a saved profile, whichever quantities it has; adding to it continues the count.
 
         Raises:
             DataError: the file is missing, not JSON, of another schema version, or its content
@@ -250,10 +243,12 @@ class RoutingProfile(LoadMeasures):
             tokens_per_expert=read_int_array(
                 fields["tokens_per_expert"], "tokens_per_expert", ndim=2
             ),
+            assigned=read_int_array(fields["assigned"], "assigned", ndim=1),
             dropped=read_int_array(fields["dropped"], "dropped", ndim=1),
-            entropy_mean=LayerMean.from_json_dict(fields["entropy"], "entropy", len(layers)),
-            aux_loss_mean=LayerMean.from_json_dict(fields["aux_loss"], "aux_loss", len(layers)),
-            z_loss_mean=LayerMean.from_json_dict(fields["z_loss"], "z_loss", len(layers)),
+            means={
+                name: LayerMean.from_json_dict(mean, f"per_layer.{name}", len(layers))
+                for name, mean in read_object(fields["per_layer"], "per_layer").items()
+            },
         )
         if problem := profile._find_problem():
             raise DataError(f"inconsistent routing profile: {problem}")
@@ -262,10 +257,13 @@ class RoutingProfile(LoadMeasures):
     def _find_problem(self) -> str | None:
         if problem := find_layer_problem(self.layers):
             return problem
-        counts, dropped = self.tokens_per_expert, self.dropped
-        if counts.shape[0] != len(self.layers) or dropped.shape != (len(self.layers),):
+        counts, num_layers = self.tokens_per_expert, len(self.layers)
+        sizes = (counts.shape[0], self.assigned.size, self.dropped.size)
+        if sizes != (num_layers,) * 3:
             return (
-                f"tokens_per_expert has {counts.shape[0]} rows and dropped {dropped.size} values "
-                f"for {len(self.layers)} layers"
+                "tokens_per_expert has {} rows, assigned {} and dropped {} values "
+                "for {} layers".format(*sizes, num_layers)
             )
-        return find_count_problem(self.layers, self.tokens, self.top_k, counts, dropped)
+        return find_values_problem(self.per_layer, num_layers) or find_count_problem(
+            self.layers, self.tokens, counts, self.assigned, self.dropped
+        )

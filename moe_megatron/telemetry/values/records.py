@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+from moe_megatron.telemetry.catalog import quantity_names
 from moe_megatron.telemetry.values.json_fields import (
     Float64Array,
     read_bool,
@@ -33,7 +34,7 @@ class StepRuntime:
 
     Attributes:
         ended_at: when the step ended, in seconds since 1970.
-        phase_seconds: wall time of the first process since the step before, by `catalog.PHASES`.
+        phase_seconds: wall time of the first process since the step before, by `metric.PHASES`.
         rank_compute_seconds: float64 [W], forward time of each process in attention and experts,
             without communication; 0 where it was not measured.
         rank_memory_bytes: float64 [W], memory of each process.
@@ -171,9 +172,10 @@ class RunInfo:
         start_step: steps already done; > 0 when the run resumes from a checkpoint.
         num_layers: transformer layers, MoE or not.
         num_experts: experts in an MoE layer.
-        top_k: experts per token.
+        top_k: experts that a router aims at for a token.
         world_size: number of processes.
         layers: global 1-based numbers of the MoE layers.
+        quantities: names of those that the run has, in this order; by default those registered.
         description: one line for people.
         labels: what describes the run, for `catalog.RUN_INFO_LABELS`; those missing are "".
         expert_ranks: processes that the experts of a layer are dealt out to, in order.
@@ -193,6 +195,7 @@ class RunInfo:
     world_size: int
     layers: tuple[int, ...]
     description: str
+    quantities: tuple[str, ...] = field(default_factory=quantity_names)
     labels: Mapping[str, str] = field(default_factory=dict)
     expert_ranks: int = 1
     flops_per_token: float | None = None

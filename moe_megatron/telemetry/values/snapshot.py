@@ -1,10 +1,11 @@
-"""What the routers of all MoE layers did in one training step, as exact counts.
+"""What the routers of all MoE layers did in one training step: exact counts, and named values.
 
 A `RoutingSnapshot` is a value: built once per step from device counters (elsewhere), read by
 sinks, profiles and reports, never changed. It does not know how it was collected, which process
-held which expert, or where it is written.
+held which expert, which quantities there are, or where it is written.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Self
@@ -16,11 +17,15 @@ from moe_megatron.telemetry.values.expert_load import LoadMeasures
 from moe_megatron.telemetry.values.json_fields import (
     Float64Array,
     Int64Array,
-    read_float_array,
     read_int,
     read_int_array,
     require_fields,
-    write_float_array,
+)
+from moe_megatron.telemetry.values.per_layer import (
+    PerLayer,
+    find_values_problem,
+    read_per_layer,
+    write_per_layer,
 )
 
 _FIELDS = (
@@ -29,10 +34,9 @@ _FIELDS = (
     "top_k",
     "layers",
     "tokens_per_expert",
+    "assigned",
     "dropped",
-    "entropy",
-    "aux_loss",
-    "z_loss",
+    "per_layer",
 )
 
 
@@ -44,21 +48,35 @@ def find_layer_problem(layers: tuple[int, ...]) -> str | None:
 
 
 def find_count_problem(
-    layers: tuple[int, ...], tokens: int, top_k: int, counts: Int64Array, dropped: Int64Array
+    layers: tuple[int, ...],
+    tokens: int,
+    counts: Int64Array,
+    assigned: Int64Array,
+    dropped: Int64Array,
 ) -> str | None:
     """Says how counts break the conservation of assignments, or None.
 
-    Every token is assigned to `top_k` experts in every layer, and each assignment either reaches
-    an expert or is dropped: nothing may appear or vanish.
+        tokens_per_expert.sum() + dropped == assigned <= tokens * experts
+
+    A router asks for a number of assignments of a token to an expert, of each pair once at most.
+    Each of them either reaches the expert or is dropped: nothing may appear or vanish.
     """
     if counts.size and (counts.min() < 0 or dropped.min() < 0):
         return "tokens_per_expert and dropped must not be negative"
-    reached = counts.sum(axis=1)
-    for layer, kept, lost in zip(layers, reached.tolist(), dropped.tolist(), strict=True):
-        if kept + lost != tokens * top_k:
+    most = tokens * counts.shape[1]
+    rows = zip(
+        layers, counts.sum(axis=1).tolist(), dropped.tolist(), assigned.tolist(), strict=True
+    )
+    for layer, kept, lost, asked in rows:
+        if kept + lost != asked:
             return (
                 f"layer {layer}: {kept} assignments reached experts and {lost} were dropped, "
-                f"but tokens * top_k is {tokens} * {top_k} = {tokens * top_k}"
+                f"but {asked} were assigned"
+            )
+        if asked > most:
+            return (
+                f"layer {layer}: {asked} assignments are more than tokens * experts, "
+                f"{tokens} * {counts.shape[1]} = {most}"
             )
     return None
 
@@ -73,14 +91,13 @@ class RoutingSnapshot(LoadMeasures):
     Attributes:
         step: training step, 1-based.
         tokens: tokens that every MoE layer routed (global batch, padding excluded).
-        top_k: experts per token.
+        top_k: experts that the router aims at for a token; the exact number where it is fixed.
         layers: global 1-based transformer layer numbers of the MoE layers.
         tokens_per_expert: int64 [L, E], assignments that reached an expert.
-        dropped: int64 [L], assignments dropped by capacity; for each layer
-            `tokens_per_expert.sum() + dropped == tokens * top_k`.
-        entropy: float64 [L], mean per-token entropy of the router distribution, in nats.
-        aux_loss: float64 [L], Switch load balancing loss, unscaled; 1.0 is perfect balance.
-        z_loss: float64 [L], mean squared logsumexp of the router logits, unscaled.
+        assigned: int64 [L], assignments that the router asked for; for each layer
+            `tokens_per_expert.sum() + dropped == assigned`.
+        dropped: int64 [L], assignments dropped by capacity.
+        per_layer: quantities (`catalog`) by name, each float64 [L].
 
     Raises:
         AssertionError: shapes, types or the conservation of assignments are violated.
@@ -91,19 +108,19 @@ class RoutingSnapshot(LoadMeasures):
     top_k: int
     layers: tuple[int, ...]
     tokens_per_expert: Int64Array
+    assigned: Int64Array
     dropped: Int64Array
-    entropy: Float64Array
-    aux_loss: Float64Array
-    z_loss: Float64Array
+    per_layer: Mapping[str, Float64Array]
 
     def __post_init__(self) -> None:
         problem = self._find_problem()
         if problem is not None:  # not `assert`: reading a file relies on it under `python -O` too
             raise AssertionError(problem)
-        for name in ("tokens_per_expert", "dropped", "entropy", "aux_loss", "z_loss"):
+        for name in ("tokens_per_expert", "assigned", "dropped"):
             copied = getattr(self, name).copy()
             copied.flags.writeable = False
             object.__setattr__(self, name, copied)
+        object.__setattr__(self, "per_layer", PerLayer(self.per_layer))
 
     def _find_problem(self) -> str | None:
         if self.step < 0 or self.tokens < 0 or self.top_k < 1:
@@ -122,12 +139,12 @@ class RoutingSnapshot(LoadMeasures):
             )
         if counts.shape[1] < self.top_k:
             return f"top_k ({self.top_k}) exceeds the number of experts ({counts.shape[1]})"
-        kinds = {"dropped": "int64", "entropy": "float64", "aux_loss": "float64"}
-        for name, kind in (kinds | {"z_loss": "float64"}).items():
-            array = getattr(self, name)
-            if array.dtype != kind or array.shape != (num_layers,):
-                return f"{name} must be {kind} [{num_layers}], got {array.dtype} {array.shape}"
-        return find_count_problem(self.layers, self.tokens, self.top_k, counts, self.dropped)
+        for name, array in {"assigned": self.assigned, "dropped": self.dropped}.items():
+            if array.dtype != np.int64 or array.shape != (num_layers,):
+                return f"{name} must be int64 [{num_layers}], got {array.dtype} {array.shape}"
+        return find_values_problem(self.per_layer, num_layers) or find_count_problem(
+            self.layers, self.tokens, counts, self.assigned, self.dropped
+        )
 
     def to_json_dict(self) -> dict[str, Any]:
         """Returns plain JSON values: ints exact, floats exact (shortest repr), NaN as null."""
@@ -137,19 +154,18 @@ class RoutingSnapshot(LoadMeasures):
             "top_k": self.top_k,
             "layers": list(self.layers),
             "tokens_per_expert": self.tokens_per_expert.tolist(),
+            "assigned": self.assigned.tolist(),
             "dropped": self.dropped.tolist(),
-            "entropy": write_float_array(self.entropy),
-            "aux_loss": write_float_array(self.aux_loss),
-            "z_loss": write_float_array(self.z_loss),
+            "per_layer": write_per_layer(self.per_layer),
         }
 
     @classmethod
     def from_json_dict(cls, data: object) -> Self:
-        """Reads what `to_json_dict` wrote.
+        """Reads what `to_json_dict` wrote, whichever quantities that program knew.
 
         Raises:
             DataError: fields are missing, unknown or of the wrong type, or the counts do not add
-                up to `tokens * top_k`.
+                up.
         """
         fields = require_fields(data, _FIELDS)
         layers = read_int_array(fields["layers"], "layers", ndim=1)
@@ -162,10 +178,9 @@ class RoutingSnapshot(LoadMeasures):
                 tokens_per_expert=read_int_array(
                     fields["tokens_per_expert"], "tokens_per_expert", ndim=2
                 ),
+                assigned=read_int_array(fields["assigned"], "assigned", ndim=1),
                 dropped=read_int_array(fields["dropped"], "dropped", ndim=1),
-                entropy=read_float_array(fields["entropy"], "entropy"),
-                aux_loss=read_float_array(fields["aux_loss"], "aux_loss"),
-                z_loss=read_float_array(fields["z_loss"], "z_loss"),
+                per_layer=read_per_layer(fields["per_layer"], "per_layer"),
             )
         except AssertionError as error:
             raise DataError(f"inconsistent routing snapshot: {error}") from error

@@ -125,7 +125,7 @@ def test_blocks_add_up_and_nothing_outside_counts(make_model: Make, tokens: Tens
     one, other = several.profile(), single.profile()
     assert one.steps == 2
     assert one.tokens_per_expert.tolist() == other.tokens_per_expert.tolist()
-    assert one.entropy == pytest.approx(other.entropy, rel=1e-6)
+    assert one.per_layer["entropy"] == pytest.approx(other.per_layer["entropy"], rel=1e-6)
     several.reset()
     with pytest.raises(DataError, match="no forward pass was tracked yet"):
         several.get_stats()

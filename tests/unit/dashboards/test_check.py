@@ -15,7 +15,8 @@ from moe_megatron.dashboards.check import all_panels, check, check_dashboard
 from moe_megatron.dashboards.check_rules import check_rules
 from moe_megatron.dashboards.promql import exported
 from moe_megatron.dashboards.rules import Thresholds, alerts, recording_rules
-from moe_megatron.telemetry.catalog import METRICS, Metric
+from moe_megatron.telemetry.catalog import metrics
+from moe_megatron.telemetry.metric import Metric
 
 DASHBOARDS = dashboard_json()
 SOURCES = exported() | check_rules(Thresholds()).sources
@@ -270,14 +271,14 @@ def test_two_dashboards_with_one_uid_are_found():
 
 def test_metric_that_nothing_shows_is_found(monkeypatch):
     extra = Metric(name="moe_train_mood_ratio", type="gauge", unit="ratio", help="Not shown.")
-    monkeypatch.setattr(module, "METRICS", (*METRICS, extra))
+    monkeypatch.setattr(module, "metrics", lambda: (*metrics(), extra))
     assert check(DASHBOARDS) == [
         "moe_train_mood_ratio is in the catalog and in no panel or rule; show it, or do not export "
         "it"
     ]
 
 
-@pytest.mark.parametrize("metric", METRICS, ids=lambda m: m.name)
+@pytest.mark.parametrize("metric", metrics(), ids=lambda m: m.name)
 def test_every_panel_of_a_metric_that_leaves_the_catalog_is_found(metric):
     """Removing any metric from what is exported breaks at least one panel or rule."""
     names = {metric.name, *(f"{metric.name}_{part}" for part in ("bucket", "sum", "count"))}

@@ -9,22 +9,18 @@ from typing import Any
 
 import pytest
 import torch
-from megatron.core.transformer import TransformerConfig
-from megatron.core.transformer.moe.moe_utils import get_default_pg_collection
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from moe_megatron.config import MoEConfig
-from moe_megatron.mcore.layers.router import MeasuredRouter
 from moe_megatron.mcore.measure.counters import RoutingCounters
 from moe_megatron.mcore.measure.rank_load import RankValues
+from moe_megatron.mcore.measure.routed import Routed, count
 from moe_megatron.routing import bind
 
 EXPERTS, TOP_K, TOKENS = 6, 2, 30
 GPU = torch.device("cuda", 0)
 SCORES = ("softmax", "sigmoid", "sqrtsoftplus")
-
-pytestmark = pytest.mark.usefixtures("world")
 
 
 class BlockingCopyError(Exception):
@@ -68,18 +64,16 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-@pytest.fixture
-def router(score_function: str) -> MeasuredRouter:
-    settings = TransformerConfig(
-        num_layers=1,
-        hidden_size=16,
-        num_attention_heads=2,
-        num_moe_experts=EXPERTS,
-        moe_router_topk=TOP_K,
-        add_bias_linear=False,
-    )
+def routed(score_function: str, asked: torch.Tensor | None = None) -> Routed:
+    """Some decisions, on the GPU that is none."""
     moe = MoEConfig(num_experts=EXPERTS, router={"score_function": score_function})
-    return MeasuredRouter(settings, get_default_pg_collection(), route=bind(moe))
+    logits = torch.randn(TOKENS, EXPERTS, device=GPU)
+    routing_map = torch.zeros(TOKENS, EXPERTS, dtype=torch.bool, device=GPU)
+    return Routed(logits, logits, routing_map, route=bind(moe), asked_map_TE=asked)
+
+
+def padding(masked: bool) -> torch.Tensor | None:
+    return torch.zeros(TOKENS, dtype=torch.bool, device=GPU) if masked else None
 
 
 @pytest.mark.parametrize(
@@ -100,14 +94,21 @@ def test_waiting_is_noticed(no_gpu: None, read: Any) -> None:
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("score_function", SCORES)
 def test_counting_a_routers_decisions_does_not_wait(
-    router: MeasuredRouter, no_gpu: None, masked: bool
+    no_gpu: None, score_function: str, masked: bool
 ) -> None:
     row = RoutingCounters((1, 2), EXPERTS, GPU).row(2)
-    logits = torch.randn(TOKENS // 3, 3, EXPERTS, device=GPU)
-    routing_map = torch.zeros(TOKENS, EXPERTS, dtype=torch.bool, device=GPU)
-    mask = torch.zeros(TOKENS // 3, 3, dtype=torch.bool, device=GPU) if masked else None
-    router._count(row, logits, logits.view(TOKENS, EXPERTS), routing_map, mask)
+    count(row, routed(score_function), padding(masked))
     assert row.tokens_per_expert.device == GPU
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_counting_different_numbers_of_experts_a_token_does_not_wait(
+    no_gpu: None, masked: bool
+) -> None:
+    row = RoutingCounters((1, 2), EXPERTS, GPU).row(2)
+    asked = torch.zeros(TOKENS, EXPERTS, dtype=torch.bool, device=GPU)
+    count(row, routed("softmax", asked), padding(masked))
+    assert row.beyond_top_k.device == GPU
 
 
 @pytest.mark.parametrize("contributes", [False, True])

@@ -7,10 +7,10 @@ import pytest
 from moe_megatron.config import apply_overrides, load_config
 from moe_megatron.errors import ConfigError
 from moe_megatron.run.sinks import configured_sinks, make_exporter
-from moe_megatron.telemetry.catalog import ExpertDetail
 from moe_megatron.telemetry.exporter.earlier_totals import EarlierTotals
 from moe_megatron.telemetry.exporter.prometheus_sink import PrometheusSink
 from moe_megatron.telemetry.history import HistorySink
+from moe_megatron.telemetry.metric import ExpertDetail
 from moe_megatron.telemetry.sinks.console import ConsoleSink
 from moe_megatron.telemetry.sinks.jsonl import MetricsLog, RoutingLog
 

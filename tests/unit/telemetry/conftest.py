@@ -1,6 +1,6 @@
 """Small, exact records of a pretend run."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,15 @@ from moe_megatron.telemetry.values.snapshot import RoutingSnapshot
 
 @pytest.fixture
 def make_snapshot() -> Callable[..., RoutingSnapshot]:
-    """Random counts that conserve assignments; keywords replace fields."""
+    """Random counts that conserve assignments; keywords replace fields, or single quantities."""
 
     def make(
-        step: int = 1, *, num_layers: int = 2, num_experts: int = 4, **fields: Any
+        step: int = 1,
+        *,
+        num_layers: int = 2,
+        num_experts: int = 4,
+        per_layer: Mapping[str, Any] | None = None,
+        **fields: Any,
     ) -> RoutingSnapshot:
         rng = np.random.default_rng(abs(step))
         tokens, top_k = 50, 2
@@ -33,11 +38,16 @@ def make_snapshot() -> Callable[..., RoutingSnapshot]:
                 ]
             ),
             "dropped": dropped,
+            **fields,
+        }
+        quantities = {
             "entropy": rng.random(num_layers),
             "aux_loss": 1 + rng.random(num_layers),
             "z_loss": rng.random(num_layers) / 3,
         }
-        return RoutingSnapshot(**(values | fields))
+        assigned = values["tokens"] * values["top_k"]
+        values.setdefault("assigned", np.full(len(values["layers"]), assigned))
+        return RoutingSnapshot(**values, per_layer=quantities | dict(per_layer or {}))
 
     return make
 

@@ -2,24 +2,32 @@
 
 import re
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 
+from moe_megatron.errors import ConfigError
 from moe_megatron.telemetry.catalog import (
-    BY_NAME,
-    METRICS,
-    ExpertDetail,
-    Shape,
+    find_metric,
     fitting_detail,
+    metrics,
     num_series,
+    quantities,
+    quantity_names,
+    register,
+    registered,
+    unregister,
 )
+from moe_megatron.telemetry.metric import ExpertDetail, Shape
+from moe_megatron.telemetry.quantity import Quantity
 
 LARGE = Shape(layers=61, experts=256, ranks=256, expert_ranks=64)
 
 
 def test_names_are_unique_and_spelled_as_prometheus_wants() -> None:
-    assert len(BY_NAME) == len(METRICS)
-    for metric in METRICS:
+    assert len({metric.name for metric in metrics()}) == len(metrics())
+    for metric in metrics():
         assert re.fullmatch(r"moe(_[a-z0-9]+)+", metric.name), metric.name
         assert metric.name.endswith("_total") == (metric.type == "counter"), metric.name
         assert bool(metric.buckets) == (metric.type == "histogram"), metric.name
@@ -28,7 +36,7 @@ def test_names_are_unique_and_spelled_as_prometheus_wants() -> None:
 
 @pytest.mark.parametrize("unit", ["seconds", "bytes", "ratio"])
 def test_unit_is_in_the_name(unit: str) -> None:
-    for metric in METRICS:
+    for metric in metrics():
         stem = metric.name.removesuffix("_total")
         assert (metric.unit == unit) == stem.endswith(f"_{unit}"), metric.name
 
@@ -45,15 +53,17 @@ def test_series_grow_with_the_detail() -> None:
 
 def test_dense_model_has_no_series_of_layers() -> None:
     dense = Shape(layers=0, experts=0, ranks=2)
-    assert all(m.series(dense) == 0 for m in METRICS if {"layer", "ep_rank"} & set(m.labels))
+    assert all(m.series(dense) == 0 for m in metrics() if {"layer", "ep_rank"} & set(m.labels))
 
 
 def test_many_ranks_are_not_named() -> None:
-    assert BY_NAME["moe_rank_compute_seconds"].series(replace(LARGE, ranks=257)) == 0
+    metric = find_metric("moe_rank_compute_seconds")
+    assert metric is not None
+    assert metric.series(replace(LARGE, ranks=257)) == 0
 
 
 def test_formula_says_what_series_computes() -> None:
-    for metric in METRICS:
+    for metric in metrics():
         if metric.name == "moe_run_info":
             assert metric.formula == "1"
             continue
@@ -80,3 +90,96 @@ def test_detail_is_lowered_to_what_fits(max_series: int, expected: ExpertDetail 
 
 def test_detail_is_not_raised_above_what_was_asked_for() -> None:
     assert fitting_detail(replace(LARGE, detail=ExpertDetail.NONE), 10**6) == ExpertDetail.NONE
+
+
+SPREAD = Quantity(
+    name="load_spread",
+    help="Largest less smallest count.",
+    title="Spread of the load",
+    derive=lambda sums: np.ptp(sums.tokens_per_expert, axis=1).astype(np.float64),
+    gauge="moe_load_spread",
+)
+
+
+def test_registered_quantity_is_in_every_list_and_gone_after_the_block() -> None:
+    before = (quantities(), metrics(), num_series(LARGE))
+    with registered(SPREAD):
+        assert quantities() == (*before[0], SPREAD)
+        assert quantity_names()[-1] == "load_spread"
+        metric = find_metric("moe_load_spread")
+        assert metric in metrics()
+        assert metric is not None
+        assert (metric.type, metric.labels, metric.help) == ("gauge", ("layer",), SPREAD.help)
+        assert num_series(LARGE) == before[2] + 61
+    assert (quantities(), metrics(), num_series(LARGE)) == before
+    assert find_metric("moe_load_spread") is None
+
+
+def test_quantity_without_gauge_adds_no_metric() -> None:
+    with registered(replace(SPREAD, gauge=None)):
+        assert "moe_load_spread" not in {metric.name for metric in metrics()}
+
+
+@pytest.mark.parametrize(
+    ("quantity", "message"),
+    [
+        (replace(SPREAD, name="entropy"), "there is a quantity 'entropy' already"),
+        (replace(SPREAD, name="other"), "the gauge 'moe_load_spread' .* is the name of another"),
+        (replace(SPREAD, name="other", gauge="moe_experts"), "'moe_experts' .* another metric"),
+        (
+            replace(SPREAD, name="other", gauge="moe_router_z_loss"),
+            "gauge 'moe_router_z_loss'",
+        ),
+    ],
+)
+def test_register_taken_name_is_refused_and_changes_nothing(
+    quantity: Quantity, message: str
+) -> None:
+    with registered(SPREAD):
+        before = quantities()
+        with pytest.raises(ConfigError, match=message):
+            register(quantity)
+        assert quantities() == before
+    with pytest.raises(ConfigError, match=message), registered(SPREAD, quantity):
+        pass
+    assert SPREAD not in quantities()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("z_loss", "'z_loss' is built in and cannot be unregistered"),
+        ("load_spread", "no quantity 'load_spread' is registered; there are entropy, aux_loss"),
+    ],
+)
+def test_unregister_built_in_or_unknown_is_refused(name: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        unregister(name)
+
+
+PACKAGE = Path(__file__).parents[3] / "moe_megatron"
+PLUMBING = ("telemetry", "mcore/measure", "mcore/layers/router.py", "viz", "dashboards", "testing")
+OF_THE_LOAD = re.compile(r"Load entropy|load_entropy|entropy of (its|the) experts' load", re.I)
+SAYS_WHAT_THEY_ARE = {
+    "telemetry/catalog.py",  # declares them
+    "telemetry/quantity.py",  # what measures get
+    "mcore/measure/routed.py",  # computes what measures get
+    "telemetry/values/expert_load.py",  # entropies in general
+    "telemetry/values/layer_values.py",  # the entropy of the load
+    "dashboards/rules.py",  # an alert on one of them
+    "dashboards/rule_tests.py",
+}
+
+
+def test_plumbing_names_no_quantity() -> None:
+    """Whoever counts, keeps or shows quantities goes through the catalog."""
+    name = re.compile(rf"(?<![a-z_])(?:{'|'.join(quantity_names())})(?![a-z_])")
+    found = [
+        f"{path.relative_to(PACKAGE)}:{number}: {line.strip()}"
+        for place in PLUMBING
+        for path in sorted([*PACKAGE.glob(place), *(PACKAGE / place).rglob("*.py")])
+        if path.is_file() and str(path.relative_to(PACKAGE)) not in SAYS_WHAT_THEY_ARE
+        for number, line in enumerate(path.read_text().splitlines(), start=1)
+        if name.search(line) and not OF_THE_LOAD.search(line)
+    ]
+    assert found == []

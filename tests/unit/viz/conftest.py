@@ -15,7 +15,11 @@ MakeRunDir = Callable[..., Path]
 
 @pytest.fixture
 def make_run_dir(tmp_path: Path) -> MakeRunDir:
-    """Writes `steps` steps; layer 2's expert 1 dies in the second half, unless `healthy`."""
+    """Writes `steps` steps; layer 2's expert 1 dies in the second half, unless `healthy`.
+
+    As many assignments as `beyond` are more than one a token. Further keywords are quantities, the
+    same in all layers.
+    """
 
     def make(
         steps: int = 40,
@@ -24,7 +28,9 @@ def make_run_dir(tmp_path: Path) -> MakeRunDir:
         num_experts: int = 4,
         lost: int = 0,
         healthy: bool = False,
+        beyond: int = 0,
         name: str = "run",
+        **more: float,
     ) -> Path:
         layers = tuple(range(2, 2 + num_layers))
         run_dir = tmp_path / name
@@ -57,14 +63,18 @@ def make_run_dir(tmp_path: Path) -> MakeRunDir:
             )
             snapshot = RoutingSnapshot(
                 step=step,
-                tokens=10 * num_experts + lost,
+                tokens=10 * num_experts + lost - beyond,
                 top_k=1,
                 layers=layers,
                 tokens_per_expert=counts,
+                assigned=counts.sum(axis=1) + lost,
                 dropped=np.full(num_layers, lost),
-                entropy=np.full(num_layers, 0.5),
-                aux_loss=np.ones(num_layers),
-                z_loss=np.full(num_layers, 2.0),
+                per_layer={
+                    "entropy": np.full(num_layers, 0.5),
+                    "aux_loss": np.ones(num_layers),
+                    "z_loss": np.full(num_layers, 2.0),
+                    **{name: np.full(num_layers, value) for name, value in more.items()},
+                },
             )
             metrics.step(record, snapshot)
             routing.step(record, snapshot)

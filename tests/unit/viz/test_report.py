@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from moe_megatron.telemetry.catalog import registered
+from moe_megatron.telemetry.quantity import Quantity
 from moe_megatron.viz.report import write_report
 
 MakeRunDir = Callable[..., Path]
@@ -79,6 +81,47 @@ def test_report_lists_dead_experts_or_says_none(make_run_dir: MakeRunDir) -> Non
 
 def test_report_shows_drops_when_there_are_any(make_run_dir: MakeRunDir) -> None:
     assert "Dropped assignments (part of all)" in report_of(make_run_dir(lost=5))
+
+
+MARGIN = Quantity(
+    name="margin",
+    help="Best less second best score.",
+    title="Margin of the choice",
+    unit="nats",
+    note="It grows as routers get sure.",
+    derive=lambda sums: sums.means["entropy"],
+    ideal=7.5,
+)
+
+
+def test_report_draws_a_registered_quantity_with_its_title_and_note(
+    make_run_dir: MakeRunDir,
+) -> None:
+    run_dir = make_run_dir(margin=0.625)
+    with registered(MARGIN):
+        html = report_of(run_dir)
+    chart = html[html.index("Margin of the choice (nats)") :]
+    assert chart.index("It grows as routers get sure.") < chart.index("</figure>")
+    assert "layer 3: from 0.625 to 0.625" in chart
+    assert ">6</text>" in chart[: chart.index("</figure>")]  # the axis reaches the ideal value
+    assert "Margin of the choice" not in report_of(run_dir)
+
+
+def test_report_draws_a_quantity_that_it_does_not_know_under_its_name(
+    make_run_dir: MakeRunDir,
+) -> None:
+    chart = report_of(make_run_dir(margin=0.625)).partition("<h3>margin</h3>")[2]
+    assert "layer 2: from 0.625 to 0.625" in chart[: chart.index("</figure>")]
+
+
+def test_report_shows_experts_per_token_where_their_number_varies(
+    make_run_dir: MakeRunDir,
+) -> None:
+    assert "Experts per token" not in report_of(make_run_dir())
+    html = report_of(make_run_dir(beyond=8, name="varied"))
+    chart = html.partition("<h3>Experts per token</h3>")[2]
+    assert "The router aims at 1; before full experts drop any." in chart
+    assert "layer 2: from 1.25 to 1.25" in chart[: chart.index("</figure>")]
 
 
 def test_report_escapes_name_and_config(make_run_dir: MakeRunDir) -> None:

@@ -121,7 +121,9 @@ def test_history_takes_the_place_of_a_missing_routing_log(make_run_dir: MakeRunD
         strict=True,
     ):
         assert np.array_equal(mine.tokens_per_expert, theirs.tokens_per_expert)
-        assert np.array_equal(mine.entropy, theirs.entropy, equal_nan=True)
+        assert list(mine.per_layer) == ["entropy", "aux_loss", "z_loss"]
+        for name, values in mine.per_layer.items():
+            assert np.array_equal(values, theirs.per_layer[name], equal_nan=True)
         assert (mine.first_step, mine.last_step) == (theirs.first_step, theirs.last_step)
 
 

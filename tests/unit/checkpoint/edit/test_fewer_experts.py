@@ -37,7 +37,8 @@ def profile_of(folder: Path, seed: int = 0) -> RoutingProfile:
     profile.tokens_per_expert[:] = draw.permuted(
         np.tile(np.arange(geometry.experts) * 10, (len(layers), 1)), axis=1
     )
-    profile.tokens = int(profile.tokens_per_expert[0].sum()) // geometry.top_k
+    profile.assigned[:] = profile.tokens_per_expert.sum(axis=1)
+    profile.tokens = int(profile.assigned[0]) // geometry.top_k
     return profile
 
 

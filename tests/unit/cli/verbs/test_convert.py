@@ -79,7 +79,7 @@ def test_experts_are_kept_and_made_by_options(
     mixtral: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     profile = RoutingProfile.empty(layers=(1, 2, 3), num_experts=4, top_k=2)
-    profile.tokens_per_expert[:], profile.tokens = [4, 1, 3, 2], 5
+    profile.tokens_per_expert[:], profile.assigned[:], profile.tokens = [4, 1, 3, 2], 10, 5
     profile.save(tmp_path / "profile.json")
     kept = ["--keep-experts", "2", "--profile", str(tmp_path / "profile.json")]
     assert main(["convert", str(mixtral), str(tmp_path / "kept"), "--dry-run", *kept]) == 0

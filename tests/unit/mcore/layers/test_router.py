@@ -133,7 +133,10 @@ def assert_row(row: RoutingRow, expected: dict[str, Any], times: int = 1) -> Non
     assert row.tokens_per_expert.tolist() == [times * n for n in expected["counts"]]
     assert row.tokens.item() == times * expected["tokens"]
     torch.testing.assert_close(row.prob_sums.cpu(), times * expected["probs"], rtol=1e-5, atol=1e-6)
-    assert row.sums.tolist() == pytest.approx([times * v for v in expected["sums"]], rel=1e-5)
+    assert [one.name for one in row.quantities] == ["entropy", "z_loss"]
+    sums = [total.item() for total in row.sums]
+    assert sums == pytest.approx([times * v for v in expected["sums"]], rel=1e-5)
+    assert row.beyond_top_k.item() == 0
 
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -345,7 +348,7 @@ def test_evaluation_and_no_grad_are_not_counted(build: Build, x: torch.Tensor) -
     router(x)
     assert row.tokens.item() == 0
     assert row.tokens_per_expert.sum().item() == 0
-    assert row.sums.sum().item() == row.prob_sums.sum().item() == 0.0
+    assert sum(total.item() for total in row.sums) == row.prob_sums.sum().item() == 0.0
 
 
 def test_recomputed_layer_is_counted_once(build: Build, x: torch.Tensor) -> None:

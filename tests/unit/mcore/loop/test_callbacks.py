@@ -15,7 +15,7 @@ from megatron.training import training as loop
 
 from moe_megatron.mcore.loop.callbacks import Callback, EvaluationEnd, StepEnd, callbacks_installed
 from moe_megatron.mcore.measure.phases import PhaseClock
-from moe_megatron.telemetry.catalog import PHASES
+from moe_megatron.telemetry.metric import PHASES
 
 WRAPPED = (
     "train",

@@ -11,8 +11,11 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from moe_megatron.errors import ConfigError
 from moe_megatron.mcore.measure.counters import RoutingCounters, RoutingRow
 from moe_megatron.mcore.measure.rank_load import RankValues
+from moe_megatron.telemetry.catalog import registered
+from moe_megatron.telemetry.quantity import Quantity
 
 LAYERS, EXPERTS = (2, 5), 3
 CPU = torch.device("cpu")
@@ -21,8 +24,10 @@ CPU = torch.device("cpu")
 def fill(row: RoutingRow, base: int) -> None:
     row.tokens_per_expert.add_(torch.tensor([base, base + 1, base + 2]))
     row.tokens.add_(10 * base)
+    row.beyond_top_k.add_(base - 4)
     row.prob_sums.add_(torch.tensor([0.1, 0.2, 0.3], dtype=torch.float64) * base)
-    row.sums.add_(torch.tensor([0.5, 0.25], dtype=torch.float64) * base)
+    for place, total in enumerate(row.sums):
+        total.add_(0.5 ** (place + 1) * base)
 
 
 def test_rows_are_views_that_do_not_overlap():
@@ -34,9 +39,40 @@ def test_rows_are_views_that_do_not_overlap():
     assert totals.tokens_per_expert.dtype == totals.tokens.dtype == np.int64
     assert totals.tokens.tolist() == [20, 50]
     assert totals.prob_sums == pytest.approx(np.array([[0.2, 0.4, 0.6], [0.5, 1.0, 1.5]]))
-    assert totals.entropy_sums.tolist() == [1.0, 2.5]
-    assert totals.z_sums.tolist() == [0.5, 1.25]
+    assert totals.beyond_top_k.tolist() == [-2, 1]
+    assert {name: values.tolist() for name, values in totals.sums.items()} == {
+        "entropy": [1.0, 2.5],
+        "z_loss": [0.5, 1.25],
+    }
     assert totals.loss == 2.5
+
+
+def quantity(name: str) -> Quantity:
+    measure = lambda routed: routed.entropy_T  # noqa: E731
+    return Quantity(name=name, help="For a test.", title=name, measure=measure)
+
+
+@pytest.mark.parametrize("names", [[], ["one"], ["one", "two", "three", "four"]])
+@pytest.mark.parametrize("layers", [(), LAYERS])
+def test_columns_follow_the_quantities_and_leave_the_loss_alone(names, layers):
+    experts = EXPERTS if layers else 0
+    counters = RoutingCounters(layers, experts, CPU, [quantity(name) for name in names])
+    for layer in layers:
+        assert [one.name for one in counters.row(layer).quantities] == names
+        fill(counters.row(layer), layer)
+    totals = counters.collect(contributes=True, loss=torch.tensor(2.5)).get()
+    assert totals.loss == 2.5
+    assert {name: values.tolist() for name, values in totals.sums.items()} == {
+        name: [0.5 ** (place + 1) * layer for layer in layers] for place, name in enumerate(names)
+    }
+
+
+def test_derived_quantities_take_no_column():
+    with registered(
+        Quantity(name="one", help="For a test.", title="One", derive=lambda sums: sums.prob_sums)
+    ):
+        row = RoutingCounters(LAYERS, EXPERTS, CPU).row(2)
+    assert [one.name for one in row.quantities] == ["entropy", "z_loss"]
 
 
 def test_layer_without_a_row_is_our_mistake():
@@ -62,7 +98,8 @@ def test_rank_that_repeats_anothers_tokens_contributes_only_its_loss():
     fill(counters.row(2), 3)
     totals = counters.collect(contributes=False, loss=torch.tensor([4.0])).get()
     assert totals.tokens.sum() == totals.tokens_per_expert.sum() == 0
-    assert totals.prob_sums.sum() == totals.entropy_sums.sum() == totals.z_sums.sum() == 0.0
+    assert totals.prob_sums.sum() == sum(map(np.sum, totals.sums.values())) == 0.0
+    assert totals.beyond_top_k.sum() == 0
     assert totals.loss == 4.0
     # What it saw is gone, too.
     assert counters.collect(contributes=True, loss=None).get().tokens.sum() == 0
@@ -103,7 +140,8 @@ def _rank_program() -> None:
     totals = first.get()
     assert totals.tokens.tolist() == [10, 20]
     assert totals.tokens_per_expert.tolist() == [[1, 2, 3], [2, 3, 4]]
-    assert totals.entropy_sums.tolist() == [0.5, 1.0]
+    assert totals.sums["entropy"].tolist() == [0.5, 1.0]
+    assert totals.beyond_top_k.tolist() == [-3, -2]
     assert totals.loss == 7.0
     totals = second.get()
     assert totals.tokens.tolist() == [50, 0]
@@ -113,6 +151,11 @@ def _rank_program() -> None:
     assert totals.loss is None
     assert totals.rank_compute_seconds.tolist() == [0.5, 1.5]
     assert totals.rank_memory_bytes.tolist() == [2.0**40, 2.0**40 + 1]
+    counters.check_same_on_all_ranks()
+    order = ["one", "two"] if rank else ["two", "one"]
+    other = RoutingCounters(LAYERS, EXPERTS, CPU, [quantity(name) for name in order])
+    with pytest.raises(ConfigError, match=f"measure different quantities, .*{', '.join(order)};"):
+        other.check_same_on_all_ranks()
     dist.destroy_process_group()
 
 

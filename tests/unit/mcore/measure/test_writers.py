@@ -5,7 +5,7 @@ import pytest
 from megatron.training import global_vars
 
 from moe_megatron.mcore.measure.writers import RoutingWriters
-from moe_megatron.telemetry.catalog import BY_NAME
+from moe_megatron.telemetry.catalog import find_metric
 from moe_megatron.telemetry.values.layer_values import layer_values
 from moe_megatron.telemetry.values.snapshot import RoutingSnapshot
 
@@ -18,10 +18,13 @@ def snapshot(step=4, counts=((6, 2), (8, 0))):
         top_k=1,
         layers=(2, 5),
         tokens_per_expert=rows,
+        assigned=np.full(2, 8),
         dropped=8 - rows.sum(axis=1),
-        entropy=np.array([0.3, 0.6]),
-        aux_loss=np.array([1.0, 2.0]),
-        z_loss=np.array([0.1, 0.2]),
+        per_layer={
+            "entropy": np.array([0.3, 0.6]),
+            "aux_loss": np.array([1.0, 2.0]),
+            "z_loss": np.array([0.1, 0.2]),
+        },
     )
 
 
@@ -43,6 +46,8 @@ def test_tensorboard_gets_every_layer_their_mean_and_the_loads(tmp_path):
     assert value["moe_expert_load_max_ratio/layer_2"] == 1.5
     assert value["moe_expert_load_max_ratio/layer_5"] == 2.0
     assert value["moe_expert_load_max_ratio/mean"] == 1.75
+    assert value["moe_router_aux_loss/layer_5"] == 2.0
+    assert value["moe_experts_per_token/mean"] == 1.0
     (histogram,) = events.Histograms("moe_expert_load_ratio")
     assert (histogram.step, histogram.histogram_value.num) == (4, 4)
 
@@ -65,8 +70,8 @@ def test_wandb_gets_the_same_offline(tmp_path, monkeypatch):
 
 
 def test_tags_are_metrics_of_the_catalog():
-    assert layer_values(snapshot()).keys() <= BY_NAME.keys()
-    assert all(BY_NAME[name].labels == ("layer",) for name in layer_values(snapshot()))
+    tags = [find_metric(name) for name in layer_values(snapshot())]
+    assert all(metric is not None and metric.labels == ("layer",) for metric in tags)
 
 
 def test_layers_without_tokens_do_not_spoil_the_mean(tmp_path):

@@ -10,7 +10,6 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
 from moe_megatron.errors import ConfigError
-from moe_megatron.telemetry.catalog import ExpertDetail
 from moe_megatron.telemetry.exporter.discovery import target_address, target_labels
 from moe_megatron.telemetry.exporter.metrics_server import ServerOptions
 from moe_megatron.telemetry.exporter.prometheus_sink import (
@@ -18,6 +17,7 @@ from moe_megatron.telemetry.exporter.prometheus_sink import (
     PrometheusSink,
     choose_detail,
 )
+from moe_megatron.telemetry.metric import ExpertDetail
 from moe_megatron.telemetry.sinks.jsonl import MetricsLog, RoutingLog, read_routing
 from moe_megatron.telemetry.sinks.sink_set import SinkSet
 from moe_megatron.telemetry.values.profile import RoutingProfile

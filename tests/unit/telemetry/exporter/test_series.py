@@ -10,10 +10,18 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from moe_megatron.telemetry.catalog import BY_NAME, METRICS, ExpertDetail, Shape, num_series
+from moe_megatron.telemetry.catalog import (
+    find_metric,
+    metrics,
+    num_series,
+    quantity_names,
+    registered,
+)
 from moe_megatron.telemetry.exporter.exposition import write_text
 from moe_megatron.telemetry.exporter.run_state import RunState
 from moe_megatron.telemetry.exporter.series import RunCollector
+from moe_megatron.telemetry.metric import ExpertDetail, Shape
+from moe_megatron.telemetry.quantity import Quantity
 from moe_megatron.telemetry.values.layer_values import load_entropy_ratio
 from moe_megatron.telemetry.values.records import EvalRecord, RunInfo, StepRecord, StepRuntime
 from moe_megatron.telemetry.values.snapshot import RoutingSnapshot
@@ -50,10 +58,9 @@ def make_snapshot(run: RunInfo, step: int, tokens: int = 64) -> RoutingSnapshot:
         tokens_per_expert=rng.multinomial(
             2 * tokens - 3, np.full(num_experts, 1 / num_experts), size=num_layers
         ),
+        assigned=np.full(num_layers, 2 * tokens),
         dropped=np.full(num_layers, 3),
-        entropy=rng.random(num_layers),
-        aux_loss=rng.random(num_layers),
-        z_loss=rng.random(num_layers),
+        per_layer={name: rng.random(num_layers) for name in quantity_names()},
     )
 
 
@@ -127,10 +134,10 @@ def test_number_of_series_is_that_of_the_formula(shape):
 def test_every_metric_of_the_catalog_is_exported_with_its_type_and_help():
     registry, _, _ = complete(SMALL)
     text = write_text(registry).decode()
-    for metric in METRICS:
+    for metric in metrics():
         assert f"# TYPE {metric.name} {metric.type}\n" in text
         assert f"# HELP {metric.name} {metric.help}\n" in text
-    assert text.count("# TYPE") == len(METRICS)
+    assert text.count("# TYPE") == len(metrics())
 
 
 def test_labels_are_those_of_the_catalog():
@@ -138,8 +145,10 @@ def test_labels_are_those_of_the_catalog():
     for name, *labels in samples(registry):
         stem = name
         for suffix in ("_bucket", "_sum", "_count"):
-            stem = stem.removesuffix(suffix) if stem not in BY_NAME else stem
-        assert {label for label, _ in labels} - {"le"} == set(BY_NAME[stem].labels), name
+            stem = stem if find_metric(stem) else stem.removesuffix(suffix)
+        metric = find_metric(stem)
+        assert metric is not None, name
+        assert {label for label, _ in labels} - {"le"} == set(metric.labels), name
 
 
 def test_values_are_those_of_the_steps():
@@ -153,7 +162,11 @@ def test_values_are_those_of_the_steps():
         assert found["moe_tokens_dropped_total", at] == 9
         assert found["moe_tokens_dropped_ratio", at] == last.drop_rate[index]
         assert found["moe_expert_load_max_ratio", at] == last.imbalance[index]
-        assert found["moe_router_aux_loss", at] == last.aux_loss[index]
+        assert found["moe_router_aux_loss", at] == last.per_layer["aux_loss"][index]
+        assert found["moe_router_z_loss", at] == last.per_layer["z_loss"][index]
+        entropy = last.per_layer["entropy"][index]
+        assert found["moe_router_entropy_ratio", at] == entropy / math.log(8)
+        assert found["moe_experts_per_token", at] == 2.0
         for expert in range(8):
             key = ("moe_expert_tokens_total", ("expert", str(expert)), at)
             assert found[key] == routed[index, expert]
@@ -174,6 +187,24 @@ def test_values_are_those_of_the_steps():
     assert found["moe_rank_compute_slowest_rank",] == 3
     assert found["moe_rank_compute_max_ratio",] == pytest.approx(2 / 1.5)
     assert found["moe_eval_loss", ("split", "test")] == 2.25
+
+
+def test_registered_quantity_is_exported_where_the_run_has_it():
+    spread = Quantity(
+        name="spread", help="For a test.", title="Spread", unit="nats",
+        derive=lambda sums: sums.means["entropy"], gauge="moe_load_spread",
+    )  # fmt: skip
+    _, _, before = complete(SMALL)
+    with registered(spread):
+        registry, snapshots, _ = complete(SMALL)
+        found = samples(registry)
+        for index, layer in enumerate(snapshots[-1].layers):
+            at = ("layer", str(layer))
+            assert found["moe_load_spread", at] == snapshots[-1].per_layer["spread"][index]
+        assert len(found) == num_series(SMALL)
+        registry = CollectorRegistry()
+        registry.register(RunCollector(before, SMALL.detail))
+        assert not [name for name, *_ in samples(registry) if name == "moe_load_spread"]
 
 
 def test_load_of_expert_ranks_is_that_of_the_worst_layer():

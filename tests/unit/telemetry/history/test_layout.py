@@ -8,7 +8,9 @@ from moe_megatron.telemetry.history.layout import COUNTS, Description, HistoryLa
 
 def layout(num_layers: int = 2, num_experts: int = 4) -> HistoryLayout:
     layers = tuple(range(1, num_layers + 1))
-    return HistoryLayout(layers=layers, num_experts=num_experts, top_k=2)
+    return HistoryLayout(
+        layers=layers, num_experts=num_experts, top_k=2, quantities=("entropy", "margin")
+    )
 
 
 @pytest.mark.parametrize(
@@ -28,6 +30,15 @@ def test_chunks_of_counts_are_about_two_mebibytes(
     assert all(1024 % array.chunk_steps == 0 for array in arrays.values())
 
 
+def test_every_quantity_has_an_array_that_is_empty_where_nothing_was_measured() -> None:
+    arrays = {array.name: array for array in layout().arrays()}
+    assert set(arrays) == {
+        "tokens_per_expert", "assigned", "dropped", "entropy", "margin", "tokens",
+    }  # fmt: skip
+    assert arrays["margin"].metadata()["fill_value"] == "NaN"
+    assert arrays["assigned"].dtype == "int64"
+
+
 def test_description_survives_its_text() -> None:
     description = Description(layout=layout(), first_step=5, last_step=4)
     assert Description.from_json(description.to_json()) == description
@@ -40,12 +51,16 @@ def test_description_survives_its_text() -> None:
         (b"\xff\xfe", "not valid JSON"),
         ("[]", "not a routing history"),
         ('{"zarr_format": 3, "attributes": {}}', "not a routing history"),
-        ({"version": 2}, "version 2, this program reads 1"),
+        ({"version": 1}, "version 1, this program reads 2"),
         ({"layers": [2, 1]}, "layers must be increasing"),
         ({"num_experts": 0}, "num_experts must be an integer >= 1, got 0"),
         ({"first_step": 3, "last_step": 1}, "last_step must be an integer >= 2, got 1"),
         ({"last_step": None}, "last_step must be an integer >= 0, got None"),
         ({"more": 1}, r"unknown field\(s\): more"),
+        ({"quantities": "entropy"}, "quantities must be a list of strings, got 'entropy'"),
+        ({"quantities": ["margin", "margin"]}, "quantities must be different from each other"),
+        ({"quantities": ["../margin"]}, r"'\.\./margin' is no name of a quantity"),
+        ({"quantities": ["dropped"]}, "'dropped' is no name of a quantity"),
     ],
 )
 def test_damaged_descriptions_are_refused(text: str | bytes | dict, message: str) -> None:

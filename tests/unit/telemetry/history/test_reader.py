@@ -22,13 +22,15 @@ def test_windows_hold_the_steps_asked_for(write: Write, folder: Path, make_snaps
     expected = [make_snapshot(step) for step in range(11, 21)]
     for name, window in {
         "tokens_per_expert": history.tokens_per_expert(11, 20),
+        "assigned": history.series("assigned", 11, 20),
         "dropped": history.series("dropped", 11, 20),
-        "entropy": history.series("entropy", 11, 20),
-        "aux_loss": history.series("aux_loss", 11, 20),
-        "z_loss": history.series("z_loss", 11, 20),
         "tokens": history.tokens(11, 20),
     }.items():
         assert np.array_equal(window, [getattr(snapshot, name) for snapshot in expected]), name
+    assert history.quantities == ("entropy", "aux_loss", "z_loss")
+    for name in history.quantities:
+        window = history.series(name, 11, 20)
+        assert np.array_equal(window, [snapshot.per_layer[name] for snapshot in expected]), name
     assert history.tokens_per_expert().shape == (30, 2, 4)
     assert np.array_equal(
         history.tokens_per_expert(5, 5, layers=[3, 2, 3])[0],
@@ -60,7 +62,9 @@ def test_window_outside_the_history_is_refused(
 def test_unknown_series_and_layer_are_refused(write: Write, folder: Path) -> None:
     write(range(1, 3))
     history = RoutingHistory(folder)
-    with pytest.raises(DataError, match=r"no series 'loss' .* has dropped, entropy, aux_loss"):
+    with pytest.raises(
+        DataError, match=r"no series 'loss' .* has assigned, dropped, entropy, aux_loss"
+    ):
         history.series("loss")
     with pytest.raises(DataError, match="layer 1 has no router; the MoE layers are 2, 3"):
         history.tokens_per_expert(layers=[1])

@@ -1,12 +1,13 @@
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from moe_megatron.errors import ConfigError, DataError
+from moe_megatron.telemetry.catalog import quantity_names
 from moe_megatron.telemetry.history import HistorySink, RoutingHistory
 from moe_megatron.telemetry.history.layout import ArrayLayout, HistoryLayout
 from moe_megatron.telemetry.sinks.sink_set import SinkSet
@@ -156,6 +157,84 @@ def test_history_of_another_model_is_left_alone(
         sink.start(make_run(start_step=2, num_experts=8))
     sink.close()
     check(range(1, 4))
+
+
+@pytest.fixture
+def margins(folder: Path, make_run: MakeRun, make_step: MakeStep, make_snapshot: Make) -> Write:
+    """Writes steps of a run that has a margin besides the usual quantities."""
+
+    def write(steps: Iterable[int], start_step: int) -> None:
+        sink = HistorySink(folder)
+        names = ("entropy", "aux_loss", "z_loss", "margin")
+        sink.start(make_run(start_step=start_step, quantities=names))
+        for step in steps:
+            margin = {"margin": np.array([step, -step], dtype=np.float64)}
+            sink.step(make_step(step), make_snapshot(step, per_layer=margin))
+        sink.close()
+
+    return write
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_resume_with_a_new_quantity_has_none_of_it_before(
+    write: Write, margins: Write, folder: Path, make_snapshot: Make
+) -> None:
+    write(range(1, 14))
+    margins(range(11, 19), start_step=10)
+    history = RoutingHistory(folder)
+    assert history.quantities == ("entropy", "aux_loss", "z_loss", "margin")
+    assert np.isnan(history.series("margin", 1, 10)).all()
+    assert history.series("margin", 11, 18).tolist() == [[n, -n] for n in range(11, 19)]
+    for step, found in enumerate(history.snapshots(), start=1):
+        expected = make_snapshot(step)
+        assert found.tokens_per_expert.tolist() == expected.tokens_per_expert.tolist()
+        assert found.per_layer["z_loss"].tolist() == expected.per_layer["z_loss"].tolist()
+    profile = history.profile()
+    assert profile.means["margin"].tokens.tolist() == [8 * 50, 8 * 50]
+    assert profile.per_layer["margin"].tolist() == [14.5, -14.5]
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_resume_without_an_old_quantity_leaves_it_empty_and_keeps_what_was_there(
+    write: Write, margins: Write, folder: Path
+) -> None:
+    margins(range(1, 13), start_step=0)
+    write(range(11, 19), start_step=10)
+    history = RoutingHistory(folder)
+    assert history.quantities == ("entropy", "aux_loss", "z_loss", "margin")
+    assert history.series("margin", 1, 10).tolist() == [[n, -n] for n in range(1, 11)]
+    assert np.isnan(history.series("margin", 11, 18)).all()
+    assert np.isfinite(history.series("entropy")).all()
+    margins(range(17, 20), start_step=16)
+    margin = RoutingHistory(folder).series("margin")
+    assert np.isnan(margin).all(axis=1).tolist() == [10 < n <= 16 for n in range(1, 20)]
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_array_of_a_killed_writer_that_never_said_so_is_made_anew(
+    write: Write, margins: Write, folder: Path
+) -> None:
+    """A kill between the new array and the description leaves an array that nobody knows."""
+    write(range(1, 10))
+    description = (folder / "zarr.json").read_bytes()
+    margins(range(5, 8), start_step=4)
+    (folder / "zarr.json").write_bytes(description)
+    assert RoutingHistory(folder).quantities == ("entropy", "aux_loss", "z_loss")
+    margins(range(8, 11), start_step=7)
+    margin = RoutingHistory(folder).series("margin")
+    assert np.isnan(margin[:7]).all()
+    assert margin[7:].tolist() == [[n, -n] for n in (8, 9, 10)]
+
+
+def test_quantity_that_this_process_does_not_know_is_read_completely(
+    margins: Write, folder: Path
+) -> None:
+    margins(range(1, 4), start_step=0)
+    assert "margin" not in quantity_names()
+    found = [
+        snapshot.per_layer["margin"].tolist() for snapshot in RoutingHistory(folder).snapshots()
+    ]
+    assert found == [[1, -1], [2, -2], [3, -3]]
 
 
 def test_steps_out_of_order_and_counts_out_of_range_are_refused(

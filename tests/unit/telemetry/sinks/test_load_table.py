@@ -1,9 +1,12 @@
 import io
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from rich.console import Console
 
+from moe_megatron.telemetry.catalog import registered
+from moe_megatron.telemetry.quantity import Quantity
 from moe_megatron.telemetry.sinks.load_table import describe_dead_experts, load_bars, load_table
 from moe_megatron.telemetry.values.snapshot import RoutingSnapshot
 
@@ -19,7 +22,7 @@ def draw(load: RoutingSnapshot, width: int = 80, max_rows: int | None = None) ->
     return lines
 
 
-def loads(make: Make, rows: list[list[int]], lost: int = 0) -> RoutingSnapshot:
+def loads(make: Make, rows: list[list[int]], lost: int = 0, **more: Any) -> RoutingSnapshot:
     total = sum(rows[0]) + lost
     return make(
         layers=tuple(range(1, len(rows) + 1)),
@@ -27,9 +30,12 @@ def loads(make: Make, rows: list[list[int]], lost: int = 0) -> RoutingSnapshot:
         top_k=1,
         tokens_per_expert=np.array(rows),
         dropped=np.full(len(rows), lost),
-        entropy=np.full(len(rows), np.log(len(rows[0]))),
-        aux_loss=np.ones(len(rows)),
-        z_loss=np.ones(len(rows)),
+        per_layer={
+            "entropy": np.full(len(rows), np.log(len(rows[0]))),
+            "aux_loss": np.ones(len(rows)),
+            "z_loss": np.ones(len(rows)),
+            **more,
+        },
     )
 
 
@@ -37,6 +43,23 @@ def test_few_experts_show_percent(make_snapshot: Make) -> None:
     lines = draw(loads(make_snapshot, [[50, 30, 20, 0]]))
     assert lines[0].split() == ["layer", "e0", "e1", "e2", "e3", "max/mean", "entropy", "dead"]
     assert lines[1].split() == ["1", "50%", "30%", "20%", "0%", "2.00", "1.00", "1"]
+
+
+def test_quantity_with_a_heading_is_a_column_where_it_was_measured(make_snapshot: Make) -> None:
+    heading = Quantity(
+        name="margin",
+        help="For a test.",
+        title="Margin",
+        derive=lambda sums: sums.means["entropy"],
+        column="how sure",
+    )
+    rows = [[50, 30, 20, 0]]
+    with registered(heading):
+        lines = draw(loads(make_snapshot, rows, margin=np.array([0.125])))
+        without = draw(loads(make_snapshot, rows))
+    assert lines[0].endswith("max/mean  entropy  how sure  dead")
+    assert lines[1].split()[-4:] == ["2.00", "1.00", "0.12", "1"]
+    assert without == draw(loads(make_snapshot, rows))
 
 
 def test_drops_show_only_when_there_are_any(make_snapshot: Make) -> None:

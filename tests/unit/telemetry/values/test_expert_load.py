@@ -57,7 +57,7 @@ def test_dead_expert_mask_counts_below_threshold_and_spares_empty_layers() -> No
     assert expert_load.dead_expert_mask(COUNTS, threshold=0.5).sum() == 5
 
 
-def test_entropy_ratio_is_one_for_uniform_routing() -> None:
-    ratio = expert_load.entropy_ratio(np.array([math.log(8), 0.0]), 8)
+def test_part_of_maximum_is_one_for_uniform_routing() -> None:
+    ratio = expert_load.part_of_maximum(np.array([math.log(8), 0.0]), 8)
     assert ratio.tolist() == pytest.approx([1.0, 0.0])
-    assert expert_load.entropy_ratio(np.zeros(2), 1).tolist() == [1.0, 1.0]
+    assert expert_load.part_of_maximum(np.zeros(2), 1).tolist() == [1.0, 1.0]

@@ -1,12 +1,18 @@
 """The snapshot of a step from its sums, against Megatron's losses and a loop over tokens."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from megatron.core.transformer.moe.moe_utils import switch_load_balancing_loss_func, z_loss_func
 
+from moe_megatron.errors import ConfigError
 from moe_megatron.mcore.measure.counters import StepTotals
-from moe_megatron.mcore.measure.telemetry import make_snapshot
+from moe_megatron.mcore.measure.snapshots import make_snapshot
+from moe_megatron.telemetry.catalog import registered
+from moe_megatron.telemetry.quantity import Quantity, StepSums
+from moe_megatron.telemetry.values.json_fields import Float64Array
 
 LAYERS, TOKENS, EXPERTS, TOP_K = (2, 4), 50, 6, 2
 
@@ -26,9 +32,12 @@ def totals_of(logits: torch.Tensor) -> StepTotals:
     return StepTotals(
         tokens_per_expert=chosen.sum(1).to(torch.int64).numpy(),
         tokens=np.full(2, TOKENS),
+        beyond_top_k=np.zeros(2, np.int64),
         prob_sums=probs.sum(1).numpy(),
-        entropy_sums=torch.special.entr(probs).sum((1, 2)).numpy(),
-        z_sums=torch.logsumexp(logits.double(), -1).square().sum(1).numpy(),
+        sums={
+            "entropy": torch.special.entr(probs).sum((1, 2)).numpy(),
+            "z_loss": torch.logsumexp(logits.double(), -1).square().sum(1).numpy(),
+        },
         loss=3.0,
     )
 
@@ -45,10 +54,10 @@ def test_losses_equal_those_of_megatron(logits: torch.Tensor) -> None:
             num_experts=EXPERTS,
             moe_aux_loss_coeff=1.0,
         )
-        assert snapshot.aux_loss[layer] == pytest.approx(aux_loss.item(), rel=1e-5)
+        assert snapshot.per_layer["aux_loss"][layer] == pytest.approx(aux_loss.item(), rel=1e-5)
         z_loss = z_loss_func(logits[layer], 1.0)
-        assert snapshot.z_loss[layer] == pytest.approx(float(z_loss), rel=1e-5)
-    assert snapshot.aux_loss[1] > snapshot.aux_loss[0]
+        assert snapshot.per_layer["z_loss"][layer] == pytest.approx(float(z_loss), rel=1e-5)
+    assert snapshot.per_layer["aux_loss"][1] > snapshot.per_layer["aux_loss"][0]
 
 
 def test_values_equal_a_loop_over_tokens(logits: torch.Tensor) -> None:
@@ -65,9 +74,9 @@ def test_values_equal_a_loop_over_tokens(logits: torch.Tensor) -> None:
             mean_prob += probs / TOKENS
             entropy -= sum(p * np.log(p) for p in probs) / TOKENS
         assert snapshot.tokens_per_expert[layer].tolist() == counts.tolist()
-        assert snapshot.entropy[layer] == pytest.approx(entropy)
+        assert snapshot.per_layer["entropy"][layer] == pytest.approx(entropy)
         loss = EXPERTS * sum(counts / (TOKENS * TOP_K) * mean_prob)
-        assert snapshot.aux_loss[layer] == pytest.approx(loss)
+        assert snapshot.per_layer["aux_loss"][layer] == pytest.approx(loss)
     assert snapshot.dropped.tolist() == [0, 0]
 
 
@@ -76,13 +85,13 @@ def test_perfect_balance_is_one() -> None:
     even = StepTotals(
         tokens_per_expert=np.full((2, EXPERTS), 2),
         tokens=np.full(2, EXPERTS),
+        beyond_top_k=np.zeros(2, np.int64),
         prob_sums=np.ones((2, EXPERTS)),
-        entropy_sums=totals.entropy_sums,
-        z_sums=totals.z_sums,
+        sums=totals.sums,
         loss=None,
     )
     snapshot = make_snapshot(1, LAYERS, TOP_K, even)
-    assert snapshot.aux_loss == pytest.approx(np.ones(2))
+    assert snapshot.per_layer["aux_loss"] == pytest.approx(np.ones(2))
 
 
 def test_what_did_not_reach_an_expert_was_dropped(logits: torch.Tensor) -> None:
@@ -97,11 +106,53 @@ def test_step_without_tokens_has_finite_values() -> None:
     empty = StepTotals(
         tokens_per_expert=np.zeros((2, EXPERTS), np.int64),
         tokens=np.zeros(2, np.int64),
+        beyond_top_k=np.zeros(2, np.int64),
         prob_sums=np.zeros((2, EXPERTS)),
-        entropy_sums=np.zeros(2),
-        z_sums=np.zeros(2),
+        sums={"entropy": np.zeros(2), "z_loss": np.zeros(2)},
         loss=None,
     )
     snapshot = make_snapshot(1, LAYERS, TOP_K, empty)
     assert snapshot.tokens == 0
-    assert snapshot.aux_loss.tolist() == snapshot.entropy.tolist() == [0.0, 0.0]
+    assert list(snapshot.per_layer) == ["entropy", "aux_loss", "z_loss"]
+    assert all(values.tolist() == [0.0, 0.0] for values in snapshot.per_layer.values())
+
+
+def test_assignments_beyond_top_k_are_conserved(logits: torch.Tensor) -> None:
+    """In the second layer the router asked for 9 more than top_k a token, and 4 reached nobody."""
+    totals = totals_of(logits)
+    totals.beyond_top_k[1] = 9
+    totals.tokens_per_expert[1, -1] += 5
+    snapshot = make_snapshot(1, LAYERS, TOP_K, totals)
+    assert snapshot.assigned.tolist() == [TOKENS * TOP_K, TOKENS * TOP_K + 9]
+    assert snapshot.dropped.tolist() == [0, 4]
+    assert snapshot.experts_per_token.tolist() == [TOP_K, TOP_K + 9 / TOKENS]
+
+
+def test_more_reached_than_asked_for_is_our_mistake(logits: torch.Tensor) -> None:
+    totals = totals_of(logits)
+    totals.tokens_per_expert[0, 0] += 1
+    with pytest.raises(AssertionError, match=r"more .* experts, \[101 100\], than .*\[100 100\]"):
+        make_snapshot(1, LAYERS, TOP_K, totals)
+
+
+def test_derived_quantity_sees_the_sums_of_the_step(logits: torch.Tensor) -> None:
+    totals = totals_of(logits)
+
+    def perplexity(sums: StepSums) -> Float64Array:
+        assert (sums.tokens, sums.top_k) == (TOKENS, TOP_K)
+        assert sums.assigned.tolist() == [TOKENS * TOP_K] * 2
+        return np.exp(sums.means["entropy"])
+
+    added = Quantity(name="choices", help="For a test.", title="Choices", derive=perplexity)
+    with registered(added):
+        snapshot = make_snapshot(1, LAYERS, TOP_K, totals)
+    assert [*snapshot.per_layer] == ["entropy", "aux_loss", "z_loss", "choices"]
+    expected = np.exp(totals.sums["entropy"] / TOKENS)
+    assert snapshot.per_layer["choices"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("value", [np.zeros(3), np.zeros(2, np.float32), 1.5])
+def test_derived_quantity_of_another_shape_is_refused(logits: torch.Tensor, value: Any) -> None:
+    wrong = Quantity(name="odd", help="For a test.", title="Odd", derive=lambda sums: value)
+    with pytest.raises(ConfigError, match=r"'odd' must be derived as one value a layer, .* \[2\]"):
+        make_snapshot(1, LAYERS, TOP_K, totals_of(logits), [wrong])

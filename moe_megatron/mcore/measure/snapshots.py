@@ -1,0 +1,74 @@
+"""The snapshot of one step from what the ranks counted. It does not know how they did."""
+
+from collections.abc import Sequence
+
+from moe_megatron.errors import ConfigError
+from moe_megatron.mcore.measure.counters import StepTotals
+from moe_megatron.telemetry.catalog import quantities as registered_quantities
+from moe_megatron.telemetry.quantity import Quantity, StepSums
+from moe_megatron.telemetry.values.json_fields import Float64Array
+from moe_megatron.telemetry.values.snapshot import RoutingSnapshot
+
+
+def make_snapshot(
+    step: int,
+    layers: tuple[int, ...],
+    top_k: int,
+    totals: StepTotals,
+    quantities: Sequence[Quantity] | None = None,
+) -> RoutingSnapshot:
+    """Make the snapshot of one step from its sums.
+
+    assigned = tokens * top_k + beyond_top_k, and what of it did not reach an expert was dropped.
+
+    Args:
+        step: 1-based step.
+        layers: Global 1-based numbers of the MoE layers.
+        top_k: Experts that a router aims at for a token.
+        totals: Sums over the global batch.
+        quantities: Those that were counted; by default those registered now.
+
+    Raises:
+        ConfigError: A quantity does not give one value a layer.
+    """
+    tokens = totals.tokens
+    assert (tokens == tokens[0]).all(), f"layers routed different numbers of tokens: {tokens}"
+    num_tokens = int(tokens[0])
+    reached = totals.tokens_per_expert.sum(axis=1)
+    assigned = num_tokens * top_k + totals.beyond_top_k
+    assert (reached <= assigned).all(), (
+        f"more assignments reached experts, {reached}, than routers asked for, {assigned} "
+        f"({num_tokens} tokens, top_k {top_k})"
+    )
+    per_token = 1.0 / max(num_tokens, 1)
+    sums = StepSums(
+        tokens=num_tokens,
+        top_k=top_k,
+        tokens_per_expert=totals.tokens_per_expert,
+        assigned=assigned,
+        prob_sums=totals.prob_sums,
+        means={name: values * per_token for name, values in totals.sums.items()},
+    )
+    chosen = registered_quantities() if quantities is None else quantities
+    return RoutingSnapshot(
+        step=step,
+        tokens=num_tokens,
+        top_k=top_k,
+        layers=layers,
+        tokens_per_expert=totals.tokens_per_expert,
+        assigned=assigned,
+        dropped=assigned - reached,
+        per_layer={quantity.name: _value(quantity, sums) for quantity in chosen},
+    )
+
+
+def _value(quantity: Quantity, sums: StepSums) -> Float64Array:
+    if quantity.derive is None:
+        return sums.means[quantity.name]
+    values, num_layers = quantity.derive(sums), len(sums.assigned)
+    if getattr(values, "dtype", None) != "float64" or values.shape != (num_layers,):
+        raise ConfigError(
+            f"the quantity '{quantity.name}' must be derived as one value a layer, a float64 array "
+            f"[{num_layers}], and is {values!r:.80}."
+        )
+    return values
