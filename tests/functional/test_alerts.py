@@ -17,7 +17,8 @@ from moe_megatron.dashboards.prometheus_config import alertmanager_config
 from moe_megatron.dashboards.rules import Thresholds
 from moe_megatron.dashboards.yaml_text import yaml_text
 from moe_megatron.telemetry.exporter.discovery import TARGETS_FILE
-from moe_megatron.testing.prometheus_api import AlertReceiver, PrometheusApi, free_port
+from moe_megatron.testing.ports import free_port
+from moe_megatron.testing.prometheus_api import AlertReceiver, PrometheusApi
 
 pytestmark = [pytest.mark.slow, pytest.mark.distributed, pytest.mark.timeout(900)]
 
