@@ -8,11 +8,20 @@ mark is known by then.
 
 import functools
 import os
+import sys
 from pathlib import Path
 
 # Before any torch import, and inherited by workers and subprocesses: each worker is one of several
 # on the machine's cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Containers often ask Python to write no bytecode. The tests start many interpreters, and without
+# it each would compile torch and Megatron anew, which takes longer than all else that importing
+# them does. So it is written, not beside the sources but into the environment's folder.
+if os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):
+    os.environ.setdefault("PYTHONPYCACHEPREFIX", f"{sys.prefix}/bytecode")
+    sys.pycache_prefix = os.environ["PYTHONPYCACHEPREFIX"]
+    sys.dont_write_bytecode = False
 
 import pytest
 
