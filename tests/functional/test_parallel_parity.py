@@ -53,6 +53,7 @@ FOUR: dict[str, dict[str, Any]] = {
     "tp2_ep2": {"parallel.tensor_parallel_size": 2, "parallel.expert_parallel_size": 2},
     "pp2_ep2": {"parallel.pipeline_parallel_size": 2, "parallel.expert_parallel_size": 2},
 }
+RELAY = "relay"
 
 
 def _losses(run_dir: Path) -> dict[int, float]:
@@ -84,12 +85,29 @@ def single(root: Path) -> dict[int, float]:
 
 @pytest.fixture(scope="module")
 def layouts(root: Path, single: dict[int, float]) -> dict[str, dict[int, float]]:
+    """Losses in every layout, and of the relay: EP, TP and PP in turn, then one process."""
     fresh = {**SHAPE, **TWO["ep2"], "megatron.exit-interval": SEED_STEPS}
     from_scratch = Job(run_dir=root / "ep2_from_scratch", overrides=fresh)
     resumed = [_continue(root, name, layout) for name, layout in TWO.items()]
-    run_jobs([from_scratch, *resumed], world_size=2)
+    *legs, last = _relay(root)
+    run_jobs([from_scratch, *resumed, *legs], world_size=2)
     run_jobs([_continue(root, name, layout) for name, layout in FOUR.items()], world_size=4)
-    return {name: _losses(root / name) for name in (*TWO, *FOUR)}
+    run_jobs([last], world_size=1)
+    return {name: _losses(root / name) for name in (*TWO, *FOUR, RELAY)}
+
+
+def _relay(root: Path) -> list[Job]:
+    """Every leg goes on from what the one before saved, and the first from the seed."""
+    jobs, saved = [], root / "seed" / "checkpoints"
+    for until, layout in ((3, TWO["ep2"]), (4, TWO["tp2"]), (6, TWO["pp2"]), (STEPS, {})):
+        own = {
+            "checkpoint.load": str(saved),
+            "checkpoint.save_interval": 1,
+            "megatron.exit-interval": until,
+        }
+        jobs.append(Job(run_dir=root / RELAY, overrides={**SHAPE, **layout, **own}))
+        saved = root / RELAY / "checkpoints"
+    return jobs
 
 
 @pytest.mark.parametrize("layout", [*TWO, *FOUR])
@@ -136,32 +154,10 @@ def test_first_step_routes_the_same_tokens_in_every_layout(
     assert snapshot.z_loss == pytest.approx(reference.z_loss, rel=1e-4)
 
 
-def test_resuming_through_ep_tp_pp_and_single_follows_one_curve(tmp_path: Path) -> None:
-    steps = 8
-    shape = {**SHAPE, "training.train_steps": steps, "checkpoint.save_interval": 2}
-    straight = Job(run_dir=tmp_path / "straight", overrides={**shape})
-    relay = tmp_path / "relay"
-
-    def leg(last_step: int, **parallel: int) -> Job:
-        sizes = {f"parallel.{name}": size for name, size in parallel.items()}
-        load = {} if last_step == 2 else {"checkpoint.load": str(relay / "checkpoints")}
-        stop = {"megatron.exit-interval": last_step}
-        return Job(run_dir=relay, overrides={**shape, **sizes, **load, **stop})
-
-    first = Job(
-        run_dir=relay,
-        overrides={**shape, "megatron.exit-interval": 2},
-    )
-    run_jobs([straight, first], world_size=1)
-    run_jobs(
-        [
-            leg(4, expert_parallel_size=2),
-            leg(6, tensor_parallel_size=2),
-            leg(7, pipeline_parallel_size=2),
-        ],
-        world_size=2,
-    )
-    run_jobs([leg(8)], world_size=1)
-    assert _losses(relay) == pytest.approx(_losses(tmp_path / "straight"), rel=1e-4)
-    saved = RoutingProfile.load(relay / "checkpoints" / "iter_0000008" / PROFILE_FILE)
-    assert (saved.steps, saved.first_step, saved.last_step) == (8, 1, 8)
+def test_resuming_through_ep_tp_pp_and_single_follows_one_curve(
+    layouts: dict[str, dict[int, float]], single: dict[int, float], root: Path
+) -> None:
+    assert layouts[RELAY] == pytest.approx(single, rel=1e-4)
+    assert sorted(single) == list(range(SEED_STEPS + 1, STEPS + 1))
+    saved = RoutingProfile.load(root / RELAY / "checkpoints" / f"iter_{STEPS:07d}" / PROFILE_FILE)
+    assert (saved.steps, saved.first_step, saved.last_step) == (STEPS, 1, STEPS)
