@@ -1,17 +1,17 @@
 """Converted checkpoints under Megatron's own loader: any layout, training on, and the way back."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from moe_megatron.cli import pretrain
+from moe_megatron.testing.distributed import run_distributed
 from tests.functional import ladder
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
 
-ROOT = Path(__file__).parents[2]
 # Latent attention, groups of experts and dense first layers in an uneven pipeline; half rotated
 # heads and shared experts; norms over all heads; single biases, a choice of experts of its own and
 # multipliers; experts with biases; words that no number of ranks divides. The cards in
@@ -37,12 +37,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def answers(place: Path, torchrun: Callable[..., Any]) -> dict[ladder.Case, Any]:
+def answers(place: Path) -> dict[ladder.Case, Any]:
     """Largest difference of logits, or losses, of each case."""
-    for world_size, words in ladder.programs(place, [*CASES, PLAIN]):
-        program = torchrun(place, world_size, *words)
-        assert program.end() == 0, program.output
-    return ladder.answers(place)
+    return ladder.measure(place, [*CASES, PLAIN])
 
 
 @pytest.mark.parametrize("case", CASES, ids="-".join)
@@ -85,7 +82,7 @@ def trained(
     tmp_path_factory: pytest.TempPathFactory,
     tokenizer: Path,
     corpus: Path,
-    torchrun: Callable[..., Any],
+    cache: Path,
 ) -> Path:
     """Folder of a model with dense layers and 384 words, which trained 3 steps and, resumed, 1."""
     from moe_megatron.checkpoint.convert import Execution, import_checkpoint
@@ -111,24 +108,20 @@ def trained(
         **ladder.EP2,
     }
     words = [word for k, v in fields.items() for word in ("--set", f"{k}={json.dumps(v)}")]
-    shared = [ROOT / "pretrain_moe.py", "--run-dir", "run", *words]
-    config = folder / "megatron" / "release" / "config.yaml"
-    first = torchrun(
-        folder,
-        2,
-        *shared,
-        *("--config", config, "--load", "megatron"),
+    shared = ["--run-dir", "run", *words]
+    given = {"directory": folder, "environment": {"MOE_MEGATRON_CACHE": str(cache)}}
+    first = [
+        *(*shared, "--load", "megatron"),
+        *("--config", "megatron/release/config.yaml"),
         *("--set", f"training.train_steps={ladder.STEPS}"),
-    )
-    assert first.end() == 0, first.output
-    resumed = torchrun(
-        folder,
-        2,
-        *shared,
-        *("--config", "run/checkpoints/iter_0000003/config.yaml", "--load", "run/checkpoints"),
+    ]
+    resumed = [
+        *(*shared, "--load", "run/checkpoints"),
+        *("--config", "run/checkpoints/iter_0000003/config.yaml"),
         *("--set", f"training.train_steps={ladder.STEPS + 1}"),
-    )
-    assert resumed.end() == 0, resumed.output
+    ]
+    for line in (first, resumed):
+        assert run_distributed(pretrain.main, line, **given) == [0, 0]
     return folder
 
 
