@@ -46,16 +46,13 @@ LAYOUTS: dict[int, dict[str, dict[str, Any]]] = {
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every layout with and without shared memory."""
     root = tmp_path_factory.mktemp("runs")
-    for switch in ("shared_memory", "gloo"):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv(SWITCH, "shared_memory" if switch == "gloo" else "")
-            patch.setenv("CUDA_VISIBLE_DEVICES", "")
-            for world_size, layouts in LAYOUTS.items():
-                jobs = [
-                    Job(run_dir=root / switch / name, overrides={**SHAPE, **layout})
-                    for name, layout in layouts.items()
-                ]
-                run_jobs(jobs, world_size=world_size)
+    for folder, switch in (("shared_memory", ""), ("gloo", "shared_memory")):
+        for world_size, layouts in LAYOUTS.items():
+            jobs = [
+                Job(run_dir=root / folder / name, overrides={**SHAPE, **layout})
+                for name, layout in layouts.items()
+            ]
+            run_jobs(jobs, world_size=world_size, environment={SWITCH: switch})
     return root
 
 
