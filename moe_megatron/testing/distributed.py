@@ -38,6 +38,10 @@ from moe_megatron.testing import fork_server
 from moe_megatron.testing.ports import free_port
 from moe_megatron.testing.rank import Task
 
+NO_LAUNCHER: Mapping[str, str | None] = dict.fromkeys(
+    ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+)
+"""For `environment`: what a single process finds that nobody but the user started."""
 GRACE_SECONDS = 20.0
 """How long the other ranks may take to notice that one has failed, before they are killed."""
 _POLL_SECONDS = 0.01
@@ -221,7 +225,7 @@ def start_ranks(
     function: Callable[..., Any],
     *arguments: Any,
     world_size: int = 2,
-    environment: Mapping[str, str] | None = None,
+    environment: Mapping[str, str | None] | None = None,
     directory: Path | None = None,
     fresh: bool = False,
 ) -> Ranks:
@@ -231,7 +235,8 @@ def start_ranks(
         function: What each rank calls; importable by name.
         arguments: Its arguments, the same on every rank; picklable.
         world_size: Number of ranks.
-        environment: Variables beside those of this process; `{rank}` in a value is the rank.
+        environment: Variables beside those of this process; `{rank}` in a value is the rank, and
+            None takes a variable away.
         directory: Where the ranks work; here by default.
         fresh: Start interpreters, which see what this machine has, instead of forking.
 
@@ -249,8 +254,11 @@ def start_ranks(
     }
     tasks = []
     for rank in range(world_size):
-        given = {k: v.replace("{rank}", str(rank)) for k, v in (environment or {}).items()}
-        own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        own = {**os.environ, **world, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        for name, value in (environment or {}).items():
+            own.pop(name, None)
+            if value is not None:
+                own[name] = value.replace("{rank}", str(rank))
         tasks.append(
             Task.of(
                 function,
@@ -258,7 +266,7 @@ def start_ranks(
                 result=str(folder / f"result{rank}"),
                 output=str(folder / f"output{rank}.txt"),
                 directory=str(directory or Path.cwd()),
-                environment={**os.environ, **world, **own, **given},
+                environment=own,
                 path=list(sys.path),
             )
         )
@@ -269,7 +277,7 @@ def run_distributed[T](
     function: Callable[..., T],
     *arguments: Any,
     world_size: int = 2,
-    environment: Mapping[str, str] | None = None,
+    environment: Mapping[str, str | None] | None = None,
     directory: Path | None = None,
     timeout: float = 300.0,
     fresh: bool = False,
@@ -280,7 +288,8 @@ def run_distributed[T](
         function: What each rank calls; importable by name.
         arguments: Its arguments, the same on every rank; picklable.
         world_size: Number of ranks.
-        environment: Variables beside those of this process; `{rank}` in a value is the rank.
+        environment: Variables beside those of this process; `{rank}` in a value is the rank, and
+            None takes a variable away.
         directory: Where the ranks work; here by default.
         timeout: Seconds after which they are killed.
         fresh: Start interpreters, which see what this machine has, instead of forking.

@@ -35,7 +35,7 @@ def run_jobs(
     *,
     world_size: int,
     timeout: float = 300.0,
-    environment: Mapping[str, str] | None = None,
+    environment: Mapping[str, str | None] | None = None,
     fresh: bool = False,
 ) -> None:
     """Run the jobs in order, each on all ranks, with Megatron's mock data.

@@ -10,7 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from moe_megatron.testing.distributed import RankError, run_distributed, start_ranks
+from moe_megatron.testing.distributed import (
+    NO_LAUNCHER,
+    RankError,
+    run_distributed,
+    start_ranks,
+)
 
 pytestmark = pytest.mark.distributed
 
@@ -106,6 +111,8 @@ def test_environment_is_that_of_the_call_and_may_name_the_rank() -> None:
     answers = run_distributed(world, "", 0, environment={"OWN": "rank {rank}"})
     assert [found["OWN"] for _, _, found in answers] == ["rank 0", "rank 1"]
     assert run_distributed(world, "", 0, world_size=1)[0][2]["OWN"] == "unset"
+    ((_, _, alone),) = run_distributed(world, "", 0, world_size=1, environment=NO_LAUNCHER)
+    assert set(alone.values()) == {"unset", ""}
 
 
 def test_ranks_meet_over_gloo() -> None:
