@@ -54,10 +54,10 @@ class Program:
         """
         deadline = time.monotonic() + seconds
         while text not in self.output:
-            self.family()
+            self.family()  # now, because who has ended by the end could not be found any more
             assert self.process.poll() is None, f"it ended before {text!r}:\n{self.output}"
             assert time.monotonic() < deadline, f"no {text!r} came:\n{self.output}"
-            time.sleep(0.02)
+            time.sleep(0.05)
 
     def press_ctrl_c(self) -> None:
         """What a terminal does: the signal goes to the whole foreground process group."""
