@@ -45,6 +45,7 @@ PRELOADED = (
     "transformers.modeling_utils",
     # Imported by test files.
     "pytest",
+    "moe_megatron.testing.warm",
 )
 """Modules that ranks find imported."""
 
