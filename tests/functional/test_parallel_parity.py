@@ -1,10 +1,15 @@
-"""The same model gives the same losses under every parallel layout, and moves between them."""
+"""The same model gives the same losses under every parallel layout, and moves between them.
 
+Plain Megatron, with none of our accelerators, is one more layout.
+"""
+
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from moe_megatron.mcore.cpu.fast import SWITCH
 from moe_megatron.telemetry.sinks.jsonl import (
     METRICS_FILE,
     ROUTING_FILE,
@@ -53,7 +58,16 @@ FOUR: dict[str, dict[str, Any]] = {
     "tp2_ep2": {"parallel.tensor_parallel_size": 2, "parallel.expert_parallel_size": 2},
     "pp2_ep2": {"parallel.pipeline_parallel_size": 2, "parallel.expert_parallel_size": 2},
 }
+PLAIN: dict[str, dict[str, Any]] = {
+    f"plain_{name}": layout for name, layout in ({"single": {}} | TWO | FOUR).items()
+}
+"""By plain Megatron: the switch turns every accelerator off."""
+PLAIN_IN_SHORT = ("plain_single", "plain_tp2", "plain_pp2", "plain_ep2")
 RELAY = "relay"
+LAYOUTS = [
+    *(*TWO, *FOUR),
+    *(pytest.param(n, marks=() if n in PLAIN_IN_SHORT else pytest.mark.deep) for n in PLAIN),
+]
 
 
 def _losses(run_dir: Path) -> dict[int, float]:
@@ -84,16 +98,32 @@ def single(root: Path) -> dict[int, float]:
 
 
 @pytest.fixture(scope="module")
-def layouts(root: Path, single: dict[int, float]) -> dict[str, dict[int, float]]:
-    """Losses in every layout, and of the relay: EP, TP and PP in turn, then one process."""
-    fresh = {**SHAPE, **TWO["ep2"], "megatron.exit-interval": SEED_STEPS}
-    from_scratch = Job(run_dir=root / "ep2_from_scratch", overrides=fresh)
-    resumed = [_continue(root, name, layout) for name, layout in TWO.items()]
+def layouts(
+    root: Path, single: dict[int, float], chosen: Callable[[str], list[str]]
+) -> dict[str, dict[int, float]]:
+    """Losses in every layout."""
+    names = chosen("layout")
+    for table, switch in ((TWO | FOUR, ""), (PLAIN, "1")):
+        for world_size in (1, 2, 4):
+            own = {n: table[n] for n in names if n in table and _world_size(n) == world_size}
+            jobs = [_continue(root, name, layout) for name, layout in own.items()]
+            if jobs:
+                run_jobs(jobs, world_size=world_size, environment={SWITCH: switch})
+    return {name: _losses(root / name) for name in names}
+
+
+def _world_size(name: str) -> int:
+    layout = name.removeprefix("plain_")
+    return 1 if layout == "single" else 4 if layout in FOUR else 2
+
+
+@pytest.fixture(scope="module")
+def relay(root: Path, single: dict[int, float]) -> dict[int, float]:
+    """Losses of a run that goes through EP, TP and PP in turn, and ends in one process."""
     *legs, last = _relay(root)
-    run_jobs([from_scratch, *resumed, *legs], world_size=2)
-    run_jobs([_continue(root, name, layout) for name, layout in FOUR.items()], world_size=4)
+    run_jobs(legs, world_size=2)
     run_jobs([last], world_size=1)
-    return {name: _losses(root / name) for name in (*TWO, *FOUR, RELAY)}
+    return _losses(root / RELAY)
 
 
 def _relay(root: Path) -> list[Job]:
@@ -110,7 +140,7 @@ def _relay(root: Path) -> list[Job]:
     return jobs
 
 
-@pytest.mark.parametrize("layout", [*TWO, *FOUR])
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_losses_of_five_steps_agree_with_a_single_process(
     layout: str, layouts: dict[str, dict[int, float]], single: dict[int, float]
 ) -> None:
@@ -119,15 +149,17 @@ def test_losses_of_five_steps_agree_with_a_single_process(
 
 
 def test_experts_start_from_the_same_weights_however_they_are_split(
-    layouts: dict[str, dict[int, float]], root: Path
+    single: dict[int, float], root: Path
 ) -> None:
+    fresh = {**SHAPE, **TWO["ep2"], "megatron.exit-interval": SEED_STEPS}
+    run_jobs([Job(run_dir=root / "ep2_from_scratch", overrides=fresh)], world_size=2)
     # Without seeds of their own, the experts of the second process are copies of the first's.
     expected = _losses(root / "seed")
     assert sorted(expected) == [1, 2]
     assert _losses(root / "ep2_from_scratch") == pytest.approx(expected, rel=5e-6)
 
 
-@pytest.mark.parametrize("layout", [*TWO, *FOUR])
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_counts_equal_tokens_times_top_k_in_every_layer(
     layout: str, layouts: dict[str, dict[int, float]], root: Path
 ) -> None:
@@ -140,7 +172,7 @@ def test_counts_equal_tokens_times_top_k_in_every_layer(
         assert totals.tolist() == [8 * 32 * 2] * 4
 
 
-@pytest.mark.parametrize("layout", [*TWO, *FOUR])
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_first_step_routes_the_same_tokens_in_every_layout(
     layout: str, layouts: dict[str, dict[int, float]], root: Path
 ) -> None:
@@ -155,9 +187,9 @@ def test_first_step_routes_the_same_tokens_in_every_layout(
 
 
 def test_resuming_through_ep_tp_pp_and_single_follows_one_curve(
-    layouts: dict[str, dict[int, float]], single: dict[int, float], root: Path
+    relay: dict[int, float], single: dict[int, float], root: Path
 ) -> None:
-    assert layouts[RELAY] == pytest.approx(single, rel=1e-4)
+    assert relay == pytest.approx(single, rel=1e-4)
     assert sorted(single) == list(range(SEED_STEPS + 1, STEPS + 1))
     saved = RoutingProfile.load(root / RELAY / "checkpoints" / f"iter_{STEPS:07d}" / PROFILE_FILE)
     assert (saved.steps, saved.first_step, saved.last_step) == (STEPS, 1, STEPS)
