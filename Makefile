@@ -21,7 +21,7 @@ TARGET ?= cpu
 COMPILE = --python-version 3.12 --python-platform x86_64-manylinux_2_28 --generate-hashes \
 	--no-emit-index-url --no-header --quiet
 
-.PHONY: help setup dev base train report test test-fast lint format lock grafana-up grafana-down docker-build clean
+.PHONY: help setup dev base train report test test-deep test-fast lint format lock grafana-up grafana-down docker-build clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,9 +40,13 @@ report: base ## write the HTML report of a run (RUN=runs/...; the newest by defa
 	@test -n "$(RUN)" || { echo "no run to report on: runs/ is empty; run 'make train' or give RUN=<run folder>" >&2; exit 2; }
 	@$(BIN)/moe-megatron report $(RUN) $(ARGS)
 
-test: lint ## the whole CPU suite, after lint (WORKERS=2, ARGS="-k name")
+test: lint ## the CPU suite, after lint (WORKERS=2, ARGS="-k name")
 	@tools/system_packages.sh
 	@$(BIN)/pytest -n $(WORKERS) --dist loadfile $(ARGS)
+
+test-deep: dev ## what is exhaustive rather than decisive: every layout, example and size
+	@tools/system_packages.sh
+	@$(BIN)/pytest -n $(WORKERS) --dist loadfile -m deep $(ARGS)
 
 test-fast: dev ## unit tests only, without slow and multi-process ones
 	@$(BIN)/pytest -n $(WORKERS) --dist loadfile -m "not slow and not distributed" tests/unit $(ARGS)

@@ -2,21 +2,34 @@
 
 A skipped test proves nothing, so in CI a skip is a failure: CI installs what the tests need. Tests
 marked `gpu` are not skipped but deselected on a machine without a CUDA device, and the output says
-how many. What depends on a package or binary must skip inside the test or a fixture, so that the
-mark is known by then.
+how many. Tests marked `deep` are deselected unless `-m` names the mark. What depends on a package
+or binary must skip inside the test or a fixture, so that the mark is known by then.
 """
 
 import functools
 import os
+import sys
 from pathlib import Path
 
 # Before any torch import, and inherited by workers and subprocesses: each worker is one of several
 # on the machine's cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# Containers often ask Python to write no bytecode. The tests start many interpreters, and without
+# it each would compile torch and Megatron anew, which takes longer than all else that importing
+# them does. So it is written, not beside the sources but into the environment's folder.
+if os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):
+    os.environ.setdefault("PYTHONPYCACHEPREFIX", f"{sys.prefix}/bytecode")
+    sys.pycache_prefix = os.environ["PYTHONPYCACHEPREFIX"]
+    sys.dont_write_bytecode = False
+
 import pytest
 
-_DESELECTED = pytest.StashKey[int]()
+_DESELECTED = pytest.StashKey[dict[str, int]]()
+_REASONS = {
+    "gpu": "no CUDA device on this machine",
+    "deep": "make test-deep runs them",
+}
 
 
 def _in_ci() -> bool:
@@ -33,12 +46,20 @@ def _has_cuda() -> bool:
     return torch.cuda.is_available()
 
 
+def _left_out(config, mark) -> bool:
+    if mark == "deep":
+        return "deep" not in config.option.markexpr
+    return not _has_cuda()
+
+
 def pytest_collection_modifyitems(config, items):
-    gpu = [item for item in items if item.get_closest_marker("gpu")]
-    if gpu and not _has_cuda():
-        items[:] = [item for item in items if item not in gpu]
-        config.hook.pytest_deselected(items=gpu)
-        config.stash[_DESELECTED] = len(gpu)
+    config.stash[_DESELECTED] = counts = {}
+    for mark in _REASONS:
+        marked = [item for item in items if item.get_closest_marker(mark)]
+        if marked and _left_out(config, mark):
+            items[:] = [item for item in items if not item.get_closest_marker(mark)]
+            config.hook.pytest_deselected(items=marked)
+            counts[mark] = len(marked)
 
 
 def _refuse_skip(report) -> None:
@@ -72,15 +93,16 @@ def pytest_make_collect_report(collector):
 
 def pytest_sessionfinish(session):
     if hasattr(session.config, "workeroutput"):
-        session.config.workeroutput["gpu_deselected"] = session.config.stash.get(_DESELECTED, 0)
+        session.config.workeroutput["left_out"] = session.config.stash.get(_DESELECTED, {})
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node):
-    count = getattr(node, "workeroutput", {}).get("gpu_deselected", 0)
-    node.config.stash[_DESELECTED] = max(count, node.config.stash.get(_DESELECTED, 0))
+    counts = node.config.stash.setdefault(_DESELECTED, {})
+    for mark, count in getattr(node, "workeroutput", {}).get("left_out", {}).items():
+        counts[mark] = max(count, counts.get(mark, 0))
 
 
 def pytest_terminal_summary(terminalreporter, config):
-    if count := config.stash.get(_DESELECTED, 0):
-        terminalreporter.write_line(f"{count} gpu tests deselected: no CUDA device on this machine")
+    for mark, count in config.stash.get(_DESELECTED, {}).items():
+        terminalreporter.write_line(f"{count} {mark} tests deselected: {_REASONS[mark]}")

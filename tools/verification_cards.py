@@ -8,7 +8,6 @@ Everything in a card is measured here and now, with tiny random models (`testing
 
 import importlib.metadata
 import os
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -147,10 +146,7 @@ def parallel_layouts(name: str, *, is_moe: bool) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         ladder.prepare(place, [name])
-        for world_size, words in ladder.programs(place, cases):
-            launch = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-            subprocess.run([*launch, "--nproc-per-node", str(world_size), *words], check=True)
-        differences = ladder.answers(place)
+        differences = ladder.measure(place, cases)
         return {
             layout: {
                 "max_difference": rounded(differences[layout, name]),

@@ -1,1 +1,16 @@
-"""What only tests import: real distributed runs of tiny models."""
+"""Real distributed runs of tiny models, for the tests of this project and of its users.
+
+    from moe_megatron.testing.distributed import run_distributed
+
+    def total(number: int) -> int:
+        dist.init_process_group("gloo")
+        tensor = torch.tensor(number + dist.get_rank())
+        dist.all_reduce(tensor)
+        return int(tensor)
+
+    def test_two_processes_add_up() -> None:
+        assert run_distributed(total, 10, world_size=2) == [21, 21]
+
+Every rank is a process of its own, forked in milliseconds from a server that has imported torch and
+Megatron already (`fork_server`). Nothing outside tests imports this package.
+"""

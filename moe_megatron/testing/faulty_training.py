@@ -1,13 +1,11 @@
 """Training runs that go wrong when a test asks for it: the rank's side of the tests of alerts.
 
-`torchrun -m moe_megatron.testing.faulty_training FOLDER FAULT...` trains one run after another in
-FOLDER/FAULT, each without end. The file `go` in its folder lets the fault happen, the file `stop`
-ends the run. The runs share the processes, so that importing torch and Megatron is paid once.
+A run trains in FOLDER/FAULT without end, and slowly, so that several can share a machine. The file
+`go` in its folder lets the fault happen; the test kills the ranks when it has seen enough.
 """
 
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -29,10 +27,14 @@ OVERRIDES = {
     "telemetry.metrics_port": 0,
     "telemetry.history": False,
     "telemetry.plain_console": True,
-    "telemetry.console_interval": 50,
+    "telemetry.console_interval": 10,
     # Without the second flag Megatron would end the run at the first NaN.
     **split_flags(["--mock-data", "--no-check-for-nan-in-loss-and-grad"]),
 }
+
+
+PAUSE_SECONDS = 0.2
+"""Between two steps."""
 
 
 class Fault(Callback):
@@ -48,11 +50,9 @@ class Fault(Callback):
         self.model = model
 
     def on_step_end(self, event: StepEnd) -> None:
-        """Look at the files."""
-        if (self.folder / "stop").exists():
-            if world.rank() == 0:
-                os.kill(os.getpid(), signal.SIGTERM)
-        elif (self.folder / "go").exists():
+        """Look whether it is time."""
+        time.sleep(PAUSE_SECONDS)
+        if (self.folder / "go").exists():
             self._harm(self)
 
 
@@ -73,8 +73,8 @@ def nan(fault: Fault) -> None:
 
 def stall(fault: Fault) -> None:
     """The last process no longer does its part."""
-    while world.rank() != 0 and not (fault.folder / "stop").exists():
-        time.sleep(0.1)
+    while world.rank() != 0:
+        time.sleep(1)
 
 
 def kill(fault: Fault) -> None:
@@ -86,15 +86,8 @@ def kill(fault: Fault) -> None:
 FAULTS = {fault.__name__: fault for fault in (collapse, nan, stall, kill)}
 
 
-def main(folder: Path, names: list[str]) -> None:
-    """Train one run for each fault."""
-    config = apply_overrides(load_config("test_tiny"), OVERRIDES)
-    for name in names:
-        run_dir = folder / name
-        one = apply_overrides(config, {"run_dir": str(run_dir)})
-        start(one, attached=Attachments(callbacks=[Fault(run_dir, FAULTS[name])]))
-    world.leave()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])
+def main(folder: Path, name: str) -> None:
+    """Train the run of a fault."""
+    run_dir = folder / name
+    config = apply_overrides(load_config("test_tiny"), {**OVERRIDES, "run_dir": str(run_dir)})
+    start(config, attached=Attachments(callbacks=[Fault(run_dir, FAULTS[name])]))

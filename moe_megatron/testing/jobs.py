@@ -1,22 +1,17 @@
-"""Runs training jobs in real processes over Gloo, for tests.
+"""Runs training jobs on the ranks of a process group over Gloo, for tests.
 
-One group of processes runs a list of jobs one after another, so that importing torch and Megatron
-is paid once. `run_jobs` is the test's side; `python -m moe_megatron.testing.jobs` is a rank's side.
+One group of processes runs a list of jobs one after another: a run after the first takes a fraction
+of the time, and shows that the runs before it left nothing behind.
 """
 
-import json
-import os
-import socket
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from moe_megatron.config import apply_overrides, load_config, to_mapping
-from moe_megatron.config.mapping import from_mapping
+from moe_megatron.config import apply_overrides, load_config
 from moe_megatron.config.run import RunConfig
+from moe_megatron.testing.distributed import run_distributed
 
 MOCK_VOCAB_SIZE = 512
 
@@ -35,80 +30,57 @@ class Job:
         return apply_overrides(load_config(self.preset), self.overrides)
 
 
-def run_jobs(jobs: Sequence[Job], *, world_size: int, timeout: float = 300.0) -> None:
+def run_jobs(
+    jobs: Sequence[Job],
+    *,
+    world_size: int,
+    timeout: float = 300.0,
+    environment: Mapping[str, str | None] | None = None,
+    fresh: bool = False,
+) -> None:
     """Run the jobs in order, each on all ranks, with Megatron's mock data.
 
     Args:
         jobs: What to run; they share the processes.
         world_size: Number of processes.
         timeout: Seconds until all of them must have ended.
+        environment: Variables beside those of this process.
+        fresh: In interpreters of their own, which see the GPUs of this machine.
 
     Raises:
-        AssertionError: A rank failed; holds the end of its output.
+        RankError: A rank failed; holds what it wrote.
     """
-    described = [{"run_dir": str(j.run_dir), "config": to_mapping(j.config)} for j in jobs]
-    port = _free_port()
-    processes = []
-    for rank in range(world_size):
-        environment = {
-            **os.environ,
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": str(world_size),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-            "OMP_NUM_THREADS": "1",
-            "JOBS": json.dumps(described),
-        }
-        processes.append(
-            subprocess.Popen(
-                [sys.executable, "-m", "moe_megatron.testing.jobs"],
-                env=environment,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-        )
-    try:
-        outputs = [process.communicate(timeout=timeout)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    for rank, (process, output) in enumerate(zip(processes, outputs, strict=True)):
-        assert process.returncode == 0, f"rank {rank} failed:\n{output[-6000:]}"
+    run_distributed(
+        run_on_this_rank,
+        jobs,
+        world_size=world_size,
+        timeout=timeout,
+        environment=environment,
+        fresh=fresh,
+    )
 
 
-def _free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return int(server.getsockname()[1])
-
-
-def _run_rank() -> None:
-    """Run every job of the environment variable JOBS on this rank."""
+def run_on_this_rank(jobs: Sequence[Job]) -> None:
+    """A rank's side of `run_jobs`."""
     from moe_megatron.mcore import world
     from moe_megatron.mcore.loop import engine
     from moe_megatron.run.machine import choose_machine
     from moe_megatron.telemetry.sinks.jsonl import MetricsLog, RoutingLog
     from moe_megatron.telemetry.sinks.sink_set import SinkSet
 
-    for described in json.loads(os.environ["JOBS"]):
-        config, run_dir = from_mapping(described["config"]), Path(described["run_dir"])
+    for job in jobs:
+        config = job.config
         sinks = SinkSet([MetricsLog(), RoutingLog()]) if world.rank() == 0 else None
-        job = engine.TrainingJob(
+        training = engine.TrainingJob(
             config=config,
             data_paths=(),
-            data_cache=run_dir / "cache",
+            data_cache=job.run_dir.parent / "mock_data",  # its indices take half a second to build
             vocab_size=MOCK_VOCAB_SIZE,
             end_of_document=0,
-            run_dir=run_dir,
+            run_dir=job.run_dir,
             sinks=sinks,
         )
-        engine.run(job, choose_machine(config).settings)
+        engine.run(training, choose_machine(config).settings)
         if sinks is not None:
             sinks.close()
     world.leave()
-
-
-if __name__ == "__main__":
-    _run_rank()

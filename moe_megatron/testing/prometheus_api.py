@@ -1,7 +1,6 @@
 """What tests ask a real Prometheus, and a server that receives alerts from a real Alertmanager."""
 
 import json
-import socket
 import threading
 import urllib.parse
 import urllib.request
@@ -96,11 +95,3 @@ class AlertReceiver:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
-
-
-def free_port() -> int:
-    """A port of the loopback address that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -1,72 +1,22 @@
-"""Programs as a user starts them: in a session of their own, with output in a file to watch."""
+"""What functional tests share: text, a tokenizer, a cache, and ways to start programs."""
 
 import json
-import os
-import signal
-import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-import psutil
 import pytest
 
 from moe_megatron.data.tokenizer import train_tokenizer
+from moe_megatron.testing.ports import free_port
+from moe_megatron.testing.programs import Program, start_program
 
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "moe_megatron.cli.main"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--master-addr", "127.0.0.1"]
 
 TEXTS = [f"Document {i}: the quick brown fox jumps over {i * i} lazy dogs." for i in range(120)]
-
-
-def _runs(process: psutil.Process) -> bool:
-    """Whether it still runs; it may end while it is asked."""
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-@dataclass
-class Program:
-    """A started program."""
-
-    process: subprocess.Popen[bytes]
-    log: Path
-    seen: dict[int, psutil.Process] = field(default_factory=dict)
-
-    @property
-    def output(self) -> str:
-        return self.log.read_text(encoding="utf-8", errors="replace")
-
-    def family(self) -> list[psutil.Process]:
-        """The program's processes that were seen and still run, zombies left out."""
-        try:
-            parent = psutil.Process(self.process.pid)
-            self.seen |= {p.pid: p for p in (parent, *parent.children(recursive=True))}
-        except psutil.NoSuchProcess:
-            pass
-        return [p for p in self.seen.values() if _runs(p)]
-
-    def wait_for(self, text: str, seconds: float = 240) -> None:
-        deadline = time.monotonic() + seconds
-        while text not in self.output:
-            self.family()
-            assert self.process.poll() is None, f"it ended before {text!r}:\n{self.output}"
-            assert time.monotonic() < deadline, f"no {text!r} came:\n{self.output}"
-            time.sleep(0.02)
-
-    def press_ctrl_c(self) -> None:
-        """What a terminal does: the signal goes to the whole foreground process group."""
-        os.killpg(self.process.pid, signal.SIGINT)
-
-    def end(self, seconds: float = 240) -> int:
-        """Wait for the end; returns the exit code."""
-        self.family()
-        return self.process.wait(seconds)
 
 
 @pytest.fixture(scope="session")
@@ -91,6 +41,21 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def chosen(request: pytest.FixtureRequest) -> Callable[[str], list[Any]]:
+    """Values of a parameter in the tests of this module that are to run, in their order.
+
+    So that a fixture which runs all cases in one group of processes runs no others.
+    """
+
+    def values(parameter: str) -> list[Any]:
+        own = [item for item in request.session.items if item.path == request.path]
+        found = [item.callspec.params for item in own if hasattr(item, "callspec")]
+        return list(dict.fromkeys(x[parameter] for x in found if parameter in x))
+
+    return values
+
+
+@pytest.fixture(scope="module")
 def start(
     cache: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Callable[..., Program]]:
@@ -98,31 +63,14 @@ def start(
     programs: list[Program] = []
 
     def run(words: list[object], cwd: Path) -> Program:
+        environment = {"MOE_MEGATRON_CACHE": str(cache), "PYTHONPATH": str(ROOT)}
         log = tmp_path_factory.mktemp("log") / "output.txt"
-        environment = os.environ | {
-            "MOE_MEGATRON_CACHE": str(cache),
-            "PYTHONPATH": str(ROOT),
-            "CUDA_VISIBLE_DEVICES": "",
-            "PYTHONUNBUFFERED": "1",
-        }
-        with log.open("wb") as file:
-            process = subprocess.Popen(
-                list(map(str, words)),
-                cwd=cwd,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        programs.append(Program(process, log))
+        programs.append(start_program(words, log=log, directory=cwd, environment=environment))
         return programs[-1]
 
     yield run
     for program in programs:
-        for process in program.family():
-            process.kill()
-        program.process.wait()
+        program.kill()
 
 
 @pytest.fixture(scope="module")
@@ -136,15 +84,7 @@ def torchrun(start: Callable[..., Program]) -> Callable[..., Program]:
     """Starts a script in several processes."""
 
     def run(cwd: Path, world_size: int, *words: object) -> Program:
-        port = ["--nproc-per-node", world_size, "--master-port", _free_port()]
+        port = ["--nproc-per-node", world_size, "--master-port", free_port()]
         return start([*TORCHRUN, *port, *words], cwd)
 
     return run
-
-
-def _free_port() -> int:
-    import socket
-
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return int(server.getsockname()[1])

@@ -1,16 +1,14 @@
 """Converted examples under Megatron's own loader, in every parallel layout.
 
 Each layout compares logits, and saves what it loaded after a step whose learning rate is too small
-to change it. The tests run some of the cases, `tools/verification_cards.py` all of them. This file
-is also the program of each rank.
+to change it. The tests run some of the cases, `tools/verification_cards.py` all of them.
 """
 
-import json
-import os
-import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+from moe_megatron.testing.distributed import run_distributed
 
 TP2 = {"parallel.tensor_parallel_size": 2}
 PP2 = {"parallel.pipeline_parallel_size": 2, "megatron.decoder-first-pipeline-num-layers": 2}
@@ -36,21 +34,20 @@ def world_size(case: Case) -> int:
     return 2 if case[0] == TRAINING else LAYOUTS[case[0]][0]
 
 
-def programs(place: Path, cases: Iterable[Case]) -> Iterator[tuple[int, list[str]]]:
-    """What to start, one after the other: a number of processes, and this program's arguments."""
-    chosen = list(cases)
+def measure(place: Path, cases: Iterable[Case]) -> dict[Case, Any]:
+    """Run cases, those of a number of processes together.
+
+    Args:
+        place: Folder that `prepare` was given.
+        cases: Of examples that are prepared.
+
+    Returns:
+        The largest difference of logits, or the losses, by case.
+    """
+    chosen, found = list(cases), {}
     for size in sorted({world_size(case) for case in chosen}):
-        words = ["-".join(case) for case in chosen if world_size(case) == size]
-        yield size, [__file__, str(place), *words]
-
-
-def answers(place: Path) -> dict[Case, Any]:
-    """What the programs found: the largest difference of logits, or the losses, by case."""
-    found = {}
-    for path in place.glob("world*.json"):
-        for words, answer in json.loads(path.read_text()).items():
-            layout, _, name = words.partition("-")
-            found[layout, name] = answer
+        own = [case for case in chosen if world_size(case) == size]
+        found |= run_distributed(run_cases, place, own, world_size=size)[0]
     return found
 
 
@@ -101,24 +98,24 @@ def _in_one_process(checkpoint: Path, tokens: Any) -> Any:
 # --- the program of a rank -----------------------------------------------------------------------
 
 
-def _program(place: Path, words: Iterable[str]) -> None:
+def run_cases(place: Path, cases: Sequence[Case]) -> dict[Case, Any]:
+    """A rank's side of `measure`."""
     from moe_megatron.mcore import world
 
-    found = {}
-    for word in words:
-        layout, _, name = word.partition("-")
-        found[word] = _train(place, name) if layout == TRAINING else _compare(place, name, layout)
-    if world.rank() == 0:
-        (place / f"world{os.environ['WORLD_SIZE']}.json").write_text(json.dumps(found))
+    found: dict[Case, Any] = {}
+    for layout, name in cases:
+        train = layout == TRAINING
+        found[layout, name] = _train(place, name) if train else _compare(place, name, layout)
     world.leave()
+    return found
 
 
 def _compare(place: Path, name: str, layout: str) -> float:
     """Load a converted checkpoint and save it; say how far logits are from what they shall be."""
     import torch
-    from parallel_logits import parallel_logits  # beside this program
 
     from moe_megatron.mcore.loop.callbacks import Callback
+    from tests.functional.parallel_logits import parallel_logits
 
     expected = torch.load(place / f"{name}.pt", weights_only=True)
     answer: list[float] = []
@@ -206,7 +203,3 @@ def run(runs: Path, example: Path, overrides: dict[str, Any], **more: Any) -> Pa
     )
     engine.run(job, choose_machine(config).settings)
     return run_dir
-
-
-if __name__ == "__main__":
-    _program(Path(sys.argv[1]), sys.argv[2:])

@@ -7,6 +7,8 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +19,17 @@ from moe_megatron.dashboards.prometheus_config import alertmanager_config
 from moe_megatron.dashboards.rules import Thresholds
 from moe_megatron.dashboards.yaml_text import yaml_text
 from moe_megatron.telemetry.exporter.discovery import TARGETS_FILE
-from moe_megatron.testing.prometheus_api import AlertReceiver, PrometheusApi, free_port
+from moe_megatron.testing.distributed import RankError, Ranks, start_ranks
+from moe_megatron.testing.faulty_training import main
+from moe_megatron.testing.ports import free_port
+from moe_megatron.testing.prometheus_api import AlertReceiver, PrometheusApi
 
-pytestmark = [pytest.mark.slow, pytest.mark.distributed, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.distributed, pytest.mark.timeout(600)]
 
 TIME_SCALE = 1 / 120
 LIMITS = Thresholds(
     time_scale=TIME_SCALE,
-    # 10 s: two processes and three servers share the cores with other tests.
+    # 10 s: eight processes and five servers share the cores with other tests.
     stall_seconds=10 / TIME_SCALE,
     # No limit: the processes do not have a core each.
     straggler_ratio=10,
@@ -41,6 +46,23 @@ EXPECTED = {
     "stall": "MoETrainingStalled",
     "kill": "MoEExporterDown",
 }
+TRUE_ON_A_BUSY_MACHINE = {
+    "MoEExporterDown": 'min_over_time(up{job="moe-train"}[1h]) == 0',
+    "MoETrainingStalled": (
+        "max_over_time((timestamp(up) - moe_train_last_step_timestamp_seconds)[1h:500ms]) > 10"
+    ),
+}
+"""What has an answer where an alert told the truth: all times are short, and the scheduler is not
+ours. Such an alert may stand beside the expected one."""
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A run, and the Prometheus that watches it."""
+
+    run_dir: Path
+    ranks: Ranks
+    prometheus: PrometheusApi
 
 
 @pytest.fixture(scope="module")
@@ -80,37 +102,54 @@ def alertmanager(receiver: AlertReceiver, tmp_path_factory: Any) -> Iterator[str
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: Any) -> Path:
-    return tmp_path_factory.mktemp("faults")
-
-
-@pytest.fixture(scope="module")
-def training(torchrun: Callable[..., Any], place: Path) -> Any:
-    return torchrun(place, 2, "-m", "moe_megatron.testing.faulty_training", place, *EXPECTED)
+def watched(
+    alertmanager: str, receiver: AlertReceiver, cache: Path, tmp_path_factory: Any
+) -> Iterator[dict[str, Watched]]:
+    """Runs by their fault, all at once; after the faults, their alerts, and some quiet."""
+    place = tmp_path_factory.mktemp("faults")
+    options = MonitorOptions(interval="500ms", alertmanagers=(alertmanager,), limits=LIMITS)
+    with ExitStack() as stack:
+        started: dict[str, Ranks] = {}
+        for fault in EXPECTED:
+            ranks = start_ranks(main, place, fault, environment={"MOE_MEGATRON_CACHE": str(cache)})
+            started[fault] = stack.enter_context(ranks)
+            if len(started) == 1:  # it fills the cache, which the others find
+                ranks.wait_for("step 1/")
+        watched: dict[str, Watched] = {}
+        for fault, ranks in started.items():
+            run_dir = place / fault
+            wait_until((run_dir / TARGETS_FILE).exists, ranks)
+            server = LocalPrometheus(run_dir, options)
+            stack.callback(server.close)
+            watched[fault] = Watched(run_dir, ranks, PrometheusApi(server.url))
+        for run in watched.values():
+            wait_until(lambda p=run.prometheus: healthy_scrapes(p) > 8, run.ranks)
+        assert [alert["labels"] for alert in receiver.alerts if not excused(alert, watched)] == []
+        for run in watched.values():
+            (run.run_dir / "go").touch()
+        with suppress(AssertionError):  # each test says for itself what has not come
+            wait_until(lambda: all(EXPECTED[f] in arrived(receiver, f) for f in EXPECTED))
+        for fault, name in HIDDEN.items():
+            with suppress(AssertionError):
+                wait_until(lambda p=watched[fault].prometheus, n=name: firing(p, n))
+        time.sleep(QUIET_SECONDS)
+        yield watched
 
 
 @pytest.mark.parametrize("fault", EXPECTED)
-def test_fault_raises_its_alert_and_no_other(fault, alertmanager, receiver, training, place):
-    run_dir = place / fault
-    wait_until(lambda: (run_dir / TARGETS_FILE).exists(), training)
-    options = MonitorOptions(interval="250ms", alertmanagers=(alertmanager,), limits=LIMITS)
-    server = LocalPrometheus(run_dir, options)
-    try:
-        prometheus = PrometheusApi(server.url)
-        wait_until(
-            lambda: (prometheus.value("count_over_time(moe_train_lm_loss[1h])") or 0) > 12,
-            training,
-        )
-        assert arrived(receiver, fault) == set()
-        (run_dir / "go").touch()
-        wait_until(lambda: arrived(receiver, fault), None)
-        time.sleep(QUIET_SECONDS)
-        if fault in HIDDEN:
-            assert prometheus.query(f'ALERTS{{alertname="{HIDDEN[fault]}",alertstate="firing"}}')
-        assert arrived(receiver, fault) == {EXPECTED[fault]}
-    finally:
-        (run_dir / "stop").touch()
-        server.close()
+def test_fault_raises_its_alert_and_no_other(
+    fault: str, receiver: AlertReceiver, watched: dict[str, Watched]
+) -> None:
+    if fault in HIDDEN:
+        assert firing(watched[fault].prometheus, HIDDEN[fault])
+    assert EXPECTED[fault] in arrived(receiver, fault)
+    others = [alert for alert in receiver.alerts if alert["labels"]["run"] == fault]
+    unexpected = [
+        alert["labels"]
+        for alert in others
+        if alert["labels"]["alertname"] != EXPECTED[fault] and not excused(alert, watched)
+    ]
+    assert unexpected == []
 
 
 def arrived(receiver: AlertReceiver, run: str) -> set[str]:
@@ -118,10 +157,25 @@ def arrived(receiver: AlertReceiver, run: str) -> set[str]:
     return {a["labels"]["alertname"] for a in receiver.alerts if a["labels"]["run"] == run}
 
 
-def wait_until(ready: Callable[[], Any], training: Any | None, seconds: float = 200) -> None:
+def excused(alert: dict[str, Any], watched: dict[str, Watched]) -> bool:
+    """Whether Prometheus saw what the alert says, and a busy machine may have caused it."""
+    condition = TRUE_ON_A_BUSY_MACHINE.get(alert["labels"]["alertname"])
+    run = watched[alert["labels"]["run"]]
+    return condition is not None and bool(run.prometheus.query(condition))
+
+
+def healthy_scrapes(prometheus: PrometheusApi) -> float:
+    return prometheus.value("count_over_time(moe_train_lm_loss[1h])") or 0
+
+
+def firing(prometheus: PrometheusApi, name: str) -> bool:
+    return bool(prometheus.query(f'ALERTS{{alertname="{name}",alertstate="firing"}}'))
+
+
+def wait_until(ready: Callable[[], Any], ranks: Ranks | None = None, seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while not ready():
-        if training is not None:
-            assert training.process.poll() is None, training.output
+        if ranks is not None and len(ranks.running()) < 2:
+            raise RankError(ranks.wait())
         assert time.monotonic() < deadline
         time.sleep(0.1)

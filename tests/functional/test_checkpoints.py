@@ -1,12 +1,8 @@
-"""Checkpoints of real runs: in the background, beside companions, and on a disk that is full.
-
-This file is also the program of the run whose disk fills up.
-"""
+"""Checkpoints of real runs: in the background, beside companions, and on a disk that is full."""
 
 import dataclasses
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +13,7 @@ from moe_megatron.config import load_config
 from moe_megatron.telemetry.sinks.jsonl import METRICS_FILE, read_metrics
 from moe_megatron.telemetry.values.profile import PROFILE_FILE, RoutingProfile
 from moe_megatron.telemetry.values.records import StepRecord
+from moe_megatron.testing.distributed import run_distributed
 from moe_megatron.testing.jobs import Job, run_jobs
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
@@ -30,13 +27,6 @@ SHAPE: dict[str, Any] = {
     "checkpoint.save_interval": 2,
 }
 LAYOUT = {"parallel.expert_parallel_size": 2}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _without_gpu() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CUDA_VISIBLE_DEVICES", "")
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +97,8 @@ def test_companions_of_a_resumed_run_cover_the_steps_before_it(runs: Path) -> No
 # --- a disk that is full -------------------------------------------------------------------------
 
 
-def _full_disk_program(folder: Path, is_own_disk: bool) -> None:
+def fill_the_disk(folder: Path, is_own_disk: bool) -> tuple[str, int]:
+    """A rank's side: what stopped the run, and how far it came when resumed."""
     import resource
 
     from moe_megatron.errors import CheckpointError
@@ -144,19 +135,16 @@ def _full_disk_program(folder: Path, is_own_disk: bool) -> None:
         run_dir=run_dir,
         callbacks=(FillsTheDisk(),),
     )
-    try:
+    with pytest.raises(CheckpointError) as stopped:
         engine.run(job, choose_machine(config).settings)
-    except CheckpointError as error:
-        print(f"STOPPED {error}")
     resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     (folder / "filler").unlink(missing_ok=True)
     load = {"checkpoint.load": str(run_dir / "checkpoints")}
     config = Job(run_dir=run_dir, overrides={**SHAPE, **load}).config
-    outcome = engine.run(
-        dataclasses.replace(job, config=config, callbacks=()), choose_machine(config)
-    )
-    print(f"RESUMED to {outcome.steps}")
+    job = dataclasses.replace(job, config=config, callbacks=())
+    outcome = engine.run(job, choose_machine(config).settings)
     world.leave()
+    return str(stopped.value), outcome.steps
 
 
 @pytest.fixture
@@ -175,25 +163,13 @@ def test_full_disk_is_explained_and_the_run_goes_on_from_the_checkpoint_before(
     small_disk: tuple[Path, bool],
 ) -> None:
     folder, is_own_disk = small_disk
-    answer = subprocess.run(
-        [sys.executable, __file__, str(folder), str(is_own_disk)],
-        cwd=Path(__file__).parents[2],
-        env={**os.environ, "PYTHONPATH": "."},
-        capture_output=True,
-        text=True,
-    )
-    assert answer.returncode == 0, answer.stderr[-4000:]
-    said = [x for x in answer.stdout.splitlines() if x.startswith(("STOPPED", "RESUMED"))]
+    ((said, steps),) = run_distributed(fill_the_disk, folder, is_own_disk, world_size=1)
     checkpoints = folder / "run" / "checkpoints"
     if is_own_disk:
-        assert said[0].startswith(f"STOPPED the disk of {checkpoints} is full or its quota used up")
-        assert "Free space or choose another folder with --run-dir" in said[0]
+        assert said.startswith(f"the disk of {checkpoints} is full or its quota used up")
+        assert "Free space or choose another folder with --run-dir" in said
     else:
-        assert said[0].startswith(f"STOPPED the checkpoint in {checkpoints} could not be written")
-        assert "File too large" in said[0]
-    assert said[1:] == [f"RESUMED to {STEPS}"]
+        assert said.startswith(f"the checkpoint in {checkpoints} could not be written")
+        assert "File too large" in said
+    assert steps == STEPS
     assert (checkpoints / "latest_checkpointed_iteration.txt").read_text() == str(STEPS)
-
-
-if __name__ == "__main__":
-    _full_disk_program(Path(sys.argv[1]), sys.argv[2] == "True")

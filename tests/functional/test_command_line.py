@@ -119,9 +119,13 @@ def test_megatrons_own_output_goes_to_a_file_of_each_rank(trained: Any, place: P
     assert "learning rate:" not in trained.output
 
 
-def test_bare_torchrun_trains_with_the_script(torchrun: Callable[..., Any], place: Path) -> None:
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.deep)])
+def test_bare_torchrun_trains_with_the_script(
+    processes: int, torchrun: Callable[..., Any], place: Path
+) -> None:
     words = ["--config", "tiny.yaml", "--mock-data", "--train-iters", 3, "--run-dir", "runs/bare"]
-    program = torchrun(place, 2, ROOT / "pretrain_moe.py", *words)
+    words += ["--set", f"parallel.expert_parallel_size={processes}"]
+    program = torchrun(place, processes, ROOT / "pretrain_moe.py", *words)
     assert program.end() == 0, program.output
     assert "step 3/3 | loss " in program.output
     assert steps_of(place / "runs" / "bare") == [1, 2, 3]
@@ -195,6 +199,7 @@ def test_sigterm_to_the_command_ends_the_run_as_ctrl_c_does(
     assert_peaceful(program)
 
 
+@pytest.mark.deep  # tests/unit/platform/test_launch.py has the same with workers that do nothing
 def test_second_ctrl_c_ends_at_once(moe: Callable[..., Any], place: Path) -> None:
     program = train(moe, place, *ENDLESS, "--run-dir", "runs/hasty")
     program.wait_for("step 2/100000")

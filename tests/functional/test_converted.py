@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
+from moe_megatron.cli import pretrain
+from moe_megatron.testing.distributed import run_distributed
 from tests.functional import ladder
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
 
-ROOT = Path(__file__).parents[2]
 # Latent attention, groups of experts and dense first layers in an uneven pipeline; half rotated
 # heads and shared experts; norms over all heads; single biases, a choice of experts of its own and
 # multipliers; experts with biases; words that no number of ranks divides. The cards in
@@ -22,37 +23,40 @@ CASES: list[ladder.Case] = [
     *(("pp2", name) for name in ("deepseek_v3", "mixtral-tied", "granitemoe")),
     ("tp2_ep2", "deepseek_v3"),
 ]
+DEEP = {("tp2", "mixtral"), ("ep2", "deepseek_v3")}
+"""Of which others show the same."""
 PLAIN = (ladder.TRAINING, "mixtral")
+PARAMETERS = [
+    pytest.param(case, id="-".join(case), marks=pytest.mark.deep if case in DEEP else ())
+    for case in CASES
+]
 
 
 # --- layouts -------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def place(tmp_path_factory: pytest.TempPathFactory, chosen: Callable[[str], list[Any]]) -> Path:
     """Converted examples, and what transformers computes with them."""
     folder = tmp_path_factory.mktemp("converted")
-    ladder.prepare(folder, [name for _, name in CASES])
+    ladder.prepare(folder, [name for _, name in (*chosen("case"), PLAIN)])
     return folder
 
 
 @pytest.fixture(scope="module")
-def answers(place: Path, torchrun: Callable[..., Any]) -> dict[ladder.Case, Any]:
+def answers(place: Path, chosen: Callable[[str], list[Any]]) -> dict[ladder.Case, Any]:
     """Largest difference of logits, or losses, of each case."""
-    for world_size, words in ladder.programs(place, [*CASES, PLAIN]):
-        program = torchrun(place, world_size, *words)
-        assert program.end() == 0, program.output
-    return ladder.answers(place)
+    return ladder.measure(place, [*chosen("case"), PLAIN])
 
 
-@pytest.mark.parametrize("case", CASES, ids="-".join)
+@pytest.mark.parametrize("case", PARAMETERS)
 def test_every_layout_computes_what_transformers_computes(
     case: ladder.Case, answers: dict[ladder.Case, Any]
 ) -> None:
     assert answers[case] < 1e-4
 
 
-@pytest.mark.parametrize("case", CASES, ids="-".join)
+@pytest.mark.parametrize("case", PARAMETERS)
 def test_what_any_layout_saves_returns_bit_by_bit(
     case: ladder.Case, place: Path, answers: dict[ladder.Case, Any], tmp_path: Path
 ) -> None:
@@ -85,7 +89,7 @@ def trained(
     tmp_path_factory: pytest.TempPathFactory,
     tokenizer: Path,
     corpus: Path,
-    torchrun: Callable[..., Any],
+    cache: Path,
 ) -> Path:
     """Folder of a model with dense layers and 384 words, which trained 3 steps and, resumed, 1."""
     from moe_megatron.checkpoint.convert import Execution, import_checkpoint
@@ -111,24 +115,20 @@ def trained(
         **ladder.EP2,
     }
     words = [word for k, v in fields.items() for word in ("--set", f"{k}={json.dumps(v)}")]
-    shared = [ROOT / "pretrain_moe.py", "--run-dir", "run", *words]
-    config = folder / "megatron" / "release" / "config.yaml"
-    first = torchrun(
-        folder,
-        2,
-        *shared,
-        *("--config", config, "--load", "megatron"),
+    shared = ["--run-dir", "run", *words]
+    given = {"directory": folder, "environment": {"MOE_MEGATRON_CACHE": str(cache)}}
+    first = [
+        *(*shared, "--load", "megatron"),
+        *("--config", "megatron/release/config.yaml"),
         *("--set", f"training.train_steps={ladder.STEPS}"),
-    )
-    assert first.end() == 0, first.output
-    resumed = torchrun(
-        folder,
-        2,
-        *shared,
-        *("--config", "run/checkpoints/iter_0000003/config.yaml", "--load", "run/checkpoints"),
+    ]
+    resumed = [
+        *(*shared, "--load", "run/checkpoints"),
+        *("--config", "run/checkpoints/iter_0000003/config.yaml"),
         *("--set", f"training.train_steps={ladder.STEPS + 1}"),
-    )
-    assert resumed.end() == 0, resumed.output
+    ]
+    for line in (first, resumed):
+        assert run_distributed(pretrain.main, line, **given) == [0, 0]
     return folder
 
 

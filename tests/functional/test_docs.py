@@ -26,6 +26,8 @@ from moe_megatron.config.flags import RULES
 from moe_megatron.config.run import SECTIONS, RunConfig
 from moe_megatron.routing import find_router, router_names
 from moe_megatron.testing import history_writer
+from moe_megatron.testing.distributed import NO_LAUNCHER, run_distributed
+from tests.functional.scripts import run_as_main
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "moe_megatron"
@@ -86,7 +88,7 @@ def test_first_python_example_runs_as_printed(tmp_path: Path) -> None:
     assert {"config.yaml", "metrics.jsonl", "routing.jsonl"} <= {p.name for p in run.iterdir()}
 
 
-@pytest.mark.slow
+@pytest.mark.distributed
 @pytest.mark.parametrize(
     ("page", "files"),
     [
@@ -99,7 +101,10 @@ def test_python_examples_of_the_page_run(page: str, files: set[str], tmp_path: P
     """In their order, as one program, beside a run whose history they may read."""
     history_writer.main(tmp_path / "runs" / "demo_moe" / "history", 0, 250)
     blocks = _BLOCK.findall((ROOT / "docs" / page).read_text())
-    run_program("".join(block for language, block in blocks if language == "python"), tmp_path)
+    script = tmp_path / "example.py"
+    script.write_text("".join(block for language, block in blocks if language == "python"))
+    given = {"directory": tmp_path, "environment": NO_LAUNCHER, "world_size": 1}
+    run_distributed(run_as_main, script, **given)
     assert files <= {path.name for path in tmp_path.iterdir()}
 
 

@@ -1,22 +1,22 @@
 """What a user gets to read when something is wrong: one paragraph, exit code 2, no traceback.
 
-This file is also the program that meets the failures one after another, in one process, so that
-importing Megatron is paid once. One failure is met by two processes from the command line.
+One process meets the failures one after another. One failure is met by two processes from the
+command line.
 """
 
 import contextlib
 import io
 import json
 import logging
-import os
 import subprocess
-import sys
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from moe_megatron.testing.distributed import NO_LAUNCHER, run_distributed
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
 
@@ -28,12 +28,12 @@ MOCK = [*SHORT, "--mock-data"]
 # --- the program ---------------------------------------------------------------------------------
 
 
-def _program(place: Path) -> None:
+def meet(cases: dict[str, tuple[str, list[str]]], place: Path) -> dict[str, dict[str, Any]]:
+    """What each case answers, by name."""
     from moe_megatron.cli import main, pretrain
 
-    os.chdir(place)
     answers: dict[str, Any] = {}
-    for name, (verb, words) in json.loads((place / "cases.json").read_text()).items():
+    for name, (verb, words) in cases.items():
         said, told = io.StringIO(), io.StringIO()
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(told):
             try:
@@ -43,7 +43,7 @@ def _program(place: Path) -> None:
                 traceback.print_exc()
         answers[name] = {"code": code, "error": said.getvalue(), "output": told.getvalue()}
     answers["sink"] = _train_with_a_failing_sink(place)
-    (place / "answers.json").write_text(json.dumps(answers))
+    return answers
 
 
 def _train_with_a_failing_sink(place: Path) -> dict[str, Any]:
@@ -192,15 +192,12 @@ def _succeeds(*words: object) -> bool:
 
 
 @pytest.fixture(scope="module")
-def answers(
-    place: Path, corpus: Path, tokenizer: Path, start: Callable[..., Any]
-) -> dict[str, dict[str, Any]]:
+def answers(place: Path, corpus: Path, tokenizer: Path, cache: Path) -> dict[str, dict[str, Any]]:
     """What each case answered, by name."""
-    with (place / "cases.json").open("w") as file:
-        json.dump(cases(place, corpus, tokenizer), file)
-    program = start([sys.executable, __file__, place], place)
-    assert program.end() == 0, program.output
-    return dict(json.loads((place / "answers.json").read_text()))
+    found = cases(place, corpus, tokenizer)
+    environment = {**NO_LAUNCHER, "MOE_MEGATRON_CACHE": str(cache)}
+    given = {"world_size": 1, "environment": environment, "directory": place}
+    return run_distributed(meet, found, place, **given)[0]
 
 
 @pytest.mark.parametrize("name", EXPECTED)
@@ -274,7 +271,3 @@ def test_two_processes_say_a_failure_once(
     assert f"error: {EXPECTED['another model']}" in program.output
     assert "Traceback" not in program.output
     assert program.family() == []
-
-
-if __name__ == "__main__":
-    _program(Path(sys.argv[1]))

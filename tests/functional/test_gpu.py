@@ -1,10 +1,6 @@
 """The same training on one GPU: Megatron untouched, with Transformer Engine where it is there."""
 
 import importlib.util
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +14,9 @@ from moe_megatron.telemetry.sinks.jsonl import (
     read_routing,
 )
 from moe_megatron.telemetry.values.records import StepRecord
+from moe_megatron.testing.distributed import run_distributed
 from moe_megatron.testing.jobs import Job, run_jobs
+from tests.functional.test_megatron_on_cpu import look_at_torch
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(900)]
 
@@ -58,7 +56,7 @@ def runs(names: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     jobs = [Job(run_dir=root / n, overrides={**SHAPE, **changes[n]}) for n in names]
     load = {"checkpoint.load": str(root / "bf16" / "checkpoints"), "training.train_steps": 7}
     resumed = Job(run_dir=root / "resumed", overrides={**SHAPE, **JOBS["bf16"], **load})
-    run_jobs([*jobs, resumed], world_size=1, timeout=800)
+    run_jobs([*jobs, resumed], world_size=1, timeout=800, fresh=True)
     return root
 
 
@@ -100,17 +98,7 @@ def test_checkpoint_is_written_and_continued(runs: Path) -> None:
 
 
 def test_nothing_is_patched_where_there_is_a_gpu(tmp_path: Path) -> None:
-    program = Path(__file__).with_name("test_megatron_on_cpu.py")
-    answer = subprocess.run(
-        [sys.executable, str(program), str(tmp_path)],
-        cwd=Path(__file__).parents[2],
-        env={**os.environ, "PYTHONPATH": "."},
-        capture_output=True,
-        text=True,
-    )
-    assert answer.returncode == 0, answer.stderr[-4000:]
-    (line,) = [x for x in answer.stdout.splitlines() if x.startswith("RESULT")]
-    seen = json.loads(line.removeprefix("RESULT"))
+    (seen,) = run_distributed(look_at_torch, tmp_path, world_size=1, fresh=True)
     assert seen["hook"] is False
     assert seen["views"] == []
     assert "megatron.core.parallel_state" in seen["real"]

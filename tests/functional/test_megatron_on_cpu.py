@@ -1,15 +1,11 @@
 """Training for real on the CPU: every routing option and layout, and nothing patched beside it.
 
 The jobs of a world size share one group of processes, so each also shows that the runs before it
-left nothing behind. This file is also the program of the test that looks at torch from outside.
+left nothing behind.
 """
 
-import json
-import os
 import shutil
-import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +20,7 @@ from moe_megatron.telemetry.sinks.jsonl import (
 )
 from moe_megatron.telemetry.values.records import EvalRecord, StepRecord
 from moe_megatron.telemetry.values.snapshot import RoutingSnapshot
+from moe_megatron.testing.distributed import run_distributed
 from moe_megatron.testing.jobs import Job, run_jobs
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
@@ -135,14 +132,6 @@ WITH_EXPERTS = [name for name in NAMES if "dense" not in name]
 
 
 @pytest.fixture(scope="module")
-def without_gpu() -> Iterator[pytest.MonkeyPatch]:
-    """Processes started meanwhile see no GPU, also where there is one."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CUDA_VISIBLE_DEVICES", "")
-        yield patch
-
-
-@pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cpu")
 
@@ -163,7 +152,7 @@ def jobs(root: Path, table: dict[str, dict[str, Any]]) -> list[Job]:
 
 
 @pytest.fixture(scope="module")
-def one(root: Path, without_gpu: pytest.MonkeyPatch) -> Path:
+def one(root: Path) -> Path:
     """All jobs of one process, on a machine without a C++ compiler."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PATH", str(Path(sys.executable).parent))
@@ -175,7 +164,7 @@ def one(root: Path, without_gpu: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(scope="module")
-def runs(one: Path, without_gpu: pytest.MonkeyPatch) -> Path:
+def runs(one: Path) -> Path:
     """The folder of all runs."""
     run_jobs(jobs(one, TWO), world_size=2)
     return one
@@ -324,7 +313,8 @@ def _watched() -> dict[str, Any]:
     return {f"{p}.{n}": value for p, holder in places.items() for n, value in vars(holder).items()}
 
 
-def _isolation_program(run_dir: Path) -> None:
+def look_at_torch(run_dir: Path) -> dict[str, Any]:
+    """What torch looks like from outside, before and after Megatron and a run."""
     import types
 
     import torch
@@ -388,24 +378,18 @@ def _isolation_program(run_dir: Path) -> None:
     stages["ours"] = [name for name in real if name.startswith("moe_megatron.mcore.")]
     stages["written"] = torch.ones(1).type(), torch.zeros(1, device="cpu").device.type
     world.leave()
-    print("RESULT" + json.dumps(stages))
+    return stages
 
 
 @pytest.fixture(scope="module")
-def isolation(root: Path, without_gpu: pytest.MonkeyPatch) -> dict[str, Any]:
+def isolation(root: Path) -> dict[str, Any]:
     """What torch looked like from outside, after the import and after a run."""
-    answer = subprocess.run(
-        [sys.executable, __file__, str(root / "isolation")],
-        cwd=Path(__file__).parents[2],
-        env={**os.environ, "PYTHONPATH": "."},
-        capture_output=True,
-        text=True,
+    without_gpu = {"CUDA_VISIBLE_DEVICES": ""}
+    (found,) = run_distributed(
+        look_at_torch, root / "isolation", world_size=1, environment=without_gpu, fresh=True
     )
-    assert answer.returncode == 0, answer.stderr[-4000:]
-    (line,) = [x for x in answer.stdout.splitlines() if x.startswith("RESULT")]
-    result: dict[str, Any] = json.loads(line.removeprefix("RESULT"))
-    assert result["steps"] == STEPS
-    return result
+    assert found["steps"] == STEPS
+    return found
 
 
 @pytest.mark.parametrize("stage", ["import", "run"])
@@ -424,8 +408,4 @@ def test_every_megatron_module_and_no_other_has_the_view(isolation: dict[str, An
 
 
 def test_tensors_of_others_keep_their_type(isolation: dict[str, Any]) -> None:
-    assert isolation["written"] == ["torch.FloatTensor", "cpu"]
-
-
-if __name__ == "__main__":
-    _isolation_program(Path(sys.argv[1]))
+    assert isolation["written"] == ("torch.FloatTensor", "cpu")

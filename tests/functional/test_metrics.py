@@ -1,26 +1,28 @@
 """A real training of two processes, scraped while it runs, killed, resumed and scraped again."""
 
 import json
+import re
 import shutil
 import subprocess
 import time
 import urllib.error
 import urllib.request
-from contextlib import suppress
 
 import numpy as np
-import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from moe_megatron.cli import pretrain
 from moe_megatron.telemetry.catalog import metrics
 from moe_megatron.telemetry.sinks.jsonl import read_metrics, read_routing
 from moe_megatron.telemetry.values.records import StepRecord
+from moe_megatron.testing.distributed import RankError, start_ranks
 
-pytestmark = [pytest.mark.slow, pytest.mark.distributed]
+pytestmark = pytest.mark.distributed
 
 TOKEN = "only-for-this-test"
-NUM_STEPS, SAVE_INTERVAL, KILLED_AFTER = 32, 8, 13
+# It is killed long before it would save again.
+NUM_STEPS, SAVE_INTERVAL, KILLED_AFTER = 32, 10, 12
 
 
 def scrape(url):
@@ -34,53 +36,59 @@ def parse(text):
     return {(s.name, *sorted(s.labels.items())): s.value for f in families for s in f.samples}
 
 
-def watch(program, run_dir, until):
-    """Scrapes from the first target file to the step `until`, or to the end of the program."""
-    targets, texts = run_dir / "prometheus_targets.json", []
-    program.wait_for("metrics: http://127.0.0.1:")
-    while not targets.exists() and program.process.poll() is None:
+def targets_of(run_dir):
+    file = run_dir / "prometheus_targets.json"
+    return json.loads(file.read_text())[0]["targets"] if file.exists() else []
+
+
+def watch(ranks, run_dir, until):
+    """Scrapes from the moment the target file is there to step `until` or the end of the run."""
+    texts = []
+    ranks.wait_for("/metrics\n")
+    address = re.search(r"metrics: http://(127\.0\.0\.1:\d+)/metrics\n", ranks.output())[1]
+    # A run that was killed has left its file, and this one replaces it a moment after the line.
+    while targets_of(run_dir) != [address] and ranks.running():
         time.sleep(0.02)
-    (target,) = json.loads(targets.read_text())
-    url = f"http://{target['targets'][0]}/metrics"
-    assert f"metrics: {url}\n" in program.output
+    assert targets_of(run_dir) == [address]
+    url = f"http://{address}/metrics"
     with pytest.raises(urllib.error.HTTPError, match="401"):
         urllib.request.urlopen(url, timeout=60)
-    while program.process.poll() is None:
-        program.family()
+    while ranks.running():
         try:
             texts.append(scrape(url))
         except OSError:  # the run is over
             break
         if parse(texts[-1])["moe_train_step",] >= until:
             break
-        time.sleep(0.05)
+        time.sleep(0.02)
     return texts
 
 
 @pytest.fixture(scope="module")
-def recorded(moe, corpus, tokenizer, tmp_path_factory):
+def recorded(corpus, tokenizer, cache, tmp_path_factory):
     """Scrapes of a run that is killed, of its second process, and the run's folder."""
     folder = tmp_path_factory.mktemp("metrics")
     (folder / "token").write_text(TOKEN + "\n")
     settings = {
         "data.paths": f"[{corpus}]",
-        "data.tokenizer": tokenizer,
+        "data.tokenizer": str(tokenizer),
         "checkpoint.save_interval": SAVE_INTERVAL,
         "telemetry.peak_tflops": 0.1,
+        "parallel.expert_parallel_size": 2,
     }
     words = [word for name, value in settings.items() for word in ("--set", f"{name}={value}")]
-    words += ["--config", "test_tiny", "--num-processes", "2", "--train-iters", NUM_STEPS]
+    words += ["--config", "test_tiny", "--train-iters", str(NUM_STEPS), "--run-dir", "run"]
     words += ["--metrics-port", "0", "--metrics-token-file", "token", "--log-format", "json"]
-    words += ["--metrics-expert-detail", "full", "--run-dir", "run", "--tensorboard-dir", "events"]
-    first = moe(folder, "train", *words)
-    before = watch(first, folder / "run", KILLED_AFTER)
-    for process in first.family():
-        with suppress(psutil.NoSuchProcess):
-            process.kill()
-    first.process.wait()
-    second = moe(folder, "train", "--resume", "run", "--num-processes", "2")
-    after = watch(second, folder / "run", NUM_STEPS + 1)
-    assert second.end() == 0, second.output
+    words += ["--metrics-expert-detail", "full", "--tensorboard-dir", "events"]
+    resume = ["--config", "run/config.yaml", "--run-dir", "run", "--load", "run/checkpoints"]
+    given = {"directory": folder, "environment": {"MOE_MEGATRON_CACHE": str(cache)}}
+    with start_ranks(pretrain.main, words, **given) as ranks:
+        before = watch(ranks, folder / "run", KILLED_AFTER)
+        ranks.kill()
+    with start_ranks(pretrain.main, resume, **given) as ranks:
+        after = watch(ranks, folder / "run", NUM_STEPS + 1)
+        ends = ranks.wait()
+    assert [end.result for end in ends] == [0, 0], RankError(ends)
     return before, after, folder
 
 

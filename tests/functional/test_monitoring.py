@@ -19,25 +19,28 @@ from typing import Any
 import pytest
 import yaml
 
+from moe_megatron.cli import pretrain
 from moe_megatron.dashboards.artifacts import dashboard_json
 from moe_megatron.dashboards.check import all_panels, variable_queries
 from moe_megatron.telemetry.catalog import metrics
 from moe_megatron.telemetry.exporter.discovery import TARGETS_FILE
 from moe_megatron.telemetry.sinks.jsonl import ROUTING_FILE, read_routing
+from moe_megatron.testing.distributed import start_ranks
 from moe_megatron.testing.prometheus_api import PrometheusApi
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
 
-INTERVAL = 0.5
+INTERVAL = 0.25
 SCRAPES = 24
 MAX_SERIES = 300
 DASHBOARDS = dashboard_json()
 RUN = "recorded"
 
 TRAINING = [
-    *("--config", "test_tiny", "--num-processes", 4, "--mock-data", "--run-dir", RUN),
-    *("--train-iters", 100_000, "--save-interval", 20),
-    *("--metrics-port", 0, "--metrics-expert-detail", "full"),
+    *("--config", "test_tiny", "--mock-data", "--run-dir", RUN),
+    *("--train-iters", "100000", "--save-interval", "20"),
+    *("--metrics-port", "0", "--metrics-expert-detail", "full"),
+    *("--metrics-token-file", "token"),
     *("--set", "training.eval_interval=20", "--set", "moe.capacity_factor=1.0"),
     *("--set", "parallel.expert_parallel_size=2"),
     *("--set", "parallel.pipeline_parallel_size=2", "--set", "telemetry.peak_tflops=1"),
@@ -68,25 +71,29 @@ class Recorded:
 
 
 @pytest.fixture(scope="module")
-def recorded(moe: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Recorded:
+def recorded(
+    moe: Callable[..., Any], cache: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Recorded:
     if shutil.which("prometheus") is None:
         pytest.skip("no prometheus; apt-get install --no-install-recommends prometheus")
     place = tmp_path_factory.mktemp("monitored")
     (place / "token").write_text("only-for-this-test\n")
-    token = ["--metrics-token-file", "token"]
-    training = moe(place, "train", *TRAINING, *token)
-    training.wait_for("metrics: http://")
-    monitor = moe(place, "monitor", RUN, "--interval", f"{INTERVAL * 1000:.0f}ms", *token)
-    monitor.wait_for("Ctrl-C stops it")
-    prometheus = PrometheusApi(re.search(r"prometheus +(\S+)", monitor.output)[1])
-    wait_until(lambda: (prometheus.value("moe_checkpoint_last_step") or 0) > 0)
-    wait_until(lambda: (prometheus.value("count_over_time(moe_eval_loss[1h])") or 0) >= SCRAPES)
-    target = json.loads((place / RUN / TARGETS_FILE).read_text())
-    assert target[0]["labels"] == {"job": "moe-train", "cluster": "local", "run": RUN}
-    # Of the lines that were scraped, so that a pause of this process does not matter.
-    times = [float(t) for t, _ in prometheus.query("moe_train_lm_loss[1h]")[0]["values"]]
-    training.press_ctrl_c()
-    training.end()
+    given = {"directory": place, "environment": {"MOE_MEGATRON_CACHE": str(cache)}}
+    with start_ranks(pretrain.main, TRAINING, world_size=4, **given) as training:
+        training.wait_for("metrics: http://")
+        interval = ["--interval", f"{INTERVAL * 1000:.0f}ms", "--metrics-token-file", "token"]
+        monitor = moe(place, "monitor", RUN, *interval)
+        monitor.wait_for("Ctrl-C stops it")
+        prometheus = PrometheusApi(re.search(r"prometheus +(\S+)", monitor.output)[1])
+        wait_until(lambda: (prometheus.value("moe_checkpoint_last_step") or 0) > 0)
+        scrapes = "count_over_time(moe_eval_loss[1h])"
+        wait_until(lambda: (prometheus.value(scrapes) or 0) >= SCRAPES)
+        target = json.loads((place / RUN / TARGETS_FILE).read_text())
+        assert target[0]["labels"] == {"job": "moe-train", "cluster": "local", "run": RUN}
+        # Of the lines that were scraped, so that a pause of this process does not matter.
+        times = [float(t) for t, _ in prometheus.query("moe_train_lm_loss[1h]")[0]["values"]]
+        training.send_signal(signal.SIGTERM)
+        training.wait()
     return Recorded(place / RUN, monitor, prometheus, times[0], times[-1])
 
 

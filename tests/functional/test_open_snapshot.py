@@ -1,8 +1,5 @@
 """A quantity that is declared here, and nowhere else, is found wherever a run shows something."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +15,11 @@ from moe_megatron.telemetry.quantity import Quantity, RoutedTokens
 from moe_megatron.telemetry.sinks.jsonl import read_routing
 from moe_megatron.telemetry.values.layer_values import layer_values
 from moe_megatron.telemetry.values.profile import RoutingProfile
+from moe_megatron.testing.distributed import run_distributed
 from moe_megatron.testing.jobs import MOCK_VOCAB_SIZE, Job
 from moe_megatron.viz.report import write_report
 
-pytestmark = [pytest.mark.slow, pytest.mark.distributed]
+pytestmark = pytest.mark.distributed
 
 STEPS, LAYERS, MICRO_BATCHES = 3, (1, 2), 4
 NAME, GAUGE, TITLE = "score_margin", "moe_router_score_margin", "Margin of the choice"
@@ -94,15 +92,7 @@ def train(folder: Path) -> None:
 @pytest.fixture(scope="module")
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("open") / "run"
-    root = Path(__file__).parents[2]
-    answer = subprocess.run(
-        [sys.executable, __file__, str(folder)],
-        env={**os.environ, "PYTHONPATH": str(root), "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert answer.returncode == 0, answer.stdout + answer.stderr
+    run_distributed(train, folder, world_size=1)
     return folder
 
 
@@ -177,7 +167,3 @@ def test_quantity_is_in_dashboards_and_in_the_list_of_metrics() -> None:
         (panel,) = [panel for panel in all_panels(dashboards[file]) if panel["title"] == TITLE]
         assert f"({GAUGE}{{" in panel["targets"][0]["expr"]
         assert MARGIN.help in panel["description"]
-
-
-if __name__ == "__main__":
-    train(Path(sys.argv[1]))

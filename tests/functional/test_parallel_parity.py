@@ -1,10 +1,15 @@
-"""The same model gives the same losses under every parallel layout, and moves between them."""
+"""The same model gives the same losses under every parallel layout, and moves between them.
 
+Plain Megatron, with none of our accelerators, is one more layout.
+"""
+
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from moe_megatron.mcore.cpu.fast import SWITCH
 from moe_megatron.telemetry.sinks.jsonl import (
     METRICS_FILE,
     ROUTING_FILE,
@@ -53,6 +58,16 @@ FOUR: dict[str, dict[str, Any]] = {
     "tp2_ep2": {"parallel.tensor_parallel_size": 2, "parallel.expert_parallel_size": 2},
     "pp2_ep2": {"parallel.pipeline_parallel_size": 2, "parallel.expert_parallel_size": 2},
 }
+PLAIN: dict[str, dict[str, Any]] = {
+    f"plain_{name}": layout for name, layout in ({"single": {}} | TWO | FOUR).items()
+}
+"""By plain Megatron: the switch turns every accelerator off."""
+PLAIN_IN_SHORT = ("plain_single", "plain_tp2", "plain_pp2", "plain_ep2")
+RELAY = "relay"
+LAYOUTS = [
+    *(*TWO, *FOUR),
+    *(pytest.param(n, marks=() if n in PLAIN_IN_SHORT else pytest.mark.deep) for n in PLAIN),
+]
 
 
 def _losses(run_dir: Path) -> dict[int, float]:
@@ -83,16 +98,49 @@ def single(root: Path) -> dict[int, float]:
 
 
 @pytest.fixture(scope="module")
-def layouts(root: Path, single: dict[int, float]) -> dict[str, dict[int, float]]:
-    fresh = {**SHAPE, **TWO["ep2"], "megatron.exit-interval": SEED_STEPS}
-    from_scratch = Job(run_dir=root / "ep2_from_scratch", overrides=fresh)
-    resumed = [_continue(root, name, layout) for name, layout in TWO.items()]
-    run_jobs([from_scratch, *resumed], world_size=2)
-    run_jobs([_continue(root, name, layout) for name, layout in FOUR.items()], world_size=4)
-    return {name: _losses(root / name) for name in (*TWO, *FOUR)}
+def layouts(
+    root: Path, single: dict[int, float], chosen: Callable[[str], list[str]]
+) -> dict[str, dict[int, float]]:
+    """Losses in every layout."""
+    names = chosen("layout")
+    for table, switch in ((TWO | FOUR, ""), (PLAIN, "1")):
+        for world_size in (1, 2, 4):
+            own = {n: table[n] for n in names if n in table and _world_size(n) == world_size}
+            jobs = [_continue(root, name, layout) for name, layout in own.items()]
+            if jobs:
+                run_jobs(jobs, world_size=world_size, environment={SWITCH: switch})
+    return {name: _losses(root / name) for name in names}
 
 
-@pytest.mark.parametrize("layout", [*TWO, *FOUR])
+def _world_size(name: str) -> int:
+    layout = name.removeprefix("plain_")
+    return 1 if layout == "single" else 4 if layout in FOUR else 2
+
+
+@pytest.fixture(scope="module")
+def relay(root: Path, single: dict[int, float]) -> dict[int, float]:
+    """Losses of a run that goes through EP, TP and PP in turn, and ends in one process."""
+    *legs, last = _relay(root)
+    run_jobs(legs, world_size=2)
+    run_jobs([last], world_size=1)
+    return _losses(root / RELAY)
+
+
+def _relay(root: Path) -> list[Job]:
+    """Every leg goes on from what the one before saved, and the first from the seed."""
+    jobs, saved = [], root / "seed" / "checkpoints"
+    for until, layout in ((3, TWO["ep2"]), (4, TWO["tp2"]), (6, TWO["pp2"]), (STEPS, {})):
+        own = {
+            "checkpoint.load": str(saved),
+            "checkpoint.save_interval": 1,
+            "megatron.exit-interval": until,
+        }
+        jobs.append(Job(run_dir=root / RELAY, overrides={**SHAPE, **layout, **own}))
+        saved = root / RELAY / "checkpoints"
+    return jobs
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_losses_of_five_steps_agree_with_a_single_process(
     layout: str, layouts: dict[str, dict[int, float]], single: dict[int, float]
 ) -> None:
@@ -101,15 +149,17 @@ def test_losses_of_five_steps_agree_with_a_single_process(
 
 
 def test_experts_start_from_the_same_weights_however_they_are_split(
-    layouts: dict[str, dict[int, float]], root: Path
+    single: dict[int, float], root: Path
 ) -> None:
+    fresh = {**SHAPE, **TWO["ep2"], "megatron.exit-interval": SEED_STEPS}
+    run_jobs([Job(run_dir=root / "ep2_from_scratch", overrides=fresh)], world_size=2)
     # Without seeds of their own, the experts of the second process are copies of the first's.
     expected = _losses(root / "seed")
     assert sorted(expected) == [1, 2]
     assert _losses(root / "ep2_from_scratch") == pytest.approx(expected, rel=5e-6)
 
 
-@pytest.mark.parametrize("layout", [*TWO, *FOUR])
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_counts_equal_tokens_times_top_k_in_every_layer(
     layout: str, layouts: dict[str, dict[int, float]], root: Path
 ) -> None:
@@ -122,7 +172,7 @@ def test_counts_equal_tokens_times_top_k_in_every_layer(
         assert totals.tolist() == snapshot.assigned.tolist() == [8 * 32 * 2] * 4
 
 
-@pytest.mark.parametrize("layout", [*TWO, *FOUR])
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_first_step_routes_the_same_tokens_in_every_layout(
     layout: str, layouts: dict[str, dict[int, float]], root: Path
 ) -> None:
@@ -136,32 +186,10 @@ def test_first_step_routes_the_same_tokens_in_every_layout(
         assert snapshot.per_layer[name] == pytest.approx(expected, rel=tolerance), name
 
 
-def test_resuming_through_ep_tp_pp_and_single_follows_one_curve(tmp_path: Path) -> None:
-    steps = 8
-    shape = {**SHAPE, "training.train_steps": steps, "checkpoint.save_interval": 2}
-    straight = Job(run_dir=tmp_path / "straight", overrides={**shape})
-    relay = tmp_path / "relay"
-
-    def leg(last_step: int, **parallel: int) -> Job:
-        sizes = {f"parallel.{name}": size for name, size in parallel.items()}
-        load = {} if last_step == 2 else {"checkpoint.load": str(relay / "checkpoints")}
-        stop = {"megatron.exit-interval": last_step}
-        return Job(run_dir=relay, overrides={**shape, **sizes, **load, **stop})
-
-    first = Job(
-        run_dir=relay,
-        overrides={**shape, "megatron.exit-interval": 2},
-    )
-    run_jobs([straight, first], world_size=1)
-    run_jobs(
-        [
-            leg(4, expert_parallel_size=2),
-            leg(6, tensor_parallel_size=2),
-            leg(7, pipeline_parallel_size=2),
-        ],
-        world_size=2,
-    )
-    run_jobs([leg(8)], world_size=1)
-    assert _losses(relay) == pytest.approx(_losses(tmp_path / "straight"), rel=1e-4)
-    saved = RoutingProfile.load(relay / "checkpoints" / "iter_0000008" / PROFILE_FILE)
-    assert (saved.steps, saved.first_step, saved.last_step) == (8, 1, 8)
+def test_resuming_through_ep_tp_pp_and_single_follows_one_curve(
+    relay: dict[int, float], single: dict[int, float], root: Path
+) -> None:
+    assert relay == pytest.approx(single, rel=1e-4)
+    assert sorted(single) == list(range(SEED_STEPS + 1, STEPS + 1))
+    saved = RoutingProfile.load(root / RELAY / "checkpoints" / f"iter_{STEPS:07d}" / PROFILE_FILE)
+    assert (saved.steps, saved.first_step, saved.last_step) == (STEPS, 1, STEPS)

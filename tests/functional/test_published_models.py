@@ -1,7 +1,6 @@
 """A Hugging Face model, loaded, trained on in Megatron, and saved as one again."""
 
-import sys
-from collections.abc import Callable
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +8,14 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from moe_megatron.testing.distributed import NO_LAUNCHER, run_distributed
+from tests.functional.scripts import run_as_main
+
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
 
 SCRIPT = """
 import json, sys
+from pathlib import Path
 from moe_megatron import MoETrainer, models
 
 folder, tokenizer, corpus, family = sys.argv[1:]
@@ -20,7 +23,7 @@ model = getattr(models, family).from_pretrained(folder)
 trainer = MoETrainer(model, tokenizer=tokenizer)
 result = trainer.train(corpus, max_steps=2, batch_size=4, sequence_length=32, learning_rate=1e-2)
 trainer.model.save_pretrained("trained", format="hugging_face")
-print("LOSSES", json.dumps(result.losses))
+Path("losses.json").write_text(json.dumps(result.losses))
 """
 
 
@@ -55,7 +58,6 @@ def test_published_model_trains_on_and_returns(
     tmp_path: Path,
     tokenizer: Path,
     corpus: Path,
-    start: Callable[..., Any],
 ) -> None:
     torch.manual_seed(0)
     config = AutoConfig.for_model(model_type, **SHAPE, **sizes)
@@ -63,9 +65,9 @@ def test_published_model_trains_on_and_returns(
     model.save_pretrained(tmp_path / "model")
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
-    program = start([sys.executable, script, "model", tokenizer, corpus, family], tmp_path)
-    assert program.end() == 0, program.output
-    losses = eval(program.output.rpartition("LOSSES")[2])
+    given = {"directory": tmp_path, "environment": NO_LAUNCHER, "world_size": 1}
+    run_distributed(run_as_main, script, ("model", tokenizer, corpus, family), **given)
+    losses = json.loads((tmp_path / "losses.json").read_text())
     assert losses[1] < losses[0]
     assert losses[0] == pytest.approx(torch.tensor(384.0).log().item(), abs=0.3)
     trained = AutoModelForCausalLM.from_pretrained(tmp_path / "trained")

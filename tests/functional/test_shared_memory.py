@@ -1,5 +1,6 @@
 """Training over shared memory and over Gloo gives the same losses, to the last bit."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,26 +41,34 @@ LAYOUTS: dict[int, dict[str, dict[str, Any]]] = {
         "tp2_ep2": {**EP2, "parallel.tensor_parallel_size": 2},
     },
 }
+DEEP = {"ep4", "ep2_dp2_bf16"}
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def root(tmp_path_factory: pytest.TempPathFactory, chosen: Callable[[str], list[str]]) -> Path:
     """Every layout with and without shared memory."""
     root = tmp_path_factory.mktemp("runs")
-    for switch in ("shared_memory", "gloo"):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv(SWITCH, "shared_memory" if switch == "gloo" else "")
-            patch.setenv("CUDA_VISIBLE_DEVICES", "")
-            for world_size, layouts in LAYOUTS.items():
-                jobs = [
-                    Job(run_dir=root / switch / name, overrides={**SHAPE, **layout})
-                    for name, layout in layouts.items()
-                ]
-                run_jobs(jobs, world_size=world_size)
+    names = chosen("name")
+    for folder, switch in (("shared_memory", ""), ("gloo", "shared_memory")):
+        for world_size, layouts in LAYOUTS.items():
+            jobs = [
+                Job(run_dir=root / folder / name, overrides={**SHAPE, **layout})
+                for name, layout in layouts.items()
+                if name in names
+            ]
+            if jobs:
+                run_jobs(jobs, world_size=world_size, environment={SWITCH: switch})
     return root
 
 
-@pytest.mark.parametrize("name", [name for layouts in LAYOUTS.values() for name in layouts])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.deep if name in DEEP else ())
+        for layouts in LAYOUTS.values()
+        for name in layouts
+    ],
+)
 def test_losses_and_gradients_are_those_of_gloo_to_the_bit(name: str, root: Path) -> None:
     shared, gloo = (
         [

@@ -1,6 +1,7 @@
 """`MoETrainer` as people write it: a script without a main guard, a notebook, two processes."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ import pytest
 import torch
 
 from moe_megatron.model.moe_model import MoEModel
+from moe_megatron.testing.distributed import NO_LAUNCHER, RankEnd, RankError, start_ranks
+from tests.functional.scripts import run_as_main
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
 
@@ -152,33 +155,20 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def run_script(
-    place: Path, tokenizer: Path, corpus: Path, torchrun: Callable[..., Any]
-) -> Callable[..., str]:
-    """Writes a script, runs it to its end and returns what it printed."""
+    place: Path, tokenizer: Path, corpus: Path, cache: Path
+) -> Callable[..., list[RankEnd]]:
+    """Writes a script, runs it to its end, and returns what it printed on every rank."""
 
-    def run(name: str, text: str, *words: object, world_size: int = 1) -> str:
+    def run(name: str, text: str, *words: object, **surroundings: Any) -> list[RankEnd]:
         script = place / f"{name}.py"
         script.write_text(text)
-        program = torchrun(place, world_size, script, tokenizer, corpus, *words)
-        assert program.end() == 0, program.output
-        return str(program.output)
-
-    return run
-
-
-@pytest.fixture(scope="module")
-def alone(
-    place: Path, tokenizer: Path, corpus: Path, start: Callable[..., Any]
-) -> Callable[..., str]:
-    """As `run_script`, started by `python` and no launcher."""
-    import sys
-
-    def run(name: str, text: str, *words: object) -> str:
-        script = place / f"{name}.py"
-        script.write_text(text)
-        program = start([sys.executable, script, tokenizer, corpus, *words], place)
-        assert program.end() == 0, program.output
-        return str(program.output)
+        environment = {"MOE_MEGATRON_CACHE": str(cache), **surroundings.pop("environment", {})}
+        given = {"directory": place, "environment": environment, **surroundings}
+        with start_ranks(run_as_main, script, (tokenizer, corpus, *words), **given) as ranks:
+            ends = ranks.wait()
+        if any(end.exit_code for end in ends):
+            raise RankError(ends)
+        return ends
 
     return run
 
@@ -187,8 +177,14 @@ def alone(
 
 
 @pytest.fixture(scope="module")
-def answers(place: Path, alone: Callable[..., str]) -> dict[str, Any]:
-    alone("script", SCRIPT)
+def answers(
+    place: Path, tokenizer: Path, corpus: Path, start: Callable[..., Any]
+) -> dict[str, Any]:
+    """What the script found, in an interpreter that nothing but `python` started."""
+    script = place / "script.py"
+    script.write_text(SCRIPT)
+    program = start([sys.executable, script, tokenizer, corpus], place)
+    assert program.end() == 0, program.output
     return dict(json.loads((place / "answers.json").read_text()))
 
 
@@ -273,20 +269,21 @@ def test_dense_model_trains_and_reports_without_routing(
 
 
 @pytest.mark.parametrize("where", ["main", "thread"])
-def test_notebook_cells_train_again_and_again(where: str, alone: Callable[..., str]) -> None:
-    output = alone(f"notebook_{where}", NOTEBOOK, where)
-    assert "DONE 2 " in output
-    assert "Traceback" not in output
+def test_notebook_cells_train_again_and_again(where: str, run_script: Callable[..., Any]) -> None:
+    name = f"notebook_{where}"
+    (end,) = run_script(name, NOTEBOOK, where, world_size=1, environment=NO_LAUNCHER)
+    assert "DONE 2 " in end.output
+    assert "Traceback" not in end.output
 
 
 # --- two processes -------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def weights(place: Path, run_script: Callable[..., str]) -> dict[str, tuple[Any, Any]]:
+def weights(place: Path, run_script: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:
     """Weights before and after a training: of one process, and of each of two."""
-    run_script("parallel", PARALLEL, 1)
-    run_script("parallel", PARALLEL, 2, world_size=2)
+    for world_size in (1, 2):
+        run_script("parallel", PARALLEL, world_size, world_size=world_size)
     names = ("ep1-rank0", "ep2-rank0", "ep2-rank1")
     return {name: torch.load(place / f"{name}.pt") for name in names}
 

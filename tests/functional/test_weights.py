@@ -1,16 +1,12 @@
-"""Weights travel to Megatron and back bit by bit, and both models answer the same.
+"""Weights travel to Megatron and back bit by bit, and both models answer the same."""
 
-This file is also the program of each rank.
-"""
-
-import json
-import os
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from moe_megatron.testing.distributed import run_distributed
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
 
@@ -96,22 +92,21 @@ LAYOUTS: dict[str, tuple[int, dict[str, int], list[str]]] = {
 # --- the program of a rank -----------------------------------------------------------------------
 
 
-def _program(place: Path, world_size: int) -> None:
+def compare(place: Path, cases: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """What every case answered, by its name."""
     from moe_megatron.mcore import world
 
     answers = {}
-    for layout, (needed, sizes, models) in LAYOUTS.items():
-        for name in models if needed == world_size else ():
-            answers[f"{layout}-{name}"] = _compare(place / f"{layout}-{name}", MODELS[name], sizes)
-    if world.rank() == 0:
-        (place / f"world{world_size}.json").write_text(json.dumps(answers))
+    for case in cases:
+        layout, _, name = case.partition("-")
+        answers[case] = _compare(place / case, MODELS[name], LAYOUTS[layout][1])
     world.leave()
+    return answers
 
 
 def _compare(run_dir: Path, options: dict[str, Any], sizes: dict[str, int]) -> dict[str, Any]:
     """Load a model into Megatron; say what came back, and how far the logits are apart."""
     import torch
-    from parallel_logits import parallel_logits  # beside this program
 
     from moe_megatron.config import RunConfig, apply_overrides
     from moe_megatron.mcore import world
@@ -120,6 +115,7 @@ def _compare(run_dir: Path, options: dict[str, Any], sizes: dict[str, int]) -> d
     from moe_megatron.mcore.state.weights import collect_weights, load_weights
     from moe_megatron.model.moe_model import MoEModel
     from moe_megatron.run.machine import choose_machine
+    from tests.functional.parallel_logits import parallel_logits
 
     torch.manual_seed(1)
     plain = MoEModel(**{**SHAPE, "vocab_size": VOCAB, **options})
@@ -169,7 +165,7 @@ def _compare(run_dir: Path, options: dict[str, Any], sizes: dict[str, int]) -> d
     job = engine.TrainingJob(
         config=config,
         data_paths=(),
-        data_cache=run_dir / "cache",
+        data_cache=run_dir.parent / "mock_data",
         vocab_size=plain.vocab_size,
         end_of_document=0,
         run_dir=run_dir,
@@ -184,21 +180,43 @@ def _compare(run_dir: Path, options: dict[str, Any], sizes: dict[str, int]) -> d
 # --- the tests -----------------------------------------------------------------------------------
 
 
+DECISIVE = {
+    "tp2": [
+        *("gqa", "qk_norm_all_heads", "shared_expert", "gelu", "untied", "learned_positions"),
+        *("layer_norm_and_bias", "swiglu_bias", "biases", "tied_head_bias", "whole_vocabulary"),
+        *("qkv_bias", "gated_shared_expert"),
+    ],
+    "ep2": ["gqa", "shared_expert", "one_moe_layer", "expert_biases", "expert_bias"],
+    "pp2": ["one_moe_layer", "untied", "tied_head_bias", "layer_norm_and_bias"],
+    "tp2_etp1_ep2": ["shared_expert"],
+    "tp2_ep2": ["shared_expert"],
+    "tp2_pp2": ["untied"],
+}
+"""What a layout splits in a way of its own; of a single process, everything."""
+CASES = [
+    pytest.param(
+        f"{layout}-{model}",
+        marks=() if model in DECISIVE.get(layout, models) else pytest.mark.deep,
+    )
+    for layout, (_, _, models) in LAYOUTS.items()
+    for model in models
+]
+
+
 @pytest.fixture(scope="module")
 def answers(
-    tmp_path_factory: pytest.TempPathFactory, torchrun: Callable[..., Any]
+    tmp_path_factory: pytest.TempPathFactory, chosen: Callable[[str], list[str]]
 ) -> dict[str, dict[str, Any]]:
     """Every comparison, by layout and model."""
     place = tmp_path_factory.mktemp("weights")
     found: dict[str, dict[str, Any]] = {}
     for world_size in sorted({layout[0] for layout in LAYOUTS.values()}):
-        program = torchrun(place, world_size, __file__, place)
-        assert program.end() == 0, program.output
-        found |= json.loads((place / f"world{world_size}.json").read_text())
+        cases = [c for c in chosen("case") if LAYOUTS[c.partition("-")[0]][0] == world_size]
+        found |= run_distributed(compare, place, cases, world_size=world_size)[0] if cases else {}
     return found
 
 
-@pytest.mark.parametrize("case", [f"{n}-{m}" for n, (_, _, ms) in LAYOUTS.items() for m in ms])
+@pytest.mark.parametrize("case", CASES)
 def test_weights_return_bit_by_bit_and_logits_agree(
     case: str, answers: dict[str, dict[str, Any]]
 ) -> None:
@@ -206,7 +224,3 @@ def test_weights_return_bit_by_bit_and_logits_agree(
     assert answer["changed"] == []
     assert answer["spread"] > 0.1  # or agreement would mean little
     assert answer["difference"] < 1e-5 * max(1.0, answer["spread"])
-
-
-if __name__ == "__main__":
-    _program(Path(sys.argv[1]), int(os.environ["WORLD_SIZE"]))

@@ -27,12 +27,25 @@ def test_runs(): pass
 @pytest.mark.gpu
 def test_on_gpu(): raise AssertionError
 """
+DEEP = """
+import pytest
+def test_runs(): pass
+@pytest.mark.deep
+def test_everything(): pass
+"""
+INI = """
+[pytest]
+markers =
+    deep: exhaustive
+    gpu: needs a GPU
+"""
 
 
 @pytest.fixture
 def outcome(tmp_path):
     """Runs one test file under the policy; returns pytest's exit status and output."""
     shutil.copy(CONFTEST, tmp_path)
+    (tmp_path / "pytest.ini").write_text(INI)
 
     def run(body: str, *options: str, ci: str) -> tuple[int, str]:
         (tmp_path / "test_it.py").write_text(body)
@@ -76,3 +89,13 @@ def test_gpu_without_cuda_is_deselected_and_counted(outcome, options):
     assert status == 0
     assert "1 gpu tests deselected: no CUDA device on this machine" in output
     assert "1 passed" in output.splitlines()[-1]
+
+
+def test_deep_runs_where_it_is_asked_for(outcome):
+    status, output = outcome(DEEP, ci="true")
+    assert status == 0
+    assert "1 deep tests deselected: make test-deep runs them" in output
+    assert "1 passed" in output.splitlines()[-1]
+    status, output = outcome(DEEP, "-m", "deep", ci="true")
+    assert status == 0
+    assert "1 passed, 1 deselected" in output.splitlines()[-1]

@@ -8,6 +8,7 @@ gives Megatron's parser the result. Megatron's own refusals (assertions, mostly)
 import argparse
 import contextlib
 import difflib
+import functools
 import importlib.util
 import io
 import os
@@ -205,6 +206,7 @@ def check_flags_exist(argv: Sequence[str]) -> None:
             raise ConfigError(f"Megatron has no flag {flag}.{hint}")
 
 
+@functools.cache
 def _known_flags() -> frozenset[str]:
     parser = argparse.ArgumentParser(allow_abbrev=False)
     return frozenset(add_megatron_arguments(parser)._option_string_actions)

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from moe_megatron.testing.programs import interruptible
+
 ROOT = Path(__file__).parents[3]
 WRITERS = ROOT / "tests" / "unit" / "data"
 
@@ -19,7 +21,7 @@ def plain_writer():
     sys.path.remove(str(WRITERS))
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def start():
     """Starts Python code in a process of its own; whatever still runs at the end is killed."""
     processes = []
@@ -31,6 +33,7 @@ def start():
             stderr=subprocess.PIPE,
             text=True,
             env=os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{WRITERS}"} | environment,
+            preexec_fn=interruptible,
         )
         processes.append(process)
         return process

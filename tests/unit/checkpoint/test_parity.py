@@ -28,6 +28,8 @@ from moe_megatron.testing import tiny_models
 
 SEQUENCES, LENGTH = 2, 40
 ENCODER_DECODER = {"switch_transformers", "switch_transformers-untied"}
+ROUNDED = {"deepseek_v3", "gpt_oss", "granitemoe", "llama", "mixtral", "phimoe", "qwen3_moe"}
+"""Examples whose bf16 is compared outside of deep tests: what the others compute is among it."""
 
 Convert = Callable[[str], Path]
 
@@ -68,7 +70,13 @@ def test_logits_of_the_checkpoint_are_those_of_transformers(name: str, converted
     assert report.top1_agreement == 1.0
 
 
-@pytest.mark.parametrize("name", sorted(tiny_models.EXAMPLES.keys() - ENCODER_DECODER))
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in ROUNDED else pytest.mark.deep)
+        for name in sorted(tiny_models.EXAMPLES.keys() - ENCODER_DECODER)
+    ],
+)
 def test_bf16_differs_by_rounding_alone(name: str, converted: Convert) -> None:
     report = compared(converted(name), "bf16")
     # Another function is off by half of the spread; rounding may send a token to another expert.

@@ -3,10 +3,10 @@
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from moe_megatron.errors import CheckpointError, TopologyError
 from moe_megatron.model import MoEModel
+from moe_megatron.testing.distributed import run_distributed
 
 pytestmark = pytest.mark.distributed
 
@@ -26,16 +26,14 @@ def batch():
     return torch.randint(0, 61, (4, 10), generator=torch.Generator().manual_seed(1))
 
 
-def run_scenarios(rank, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    try:
-        compare_with_one_process(rank)
-        route_everything_to_one_process(rank)
-        generate_together(rank)
-        refuse_and_collect(folder, rank)
-    finally:
-        dist.destroy_process_group()
+def run_scenarios(folder):
+    dist.init_process_group("gloo")
+    rank = dist.get_rank()
+    compare_with_one_process(rank)
+    route_everything_to_one_process(rank)
+    generate_together(rank)
+    refuse_and_collect(folder, rank)
+    dist.destroy_process_group()
 
 
 def compare_with_one_process(rank):
@@ -106,5 +104,4 @@ def refuse_and_collect(folder, rank):
 
 
 def test_two_processes_compute_what_one_does(tmp_path):
-    # One start for all scenarios: importing torch twice takes longer than they do.
-    mp.spawn(run_scenarios, args=(tmp_path,), nprocs=2)
+    run_distributed(run_scenarios, tmp_path)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from moe_megatron.platform.launch import torchrun_command
+from moe_megatron.testing.programs import interruptible
 
 ROOT = Path(__file__).parents[3]
 
@@ -52,6 +53,7 @@ def launch(tmp_path):
                 cwd=ROOT,
                 stdout=file,
                 stderr=subprocess.STDOUT,
+                preexec_fn=interruptible,
             )
         started.append(process)
 

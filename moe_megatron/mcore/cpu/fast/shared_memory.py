@@ -195,7 +195,10 @@ class Channel:
         key = (peer, count % 2)
         if key not in self._windows or self._windows[key][0] != generation:
             path = _path(self._processes[peer], descriptor)
-            opened = os.open(path, os.O_RDWR)
+            try:
+                opened = os.open(path, os.O_RDWR)
+            except FileNotFoundError:  # killed after it sent the message
+                raise self._error(peer, "has ended") from None
             try:
                 self._windows[key] = (generation, _mapped(opened))
             finally:

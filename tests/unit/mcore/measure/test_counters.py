@@ -1,10 +1,4 @@
-"""The counters of a step, alone and over two real processes (this file is also their program)."""
-
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
+"""The counters of a step, alone and over two real processes."""
 
 import numpy as np
 import pytest
@@ -16,6 +10,7 @@ from moe_megatron.mcore.measure.counters import RoutingCounters, RoutingRow
 from moe_megatron.mcore.measure.rank_load import RankValues
 from moe_megatron.telemetry.catalog import registered
 from moe_megatron.telemetry.quantity import Quantity
+from moe_megatron.testing.distributed import run_distributed
 
 LAYERS, EXPERTS = (2, 5), 3
 CPU = torch.device("cpu")
@@ -127,7 +122,7 @@ def test_loss_that_is_no_number_is_passed_on(loss):
     assert totals.loss == pytest.approx(loss, nan_ok=True)
 
 
-def _rank_program() -> None:
+def count_together() -> None:
     dist.init_process_group("gloo")
     rank = dist.get_rank()
     counters = RoutingCounters(LAYERS, EXPERTS, CPU)
@@ -171,23 +166,4 @@ def test_values_of_the_rank_travel_along(layers):
 
 @pytest.mark.distributed
 def test_two_processes_sum_their_counts_and_average_their_losses():
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        port = str(server.getsockname()[1])
-    world = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, __file__],
-            cwd=Path(__file__).parents[4],
-            env={**os.environ, **world, "RANK": str(rank), "PYTHONPATH": "."},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    errors = [rank.communicate(timeout=120)[1] for rank in ranks]
-    assert [rank.returncode for rank in ranks] == [0, 0], errors
-
-
-if __name__ == "__main__":
-    _rank_program()
+    run_distributed(count_together)

@@ -1,11 +1,8 @@
-"""Collectives over two real processes against slow, obvious twins (this file is their program)."""
+"""Collectives over two real processes against slow, obvious twins."""
 
 import os
-import socket
-import subprocess
-import sys
+import traceback
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,8 +12,7 @@ import torch.distributed as dist
 from moe_megatron.mcore.cpu.emulation import gloo
 from moe_megatron.mcore.cpu.fast import SWITCH
 from moe_megatron.mcore.cpu.fast.shared_memory import channel_of
-
-WORLD = 2
+from moe_megatron.testing.distributed import run_distributed
 
 
 def value_of(rank: int, *shape: int) -> torch.Tensor:
@@ -190,49 +186,34 @@ CHECKS: dict[str, Callable[[int, bool], None]] = {
 }
 
 
-def _rank_program() -> None:
+def run_checks() -> dict[str, str]:
+    """What was wrong with each check on this rank, "" where nothing was."""
     dist.init_process_group("gloo")
-    # Otherwise both runs of this program would show the same.
+    # Otherwise both runs would show the same.
     assert (channel_of(None) is not None) == (os.environ[SWITCH] == "")
+    found = dict.fromkeys(CHECKS, "")
     for name, check in CHECKS.items():
         for async_op in (False, True):
-            check(dist.get_rank(), async_op)
-        print(f"passed {name}", flush=True)
+            try:
+                check(dist.get_rank(), async_op)
+            except AssertionError:
+                found[name] += traceback.format_exc()
     dist.destroy_process_group()
+    return found
 
 
 @pytest.fixture(scope="module", params=["", "shared_memory"], ids=["shared_memory", "gloo"])
-def outputs(request: pytest.FixtureRequest) -> list[str]:
-    """What each of the two processes printed."""
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        port = str(server.getsockname()[1])
-    world = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(WORLD)}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, __file__],
-            cwd=Path(__file__).parents[5],
-            env={
-                **os.environ,
-                **world,
-                "RANK": str(rank),
-                "PYTHONPATH": ".",
-                SWITCH: request.param,
-            },
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(WORLD)
-    ]
-    return [rank.communicate(timeout=120)[0] for rank in ranks]
+def answers(request: pytest.FixtureRequest) -> list[dict[str, str]]:
+    """What each of two processes found."""
+    return run_distributed(run_checks, environment={SWITCH: request.param})
 
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("name", CHECKS)
-def test_collective_over_two_processes_equals_its_slow_twin(name: str, outputs: list[str]) -> None:
-    for output in outputs:
-        assert f"passed {name}\n" in output, output
+def test_collective_over_two_processes_equals_its_slow_twin(
+    name: str, answers: list[dict[str, str]]
+) -> None:
+    assert [answer[name] for answer in answers] == ["", ""]
 
 
 def test_every_replaced_name_exists_in_torch_with_its_parameters() -> None:
@@ -244,7 +225,3 @@ def test_every_replaced_name_exists_in_torch_with_its_parameters() -> None:
             zip(inspect.signature(ours).parameters.values(), real.values(), strict=False)
         ):
             assert mine.default == its.default, (name, position)
-
-
-if __name__ == "__main__":
-    _rank_program()

@@ -243,34 +243,46 @@ def test_install_after_megatron_was_imported_names_the_remedy() -> None:
     )
 
 
-def test_install_twice_puts_one_finder_in_front() -> None:
+@pytest.fixture(scope="module")
+def decisions() -> dict[str, str]:
+    """What a fresh interpreter says after each step, by name."""
     answer = run_python(
         """
         import sys
+        import torch
+
+        def say(name, *values):
+            print(name, *values)
+
+        def import_mcore(has_cuda):
+            torch.cuda.is_available = lambda: has_cuda
+            for name in [n for n in sys.modules if n.startswith("moe_megatron.mcore")]:
+                del sys.modules[name]
+            import moe_megatron.mcore
+            from moe_megatron.mcore.cpu import emulation
+            say(f"cuda={has_cuda}", emulation.is_installed(), "megatron.core" in sys.modules)
+
+        import_mcore(True)
+        import_mcore(False)
         from moe_megatron.mcore.cpu import emulation
         from moe_megatron.mcore.cpu.emulation import import_hook
         emulation.install()
         emulation.install()
-        assert emulation.is_installed()
-        print([finder is import_hook._finder for finder in sys.meta_path].count(True))
-        print(sys.meta_path[0] is import_hook._finder)
-        print("megatron.core" in sys.modules)
+        finders = [finder is import_hook._finder for finder in sys.meta_path]
+        say("twice", finders.count(True), finders[0], "megatron.core" in sys.modules)
         """
     )
-    assert answer.stdout.split() == ["1", "True", "False"], answer.stderr
+    assert answer.returncode == 0, answer.stderr
+    return dict(line.split(" ", 1) for line in answer.stdout.splitlines())
+
+
+def test_install_twice_puts_one_finder_in_front(decisions: dict[str, str]) -> None:
+    assert decisions["twice"] == "1 True False"
 
 
 @pytest.mark.parametrize("has_cuda", [True, False])
-def test_mcore_installs_the_hook_exactly_without_cuda(has_cuda: bool) -> None:
+def test_mcore_installs_the_hook_exactly_without_cuda(
+    has_cuda: bool, decisions: dict[str, str]
+) -> None:
     """Only the decision: `mcore/__init__` asks torch and imports nothing of Megatron itself."""
-    answer = run_python(
-        f"""
-        import sys
-        import torch
-        torch.cuda.is_available = lambda: {has_cuda}
-        import moe_megatron.mcore
-        from moe_megatron.mcore.cpu import emulation
-        print(emulation.is_installed(), "megatron.core" in sys.modules)
-        """
-    )
-    assert answer.stdout.split() == [str(not has_cuda), "False"], answer.stderr
+    assert decisions[f"cuda={has_cuda}"] == f"{not has_cuda} False"

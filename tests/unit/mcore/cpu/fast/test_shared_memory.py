@@ -1,15 +1,12 @@
 """Exchanges through shared memory: between channels of one process, and of processes that die.
 
 Channels do not care which process holds them, so most tests join several in this one, each in its
-own thread. This file is also the program of the tests that need processes.
+own thread.
 """
 
 import os
 import random
 import signal
-import socket
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +19,7 @@ import torch.distributed as dist
 
 from moe_megatron.mcore.cpu.fast import SWITCH, shared_memory
 from moe_megatron.mcore.cpu.fast.shared_memory import Channel, Offer, channel_of
+from moe_megatron.testing.distributed import start_ranks
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="needs Linux")
 
@@ -133,6 +131,18 @@ def test_rank_that_ended_is_an_error_that_names_it(joined: Callable[..., list[Ch
         first.exchange(part, part)
 
 
+def test_rank_that_ends_after_it_sent_is_an_error_that_names_it(
+    joined: Callable[..., list[Channel]],
+) -> None:
+    first, second = joined(2)
+    part = [torch.zeros(8, dtype=torch.uint8)] * 2
+    for channel in (first, second):
+        channel._send(part)
+    second.close()  # before the other has looked at its memory
+    with pytest.raises(dist.DistBackendError, match=r"Rank 1 of this group .* has ended\. Its own"):
+        first._receive(1, part[1])
+
+
 def test_rank_that_ends_while_another_sleeps_wakes_it(
     joined: Callable[..., list[Channel]],
 ) -> None:
@@ -185,28 +195,9 @@ def test_closed_channels_leave_no_descriptor_and_no_mapping() -> None:
     assert held() == before
 
 
-def start(program: str, world_size: int = 2, **environment: str) -> list[subprocess.Popen[str]]:
-    """Starts one of the programs below on every rank; `{rank}` in a value is the rank."""
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        port = str(server.getsockname()[1])
-    world = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(world_size)}
-    return [
-        subprocess.Popen(
-            [sys.executable, __file__, program],
-            cwd=Path(__file__).parents[5],
-            env={**os.environ, **world, "RANK": str(rank), "PYTHONPATH": "."}
-            | {name: value.format(rank=rank) for name, value in environment.items()},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(world_size)
-    ]
-
-
 def die() -> None:
     """Rank 1 is killed between two exchanges."""
+    dist.init_process_group("gloo")
     channel = channel_of(None)
     assert channel is not None
     part = torch.zeros(8, dtype=torch.uint8)
@@ -216,23 +207,26 @@ def die() -> None:
     channel.exchange([part, part], [part.clone(), part.clone()])
 
 
-def connect() -> None:
+def connect() -> str:
     """Two ranks that may be told that they are of different containers."""
+    dist.init_process_group("gloo")
     place = os.environ.get("PLACE")
     if place:
         shared_memory._place = lambda: (place,)
-    print("channel" if channel_of(None) else "gloo", flush=True)
+    found = "channel" if channel_of(None) else "gloo"
+    dist.barrier()
+    dist.destroy_process_group()
+    return found
 
 
 @pytest.mark.distributed
 def test_killed_process_ends_the_others_and_leaves_nothing() -> None:
     before = set(os.listdir("/dev/shm"))
-    survivor, killed = start("die")
-    output, _ = survivor.communicate(timeout=60)
-    killed.communicate(timeout=60)
-    assert killed.returncode == -signal.SIGKILL
-    assert survivor.returncode == 1
-    assert f"Rank 1 of this group (process {killed.pid}) has ended" in output
+    with start_ranks(die) as ranks:
+        survivor, killed = ranks.wait(60)
+    assert killed.exit_code == -signal.SIGKILL
+    assert (survivor.exit_code, survivor.was_ended) == (1, False)
+    assert f"Rank 1 of this group (process {killed.process}) has ended" in survivor.output
     assert not [name for name in set(os.listdir("/dev/shm")) - before if "moe" in name]
 
 
@@ -248,17 +242,7 @@ def test_killed_process_ends_the_others_and_leaves_nothing() -> None:
 def test_ranks_that_share_no_memory_use_gloo_and_say_why_once(
     environment: dict[str, str], reason: str
 ) -> None:
-    outputs = [rank.communicate(timeout=60)[0] for rank in start("connect", **environment)]
-    assert all("gloo\n" in output for output in outputs)
-    assert [output.count(reason) for output in outputs] == [1, 0]
-
-
-def _run() -> None:
-    dist.init_process_group("gloo")
-    {"die": die, "connect": connect}[sys.argv[1]]()
-    dist.barrier()
-    dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    _run()
+    with start_ranks(connect, environment=environment) as ranks:
+        ends = ranks.wait(60)
+    assert [end.result for end in ends] == ["gloo", "gloo"]
+    assert [end.output.count(reason) for end in ends] == [1, 0]

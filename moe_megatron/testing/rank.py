@@ -1,0 +1,161 @@
+"""What one rank of a test does: one function, whose result or failure it leaves behind.
+
+The function travels as the names of its module and file, so that it may stand in a test file;
+its arguments and its result are pickled. `python -m moe_megatron.testing.rank TASK_FILE` is a rank
+in a fresh interpreter; `fork_server` forks the others. It knows nothing about the other ranks.
+"""
+
+import atexit
+import contextlib
+import importlib
+import importlib.util
+import os
+import pickle
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import reduce
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NoReturn, cast
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Task:
+    """A function to call, where to, and in which surroundings."""
+
+    module: str
+    file: str
+    name: str
+    arguments: bytes
+    """Positional arguments, pickled."""
+    result: str
+    """File for the pickled result; it appears when the function has returned."""
+    output: str
+    """File for what the rank writes to stdout and stderr."""
+    directory: str
+    environment: dict[str, str]
+    """All of it: nothing is inherited."""
+    path: list[str]
+    """`sys.path`."""
+
+    @classmethod
+    def of(cls, function: Callable[..., Any], arguments: tuple[Any, ...], **rest: Any) -> "Task":
+        """A task for a function.
+
+        Args:
+            function: From a module's top level, where a rank can import it by name.
+            arguments: What to call it with; must be picklable.
+            rest: The other fields.
+
+        Raises:
+            TypeError: The function is a lambda, a method of an object, or stands inside another.
+        """
+        module = sys.modules.get(getattr(function, "__module__", ""))
+        name = getattr(function, "__qualname__", repr(function))
+        found = _look_up(module, name) if module is not None else None
+        if module is None or found is not function:
+            raise TypeError(
+                f"{name} cannot be imported by name, as a rank must do. Pass a function from the "
+                "top level of a module, and what it needs as arguments."
+            )
+        return cls(
+            module=module.__name__,
+            file=str(module.__file__),
+            name=name,
+            arguments=pickle.dumps(arguments),
+            **rest,
+        )
+
+
+def settle(task: Task) -> None:
+    """Make this process the rank of a task: its environment, folder, output and signals.
+
+    Everything that a fork takes over from its parent and a new interpreter would not.
+    """
+    os.environ.clear()
+    os.environ.update(task.environment)
+    os.chdir(task.directory)
+    sys.path[:] = task.path
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGCHLD):
+        signal.signal(number, signal.SIG_DFL)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    output = os.open(task.output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    for source, target in ((nothing, 0), (output, 1), (output, 2)):
+        os.dup2(source, target)
+    os.close(nothing)
+    os.close(output)
+    for stream in (sys.stdout, sys.stderr):
+        cast("Any", stream).reconfigure(line_buffering=True)  # a test may be reading along
+    if numpy := sys.modules.get("numpy"):
+        numpy.random.seed()  # or all ranks would draw the same, as no two interpreters do
+
+
+def run(task: Task) -> NoReturn:
+    """Do a task and end the process, with code 0 or, after an exception, 1."""
+    code = 1
+    try:
+        function = _look_up(_module(task), task.name)
+        result = function(*pickle.loads(task.arguments))
+        unfinished = Path(f"{task.result}.part")
+        unfinished.write_bytes(pickle.dumps(result))
+        unfinished.rename(task.result)
+        code = 0
+    except SystemExit as request:
+        code = _exit_code(request)
+    except BaseException:
+        traceback.print_exc()
+    # As at the end of an interpreter, but for its slow clearing of modules.
+    with contextlib.suppress(BaseException):
+        atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
+
+
+def _exit_code(request: SystemExit) -> int:
+    if isinstance(request.code, int | None):
+        return request.code or 0
+    print(request.code, file=sys.stderr)
+    return 1
+
+
+def _module(task: Task) -> ModuleType:
+    """The module of a task, under the name that it has in the test's process.
+
+    pytest imports test files without packages around them, and names them by their path.
+    """
+    with contextlib.suppress(ImportError):
+        module = importlib.import_module(task.module)
+        if module.__file__ == task.file:
+            return module
+    spec = importlib.util.spec_from_file_location(task.module, task.file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[task.module] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def _look_up(module: ModuleType, name: str) -> Any:
+    return reduce(
+        lambda holder, part: getattr(holder, part, None), name.split("."), cast("Any", module)
+    )
+
+
+def _main(file: str) -> NoReturn:
+    task: Task = pickle.loads(Path(file).read_bytes())
+    settle(task)
+    run(task)
+
+
+if __name__ == "__main__":
+    # By its real name: `Task` of `__main__` would be another class.
+    from moe_megatron.testing import rank
+
+    rank._main(sys.argv[1])
