@@ -16,13 +16,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from moe_megatron.errors import ConfigError
+from moe_megatron.families import FAMILIES, Family
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|block)\.(\d+)\.")
-# Their scores are independent; every other family of transformers takes the softmax.
-_SIGMOID_FAMILIES = {"deepseek_v3", "glm4_moe"}
 _TINY = 1e-20
 
 
@@ -59,6 +58,11 @@ class RouterShape:
     top_k: int
 
 
+def _scores(family: Family) -> str:
+    """The function that turns logits into scores; the softmax, where a family says nothing."""
+    return str(family.constants.get("moe.router.score_function", "softmax"))
+
+
 class RouterHooks:
     """Access to the routers of one model.
 
@@ -80,7 +84,8 @@ class RouterHooks:
                 "Qwen3-MoE and others that record router logits)."
             )
         family = getattr(getattr(model, "config", None), "model_type", None)
-        self._sigmoid = family in _SIGMOID_FAMILIES
+        known = FAMILIES.get(str(family))
+        self._sigmoid = known is not None and _scores(known) == "sigmoid"
         self._batch: tuple[int, int] | None = None
         self._valid: Tensor | None = None
         self.shape = self._find_shape()

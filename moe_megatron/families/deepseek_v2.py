@@ -2,6 +2,7 @@
 
 from moe_megatron.families.family import Family
 from moe_megatron.families.latent import LATENT_ATTENTION, latent_limits
+from moe_megatron.families.registry import register_family
 from moe_megatron.families.rows import (
     DENSE_MLP,
     OUTSIDE,
@@ -39,3 +40,5 @@ DEEPSEEK_V2 = Family(
     hf_constants={"hidden_act": "silu"},
     latent=True,
 )
+
+register_family(DEEPSEEK_V2, preference=7)

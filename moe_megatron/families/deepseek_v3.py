@@ -9,6 +9,7 @@ from dataclasses import replace
 from moe_megatron.families.deepseek_v2 import DEEPSEEK_V2
 from moe_megatron.families.family import sigmoid_limits
 from moe_megatron.families.latent import MTP, latent_limits, mtp_copies, mtp_layout, mtp_present
+from moe_megatron.families.registry import register_family
 from moe_megatron.families.rows import EXPERT_BIAS
 from moe_megatron.families.settings import (
     GROUP_FIELDS,
@@ -47,3 +48,5 @@ DEEPSEEK_V3 = replace(
     ],
     hf_constants={"hidden_act": "silu", "norm_topk_prob": True, "scoring_func": "sigmoid"},
 )
+
+register_family(DEEPSEEK_V3, preference=6)

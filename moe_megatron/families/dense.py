@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from moe_megatron.families.family import Family
+from moe_megatron.families.registry import register_family
 from moe_megatron.families.rows import (
     ATTENTION,
     DENSE_MLP,
@@ -62,3 +63,8 @@ QWEN3 = replace(
     ),
     constants={"model.qk_norm": True},
 )
+
+register_family(LLAMA, preference=10)
+register_family(MISTRAL)
+register_family(QWEN2, preference=12)
+register_family(QWEN3, preference=11)

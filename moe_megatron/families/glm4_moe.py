@@ -5,6 +5,7 @@ from dataclasses import replace
 from moe_megatron.families.deepseek_v3 import DEEPSEEK_V3
 from moe_megatron.families.family import sigmoid_limits
 from moe_megatron.families.latent import MTP
+from moe_megatron.families.registry import register_family
 from moe_megatron.families.rows import (
     ATTENTION,
     DENSE_MLP,
@@ -52,3 +53,5 @@ GLM4_MOE = replace(
     hf_constants={"hidden_act": "silu", "norm_topk_prob": True, "partial_rotary_factor": 1.0},
     latent=False,
 )
+
+register_family(GLM4_MOE, preference=5)

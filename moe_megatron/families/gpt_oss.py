@@ -6,6 +6,7 @@ Megatron has the sinks, windows, clamped activation, biases and YaRN positions.
 """
 
 from moe_megatron.families.family import Family
+from moe_megatron.families.registry import register_family
 from moe_megatron.families.rows import ATTENTION, LAYER, OUTSIDE, router
 from moe_megatron.families.settings import (
     HEAD_FIELDS,
@@ -66,3 +67,5 @@ GPT_OSS = Family(
     hf_constants={"hidden_act": "silu"},
     rope_base=150000.0,
 )
+
+register_family(GPT_OSS)

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from moe_megatron.families.family import Family
+from moe_megatron.families.registry import register_family
 from moe_megatron.families.rows import ATTENTION, LAYER, OUTSIDE, experts, router
 from moe_megatron.families.settings import (
     ATTENTION_BIASES,
@@ -50,3 +51,5 @@ GRANITEMOE = Family(
     ),
     hf_constants={"hidden_act": "silu"},
 )
+
+register_family(GRANITEMOE, preference=8)

@@ -1,6 +1,7 @@
 """Mixtral: every layer has experts; the weights of the chosen ones are a softmax over them."""
 
 from moe_megatron.families.family import Family
+from moe_megatron.families.registry import register_family
 from moe_megatron.families.rows import ATTENTION, OUTSIDE, experts, router
 from moe_megatron.families.settings import HEAD_FIELDS, MODEL_FIELDS, factor, moe_fields
 from moe_megatron.families.sliding import window
@@ -26,3 +27,5 @@ MIXTRAL = Family(
     hf_constants={"hidden_act": "silu"},
     rope_base=1e6,
 )
+
+register_family(MIXTRAL, preference=1)

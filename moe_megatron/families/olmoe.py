@@ -3,6 +3,7 @@
 from moe_megatron.families.family import Family
 from moe_megatron.families.geometry import Geometry
 from moe_megatron.families.hf_config import HfConfig
+from moe_megatron.families.registry import register_family
 from moe_megatron.families.rows import ATTENTION, OUTSIDE, experts, qk_norms, router
 from moe_megatron.families.settings import (
     ATTENTION_BIASES,
@@ -34,3 +35,5 @@ OLMOE = Family(
     limits_of=_limits,
     hf_constants={"hidden_act": "silu"},
 )
+
+register_family(OLMOE, preference=4)

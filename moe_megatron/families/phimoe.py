@@ -1,6 +1,7 @@
 """PhiMoE (Phi-3.5-MoE): SparseMixer, LayerNorm, biases of attention and output projection."""
 
 from moe_megatron.families.family import Family
+from moe_megatron.families.registry import register_family
 from moe_megatron.families.rows import (
     ATTENTION,
     LAYER_NORM_BIASES,
@@ -53,3 +54,5 @@ PHIMOE = Family(
     hf_constants={"hidden_act": "silu"},
     rope_base=1e6,
 )
+
+register_family(PHIMOE, preference=9)

@@ -1,6 +1,7 @@
 """Qwen2-MoE (Qwen1.5-MoE too): biases of queries, keys and values, a gated shared expert."""
 
 from moe_megatron.families.family import Family
+from moe_megatron.families.registry import register_family
 from moe_megatron.families.rows import (
     ATTENTION,
     DENSE_MLP,
@@ -62,3 +63,5 @@ QWEN2_MOE = Family(
     parts=window,
     hf_constants={"hidden_act": "silu", "use_sliding_window": False},
 )
+
+register_family(QWEN2_MOE, preference=3)

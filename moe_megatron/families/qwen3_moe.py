@@ -1,6 +1,7 @@
 """Qwen3-MoE: norms of queries and keys head by head; dense layers may lie between the others."""
 
 from moe_megatron.families.family import Family
+from moe_megatron.families.registry import register_family
 from moe_megatron.families.rows import (
     ATTENTION,
     DENSE_MLP,
@@ -35,3 +36,5 @@ QWEN3_MOE = Family(
     parts=window,
     hf_constants={"hidden_act": "silu", "use_sliding_window": False},
 )
+
+register_family(QWEN3_MOE, preference=2)

@@ -14,6 +14,7 @@ from moe_megatron.families.family import Family, Names
 from moe_megatron.families.geometry import Geometry
 from moe_megatron.families.hf_config import HfConfig, whole
 from moe_megatron.families.links import Link
+from moe_megatron.families.registry import register_family
 from moe_megatron.families.settings import Pattern, number
 from moe_megatron.families.table import Form, Row, Scope, Source, carried, one
 
@@ -170,3 +171,5 @@ SWITCH_TRANSFORMERS = Family(
     limits_of=_limits,
     ignored=(r"(encoder|decoder)\.embed_tokens\.weight",),
 )
+
+register_family(SWITCH_TRANSFORMERS)
