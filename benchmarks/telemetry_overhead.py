@@ -121,7 +121,7 @@ def _counting(layers: int, experts: int, top_k: int, tokens: int) -> list[str]:
     import torch
 
     import moe_megatron.mcore  # noqa: F401  # makes Megatron importable
-    from moe_megatron.mcore.layers.router import MeasuredRouter
+    from moe_megatron.mcore.layers.measured_router import MeasuredRouter
     from moe_megatron.mcore.measure.counters import RoutingCounters
 
     torch.set_num_threads(1)

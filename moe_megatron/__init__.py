@@ -7,6 +7,8 @@ nor Megatron.
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from moe_megatron.version import package_version
+
 if TYPE_CHECKING:
     __version__: str
     from moe_megatron.model.outputs import MoEOutput
@@ -25,18 +27,9 @@ _HOMES = {
 __all__ = ["EvalResult", "MoEModel", "MoEOutput", "MoETrainer", "TrainingResult"]
 
 
-def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("open-moe-trainer-lab")
-    except PackageNotFoundError:  # run from a checkout that is not installed
-        return "0+unknown"
-
-
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        return _version()
+        return package_version()
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(_HOMES[name]), name)

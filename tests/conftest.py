@@ -24,6 +24,13 @@ if os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):
     sys.dont_write_bytecode = False
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# How long an example takes is the machine's mood.
+settings.register_profile(
+    "any_machine", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("any_machine")
 
 _DESELECTED = pytest.StashKey[dict[str, int]]()
 _REASONS = {

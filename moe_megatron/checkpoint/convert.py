@@ -18,7 +18,7 @@ from moe_megatron.checkpoint.edit.selection import Model, Selection
 from moe_megatron.checkpoint.edit.upcycle import Upcycling
 from moe_megatron.checkpoint.execute.executor import Outcome, execute
 from moe_megatron.checkpoint.execute.publish import check_free, publish, staging_of
-from moe_megatron.checkpoint.formats import byte_ranges, companions, description, dtypes
+from moe_megatron.checkpoint.formats import byte_ranges, description, dtypes, side_files
 from moe_megatron.checkpoint.formats.hf_folder import CONFIG, HfFolder
 from moe_megatron.checkpoint.formats.torch_dist import TRACKER, TorchDist
 from moe_megatron.checkpoint.formats.view import View
@@ -149,10 +149,10 @@ def import_checkpoint(
     root = Path(destination).expanduser()
     target = root / _ITERATION
     values = family.run_config(config, geometry)
-    if companions.has_tokenizer(folder.path):
-        values["data"]["tokenizer"] = str(target.absolute() / companions.HF_FOLDER)
+    if side_files.has_tokenizer(folder.path):
+        values["data"]["tokenizer"] = str(target.absolute() / side_files.HF_FOLDER)
     run = from_mapping(values)
-    told = {"config": config, "fused": fused, "dtypes": _changed_dtypes(folder, links, options)}
+    noted = {"config": config, "fused": fused, "dtypes": _changed_dtypes(folder, links, options)}
     options = replace(
         options,
         stacked=geometry.homogeneous,
@@ -160,8 +160,8 @@ def import_checkpoint(
         tables=(
             (CONFIG_FILE, lambda: dump_yaml(run).encode()),
             (description.BASE_CONFIG, lambda: _json(config)),
-            (description.ORIGIN, lambda: _json({key: told[key] for key in ("fused", "dtypes")})),
-            *companions.to_megatron(folder.path, profile=model is whole),
+            (description.ORIGIN, lambda: _json({key: noted[key] for key in ("fused", "dtypes")})),
+            *side_files.to_megatron(folder.path, profile=model is whole),
         ),
     )
     _check_root(root, overwrite=execution.overwrite)
@@ -174,7 +174,7 @@ def import_checkpoint(
     read = (
         []
         if outcome is None
-        else [p.view for t in outcome.nonfinite for p in t.pieces if isinstance(p.source, View)]
+        else [p.view for t in outcome.nonfinite for p in t.moves if isinstance(p.source, View)]
     )
     return Report(
         plan=plan,
@@ -228,14 +228,14 @@ def export_checkpoint(
             dtypes=_known_dtypes(origin),
             max_shard_bytes=max_shard_bytes,
             tables=(
-                *companions.to_hugging_face(saved.path),
+                *side_files.to_hugging_face(saved.path),
                 (CONFIG, lambda: _json(config)),
             ),
         )
         check_free(target, overwrite=execution.overwrite)
         plan = plan_export(saved, links, options)
         outcome = _carry_out(plan, target, execution)
-    written = [] if outcome is None else [p.target for t in outcome.nonfinite for p in t.pieces]
+    written = [] if outcome is None else [p.target for t in outcome.nonfinite for p in t.moves]
     targets = {number: file.name for number, file in enumerate(plan.targets)}
     return Report(
         plan=plan,

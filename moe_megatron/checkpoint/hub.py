@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from moe_megatron.checkpoint.formats.companions import PATTERNS
 from moe_megatron.checkpoint.formats.hf_folder import CONFIG, INDEX, HfFolder
+from moe_megatron.checkpoint.formats.side_files import PATTERNS
 from moe_megatron.checkpoint.formats.torch_dist import METADATA, TRACKER
 from moe_megatron.errors import CheckpointError
 from moe_megatron.telemetry.values.profile import PROFILE_FILE

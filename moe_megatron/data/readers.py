@@ -17,14 +17,11 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from moe_megatron.data.columnar import open_parquet, open_saved_dataset
 from moe_megatron.data.shards import END, Shard, Source, expand_sources, plan_parts
 from moe_megatron.errors import DataError
-
-if TYPE_CHECKING:
-    import datasets  # type: ignore[import-untyped,unused-ignore]
-    import pyarrow.parquet as parquet  # type: ignore[import-untyped,unused-ignore]
 
 MAX_EXAMPLES = 5
 # A file whose first lines are all malformed has another format or key: stop at once.
@@ -233,30 +230,6 @@ def read_texts(sources: Sequence[Source], text_key: str = "text") -> Iterator[st
     for part in plan_parts(expand_sources(sources), 1):
         for shard in part:
             yield from ShardReader(shard, text_key)
-
-
-def open_parquet(path: str) -> "parquet.ParquetFile":
-    """Open a parquet file and read its footer.
-
-    Raises:
-        DataError: If it is not a parquet file.
-    """
-    import pyarrow
-    import pyarrow.parquet as parquet
-
-    try:
-        return parquet.ParquetFile(path)
-    except pyarrow.ArrowInvalid as error:
-        raise DataError(
-            f"{path} is not a complete parquet file ({error}); copy or write it again."
-        ) from error
-
-
-def open_saved_dataset(path: str) -> "datasets.Dataset":
-    """Memory-map one split that `datasets.save_to_disk` wrote."""
-    import datasets
-
-    return datasets.load_from_disk(path)
 
 
 def _hub_rows(spec: str, text_key: str) -> Iterator[Any]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from moe_megatron.data.columnar import open_parquet, open_saved_dataset
 from moe_megatron.errors import DataError
 
 _log = logging.getLogger(__name__)
@@ -244,12 +245,8 @@ def _even(count: int, pieces: int) -> list[int]:
 
 
 def _num_row_groups(path: str) -> int:
-    from moe_megatron.data.readers import open_parquet
-
     return int(open_parquet(path).metadata.num_row_groups)
 
 
 def _num_rows(path: str) -> int:
-    from moe_megatron.data.readers import open_saved_dataset
-
     return len(open_saved_dataset(path))

@@ -20,7 +20,7 @@ from moe_megatron.families.settings import (
     Field,
     Pattern,
     of_run,
-    put,
+    set_nested,
 )
 from moe_megatron.families.table import Row, expand
 
@@ -142,15 +142,15 @@ class Family:
         """Nested fields of a run, of model, experts and vocabulary."""
         values: dict[str, Any] = {"model": {}, "moe": {}, "data": {}}
         for name, value in {**(TOP_K_ROUTER if self.is_moe else {}), **self.constants}.items():
-            put(values, name, value)
+            set_nested(values, name, value)
         for entry in self.fields:
-            put(values, entry.ours, entry.value(hf_config))
+            set_nested(values, entry.ours, entry.value(hf_config))
         if self._has_rope:
             values["model"]["rotary_base"] = round(rope.base(hf_config, self.rope_base))
             for name, value in rope.fields(hf_config, latent=self.latent).items():
-                put(values, name, value)
+                set_nested(values, name, value)
         for name, value in {**self.parts(hf_config), **self.present(hf_config, names)}.items():
-            put(values, name, value)
+            set_nested(values, name, value)
         _check_sizes(values, is_moe=self.is_moe)
         moe_layers = self.pattern.read(hf_config, values["model"]["num_layers"])
         if any(moe_layers):
@@ -225,23 +225,23 @@ class Family:
         Raises:
             MappingError: The family has no way to say which layers are MoE layers.
         """
-        told = dict(base or {"architectures": [self.architecture], "model_type": self.name})
+        config = dict(base or {"architectures": [self.architecture], "model_type": self.name})
         if base is None:
-            told |= self.hf_constants
+            config |= self.hf_constants
         before = None
         if base is not None:
             before = from_mapping(self.run_config(base, self.geometry(base, names)))
         for entry in self.fields:
             value = of_run(run_config, entry.ours)
             if before is None or of_run(before, entry.ours) != value:
-                told[entry.key(told)] = entry.write(value, run_config)
+                config[entry.key(config)] = entry.write(value, run_config)
         if self._has_rope:
-            rope.write(told, run_config.model, None if before is None else before.model)
+            rope.write(config, run_config.model, None if before is None else before.model)
         if self.is_moe:
-            told |= self._layer_keys(run_config, base)
+            config |= self._layer_keys(run_config, base)
         if base is None and run_config.training.precision in _DTYPES:
-            told["dtype"] = _DTYPES[run_config.training.precision]
-        return told
+            config["dtype"] = _DTYPES[run_config.training.precision]
+        return config
 
     def _layer_keys(self, run_config: RunConfig, base: HfConfig | None) -> dict[str, Any]:
         layers = run_config.model.num_layers

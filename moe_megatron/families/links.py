@@ -87,7 +87,7 @@ class Noise:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Share:
+class Term:
     """A term of a matrix that is a weighted sum."""
 
     weight: float
@@ -116,7 +116,7 @@ class Link:
     """Type that Megatron insists on, such as "F32"; None: that of the source."""
     blocks: tuple[Block, ...]
     """In order of the rows of this matrix, which they fill."""
-    shares: tuple[Share, ...] = ()
+    terms: tuple[Term, ...] = ()
     """Terms of a matrix that is a sum (imports only); `blocks` are then those of the first."""
     noise: Noise | None = None
     """Random numbers that are added (imports only); without blocks they are all there is."""

@@ -92,11 +92,11 @@ def _yarn(rope: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def write(told: dict[str, Any], model: ModelConfig, before: ModelConfig | None) -> None:
+def write(config: dict[str, Any], model: ModelConfig, before: ModelConfig | None) -> None:
     """Say the rotary positions of a model in its `config.json`.
 
     Args:
-        told: The configuration, which is changed.
+        config: The configuration, which is changed.
         model: The model.
         before: What the configuration says already; None: nothing.
     """
@@ -104,18 +104,18 @@ def write(told: dict[str, Any], model: ModelConfig, before: ModelConfig | None) 
     if before is None or before.rotary_base != model.rotary_base:
         changes["rope_theta"] = model.rotary_base
     if (before and before.rotary_fraction) != model.rotary_fraction and (
-        before is not None or "partial_rotary_factor" in told
+        before is not None or "partial_rotary_factor" in config
     ):
         changes["partial_rotary_factor"] = model.rotary_fraction
     if (before and before.rope_scaling) != model.rope_scaling:
         changes |= _written(model)
-    if changes and "rope_parameters" in told:
-        told["rope_parameters"] = {**(told["rope_parameters"] or {}), **changes}
+    if changes and "rope_parameters" in config:
+        config["rope_parameters"] = {**(config["rope_parameters"] or {}), **changes}
     elif changes:
         scaling = {key: changes.pop(key) for key in list(changes) if key not in _OWN_KEYS}
-        told |= changes
+        config |= changes
         if scaling:
-            told["rope_scaling"] = scaling
+            config["rope_scaling"] = scaling
 
 
 _OWN_KEYS = frozenset({"rope_theta", "partial_rotary_factor"})

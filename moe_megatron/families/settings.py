@@ -254,7 +254,7 @@ def of_run(run: RunConfig, name: str) -> Any:
     return run.architecture.value(name)
 
 
-def put(values: dict[str, Any], name: str, value: Any) -> None:
+def set_nested(values: dict[str, Any], name: str, value: Any) -> None:
     """Set a dotted name in nested sections of fields."""
     *path, key = name.split(".")
     for part in path:

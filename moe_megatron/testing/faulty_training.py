@@ -16,7 +16,7 @@ import torch
 from moe_megatron.config import apply_overrides, load_config
 from moe_megatron.config.flags import split_flags
 from moe_megatron.mcore import world
-from moe_megatron.mcore.layers.router import MeasuredRouter
+from moe_megatron.mcore.layers.measured_router import MeasuredRouter
 from moe_megatron.mcore.loop.callbacks import Callback, StepEnd
 from moe_megatron.run.start import Attachments, start
 

@@ -1,4 +1,4 @@
-"""Checkpoints of real runs: in the background, beside companions, and on a disk that is full."""
+"""Checkpoints of real runs: in the background, beside side files, and on a disk that is full."""
 
 import dataclasses
 import os
@@ -79,7 +79,7 @@ def test_run_resumed_from_it_follows_the_uninterrupted_one(name: str, runs: Path
 
 
 @pytest.mark.parametrize("name", ["straight", "background"])
-def test_companions_stand_beside_every_checkpoint(name: str, runs: Path) -> None:
+def test_side_files_stand_beside_every_checkpoint(name: str, runs: Path) -> None:
     for folder in (runs / name / "checkpoints").glob("iter_*"):
         step = int(folder.name.removeprefix("iter_"))
         config = load_config(folder / "config.yaml")
@@ -88,7 +88,7 @@ def test_companions_stand_beside_every_checkpoint(name: str, runs: Path) -> None
         assert (profile.first_step, profile.last_step, profile.steps) == (1, step, step)
 
 
-def test_companions_of_a_resumed_run_cover_the_steps_before_it(runs: Path) -> None:
+def test_side_files_of_a_resumed_run_cover_the_steps_before_it(runs: Path) -> None:
     folder = runs / "alone" / "checkpoints" / "iter_0000006"
     profile = RoutingProfile.load(folder / PROFILE_FILE)
     assert (profile.first_step, profile.last_step, profile.steps) == (1, STEPS, STEPS)

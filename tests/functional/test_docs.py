@@ -219,7 +219,7 @@ def test_flags_are_ours_or_megatrons_or_torchruns() -> None:
 def test_files_of_the_project_exist(page: Path) -> None:
     names = [span for span in code_of(page) if "/" in span and _FILE.match(span)]
     ours = [name for name in names if not name.startswith(_OF_A_RUN)]
-    # Short for a file of the package, as in `mcore/layers/router.py`.
+    # Short for a file of the package, as in `mcore/layers/measured_router.py`.
     places = (ROOT, PACKAGE)
     assert [n for n in ours if not any((place / n).exists() for place in places)] == []
 

@@ -1,9 +1,11 @@
 """Rules about the code base that no linter knows; the import layers are lint-imports' business."""
 
 import ast
+import graphlib
 import pkgutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -75,6 +77,71 @@ def test_entry_script_is_a_page():
 
 def test_no_folder_or_module_is_called_utils():
     assert [relative(p) for p in PACKAGE.rglob("*util*") if p.stem in {"util", "utils"}] == []
+
+
+def test_no_file_name_is_used_three_times():
+    names = Counter(path.name for path in OURS if path.name != "__init__.py")
+    assert [name for name, times in names.items() if times > 2] == []
+
+
+def module_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts).removesuffix(".__init__")
+
+
+MODULES = {module_of(path): path for path in OURS}
+
+
+def imported(path: Path) -> set[str]:
+    """Our modules that a file imports anywhere, but for the type checker alone."""
+    tree = ast.parse(path.read_text())
+    unseen = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        for statement in node.body
+        for inner in ast.walk(statement)
+    }
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if id(node) in unseen:
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if name in MODULES else str(node.module) for name in names}
+    return found & MODULES.keys()
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    """Imports inside of functions count: they hide a circle, and do not open it."""
+    graph = {name: imported(path) - {name} for name, path in MODULES.items()}
+    assert tuple(graphlib.TopologicalSorter(graph).static_order())
+
+
+def test_nothing_of_ours_is_imported_by_name_or_from_the_root():
+    """Either would be an arrow that import-linter does not see."""
+    hidden = []
+    for path in OURS:
+        for node in ast.walk(ast.parse(path.read_text())):
+            by_name = (
+                isinstance(node, ast.Call)
+                and ast.unparse(node.func).endswith(("import_module", "__import__", "find_spec"))
+                and any(
+                    isinstance(word, ast.Constant) and str(word.value).startswith("moe_megatron")
+                    for argument in node.args
+                    for word in ast.walk(argument)
+                )
+            )
+            from_root = isinstance(node, ast.ImportFrom) and node.module == "moe_megatron"
+            if by_name or (from_root and not all(is_module(a.name) for a in node.names)):
+                hidden.append(f"{relative(path)}:{node.lineno}")
+    assert hidden == []
+
+
+def is_module(name: str) -> bool:
+    return f"moe_megatron.{name}" in MODULES
 
 
 def test_requirements_hold_what_set_up_installs_the_package_with():

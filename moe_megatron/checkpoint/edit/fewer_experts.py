@@ -19,7 +19,7 @@ from moe_megatron.checkpoint.edit.selection import (
 from moe_megatron.checkpoint.formats.hf_folder import HfFolder
 from moe_megatron.checkpoint.matrices import read_matrix
 from moe_megatron.errors import CheckpointError
-from moe_megatron.families.links import Link, Share
+from moe_megatron.families.links import Link, Term
 from moe_megatron.telemetry.values.profile import PROFILE_FILE, RoutingProfile
 
 _ROUTER = "mlp.router.weight"
@@ -160,14 +160,14 @@ def _merged(
         if len(joined) > 1 and link.layer is not None:
             counts = [uses[link.layer][expert] for expert in joined]
             total = sum(counts)
-            shares = tuple(
-                Share(
+            terms = tuple(
+                Term(
                     weight=count / total if total else 1 / len(joined),
                     blocks=by_place[link.key, link.layer, expert].blocks,
                 )
                 for expert, count in zip(joined, counts, strict=True)
             )
-            link = replace(link, shares=shares)
+            link = replace(link, terms=terms)
         found.append(link)
     return found
 

@@ -70,18 +70,18 @@ def selected(model: Model, selection: Selection) -> Model:
 
 def with_experts(config: Mapping[str, Any], experts: int, family: Family) -> dict[str, Any]:
     """The configuration with another number of experts."""
-    told = dict(config)
-    told[_key(family, "moe.num_experts", told)] = experts
-    return told
+    changed = dict(config)
+    changed[_key(family, "moe.num_experts", changed)] = experts
+    return changed
 
 
 def config_without_prediction(config: Mapping[str, Any], family: Family) -> dict[str, Any]:
     """The configuration without layers of multi-token prediction."""
-    told = dict(config)
-    key = next((f.key(told) for f in family.fields if f.ours == _PREDICTION), None)
-    if key in told:
-        told[key] = 0
-    return told
+    changed = dict(config)
+    key = next((f.key(changed) for f in family.fields if f.ours == _PREDICTION), None)
+    if key in changed:
+        changed[key] = 0
+    return changed
 
 
 def without_prediction(links: Iterable[Link], geometry: Geometry) -> list[Link]:
@@ -95,20 +95,20 @@ def _of_layers_config(
     config: Mapping[str, Any], layers: tuple[int, ...], model: Model
 ) -> dict[str, Any]:
     family, geometry = model.family, model.geometry
-    told = config_without_prediction(config, family)
-    told[_key(family, "model.num_layers", told)] = len(layers)
+    changed = config_without_prediction(config, family)
+    changed[_key(family, "model.num_layers", changed)] = len(layers)
     for name in _PER_LAYER:
-        if isinstance(told.get(name), list):
-            told[name] = [told[name][layer] for layer in layers]
+        if isinstance(changed.get(name), list):
+            changed[name] = [changed[name][layer] for layer in layers]
     wanted = tuple(geometry.moe_layers[layer] for layer in layers)
-    if family.is_moe and family.geometry(told).moe_layers != wanted:
-        told |= family.pattern.write(wanted) or {}
-        if family.geometry(told).moe_layers != wanted:
+    if family.is_moe and family.geometry(changed).moe_layers != wanted:
+        changed |= family.pattern.write(wanted) or {}
+        if family.geometry(changed).moe_layers != wanted:
             raise MappingError(
                 f"a {family.name} model cannot have its MoE layers where the layers "
                 f"{list(layers)} put them; take other layers."
             )
-    return told
+    return changed
 
 
 def _key(family: Family, ours: str, config: Mapping[str, Any]) -> str:

@@ -15,7 +15,7 @@ from moe_megatron.checkpoint.formats.hf_folder import HfFolder
 from moe_megatron.config.fields import CHANGES
 from moe_megatron.errors import CheckpointError, MappingError
 from moe_megatron.families import FAMILIES, Family, Geometry, rope
-from moe_megatron.families.links import Block, Link, Noise, Share
+from moe_megatron.families.links import Block, Link, Noise, Term
 
 AUX_LOSS_COEF = 0.01
 """Weight of the balancing loss that training goes on with, as in the paper."""
@@ -120,17 +120,17 @@ def _check(model: Model, wanted: Upcycling) -> None:
 
 def _config(model: Model, wanted: Upcycling, target: Family) -> dict[str, Any]:
     """Every value that the dense configuration has or implies, and the experts."""
-    told = dict(model.config)
+    changed = dict(model.config)
     for field in model.family.fields:
         value = field.value(model.config)
         if field.hf in {f.hf for f in target.fields}:
-            told[field.key(told)] = value
+            changed[field.key(changed)] = value
         else:
-            told.pop(field.key(told), None)
-    if "rope_theta" not in rope.parameters(told):
-        told["rope_theta"] = model.family.rope_base
-    told |= {"model_type": target.name, "architectures": [target.architecture]}
-    told = {**target.hf_constants, **told}
+            changed.pop(field.key(changed), None)
+    if "rope_theta" not in rope.parameters(changed):
+        changed["rope_theta"] = model.family.rope_base
+    changed |= {"model_type": target.name, "architectures": [target.architecture]}
+    changed = {**target.hf_constants, **changed}
     values = {  # as the target's configurations say them
         "moe.num_experts": wanted.num_experts,
         "moe.top_k": wanted.top_k,
@@ -141,7 +141,7 @@ def _config(model: Model, wanted: Upcycling, target: Family) -> dict[str, Any]:
     }
     for field in target.fields:
         if field.ours in values:
-            told[field.key(told)] = values[field.ours]
+            changed[field.key(changed)] = values[field.ours]
     layers = range(model.geometry.layers)
     pattern = tuple(wanted.layers is None or layer in wanted.layers for layer in layers)
     found = target.pattern.write(pattern)
@@ -150,7 +150,7 @@ def _config(model: Model, wanted: Upcycling, target: Family) -> dict[str, Any]:
             f"an upcycled {model.family.name} becomes a {target.name} model, which has experts in "
             "every layer; leave the layers out."
         )
-    return told | found
+    return changed | found
 
 
 def _check_same(model: Model, target: Family, config: Mapping[str, Any]) -> None:
@@ -217,7 +217,7 @@ def _slice(link: Link, source: Link, number: int, slices: int) -> Link:
     width = link.shape[1]
     blocks = tuple(replace(block, columns=(number * width, width)) for block in source.blocks)
     # The weights of all slices sum to 1, and each has but its part of that: here it comes back.
-    return replace(link, blocks=blocks, shares=(Share(weight=float(slices), blocks=blocks),))
+    return replace(link, blocks=blocks, terms=(Term(weight=float(slices), blocks=blocks),))
 
 
 def _rows(block: Block, number: int, slices: int) -> Block:

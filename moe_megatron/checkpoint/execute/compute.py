@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from moe_megatron.checkpoint.formats import dtypes
 from moe_megatron.checkpoint.formats.view import View
-from moe_megatron.checkpoint.plan.tasks import Piece, Scale, Task
+from moe_megatron.checkpoint.plan.tasks import Move, Scale, Task
 from moe_megatron.families.links import Noise
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def compute(task: Task, read: Read) -> bytearray:
     """The bytes that a task writes.
 
     Args:
-        task: It has pieces.
+        task: It has moves.
         read: Reads sources.
     """
     import torch
@@ -33,32 +33,32 @@ def compute(task: Task, read: Read) -> bytearray:
     out = bytearray(task.nbytes)
     whole = torch.frombuffer(out, dtype=dtypes.to_torch(task.dtype))
     into = whole
-    if any(piece.weight is not None for piece in task.pieces):
+    if any(move.weight is not None for move in task.moves):
         # Summed in a wider type than is written, and rounded once.
         into = torch.zeros_like(whole, dtype=torch.promote_types(whole.dtype, torch.float32))
     item = dtypes.item_size(task.dtype)
-    for piece in task.pieces:
-        view = piece.target
+    for move in task.moves:
+        view = move.target
         target = into.as_strided(
             (view.rows, view.columns),
             (view.row_step // item, view.column_step // item),
             (view.offset - task.offset) // item,
         )
-        found = _source(piece, read)
-        if piece.weight is None:
+        found = _source(move, read)
+        if move.weight is None:
             target.copy_(found)
         else:
-            target.add_(found.to(into.dtype), alpha=piece.weight)
+            target.add_(found.to(into.dtype), alpha=move.weight)
     if into is not whole:
         whole.copy_(into)
     return out
 
 
-def _source(piece: Piece, read: Read) -> "torch.Tensor":
-    if isinstance(piece.source, Noise):
-        return draw(piece.source)
-    found = load(piece.source, piece.dtype, read)
-    return found if piece.scale is None else found.float() * _factors(piece, piece.scale, read)
+def _source(move: Move, read: Read) -> "torch.Tensor":
+    if isinstance(move.source, Noise):
+        return draw(move.source)
+    found = load(move.source, move.dtype, read)
+    return found if move.scale is None else found.float() * _factors(move, move.scale, read)
 
 
 def draw(noise: Noise) -> "torch.Tensor":
@@ -74,13 +74,13 @@ def draw(noise: Noise) -> "torch.Tensor":
     return found.mul_(noise.std)
 
 
-def _factors(piece: Piece, scale: Scale, read: Read) -> "torch.Tensor":
-    """A factor for each element of a piece."""
+def _factors(move: Move, scale: Scale, read: Read) -> "torch.Tensor":
+    """A factor for each element of a move."""
     import torch
 
     factors = load(scale.view, "F32", read)
-    rows = (scale.row + torch.arange(piece.source.rows)) // scale.block
-    columns = (scale.column + torch.arange(piece.source.columns)) // scale.block
+    rows = (scale.row + torch.arange(move.source.rows)) // scale.block
+    columns = (scale.column + torch.arange(move.source.columns)) // scale.block
     return factors[rows[:, None], columns]
 
 

@@ -242,7 +242,7 @@ class _Run:
                 writer.write(memoryview(task.literal))
                 continue
             if task.is_copy:
-                found = [self._copy(writer, piece.view, task.dtype) for piece in task.pieces]
+                found = [self._copy(writer, move.view, task.dtype) for move in task.moves]
                 suspect = any(found)
             else:
                 data = compute(task, self._read)

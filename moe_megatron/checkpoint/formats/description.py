@@ -5,8 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from moe_megatron.checkpoint.formats.companions import HF_FOLDER
 from moe_megatron.checkpoint.formats.hf_folder import CONFIG
+from moe_megatron.checkpoint.formats.side_files import HF_FOLDER
 from moe_megatron.config import CONFIG_FILE, RunConfig, load_config
 from moe_megatron.errors import CheckpointError
 from moe_megatron.families import Family, family_of, family_of_run

@@ -1,6 +1,6 @@
 """Elements of a file seen as a matrix, with steps between rows and columns.
 
-Every conversion is a list of pieces: the elements of one view become those of another, in order.
+Every conversion is a list of moves: the elements of one view become those of another, in order.
 A transposed or interleaved matrix is only a view with other steps, so that reading a mapping
 backwards is swapping two views. Knows no formats.
 """

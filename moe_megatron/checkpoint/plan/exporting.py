@@ -16,7 +16,7 @@ from moe_megatron.checkpoint.formats.torch_dist import (
 )
 from moe_megatron.checkpoint.plan import blocks, coverage
 from moe_megatron.checkpoint.plan.summary import summarize
-from moe_megatron.checkpoint.plan.tasks import Piece, Plan, SourceFile, TargetFile, Task, fill
+from moe_megatron.checkpoint.plan.tasks import Move, Plan, SourceFile, TargetFile, Task, fill
 from moe_megatron.config.checks import first_few
 from moe_megatron.errors import CheckpointError, MappingError
 from moe_megatron.families.links import Block, Link, matrix_size, saved_names
@@ -141,7 +141,7 @@ class _Part:
     columns: int
     found: FoundMatrix
 
-    def pieces(self, file: int, offset: int, dtype: str) -> Iterator[Piece]:
+    def moves(self, file: int, offset: int, dtype: str) -> Iterator[Move]:
         """What to read for it, where the tensor begins at an offset of a file."""
         whole = blocks.view_of(self.block, self.columns, file, offset, dtype)
         for region in self.found.regions:
@@ -151,7 +151,7 @@ class _Part:
                 continue
             source = region.view.rows_from(begin - region.row, end - begin)
             target = whole.part(begin - self.row, end - begin, region.column, region.view.columns)
-            yield Piece(source, self.found.tensor.dtype, target)
+            yield Move(source, self.found.tensor.dtype, target)
 
 
 def _shard_tasks(number: int, shard: Shard, parts: Mapping[str, Sequence[_Part]]) -> Iterator[Task]:
@@ -166,13 +166,13 @@ def _tensor_tasks(
     """Tasks that fill a tensor: one group for the blocks that share rows of it."""
     width = matrix_size(tensor.shape)[1]
     row_bytes = width * dtypes.item_size(tensor.dtype)
-    groups: dict[tuple[int, int], list[Piece]] = defaultdict(list)
+    groups: dict[tuple[int, int], list[Move]] = defaultdict(list)
     for part in parts:
         group = groups[part.block.start, part.block.rows]
-        group.extend(part.pieces(number, offset, tensor.dtype))
-    for (start, rows), pieces in sorted(groups.items()):
+        group.extend(part.moves(number, offset, tensor.dtype))
+    for (start, rows), moves in sorted(groups.items()):
         begin: int = offset + start * row_bytes
-        yield from fill(number, begin, (rows, width), tensor.dtype, pieces)
+        yield from fill(number, begin, (rows, width), tensor.dtype, moves)
 
 
 def _matrices(tensor: SavedTensor, read: Iterable[tuple[int, ...]]) -> int:

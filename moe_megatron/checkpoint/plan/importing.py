@@ -20,7 +20,7 @@ from moe_megatron.checkpoint.formats.view import View, packed
 from moe_megatron.checkpoint.plan import blocks, coverage
 from moe_megatron.checkpoint.plan.summary import summarize
 from moe_megatron.checkpoint.plan.tasks import (
-    Piece,
+    Move,
     Plan,
     Scale,
     SourceFile,
@@ -189,17 +189,17 @@ class _Importer:
             )
             height = rows // link.chunks
             target = _target(record, height, columns)
-            pieces = list(self._inside(parts, chunk * height, target))
+            moves = list(self._inside(parts, chunk * height, target))
             if link.noise is not None:
                 noise = link.noise.rows_from(chunk * height, height)
-                pieces.append(Piece(noise, "F32", target, weight=1.0))
-            data = fill(record.file, record.data, (height, columns), dtype, pieces)
+                moves.append(Move(noise, "F32", target, weight=1.0))
+            data = fill(record.file, record.data, (height, columns), dtype, moves)
             yield from _framed(record, data)
 
     def _parts(self, link: Link, columns: int) -> Iterator["_Part"]:
         """What each block of a matrix, or of the terms that it is the sum of, gives to it."""
         terms: list[tuple[tuple[Block, ...], float | None]]
-        terms = [(share.blocks, share.weight) for share in link.shares]
+        terms = [(term.blocks, term.weight) for term in link.terms]
         for own, weight in terms or [(link.blocks, None if link.noise is None else 1.0)]:
             for row, _, block in blocks.rows_of(replace(link, blocks=own)):
                 tensor = self._folder.tensors[block.name]
@@ -207,7 +207,7 @@ class _Importer:
                 view = blocks.view_of(block, columns, file, tensor.offset, tensor.dtype)
                 yield _Part(row, view, tensor, weight)
 
-    def _inside(self, parts: Sequence["_Part"], first: int, target: View) -> Iterator[Piece]:
+    def _inside(self, parts: Sequence["_Part"], first: int, target: View) -> Iterator[Move]:
         """What lies in a chunk, which begins at row `first` of the matrix."""
         for part in parts:
             begin = max(part.row, first)
@@ -216,7 +216,7 @@ class _Importer:
                 source = part.view.rows_from(begin - part.row, end - begin)
                 into = target.rows_from(begin - first, end - begin)
                 scale = self._scale(source, part.tensor)
-                yield Piece(source, part.tensor.dtype, into, scale, part.weight)
+                yield Move(source, part.tensor.dtype, into, scale, part.weight)
 
     def _objects(self, layout: Layout) -> Iterator[Task]:
         matrices = []

@@ -34,8 +34,8 @@ def summarize(
 def _how(link: Link) -> str:
     if not link.blocks:
         return "random"
-    if len(link.shares) > 1:
-        return f"weighted sum of {len(link.shares)}:"
+    if len(link.terms) > 1:
+        return f"weighted sum of {len(link.terms)}:"
     if any(block.transform is not Transform.NONE for block in link.blocks):
         return "transposed or interleaved:"
     names = {block.name for block in link.blocks}

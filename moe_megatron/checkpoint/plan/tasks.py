@@ -74,12 +74,12 @@ class Scale:
     block: int
     """Rows and columns of a block."""
     row: int
-    """Row of the whole matrix at which the scaled piece begins."""
+    """Row of the whole matrix at which the scaled move begins."""
     column: int
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class Move:
     """Elements of a source and where they go, in the same order."""
 
     source: View | Noise
@@ -88,21 +88,21 @@ class Piece:
     target: View
     scale: Scale | None = None
     weight: float | None = None
-    """Factor of a term of a sum: pieces with the same target are added. None: there is no sum."""
+    """Factor of a term of a sum: moves with the same target are added. None: there is no sum."""
 
     @property
     def view(self) -> View:
-        """The source of a piece that is read from a file."""
+        """The source of a move that is read from a file."""
         assert isinstance(self.source, View), "random numbers are in no file"
         return self.source
 
-    def part(self, row: int, rows: int) -> "Piece":
+    def part(self, row: int, rows: int) -> "Move":
         """Consecutive rows of both sides."""
         scale = self.scale and replace(self.scale, row=self.scale.row + row)
         source, target = self.source.rows_from(row, rows), self.target.rows_from(row, rows)
         return replace(self, source=source, target=target, scale=scale)
 
-    def turned(self) -> "Piece":
+    def turned(self) -> "Move":
         """The same elements, row by row of the target file."""
         if self.target.columns == 1 or self.target.row_step >= self.target.column_step:
             return self
@@ -121,9 +121,9 @@ class Task:
     nbytes: int
     dtype: str
     """Type that is written."""
-    pieces: tuple[Piece, ...] = ()
+    moves: tuple[Move, ...] = ()
     literal: bytes = b""
-    """Bytes to write, where there are no pieces."""
+    """Bytes to write, where there are no moves."""
 
     @property
     def end(self) -> int:
@@ -133,7 +133,7 @@ class Task:
     @property
     def is_copy(self) -> bool:
         """Whether bytes go over as they are."""
-        return all(_is_copy(piece, self.dtype) for piece in self.pieces)
+        return all(_is_copy(move, self.dtype) for move in self.moves)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,7 +175,7 @@ class Plan:
 
 
 def fill(
-    file: int, offset: int, size: tuple[int, int], dtype: str, pieces: Sequence[Piece]
+    file: int, offset: int, size: tuple[int, int], dtype: str, moves: Sequence[Move]
 ) -> Iterator[Task]:
     """Tasks that fill a matrix which lies in a file row by row.
 
@@ -184,16 +184,16 @@ def fill(
         offset: Of the matrix in the file.
         size: Its rows and columns.
         dtype: Type that is written.
-        pieces: Together they fill it exactly, or several times where they are terms of a sum.
+        moves: Together they fill it exactly, or several times where they are terms of a sum.
     """
     rows, columns = size
     row_bytes = columns * dtypes.item_size(dtype)
-    assert sum(piece.target.elements for piece in pieces) % (rows * columns) == 0
-    turned = sorted((piece.turned() for piece in pieces), key=lambda piece: piece.target.offset)
-    if all(_is_copy(piece, dtype) for piece in turned):
+    assert sum(move.target.elements for move in moves) % (rows * columns) == 0
+    turned = sorted((move.turned() for move in moves), key=lambda move: move.target.offset)
+    if all(_is_copy(move, dtype) for move in turned):
         yield from _copies(file, dtype, turned)
         return
-    sums = any(piece.weight is not None for piece in turned)
+    sums = any(move.weight is not None for move in turned)
     step = max(1, (_SUM_BYTES if sums else _TILE_BYTES) // max(1, row_bytes))
     for row in range(0, rows, step):
         count = min(step, rows - row)
@@ -202,30 +202,30 @@ def fill(
         yield Task(file, begin, nbytes, dtype, tuple(tile))
 
 
-def _is_copy(piece: Piece, dtype: str) -> bool:
+def _is_copy(move: Move, dtype: str) -> bool:
     item = dtypes.item_size(dtype)
-    packed = piece.source.is_packed(item) and piece.target.is_packed(item)
-    plain = piece.scale is None and piece.weight is None
-    return packed and plain and piece.dtype == dtype
+    packed = move.source.is_packed(item) and move.target.is_packed(item)
+    plain = move.scale is None and move.weight is None
+    return packed and plain and move.dtype == dtype
 
 
-def _copies(file: int, dtype: str, pieces: Sequence[Piece]) -> Iterator[Task]:
+def _copies(file: int, dtype: str, moves: Sequence[Move]) -> Iterator[Task]:
     item = dtypes.item_size(dtype)
-    for piece in pieces:
-        step = max(1, _COPY_BYTES // (piece.target.columns * item))
-        for row in range(0, piece.target.rows, step):
-            part = piece.part(row, min(step, piece.target.rows - row))
+    for move in moves:
+        step = max(1, _COPY_BYTES // (move.target.columns * item))
+        for row in range(0, move.target.rows, step):
+            part = move.part(row, min(step, move.target.rows - row))
             yield Task(file, part.target.offset, part.target.elements * item, dtype, (part,))
 
 
 def _within(
-    pieces: Sequence[Piece], offset: int, row_bytes: int, row: int, rows: int
-) -> Iterator[Piece]:
-    """The parts of pieces that lie in some rows of the matrix."""
-    for piece in pieces:
-        target = piece.target
+    moves: Sequence[Move], offset: int, row_bytes: int, row: int, rows: int
+) -> Iterator[Move]:
+    """The parts of moves that lie in some rows of the matrix."""
+    for move in moves:
+        target = move.target
         assert target.rows == 1 or target.row_step == row_bytes, "vectors are smaller than a tile"
         first = (target.offset - offset) // row_bytes
         begin, end = max(first, row), min(first + target.rows, row + rows)
         if begin < end:
-            yield piece.part(begin - first, end - begin)
+            yield move.part(begin - first, end - begin)

@@ -81,8 +81,8 @@ class Verification:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON can hold it."""
-        told = {**asdict(self), "passed": self.passed}
-        return told | {"source": str(self.source), "converted": str(self.converted)}
+        fields = {**asdict(self), "passed": self.passed}
+        return fields | {"source": str(self.source), "converted": str(self.converted)}
 
 
 def verify(
@@ -170,13 +170,13 @@ def _structure(
 def _config_differences(folder: HfFolder, saved: TorchDist, family: Family) -> list[str]:
     """Keys in which `config.json` is not that of the Megatron side's run."""
     base = description.base_config(saved.path)
-    told = family.hf_config(description.run_of(saved.path), base, saved.tensors)
-    keys = sorted((told.keys() | (folder.config.keys() if base else set())) - _FREE_KEYS)
+    written = family.hf_config(description.run_of(saved.path), base, saved.tensors)
+    keys = sorted((written.keys() | (folder.config.keys() if base else set())) - _FREE_KEYS)
     return [
         f"{folder.path / CONFIG} says {key} {_shown(folder.config, key)}, and the configuration "
-        f"beside the Megatron checkpoint means {_shown(told, key)}."
+        f"beside the Megatron checkpoint means {_shown(written, key)}."
         for key in keys
-        if told.get(key) != folder.config.get(key)
+        if written.get(key) != folder.config.get(key)
     ]
 
 

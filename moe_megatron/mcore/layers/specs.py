@@ -21,11 +21,11 @@ from moe_megatron.mcore.layers.biases import add_head_bias, with_bias
 from moe_megatron.mcore.layers.latent_attention import LatentAttention
 from moe_megatron.mcore.layers.local_attention import LocalAttention
 from moe_megatron.mcore.layers.local_experts import LocalExperts
+from moe_megatron.mcore.layers.measured_router import MeasuredRouter
 from moe_megatron.mcore.layers.moe_layer import VariableMoELayer
 from moe_megatron.mcore.layers.multipliers import scaled_residual, set_multipliers
 from moe_megatron.mcore.layers.norm import LocalNorm
 from moe_megatron.mcore.layers.qk_norm import NORMS
-from moe_megatron.mcore.layers.router import MeasuredRouter
 from moe_megatron.routing import bind
 
 APPLIED = frozenset(

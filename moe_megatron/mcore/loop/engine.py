@@ -190,7 +190,7 @@ class _CompanionFiles(Callback):
         if self._job.checkpoints is None or dist.get_rank() != 0:
             return
         folder = checkpoint.iteration_dir(self._job.checkpoints, step)
-        checkpoint.write_companions(
+        checkpoint.write_side_files(
             folder, self._job.config, loaded=self._load, tokenizer=self._job.tokenizer
         )
         if self._telemetry.profile is not None:

@@ -18,10 +18,9 @@ from megatron.core import mpu
 from megatron.training import get_args
 from megatron.training.training import num_floating_point_operations
 
-from moe_megatron import __version__
 from moe_megatron.config import RunConfig
 from moe_megatron.errors import DataError
-from moe_megatron.mcore.layers.router import MeasuredRouter
+from moe_megatron.mcore.layers.measured_router import MeasuredRouter
 from moe_megatron.mcore.loop.callbacks import Callback, EvaluationEnd, StepEnd
 from moe_megatron.mcore.measure.counters import PendingTotals, RoutingCounters, StepTotals
 from moe_megatron.mcore.measure.rank_load import ComputeTimer
@@ -34,6 +33,7 @@ from moe_megatron.telemetry.quantity import Quantity
 from moe_megatron.telemetry.sinks.sink_set import SinkSet
 from moe_megatron.telemetry.values.profile import RoutingProfile
 from moe_megatron.telemetry.values.records import EvalRecord, RunInfo, StepRecord, StepRuntime
+from moe_megatron.version import package_version
 
 logger = logging.getLogger(__name__)
 
@@ -118,7 +118,7 @@ class TelemetryCallback(Callback):
         labels = {
             "run_id": run_name(self._run_dir),
             "preset": config.preset or "",
-            "version": __version__,
+            "version": package_version(),
             "device": name,
             "world_size": world_size,
             "tp": parallel.tensor_parallel_size,

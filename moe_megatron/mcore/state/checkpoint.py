@@ -151,7 +151,7 @@ def check_writable(folder: Path) -> None:
         raise _explained(error, folder) from error
 
 
-def write_companions(
+def write_side_files(
     folder: Path,
     config: RunConfig,
     *,

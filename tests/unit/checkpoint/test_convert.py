@@ -261,7 +261,7 @@ def test_large_models_get_several_files_and_an_index(
     assert tensors(tmp_path / "out").keys() == tensors(mixtral).keys()
 
 
-def test_profile_and_companions_travel_but_code_does_not(source: Path, tmp_path: Path) -> None:
+def test_profile_and_side_files_travel_but_code_does_not(source: Path, tmp_path: Path) -> None:
     profile = RoutingProfile.empty(layers=(1, 2, 3), num_experts=4, top_k=2)
     profile.save(source / "routing_profile.json")
     for name in ("chat_template.jinja", "tokenizer_config.json", "modeling_mixtral.py"):

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 import moe_megatron.mcore  # noqa: F401
-from moe_megatron.mcore.layers.router import MeasuredRouter
+from moe_megatron.mcore.layers.measured_router import MeasuredRouter
 from moe_megatron.mcore.measure.counters import RoutingCounters, RoutingRow
 
 

@@ -158,7 +158,14 @@ def test_unregister_built_in_or_unknown_is_refused(name: str, message: str) -> N
 
 
 PACKAGE = Path(__file__).parents[3] / "moe_megatron"
-PLUMBING = ("telemetry", "mcore/measure", "mcore/layers/router.py", "viz", "dashboards", "testing")
+PLUMBING = (
+    "telemetry",
+    "mcore/measure",
+    "mcore/layers/measured_router.py",
+    "viz",
+    "dashboards",
+    "testing",
+)
 OF_THE_LOAD = re.compile(r"Load entropy|load_entropy|entropy of (its|the) experts' load", re.I)
 SAYS_WHAT_THEY_ARE = {
     "telemetry/catalog.py",  # declares them

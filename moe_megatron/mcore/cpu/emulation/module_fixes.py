@@ -42,13 +42,11 @@ def write_in_background(*args: Any) -> None:
     """Megatron's background writer; a fresh process, in which Megatron is not imported yet.
 
     Left alone, it would import Megatron with the real torch, fail to find a GPU and die, and
-    training would wait for it forever.
+    training would wait for it forever. Finding this function has imported `moe_megatron.mcore`,
+    which makes Megatron importable.
     """
-    from moe_megatron.mcore.cpu import emulation
-
     warnings.simplefilter("ignore")
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-    emulation.install()
     importlib.import_module(_ASYNC_MODULE).original_async_loop(*args)
 
 

@@ -12,8 +12,8 @@ from megatron.core.transformer.moe.moe_layer import MoELayer
 from megatron.core.transformer.torch_norm import WrappedTorchNorm
 
 from moe_megatron.config import RunConfig
+from moe_megatron.mcore.layers.measured_router import MeasuredRouter
 from moe_megatron.mcore.layers.norm import LocalNorm
-from moe_megatron.mcore.layers.router import MeasuredRouter
 from moe_megatron.mcore.layers.specs import adapt_block, layer_spec
 
 pytestmark = pytest.mark.usefixtures("world")

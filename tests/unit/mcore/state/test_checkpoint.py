@@ -10,7 +10,7 @@ import pytest
 from megatron.core.dist_checkpointing.core import CheckpointingException
 from torch.distributed.checkpoint.api import CheckpointException, _wrap_exception
 
-from moe_megatron.checkpoint.formats.companions import HF_FOLDER
+from moe_megatron.checkpoint.formats.side_files import HF_FOLDER
 from moe_megatron.config import RunConfig, apply_overrides, load_config
 from moe_megatron.errors import CheckpointError
 from moe_megatron.mcore.state import checkpoint
@@ -31,7 +31,7 @@ def config() -> RunConfig:
 def saved(tmp_path: Path, config: RunConfig) -> Path:
     """A folder of checkpoints whose newest is that of step 7, with its configuration."""
     (tmp_path / TRACKER).write_text("7\n")
-    checkpoint.write_companions(tmp_path / "iter_0000007", config)
+    checkpoint.write_side_files(tmp_path / "iter_0000007", config)
     return tmp_path
 
 
@@ -43,7 +43,7 @@ def test_newest_step_is_what_the_tracker_says(saved: Path) -> None:
 
 def test_release_is_a_checkpoint_too(tmp_path: Path, config: RunConfig) -> None:
     (tmp_path / TRACKER).write_text("release\n")
-    checkpoint.write_companions(tmp_path / "release", config)
+    checkpoint.write_side_files(tmp_path / "release", config)
     assert checkpoint.check_loadable(tmp_path, config) == tmp_path / "release"
 
 
@@ -127,12 +127,12 @@ def test_checkpoint_without_a_readable_configuration_is_left_to_megatron(
     assert ("cannot compare" in caplog.text) is (content is not None)
 
 
-def test_companion_gives_back_the_configuration_and_replaces_an_older_one(
+def test_side_file_gives_back_the_configuration_and_replaces_an_older_one(
     tmp_path: Path, config: RunConfig
 ) -> None:
     folder = tmp_path / "deep" / "iter_0000001"
-    checkpoint.write_companions(folder, RunConfig())
-    checkpoint.write_companions(folder, config)
+    checkpoint.write_side_files(folder, RunConfig())
+    checkpoint.write_side_files(folder, config)
     assert load_config(folder / "config.yaml") == config
     assert os.listdir(folder) == ["config.yaml"]
 
@@ -234,9 +234,9 @@ def test_what_is_known_of_a_converted_model_travels_to_the_next_checkpoint(tmp_p
     loaded, folder = tmp_path / "release", tmp_path / "run" / "iter_0000003"
     (loaded / checkpoint.HUGGING_FACE).mkdir(parents=True)
     (loaded / checkpoint.HUGGING_FACE / "config.json").write_text("{}")
-    checkpoint.write_companions(folder, RunConfig(), loaded=loaded)
+    checkpoint.write_side_files(folder, RunConfig(), loaded=loaded)
     assert (folder / HF_FOLDER / "config.json").read_text() == "{}"
-    checkpoint.write_companions(folder, RunConfig(), loaded=folder)  # resumed and saved in one step
+    checkpoint.write_side_files(folder, RunConfig(), loaded=folder)  # resumed and saved in one step
     assert (folder / HF_FOLDER / "config.json").read_text() == "{}"
 
 
@@ -245,12 +245,12 @@ def test_tokenizer_travels_unless_the_converted_model_brought_its_own(tmp_path: 
     tokenizer.mkdir()
     for name in ("tokenizer.json", "tokenizer_config.json", "config.json", "weights.bin"):
         (tokenizer / name).write_text("ours")
-    checkpoint.write_companions(tmp_path / "iter_0000001", RunConfig(), tokenizer=tokenizer)
+    checkpoint.write_side_files(tmp_path / "iter_0000001", RunConfig(), tokenizer=tokenizer)
     travelled = sorted(p.name for p in (tmp_path / "iter_0000001" / HF_FOLDER).iterdir())
     assert travelled == ["tokenizer.json", "tokenizer_config.json"]
     (loaded / HF_FOLDER).mkdir(parents=True)
     (loaded / HF_FOLDER / "tokenizer.json").write_text("theirs")
     folder = tmp_path / "iter_0000002"
-    checkpoint.write_companions(folder, RunConfig(), loaded=loaded, tokenizer=tokenizer)
+    checkpoint.write_side_files(folder, RunConfig(), loaded=loaded, tokenizer=tokenizer)
     assert (folder / HF_FOLDER / "tokenizer.json").read_text() == "theirs"
     assert not (folder / HF_FOLDER / "tokenizer_config.json").exists()

@@ -40,7 +40,7 @@ def has_tokenizer(folder: Path) -> bool:
 
 
 def to_megatron(folder: Path, *, profile: bool = True) -> tuple[Table, ...]:
-    """Companions of a Hugging Face folder, by the names they get in a Megatron checkpoint.
+    """Files beside Hugging Face tensors, by the names they get in a Megatron checkpoint.
 
     Args:
         folder: Where they are.
@@ -51,7 +51,7 @@ def to_megatron(folder: Path, *, profile: bool = True) -> tuple[Table, ...]:
 
 
 def to_hugging_face(folder: Path) -> tuple[Table, ...]:
-    """Companions of a Megatron checkpoint, by the names they get in a Hugging Face folder."""
+    """Files beside Megatron's tensors, by the names they get in a Hugging Face folder."""
     return (*_tables(_found(folder / HF_FOLDER), ""), *_profile(folder))
 
 

@@ -14,7 +14,7 @@ from megatron.core.transformer.moe.router import TopKRouter
 
 from moe_megatron.config import RouterConfig, RunConfig, apply_overrides
 from moe_megatron.config.flags import split_flags
-from moe_megatron.mcore.layers.router import MeasuredRouter
+from moe_megatron.mcore.layers.measured_router import MeasuredRouter
 from moe_megatron.mcore.measure.counters import RoutingRow
 from moe_megatron.routing import BoundRouter, Routing, bind, registered_router
 from moe_megatron.routing.sparse_mixer import route_sparse_mixer
