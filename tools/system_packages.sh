@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs the programs that tests start besides Python's: a C compiler, a real Prometheus, promtool,
-# Alertmanager and openssl. Returns at once when they are there. Where it may not install (not root,
+# Alertmanager, openssl and a browser. Returns at once when they are there. Where it may not install (not root,
 # or no apt-get) it names the command; the tests that need them skip there, and fail in CI.
 set -euo pipefail
 
@@ -11,6 +11,7 @@ needed=(
     promtool=prometheus
     prometheus-alertmanager=prometheus-alertmanager
     openssl=openssl
+    chromium=chromium
 )
 policy=/usr/sbin/policy-rc.d
 

@@ -191,7 +191,7 @@ def test_every_preset_is_described() -> None:
 
 def _our_flags() -> set[str]:
     """Options of our commands, from the code that declares them."""
-    sources = (PACKAGE / "cli").glob("*.py")
+    sources = (PACKAGE / "cli").rglob("*.py")
     return {
         flag for path in sources for flag in re.findall(r'"--([a-z][a-z-]*)"', path.read_text())
     }

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).parents[2] / "tools" / "system_packages.sh"
-PROGRAMS = ("cc", "prometheus", "promtool", "prometheus-alertmanager", "openssl")
+PROGRAMS = ("cc", "prometheus", "promtool", "prometheus-alertmanager", "openssl", "chromium")
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def test_machine_that_has_everything_is_left_alone(run):
 
 
 def test_machine_without_apt_is_told_the_command(run):
-    answer = run("cc", "promtool", "openssl")
+    answer = run("cc", "promtool", "openssl", "chromium")
     assert answer.returncode == 0
     assert answer.stderr == (
         "setup: some tests will skip: they need prometheus prometheus-alertmanager. On Debian or "

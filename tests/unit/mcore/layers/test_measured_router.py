@@ -192,14 +192,20 @@ def copy_of_top_k() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("copy_of_top_k")
-@pytest.mark.parametrize("padded", [False, True], ids=["whole", "padded"])
-@pytest.mark.parametrize("variant", [v for v in VARIANTS if v != "sinkhorn"])
+@pytest.mark.parametrize(
+    ("variant", "padded"),
+    [
+        (variant, padded)
+        for variant in VARIANTS
+        for padded in (False, True)
+        if variant != "sinkhorn"  # Megatron's own router alone has it
+        and (variant, padded) != ("expert_bias", True)  # fails in Megatron 0.19
+    ],
+)
 def test_any_router_gets_what_megatrons_own_gets(
     variant: str, padded: bool, build: Build, x: torch.Tensor
 ) -> None:
     """Losses, capacity, bias and counting are the same for the same choice."""
-    if variant == "expert_bias" and padded:
-        pytest.skip("Megatron 0.19 fails where padding meets a bias on the choice")
     fields, mask = VARIANTS[variant], padding(x.device) if padded else None
     own, own_row = build(**fields)
     options = own._route.options
