@@ -2,6 +2,7 @@
 
 import re
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -215,6 +216,7 @@ def test_ctrl_c_before_the_first_step_is_a_line(moe: Callable[..., Any], place: 
     program.wait_for("running: torchrun")
     while len(program.family()) < 3:  # the workers; they need seconds to load
         assert program.process.poll() is None, program.output
+        time.sleep(0.02)
     program.press_ctrl_c()
     assert program.end() == 130, program.output
     assert "interrupted before the first step: nothing was saved" in program.output

@@ -22,6 +22,7 @@ from moe_megatron.testing.random_checkpoint import write_random
 
 QUIET = Execution(progress=False)
 KILLS = 20
+DRY = Execution(dry_run=True)
 MODEL = {
     "model_type": "mixtral",
     "architectures": ["MixtralForCausalLM"],
@@ -66,6 +67,13 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in files}
 
 
+def lines_of(path: Path) -> int:
+    try:
+        return path.read_bytes().count(b"\n")
+    except FileNotFoundError:
+        return 0
+
+
 def in_child(work: Callable[[], object]) -> multiprocessing.process.BaseProcess:
     child = multiprocessing.get_context("fork").Process(target=work)
     child.start()
@@ -82,20 +90,23 @@ def test_killed_at_any_moment_it_continues_to_the_same_bytes(
         convert = partial(import_checkpoint, source, execution=QUIET)
     else:
         convert = partial(export_checkpoint, imported, execution=QUIET)
-    started = time.monotonic()
+    units = len(execution.units_of(convert(tmp_path / "x", execution=DRY).plan))
     convert(tmp_path / "whole")
-    seconds = time.monotonic() - started
     whole = contents(tmp_path / "whole")
     rng = random.Random(11)
     killed = 0
     for number in range(KILLS):
         out = tmp_path / f"out{number}"
+        result = out / "release" if direction == "import" else out
         child = in_child(partial(convert, out))
-        time.sleep(rng.uniform(0.0, 1.2) * seconds)
+        # By what it has done and not by the clock: the machine may be busy with something else.
+        enough = rng.randrange(units)
+        while child.is_alive() and lines_of(staging_of(result) / FILE) < enough:
+            time.sleep(0.001)
+        time.sleep(rng.uniform(0.0, 0.003))
         child.kill()
         child.join()
         killed += child.exitcode != 0
-        result = out / "release" if direction == "import" else out
         if not result.exists():
             convert(out)
         assert contents(out) == whole
