@@ -1,8 +1,8 @@
 """Short runs give the numbers that were recorded of them, under every layout.
 
-They were recorded on one machine; other processors add in another order, so losses may differ in the
-fourth digit and a few tokens may go elsewhere. What must not change in silence, such as the order in
-which weights are drawn or a coefficient, changes far more. To record them anew on purpose:
+They were recorded on one machine; other processors add in another order, so losses may differ in
+the fourth digit and a few tokens may go elsewhere. What must not change in silence, such as the
+order in which weights are drawn or a coefficient, changes far more. To record them anew on purpose:
 
     python -m tests.functional.test_golden_runs
 """
