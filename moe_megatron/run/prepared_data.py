@@ -10,6 +10,7 @@ from typing import Any
 
 from moe_megatron.config import RunConfig
 from moe_megatron.data.source import resolve_blend
+from moe_megatron.data.split import check_splits
 from moe_megatron.data.tokenizer import load_tokenizer
 from moe_megatron.files import default_cache_dir
 
@@ -42,7 +43,7 @@ def prepare_data(config: RunConfig, *, progress: bool = True) -> PreparedData:
     Safe on many ranks at once; quick when there is nothing to do.
 
     Raises:
-        DataError: A source cannot be read, or the cache cannot be written.
+        DataError: A source cannot be read or has too few documents, or the cache cannot be written.
     """
     if "mock-data" in config.megatron:
         return PreparedData(
@@ -52,6 +53,9 @@ def prepare_data(config: RunConfig, *, progress: bool = True) -> PreparedData:
             end_of_document=0,
         )
     blend = resolve_blend(config.data, open_indexed_writer, progress=progress)
+    if config.training.eval_interval is not None:
+        for prefix in blend.prefixes:
+            check_splits(prefix, config.data.split_shares)
     tokenizer = load_tokenizer(str(blend.tokenizer_dir))
     cache = Path(config.data.cache_dir) if config.data.cache_dir else default_cache_dir()
     pairs = zip(blend.weights, blend.prefixes, strict=True)

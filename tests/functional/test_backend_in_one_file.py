@@ -98,6 +98,7 @@ def test_a_backend_is_a_function_and_gets_all_that_a_run_has(tmp_path: Path, tex
             "data.paths": [str(text)],
             "training.train_steps": 8,
             "training.precision": "fp32",
+            "training.eval_interval": None,
             "telemetry.console": False,
         },
     )

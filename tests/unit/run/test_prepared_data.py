@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -9,15 +10,16 @@ from moe_megatron.errors import DataError
 from moe_megatron.run.prepared_data import prepare_data
 
 TEXTS = [f"Document {i}: the quick brown fox, x = {i * i}." for i in range(40)]
+LINES = [{"text": text} for text in TEXTS]
 
 
 @pytest.fixture
 def config(tmp_path):
     tokenizer = train_tokenizer(TEXTS, tmp_path / "tok", vocab_size=300).directory
     for name in ("a", "b"):
-        (tmp_path / f"{name}.txt").write_text("\n".join(TEXTS))
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, LINES)))
     overrides = {
-        "data.paths": (str(tmp_path / "a.txt"), str(tmp_path / "b.txt")),
+        "data.paths": (str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")),
         "data.weights": (1.0, 3.0),
         "data.tokenizer": str(tokenizer),
         "data.cache_dir": str(tmp_path / "cache"),
@@ -50,3 +52,14 @@ def test_missing_source_is_explained(config, tmp_path):
     wrong = apply_overrides(config, {"data.paths": (str(missing),), "data.weights": None})
     with pytest.raises(DataError, match=f"data file {missing} does not exist; check the path"):
         prepare_data(wrong)
+
+
+def test_text_without_a_document_for_validation_is_refused(config, tmp_path):
+    book = tmp_path / "book.txt"
+    book.write_text("\n".join(TEXTS))
+    book_alone = {"data.paths": (str(book),), "data.weights": None}
+    one = apply_overrides(config, {**book_alone, "training.eval_interval": 2})
+    with pytest.raises(DataError, match=r"has 1 document, .* which is none\. Divide the text into"):
+        prepare_data(one, progress=False)
+    without = apply_overrides(one, {"training.eval_interval": None})
+    assert len(prepare_data(without, progress=False).paths) == 2
