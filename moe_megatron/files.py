@@ -1,4 +1,4 @@
-"""How this package touches the disk: whole files or none, one writer at a time.
+"""How this package writes to disk: complete files or none, one writer at a time.
 
 Readers of a dataset may be other processes, other ranks or the next run after a power cut.
 Therefore everything is written under a hidden name beside its target and renamed when it is
@@ -132,13 +132,13 @@ def publishing(target: Path) -> Iterator[Path]:
     """Write a file or a directory so that others see all of it or nothing.
 
     Args:
-        target: Final path; what is there is replaced.
+        target: Final path; whatever is already there is replaced.
 
     Yields:
         The path to write to; it does not exist yet, and becomes `target` if the block succeeds.
 
     Raises:
-        DataError: If the disk does not take it; nothing partial stays behind.
+        DataError: If writing fails; nothing partial stays behind.
     """
     with explained_writes(target), exclusive_lock(target), working_directory(target) as work:
         partial = work / target.name
@@ -152,16 +152,16 @@ def replace_file(path: Path, chunks: Iterable[bytes]) -> None:
     A crash leaves either the old or the new file, never a part of it. `chunks` may read from `path`
     itself: the old file stays in place until the rename.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with beside.open("wb") as file:
+        with temporary.open("wb") as file:
             for chunk in chunks:
                 file.write(chunk)
             file.flush()
             os.fsync(file.fileno())
-        beside.replace(path)
+        temporary.replace(path)
     finally:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
     flush_to_disk(path.parent)  # the rename itself is durable only once its directory is
 
 

@@ -61,7 +61,7 @@ def _problems(run_config: RunConfig, family: Family) -> list[str]:
     """What is another model after writing the family's configuration and reading it again."""
     hf_config = family.hf_config(run_config)
     ours, theirs = run_config.architecture, family.geometry(hf_config).architecture
-    differences = ours.differences(theirs, ours.names("tensors", "function"))
+    differences = ours.differences(theirs, ours.field_names("tensors", "function"))
     return [*family.limits(hf_config), *map(_sentence, differences)]
 
 

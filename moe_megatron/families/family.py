@@ -277,7 +277,7 @@ class Family:
             moe=self._nearest_experts(architecture.moe),
             vocab_size=architecture.vocab_size,
         )
-        return architecture.differences(nearest, architecture.names("tensors", "function"))
+        return architecture.differences(nearest, architecture.field_names("tensors", "function"))
 
     def _nearest_experts(self, moe: MoEConfig) -> MoEConfig:
         if moe.num_experts is None:
