@@ -1,7 +1,7 @@
 """How this package writes to disk: complete files or none, one writer at a time.
 
 Readers of a dataset may be other processes, other ranks or the next run after a power cut.
-Therefore everything is written under a hidden name beside its target and renamed when it is
+Therefore everything is written under a hidden name next to its target and renamed when it is
 complete, under a lock that disappears with the process that holds it. The module knows nothing
 about what is stored.
 """
@@ -111,9 +111,9 @@ def _is_same_file(descriptor: int, path: Path) -> bool:
 
 @contextmanager
 def working_directory(target: Path) -> Iterator[Path]:
-    """A scratch directory beside `target` (same disk, so renames are atomic), always removed.
+    """A scratch directory next to `target` (same disk, so renames are atomic), always removed.
 
-    The caller holds the lock of `target`, hence any scratch directory found here belongs to a
+    The caller holds the lock of `target`, so any scratch directory found here belongs to a
     killed run and is deleted. The name is unique to this run: a worker that outlives its killed
     parent can never write into the directory of the next run.
     """
@@ -147,7 +147,7 @@ def publishing(target: Path) -> Iterator[Path]:
 
 
 def replace_file(path: Path, chunks: Iterable[bytes]) -> None:
-    """Write `chunks` to a file beside `path`, force it to disk and rename it to `path`.
+    """Write `chunks` to a temporary file next to `path`, flush it to disk and rename it to `path`.
 
     A crash leaves either the old or the new file, never a part of it. `chunks` may read from `path`
     itself: the old file stays in place until the rename.

@@ -21,7 +21,7 @@ class ParallelConfig:
 
     Raises:
         ConfigError: If a size is below 1.
-        TopologyError: If virtual stages are asked for without a pipeline.
+        TopologyError: If there are virtual stages but no pipeline.
     """
 
     tensor_parallel_size: int = setting(1, flag="tensor-model-parallel-size")

@@ -100,7 +100,7 @@ class Link:
     """One matrix (or vector) of the Megatron checkpoint and the blocks that make it up."""
 
     key: str
-    """Key of the local layer spec, with `{layer}` where the layer number stands:
+    """Key of the local layer spec, with `{layer}` in place of the layer number:
     `decoder.layers.{layer}.mlp.experts.experts.linear_fc1.weight`. Experts are not in the key."""
     aliases: tuple[str, ...] = ()
     """Keys of the same bytes in the Transformer Engine spec."""

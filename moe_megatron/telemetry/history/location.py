@@ -70,7 +70,7 @@ def _local(path: Path) -> Location:
         "driver": "file",
         "path": f"{folder}/",
         # By default TensorStore writes to NAME.__lock and renames it. A killed writer leaves that
-        # file behind; the next one overwrites only its beginning and renames it with the old rest
+        # file behind; the next one overwrites only its beginning and renames it, old tail included
         # (0.1.86), which is a damaged chunk. Without locks each write has its own temporary file.
         "file_io_locking": {"mode": "none"},
     }

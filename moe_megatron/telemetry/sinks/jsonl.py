@@ -213,7 +213,7 @@ def read_metrics(path: Path) -> Iterator[StepRecord | EvalRecord]:
     A half-written last line is skipped with a warning.
 
     Raises:
-        DataError: the file is missing or a line is malformed; names file and line.
+        DataError: the file is missing, or a line is malformed (the message names it).
     """
     return _read_lines(path, _parse_metrics)
 
@@ -224,7 +224,7 @@ def read_routing(path: Path) -> Iterator[RoutingSnapshot]:
     A half-written last line is skipped with a warning.
 
     Raises:
-        DataError: the file is missing or a line is malformed; names file and line.
+        DataError: the file is missing, or a line is malformed (the message names it).
     """
     return _read_lines(path, RoutingSnapshot.from_json_dict)
 
@@ -235,7 +235,7 @@ def read_routing_after(path: Path, step: int) -> Iterator[RoutingSnapshot]:
     A half-written last line is skipped.
 
     Raises:
-        DataError: the file is missing or a line is malformed; names file and line.
+        DataError: the file is missing, or a line is malformed (the message names it).
     """
     with _open(path) as file:
         for number, line in enumerate(_lines_from_the_end(file)):

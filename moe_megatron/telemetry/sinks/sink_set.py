@@ -45,7 +45,7 @@ class Sink(Protocol):
 
 @runtime_checkable
 class BufferingSink(Protocol):
-    """A sink that keeps records in memory and can be told to write them."""
+    """A sink that keeps records in memory until they are flushed."""
 
     def flush(self) -> None:
         """Writes every record so far and returns when it is done. Called before checkpoints."""
