@@ -1,8 +1,8 @@
 """Every error a user can cause, as one small tree.
 
 A message says what was given, what was needed and what to do about it. The command line prints
-the message alone and exits with `EXIT_CODE`; Python callers catch `MoEError`. Our own mistakes
-stay `AssertionError`: this module knows nothing about them.
+the message alone and exits with `EXIT_CODE`; Python callers catch `MoEError`. A bug in this package
+is an `AssertionError` and has no place here.
 """
 
 EXIT_CODE = 2

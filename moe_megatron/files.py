@@ -1,7 +1,7 @@
-"""How this package touches the disk: whole files or none, one writer at a time.
+"""How this package writes to disk: complete files or none, one writer at a time.
 
 Readers of a dataset may be other processes, other ranks or the next run after a power cut.
-Therefore everything is written under a hidden name beside its target and renamed when it is
+Therefore everything is written under a hidden name next to its target and renamed when it is
 complete, under a lock that disappears with the process that holds it. The module knows nothing
 about what is stored.
 """
@@ -111,9 +111,9 @@ def _is_same_file(descriptor: int, path: Path) -> bool:
 
 @contextmanager
 def working_directory(target: Path) -> Iterator[Path]:
-    """A scratch directory beside `target` (same disk, so renames are atomic), always removed.
+    """A scratch directory next to `target` (same disk, so renames are atomic), always removed.
 
-    The caller holds the lock of `target`, hence any scratch directory found here belongs to a
+    The caller holds the lock of `target`, so any scratch directory found here belongs to a
     killed run and is deleted. The name is unique to this run: a worker that outlives its killed
     parent can never write into the directory of the next run.
     """
@@ -132,13 +132,13 @@ def publishing(target: Path) -> Iterator[Path]:
     """Write a file or a directory so that others see all of it or nothing.
 
     Args:
-        target: Final path; what is there is replaced.
+        target: Final path; whatever is already there is replaced.
 
     Yields:
         The path to write to; it does not exist yet, and becomes `target` if the block succeeds.
 
     Raises:
-        DataError: If the disk does not take it; nothing partial stays behind.
+        DataError: If writing fails; nothing partial stays behind.
     """
     with explained_writes(target), exclusive_lock(target), working_directory(target) as work:
         partial = work / target.name
@@ -147,21 +147,21 @@ def publishing(target: Path) -> Iterator[Path]:
 
 
 def replace_file(path: Path, chunks: Iterable[bytes]) -> None:
-    """Write `chunks` to a file beside `path`, force it to disk and rename it to `path`.
+    """Write `chunks` to a temporary file next to `path`, flush it to disk and rename it to `path`.
 
     A crash leaves either the old or the new file, never a part of it. `chunks` may read from `path`
     itself: the old file stays in place until the rename.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with beside.open("wb") as file:
+        with temporary.open("wb") as file:
             for chunk in chunks:
                 file.write(chunk)
             file.flush()
             os.fsync(file.fileno())
-        beside.replace(path)
+        temporary.replace(path)
     finally:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
     flush_to_disk(path.parent)  # the rename itself is durable only once its directory is
 
 

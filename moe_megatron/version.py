@@ -4,7 +4,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 
 def package_version() -> str:
-    """As it is installed; "0+unknown" in a checkout that is not."""
+    """Version of the installed package, or "0+unknown" in a checkout that is not installed."""
     try:
         return version("open-moe-trainer-lab")
     except PackageNotFoundError:

@@ -1,8 +1,8 @@
-"""What routers do, measured on any model in memory: no training run is needed.
+"""Measures what the routers of any model in memory do; no training run is needed.
 
-`RouterMonitor` counts while a model is used; `RouterAnalyzer` runs a model on chosen text and asks
-which experts serve what. Both watch through hooks and tensor methods: nothing in here imports
-torch, and the maths (`information`, `decisions`) is numpy.
+`RouterMonitor` counts while a model is used; `RouterAnalyzer` runs a model on given text and finds
+out which experts serve what. Both use hooks and methods of tensors: nothing here imports torch, and
+the mathematics (`information`, `decisions`) uses numpy.
 """
 
 from moe_megatron.analytics.analyzer import RouterAnalyzer

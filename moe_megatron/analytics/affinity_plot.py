@@ -1,7 +1,6 @@
-"""Draws which experts the tokens of a text are drawn to, as a PNG file.
+"""Plots the routers' scores of all experts for each token of a text, as a PNG file.
 
-It draws without a display and without pyplot's global state. It knows arrays and labels, not
-models.
+It needs neither a display nor pyplot's global state. It knows arrays and labels, not models.
 """
 
 import math
@@ -24,13 +23,13 @@ def plot_affinity(
     labels: Sequence[str],
     save_to: Path,
 ) -> None:
-    """Writes one panel a layer: tokens across, experts down, colour for the router's score.
+    """Draws one panel per layer: tokens across, experts down, the router's score as colour.
 
-    Chosen experts are marked. Of more than 12 layers 12 are drawn, evenly spaced.
+    Dots mark the chosen experts. Of more than 12 layers, 12 evenly spaced ones are drawn.
 
     Args:
-        scores: [L, tokens, E].
-        indices: [L, tokens, k], experts chosen.
+        scores: [L, tokens, E], the router's distribution.
+        indices: [L, tokens, k], chosen experts.
         layers: numbers of the L layers.
         labels: text of each token.
         save_to: file to write.
@@ -55,9 +54,9 @@ def plot_affinity(
         panel.plot(tokens.ravel(), chosen.ravel(), ".", color="white", markersize=3)
         panel.set_ylabel(f"layer {layers[row]}\nexpert")
         panel.yaxis.get_major_locator().set_params(integer=True)
-    every = math.ceil(num_tokens / _MAX_LABELS)
-    shown = range(0, num_tokens, every)
-    # A dollar sign would start a formula.
+    stride = math.ceil(num_tokens / _MAX_LABELS)
+    shown = range(0, num_tokens, stride)
+    # Matplotlib would read an unescaped dollar sign as the start of a formula.
     texts = [labels[i].replace("$", r"\$") for i in shown]
     panels[-1].set_xticks(list(shown), texts, rotation=90, fontsize=7)
     figure.colorbar(images[0], ax=list(panels), label="router score", shrink=0.6)

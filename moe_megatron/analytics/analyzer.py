@@ -1,8 +1,8 @@
-"""`RouterAnalyzer`: runs a model on chosen text and asks which experts serve what.
+"""`RouterAnalyzer`: runs a model on given text and finds out which experts serve what.
 
-It feeds the model and hands what the routers decide to `decisions`, `specialization` and
-`affinity_plot`. The model is left as it was: in its mode, its gradients untouched. Training is not
-its business.
+It feeds the model and passes the routers' decisions to `decisions`, `specialization` and
+`affinity_plot`. Afterwards the model is in the same mode as before, and its gradients are
+unchanged. It does not train.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 
 
 class RouterAnalyzer:
-    """Explains the routers of a model.
+    """Analyzes the routers of a model.
 
     Args:
-        model: a `MoEModel`, or a model of transformers with routers; see `routers`.
-        tokenizer: of transformers; needed only where text is given.
+        model: a `MoEModel`, or a transformers model with routers; see `routers`.
+        tokenizer: a transformers tokenizer; needed only for text.
 
     Raises:
         ConfigError: no router is found in the model.
@@ -53,8 +53,9 @@ class RouterAnalyzer:
         """Runs the model once, in evaluation mode, and returns every routing decision.
 
         Args:
-            inputs: int64 [batch, seq] token ids, or those and an attention_mask by name.
-            return_attention_maps: also return how much each token attends to each other one.
+            inputs: int64 [batch, seq] token ids, or a mapping with "input_ids" and optionally
+                "attention_mask".
+            return_attention_maps: also return how much each token attends to each other token.
 
         Raises:
             DataError: the ids do not fit the model.
@@ -62,11 +63,11 @@ class RouterAnalyzer:
         named = dict(inputs) if isinstance(inputs, Mapping) else {"input_ids": inputs}
         decisions: dict[int, Decision] = {}
 
-        def listen(decision: Decision) -> None:
+        def record(decision: Decision) -> None:
             decisions[decision.layer] = decision
 
         maps: tuple[npt.NDArray[np.float32], ...] | None = None
-        with _undisturbed(self._model), self._hooks.listening(listen):
+        with _evaluating(self._model), self._hooks.listening(record):
             if return_attention_maps:
                 maps = _run_with_attention(self._model, named)
             else:
@@ -92,15 +93,15 @@ class RouterAnalyzer:
 
         Args:
             dataset: samples with a "domain" and either "input_ids" or, with a tokenizer, "text".
-                Of a list longer than `num_samples` evenly spaced ones are taken, of anything else
-                the first.
-            num_samples: samples to use at most.
-            max_length: tokens of a sample to use at most.
+                From a list longer than `num_samples`, evenly spaced samples are taken; from any
+                other iterable, the first ones.
+            num_samples: largest number of samples to use.
+            max_length: largest number of tokens to use from a sample.
             batch_size: samples to run at a time.
 
         Raises:
-            DataError: a sample lacks a field, or there are not at least two domains.
-            ConfigError: samples are text and there is no tokenizer.
+            DataError: a sample lacks a field, or there are fewer than two domains.
+            ConfigError: samples are text but there is no tokenizer.
         """
         counter = SpecializationCounter()
         samples = iter(_choose(dataset, num_samples))
@@ -113,7 +114,7 @@ class RouterAnalyzer:
         return counter.finish()
 
     def plot_expert_token_affinity(self, tokens: "str | Tokens", save_to: str | Path) -> Path:
-        """Draws the routers' scores for each token of one text and writes them as PNG.
+        """Plots the routers' scores for each token of one text, as a PNG file.
 
         Args:
             tokens: text, if there is a tokenizer, or the ids of one sequence.
@@ -124,11 +125,11 @@ class RouterAnalyzer:
 
         Raises:
             DataError: there are no tokens.
-            ConfigError: text is given and there is no tokenizer.
+            ConfigError: text is given but there is no tokenizer.
         """
         ids = self._encode(tokens) if isinstance(tokens, str) else _as_ids(tokens)
         if not len(ids):
-            raise DataError("there are no tokens to plot; give a text or ids that are not empty")
+            raise DataError("there are no tokens to plot; give non-empty text or token ids")
         analysis = self.analyze_batch(self._pad([ids]))
         path = Path(save_to)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -141,8 +142,8 @@ class RouterAnalyzer:
     ) -> tuple[npt.NDArray[np.int64], str]:
         if "domain" not in sample or not ("input_ids" in sample or "text" in sample):
             raise DataError(
-                'a sample needs "domain" and either "input_ids" or "text", got '
-                f"{', '.join(map(str, sample)) or 'an empty one'}"
+                'a sample needs "domain" and either "input_ids" or "text"; got a sample with '
+                f"{', '.join(map(str, sample)) or 'nothing'}"
             )
         ids = sample.get("input_ids")
         ids = self._encode(sample["text"]) if ids is None else _as_ids(ids)
@@ -161,12 +162,13 @@ class RouterAnalyzer:
         return str(self._tokenizer.decode([token])).replace("\n", "\\n").replace("\t", "\\t")
 
     def _pad(self, rows: Sequence[npt.NDArray[np.int64]]) -> "dict[str, Tensor]":
-        """Rows of different lengths as one batch on the model's device, padded on the right."""
+        """Makes one batch on the model's device of rows of different lengths, padded right."""
         ids = np.zeros((len(rows), max(map(len, rows))), dtype=np.int64)
         mask = np.zeros_like(ids)
         for number, row in enumerate(rows):
             ids[number, : len(row)], mask[number, : len(row)] = row, 1
-        # A tensor's way to make another on its device; ids beyond 2^24 forbid floats on the way.
+        # Makes tensors on the model's device without importing torch; `long`, as floats would
+        # round ids above 2^24.
         like = next(self._model.parameters()).detach().new_zeros(()).long()
         return {"input_ids": like.new_tensor(ids), "attention_mask": like.new_tensor(mask)}
 
@@ -179,14 +181,14 @@ def _choose(dataset: Iterable[Mapping[str, Any]], num_samples: int) -> Iterable[
 
 
 @contextmanager
-def _undisturbed(model: "nn.Module") -> Iterator[None]:
-    """Evaluation mode and no gradients inside, and afterwards everything as before."""
+def _evaluating(model: "nn.Module") -> Iterator[None]:
+    """Evaluation mode without gradients inside the block; restores everything afterwards."""
     modes = {module: module.training for module in model.modules()}
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
         model.eval()
         for parameter in trainable:
-            parameter.requires_grad_(False)  # then no graph is kept, which costs most memory
+            parameter.requires_grad_(False)  # so that no graph is kept, which costs most memory
         yield
     finally:
         for parameter in trainable:
@@ -201,7 +203,7 @@ def _run_with_attention(
     """Runs the model and returns the attention of each layer, [batch, heads, seq, seq]."""
     if hasattr(model, "set_attn_implementation"):
         fused = model.config._attn_implementation
-        model.set_attn_implementation("eager")  # the fused ones never have the weights in memory
+        model.set_attn_implementation("eager")  # fused ones never hold the weights in memory
         try:
             output = model(**inputs, output_attentions=True, use_cache=False)
         finally:

@@ -1,8 +1,8 @@
-"""Every routing decision of one batch, and what can be counted from it.
+"""Every routing decision of one batch, and statistics of them.
 
-L is the number of MoE layers, E of experts in a layer, k of experts a token visits. A decision is
-counted as the router made it, whether or not a full expert then dropped the token. It does not
-know models or tensors: the arrays are numpy's.
+L is the number of MoE layers, E the number of experts in a layer, k the number of experts that a
+token visits. A decision counts as the router made it, even if a full expert then dropped the token.
+It does not know models or torch tensors: the arrays are numpy's.
 """
 
 from dataclasses import dataclass
@@ -24,10 +24,10 @@ class BatchAnalysis:
     Attributes:
         input_ids: int64 [batch, seq].
         layers: global 1-based numbers of the MoE layers.
-        indices: int64 [L, batch, seq, k], experts chosen, best first; -1 for padding.
+        indices: int64 [L, batch, seq, k], chosen experts, best first; -1 for padding.
         scores: float32 [L, batch, seq, E], router distribution; 0 for padding.
-        attention_maps: of each transformer layer, float32 [batch, heads, seq, seq], how much each
-            query attends to each key; None unless asked for.
+        attention_maps: for each transformer layer, float32 [batch, heads, seq, seq], how much each
+            query attends to each key; None unless requested.
     """
 
     input_ids: Int64Array
@@ -43,24 +43,24 @@ class BatchAnalysis:
 
     @property
     def valid(self) -> BoolArray:
-        """False for padding. [batch, seq]"""
+        """True for tokens, False for padding. [batch, seq]"""
         mask: BoolArray = self.indices[0, ..., 0] >= 0
         return mask
 
     @property
     def tokens_per_expert(self) -> Int64Array:
-        """How many tokens chose each expert. [L, E]"""
+        """Number of tokens that chose each expert. [L, E]"""
         return np.stack([self.routing_map(layer).sum(axis=0) for layer in self.layers])
 
     @property
     def token_entropy(self) -> Float32Array:
-        """Entropy of the router for each token, in nats; 0 for padding. [L, batch, seq]"""
+        """H_t = -sum_e p_te ln p_te, router entropy in nats; 0 for padding. [L, batch, seq]"""
         logs = np.log(np.where(self.scores > 0, self.scores, 1.0))
         result: Float32Array = -(self.scores * logs).sum(axis=-1)
         return result
 
     def routing_map(self, layer: int) -> BoolArray:
-        """Which token chose which expert, tokens in reading order, no padding. [tokens, E]
+        """True where a token chose an expert; tokens in order, without padding. [tokens, E]
 
         Raises:
             ConfigError: the layer has no router.
@@ -71,7 +71,9 @@ class BatchAnalysis:
         return dense
 
     def coactivation(self, layer: int) -> Int64Array:
-        """Tokens that chose both experts; on the diagonal, tokens of each. [E, E]
+        """C = M^T M, M the routing map: number of tokens that chose both experts. [E, E]
+
+        The diagonal is the number of tokens of each expert.
 
         Raises:
             ConfigError: the layer has no router.
@@ -79,9 +81,10 @@ class BatchAnalysis:
         return _pairs(self.routing_map(layer), self.routing_map(layer))
 
     def flow(self, layer: int, to_layer: int | None = None) -> Int64Array:
-        """Tokens that chose expert i in one layer and j in another. [E, E]
+        """F = M^T N, M and N the routing maps of two layers. [E, E]
 
-        Each token adds to k x k entries.
+        F_ij is the number of tokens that chose expert i in one layer and j in the other. Each token
+        adds 1 to k x k entries.
 
         Args:
             layer: the layer of i.
@@ -93,7 +96,9 @@ class BatchAnalysis:
         if to_layer is None:
             row = self._row(layer) + 1
             if row == len(self.layers):
-                raise ConfigError(f"layer {layer} is the last with a router: nothing flows from it")
+                raise ConfigError(
+                    f"layer {layer} is the last with a router; give to_layer, or an earlier layer"
+                )
             to_layer = self.layers[row]
         return _pairs(self.routing_map(layer), self.routing_map(to_layer))
 
@@ -105,5 +110,5 @@ class BatchAnalysis:
 
 
 def _pairs(first: BoolArray, second: BoolArray) -> Int64Array:
-    # As float64 it is one matrix product, and exact below 2^53 tokens.
+    # In float64 this is one fast matrix product, exact below 2^53 tokens.
     return (first.T.astype(np.float64) @ second.astype(np.float64)).astype(np.int64)

@@ -1,6 +1,6 @@
-"""How much two labels of the same tokens say about each other: entropies of tables of counts.
+"""How much two labels of the same tokens tell about each other: entropies of count tables.
 
-Plain information theory in nats; it does not know what the labels mean.
+Plain information theory, in nats; it does not know what the labels mean.
 """
 
 import numpy as np
@@ -11,7 +11,7 @@ Float64Array = npt.NDArray[np.float64]
 
 
 def entropy(counts: Counts) -> Float64Array:
-    """Entropy of the distribution that counts along the last axis make. [...]"""
+    """H = -sum_i p_i ln p_i with p_i = n_i / sum_j n_j, along the last axis. [..., N] -> [...]"""
     totals = counts.sum(axis=-1, keepdims=True)
     shares = counts / np.maximum(totals, 1)
     logs = np.log(np.where(shares > 0, shares, 1.0))
@@ -23,7 +23,7 @@ def mutual_information(joint: Counts) -> Float64Array:
     """I(A; B) = H(A) + H(B) - H(A, B), never below 0.
 
     Args:
-        joint: [..., A, B], how often label a met label b.
+        joint: [..., A, B], how often label a occurred together with label b.
 
     Returns:
         [...], in nats.
@@ -34,13 +34,13 @@ def mutual_information(joint: Counts) -> Float64Array:
 
 
 def normalized_mutual_information(joint: Counts) -> Float64Array:
-    """I(A; B) / min(H(A), H(B)): 0 independent, 1 if one label gives away the other.
+    """I(A; B) / min(H(A), H(B)): 0 if independent, 1 if one label determines the other.
 
     Args:
-        joint: [..., A, B], how often label a met label b.
+        joint: [..., A, B], how often label a occurred together with label b.
 
     Returns:
-        [...]; NaN where a label never varies, as nothing can be learned from it or about it.
+        [...]; NaN if a label never varies, since it then carries no information.
     """
     smaller = np.minimum(entropy(joint.sum(axis=-1)), entropy(joint.sum(axis=-2)))
     return mutual_information(joint) / np.where(smaller > 0, smaller, np.nan)

@@ -1,8 +1,8 @@
-"""`RouterMonitor`: what the routers of a model do while it is used, trained or not.
+"""`RouterMonitor`: counts what the routers of a model do while it is used, in training or not.
 
-It sums on the model's device and fetches once for each `track` block. The result is the same
-`RoutingProfile` that training runs keep, so placement, pruning and cost analysis take it too. What
-a router decided for a single token is `analyzer`'s business.
+It sums on the model's device and transfers the sums once for each `track` block. The result is a
+`RoutingProfile` like that of a training run, so it can be used for placement, pruning and cost
+analysis. For the decisions about single tokens see `analyzer`.
 """
 
 from collections.abc import Iterator
@@ -24,20 +24,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RouterStats:
-    """How evenly and how surely routers chose: means over the layers, and the worst layer.
+    """How balanced and how certain the routers' choices were, as means over the layers.
+
+    Here n_e counts the assignments that reached expert e of a layer, and s_e = n_e / sum_i n_i.
 
     Attributes:
-        tokens: tokens that every layer routed.
-        load_variance: variance of the experts' shares of the load.
-        load_cv: standard deviation of the experts' loads over their mean.
-        imbalance: largest over mean load; 1.0 is perfect balance.
-        max_imbalance: the same, of the worst layer.
-        drop_rate: part of all assignments that full experts dropped.
-        entropy: mean entropy of the routers' distribution for a token, in nats.
-        entropy_ratio: the same over its maximum, ln E.
-        aux_loss: Switch load balancing loss, unscaled; 1.0 is perfect balance.
-        z_loss: mean of logsumexp(logits)^2, unscaled.
-        dead_experts: experts with less than 1 % of a fair share, in all layers together.
+        tokens: tokens that each layer routed.
+        load_variance: var_e(s_e), variance of the experts' load shares.
+        load_cv: std_e(n_e) / mean_e(n_e), coefficient of variation of the load.
+        imbalance: max_e n_e / mean_e n_e; 1.0 is perfect balance.
+        max_imbalance: the imbalance of the worst layer.
+        drop_rate: share of all assignments that were dropped because the expert was full.
+        entropy: mean_t -sum_e p_te ln p_te, entropy of the routers' distribution, in nats.
+        entropy_ratio: entropy / ln E, its maximum.
+        aux_loss: E * sum_e f_e P_e, Switch load balancing loss, unscaled; 1.0 is perfect balance.
+        z_loss: mean_t logsumexp(logits_t)^2, unscaled.
+        dead_experts: number of experts with less than 1 % of a fair share, over all layers.
     """
 
     tokens: int
@@ -53,22 +55,22 @@ class RouterStats:
     dead_experts: int
 
     def as_dict(self) -> dict[str, float]:
-        """The numbers by name, for a log."""
+        """All values by name, for a log."""
         return asdict(self)
 
 
 class RouterMonitor:
-    """Watches the routers of a model.
+    """Counts what the routers of a model do.
 
         monitor = RouterMonitor(model)
         with monitor.track():
             model(input_ids)
         print(monitor.get_stats().load_variance)
 
-    Several blocks add up. With an expert parallel group it sees the tokens of this process.
+    Several blocks add up. With expert parallelism it counts only the tokens of this process.
 
     Args:
-        model: a `MoEModel`, or a model of transformers with routers; see `routers`.
+        model: a `MoEModel`, or a transformers model with routers; see `routers`.
 
     Raises:
         ConfigError: no router is found in the model.
@@ -86,7 +88,7 @@ class RouterMonitor:
 
     @contextmanager
     def track(self) -> Iterator[None]:
-        """Counts every forward pass inside the block; one that raises counts nothing.
+        """Counts every forward pass inside the block; a block that raises counts nothing.
 
         Raises:
             ConfigError: the model recomputes activations, so that layers run twice.
@@ -100,7 +102,7 @@ class RouterMonitor:
             self._sums = {}
 
     def profile(self) -> RoutingProfile:
-        """Everything counted so far, by layer and expert; a step of it is a `track` block.
+        """Everything counted so far, by layer and expert; each `track` block is one step of it.
 
         Raises:
             DataError: nothing was counted yet.
@@ -114,7 +116,7 @@ class RouterMonitor:
         return copy
 
     def get_stats(self) -> RouterStats:
-        """Sums up everything counted so far.
+        """Summarizes everything counted so far.
 
         Raises:
             DataError: nothing was counted yet.
@@ -160,11 +162,11 @@ class RouterMonitor:
         if len(sums) < len(layers) or len(set(tokens)) > 1:
             seen = dict(zip(sorted(self._sums), tokens, strict=True))
             raise DataError(
-                "a tracked block must run every layer on the same tokens, but the layers saw "
-                f"{seen} of layers {layers}; run the whole model"
+                "a tracked block must run every layer on the same tokens, but of the layers "
+                f"{layers} these ran, with so many tokens: {seen}; run the whole model"
             )
         counts = np.stack([_fetch(layer.counts).astype(np.int64) for layer in sums])
-        share_of_fair = counts / np.maximum(counts.sum(1, keepdims=True), 1) * counts.shape[1]
+        relative_load = counts / np.maximum(counts.sum(1, keepdims=True), 1) * counts.shape[1]
         probability = np.stack([_fetch(layer.scores) for layer in sums]) / max(tokens[0], 1)
         self._profile.add(
             RoutingSnapshot(
@@ -177,7 +179,7 @@ class RouterMonitor:
                 dropped=np.array([int(layer.dropped) for layer in sums], dtype=np.int64),
                 per_layer={
                     "entropy": np.array([float(s.entropy) for s in sums]) / max(tokens[0], 1),
-                    "aux_loss": (share_of_fair * probability).sum(axis=1),
+                    "aux_loss": (relative_load * probability).sum(axis=1),
                     "z_loss": np.array([float(s.z_loss) for s in sums]) / max(tokens[0], 1),
                 },
             )

@@ -1,11 +1,10 @@
-"""Finds the routers of a model and hears what they decide, whoever wrote the model.
+"""Finds the routers of a model and reports their decisions, for our models and others.
 
-Two kinds are known. The MoE layers of `MoEModel` return a `RoutingInfo`. Models of transformers
-name their router class themselves (the recorder of "router_logits"), and that class returns
-logits, weights and chosen experts. What both say becomes one `Decision`. It does not keep
-anything: that is what listeners do.
+Two kinds are supported. The MoE layers of `MoEModel` return a `RoutingInfo`. A transformers model
+names its router class itself (the recorder of "router_logits"), and that class returns logits,
+weights and chosen experts. Both become a `Decision`. Nothing is stored here: listeners do that.
 
-The tensors' own methods suffice, so torch is not imported.
+The tensors' own methods are enough, so torch is not imported.
 """
 
 import inspect
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|block)\.(\d+)\.")
-_TINY = 1e-20
+_EPSILON = 1e-20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -31,10 +30,10 @@ class Decision:
 
     Attributes:
         layer: global layer number, from 1.
-        indices: int64 [batch, seq, top_k], experts chosen, best first; -1 for padding.
+        indices: int64 [batch, seq, top_k], chosen experts, best first; -1 for padding.
         scores: float32 [batch, seq, experts], router distribution; 0 for padding.
-        tokens_per_expert: int64 [experts], assignments that reached each expert.
-        dropped: int64 scalar, assignments that full experts dropped.
+        tokens_per_expert: int64 [experts], assignments to each expert, without dropped ones.
+        dropped: int64 scalar, assignments dropped because the expert was full.
         z_loss: scalar, mean of logsumexp(logits)^2 over the tokens.
     """
 
@@ -51,15 +50,15 @@ Listener = Callable[[Decision], None]
 
 @dataclass(frozen=True, slots=True)
 class RouterShape:
-    """The routers of a model: layers that have one, experts in each, experts a token visits."""
+    """Size of a model's routing: layers with a router, experts in each, experts per token."""
 
     layers: tuple[int, ...]
     num_experts: int
     top_k: int
 
 
-def _scores(family: Family) -> str:
-    """The function that turns logits into scores; the softmax, where a family says nothing."""
+def _score_function(family: Family) -> str:
+    """The function that turns logits into scores; softmax unless the family specifies another."""
     return str(family.constants.get("moe.router.score_function", "softmax"))
 
 
@@ -67,7 +66,7 @@ class RouterHooks:
     """Access to the routers of one model.
 
     Args:
-        model: a `MoEModel`, or a model of transformers whose router class is known to it.
+        model: a `MoEModel`, or a transformers model that names its router class.
 
     Raises:
         ConfigError: no router is found, or layers have different numbers of experts.
@@ -79,13 +78,13 @@ class RouterHooks:
         self._theirs = {} if self._ours else _find_foreign(model)
         if not self._ours and not self._theirs:
             raise ConfigError(
-                f"no router was found in {type(model).__name__}. Known are MoEModel with experts "
-                "and the decoder-only MoE models of transformers (Mixtral, OLMoE, Qwen2-MoE, "
-                "Qwen3-MoE and others that record router logits)."
+                f"no router was found in {type(model).__name__}; give a MoEModel with experts, or "
+                "a decoder-only MoE model of transformers (Mixtral, OLMoE, Qwen2-MoE, Qwen3-MoE "
+                "and others that record router logits)."
             )
         family = getattr(getattr(model, "config", None), "model_type", None)
         known = FAMILIES.get(str(family))
-        self._sigmoid = known is not None and _scores(known) == "sigmoid"
+        self._sigmoid = known is not None and _score_function(known) == "sigmoid"
         self._batch: tuple[int, int] | None = None
         self._valid: Tensor | None = None
         self.shape = self._find_shape()
@@ -98,7 +97,7 @@ class RouterHooks:
             shapes.add((router.weight.shape[0], router.top_k))
         if len(shapes) > 1:
             raise ConfigError(
-                "layers with different numbers of experts cannot be watched together; found "
+                "all layers must have the same number of experts and the same top_k; found "
                 + ", ".join(f"{experts} with top {k}" for experts, k in sorted(shapes))
             )
         num_experts, top_k = shapes.pop()
@@ -107,7 +106,7 @@ class RouterHooks:
 
     @contextmanager
     def listening(self, listener: Listener) -> Iterator[None]:
-        """Tells `listener` every decision that routers make inside the block.
+        """Calls `listener` with every decision that routers make inside the block.
 
         Raises:
             ConfigError: the model recomputes activations, so that layers run twice.
@@ -115,8 +114,8 @@ class RouterHooks:
         recomputes = any(getattr(m, "gradient_checkpointing", False) for m in self._model.modules())
         if recomputes and self._model.training:
             raise ConfigError(
-                "with gradient checkpointing layers run twice and would be counted twice; call "
-                "model.gradient_checkpointing_disable() or model.eval() before watching routers."
+                "with gradient checkpointing layers run twice and would be counted twice; first "
+                "call model.gradient_checkpointing_disable() or model.eval()."
             )
         handles = []
         try:
@@ -136,7 +135,7 @@ class RouterHooks:
             self._forget_batch()
 
     def _note_batch(self, module: "nn.Module", args: Any, kwargs: Mapping[str, Any]) -> None:
-        """Remembers the shape of a batch and its padding, which routers are not told."""
+        """Remembers the shape and the padding of a batch, which routers are not given."""
         given = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
         tokens = given.get("input_ids")
         tokens = given.get("inputs_embeds") if tokens is None else tokens
@@ -146,7 +145,7 @@ class RouterHooks:
             return
         self._batch = (tokens.shape[0], tokens.shape[1])
         if mask is not None and mask.ndim == 2:
-            # With a cache the mask covers earlier tokens too; these are the last.
+            # With a cache the mask also covers earlier tokens; those of this pass come last.
             self._valid = mask[:, -tokens.shape[1] :].bool()
 
     def _forget_batch(self, *_: Any) -> None:
@@ -157,7 +156,7 @@ class RouterHooks:
             logits, indices = output[0].detach().float(), output[2].detach()
             scores = logits.sigmoid() if self._sigmoid else logits.softmax(-1)
             if self._sigmoid:
-                scores = scores / (scores.sum(-1, keepdim=True) + _TINY)
+                scores = scores / (scores.sum(-1, keepdim=True) + _EPSILON)
             squares = logits.logsumexp(-1).square()
             batch = self._batch or (1, logits.shape[0])
             valid = self._valid
@@ -206,7 +205,7 @@ def _find_own(model: "nn.Module") -> dict[int, Any]:
 
 
 def _find_foreign(model: "nn.Module") -> dict[int, Any]:
-    """Routers by global layer number, as the model's own recorder of router logits knows them."""
+    """Routers of the class that the model records router logits from, by global layer number."""
     recorders = getattr(model, "_can_record_outputs", None) or {}
     kind = getattr(recorders.get("router_logits"), "target_class", None)
     found = {}

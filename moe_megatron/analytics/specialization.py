@@ -1,7 +1,7 @@
 """Which experts serve which domains and tokens, summed over many samples.
 
-`SpecializationCounter` counts batches of labelled samples; `Specialization` is what came out. A
-sample is of one domain as a whole. It does not know where samples come from, and runs no model.
+`SpecializationCounter` counts batches of labelled samples; `Specialization` is the result. Each
+sample belongs to one domain. It does not know where samples come from, and runs no model.
 """
 
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ Int64Array = npt.NDArray[np.int64]
 Float64Array = npt.NDArray[np.float64]
 
 _SHUFFLES = 20
-# Pairs of token and expert are merged when this many wait: 128 MB.
+# Pairs of token and expert are merged when more than this many have been added: 128 MB.
 _MERGE_AT = 8_000_000
 
 
@@ -27,9 +27,9 @@ class TokenShare:
 
     Attributes:
         token: id in the vocabulary.
-        count: times it went to the expert.
-        share: part of all its occurrences.
-        lift: share over that of an average token; above 1 the expert prefers this token.
+        count: number of times it went to the expert.
+        share: count over all its occurrences.
+        lift: share over the mean share of all tokens; above 1 the expert prefers this token.
     """
 
     token: int
@@ -48,11 +48,11 @@ class Specialization:
         counts: int64 [L, D, E], assignments from each domain to each expert.
         tokens: int64 [D], tokens of each domain.
         samples: number of samples.
-        mutual_information: [L], between the expert of an assignment and its domain, in nats.
-        normalized_mutual_information: [L], over the smaller entropy of the two: 0 says that experts
-            ignore domains, 1 that the expert gives away the domain (or the other way round).
-        chance: [L], mean of the same after the samples' labels were shuffled: what samples that
-            differ for other reasons give. Only a value well above it shows specialisation.
+        mutual_information: [L], I(expert; domain) over all assignments, in nats.
+        normalized_mutual_information: [L], I(expert; domain) / min(H(expert), H(domain)): 0 if
+            experts ignore domains, 1 if the expert determines the domain or the other way round.
+        chance: [L], mean of the normalized value after shuffling the samples' labels, which is due
+            to other differences between samples. Only values well above it show specialisation.
     """
 
     layers: tuple[int, ...]
@@ -67,21 +67,21 @@ class Specialization:
 
     @property
     def domain_load(self) -> Float64Array:
-        """Share of a domain's assignments that each expert serves; rows sum to 1. [L, D, E]"""
+        """l_de = n_de / sum_e n_de, each expert's share of a domain; rows sum to 1. [L, D, E]"""
         return self.counts / self.counts.sum(axis=-1, keepdims=True)
 
     @property
     def domain_share(self) -> Float64Array:
-        """Share of an expert's work that is of each domain, domains weighing equally. [L, D, E]
+        """l_de / sum_d l_de, each domain's share of an expert's load. [L, D, E]
 
-        Columns sum to 1; those of an expert without work are NaN.
+        All domains have equal weight. Columns sum to 1; those of an expert without load are NaN.
         """
         load = self.domain_load
         totals = load.sum(axis=1, keepdims=True)
         return load / np.where(totals > 0, totals, np.nan)
 
     def preferred_domain(self, layer: int) -> list[str | None]:
-        """The domain with the largest share of each expert's work; None for one without work."""
+        """The domain with the largest share of each expert's load; None for one without load."""
         shares = self.domain_share[self._row(layer)]
         best = np.nan_to_num(shares).argmax(axis=0).tolist()
         idle = np.isnan(shares[0]).tolist()
@@ -94,8 +94,8 @@ class Specialization:
 
         Args:
             layer: global layer number.
-            expert: from 0.
-            limit: how many at most.
+            expert: number of the expert, from 0.
+            limit: largest number of tokens to return.
             min_count: leave out tokens that occurred less often.
 
         Raises:
@@ -146,17 +146,17 @@ class SpecializationCounter:
         """Compares the domains.
 
         Args:
-            seed: of the shuffles behind `chance`.
+            seed: seed of the shuffles for `chance`.
 
         Raises:
-            DataError: there are not at least two domains.
+            DataError: there are fewer than two domains.
         """
         names = tuple(sorted(set(self._domains)))
         if len(names) < 2:
             found = f"only '{names[0]}'" if names else "no sample"
             raise DataError(
-                f"specialisation compares domains and needs two or more, got {found}; give samples "
-                "of each, and enough of them with num_samples"
+                f"specialisation compares domains and needs at least two, got {found}; give "
+                "samples of several domains, and a num_samples that reaches them"
             )
         labels = np.array([names.index(domain) for domain in self._domains])
         samples = np.stack(self._counts)  # [samples, L, E]
@@ -185,7 +185,7 @@ def _by_domain(samples: Int64Array, labels: Int64Array, num_domains: int) -> Int
 
 
 class _TokenPairs:
-    """How often each token of the vocabulary went to each expert of one layer, sparse."""
+    """How often each token of the vocabulary went to each expert of one layer, stored sparsely."""
 
     def __init__(self, num_experts: int) -> None:
         self._num_experts = num_experts
@@ -214,7 +214,7 @@ class _TokenPairs:
         shares = counts / np.maximum(seen, 1)
         average = counts.sum() / max(sum(self._seen.values()), 1)
         often = np.flatnonzero(seen >= min_count)
-        # Of equal shares, the more frequent token says more.
+        # Of tokens with equal shares, the more frequent one is stronger evidence.
         best = often[np.lexsort((-counts[often], -shares[often]))][:limit]
         return [
             TokenShare(

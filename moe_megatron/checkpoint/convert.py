@@ -126,7 +126,7 @@ def import_checkpoint(
     family = family_of(folder.config)
     _refuse_packed(folder)
     geometry = family.geometry(folder.config, folder.tensors)
-    fused = family.fused_names(folder.tensors)
+    fused = family.has_fused_names(folder.tensors)
     links = family.links(geometry, fused=fused)
     options = ImportOptions(
         stacked=geometry.homogeneous,

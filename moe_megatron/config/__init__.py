@@ -4,7 +4,7 @@
     config = apply_overrides(config, {"moe.top_k": 1, "moe.router.pre_softmax": True})
     config.validate(world_size=2)
 
-It runs on a login node: it knows neither torch nor Megatron, and opens nothing but YAML files.
+It works on a login node: it imports neither torch nor Megatron, and opens nothing but YAML files.
 """
 
 from moe_megatron.config.architecture import Architecture

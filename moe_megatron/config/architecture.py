@@ -1,9 +1,9 @@
-"""Which model it is: the one description that everything reads which knows a model.
+"""The architecture of a model: the one description that all code dealing with a model reads.
 
 `MoEModel` is built from it, mapping tables turn it into tensors, Megatron's arguments are written
-from it, checkpoints are compared by it. A field of it is declared once, in `ModelConfig` or
-`MoEConfig`, with what another value changes; who compares or refuses models asks `settings` and
-needs no list of its own.
+from it, and checkpoints are compared by it. Each of its fields is declared once, in `ModelConfig`
+or `MoEConfig`, together with what changing its value affects; code that compares or rejects models
+reads those declarations (`settings_of`) and keeps no list of its own.
 """
 
 from collections.abc import Iterator
@@ -41,7 +41,7 @@ class Architecture:
 
     @property
     def is_moe(self) -> bool:
-        """Whether it has experts."""
+        """Whether the model has experts."""
         return self.moe.num_experts is not None
 
     @property
@@ -55,9 +55,9 @@ class Architecture:
         return self.moe.expert_hidden_size or self.model.dense_ffn_size
 
     def value(self, name: str) -> Any:
-        """The value of a field by its dotted name, with what null stands for filled in.
+        """The value of a field by its dotted name; a null is resolved to the value it stands for.
 
-        Fields of groups that the model has not, and options that its router has not, are None.
+        Returns None for fields of a group, or options of a router, that the model does not have.
         """
         if name in _RESOLVED:
             return _RESOLVED[name](self)
@@ -69,15 +69,15 @@ class Architecture:
             value = None if value is None else getattr(value, part)
         return value
 
-    def names(self, *changes: Changes, adjustable: bool = True) -> Iterator[str]:
-        """Dotted names of the fields whose values change such a thing; each group is one field.
+    def field_names(self, *changes: Changes, adjustable: bool = True) -> Iterator[str]:
+        """Dotted names of the fields whose value affects `changes`; a group counts as one field.
 
-        Fields that mean nothing in this model are left out: those of experts in a dense model, of
-        dense MLPs in a model without, of rotary positions where there are none.
+        Fields that mean nothing in this model are left out: experts in a dense model, dense MLPs in
+        a model without any, rotary positions where there are none.
 
         Args:
-            *changes: Such things.
-            adjustable: Name the fields, too, that a checkpoint may be loaded with another value of.
+            *changes: What the fields affect: "tensors", "function" or "training".
+            adjustable: Also include fields whose value may differ when a checkpoint is loaded.
         """
         for section, config_type in (("model", ModelConfig), ("moe", MoEConfig)):
             for setting in settings_of(config_type):
@@ -88,20 +88,20 @@ class Architecture:
         yield VOCABULARY
 
     def differences(self, other: "Architecture", names: Iterator[str]) -> list[Difference]:
-        """The fields among `names` in which another model is different.
+        """The fields among `names` in which another model differs from this one.
 
-        What is null in both and yet stands for different values is not named: it follows from
-        another field that is.
+        A field that is null in both models but resolves to different values is not reported: the
+        difference follows from another field that is.
         """
         return [
             difference
             for name in names
-            if self._written(name) != other._written(name)
+            if self._as_given(name) != other._as_given(name)
             for difference in _differences(name, self.value(name), other.value(name))
         ]
 
-    def _written(self, name: str) -> Any:
-        """The value of a field as it was given."""
+    def _as_given(self, name: str) -> Any:
+        """The value of a field as the configuration gives it, nulls not resolved."""
         section, _, field = name.partition(".")
         parts: dict[str, Any] = {"model": self.model, "moe": self.moe}
         return getattr(parts[section], field) if section in parts else self.value(name)
@@ -128,7 +128,7 @@ def default_of(name: str) -> Any:
 
 
 def _differences(name: str, ours: Any, theirs: Any) -> Iterator[Difference]:
-    """Of a router or a group of fields: the options or fields in which the two differ."""
+    """The differences of one field; of a router or a group, each option or field that differs."""
     if isinstance(ours, RouterConfig) and ours.name == theirs.name:
         for option in dict.fromkeys((*ours.options, *theirs.options)):
             yield from _differences(f"{name}.{option}", ours.option(option), theirs.option(option))
@@ -151,4 +151,4 @@ _RESOLVED = {
     "moe.expert_hidden_size": lambda it: it.expert_hidden_size,
     "moe.layer_frequency": lambda it: it.moe_layers,
 }
-"""Fields that stand for another value where they are null, or say one thing in several ways."""
+"""How to resolve fields that have a computed default, or several spellings of one value."""

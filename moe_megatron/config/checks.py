@@ -1,8 +1,8 @@
 """Small checks that every configuration section shares, and the words their messages use.
 
-A check names the field as the YAML file does (`model.num_layers`), says what was given and what is
-needed. It skips fields that are None: whether None is allowed is a matter of the field's type,
-which `convert` holds. This module knows no field and no section by name.
+A check names the field as the YAML file does (`model.num_layers`) and says what was given and what
+is needed. It skips fields that are None: whether None is allowed depends on the field's type, which
+`convert` checks. This module knows no field and no section by name.
 """
 
 import difflib
@@ -15,7 +15,7 @@ from moe_megatron.errors import ConfigError
 def section_of(config_type: type) -> str:
     """The YAML section of a configuration class: `ModelConfig` -> "model", `RunConfig` -> "".
 
-    A group of fields says its own in `SECTION`.
+    A group of fields declares its own in `SECTION`.
     """
     if hasattr(config_type, "SECTION"):
         return str(config_type.SECTION)
@@ -30,7 +30,7 @@ def qualified(config: object, field: str) -> str:
 
 
 def at_least(config: object, minimum: float, *fields: str) -> None:
-    """Raise `ConfigError` unless each field is None or `minimum` or more."""
+    """Raise `ConfigError` unless each field is None or at least `minimum`."""
     for field in fields:
         value = getattr(config, field)
         if value is not None and value < minimum:
@@ -58,7 +58,7 @@ def fraction(config: object, *fields: str) -> None:
 
 
 def not_empty(config: object, *fields: str) -> None:
-    """Raise `ConfigError` for a text that is empty, or a list that is or that holds such a text."""
+    """Raise `ConfigError` for an empty string, an empty list or a list with an empty string."""
     for field in fields:
         value = getattr(config, field)
         if value is None:

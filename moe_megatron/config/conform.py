@@ -2,14 +2,14 @@
 
 The annotation of the field is the only rule: `int`, `float`, `str`, `bool`, a `Literal` of
 choices, a tuple, a mapping, a configuration class (a group of fields), or a union of these. It is
-strict where a guess could hide a mistake (true is not 1, "8" is not 8) and lenient where YAML is
-the odd one:
+strict where a guess could hide a mistake (true is not 1, "8" is not 8) and lenient where YAML has
+quirks:
 
 * a whole number fits a float;
 * numeric text fits a float, because YAML 1.1 reads `1e-3` (no dot) as text;
 * a list becomes a tuple, and a path becomes text.
 
-A class with a class method `conformed` reads its values itself. This module does not know ranges
+A class with a class method `conformed` converts values itself. This module does not know ranges
 (`checks`), files or the names of sections.
 """
 
@@ -35,14 +35,14 @@ _PLURALS: dict[object, str] = {int: "whole numbers", float: "numbers", str: "tex
 
 
 class _MisfitError(Exception):
-    """The value does not fit; `convert` words the message."""
+    """The value does not fit; `convert` writes the message."""
 
 
 def conform(config: object) -> None:
     """Fit every field of a frozen dataclass to its annotation, in place.
 
-    To be called first in `__post_init__`, so that a configuration made in Python obeys the same
-    rules as one read from YAML.
+    Call it first in `__post_init__`, so that a configuration made in Python obeys the same rules as
+    one read from YAML.
 
     Raises:
         ConfigError: If a value does not fit the type of its field.
@@ -64,7 +64,7 @@ def _annotations(config_type: Any) -> dict[str, Any]:
 
 
 def group_of(annotation: Any) -> type | None:
-    """The configuration class whose fields stand below a field of this type, if any."""
+    """The configuration class that a field of this type nests, if any."""
     for option in get_args(annotation) or (annotation,):
         if dataclasses.is_dataclass(option) and not hasattr(option, "conformed"):
             return option if isinstance(option, type) else None
@@ -83,7 +83,7 @@ def convert(value: object, annotation: Any, where: str) -> Any:
         The value, as exactly the type that the annotation names.
 
     Raises:
-        ConfigError: If it does not fit; says what was given and what is needed.
+        ConfigError: If it does not fit; the message says what was given and what is needed.
     """
     if get_origin(annotation) is Mapping:
         return _convert_mapping(value, get_args(annotation)[1], where)
@@ -111,7 +111,7 @@ def _convert_mapping(value: object, item_type: Any, where: str) -> dict[str, Any
 
 
 def read_group(value: Mapping[str, object], group: type, where: str) -> dict[str, Any]:
-    """The fields of a group that a mapping names, converted; groups within stay mappings.
+    """Convert the fields of a group that a mapping names; nested groups stay mappings.
 
     Raises:
         ConfigError: For an unknown key or a value of the wrong type.
@@ -128,10 +128,10 @@ def read_group(value: Mapping[str, object], group: type, where: str) -> dict[str
 
 
 def read(value: object, annotation: Any, where: str) -> Any:
-    """Fit one value of a file, where groups of fields may be given in part.
+    """Fit one value of a file, which may give only some fields of a group.
 
     Returns:
-        As `convert`, but a mapping for a group, of the fields that are named.
+        As `convert`, except that a group becomes a mapping of the fields that are given.
     """
     if hasattr(annotation, "read_part"):
         return annotation.read_part(value, where)
@@ -202,7 +202,7 @@ def _descriptions(annotation: Any) -> list[str]:
 
 
 def _choices(annotation: Any) -> list[str]:
-    """The texts that an annotation's `Literal`s allow; empty if it has none."""
+    """The strings that an annotation's `Literal`s allow; empty if it has none."""
     if get_origin(annotation) in (Union, types.UnionType):
         return [choice for option in get_args(annotation) for choice in _choices(option)]
     return list(get_args(annotation)) if get_origin(annotation) is Literal else []

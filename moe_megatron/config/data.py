@@ -29,7 +29,7 @@ class DataConfig:
     """Folder or Hugging Face id of a tokenizer, or "demo" to train one on the demo corpus."""
 
     vocab_size: int = 8192
-    """Entries of the demo tokenizer; any other tokenizer brings its own number."""
+    """Entries of the demo tokenizer; any other tokenizer has its own number."""
 
     sequence_length: int = setting(256, flag="seq-length")
     """Tokens in one training sequence."""
@@ -41,7 +41,7 @@ class DataConfig:
     """Field of a JSONL line or dataset row that holds the text."""
 
     max_bad_line_ratio: float = 0.001
-    """Unreadable lines to skip, as a share of all lines, before giving up."""
+    """Largest share of unreadable lines to skip before giving up."""
 
     num_workers: int = setting(0, flag="num-workers")
     """Data loader processes for each training process; 0 loads in the training process."""
@@ -56,7 +56,7 @@ class DataConfig:
         checks.at_least(self, 0, "num_workers")
         checks.fraction(self, "max_bad_line_ratio")
         self._check_weights()
-        _ = self.split_shares  # raises if the text is not a split
+        _ = self.split_shares  # raises if it cannot be parsed
 
     def _check_weights(self) -> None:
         if self.weights is None:
@@ -77,7 +77,7 @@ class DataConfig:
         """Training, validation and test share, summing to 1.
 
         Raises:
-            ConfigError: If `split` is not three numbers with some training data.
+            ConfigError: If `split` is not three numbers, the first of them above 0.
         """
         try:
             train, validation, test = (float(part) for part in self.split.split(","))

@@ -1,7 +1,7 @@
-"""What a configuration field says beside its type: what it changes, and which Megatron flag it is.
+"""What a field declares in addition to its type: what it changes, and its Megatron flag.
 
-Both stand where the field is declared, so that what compares models, refuses checkpoints or writes
-command lines derives its table from here and cannot forget a field. It knows no field by name.
+Both are declared with the field, so that code that compares models, rejects checkpoints or writes
+command lines derives its table from here and cannot miss a field. It knows no field by name.
 """
 
 import dataclasses
@@ -12,13 +12,13 @@ from typing import Any, Literal, get_args
 from moe_megatron.config.conform import annotations_of, group_of
 
 Changes = Literal["tensors", "function", "training"]
-"""What another value of a field changes: which parameters there are and their shapes; only what
-they compute; only how they are trained or executed."""
+"""What changing a field affects: "tensors", the set of parameters and their shapes; "function",
+only what they compute; "training", only how they are trained or executed."""
 
 CHANGES: tuple[Changes, ...] = get_args(Changes)
 
 Values = tuple[str, ...]
-"""The words behind a flag."""
+"""The words that follow a flag on the command line."""
 
 
 def _first(values: Values) -> Any:
@@ -32,19 +32,19 @@ class Flag:
     name: str
     """Without the leading dashes."""
     write: Callable[[Any], Values | None] = lambda value: None if value is None else (str(value),)
-    """From the value of the field to the words behind the flag; None leaves the flag out."""
+    """From the value of the field to the words after the flag; None leaves the flag out."""
     read: Callable[[Values], Any] = _first
     """From those words to the value, or to `NOT_OURS`."""
     takes_value: bool = True
-    """Whether exactly one word stands behind the flag, or none."""
+    """Whether the flag takes exactly one word, or none."""
     when: Callable[[Any], bool] = lambda section: True
-    """Whether it is written, by the section of the configuration that the field is in."""
+    """Whether to write the flag, given the configuration section that holds the field."""
     implies: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """What reading it says of other fields of the same group, where no other flag says it."""
+    """Values that reading the flag gives to fields of the same group which no other flag sets."""
 
 
 NOT_OURS = object()
-"""What `Flag.read` gives for words that no value of the field stands for: the flag stays a flag."""
+"""Result of `Flag.read` for words that the field cannot express; the flag then stays a flag."""
 
 
 def setting(
@@ -58,11 +58,11 @@ def setting(
 
     Args:
         default: Its default value.
-        changes: What another value changes; for the fields of a model.
-        flag: Megatron's flag for it: a name for a field that is one word behind the flag, or a
-            switch where the field is true or false.
-        adjustable: Whether a checkpoint may be loaded with another value although that changes what
-            the model computes.
+        changes: What changing the value affects; for the fields of a model.
+        flag: Megatron's flag for it. A name means a flag with one value, or a switch if the field
+            is a bool.
+        adjustable: Whether a checkpoint may be loaded with another value, although that changes
+            what the model computes.
     """
     metadata = {"changes": changes, "flag": flag, "adjustable": adjustable}
     return dataclasses.field(default=default, metadata=metadata)
@@ -81,7 +81,7 @@ def switch(name: str, on: Any = True, off: Any = False, **implies: Any) -> Flag:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Setting:
-    """A field as it was declared, and where."""
+    """A declared field and its path."""
 
     path: tuple[str, ...]
     """Names from the section down, such as ("latent_attention", "kv_lora_rank")."""
@@ -91,20 +91,20 @@ class Setting:
     adjustable: bool
 
     def value(self, section: Any) -> Any:
-        """The value in a section; None where the group that it belongs to is absent."""
+        """The value in a section; None if the field's group is absent."""
         for name in self.path:
             section = None if section is None else getattr(section, name)
         return section
 
     def group(self, section: Any) -> Any:
-        """The group that the field belongs to, in a section; None where it is absent."""
+        """The group in a section that the field belongs to; None if it is absent."""
         for name in self.path[:-1]:
             section = None if section is None else getattr(section, name)
         return section
 
 
 def settings_of(config_type: type, path: tuple[str, ...] = ()) -> Iterator[Setting]:
-    """Every field of a section, in order; the fields of a group stand behind the group itself."""
+    """Every field of a section, in order; the fields of a group follow the group itself."""
     annotations = annotations_of(config_type)
     for field in dataclasses.fields(config_type):
         annotation, meta = annotations[field.name], field.metadata
@@ -131,19 +131,19 @@ def _flags(flag: str | Flag | tuple[Flag, ...] | None, annotation: Any) -> tuple
     kinds = getattr(annotation, "__args__", (annotation,))
     if bool in kinds:
         return (switch(flag),)
-    return (Flag(name=flag, read=whole if int in kinds else _first),)
+    return (Flag(name=flag, read=int_or_text if int in kinds else _first),)
 
 
-def whole(values: Values) -> Any:
-    """A whole number; text that is none goes on as text, for the field's own message."""
+def int_or_text(values: Values) -> Any:
+    """The value as an integer, or unchanged if it is none, so that the field's check reports it."""
     try:
         return int(values[0])
     except ValueError:
         return values[0]
 
 
-def real(values: Values) -> Any:
-    """A number; text that is none goes on as text, for the field's own message."""
+def float_or_text(values: Values) -> Any:
+    """The value as a float, or unchanged if it is none, so that the field's check reports it."""
     try:
         return float(values[0])
     except ValueError:

@@ -1,10 +1,10 @@
-"""Which Megatron flag each configuration field is, in both directions.
+"""The translation between configuration fields and Megatron flags, in both directions.
 
 `to_flags` writes a configuration as Megatron's command line; `split_flags` reads a command line
-back into fields, so that a flag given beside a file overrides the field it stands for and every
-other flag travels along in `RunConfig.megatron`. Fields say their flags where they are declared
-(`fields.setting`); here are the few that stand for something else than one field. What Megatron
-makes of a flag, and which flags exist, is known to `moe_megatron.mcore`.
+back into fields, so that a flag given together with a file overrides its field and every other flag
+is kept in `RunConfig.megatron`. Fields declare their flags themselves (`fields.setting`); this
+module adds the few flags that do not correspond to exactly one field. Which flags exist, and what
+Megatron does with them, is known to `moe_megatron.mcore`.
 """
 
 import dataclasses
@@ -12,28 +12,36 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from moe_megatron.config.fields import NOT_OURS, Flag, Setting, Values, real, settings_of, whole
+from moe_megatron.config.fields import (
+    NOT_OURS,
+    Flag,
+    Setting,
+    Values,
+    float_or_text,
+    int_or_text,
+    settings_of,
+)
 from moe_megatron.config.run import SECTIONS, MegatronValue, RunConfig
 from moe_megatron.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FlagRule:
-    """One Megatron flag and what it says of a configuration."""
+    """One Megatron flag and what it means for a configuration."""
 
     flag: str
     """Megatron's name, without the leading dashes."""
     field: str
-    """Dotted name of the field that it is about, such as "moe.top_k"."""
+    """Dotted name of the field that the flag sets, such as "moe.top_k"."""
     write: Callable[[RunConfig], Values | None]
-    """The values behind the flag; None leaves the flag out."""
+    """The values after the flag; None leaves the flag out."""
     read: Callable[[Values], dict[str, Any] | None]
-    """Overrides, by dotted name, from the values behind the flag; None where the field cannot say
-    them, and the flag stays one of `RunConfig.megatron`."""
+    """Overrides, by dotted name, from the values after the flag; None if the field cannot express
+    them, and the flag is kept in `RunConfig.megatron`."""
     takes_value: bool = True
-    """Whether exactly one value stands behind the flag, or none."""
+    """Whether the flag takes exactly one value, or none."""
     implies: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """Overrides, by dotted name, where no other flag says them."""
+    """Overrides, by dotted name, that apply unless another flag sets the same fields."""
 
 
 def _rules_of_fields() -> Iterator[FlagRule]:
@@ -64,12 +72,12 @@ def _rule(section: str, setting: Setting, flag: Flag) -> FlagRule:
         write=write,
         read=read,
         takes_value=flag.takes_value,
-        implies={f"{group}.{other}": word for other, word in flag.implies.items()},
+        implies={f"{group}.{other}": value for other, value in flag.implies.items()},
     )
 
 
 def _router_option(name: str, flag: str, read: Callable[[Values], Any] | None = None) -> FlagRule:
-    """An option of the router that is Megatron's own, top_k."""
+    """An option of `top_k`, Megatron's own router."""
     dotted = f"moe.router.{name}"
 
     def write(config: RunConfig) -> Values | None:
@@ -90,9 +98,9 @@ def _router_option(name: str, flag: str, read: Callable[[Values], Any] | None = 
 _ROUTER_OPTIONS = (
     _router_option("score_function", "moe-router-score-function", lambda values: values[0]),
     _router_option("pre_softmax", "moe-router-pre-softmax"),
-    _router_option("expert_groups", "moe-router-num-groups", whole),
-    _router_option("group_top_k", "moe-router-group-topk", whole),
-    _router_option("scaling", "moe-router-topk-scaling-factor", real),
+    _router_option("expert_groups", "moe-router-num-groups", int_or_text),
+    _router_option("group_top_k", "moe-router-group-topk", int_or_text),
+    _router_option("scaling", "moe-router-topk-scaling-factor", float_or_text),
 )
 
 _ROPE, _SCALING = "model.position_embedding", "model.rope_scaling"
@@ -111,7 +119,7 @@ def _write_position_type(config: RunConfig) -> Values:
 
 
 def _write_rope_type(config: RunConfig) -> Values | None:
-    """Latent attention has positions of its own."""
+    """Latent attention takes its kind of positions from a flag of its own."""
     model = config.model
     if model.latent_attention is None:
         return None
@@ -137,7 +145,7 @@ _POSITIONS = (
 )
 
 RULES: tuple[FlagRule, ...] = (*_rules_of_fields(), *_ROUTER_OPTIONS, *_POSITIONS)
-"""Every field that flags can say. The rest (paths, precision) is resolved by the engine."""
+"""Every field that a flag can set. The engine resolves the rest (paths, precision)."""
 
 _BY_FLAG = {rule.flag: rule for rule in RULES}
 
@@ -148,7 +156,7 @@ def to_flags(config: RunConfig) -> list[str]:
     """Write the fields of a configuration, and its `megatron` flags, as command line words.
 
     Raises:
-        ConfigError: `megatron` holds a flag that a field stands for.
+        ConfigError: `megatron` holds a flag that belongs to a field.
     """
     words: list[str] = []
     for rule in RULES:
@@ -180,10 +188,10 @@ def split_flags(words: Sequence[str]) -> dict[str, Any]:
         words: Flags with their values, as in "--num-layers 6 --bf16" or "--num-layers=6".
 
     Returns:
-        Values by dotted name; a flag that no field stands for is named "megatron.<flag>".
+        Values by dotted name; a flag that belongs to no field is named "megatron.<flag>".
 
     Raises:
-        ConfigError: A word stands before any flag, or a flag has too few or too many values.
+        ConfigError: A word comes before any flag, or a flag has too few or too many values.
     """
     overrides: dict[str, Any] = {}
     implied: dict[str, Any] = {}
@@ -213,16 +221,16 @@ def _check_number_of_values(rule: FlagRule, values: Values) -> None:
         raise ConfigError(
             f"--{rule.flag} needs a value, as in '--{rule.flag} VALUE'; none was given."
         )
-    number, word = (1, "one value") if rule.takes_value else (0, "no value")
+    number, allowed = (1, "one value") if rule.takes_value else (0, "no value")
     if len(values) > number:
         raise ConfigError(
-            f"--{rule.flag} takes {word}, and '{' '.join(values[number:])}' was given besides; "
-            f"leave it out, or set {rule.field} in the configuration."
+            f"--{rule.flag} takes {allowed}, but is followed by '{' '.join(values)}'; leave out "
+            f"'{' '.join(values[number:])}', or set {rule.field} in the configuration."
         )
 
 
 def _blend(values: Values) -> dict[str, Any]:
-    """`--data-path` takes paths, or weights and paths by turns."""
+    """`--data-path` takes paths, or weights alternating with paths."""
     weights = values[::2]
     if len(values) > 1 and len(values) % 2 == 0 and all(map(_is_number, weights)):
         return {"data.paths": values[1::2], "data.weights": weights}

@@ -1,4 +1,4 @@
-"""Which layers are of a kind, as Megatron's flags write it: a number, or a list of 0 and 1."""
+"""Megatron's spelling of which layers are of a kind: a number, or a list of 0 and 1."""
 
 import ast
 from typing import Any
@@ -11,7 +11,7 @@ _ARITHMETIC = (
 
 
 def read_pattern(values: Values) -> Any:
-    """A number, or a list that may be written as Megatron allows it, "([0]*1+[1]*3)*2"."""
+    """Read a number or a list, which may be an expression as in Megatron, "([0]*1+[1]*3)*2"."""
     text = values[0].strip()
     try:
         tree = ast.parse(text if text[:1] in "([" else f"[{text}]", mode="eval")
@@ -19,7 +19,7 @@ def read_pattern(values: Values) -> Any:
             return text
         numbers = eval(compile(tree, "moe-layer-freq", "eval"), {"__builtins__": {}})
     except (SyntaxError, TypeError):
-        # Text that is no pattern goes on as text, for the field's own message.
+        # Text that is no pattern is returned unchanged, so that the field's check reports it.
         return text
     if text.isdecimal():
         return numbers[0]
@@ -27,5 +27,5 @@ def read_pattern(values: Values) -> Any:
 
 
 def write_pattern(pattern: int | tuple[int, ...]) -> Values:
-    """The word behind the flag."""
+    """The value after the flag."""
     return (str(pattern) if isinstance(pattern, int) else f"[{','.join(map(str, pattern))}]",)

@@ -2,7 +2,7 @@
 
 A file holds the differences from its `base`, which is a preset or another file; without a base
 it holds the differences from the defaults. This module finds the files and names them in errors;
-what they may contain is known to `mapping`.
+`mapping` knows what they may contain.
 """
 
 from dataclasses import dataclass
@@ -19,12 +19,12 @@ from moe_megatron.errors import ConfigError
 _PRESETS = files("moe_megatron.config") / "presets"
 
 CONFIG_FILE = "config.yaml"
-"""Name of a whole configuration, in the folder of a run and beside each of its checkpoints."""
+"""File name of a complete configuration, in a run folder and next to each of its checkpoints."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Source:
-    """The text of one file or preset, and what to call it."""
+    """The text of one file or preset, with its name for messages."""
 
     label: str
     identity: str
@@ -43,15 +43,15 @@ def load_config(source: str | Path) -> RunConfig:
     """Read a configuration.
 
     Args:
-        source: Name of a preset, or path of a YAML file (a file that is called like a preset is
-            reached by a path with a folder or a suffix).
+        source: Name of a preset, or path of a YAML file. To read a file that has the name of a
+            preset, give its path with a folder or a suffix.
 
     Returns:
-        The configuration. Its sections are each checked; call `validate` for the whole, after
-        overrides if there are any.
+        The configuration. Each section is checked by itself; call `validate` to check the whole,
+        after any overrides.
 
     Raises:
-        ConfigError: Names the file, the key and what to do.
+        ConfigError: If it cannot be read; the message names the file, the key and what to do.
     """
     origin = _find(str(source), folder=Path(), asked_by="")
     layer = _read_with_bases(origin, chain=())
@@ -62,7 +62,7 @@ def load_config(source: str | Path) -> RunConfig:
 
 
 def dump_yaml(config: RunConfig) -> str:
-    """The whole configuration as YAML text; `load_config` of it gives an equal configuration."""
+    """The whole configuration as YAML text; `load_config` reads it back to an equal one."""
     return yaml_text.dump(to_mapping(config))
 
 
@@ -84,7 +84,7 @@ def parse_override(text: str) -> tuple[str, object]:
 
 
 def _read_with_bases(source: _Source, chain: tuple[_Source, ...]) -> Layer:
-    """The values of a source laid over those of its bases."""
+    """The values of a source merged over those of its bases."""
     if source.identity in [above.identity for above in chain]:
         circle = " -> ".join(link.label for link in (*chain, source))
         raise ConfigError(f"the bases form a circle: {circle}; remove the 'base' of one.")
@@ -105,12 +105,12 @@ def _read_with_bases(source: _Source, chain: tuple[_Source, ...]) -> Layer:
 
 
 def _in_file(error: ConfigError, source: _Source) -> ConfigError:
-    """The same error with the file in front; it stays a `TopologyError` if it is one."""
+    """The same error, of the same type, with the file name in front."""
     return type(error)(f"{source.label}: {error}")
 
 
 def _find(name: str, *, folder: Path | None, asked_by: str) -> _Source:
-    """Open a preset, or a file relative to `folder` (presets have none, and use presets only)."""
+    """Open a preset, or a file relative to `folder`; without a folder, presets only."""
     presets = list_presets()
     if name in presets:
         text = (_PRESETS / f"{name}.yaml").read_text(encoding="utf-8")
@@ -129,6 +129,6 @@ def _find(name: str, *, folder: Path | None, asked_by: str) -> _Source:
         raise ConfigError(f"{asked_by}'{path}' is not UTF-8 text; save it as UTF-8.") from error
     except OSError as error:
         raise ConfigError(f"{asked_by}'{path}' cannot be read: {error.strerror}.") from error
-    # Resolved, so that one file reached by two paths is recognised in a circle.
+    # Resolved, so that a circle is recognised even if it reaches one file by two paths.
     identity = str(path.resolve())
     return _Source(label=str(path), identity=identity, text=text, folder=path.parent, preset=None)

@@ -1,8 +1,8 @@
-"""Configurations as plain mappings: what a YAML file holds, and back.
+"""Configurations as plain mappings, as a YAML file holds them, and back.
 
-A layer is the checked content of one file, which may name only a few fields. Layers are merged
-and then built, so that a difference from a base is checked as a whole and yet a wrong key is
-reported for the file that has it. This module does not read files.
+A layer is the checked content of one file, which may give only a few fields. Layers are merged
+before the configuration is built, so that values are checked together with those of the base, yet
+a wrong key is reported for the file that contains it. This module does not read files.
 """
 
 from collections.abc import Mapping
@@ -18,11 +18,11 @@ from moe_megatron.errors import ConfigError
 Layer = dict[str, Any]
 
 _TAGS = ("name", "kind")
-"""Fields of a group that say what it is: `moe.router.name`, `model.rope_scaling.kind`."""
+"""Fields that identify what a group describes: `moe.router.name`, `model.rope_scaling.kind`."""
 
 
 def from_mapping(values: Mapping[str, object]) -> RunConfig:
-    """Make a configuration from sections of fields; what is missing keeps its default.
+    """Make a configuration from sections of fields; missing fields keep their defaults.
 
     Raises:
         ConfigError: For an unknown key, a value of the wrong type or one out of range.
@@ -31,7 +31,7 @@ def from_mapping(values: Mapping[str, object]) -> RunConfig:
 
 
 def to_mapping(config: RunConfig) -> dict[str, Any]:
-    """The whole configuration in types that YAML has; `from_mapping` gives it back."""
+    """The whole configuration in plain YAML types; `from_mapping` reads it back."""
     return {field.name: _plain(getattr(config, field.name)) for field in fields(config)}
 
 
@@ -53,12 +53,12 @@ def apply_overrides(config: RunConfig, overrides: Mapping[str, object]) -> RunCo
         change = value
         for part in reversed(path if dot else []):
             change = {part: change}
-        changes = _together(changes, read_layer({section: change}))
+        changes = _combine(changes, read_layer({section: change}))
     return build(merge(to_mapping(config), changes))
 
 
 def read_layer(values: Mapping[str, object]) -> Layer:
-    """Check the keys and convert the values of one file, without filling in what is missing.
+    """Check the keys and convert the values of one file, without filling in defaults.
 
     Raises:
         ConfigError: For an unknown key or a value of the wrong type.
@@ -79,30 +79,34 @@ def read_layer(values: Mapping[str, object]) -> Layer:
 
 
 def merge(base: Layer, changes: Layer) -> Layer:
-    """Lay the changes over the base: sections and groups field by field, all else as a whole.
+    """Merge the changes over the base: sections and groups field by field, all else as a whole.
 
-    What has another name is another thing: a router that is named anew keeps no option of the old.
+    A group whose `name` or `kind` changes is replaced: a new router keeps no option of the old one.
     """
     merged = dict(base)
     for key, value in changes.items():
         below = merged.get(key)
-        if isinstance(value, Mapping) and isinstance(below, Mapping) and not _renamed(below, value):
+        if (
+            isinstance(value, Mapping)
+            and isinstance(below, Mapping)
+            and not _changes_tag(below, value)
+        ):
             merged[key] = merge(dict(below), dict(value))
         else:
             merged[key] = value
     return merged
 
 
-def _together(first: Layer, second: Layer) -> Layer:
-    """What is said at one time, in any order: as `merge`, but nothing is another thing."""
+def _combine(first: Layer, second: Layer) -> Layer:
+    """Combine changes that are given together, in any order; unlike `merge`, replaces no group."""
     both = dict(first)
     for key, value in second.items():
         nested = isinstance(value, Mapping) and isinstance(first.get(key), Mapping)
-        both[key] = _together(first[key], dict(value)) if nested else value
+        both[key] = _combine(first[key], dict(value)) if nested else value
     return both
 
 
-def _renamed(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
+def _changes_tag(before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
     return any(tag in after and after[tag] != before.get(tag) for tag in _TAGS)
 
 
@@ -134,14 +138,14 @@ def _read_section(section: str, values: object) -> Layer:
 
 
 def _dashed(flags: Mapping[str, Any]) -> Layer:
-    """Flags spelled with dashes, so that a file can change what its base spelled otherwise."""
+    """Flags spelled with dashes, so that a file overrides a flag however its base spells it."""
     dashed = {name.replace("_", "-"): value for name, value in flags.items()}
-    # Two spellings of one flag in one file are left for `RunConfig` to refuse.
+    # Two spellings of one flag in one file are left for `RunConfig` to reject.
     return dashed if len(dashed) == len(flags) else dict(flags)
 
 
 def _hint(key: object, section: str, known: Mapping[str, object]) -> str:
-    """Where an unknown key belongs, or what it may have meant, or what there is."""
+    """Where an unknown key belongs, else the nearest known key, else all known keys."""
     word = str(key)
     for other, config_type in SECTIONS.items():
         if other != section and word in annotations_of(config_type):
@@ -152,7 +156,7 @@ def _hint(key: object, section: str, known: Mapping[str, object]) -> str:
 
 
 def _refuse_preset_as_base(layer: Layer) -> None:
-    """`preset` alone would load nothing; only a complete configuration, as saved, notes it."""
+    """Reject `preset` in a file that is not a complete saved configuration: it loads nothing."""
     if layer.get("preset") is not None and not SECTIONS.keys() <= layer.keys():
         name = layer["preset"]
         raise ConfigError(

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from moe_megatron.config import checks
 from moe_megatron.config.conform import conform
-from moe_megatron.config.fields import NOT_OURS, Flag, Values, setting, switch, whole
+from moe_megatron.config.fields import NOT_OURS, Flag, Values, int_or_text, setting, switch
 from moe_megatron.config.model_parts import LatentAttention, RopeScaling, SlidingWindow
 from moe_megatron.errors import ConfigError
 
@@ -20,7 +20,7 @@ QKNormScope = Literal["head", "all_heads"]
 Activation = Literal["swiglu", "quick_geglu", "gelu", "squared_relu"]
 
 GATED = frozenset({"swiglu", "quick_geglu"})
-"""Activations of MLPs with a gate, and so with three matrices."""
+"""Activations with a gate: such an MLP has three matrices."""
 
 
 def _unless(neutral: float) -> Callable[[Any], Values | None]:
@@ -33,7 +33,7 @@ _ACTIVATIONS = (
     switch("quick-geglu", on="quick_geglu"),
     switch("squared-relu", on="squared_relu"),
 )
-"""Without any of them Megatron's activation is gelu."""
+"""With none of these flags, Megatron's activation is gelu."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,7 +69,7 @@ class ModelConfig:
     """Longest sequence the model can read, in tokens; null: data.sequence_length."""
 
     position_embedding: PositionEmbedding = setting("rope", changes="tensors")
-    """How positions enter: rotary, a learned table, or not at all."""
+    """How the model encodes positions: rotary, a learned table, or not at all."""
 
     rotary_base: int = setting(10000, changes="function", flag="rotary-base")
     """Base of the rotary frequencies; larger for longer sequences."""
@@ -77,10 +77,10 @@ class ModelConfig:
     rotary_fraction: float = setting(
         1.0, changes="function", flag=Flag(name="rotary-percent", write=_unless(1.0))
     )
-    """Part of each head that rotary positions turn (GLM-4.5: half)."""
+    """Fraction of each head's features that are rotated (GLM-4.5: 0.5)."""
 
     rope_scaling: RopeScaling | None = setting(None, changes="function", adjustable=True)
-    """How rotary positions are stretched to longer sequences; null: they are not."""
+    """How rotary positions are stretched to longer sequences; null: not at all."""
 
     norm: Norm = setting("RMSNorm", changes="tensors", flag="normalization")
     """Normalization before attention, before the MLP and at the end."""
@@ -92,16 +92,16 @@ class ModelConfig:
     """Normalize queries and keys before attention."""
 
     qk_norm_scope: QKNormScope = setting("head", changes="tensors")
-    """What such a norm spans: each head by itself, or all heads at once (OLMoE)."""
+    """What the query and key norms span: each head by itself, or all heads together (OLMoE)."""
 
     activation: Activation = setting("swiglu", changes="tensors", flag=_ACTIVATIONS)
-    """Activation of dense MLPs and of experts. swiglu and quick_geglu (GPT-OSS) have a gate, and so
-    a third matrix."""
+    """Activation of dense MLPs and of experts. swiglu and quick_geglu (GPT-OSS) have a gate, which
+    adds a third matrix."""
 
     activation_clamp: float | None = setting(
         None, changes="function", flag="activation-func-clamp-value"
     )
-    """Largest size of what enters a gated activation; null: no limit (GPT-OSS: 7)."""
+    """Limit at which the inputs of a gated activation are clamped; null: none (GPT-OSS: 7)."""
 
     glu_offset: float = setting(
         0.0, changes="function", flag=Flag(name="glu-linear-offset", write=_unless(0.0))
@@ -114,22 +114,22 @@ class ModelConfig:
     """Give the linear layers a bias."""
 
     qkv_bias: bool = setting(False, changes="tensors", flag="add-qkv-bias")
-    """Give queries, keys and values a bias, whatever the other linear layers have (Qwen2)."""
+    """Give queries, keys and values a bias, independently of add_bias (Qwen2)."""
 
     attention_output_bias: bool = setting(False, changes="tensors")
-    """Give the attention's output projection a bias, whatever the other linear layers have."""
+    """Give the attention's output projection a bias, independently of add_bias."""
 
     lm_head_bias: bool = setting(False, changes="tensors")
-    """Give the output projection of the model a bias (PhiMoE)."""
+    """Give the model's output projection (LM head) a bias (PhiMoE)."""
 
     embedding_multiplier: float = setting(1.0, changes="function")
-    """Multiplies the embeddings (this and the next three: Granite, after muP, arXiv:2203.03466)."""
+    """Multiplies the embeddings. This and the next three: Granite, after muP (arXiv:2203.03466)."""
 
     attention_multiplier: float | None = setting(None, changes="function")
     """Multiplies queries times keys before the softmax; null: 1 / sqrt(head width)."""
 
     residual_multiplier: float = setting(1.0, changes="function")
-    """Multiplies what attention and MLP add to the residual stream."""
+    """Multiplies the outputs of attention and MLP before they are added to the residual stream."""
 
     logits_divisor: float = setting(1.0, changes="function")
     """Divides the logits."""
@@ -143,10 +143,11 @@ class ModelConfig:
             read=lambda values: {"learnable": True, "vanilla": False}.get(values[0], NOT_OURS),
         ),
     )
-    """Give each head a learned logit that takes attention away from all tokens (GPT-OSS)."""
+    """Give each head a learned extra logit in the softmax, which draws attention away from all
+    tokens (GPT-OSS)."""
 
     sliding_window: SlidingWindow | None = setting(None, changes="function", adjustable=True)
-    """How far attention looks back; null: to the first token."""
+    """Limits how far attention looks back; null: no limit."""
 
     latent_attention: LatentAttention | None = setting(
         None,
@@ -158,22 +159,22 @@ class ModelConfig:
             takes_value=False,
         ),
     )
-    """Attention through low ranks in place of full keys and values; null: plain attention."""
+    """Low-rank attention (MLA) in place of full keys and values; null: plain attention."""
 
     num_prediction_layers: int = setting(
         0,
         changes="tensors",
-        flag=Flag(name="mtp-num-layers", write=_unless(0), read=whole),
+        flag=Flag(name="mtp-num-layers", write=_unless(0), read=int_or_text),
         adjustable=True,
     )
-    """Layers of multi-token prediction behind the model (DeepSeek-V3, arXiv:2412.19437)."""
+    """Multi-token prediction layers after the last layer (DeepSeek-V3, arXiv:2412.19437)."""
 
     tie_embeddings: bool = setting(
         True,
         changes="tensors",
         flag=switch("untie-embeddings-and-output-weights", on=False, off=True),
     )
-    """Use one matrix as input embedding and as output projection."""
+    """Share one matrix between input embedding and output projection."""
 
     init_std: float = setting(0.02, changes="training", flag="init-method-std")
     """Standard deviation of the initial weights."""
@@ -218,17 +219,17 @@ class ModelConfig:
         if self.rotary_fraction > 1:
             raise ConfigError(
                 f"model.rotary_fraction must be at most 1, not {self.rotary_fraction}: it is a "
-                "part of each head."
+                "fraction of each head."
             )
         if self.rope_scaling is not None and self.position_embedding != "rope":
             raise ConfigError(
-                f"model.rope_scaling stretches rotary positions, and model.position_embedding is "
+                f"model.rope_scaling needs rotary positions, but model.position_embedding is "
                 f"'{self.position_embedding}'; set it to 'rope', or rope_scaling to null."
             )
         if self.latent_attention and self.rope_scaling and self.rope_scaling.kind != "yarn":
             raise ConfigError(
                 f"model.rope_scaling.kind '{self.rope_scaling.kind}' does not work with "
-                "model.latent_attention, whose positions Megatron stretches by 'yarn' alone."
+                "model.latent_attention; set it to 'yarn', the only kind Megatron supports there."
             )
         window = self.sliding_window
         if window is not None and window.layers and len(window.layers) != self.num_layers:
@@ -238,8 +239,8 @@ class ModelConfig:
             )
         if self.activation not in GATED and (self.glu_offset or self.activation_clamp is not None):
             raise ConfigError(
-                f"model.glu_offset and model.activation_clamp belong to activations with a gate "
-                f"({checks.join_words(sorted(GATED))}), not to '{self.activation}'; leave them out."
+                f"model.glu_offset and model.activation_clamp need an activation with a gate "
+                f"({checks.join_words(sorted(GATED))}), not '{self.activation}'; leave them out."
             )
 
     def _check_heads(self) -> None:
@@ -251,8 +252,8 @@ class ModelConfig:
             )
         if self.position_embedding == "rope" and self.attention_head_dim % 2:
             raise ConfigError(
-                f"rope turns pairs of features, so the head width ({self.attention_head_dim}) must "
-                "be even; set model.head_dim, or change model.num_attention_heads."
+                f"rope rotates pairs of features, so the head width ({self.attention_head_dim}) "
+                "must be even; set model.head_dim, or change model.num_attention_heads."
             )
         if heads % self.key_value_heads:
             raise ConfigError(
@@ -263,7 +264,7 @@ class ModelConfig:
 
     @property
     def is_gated(self) -> bool:
-        """Whether MLPs have a gate, and so three matrices."""
+        """Whether MLPs have a gate, and therefore three matrices."""
         return self.activation in GATED
 
     @property
@@ -275,7 +276,7 @@ class ModelConfig:
 
     @property
     def softmax_scale(self) -> float:
-        """What queries times keys are multiplied by."""
+        """Factor on q k^T before the softmax: `attention_multiplier`, or 1 / sqrt(head width)."""
         if self.attention_multiplier is not None:
             return self.attention_multiplier
         return float(self.attention_head_dim**-0.5)
@@ -289,9 +290,9 @@ class ModelConfig:
     def dense_ffn_size(self) -> int:
         """Inner width of a dense MLP, in features.
 
-        Without `ffn_hidden_size` this follows Megatron: 4 x hidden_size; with swiglu 2/3 of that,
-        which keeps the number of weights although there are three matrices, rounded down to a
-        multiple of 64 (and at least 64, where Megatron would come to 0).
+        `ffn_hidden_size` if set. Otherwise 4 x hidden_size, or with swiglu 8/3 x hidden_size
+        rounded down to a multiple of 64: three matrices of that width have about as many weights
+        as two of the full width. As in Megatron, but at least 64 where Megatron would give 0.
         """
         if self.ffn_hidden_size is not None:
             return self.ffn_hidden_size

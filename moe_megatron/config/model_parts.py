@@ -1,4 +1,4 @@
-"""Parts that most models do not have: groups of fields of `ModelConfig`, absent where null.
+"""Parts that most models do not have, each a group of fields of `ModelConfig` that may be null.
 
 They know neither the rest of the model nor each other; `ModelConfig` checks how they fit together.
 """
@@ -9,14 +9,14 @@ from typing import Any, ClassVar, Literal
 
 from moe_megatron.config import checks
 from moe_megatron.config.conform import conform
-from moe_megatron.config.fields import NOT_OURS, Flag, Values, setting, switch, whole
+from moe_megatron.config.fields import NOT_OURS, Flag, Values, int_or_text, setting, switch
 from moe_megatron.config.layer_pattern import read_pattern, write_pattern
 from moe_megatron.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LatentAttention:
-    """Attention through low ranks (MLA, DeepSeek-V2, arXiv:2405.04434). Widths are in features.
+    """Low-rank attention (MLA, DeepSeek-V2, arXiv:2405.04434). Widths are in features.
 
     Raises:
         ConfigError: If a width is out of range.
@@ -28,13 +28,13 @@ class LatentAttention:
     """Rank of the queries; null: full rank."""
 
     kv_lora_rank: int = setting(512, changes="tensors", flag="kv-lora-rank")
-    """Rank of keys and values together."""
+    """Shared rank of keys and values."""
 
     qk_head_dim: int = setting(128, changes="tensors", flag="qk-head-dim")
-    """Width of a query or key head that rotation leaves alone."""
+    """Width of the part of a query or key head that is not rotated."""
 
     qk_pos_emb_head_dim: int = setting(64, changes="tensors", flag="qk-pos-emb-head-dim")
-    """Width of a query or key head that is rotated."""
+    """Width of the part of a query or key head that is rotated."""
 
     v_head_dim: int = setting(128, changes="tensors", flag="v-head-dim")
     """Width of a value head."""
@@ -62,7 +62,7 @@ def _is_plain_yarn(model: Any) -> bool:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RopeScaling:
-    """How rotary positions are stretched to longer sequences than they were trained on.
+    """How rotary positions are stretched to sequences longer than those of the training.
 
     Raises:
         ConfigError: If a number is out of range, or belongs to another kind of scaling.
@@ -76,8 +76,8 @@ class RopeScaling:
         flag=switch("use-rope-scaling", on="llama3", factor=8.0),
         adjustable=True,
     )
-    """Divide positions by the factor; divide low frequencies by it (Llama 3.1); or YaRN
-    (arXiv:2309.00071), which divides by frequency and sharpens attention."""
+    """linear divides all positions by the factor; llama3 divides only low frequencies by it (Llama
+    3.1); yarn blends by frequency and sharpens attention (YaRN, arXiv:2309.00071)."""
 
     factor: float = setting(
         1.0,
@@ -92,22 +92,24 @@ class RopeScaling:
             Flag(
                 name="rotary-seq-len-interpolation-factor",
                 write=lambda factor: None if factor is None else (str(int(factor)),),
-                read=whole,
+                read=int_or_text,
                 when=lambda model: model.rope_scaling.kind == "linear",
                 implies={"kind": "linear"},
             ),
         ),
         adjustable=True,
     )
-    """How many times longer sequences may become; a whole number with linear."""
+    """Longest new sequence divided by the longest original one; a whole number with linear."""
 
     original_max_position_embeddings: int | None = setting(
         None,
         changes="function",
-        flag=Flag(name="yarn-original-max-position-embeddings", read=whole, when=_is_plain_yarn),
+        flag=Flag(
+            name="yarn-original-max-position-embeddings", read=int_or_text, when=_is_plain_yarn
+        ),
         adjustable=True,
     )
-    """Length of the sequences before, in tokens (yarn)."""
+    """Length of the original sequences, in tokens (yarn)."""
 
     beta_fast: float | None = setting(
         None,
@@ -115,7 +117,7 @@ class RopeScaling:
         flag=Flag(name="yarn-beta-fast", when=_is_plain_yarn),
         adjustable=True,
     )
-    """Turns over the original length above which a frequency keeps its speed (yarn)."""
+    """Frequencies with more rotations than this over the original length stay unchanged (yarn)."""
 
     beta_slow: float | None = setting(
         None,
@@ -123,7 +125,7 @@ class RopeScaling:
         flag=Flag(name="yarn-beta-slow", when=_is_plain_yarn),
         adjustable=True,
     )
-    """Turns over the original length below which a frequency is divided by the factor (yarn)."""
+    """Frequencies with fewer rotations than this are divided by the whole factor (yarn)."""
 
     mscale: float | None = setting(
         None, changes="function", flag=Flag(name="mscale", when=_is_yarn), adjustable=True
@@ -141,7 +143,7 @@ class RopeScaling:
         flag=switch("no-yarn-correction-range-round-to-int", on=False, off=True),
         adjustable=True,
     )
-    """Round the range of frequencies between the two betas to whole dimensions (yarn)."""
+    """Round the range of dimensions between the two betas to whole dimensions (yarn)."""
 
     def __post_init__(self) -> None:
         conform(self)
@@ -150,7 +152,7 @@ class RopeScaling:
         if self.kind == "linear" and self.factor % 1:
             raise ConfigError(
                 f"model.rope_scaling.factor ({self.factor}) must be a whole number with kind "
-                "'linear'; Megatron divides positions by nothing else."
+                "'linear'; Megatron supports no other."
             )
 
 
@@ -158,13 +160,13 @@ _WINDOW = re.compile(r"\s*(\d+)\s*,\s*0\s*")
 
 
 def _read_window(values: Values) -> Any:
-    """Megatron writes tokens before and behind; a causal model has none behind."""
+    """Read "before,after": Megatron counts tokens on both sides; a causal model has 0 after."""
     found = _WINDOW.fullmatch(values[0])
     return NOT_OURS if found is None else int(found[1])
 
 
 def _read_layers(values: Values) -> Any:
-    """A number n, for one layer in n that sees all, is Megatron's alone."""
+    """Read a list; a number n (one layer in n sees all tokens) cannot be expressed here."""
     layers = read_pattern(values)
     return layers if isinstance(layers, tuple) else NOT_OURS
 
@@ -174,7 +176,7 @@ class SlidingWindow:
     """Attention that looks back a limited number of tokens (Longformer, arXiv:2004.05150).
 
     Raises:
-        ConfigError: If the size is below 1, or `layers` holds other numbers than 0 and 1.
+        ConfigError: If the size is below 1, or `layers` holds numbers other than 0 and 1.
     """
 
     SECTION: ClassVar[str] = "model.sliding_window"
@@ -189,7 +191,7 @@ class SlidingWindow:
         ),
         adjustable=True,
     )
-    """Tokens before its own that a token sees."""
+    """Number of preceding tokens that a token sees."""
 
     layers: tuple[int, ...] | None = setting(
         None,
@@ -201,7 +203,7 @@ class SlidingWindow:
         ),
         adjustable=True,
     )
-    """1 for each layer that has the window, 0 for one that sees all; null: every layer has it."""
+    """1 for each layer with the window, 0 for each without; null: every layer has it."""
 
     def __post_init__(self) -> None:
         conform(self)

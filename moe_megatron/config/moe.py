@@ -19,7 +19,7 @@ LoadBalancing = Literal[
 ]
 TokenDispatcher = Literal["alltoall", "allgather", "flex"]
 
-# These balance by their own means; Megatron refuses them together with an auxiliary loss.
+# These balance without a loss; Megatron rejects them together with an auxiliary loss.
 BALANCES_WITHOUT_LOSS = ("sinkhorn", "quantile_balancing")
 
 
@@ -32,10 +32,10 @@ class MoEConfig:
     """
 
     num_experts: int | None = setting(8, changes="tensors", flag="num-experts")
-    """Experts in each MoE layer; null: a dense model, and the rest of this section is unused."""
+    """Experts in each MoE layer; null: a dense model, which ignores the rest of this section."""
 
     top_k: int = setting(2, changes="function", flag="moe-router-topk", adjustable=True)
-    """Experts that each token is sent to."""
+    """Number of experts that each token is sent to."""
 
     expert_hidden_size: int | None = setting(None, changes="tensors", flag="moe-ffn-hidden-size")
     """Inner width of one expert, in features; null: that of a dense MLP."""
@@ -43,17 +43,18 @@ class MoEConfig:
     shared_expert_hidden_size: int | None = setting(
         None, changes="tensors", flag="moe-shared-expert-intermediate-size"
     )
-    """Inner width of an expert that every token visits besides its top_k; null: there is none."""
+    """Inner width of a shared expert, which every token visits in addition to its top_k; null: no
+    shared expert."""
 
     shared_expert_gate: bool = setting(False, changes="tensors", flag="moe-shared-expert-gate")
-    """Weigh the shared expert by a gate of its own (Qwen2-MoE)."""
+    """Scale the shared expert's output by a gate of its own (Qwen2-MoE)."""
 
     layer_frequency: int | tuple[int, ...] = setting(
         1,
         changes="tensors",
         flag=Flag(name="moe-layer-freq", write=write_pattern, read=read_pattern),
     )
-    """Which layers are MoE layers: n for one in every n, starting with the first, or a list with
+    """Which layers are MoE layers: n for every n-th layer, starting with the first, or a list with
     1 (MoE) or 0 (dense) for each layer."""
 
     router: RouterConfig = setting(RouterConfig(), changes="function")
@@ -72,7 +73,7 @@ class MoEConfig:
     an assignment algorithm, a bias from quantiles, or nothing."""
 
     aux_loss_coef: float = setting(0.01, changes="training", flag="moe-aux-loss-coeff")
-    """Weight of the load balancing loss."""
+    """Weight alpha of the load balancing loss, L = alpha * E * sum_e f_e P_e (Switch)."""
 
     z_loss_coef: float = setting(0.001, changes="training", flag="moe-z-loss-coeff")
     """Weight of the router z-loss, which keeps logits small (ST-MoE, arXiv:2202.08906)."""
@@ -80,13 +81,13 @@ class MoEConfig:
     capacity_factor: float | None = setting(
         None, changes="training", flag="moe-expert-capacity-factor"
     )
-    """Tokens an expert accepts, in multiples of an even share; the rest are dropped. null: none
-    are ever dropped."""
+    """Tokens that an expert accepts, as a multiple of an even share; the rest are dropped. null:
+    none are dropped."""
 
     pad_to_capacity: bool = setting(
         False, changes="training", flag="moe-pad-expert-input-to-capacity"
     )
-    """Pad every expert's input to its capacity, so that shapes never change."""
+    """Pad every expert's input to its capacity, so that shapes stay constant."""
 
     drop_policy: Literal["probs", "position"] = setting(
         "probs", changes="training", flag="moe-token-drop-policy"
@@ -94,23 +95,23 @@ class MoEConfig:
     """Which tokens a full expert drops: the least probable, or the last."""
 
     input_jitter: float | None = setting(None, changes="training", flag="moe-input-jitter-eps")
-    """Scale the router's input by noise from [1 - x, 1 + x] (Switch); null: no noise."""
+    """Multiply the router's input by noise from [1 - x, 1 + x] (Switch); null: no noise."""
 
     expert_bias: bool = setting(False, changes="tensors", flag="moe-router-enable-expert-bias")
-    """Balance by a bias on the choice of experts, without a loss (arXiv:2408.15664)."""
+    """Balance by a bias on the scores that select experts, without a loss (arXiv:2408.15664)."""
 
     expert_bias_update_rate: float = setting(
         1e-3, changes="training", flag="moe-router-bias-update-rate"
     )
-    """Step by which that bias moves after each global batch."""
+    """Step by which the expert bias moves after each global batch."""
 
     token_dispatcher: TokenDispatcher = setting(
         "alltoall", changes="training", flag="moe-token-dispatcher-type"
     )
-    """How tokens travel to the processes of their experts; flex needs DeepEP or HybridEP."""
+    """How tokens are sent to the processes of their experts; flex needs DeepEP or HybridEP."""
 
     grouped_gemm: bool | None = setting(None, changes="training", flag="moe-grouped-gemm")
-    """Run the experts of a process as one grouped matrix product; null: where it is available."""
+    """Run the experts of a process as one grouped matrix product; null: if available."""
 
     def __post_init__(self) -> None:
         conform(self)
@@ -122,7 +123,7 @@ class MoEConfig:
         checks.fraction(self, "input_jitter")
         self._check_layer_frequency()
         if self.num_experts is not None:
-            self._check_choice(self.num_experts)
+            self._check_top_k(self.num_experts)
             self._check_balancing()
 
     def _check_layer_frequency(self) -> None:
@@ -135,20 +136,20 @@ class MoEConfig:
                 f"least one 1, not {list(pattern)}."
             )
 
-    def _check_choice(self, num_experts: int) -> None:
+    def _check_top_k(self, num_experts: int) -> None:
         if self.top_k > num_experts:
             raise ConfigError(
                 f"moe.top_k ({self.top_k}) must not exceed moe.num_experts ({num_experts})."
             )
 
     def _check_balancing(self) -> None:
-        own_means = self.load_balancing in BALANCES_WITHOUT_LOSS
-        if own_means and self.aux_loss_coef != 0:
+        without_loss = self.load_balancing in BALANCES_WITHOUT_LOSS
+        if without_loss and self.aux_loss_coef != 0:
             raise ConfigError(
                 f"moe.load_balancing '{self.load_balancing}' works without an auxiliary loss; set "
                 f"moe.aux_loss_coef to 0, not {self.aux_loss_coef}."
             )
-        if own_means and self.capacity_factor is not None:
+        if without_loss and self.capacity_factor is not None:
             raise ConfigError(
                 f"moe.capacity_factor ({self.capacity_factor}) does not work with "
                 f"moe.load_balancing '{self.load_balancing}'; set it to null, or balance with "

@@ -2,8 +2,8 @@
 
 Attention and experts share the processes but cut them differently: attention by tensor x pipeline
 x context, experts by expert tensor x expert x pipeline. The number of processes must be a
-multiple of both products; what is left over is data parallelism. This module knows counts only;
-whether widths and heads divide is the matter of `validation`.
+multiple of both products; the quotient is data parallelism. This module knows counts only;
+`validation` checks whether widths and heads divide.
 """
 
 import math
@@ -21,20 +21,20 @@ class ParallelConfig:
 
     Raises:
         ConfigError: If a size is below 1.
-        TopologyError: If virtual stages are asked for without a pipeline.
+        TopologyError: If there are virtual stages but no pipeline.
     """
 
     tensor_parallel_size: int = setting(1, flag="tensor-model-parallel-size")
     """Processes that share each attention and dense matrix."""
 
     pipeline_parallel_size: int = setting(1, flag="pipeline-model-parallel-size")
-    """Processes that the layers are dealt out to, one stage each."""
+    """Processes that the layers are distributed over, one stage each."""
 
     virtual_pipeline_stages: int | None = setting(None, flag="num-virtual-stages-per-pipeline-rank")
-    """Parts that each pipeline process cuts its layers into, to idle less; null: one."""
+    """Virtual stages of each pipeline process, which reduce its idle time; null: one."""
 
     expert_parallel_size: int = setting(1, flag="expert-model-parallel-size")
-    """Processes that the experts of a layer are dealt out to."""
+    """Processes that the experts of a layer are distributed over."""
 
     expert_tensor_parallel_size: int | None = setting(None, flag="expert-tensor-parallel-size")
     """Processes that share each expert's matrices; null: tensor_parallel_size."""
@@ -46,7 +46,7 @@ class ParallelConfig:
     """Split norms and router inputs along the sequence; null: on with tensor parallelism."""
 
     distributed_optimizer: bool = setting(True, flag="use-distributed-optimizer")
-    """Spread the optimizer's state over the data-parallel processes."""
+    """Shard the optimizer's state over the data-parallel processes."""
 
     def __post_init__(self) -> None:
         conform(self)
@@ -91,7 +91,7 @@ class ParallelConfig:
 
     @property
     def world_size_step(self) -> int:
-        """The smallest number of processes that works; the others are its multiples."""
+        """The smallest number of processes that works; every other is a multiple of it."""
         return math.lcm(self.attention_processes, self.expert_processes)
 
     def choose_sequence_parallel(self) -> tuple[bool, str]:
@@ -107,10 +107,10 @@ class ParallelConfig:
         return self.sequence_parallel, "set in the configuration"
 
     def data_parallel_size(self, world_size: int) -> int:
-        """Copies of the model that read different sequences.
+        """Number of copies of the model, each of which reads different sequences.
 
         Args:
-            world_size: Number of processes; one that `validate_world` accepts.
+            world_size: Number of processes; `validate_world` must accept it.
         """
         return world_size // self.attention_processes
 
@@ -123,14 +123,14 @@ class ParallelConfig:
             num_layers: Transformer layers.
 
         Raises:
-            TopologyError: With the sizes that would work.
+            TopologyError: If they cannot; the message lists sizes that work.
         """
         self.validate_experts(num_experts)
         self.validate_layers(num_layers)
         self.validate_processes(world_size, num_experts=num_experts)
 
     def validate_experts(self, num_experts: int | None) -> None:
-        """Check that the experts can be dealt out evenly; None is a dense model."""
+        """Check that the experts can be distributed evenly; None is a dense model."""
         size = self.expert_parallel_size
         if num_experts is None:
             if size > 1:
@@ -145,7 +145,7 @@ class ParallelConfig:
             )
 
     def validate_layers(self, num_layers: int) -> None:
-        """Check that the layers can be dealt out evenly to all (virtual) pipeline stages."""
+        """Check that the layers can be distributed evenly over all (virtual) pipeline stages."""
         pipeline, virtual = self.pipeline_parallel_size, self.stages_per_process
         if num_layers % (pipeline * virtual) == 0:
             return

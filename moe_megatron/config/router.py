@@ -1,8 +1,8 @@
-"""Which router a model has: its name and options, as data.
+"""The router of a model as data: its name and options.
 
-What routers there are, which options each takes and what they default to is known to
-`moe_megatron.routing`, where a router is one file; `routing.resolve` checks this against it. In a
-file a router is a name, or a name with options beside it:
+`moe_megatron.routing` knows which routers exist, which options each takes and their defaults;
+`routing.resolve` checks a `RouterConfig` against them. A file gives a router as a name, or as a
+mapping of its name and options:
 
     router: sparse_mixer
     router: {name: top_k, score_function: sigmoid}
@@ -27,14 +27,14 @@ class RouterConfig:
     """A router by name.
 
     Raises:
-        ConfigError: The name or an option is no text or value that a file can hold.
+        ConfigError: The name is not text, or an option is not a value that a file can hold.
     """
 
     name: str = "top_k"
     """Name under which the router is registered."""
 
     options: Mapping[str, Option] = field(default_factory=dict)
-    """What differs from the router's defaults, or all of its options."""
+    """The options that differ from the router's defaults, or all of them."""
 
     def __post_init__(self) -> None:
         part = self.read_part({_NAME: self.name, **self.options}, "moe.router")
@@ -42,11 +42,11 @@ class RouterConfig:
         object.__setattr__(self, "options", part)
 
     def option(self, name: str, default: Option = None) -> Option:
-        """The value of an option; the default where the router is not said to have it."""
+        """The value of an option; `default` if it is not given."""
         return self.options.get(name, default)
 
     def to_plain(self) -> dict[str, Option]:
-        """As a file holds it."""
+        """Name and options in one mapping, as a file holds them."""
         return {_NAME: self.name, **self.options}
 
     @classmethod
@@ -64,10 +64,10 @@ class RouterConfig:
 
     @classmethod
     def read_part(cls, value: object, where: str) -> dict[str, Any]:
-        """A name and options, some of which may be missing, with their types checked.
+        """Read a name and options, any of which may be missing, and check their types.
 
         Raises:
-            ConfigError: It is no name and no mapping, or holds what no option can be.
+            ConfigError: It is neither a name nor a mapping, or an option has no valid type.
         """
         if isinstance(value, cls):
             return value.to_plain()
@@ -81,7 +81,10 @@ class RouterConfig:
         found: dict[str, Any] = {}
         for key, item in value.items():
             if not isinstance(key, str) or not is_identifier(key):
-                raise ConfigError(f"{where} has an option {show(key)}, which is no name.")
+                raise ConfigError(
+                    f"{where} has an option {show(key)}, which is not a valid name; use letters, "
+                    "digits and underscores."
+                )
             kind = str if key == _NAME else Option
             found[key] = convert(item, kind, f"{where}.{key}")
         return found

@@ -1,7 +1,7 @@
 """The whole configuration of a run: seven sections, and Megatron flags that none of them covers.
 
-It checks that the sections fit together. It does not read files (`loader`) and does not know how
-a field becomes a Megatron argument (`moe_megatron.mcore` does).
+It checks that the sections fit together. It does not read files (`loader`), nor translate fields
+to Megatron flags (`flags`).
 """
 
 from collections.abc import Mapping
@@ -71,11 +71,11 @@ class RunConfig:
     """Folder of everything the run writes: metrics, checkpoints, report."""
 
     preset: str | None = None
-    """Name of the preset that the run grew from. The loader notes it; to use one, write `base`."""
+    """Name of the preset that the run started from, noted by the loader; to use one, set `base`."""
 
     megatron: Mapping[str, MegatronValue] = field(default_factory=dict)
     """Further Megatron flags, without the leading dashes; true for a flag that takes no value,
-    null to take back a flag of the base."""
+    null to remove a flag of the base."""
 
     def __post_init__(self) -> None:
         conform(self)
@@ -84,7 +84,7 @@ class RunConfig:
 
     @property
     def architecture(self) -> Architecture:
-        """Which model it is."""
+        """The architecture of the model that the run trains."""
         return Architecture(model=self.model, moe=self.moe, vocab_size=self.data.vocab_size)
 
     @property
@@ -103,7 +103,7 @@ class RunConfig:
         return self.model.max_position_embeddings or self.data.sequence_length
 
     def validate(self, world_size: int | None = None) -> None:
-        """Check everything that crosses two sections.
+        """Check every rule that involves two sections.
 
         Args:
             world_size: Number of processes; None checks only what does not depend on it.
@@ -126,7 +126,7 @@ class RunConfig:
 
 
 def _normalized_flags(flags: Mapping[str, MegatronValue]) -> dict[str, MegatronValue]:
-    """Flags by their spelling with dashes; those that are null are left out."""
+    """Flags spelled with dashes; null ones are left out."""
     spelled: dict[str, str] = {}
     for name in flags:
         flag = name.replace("_", "-")

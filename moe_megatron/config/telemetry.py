@@ -20,60 +20,60 @@ class TelemetryConfig:
     """
 
     enabled: bool = True
-    """Collect routing statistics at all."""
+    """Collect routing statistics."""
 
     console: bool = True
     """Show progress and expert load on the console of the first process."""
 
     console_interval: int = 10
-    """Steps between lines on the console."""
+    """Steps between console lines."""
 
     plain_console: bool | None = None
-    """Print plain lines in place of live tables; null: where the output is not a terminal."""
+    """Print plain lines in place of live tables; null: if the output is not a terminal."""
 
     routing_log: bool = True
     """Write every routing snapshot to routing.jsonl in the run directory."""
 
     history: bool = True
-    """Keep the counts of every step, layer and expert as a compressed Zarr group."""
+    """Keep the token counts of every step, layer and expert in a compressed Zarr group."""
 
     history_address: str | None = None
-    """Folder, s3:// or gs:// prefix for histories, one a run; null: in the run directory."""
+    """Folder, s3:// or gs:// prefix for histories, one per run; null: the run directory."""
 
     metrics_port: int | None = None
-    """Port of the Prometheus exporter of the first process; 0: a free one; null: none."""
+    """Port of the Prometheus exporter of the first process; 0: any free port; null: no exporter."""
 
     metrics_host: str = "127.0.0.1"
-    """Address it listens on; the default can be reached from its own machine alone."""
+    """Address that the exporter listens on; the default is reachable only from the same machine."""
 
     metrics_expert_detail: Literal["none", "histogram", "topk", "full"] = "histogram"
-    """Series of single experts: none, their distribution, also the extremes, or every expert."""
+    """Per-expert series: none; a histogram; the histogram and the extremes; or every expert."""
 
     metrics_max_series: int = 5000
-    """Most series it may export; a detail that needs more is lowered."""
+    """Largest number of series to export; metrics_expert_detail is lowered if it needs more."""
 
     metrics_token_file: str | None = None
-    """File with the bearer token that a scraper must send; null: the variable
-    MOE_MEGATRON_METRICS_TOKEN, or no token."""
+    """File with the bearer token that a scraper must send; null: the environment variable
+    MOE_MEGATRON_METRICS_TOKEN, or no token if that is not set."""
 
     metrics_tls_certificate: str | None = None
     """PEM file of the exporter's certificate; null: plain HTTP."""
 
     metrics_tls_key: str | None = None
-    """PEM file of its private key."""
+    """PEM file of the certificate's private key."""
 
     metrics_discovery_dir: str | None = None
-    """Folder for a second target file, which Prometheus may watch for all runs."""
+    """Folder for a second target file; Prometheus can watch one such folder for all runs."""
 
     cluster: str = "local"
-    """The `cluster` label of all series of the run."""
+    """Value of the `cluster` label of all series of the run."""
 
     peak_tflops: float | None = None
-    """What one device can do, in 10^12 operations per second, for the MFU; null: known for some
-    GPUs."""
+    """Peak throughput of one device for the MFU, in 10^12 operations per second; null: built-in
+    values, for some GPUs."""
 
     log_format: Literal["text", "json"] = "text"
-    """Messages as text, or as JSON objects, one a line, that are also kept in logs/rankN.jsonl."""
+    """Format of messages: text, or one JSON object per line, also kept in logs/rankN.jsonl."""
 
     def __post_init__(self) -> None:
         conform(self)

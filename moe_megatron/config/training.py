@@ -1,7 +1,7 @@
-"""How long and how fast: steps, batches, learning rate, optimizer, precision, evaluation.
+"""How the model is trained: steps, batches, learning rate, optimizer, precision, evaluation.
 
 Everything is counted in steps (one optimizer update each) and sequences. It does not know the
-number of processes; `RunConfig.validate` brings both together.
+number of processes; `RunConfig.validate` checks the batch size against it.
 """
 
 from dataclasses import dataclass
@@ -29,10 +29,10 @@ class TrainingConfig:
     """Optimizer updates in the whole run."""
 
     micro_batch_size: int = setting(4, flag="micro-batch-size")
-    """Sequences that one process computes at a time."""
+    """Sequences that one model copy computes at a time."""
 
     global_batch_size: int = setting(8, flag="global-batch-size")
-    """Sequences in one update, over all processes; the rest is gradient accumulation."""
+    """Sequences in one update, over all processes; reached by accumulating gradients."""
 
     learning_rate: float = setting(2e-3, flag="lr")
     """Peak learning rate."""
@@ -62,7 +62,7 @@ class TrainingConfig:
     """Seed of initialization, data order and dropout."""
 
     precision: Precision = "auto"
-    """Arithmetic of the model; auto chooses by the device and logs why."""
+    """Number format of the computation; auto chooses by device and logs the reason."""
 
     eval_interval: int | None = setting(100, flag="eval-interval")
     """Steps between evaluations; null: never evaluate."""
@@ -79,8 +79,8 @@ class TrainingConfig:
             name="recompute-granularity", write=lambda kind: None if kind == "none" else (kind,)
         ),
     )
-    """Activations to compute again in the backward pass, to save memory: none, those of
-    attention, or those of whole layers."""
+    """Activations to recompute in the backward pass to save memory: none, those of attention, or
+    those of whole layers."""
 
     def __post_init__(self) -> None:
         conform(self)

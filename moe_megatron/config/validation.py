@@ -1,9 +1,9 @@
-"""Rules that cross two sections of a configuration.
+"""Rules that involve two sections of a configuration.
 
 Each function takes the sections it compares and raises with a remedy; `RunConfig.validate` calls
 them all. They mirror what Megatron asserts after it has started on every process, so that a
-mistake shows on a laptop, before the job is queued. This module does not know files, and no rule
-that needs only one section: those are in the section's class.
+mistake shows on a laptop, before the job is queued. Rules that need only one section are in that
+section's class.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from moe_megatron.config.parallel import ParallelConfig
 from moe_megatron.config.training import TrainingConfig
 from moe_megatron.errors import ConfigError, TopologyError
 
-# Megatron flags that deal out layers unevenly, by rules of their own.
+# Megatron flags that distribute layers unevenly, by rules of their own.
 UNEVEN_PIPELINE_FLAGS = (
     "pipeline-model-parallel-layout",
     "decoder-first-pipeline-num-layers",
@@ -48,7 +48,7 @@ def check_sequence(model: ModelConfig, data: DataConfig, parallel: ParallelConfi
         )
     context = parallel.context_parallel_size
     # Each process takes one piece from the front and one from the back: causal attention is
-    # cheaper at the front, and so all have the same work.
+    # cheaper at the front, so this gives every process the same work.
     if context > 1 and length % (2 * context):
         raise TopologyError(
             f"data.sequence_length ({length}) must be a multiple of 2 x context_parallel_size "
@@ -89,7 +89,7 @@ def check_widths(model: ModelConfig, moe: MoEConfig, parallel: ParallelConfig) -
 
 
 def check_moe_splitting(model: ModelConfig, moe: MoEConfig, parallel: ParallelConfig) -> None:
-    """Options of the experts that exclude ways of splitting them."""
+    """Expert options that rule out some parallel sizes."""
     if moe.num_experts is None:
         return
     tensor = parallel.tensor_parallel_size
@@ -108,7 +108,7 @@ def check_moe_splitting(model: ModelConfig, moe: MoEConfig, parallel: ParallelCo
 def check_schedule(
     training: TrainingConfig, data: DataConfig, megatron: Mapping[str, object]
 ) -> None:
-    """Evaluation needs data to evaluate on, and a WSD schedule the length of its decay."""
+    """Evaluation needs a validation share, and a WSD schedule needs the length of its decay."""
     if training.eval_interval is not None and data.split_shares[1] == 0:
         raise ConfigError(
             f"training.eval_interval ({training.eval_interval}) needs a validation share in "
@@ -128,7 +128,7 @@ def check_batch(
     world_size: int,
     megatron: Mapping[str, object],
 ) -> None:
-    """A global batch must be whole micro-batches on every copy of the model."""
+    """A global batch must be a whole number of micro-batches on every copy of the model."""
     copies = parallel.data_parallel_size(world_size)
     micro, batch = training.micro_batch_size, training.global_batch_size
     if batch % (micro * copies):

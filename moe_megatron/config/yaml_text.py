@@ -1,6 +1,6 @@
-"""YAML text to plain mappings, with errors that give the line.
+"""YAML text to plain mappings, with errors that give the line number.
 
-Reads with PyYAML's safe loader only. It does not know what the keys mean.
+It uses PyYAML's safe loader only, and does not know what the keys mean.
 """
 
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ def parse(text: str) -> dict[Any, Any]:
     """Read a YAML document that is a mapping; an empty document is an empty mapping.
 
     Raises:
-        ConfigError: If the text is not YAML or not a mapping, or a key stands twice.
+        ConfigError: If the text is not YAML or not a mapping, or repeats a key.
     """
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -23,7 +23,7 @@ def parse(text: str) -> dict[Any, Any]:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise ConfigError(f"line {line} is not valid YAML: {error.problem}.") from error
-    # Not marked: characters that YAML forbids, and dates that no calendar has.
+    # Errors without a position: characters that YAML forbids, and impossible dates.
     except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"the text is not valid YAML: {str(error).splitlines()[0]}.") from error
     if values is None:
@@ -41,9 +41,9 @@ def dump(values: dict[str, Any]) -> str:
 
 
 def _repeated_keys(root: yaml.Node | None) -> Iterator[tuple[str, int]]:
-    """Keys that stand twice in the top mapping or in a section, with the line of the second.
+    """Keys that the top mapping or a section repeats, with the line of the repetition.
 
-    YAML's own loader keeps the last one silently, and so half a section could vanish.
+    PyYAML silently keeps the last one, so half a section could vanish.
     """
     assert isinstance(root, yaml.MappingNode), "only a mapping node becomes a dict"
     sections = [value for _, value in root.value if isinstance(value, yaml.MappingNode)]

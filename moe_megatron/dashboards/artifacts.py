@@ -1,7 +1,7 @@
-"""Every generated file, by its path in the folder `grafana/`, as text.
+"""Every generated file as text, by its path in the folder `grafana/`.
 
-The same call with the same arguments gives the same text, so that a build can be compared with
-what is committed. It writes nothing.
+Output depends only on the arguments and the catalog, so that a build can be compared with what is
+committed. It writes nothing.
 """
 
 import json
@@ -27,24 +27,24 @@ from moe_megatron.dashboards.rules import Thresholds, alert_file, recording_file
 from moe_megatron.dashboards.yaml_text import yaml_text
 
 _IN_CONTAINER = "/var/lib/grafana/dashboards"
-"""Where grafana/compose.yaml puts the dashboards."""
+"""Folder where grafana/compose.yaml mounts the dashboards."""
 
 
 def dashboards() -> Sequence[Dashboard]:
-    """All dashboards, with the quantities that are registered now."""
+    """All dashboards, including the quantities that are registered now."""
     return (OVERVIEW, routing_dashboard(), experts_dashboard(), CLUSTER, COST)
 
 
 def dashboard_json() -> dict[str, Json]:
-    """All dashboards by the name of their file."""
-    return {f"{one.uid.removeprefix('moe-')}.json": one.to_json() for one in dashboards()}
+    """All dashboards as JSON, by file name."""
+    return {f"{board.uid.removeprefix('moe-')}.json": board.to_json() for board in dashboards()}
 
 
 def dashboard_files() -> dict[PurePosixPath, str]:
     """All dashboards as text."""
     return {
-        PurePosixPath("dashboards", name): json.dumps(one, indent=2, ensure_ascii=True) + "\n"
-        for name, one in dashboard_json().items()
+        PurePosixPath("dashboards", name): json.dumps(board, indent=2, ensure_ascii=True) + "\n"
+        for name, board in dashboard_json().items()
     }
 
 
@@ -59,12 +59,12 @@ def rule_files(limits: Thresholds) -> dict[PurePosixPath, str]:
 def grafana_files(
     dashboards_at: str, prometheus_url: str, interval: str = SCRAPE_INTERVAL
 ) -> dict[PurePosixPath, str]:
-    """What Grafana reads when it starts.
+    """The provisioning files that Grafana reads when it starts.
 
     Args:
         dashboards_at: Folder of the dashboards, as Grafana sees it.
-        prometheus_url: Prometheus, as Grafana reaches it.
-        interval: Between its scrapes.
+        prometheus_url: Address at which Grafana reaches Prometheus.
+        interval: Prometheus' scrape interval.
     """
     folder = PurePosixPath("provisioning")
     return {

@@ -1,7 +1,7 @@
-"""Holds dashboards and rules to the catalog: what would be an empty panel is a fault here.
+"""Checks dashboards and rules against the catalog: a panel that would stay empty is a fault.
 
 It reads the JSON as Grafana would, not the code that wrote it, and needs no server. Faults are
-sentences; an empty list is good.
+sentences; an empty list means that there are none.
 """
 
 import re
@@ -29,7 +29,7 @@ from moe_megatron.telemetry.catalog import metrics
 from moe_megatron.telemetry.exporter.discovery import JOB
 
 MAX_SERIES = 300
-"""More lines than this no one reads, and browsers stall."""
+"""Largest number of series in a panel; more are unreadable and stall browsers."""
 
 _BUILT_IN = re.compile(r"__[\w.]+")
 _LABEL = re.compile(r"\{\{\s*(\w+)\s*\}\}")
@@ -40,7 +40,7 @@ _HISTOGRAM_PARTS = re.compile(r"_(?:bucket|sum|count)$")
 
 
 def check(dashboards: Mapping[str, Json]) -> list[str]:
-    """Everything that is wrong with the dashboards (by file) and the rules."""
+    """All faults of the rules and of the dashboards, which are given by file name."""
     rules = check_rules(Thresholds())
     sources = exported() | rules.sources
     faults, used = list(rules.faults), set(rules.names)
@@ -52,24 +52,24 @@ def check(dashboards: Mapping[str, Json]) -> list[str]:
     faults += [f"{uid} is the uid of {number} dashboards" for uid, number in uids.items()
                if number > 1]  # fmt: skip
     faults += [
-        f"{metric.name} is in the catalog and in no panel or rule; show it, or do not export it"
+        f"{metric.name} is in the catalog but in no panel or rule; show it, or do not export it"
         for metric in metrics()
         if metric.name not in {_HISTOGRAM_PARTS.sub("", name) for name in used} | used
     ]
-    faults += [f"{name} is recorded and never used" for name in rules.sources if name not in used]
+    faults += [f"{name} is recorded but never used" for name in rules.sources if name not in used]
     return faults
 
 
 def check_dashboard(
     dashboard: Json, sources: Mapping[str, Source]
 ) -> tuple[list[str], frozenset[str]]:
-    """What is wrong with one dashboard, and the names that it queries."""
+    """The faults of one dashboard, and the names of the metrics that it queries."""
     faults = list(dashboard_faults(dashboard))
     panels = [(panel, _name(panel)) for panel in all_panels(dashboard)]
     for panel, where in panels:
         faults += panel_faults(panel, where)
     if faults:
-        return faults, frozenset()  # what follows takes the shape for granted
+        return faults, frozenset()  # the checks below rely on the shape
     faults += _layout_faults([panel for panel, _ in panels])
     faults += _variable_faults(dashboard)
     names: set[str] = set()
@@ -91,7 +91,7 @@ def check_dashboard(
 
 
 def all_panels(dashboard: Json) -> Iterator[Json]:
-    """Panels and rows from top to bottom, those in closed rows as well."""
+    """Panels and rows from top to bottom, including panels in collapsed rows."""
     for panel in dashboard.get("panels", ()):
         yield panel
         yield from panel.get("panels", ())
@@ -112,7 +112,7 @@ def _name(panel: Json) -> str:
 
 def _layout_faults(panels: list[Json]) -> Iterator[str]:
     ids = Counter(panel["id"] for panel in panels)
-    yield from (f"{number} panels have the id {one}" for one, number in ids.items() if number > 1)
+    yield from (f"{n} panels have the id {number}" for number, n in ids.items() if n > 1)
     taken: dict[tuple[int, int], Json] = {}
     for panel in panels:
         grid = panel["gridPos"]
@@ -125,7 +125,7 @@ def _layout_faults(panels: list[Json]) -> Iterator[str]:
             for y in range(grid["y"], grid["y"] + grid["h"])
         ]
         others = {_name(taken[cell]) for cell in cells if cell in taken}
-        yield from (f"{_name(panel)}: lies over {other}" for other in sorted(others))
+        yield from (f"{_name(panel)}: overlaps {other}" for other in sorted(others))
         taken.update(dict.fromkeys(cells, panel))
 
 
@@ -136,7 +136,7 @@ def _variable_faults(dashboard: Json) -> Iterator[str]:
     )
     used = {name for text in _texts(dashboard) for name in variables(text)}
     used = {name for name in used if not _BUILT_IN.fullmatch(name)} | {"datasource"}
-    yield from (f"${name} is used and not defined" for name in sorted(used - set(defined)))
+    yield from (f"${name} is used but not defined" for name in sorted(used - set(defined)))
     yield from (f"variable {name} is not used" for name in sorted(set(defined) - used))
 
 
@@ -177,7 +177,7 @@ def _panel_faults(panel: Json) -> Iterator[str]:
     if values and (values[0] is not None or None in values[1:]):
         yield "the first threshold, and no other, has the value null"
     elif any(low >= high for low, high in pairwise(values[1:])):
-        yield f"thresholds must rise: {values[1:]}"
+        yield f"thresholds must increase: {values[1:]}"
 
 
 def _query_faults(panel: Json, target: Json, analysis: Analysis) -> Iterator[str]:
@@ -185,13 +185,13 @@ def _query_faults(panel: Json, target: Json, analysis: Analysis) -> Iterator[str
     for window in sorted(windows(expr) - _WINDOWS):
         yield f"[{window}] is a fixed window; use [$__rate_interval]"
     if not all(selector >= _ONE_RUN for selector in analysis.selectors):
-        yield f"every selector must choose the run with {RUN}"
+        yield f"every selector must select the run with {RUN}"
     if answer.series(instant=instant) > MAX_SERIES:
         yield (
-            f"may answer with {answer.series(instant=instant)} series, and {MAX_SERIES} is the most"
+            f"may return {answer.series(instant=instant)} series; at most {MAX_SERIES} are allowed"
         )
     if instant == target["range"]:
-        yield "is either instant or a range"
+        yield "must be either an instant or a range query"
     yield from _legend_faults(panel, target, analysis)
 
 
@@ -199,17 +199,17 @@ def _legend_faults(panel: Json, target: Json, analysis: Analysis) -> Iterator[st
     answer, kind, form = analysis.answer, panel["type"], target["format"]
     legend, spread = set(_LABEL.findall(target["legendFormat"])), answer.spread()
     for label in sorted(legend - set(answer.labels)):
-        yield f"the legend names the label {label}, which the answer does not have"
+        yield f"the legend uses the label {label}, which the result does not have"
     expected = {"heatmap": "heatmap", "table": "table"}.get(kind, "time_series")
     if form != expected:
         yield f"a {kind} does not read the format {form}"
     if kind == "table":
         return
     if spread - legend:
-        yield f"the legend does not tell series apart: they differ in {', '.join(sorted(spread))}"
+        yield f"the legend does not distinguish series that differ in {', '.join(sorted(spread))}"
     if not target["legendFormat"]:
         yield "has no legend"
     if kind == "stat" and spread:
-        yield f"one number is shown and there is one for each {', '.join(sorted(spread))}"
+        yield f"shows one number, but the query has one for each {', '.join(sorted(spread))}"
     if kind == "heatmap" and spread != {"le"}:
-        yield "a heatmap needs the label le, and no other"
+        yield "a heatmap needs the label le and no other"

@@ -1,4 +1,4 @@
-"""Holds recording rules and alerts to the catalog, and tells dashboards what is recorded."""
+"""Checks recording rules and alerts against the catalog, and lists the series they record."""
 
 import re
 from collections.abc import Iterator
@@ -8,22 +8,23 @@ from moe_megatron.dashboards.promql import Analysis, Source, analyze, exported
 from moe_megatron.dashboards.rules import Alert, Thresholds, alerts, recording_rules
 
 _KEPT = ("job", "cluster", "run")
-"""Labels without which nobody knows what an alert is about."""
+"""Labels that every alert must keep, since they identify the run."""
 
 
 @dataclass(slots=True)
 class Rules:
-    """All rules, looked through."""
+    """The result of checking all rules."""
 
     sources: dict[str, Source] = field(default_factory=dict)
-    """What they record."""
+    """The series that they record, by name."""
     names: set[str] = field(default_factory=set)
-    """What they query."""
+    """Names of the metrics that they query."""
     faults: list[str] = field(default_factory=list)
+    """What is wrong with them, as sentences."""
 
 
 def check_rules(limits: Thresholds) -> Rules:
-    """Look through all rules."""
+    """Check all rules."""
     rules, sources = Rules(), exported()
     for name, expr in recording_rules(limits).items():
         analysis = analyze(expr, sources)
@@ -32,7 +33,8 @@ def check_rules(limits: Thresholds) -> Rules:
         rules.names |= analysis.names
     for alert in alerts(limits):
         analysis = analyze(alert.expr, sources | rules.sources)
-        rules.faults += [f"alert {alert.name}: {one}" for one in _alert_faults(alert, analysis)]
+        found = _alert_faults(alert, analysis)
+        rules.faults += [f"alert {alert.name}: {fault}" for fault in found]
         rules.names |= analysis.names
     return rules
 
@@ -41,6 +43,9 @@ def _alert_faults(alert: Alert, analysis: Analysis) -> Iterator[str]:
     yield from analysis.problems
     labels = set(analysis.answer.labels)
     named = set(re.findall(r"\$labels\.(\w+)", f"{alert.summary} {alert.action}"))
-    yield from (f"its text names {label}, a label it lacks" for label in sorted(named - labels))
+    yield from (
+        f"its text uses the label {label}, which it does not have"
+        for label in sorted(named - labels)
+    )
     if not labels.issuperset(_KEPT):
-        yield f"must keep {', '.join(_KEPT)}"
+        yield f"must keep the labels {', '.join(_KEPT)}"

@@ -14,7 +14,7 @@ _NOW = Section(
         number(
             "Exporter",
             "none",
-            "1 while Prometheus can scrape the run, 0 while it cannot.",
+            "1 if Prometheus can scrape the run, else 0.",
             f"max(up{{{RUN}}})",
             defaults=thresholds((1, "green"), base="red"),
         ),
@@ -33,21 +33,21 @@ _NOW = Section(
         number(
             "Slowest over median",
             "suffix:x",
-            "Compute time of the slowest process over the median of all: 1 is no straggler. What "
-            "is above 1 the others wait for.",
+            "Compute time of the slowest process over the median of all; 1 means no straggler. The "
+            "others wait for the excess over 1.",
             latest("moe_rank_compute_max_ratio"),
             defaults=thresholds((1.1, "yellow"), (1.2, "orange"), (1.5, "red")),
         ),
         number(
             "Slowest process",
             "none",
-            "Number of the process; one that stays points at its machine.",
+            "Rank of the slowest process. If it stays the same, look at that process's machine.",
             latest("moe_rank_compute_slowest_rank"),
         ),
         number(
             "Largest memory",
             "bytes",
-            "Memory of the process that has most: allocated on its GPU, or resident on a CPU.",
+            "Memory of the process that uses most: allocated on its GPU, or resident on a CPU.",
             latest("moe_rank_memory_max_bytes"),
         ),
     ],
@@ -65,21 +65,21 @@ _PROCESSES = Section(
         lines(
             "Slowest over median",
             "suffix:x",
-            "Compute time of the slowest process over the median. Peaks are noise; a level above 1 "
-            "is a slow machine, or a process whose experts get more tokens.",
+            "Compute time of the slowest process over the median. Single peaks are noise; a steady "
+            "level above 1 means a slow machine, or a process whose experts get more tokens.",
             Query(latest("moe_rank_compute_max_ratio"), "slowest over median"),
         ),
         lines(
             f"Memory of the {_SLOWEST} largest processes",
             "bytes",
-            "Allocated on the GPU, or resident on a CPU. A line that climbs is a leak.",
+            "Allocated on the GPU, or resident on a CPU. A line that keeps rising is a leak.",
             Query(f"topk({_SLOWEST}, {latest('moe_rank_memory_bytes', 'rank')})", "rank {{rank}}"),
         ),
         bands(
             "Load of expert parallel ranks",
             "suffix:x",
-            "Load of the rank over its fair share, in the layer where that is largest. The others "
-            "wait for it in every step.",
+            "Load of the rank over its fair share, in the layer where that is largest. The other "
+            "ranks wait for the busiest one in every step.",
             Query(latest("moe_ep_rank_load_ratio", "ep_rank"), "EP rank {{ep_rank}}"),
             colours=thresholds((1.1, "yellow"), (1.25, "orange"), (1.5, "red")),
             height=8,
@@ -87,8 +87,8 @@ _PROCESSES = Section(
         lines(
             "Compute time and expert load",
             "suffix:x",
-            "Slowest process over median, beside the busiest expert parallel rank: when they move "
-            "together, the straggler is made by routing and not by hardware.",
+            "Slowest process over median, and busiest expert parallel rank over fair share. If "
+            "they move together, the straggler is caused by routing and not by hardware.",
             Query(latest("moe_rank_compute_max_ratio"), "slowest process"),
             Query(latest("moe_ep_rank_load_ratio"), "busiest EP rank"),
         ),
@@ -109,27 +109,28 @@ _EXPORTER = Section(
         lines(
             "Time of a scrape",
             "s",
-            "Collect: making the series inside the training process. Scrape: until Prometheus had "
-            "them.",
+            "Collect: time to build the series in the training process. Scrape: time until "
+            "Prometheus has received them.",
             Query(latest("moe_exporter_collect_seconds"), "collect"),
             Query(f"max(scrape_duration_seconds{{{RUN}}})", "scrape"),
         ),
         lines(
             "Series",
             "locale",
-            "Series of the last scrape; telemetry.metrics_max_series bounds them.",
+            "Series in the last scrape; telemetry.metrics_max_series is their limit.",
             Query(latest("moe_exporter_series"), "series"),
         ),
         lines(
             "Missed steps",
             "locale",
-            "Steps that sinks were too slow for: the counters lack them.",
+            "Steps that were not recorded because sinks were too slow; the counters do not include "
+            "them.",
             Query(increase("moe_exporter_missed_steps_total"), "missed"),
         ),
         lines(
-            "Part of the time spent on telemetry and logging",
+            "Share of time spent on telemetry and logging",
             "percentunit",
-            "Wall time of the first process, of all its time.",
+            "Wall time of the first process in the phase telemetry, as a share of all its time.",
             Query(
                 ratio(
                     rate(_PHASES, matchers=f'{RUN},phase="telemetry"'),

@@ -1,7 +1,7 @@
-"""The dashboard "MoE cost": what the run costs, and what part of it was no training.
+"""The dashboard "MoE cost": what the run costs, and how much of that was not training.
 
-The price of a device hour is a field of the dashboard; its default is 1, so that costs read as
-device hours until someone enters one.
+The price of a device hour is a field of the dashboard. Its default is 1, so that costs are device
+hours until someone enters a price.
 """
 
 from moe_megatron.dashboards.layout import Dashboard, Section, text_variable
@@ -20,37 +20,37 @@ _MONEY = Section(
         number(
             "Since the start",
             "currencyUSD",
-            "Devices times hours times price, since the training processes were last started.",
+            "Devices * hours * price, since the training processes were last started.",
             f"({age('moe_run_start_timestamp_seconds')}) * {_PRICE_PER_SECOND}",
         ),
         number(
             "Per hour",
             "currencyUSD",
-            "Devices times price.",
+            "Devices * price.",
             f"{_DEVICES} * $price",
         ),
         number(
             "Per million tokens",
             "currencyUSD",
-            "At the speed of the chosen window.",
+            "Cost per million tokens at the current speed.",
             ratio(f"1e6 * {_PRICE_PER_SECOND}", rate("moe_train_tokens_total")),
         ),
         number(
             "Until the end",
             "currencyUSD",
-            "What the remaining steps will cost at the speed of the chosen window.",
+            "What the remaining steps will cost at the current speed.",
             ratio(f"{_LEFT} * {_PRICE_PER_SECOND}", rate("moe_train_steps_total")),
         ),
         number(
             "Tokens",
             "locale",
-            "Tokens trained on in the chosen range.",
+            "Tokens trained on in the selected time range.",
             increase("moe_train_tokens_total", window=_RANGE),
         ),
         number(
             "Operations",
             "sci",
-            "Floating-point operations of the model in the chosen range.",
+            "Floating-point operations of the model in the selected time range.",
             increase("moe_train_model_flops_total", window=_RANGE),
         ),
     ],
@@ -62,22 +62,20 @@ _EFFICIENCY = Section(
         lines(
             "Model FLOP/s per device",
             "flops",
-            "Floating-point operations of the model per second and device; recomputation is not in "
-            "it.",
+            "Floating-point operations of the model per second and device, without recomputation.",
             Query(f"{rate('moe_train_model_flops_total')} / {_DEVICES}", "FLOP/s"),
         ),
         lines(
             "MFU",
             "percentunit",
-            "Operations of the last step over what all devices could do in its time. Without data "
-            "the peak of the device is not known; telemetry.peak_tflops gives it.",
+            "Model FLOPs utilization: operations per second of the last step over the peak of all "
+            "devices. No data means that the peak is not known; set telemetry.peak_tflops.",
             Query(latest("moe_train_mfu_ratio"), "MFU"),
         ),
         lines(
             "Cost per million tokens",
             "currencyUSD",
-            "A level that rises means that the same tokens cost more: look for stragglers and "
-            "imbalance.",
+            "If it rises, the same tokens cost more: look for stragglers and imbalance.",
             Query(ratio(f"1e6 * {_PRICE_PER_SECOND}", rate("moe_train_tokens_total")), "cost"),
         ),
         lines(
@@ -100,9 +98,9 @@ _WASTE = Section(
     "Waste",
     [
         number(
-            "Updates thrown away",
+            "Skipped updates",
             "locale",
-            "Steps of the chosen range whose update was skipped.",
+            "Steps in the selected time range whose update was skipped.",
             increase("moe_train_skipped_steps_total", window=_RANGE),
             width=6,
             defaults=thresholds((1, "orange")),
@@ -110,21 +108,22 @@ _WASTE = Section(
         number(
             "Steps at risk",
             "locale",
-            "Steps that a crash would lose now.",
+            "Steps that a crash now would lose.",
             f"{latest('moe_train_step')} - {latest('moe_checkpoint_last_step')}",
             width=6,
         ),
         number(
             "Cost at risk",
             "currencyUSD",
-            "What a crash would lose now: time since the newest checkpoint, priced.",
+            "What a crash now would lose: time since the newest checkpoint * devices * price.",
             f"({age('moe_checkpoint_last_success_timestamp_seconds')}) * {_PRICE_PER_SECOND}",
             width=6,
         ),
         number(
             "Assignments dropped",
             "percentunit",
-            "Of the chosen range: routed, paid for in attention, and dropped before the expert.",
+            "Share of the assignments in the selected time range that were dropped: their tokens "
+            "cost attention but no expert processed them.",
             ratio(
                 increase("moe_tokens_dropped_total", window=_RANGE),
                 f"{increase('moe_tokens_dropped_total', window=_RANGE)} + "
@@ -134,16 +133,17 @@ _WASTE = Section(
             defaults=thresholds((0.01, "orange"), (0.1, "red")),
         ),
         lines(
-            "Devices that wait for the busiest",
+            "Compute lost to waiting",
             "percentunit",
-            "Bound on the compute lost to imbalance: 1 - 1 / (busiest over fair or median).",
+            "Upper bound on the compute lost to imbalance: 1 - 1 / r, where r is the slowest "
+            "process over the median, or the busiest expert parallel rank over its fair share.",
             Query(f"1 - 1 / {latest('moe_rank_compute_max_ratio')}", "for the slowest process"),
             Query(f"1 - 1 / {latest('moe_ep_rank_load_ratio')}", "for the busiest EP rank"),
         ),
         lines(
             "Cost of waiting per hour",
             "currencyUSD",
-            "The part of the hourly cost in which processes wait for the slowest one.",
+            "Share of the hourly cost during which processes wait for the slowest one.",
             Query(
                 f"{_DEVICES} * $price * (1 - 1 / {latest('moe_rank_compute_max_ratio')})",
                 "waiting",
@@ -158,6 +158,8 @@ COST = Dashboard(
     description="What one run costs, and how much of it was not training.",
     sections=(_MONEY, _EFFICIENCY, _WASTE),
     variables=(
-        text_variable("price", "Price of a device hour", "In US dollars; 1 counts hours.", "1"),
+        text_variable(
+            "price", "Price of a device hour", "In US dollars; 1 shows device hours.", "1"
+        ),
     ),
 )

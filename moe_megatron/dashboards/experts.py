@@ -1,6 +1,7 @@
 """The dashboard "MoE experts": the experts of one layer.
 
-Single experts need `telemetry.metrics_expert_detail` topk or full; the histogram is the default.
+Panels of single experts need `telemetry.metrics_expert_detail` topk or full; the default,
+histogram, fills the others.
 """
 
 from moe_megatron.dashboards.layout import (
@@ -43,7 +44,7 @@ def _layer() -> Section:
             number(
                 "Load entropy",
                 "percentunit",
-                "Entropy of the experts' load, of the maximum: 100 % is even.",
+                "Entropy of the experts' load over its maximum: 100 % is even.",
                 _of_layer("moe_load_entropy_ratio"),
                 defaults=thresholds((0.6, "orange"), (0.9, "green"), base="red"),
             ),
@@ -62,27 +63,28 @@ def _layer() -> Section:
             number(
                 "Dropped",
                 "percentunit",
-                "Part of the assignments of the last step that full experts dropped.",
+                "Share of the assignments of the last step that were dropped because the expert "
+                "was full.",
                 _of_layer("moe_tokens_dropped_ratio"),
                 defaults=thresholds((0.001, "yellow"), (0.02, "orange"), (0.1, "red")),
             ),
             heatmap(
                 "Load of the experts",
                 "suffix:x",
-                "How many experts of the layer had which load, in fair shares.",
+                "Number of experts of the layer at each load, in fair shares.",
                 increase("moe_expert_load_ratio_bucket", "le", matchers=_ONE),
             ),
             lines(
                 "Range of the load",
                 "suffix:x",
-                "Busiest, mean and idlest expert, in fair shares; the mean shown is what the "
-                "histogram observed, and is 1 unless steps were missed.",
+                "Busiest, mean and least busy expert, in fair shares. The mean is that of the "
+                "histogram: 1 unless steps were missed.",
                 Query(_of_layer("moe_expert_load_max_ratio"), "busiest"),
                 Query(
                     ratio(_rate("moe_expert_load_ratio_sum"), _rate("moe_expert_load_ratio_count")),
                     "mean",
                 ),
-                Query(_of_layer("moe_expert_load_min_ratio"), "idlest"),
+                Query(_of_layer("moe_expert_load_min_ratio"), "least busy"),
             ),
             lines(
                 "Assignments per second",
@@ -107,19 +109,19 @@ _EXTREMES = Section(
         lines(
             "Which experts are busiest",
             "none",
-            f"Numbers of the experts; a line that stays is an expert that does. {_TOPK}",
+            f"Numbers of the experts; a flat line means that it stays the same expert. {_TOPK}",
             Query(_of_layer("moe_expert_load_top_expert", "position"), "position {{position}}"),
         ),
         lines(
-            "Load of the idlest experts",
+            "Load of the least busy experts",
             "suffix:x",
-            f"In fair shares; position 1 is the idlest. {_TOPK}",
+            f"In fair shares; position 1 is the least busy. {_TOPK}",
             Query(_of_layer("moe_expert_load_bottom_ratio", "position"), "position {{position}}"),
         ),
         lines(
-            "Which experts are idlest",
+            "Which experts are least busy",
             "none",
-            f"Numbers of the experts; a line that stays is an expert that does. {_TOPK}",
+            f"Numbers of the experts; a flat line means that it stays the same expert. {_TOPK}",
             Query(_of_layer("moe_expert_load_bottom_expert", "position"), "position {{position}}"),
         ),
     ],
@@ -131,13 +133,13 @@ _EVERY = Section(
         lines(
             f"The {_BUSIEST} busiest experts",
             "suffix: /s",
-            f"Assignments that reached an expert. {_FULL}",
+            f"Assignments to each expert, without dropped ones. {_FULL}",
             Query(f"topk({_BUSIEST}, {_rate('moe_expert_tokens_total', 'expert')})", "{{expert}}"),
         ),
         lines(
-            f"The {_BUSIEST} idlest experts",
+            f"The {_BUSIEST} least busy experts",
             "suffix: /s",
-            f"Assignments that reached an expert. {_FULL}",
+            f"Assignments to each expert, without dropped ones. {_FULL}",
             Query(
                 f"bottomk({_BUSIEST}, {_rate('moe_expert_tokens_total', 'expert')})", "{{expert}}"
             ),

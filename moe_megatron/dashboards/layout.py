@@ -1,6 +1,6 @@
-"""A dashboard: variables, links and panels that flow into rows of a grid.
+"""A dashboard: variables, links, and panels that flow into the rows of a grid.
 
-It knows the frame that all dashboards share, not what any of them shows.
+It knows what all dashboards have in common, not what any of them shows.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ TAG = "moe-megatron"
 LAYER_DASHBOARD = "moe-experts"
 
 _SCHEMA_VERSION = 39
-"""That of Grafana 10.4; newer ones read it, too."""
+"""Schema version of Grafana 10.4, which newer versions also read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +32,11 @@ class Dashboard:
     """One dashboard.
 
     Attributes:
-        uid: stable; links name it.
+        uid: stable identifier, which links use.
         title: as listed in Grafana.
         description: one or two sentences.
-        sections: in order.
-        variables: beside data source, cluster and run.
+        sections: from top to bottom.
+        variables: in addition to data source, cluster and run.
     """
 
     uid: str
@@ -67,7 +67,7 @@ class Dashboard:
 
 
 def query_variable(name: str, label: str, description: str, query: str, *, sort: int = 1) -> Json:
-    """A variable whose values are those of a label; sort 1 is alphabetical, 3 numerical."""
+    """A variable that takes the values of a label; sort 1 is alphabetical, 3 numerical."""
     return {
         "datasource": DATASOURCE,
         "definition": query,
@@ -84,7 +84,7 @@ def query_variable(name: str, label: str, description: str, query: str, *, sort:
 
 
 def layer_variable() -> Json:
-    """The MoE layer that a dashboard shows."""
+    """The variable that selects the MoE layer of a dashboard."""
     return query_variable(
         "layer",
         "Layer",
@@ -95,7 +95,7 @@ def layer_variable() -> Json:
 
 
 def text_variable(name: str, label: str, description: str, value: str) -> Json:
-    """A variable that people type in."""
+    """A variable with a text box."""
     return {
         "description": description,
         "label": label,
@@ -117,7 +117,7 @@ def layer_link() -> Json:
 def _common_variables() -> list[Json]:
     return [
         {
-            "description": "Prometheus that scrapes the runs.",
+            "description": "The Prometheus that scrapes the runs.",
             "label": "Data source",
             "name": "datasource",
             "query": "prometheus",
@@ -127,7 +127,7 @@ def _common_variables() -> list[Json]:
         query_variable(
             "cluster",
             "Cluster",
-            "telemetry.cluster of the run.",
+            "Value of telemetry.cluster of the run.",
             f'label_values(moe_run_info{{job="{JOB}"}}, cluster)',
         ),
         query_variable(
@@ -165,16 +165,16 @@ def _place(sections: Sequence[Section]) -> list[Json]:
             "type": "row",
         }
         number, y = number + 1, y + 1
-        inside, y = _flow(section.panels, number, y)
-        number += len(inside)
+        panels, y = _flow(section.panels, number, y)
+        number += len(panels)
         placed.append(row)
-        # Grafana keeps the panels of a closed row inside it.
-        (row["panels"] if section.collapsed else placed).extend(inside)
+        # Grafana stores the panels of a collapsed row inside the row.
+        (row["panels"] if section.collapsed else placed).extend(panels)
     return placed
 
 
 def _flow(panels: Sequence[Panel], number: int, y: int) -> tuple[list[Json], int]:
-    """Panels from left to right, line by line; returns them and the first free line below."""
+    """Place panels from left to right, line by line; returns them and the next free line."""
     placed, x, tallest = [], 0, 0
     for place, panel in enumerate(panels):
         if x + panel.width > COLUMNS:

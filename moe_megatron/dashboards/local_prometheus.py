@@ -1,7 +1,7 @@
-"""A Prometheus of one run: its data, configuration and rules are in the run folder.
+"""A Prometheus for one run, with its data, configuration and rules in the run folder.
 
-It scrapes what the run's target file names, while there is one, and answers queries about what was
-scraped as long as the folder exists. It binds to the loopback address and asks for no password.
+It scrapes the target in the run's target file while that file exists, and answers queries about
+past scrapes as long as the folder exists. It listens on the loopback address, without a password.
 """
 
 import fcntl
@@ -35,12 +35,12 @@ class MonitorOptions:
     """How a run is monitored.
 
     Attributes:
-        port: of Prometheus; 0 takes a free one.
+        port: port of Prometheus; 0 for any free one.
         interval: between scrapes, and between evaluations of rules.
-        alertmanagers: HOST:PORT that alerts are sent to.
+        alertmanagers: addresses, HOST:PORT, that alerts are sent to.
         limits: thresholds of the alerts.
-        token_file: bearer token that the exporter demands.
-        ca_file: certificate authority that its certificate is checked against.
+        token_file: file with the bearer token that the exporter requires.
+        ca_file: certificate authority that signed the exporter's certificate.
     """
 
     port: int = 0
@@ -52,10 +52,10 @@ class MonitorOptions:
 
 
 class LocalPrometheus:
-    """Prometheus as a process of ours.
+    """Prometheus as a child process.
 
     Args:
-        run_dir: Folder of the run; it may be training, or done.
+        run_dir: Folder of a run, training or finished.
         options: How to monitor.
 
     Raises:
@@ -66,7 +66,9 @@ class LocalPrometheus:
 
     def __init__(self, run_dir: Path, options: MonitorOptions) -> None:
         if not run_dir.is_dir():
-            raise DataError(f"{run_dir} is no folder; give that of a run, such as runs/demo_moe.")
+            raise DataError(
+                f"{run_dir} is not a folder; give the folder of a run, such as runs/demo_moe."
+            )
         program = find_prometheus()
         self.folder = run_dir / "prometheus"
         self.grafana_folder = run_dir.resolve() / "grafana"
@@ -83,7 +85,7 @@ class LocalPrometheus:
             f"--web.listen-address={HOST}:{self.port}",
         ]
         with self._log.open("wb") as log:
-            # In a session of its own: Ctrl-C reaches it only through `close`.
+            # In a session of its own, so that Ctrl-C does not reach it and `close` ends it.
             self.process = subprocess.Popen(
                 command,
                 stdout=log,
@@ -91,7 +93,7 @@ class LocalPrometheus:
                 start_new_session=True,
                 pass_fds=[lock.fileno()],
             )
-        lock.close()  # Prometheus holds it now, for as long as it lives
+        lock.close()  # Prometheus now holds the lock for as long as it lives
         try:
             self._wait_until_ready()
         except BaseException:
@@ -99,7 +101,7 @@ class LocalPrometheus:
             raise
 
     def _lock(self) -> IO[bytes]:
-        # Two in one folder would destroy its data, and Debian's does not keep the second out.
+        # Two in one folder would destroy its data, and Debian's Prometheus does not prevent that.
         self.folder.mkdir(exist_ok=True)
         lock = (self.folder / "lock").open("wb")
         try:
@@ -107,8 +109,8 @@ class LocalPrometheus:
         except BlockingIOError as error:
             lock.close()
             raise BackendUnavailableError(
-                f"another monitor of {self.folder.parent} is at work; use that one, or stop it. "
-                f"{self.folder / 'prometheus.log'} says where it listens."
+                f"another monitor of {self.folder.parent} is already running; use that one, or "
+                f"stop it. {self.folder / 'prometheus.log'} says where it listens."
             ) from error
         return lock
 
@@ -147,16 +149,16 @@ class LocalPrometheus:
 
     def _fail(self, what: str) -> None:
         raise BackendUnavailableError(
-            f"Prometheus {what}; {self._log} ends with:\n" + "\n".join(self._last_words())
+            f"Prometheus {what}; {self._log} ends with:\n" + "\n".join(self._last_log_lines())
         )
 
-    def _last_words(self) -> list[str]:
+    def _last_log_lines(self) -> list[str]:
         lines = self._log.read_text(encoding="utf-8", errors="replace").splitlines()
         bad = [line for line in lines if "level=error" in line] or lines
         return bad[-_LOG_LINES:]
 
     def close(self) -> None:
-        """Stop it; what it scraped stays."""
+        """Stop Prometheus; its data is kept."""
         self.process.terminate()
         try:
             self.process.wait(_STOP_SECONDS)
@@ -166,7 +168,7 @@ class LocalPrometheus:
 
 
 def find_prometheus() -> str:
-    """The program.
+    """Path of the program `prometheus`.
 
     Raises:
         BackendUnavailableError: It is not installed.
@@ -181,7 +183,7 @@ def find_prometheus() -> str:
 
 
 def _free_port(wanted: int) -> int:
-    """The wanted port, or any if that is 0."""
+    """The wanted port if it is free; any free port if it is 0."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -189,7 +191,7 @@ def _free_port(wanted: int) -> int:
         except OSError as error:
             raise ConfigError(
                 f"port {wanted} of {HOST} cannot be used ({error.strerror}); give another with "
-                "--port, or 0 for a free one."
+                "--port, or 0 for any free one."
             ) from error
         port: int = probe.getsockname()[1]
         return port

@@ -1,4 +1,4 @@
-"""The dashboard "MoE training": is the run well, how fast is it, when will it be done."""
+"""The dashboard "MoE training": is the run healthy, how fast is it, when will it finish."""
 
 from moe_megatron.dashboards.layout import Dashboard, Section
 from moe_megatron.dashboards.panels import Query, lines, number, table, thresholds
@@ -21,40 +21,40 @@ _NOW = Section(
         number(
             "Step",
             "locale",
-            "Global step last finished.",
+            "Last finished global step.",
             latest("moe_train_step"),
         ),
         number(
             "Progress",
             "percentunit",
-            "Steps done, of those planned.",
+            "Finished steps over planned steps.",
             ratio(latest("moe_train_step"), latest("moe_train_planned_steps")),
         ),
         number(
             "Time left",
             "s",
-            "Steps that remain, at the speed of the chosen window.",
+            "Time that the remaining steps take at the current speed.",
             ratio(_STEPS_LEFT, rate("moe_train_steps_total")),
         ),
         number(
             "Last step ended",
             "s",
-            "Time since the newest step. It grows while the run hangs.",
+            "Time since the last step ended. It grows while the run hangs.",
             age("moe_train_last_step_timestamp_seconds"),
             defaults=thresholds((120, "orange"), (600, "red")),
         ),
         number(
-            "Steps not finite",
+            "Non-finite steps",
             "locale",
-            "Steps in the chosen range whose loss or gradient norm was NaN or infinite. With fp16 "
-            "loss scaling, a few with an infinite gradient are normal.",
+            "Steps in the selected time range whose loss or gradient norm was NaN or infinite. "
+            "With fp16 loss scaling, a few with an infinite gradient are normal.",
             increase("moe_train_nonfinite_total", window="$__range"),
             defaults=thresholds((1, "orange"), (10, "red")),
         ),
         number(
             "Alerts",
             "locale",
-            "Alerts of this run that fire now (those of moe_megatron's rules).",
+            "Alerts of this run that are firing now (only those of moe_megatron's rules).",
             f'count(ALERTS{{alertname=~"MoE.*",alertstate="firing",{RUN}}}) or vector(0)',
             defaults=thresholds((1, "red")),
         ),
@@ -67,14 +67,14 @@ _LEARNING = Section(
         lines(
             "Loss",
             "none",
-            "Language model loss in nats per token. Gaps are steps without a finite loss.",
+            "Language model loss, in nats per token. Gaps are steps without a finite loss.",
             Query(latest("moe_train_lm_loss"), "training"),
             Query(latest("moe_eval_loss", "split"), "{{split}}"),
         ),
         lines(
             "Gradient norm",
             "none",
-            "Global gradient norm before clipping. Spikes come before a loss that diverges.",
+            "Global gradient norm before clipping. Spikes often precede a diverging loss.",
             Query(latest("moe_train_grad_norm"), "gradient norm"),
         ),
         lines(
@@ -84,12 +84,12 @@ _LEARNING = Section(
             Query(latest("moe_train_learning_rate"), "learning rate"),
         ),
         lines(
-            "Steps without a good update",
+            "Skipped and non-finite steps",
             "locale",
-            "Skipped: the optimizer did not step, because a gradient was not finite. The others "
-            "count steps by what was not finite.",
+            "Skipped: steps without an optimizer update, because a gradient was not finite. The "
+            "other lines count steps whose loss or gradient norm was not finite.",
             Query(increase("moe_train_skipped_steps_total"), "skipped"),
-            Query(increase("moe_train_nonfinite_total", "kind"), "{{kind}} not finite"),
+            Query(increase("moe_train_nonfinite_total", "kind"), "non-finite {{kind}}"),
         ),
     ],
 )
@@ -100,7 +100,7 @@ _SPEED = Section(
         lines(
             "Tokens per second",
             "suffix: tok/s",
-            "Tokens of all batches per second; pauses for evaluation and checkpoints count.",
+            "Tokens of all batches per second, including pauses for evaluation and checkpoints.",
             Query(rate("moe_train_tokens_total"), "tokens/s"),
         ),
         lines(
@@ -120,15 +120,15 @@ _SPEED = Section(
         lines(
             "Where the time goes",
             "percentunit",
-            "Wall time of the first process by what it did, seconds per second; what is missing to "
-            "1 was a phase that has not ended.",
+            "Share of the first process's wall time in each phase. If they sum to less than 1, a "
+            "phase has not ended yet.",
             Query(rate("moe_train_phase_seconds_total", "phase"), "{{phase}}"),
             stacked=True,
         ),
         lines(
             "Tokens per step",
             "locale",
-            "Tokens of the last global batch; it grows where the batch size is ramped up.",
+            "Tokens of the last global batch; it grows while the batch size is ramped up.",
             Query(latest("moe_train_tokens_per_step"), "tokens"),
         ),
     ],
@@ -138,21 +138,21 @@ _RUN = Section(
     "Run",
     [
         table(
-            "What runs",
-            "The run's own description: model, parallel sizes, versions.",
+            "About this run",
+            "The labels of moe_run_info: model, parallel sizes, versions.",
             select("moe_run_info"),
             hide=("Time", "Value", "__name__", "instance", "job"),
         ),
         lines(
             "Age of the newest checkpoint",
             "s",
-            "What a crash would cost now. Without data the run saves no checkpoint.",
+            "Time that a crash now would lose. No data means that the run saves no checkpoints.",
             Query(age("moe_checkpoint_last_success_timestamp_seconds"), "age"),
         ),
         lines(
             "Steps since the newest checkpoint",
             "locale",
-            "Steps that a crash would lose now. Without data the run saves no checkpoint.",
+            "Steps that a crash now would lose. No data means that the run saves no checkpoints.",
             Query(f"{latest('moe_train_step')} - {latest('moe_checkpoint_last_step')}", "steps"),
         ),
     ],

@@ -1,8 +1,8 @@
-"""What the JSON of a dashboard may look like: every key, and the values of every choice.
+"""The allowed JSON of a dashboard: every key, and the values of every choice.
 
-It is stricter than Grafana, whose own schemas leave options and queries open: only what `panels`
-and `layout` write is allowed, so a misspelt key or choice is a fault and not a setting that is
-silently ignored.
+It is stricter than Grafana, whose own schemas leave options and queries open. Only what `panels`
+and `layout` write is allowed, so that a misspelt key or choice is a fault instead of a setting that
+Grafana silently ignores.
 """
 
 import re
@@ -12,8 +12,8 @@ from typing import Any
 from moe_megatron.dashboards.panels import DATASOURCE
 
 Shape = Any
-"""A type, a set of allowed values, [shape of each item], {key: shape} ("?key" may be missing) or a
-function that says what is wrong."""
+"""A type, a set of allowed values, [shape of each item], {key: shape} ("?key" may be missing), or a
+function that returns what is wrong or None."""
 
 _UNITS = {"none", "locale", "s", "percentunit", "bytes", "sci", "flops", "currencyUSD"}
 _COLOURS = {"green", "yellow", "orange", "red", "text"}
@@ -91,7 +91,7 @@ OPTIONS: Mapping[str, Shape] = {
     },
     "table": {"cellHeight": {"sm"}, "showHeader": bool},
 }  # fmt: skip
-"""By type of panel: there is no other."""
+"""Options of each type of panel; no other types are allowed."""
 
 CUSTOM: Mapping[str, Shape] = {
     "timeseries": {
@@ -173,7 +173,7 @@ _ROW = {
 
 
 def dashboard_faults(dashboard: Any) -> Iterator[str]:
-    """What is wrong with the frame of a dashboard and its variables, panels left out."""
+    """What is wrong with a dashboard and its variables, not looking into panels."""
     yield from conform(dashboard, _DASHBOARD, "dashboard")
     if not isinstance(dashboard, dict):
         return
@@ -223,7 +223,7 @@ def _panel_shape(kind: str) -> Shape:
 
 
 def conform(value: Any, shape: Shape, where: str) -> Iterator[str]:
-    """What of `value` does not have the shape; nothing if all of it has."""
+    """The parts of `value` that do not have the shape, as sentences."""
     if isinstance(shape, type):
         if type(value) is not shape:
             yield f"{where}: must be of type {shape.__name__}, not {value!r:.60}"
@@ -239,7 +239,7 @@ def conform(value: Any, shape: Shape, where: str) -> Iterator[str]:
     elif isinstance(shape, dict):
         yield from _conform_keys(value, shape, where)
     else:
-        yield from _say(shape, value, where)
+        yield from _judge(shape, value, where)
 
 
 def _conform_keys(value: Any, shape: Mapping[str, Shape], where: str) -> Iterator[str]:
@@ -248,13 +248,13 @@ def _conform_keys(value: Any, shape: Mapping[str, Shape], where: str) -> Iterato
         return
     known = {key.removeprefix("?"): inner for key, inner in shape.items()}
     for key in value.keys() - known.keys():
-        yield f"{where}: there is no {key!r} here; keys are {', '.join(sorted(known))}"
+        yield f"{where}: unknown key {key!r}; known are {', '.join(sorted(known))}"
     for key in (key for key in shape if not key.startswith("?") and key not in value):
         yield f"{where}: {key!r} is missing"
     for key in value.keys() & known.keys():
         yield from conform(value[key], known[key], f"{where}.{key}")
 
 
-def _say(judge: Callable[[Any], str | None], value: Any, where: str) -> Iterator[str]:
-    if fault := judge(value):
+def _judge(find_fault: Callable[[Any], str | None], value: Any, where: str) -> Iterator[str]:
+    if fault := find_fault(value):
         yield f"{where}: {fault}"

@@ -1,7 +1,7 @@
 """Panels of a Grafana dashboard in the classic schema, as values.
 
-A panel has a title, a description, a unit and queries; where it stands is `layout`'s business.
-Only what these functions write is allowed by `panel_shapes`, so a new option must be added to both.
+A panel has a title, a description, a unit and queries; `layout` decides where it is placed.
+`panel_shapes` allows only what these functions write, so a new option must be added to both.
 """
 
 import re
@@ -23,9 +23,9 @@ class Query:
 
     Attributes:
         expr: PromQL.
-        legend: name of each line; {{label}} is replaced.
-        format: how Grafana reads the answer.
-        instant: only the newest value is asked for.
+        legend: name of each line, in which {{label}} is replaced by the label's value.
+        format: how Grafana reads the result.
+        instant: whether to query only the newest value.
     """
 
     expr: str
@@ -34,7 +34,7 @@ class Query:
     instant: bool = False
 
     def to_json(self, number: int) -> Json:
-        """The target, with the letter that its place gives it."""
+        """The query as a Grafana target, number 0 with the letter A."""
         return {
             "datasource": DATASOURCE,
             "editorMode": "code",
@@ -52,17 +52,17 @@ class Panel:
     """One panel.
 
     Attributes:
-        type: as Grafana calls it.
+        type: Grafana's name of the type.
         title: a few words.
-        description: what it shows and what is good; the names of its metrics are added.
-        unit: Grafana's identifier.
+        description: what it shows and what is good; the names of its metrics are appended.
+        unit: Grafana's identifier of the unit.
         queries: at most 26.
-        width: of 24 columns.
+        width: in columns, of which there are 24.
         height: in rows of 30 pixels.
-        options: of this type of panel.
-        custom: fieldConfig.defaults.custom.
-        defaults: further defaults of fields, such as thresholds.
-        transformations: of the answer, for tables.
+        options: options of this type of panel.
+        custom: value of fieldConfig.defaults.custom.
+        defaults: further values in fieldConfig.defaults, such as thresholds.
+        transformations: of the result, for tables.
     """
 
     type: str
@@ -78,7 +78,7 @@ class Panel:
     transformations: list[Json] = field(default_factory=list)
 
     def to_json(self, number: int, x: int, y: int) -> Json:
-        """The panel with its id and place."""
+        """The panel with its id and position."""
         defaults: Json = {"unit": self.unit, **self.defaults}
         if self.custom:
             defaults["custom"] = self.custom
@@ -100,7 +100,7 @@ class Panel:
 
 
 def thresholds(*steps: tuple[float, str], base: str = "green") -> Json:
-    """Colours from values on; `base` below the first."""
+    """A colour for each range of values: `base`, then each step's colour from its value on."""
     colours: list[Json] = [{"color": base, "value": None}]
     colours += [{"color": colour, "value": value} for value, colour in steps]
     return {"color": {"mode": "thresholds"}, "thresholds": {"mode": "absolute", "steps": colours}}
@@ -115,7 +115,7 @@ def lines(
     stacked: bool = False,
     defaults: Json | None = None,
 ) -> Panel:
-    """Values over time."""
+    """A panel of values over time."""
     stacking = {"group": "A", "mode": "normal" if stacked else "none"}
     return Panel(
         type="timeseries",
@@ -155,7 +155,7 @@ def number(
     width: int = 4,
     defaults: Json | None = None,
 ) -> Panel:
-    """The newest value, large, coloured if `defaults` has thresholds."""
+    """A panel with the newest value in large print, coloured if `defaults` has thresholds."""
     return Panel(
         type="stat",
         title=title,
@@ -175,7 +175,7 @@ def number(
 
 
 def heatmap(title: str, unit: str, description: str, expr: str, *, width: int = 24) -> Panel:
-    """A histogram over time; `expr` must leave the label `le`."""
+    """A panel of a histogram over time; the result of `expr` must keep the label `le`."""
     return Panel(
         type="heatmap",
         title=title,
@@ -219,7 +219,7 @@ def bands(
     height: int = 12,
     width: int = 12,
 ) -> Panel:
-    """One coloured band for each series, such as a layer: a matrix over time."""
+    """A panel with one coloured band over time for each series, such as a layer."""
     return Panel(
         type="state-timeline",
         title=title,
@@ -242,7 +242,7 @@ def bands(
 
 
 def table(title: str, description: str, expr: str, hide: tuple[str, ...], width: int = 24) -> Panel:
-    """The labels of one instant; columns named in `hide` are left out."""
+    """A table of the newest labels, without the columns in `hide`."""
     return Panel(
         type="table",
         title=title,

@@ -1,4 +1,4 @@
-"""Configurations of Prometheus and Alertmanager: how runs are found, which alerts hide others."""
+"""Configurations of Prometheus and Alertmanager: how runs are found, which alerts mute others."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,23 +9,23 @@ from moe_megatron.telemetry.exporter.discovery import JOB
 SCRAPE_INTERVAL = "15s"
 
 _SAMPLE_LIMIT = 10_000
-"""Twice what an exporter sends by default: a mistake must not fill the site's Prometheus."""
+"""Twice the default limit of an exporter, so that a mistake cannot flood the site's Prometheus."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PrometheusConfig:
-    """How Prometheus scrapes and judges.
+    """How Prometheus scrapes runs and evaluates rules.
 
     Attributes:
         target_files: patterns of files that runs write (telemetry.metrics_discovery_dir, or
             prometheus_targets.json in a run folder).
         rule_files: patterns of rule files.
-        alertmanagers: HOST:PORT of each.
-        interval: of scrapes and rules.
-        discovery_interval: how often target files are read where the file system tells nothing,
-            such as NFS and Lustre.
-        token_file: bearer token that exporters demand.
-        ca_file: certificate authority that exporters with TLS are checked against.
+        alertmanagers: addresses, HOST:PORT.
+        interval: between scrapes, and between evaluations of rules.
+        discovery_interval: how often target files are read again, for file systems that do not
+            announce changes, such as NFS and Lustre.
+        token_file: file with the bearer token that exporters require.
+        ca_file: certificate authority that signed the certificates of exporters with TLS.
     """
 
     target_files: tuple[str, ...]
@@ -53,23 +53,23 @@ def prometheus_config(config: PrometheusConfig) -> Json:
         job["authorization"] = {"credentials_file": str(config.token_file)}
     if config.ca_file is not None:
         job["tls_config"] = {"ca_file": str(config.ca_file)}
-    whole: Json = {
+    document: Json = {
         "global": {"scrape_interval": config.interval, "evaluation_interval": config.interval},
         "rule_files": list(config.rule_files),
         "scrape_configs": [job],
     }
     if config.alertmanagers:
         targets = [{"targets": list(config.alertmanagers)}]
-        whole["alerting"] = {"alertmanagers": [{"static_configs": targets}]}
-    return whole
+        document["alerting"] = {"alertmanagers": [{"static_configs": targets}]}
+    return document
 
 
 def alertmanager_config(webhook: str | None = None, group_wait: str = "30s") -> Json:
-    """The file alertmanager.yml: one message a run, and no alert that only follows from another.
+    """The file alertmanager.yml: one message per run, without alerts that follow from another.
 
     Args:
-        webhook: Where alerts are sent; None sends them nowhere, for a site to fill in.
-        group_wait: How long further alerts of the run are waited for.
+        webhook: Where alerts are sent; None: nowhere, for a site to fill in.
+        group_wait: How long to wait for further alerts of the run before sending.
     """
     receiver: Json = {"name": "moe"}
     if webhook is not None:
@@ -84,10 +84,10 @@ def alertmanager_config(webhook: str | None = None, group_wait: str = "30s") -> 
         },
         "receivers": [receiver],
         "inhibit_rules": [
-            _hides("MoEExpertCollapse", "MoEDeadExperts|MoERouterEntropyDrop", "layer"),
-            _hides("MoETrainingStalled", "MoECheckpointTooOld|MoEStragglerRank"),
-            # After a NaN, routing means nothing.
-            _hides(
+            _mutes("MoEExpertCollapse", "MoEDeadExperts|MoERouterEntropyDrop", "layer"),
+            _mutes("MoETrainingStalled", "MoECheckpointTooOld|MoEStragglerRank"),
+            # After a NaN, routing is meaningless.
+            _mutes(
                 "MoENonFinite",
                 "MoEExpertCollapse|MoEDeadExperts|MoERouterEntropyDrop|MoETokenDropSpike",
             ),
@@ -95,7 +95,7 @@ def alertmanager_config(webhook: str | None = None, group_wait: str = "30s") -> 
     }
 
 
-def _hides(cause: str, consequences: str, *same: str) -> Json:
+def _mutes(cause: str, consequences: str, *same: str) -> Json:
     return {
         "source_matchers": [f'alertname="{cause}"'],
         "target_matchers": [f'alertname=~"{consequences}"'],

@@ -1,8 +1,8 @@
-"""What a PromQL expression answers with, found without running it: labels, and how many series.
+"""Static analysis of PromQL: the labels and the number of series of an expression's result.
 
-The parser is `promql-parser`; this module follows its tree and knows which labels each metric has
-and how many values a label takes in the largest run. Faults are collected and not raised. It does
-not know dashboards.
+The parser is `promql-parser`; this module walks its tree and knows which labels each metric has and
+how many values a label takes in the largest run. Faults are collected, not raised. It does not know
+dashboards.
 """
 
 import re
@@ -17,10 +17,10 @@ from moe_megatron.telemetry.catalog import metrics
 from moe_megatron.telemetry.metric import ExpertDetail, Shape
 
 LARGEST = Shape(layers=61, experts=256, ranks=256, expert_ranks=64, detail=ExpertDetail.FULL)
-"""The run that series are counted for: DeepSeek-V3's layers and experts."""
+"""The run for which series are counted, with 61 layers of 256 experts like DeepSeek-V3."""
 
 IDENTITY = ("job", "cluster", "run", "instance")
-"""Labels of every series of a run, which has one target and so one value of each."""
+"""Labels of every series of a run. A run has one target, so each has a single value."""
 
 _NEED_COUNTER = {"rate", "irate", "increase"}
 _NEED_GAUGE = {"deriv", "delta", "idelta", "predict_linear"}
@@ -31,24 +31,26 @@ _SETS = {"and", "or", "unless"}
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A name that can be queried."""
+    """A metric name that can be queried."""
 
     labels: Mapping[str, int]
-    """Values that each label takes."""
+    """Number of values of each label."""
     counter: bool = False
+    """Whether it is a counter."""
 
 
 def exported() -> dict[str, Source]:
-    """Everything a run exports, and what Prometheus adds on its own."""
-    one = dict.fromkeys(IDENTITY, 1)
+    """All metrics that a run exports, and those that Prometheus adds itself."""
+    identity = dict.fromkeys(IDENTITY, 1)
     sources = {
-        "up": Source(one),
-        "scrape_duration_seconds": Source(one),
-        "ALERTS": Source({**one, "alertname": 9, "alertstate": 2, "severity": 2}),
+        "up": Source(identity),
+        "scrape_duration_seconds": Source(identity),
+        "ALERTS": Source({**identity, "alertname": 9, "alertstate": 2, "severity": 2}),
     }
     for metric in metrics():
         described = metric.name == "moe_run_info"
-        labels = {**one, **{k: 1 if described else LARGEST.label_values(k) for k in metric.labels}}
+        own = {k: 1 if described else LARGEST.label_values(k) for k in metric.labels}
+        labels = {**identity, **own}
         if metric.buckets:
             buckets = {**labels, "le": len(metric.buckets) + 1}
             sources[f"{metric.name}_bucket"] = Source(buckets, counter=True)
@@ -61,20 +63,21 @@ def exported() -> dict[str, Source]:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What an expression answers with; a scalar has no series."""
+    """The shape of an expression's result; a scalar has no series."""
 
     labels: Mapping[str, int]
+    """Number of values of each label."""
     scalar: bool = False
     limit: int | None = None
-    """Series at one instant, where `topk` bounds them. Over a range each may be another."""
+    """Largest number of series at one instant, if `topk` limits it; over a range they may vary."""
 
     def series(self, *, instant: bool = False) -> int:
-        """Most series it can have."""
+        """Largest number of series of the result."""
         number = prod(self.labels.values())
         return min(number, self.limit) if instant and self.limit is not None else number
 
     def spread(self) -> set[str]:
-        """Labels that tell its series apart."""
+        """Labels in which its series differ."""
         return {label for label, values in self.labels.items() if values > 1}
 
 
@@ -83,17 +86,19 @@ _SCALAR = Answer({}, scalar=True)
 
 @dataclass(frozen=True, slots=True)
 class Analysis:
-    """An expression, looked through."""
+    """The analysis of one expression."""
 
     answer: Answer
     names: frozenset[str]
+    """Names of the metrics that it queries."""
     selectors: tuple[frozenset[tuple[str, str]], ...]
-    """Labels that each selector demands, with their values."""
+    """Labels that each selector requires, with their values."""
     problems: tuple[str, ...]
+    """What is wrong with it, as sentences."""
 
 
 def analyze(expr: str, sources: Mapping[str, Source]) -> Analysis:
-    """Look through an expression in which no variables of Grafana are left outside of strings."""
+    """Analyze an expression that has no Grafana variables left outside of strings."""
     reader = _Reader(sources)
     try:
         tree = parser.parse(expr)
@@ -107,7 +112,7 @@ def analyze(expr: str, sources: Mapping[str, Source]) -> Analysis:
 
 
 class _Reader:
-    """Follows a tree from the leaves up."""
+    """Evaluates the labels of a tree from the leaves up."""
 
     def __init__(self, sources: Mapping[str, Source]) -> None:
         self._sources = sources
@@ -116,7 +121,7 @@ class _Reader:
         self.problems: list[str] = []
 
     def read(self, node: Any) -> Answer:
-        """The answer of a node, whose kind decides who reads it."""
+        """The result of a node, by the reader for its type."""
         readers: dict[type, Callable[[Any], Answer]] = {
             parser.VectorSelector: self._selector,
             parser.MatrixSelector: self._window,
@@ -136,8 +141,8 @@ class _Reader:
     def _selector(self, node: Any, function: str | None = None) -> Answer:
         source = self._source(node, function)
         labels = dict(source.labels)
-        demanded = [one for one in node.matchers.matchers if one.op == parser.MatchOp.Equal]
-        self.selectors.append(frozenset((one.name, one.value) for one in demanded))
+        required = [m for m in node.matchers.matchers if m.op == parser.MatchOp.Equal]
+        self.selectors.append(frozenset((m.name, m.value) for m in required))
         for matcher in node.matchers.matchers:
             if matcher.name not in labels:
                 self.problems.append(f"{node.name} has no label {matcher.name}")
@@ -156,7 +161,7 @@ class _Reader:
         if source.counter and function not in _NEED_COUNTER | _FOR_BOTH:
             self.problems.append(f"{name} is a counter and needs rate() or increase()")
         if not source.counter and function in _NEED_COUNTER:
-            self.problems.append(f"{name} is a gauge, which {function}() does not fit")
+            self.problems.append(f"{name} is a gauge, which {function}() does not accept")
         return source
 
     def _window(self, node: Any) -> Answer:
@@ -233,7 +238,7 @@ class _Reader:
                     f"differ in {', '.join(sorted(extra))}"
                 )
         if not many_left and not many_right:
-            # Filters keep all labels of the left side, arithmetic those that matched.
+            # Filters keep all labels of the left side, arithmetic keeps the matched ones.
             keep = set(left.labels) if str(node.op) in _COMPARISONS else on
             return Answer({k: n for k, n in left.labels.items() if k in keep})
         many, one = (left, right) if many_left else (right, left)
@@ -250,17 +255,17 @@ _IN_STRING = re.compile(r'"[^"]*"')
 
 
 def without_variables(expr: str) -> str:
-    """The expression with values for the variables that stand outside of strings."""
+    """The expression with values in place of the variables outside of strings."""
     for name, value in _VARIABLES.items():
         expr = expr.replace(name, value)
     return expr
 
 
 def variables(text: str) -> set[str]:
-    """Variables of Grafana that a text uses: $name, ${name} and ${name:format}."""
+    """Grafana variables that a text uses: $name, ${name} and ${name:format}."""
     return set(re.findall(r"\$\{?(\w+(?:\.\w+)*)", text))
 
 
 def windows(expr: str) -> set[str]:
-    """What stands in the brackets of an expression."""
+    """The windows of an expression, which are in brackets."""
     return set(re.findall(r"\[([^\]]*)\]", _IN_STRING.sub('""', expr)))

@@ -1,10 +1,10 @@
-"""What Grafana reads when it starts: where Prometheus is, and where the dashboards are."""
+"""Provisioning files, which tell Grafana at its start where Prometheus and the dashboards are."""
 
 from moe_megatron.dashboards.panels import Json
 
 
 def datasource(url: str, interval: str) -> Json:
-    """The Prometheus data source; its interval decides what $__rate_interval becomes."""
+    """The Prometheus data source; its interval determines $__rate_interval."""
     return {
         "apiVersion": 1,
         "datasources": [
@@ -23,7 +23,7 @@ def datasource(url: str, interval: str) -> Json:
 
 
 def dashboard_provider(folder: str) -> Json:
-    """The provider that loads every dashboard of a folder."""
+    """The provider that loads every dashboard in a folder."""
     return {
         "apiVersion": 1,
         "providers": [

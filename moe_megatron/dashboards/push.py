@@ -1,8 +1,8 @@
-"""Sends dashboards to a Grafana, through the HTTP API that it answers on.
+"""Uploads dashboards to a Grafana through its HTTP API.
 
-Grafana 12 and newer have /apis/dashboard.grafana.app, older ones /api/dashboards/db; which one is
-found by asking. The token goes into one header and nowhere else: redirects are not followed, since
-they would carry it along. It does not know where dashboards come from.
+Grafana 12 and newer have /apis/dashboard.grafana.app, older ones /api/dashboards/db; a request
+finds out which. The token is sent in one header and nowhere else: redirects are not followed, since
+they would pass it on. It does not know where dashboards come from.
 """
 
 import json
@@ -18,7 +18,7 @@ from moe_megatron.errors import BackendUnavailableError, ConfigError
 
 _GROUP = "dashboard.grafana.app"
 _CLASSIC_VERSIONS = ("v1", "v1beta1", "v0alpha1")
-"""Versions that take the classic schema, the preferred one first."""
+"""API versions that accept the classic schema, preferred one first."""
 
 _SECONDS = 30.0
 
@@ -34,8 +34,8 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
         newurl: str,
     ) -> None:
         raise ConfigError(
-            f"{req.full_url} redirects to {newurl}; give the address that Grafana itself answers "
-            "at, with its path."
+            f"{req.full_url} redirects to {newurl}; give the address at which Grafana itself "
+            "answers, with its path."
         )
 
 
@@ -46,15 +46,16 @@ class _Answer:
 
 
 class Grafana:
-    """One Grafana.
+    """A Grafana server.
 
     Args:
         url: Its address, with the path it is served under.
-        token: Of a service account that may write dashboards; None for a Grafana without log-in.
-        namespace: Of the organisation, in the new API.
+        token: Token of a service account that may write dashboards; None for a Grafana without
+            log-in.
+        namespace: Namespace of the organisation, in the new API.
 
     Raises:
-        ConfigError: The address is not one of HTTP, or holds a password.
+        ConfigError: The address is not an HTTP address, or holds a password.
     """
 
     def __init__(self, url: str, token: str | None, namespace: str = "default") -> None:
@@ -63,8 +64,8 @@ class Grafana:
             raise ConfigError(f"--url must be http://HOST:PORT or https://HOST, not {url!r}.")
         if parts.username is not None or parts.query or parts.fragment:
             raise ConfigError(
-                "--url must hold nothing but the address; give the token of a service account in "
-                "the variable GRAFANA_TOKEN or with --token-file."
+                "--url must hold only the address; give the token of a service account in the "
+                "environment variable GRAFANA_TOKEN or with --token-file."
             )
         self._url = url.rstrip("/")
         self._token = token
@@ -77,13 +78,13 @@ class Grafana:
 
         Args:
             dashboard: In the classic schema, with a uid.
-            folder: uid of the folder to put it in; None leaves it at the top.
+            folder: uid of the folder to store it in; None: the top level.
 
         Returns:
-            Its address.
+            The address of the dashboard.
 
         Raises:
-            BackendUnavailableError: Grafana does not answer, or refuses.
+            BackendUnavailableError: Grafana does not answer, or rejects the dashboard.
         """
         if self._api is None:
             self._api = self._choose_api()
@@ -95,15 +96,15 @@ class Grafana:
         answer = self._request("GET", f"/apis/{_GROUP}/")
         if answer.status == 404:
             return "legacy"
-        self._demand(answer, {200}, "ask for its APIs")
-        groups = answer.body.get("versions", []) if isinstance(answer.body, dict) else []
-        versions = [one.get("version") for one in groups if isinstance(one, dict)]
+        self._require(answer, {200}, "list its APIs")
+        entries = answer.body.get("versions", []) if isinstance(answer.body, dict) else []
+        versions = [entry.get("version") for entry in entries if isinstance(entry, dict)]
         for version in _CLASSIC_VERSIONS:
             if version in versions:
                 return version
         raise BackendUnavailableError(
-            f"the Grafana at {self._url} takes dashboards as {', '.join(map(str, versions))}, none "
-            f"of which is known here ({', '.join(_CLASSIC_VERSIONS)}); load the files of "
+            f"the Grafana at {self._url} accepts dashboards as {', '.join(map(str, versions))}, "
+            f"but only {', '.join(_CLASSIC_VERSIONS)} are supported; load the files of "
             "grafana/dashboards by provisioning."
         )
 
@@ -112,12 +113,12 @@ class Grafana:
         if folder is not None:
             body["folderUid"] = folder
         answer = self._request("POST", "/api/dashboards/db", body)
-        self._demand(answer, {200}, f"store {dashboard['uid']}")
+        self._require(answer, {200}, f"store {dashboard['uid']}")
         return self._url + f"/d/{dashboard['uid']}"
 
     def _push_resource(self, version: str, dashboard: Json, folder: str | None) -> str:
         uid = dashboard["uid"]
-        every = f"/apis/{_GROUP}/{version}/namespaces/{quote(self._namespace)}/dashboards"
+        collection = f"/apis/{_GROUP}/{version}/namespaces/{quote(self._namespace)}/dashboards"
         metadata: Json = {"name": uid}
         if folder is not None:
             metadata["annotations"] = {"grafana.app/folder": folder}
@@ -129,15 +130,15 @@ class Grafana:
             "metadata": metadata,
             "spec": spec,
         }
-        present = self._request("GET", f"{every}/{uid}")
+        present = self._request("GET", f"{collection}/{uid}")
         if present.status == 404:
-            answer = self._request("POST", every, body)
+            answer = self._request("POST", collection, body)
         else:
-            self._demand(present, {200}, f"look for {uid}")
-            # So that a change made meanwhile is refused and not lost.
+            self._require(present, {200}, f"look for {uid}")
+            # If someone changes the dashboard meanwhile, Grafana then rejects this update.
             metadata["resourceVersion"] = present.body["metadata"]["resourceVersion"]
-            answer = self._request("PUT", f"{every}/{uid}", body)
-        self._demand(answer, {200, 201}, f"store {uid}")
+            answer = self._request("PUT", f"{collection}/{uid}", body)
+        self._require(answer, {200, 201}, f"store {uid}")
         return self._url + f"/d/{uid}"
 
     def _request(self, method: str, path: str, body: Json | None = None) -> _Answer:
@@ -161,22 +162,22 @@ class Grafana:
                 "can be reached from this machine."
             ) from error
 
-    def _demand(self, answer: _Answer, good: set[int], what: str) -> None:
+    def _require(self, answer: _Answer, good: set[int], what: str) -> None:
         if answer.status in good:
             if not isinstance(answer.body, dict):
                 raise BackendUnavailableError(
-                    f"{self._url} answers, but not as a Grafana does; give the address of Grafana, "
+                    f"{self._url} answers, but not like a Grafana; give the address of Grafana, "
                     "with the path it is served under."
                 )
             return
         message = answer.body.get("message") if isinstance(answer.body, dict) else None
         remedies = {
-            401: "give the token of a service account in the variable GRAFANA_TOKEN or with "
-            "--token-file",
+            401: "give the token of a service account in the environment variable GRAFANA_TOKEN or "
+            "with --token-file",
             403: "the token's service account needs the role Editor, or dashboards:write",
             404: "check --namespace and --target-folder",
             409: "someone else changed it at the same time; run this again",
-            412: "a dashboard of that uid is provisioned from files there; change those",
+            412: "a dashboard with that uid is provisioned there from files; change those",
         }
         remedy = remedies.get(answer.status, "see Grafana's log")
         raise BackendUnavailableError(

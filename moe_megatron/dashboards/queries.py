@@ -1,20 +1,20 @@
-"""PromQL of the exported metrics, as text: every name is looked up in the catalog.
+"""Builds PromQL queries of the exported metrics; every name is looked up in the catalog.
 
-Dashboards show one run at a time. Each query drops the labels of identity by aggregation, so that
-a run that resumes on another machine stays one line. It does not know panels.
+Dashboards show one run at a time. Each query aggregates over the identity labels, so that a run
+that resumes on another machine stays one line. It does not know panels.
 """
 
 from moe_megatron.telemetry.catalog import find_metric
 from moe_megatron.telemetry.exporter.discovery import JOB
 
 RUN = f'job="{JOB}",cluster="$cluster",run="$run"'
-"""Matchers of the one run that a dashboard shows."""
+"""Matchers that select the run that a dashboard shows."""
 
 _WINDOW = "$__rate_interval"
 
 
 def select(name: str, matchers: str = RUN) -> str:
-    """The series of a metric; of a histogram, name it with `_bucket`, `_sum` or `_count`."""
+    """The series of a metric; give a histogram's name with `_bucket`, `_sum` or `_count`."""
     families = (name.removesuffix(part) for part in ("", "_bucket", "_sum", "_count"))
     assert any(map(find_metric, families)), f"{name} is not in telemetry/catalog.py"
     return f"{name}{{{matchers}}}"
@@ -26,28 +26,28 @@ def latest(name: str, *by: str, matchers: str = RUN) -> str:
 
 
 def rate(name: str, *by: str, matchers: str = RUN) -> str:
-    """Growth of a counter per second."""
+    """Increase of a counter per second."""
     return _aggregate("sum", by, f"rate({select(name, matchers)}[{_WINDOW}])")
 
 
 def increase(name: str, *by: str, window: str = _WINDOW, matchers: str = RUN) -> str:
-    """Growth of a counter in a window."""
+    """Increase of a counter over a window."""
     return _aggregate("sum", by, f"increase({select(name, matchers)}[{window}])")
 
 
 def quantile(fraction: float, histogram: str) -> str:
-    """A quantile of what a histogram observed."""
+    """A quantile of the values in a histogram."""
     return f"histogram_quantile({fraction}, {rate(histogram + '_bucket', 'le')})"
 
 
 def ratio(part: str, whole: str, *on: str) -> str:
-    """`part` over `whole`, without an answer where the whole is zero."""
+    """Part / whole, matched on the labels `on`; no result where the whole is zero."""
     matching = f" on ({', '.join(on)})" if on else ""
     return f"{part} /{matching} ({whole} > 0)"
 
 
 def age(timestamp: str) -> str:
-    """Seconds since a time that a gauge holds."""
+    """Seconds since the time that a gauge holds."""
     return f"time() - {latest(timestamp)}"
 
 

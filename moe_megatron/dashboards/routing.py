@@ -1,4 +1,4 @@
-"""The dashboard "MoE routing": every layer's balance, and where it is lost."""
+"""The dashboard "MoE routing": how balanced every layer is, and which ones are not."""
 
 from moe_megatron.dashboards.layout import Dashboard, Section, layer_link
 from moe_megatron.dashboards.panels import Query, bands, heatmap, lines, number, thresholds
@@ -22,8 +22,8 @@ _WORST = Section(
         number(
             "Load entropy",
             "percentunit",
-            "The most uneven layer: entropy of its experts' load, of the maximum. Below 60 % few "
-            "experts do all the work.",
+            "Entropy of the experts' load over its maximum, in the most uneven layer. Below 60 % a "
+            "few experts do all the work.",
             f"min({latest('moe_load_entropy_ratio', 'layer')})",
             width=6,
             defaults=_HIGH_IS_GOOD,
@@ -31,8 +31,8 @@ _WORST = Section(
         number(
             "Busiest expert",
             "suffix:x",
-            "Load of the busiest expert of all layers, in fair shares. With expert parallelism its "
-            "rank holds up the others.",
+            "Load of the busiest expert of all layers, in fair shares. With expert parallelism the "
+            "other ranks wait for its rank.",
             latest("moe_expert_load_max_ratio"),
             width=6,
             defaults=_LOW_IS_GOOD,
@@ -40,8 +40,8 @@ _WORST = Section(
         number(
             "Dead experts",
             "percentunit",
-            "Experts of all layers that got less than 1 % of a fair share in the last step. With "
-            "few tokens in a step some are dead by chance.",
+            "Share of the experts of all layers that got less than 1 % of a fair share in the last "
+            "step. With few tokens in a step, some are dead by chance.",
             ratio(
                 f"sum({latest('moe_experts_dead', 'layer')})",
                 f"sum({latest('moe_experts', 'layer')})",
@@ -52,7 +52,7 @@ _WORST = Section(
         number(
             "Dropped",
             "percentunit",
-            "Assignments of a token to an expert that a full expert dropped, of all layers.",
+            "Share of the assignments of all layers that were dropped because the expert was full.",
             _DROPPED,
             width=6,
             defaults=_NONE_IS_GOOD,
@@ -66,7 +66,7 @@ _BALANCE = Section(
         bands(
             "Load entropy",
             "percentunit",
-            "Entropy of the experts' load, of the maximum: 100 % is even, 60 % collapse.",
+            "Entropy of the experts' load over its maximum: 100 % is even, below 60 % is collapse.",
             Query(latest("moe_load_entropy_ratio", "layer"), _LAYER),
             colours={**_HIGH_IS_GOOD, **layer_link()},
         ),
@@ -80,7 +80,7 @@ _BALANCE = Section(
         bands(
             "Dead experts",
             "percentunit",
-            "Experts that got less than 1 % of a fair share in the last step.",
+            "Share of the layer's experts that got less than 1 % of a fair share in the last step.",
             Query(
                 ratio(latest("moe_experts_dead", "layer"), latest("moe_experts", "layer"), "layer"),
                 _LAYER,
@@ -90,14 +90,15 @@ _BALANCE = Section(
         bands(
             "Dropped",
             "percentunit",
-            "Part of the assignments of the last step that full experts dropped.",
+            "Share of the assignments of the last step that were dropped because the expert was "
+            "full.",
             Query(latest("moe_tokens_dropped_ratio", "layer"), _LAYER),
             colours={**_NONE_IS_GOOD, **layer_link()},
         ),
         lines(
-            "Idlest expert",
+            "Least busy expert",
             "suffix:x",
-            "Load of the idlest expert of each layer, in fair shares: 1 is even, 0 is dead.",
+            "Load of the least busy expert of each layer, in fair shares: 1 is even, 0 is dead.",
             Query(latest("moe_expert_load_min_ratio", "layer"), _LAYER),
             defaults=layer_link(),
         ),
@@ -111,8 +112,8 @@ _BALANCE = Section(
         heatmap(
             "Load of all experts of all layers",
             "suffix:x",
-            "How many experts had which load, in fair shares. A narrow band around 1 is balance; a "
-            "band at 0 are dead experts.",
+            "Number of experts at each load, in fair shares. A narrow band around 1 is balance; a "
+            "band at 0 shows dead experts.",
             increase("moe_expert_load_ratio_bucket", "le"),
         ),
     ],
@@ -129,8 +130,8 @@ _COUNTS = [
     lines(
         "Experts per token",
         "none",
-        "Experts that the router asked for, for a token, before full experts drop any: the same "
-        "in every step and layer, unless the router gives tokens different numbers of experts.",
+        "Mean number of experts that the router selected per token, including dropped assignments. "
+        "It is constant unless the router gives tokens different numbers of experts.",
         Query(latest("moe_experts_per_token", "layer"), _LAYER),
         defaults=layer_link(),
     ),

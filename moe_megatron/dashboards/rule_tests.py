@@ -1,8 +1,8 @@
 """Unit tests of the alerts for `promtool test rules`: when each fires, and when it does not.
 
-Series are written in promtool's notation, one value every 15 seconds: "1x20" is 21 values, so the
-next one is at 5m15s. Expected values and summaries are written by hand; only the texts that say
-what to do are taken from the rules.
+Series are in promtool's notation, one value every 15 seconds: "1x20" is 21 values, so the next one
+is at 5m15s. Expected values and summaries are written by hand; only the texts of the recommended
+actions are taken from the rules.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ _TARGET = f'job="{JOB}",cluster="c",instance="node:1"'
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Firing:
-    """An alert that must fire: for which run, in which layer, and what it says."""
+    """An alert that must fire: its summary, run and layer."""
 
     summary: str
     run: str = "a"
@@ -26,12 +26,12 @@ class Firing:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Case:
-    """A story of one or more runs, told to one alert.
+    """A test of one alert with the series of one or more runs.
 
     Attributes:
-        alert: its name.
-        series: values by metric and labels of its own, run included.
-        expected: the alerts that fire, by time; no other may.
+        alert: name of the alert.
+        series: values by metric and its own labels, run included, without the closing brace.
+        expected: the alerts that must fire, by time; no others may.
     """
 
     alert: str

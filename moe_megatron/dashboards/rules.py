@@ -1,7 +1,8 @@
 """Recording and alerting rules for Prometheus, with their thresholds as parameters.
 
-Alerts keep the labels job, cluster, run and, where it matters, layer: not the machine, so that a
-run that resumes elsewhere keeps its alerts. Tests run the same rules with all times shortened.
+Alerts keep the labels job, cluster, run and, where it matters, layer. They do not keep the machine,
+so that a run that resumes elsewhere keeps its alerts. Tests run the same rules with all times
+shortened.
 """
 
 from collections.abc import Sequence
@@ -23,35 +24,35 @@ _DROP_RATIO = "run_layer:moe_tokens_dropped:ratio5m"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Thresholds:
-    """From where on an alert is meant. They are starting points: models differ."""
+    """Values at which alerts fire. They are starting points: models differ."""
 
     collapse_entropy: float = 0.6
-    """Load entropy ratio under which a layer has collapsed onto few experts."""
+    """Smallest load entropy ratio; below it a layer has collapsed onto few experts."""
     dead_experts: float = 0.02
-    """Part of a layer's experts that may be dead."""
+    """Largest share of a layer's experts that may be dead."""
     entropy_fall: float = 0.8
-    """Router entropy over its mean of the last half hour."""
+    """Smallest router entropy, as a factor of its mean over the last half hour."""
     drop_ratio: float = 0.05
-    """Part of the assignments that may be dropped."""
+    """Largest share of the assignments that may be dropped."""
     drop_factor: float = 3.0
-    """Drops over their mean of the last half hour."""
+    """Largest share of dropped assignments, as a factor of its mean over the last half hour."""
     stall_steps: float = 10.0
-    """Mean step times without a step."""
+    """Longest time without a step, in mean step times."""
     stall_seconds: float = 120.0
-    """Shortest time without a step."""
+    """Time without a step that is never an alert, in seconds."""
     first_step_seconds: float = 1800.0
-    """Longest time until the first step has ended."""
+    """Longest time until the first step has ended, in seconds."""
     bad_gradients: float = 5.0
-    """Steps with a gradient that is not finite, in five minutes; fp16 scaling makes a few."""
+    """Most steps with a non-finite gradient in five minutes; fp16 scaling causes a few."""
     straggler_ratio: float = 1.2
-    """Compute time of the slowest process over the median."""
+    """Largest compute time of the slowest process over the median."""
     checkpoint_seconds: float = 7200.0
-    """Age of the newest checkpoint."""
+    """Largest age of the newest checkpoint, in seconds."""
     time_scale: float = 1.0
-    """Factor on every time above and on every window, for tests."""
+    """Factor on all these times and on every window, for tests."""
 
     def span(self, seconds: float) -> str:
-        """A scaled time as Prometheus writes it: "5m"."""
+        """A scaled time in Prometheus' notation, such as "5m"."""
         milliseconds = round(seconds * self.time_scale * 1000)
         for unit, size in (("h", 3_600_000), ("m", 60_000), ("s", 1000)):
             if milliseconds % size == 0:
@@ -59,7 +60,7 @@ class Thresholds:
         return f"{milliseconds}ms"
 
     def seconds(self, seconds: float) -> str:
-        """A scaled time as a number."""
+        """A scaled time as a number of seconds."""
         return f"{seconds * self.time_scale:g}"
 
 
@@ -68,11 +69,11 @@ class Alert:
     """One alert.
 
     Attributes:
-        name: as it arrives.
-        severity: critical wakes someone, warning waits for the morning.
-        expr: PromQL that has an answer while something is wrong.
-        hold: how long it must be wrong, in unscaled seconds.
-        summary: what is wrong, for whom.
+        name: its name in messages.
+        severity: critical should wake someone, warning can wait for the morning.
+        expr: PromQL expression that has a result while something is wrong.
+        hold: how long that must last before it fires, in unscaled seconds.
+        summary: what is wrong with which run.
         action: what to do first.
     """
 
@@ -85,7 +86,7 @@ class Alert:
 
 
 def recording_rules(limits: Thresholds) -> dict[str, str]:
-    """Expressions by the name that they are recorded under."""
+    """Expressions, by the names under which their results are recorded."""
     window = limits.span(300)
 
     def grown(name: str, labels: str) -> str:
@@ -109,7 +110,7 @@ def alerts(limits: Thresholds) -> Sequence[Alert]:
 def _run_alerts(limits: Thresholds) -> Sequence[Alert]:
     last_step = _latest("moe_train_last_step_timestamp_seconds", _RUN)
     since_step = f"time() - {last_step}"
-    # Equal until the first step has ended.
+    # The two times are equal until the first step has ended.
     stepped = f"({last_step} > {_latest('moe_run_start_timestamp_seconds', _RUN)})"
     step_seconds = f"max_over_time({_STEP_SECONDS}[{limits.span(3600)}])"
     window = limits.span(300)
@@ -123,7 +124,7 @@ def _run_alerts(limits: Thresholds) -> Sequence[Alert]:
             expr=f"max by ({_RUN}) (up{{{_JOB}}}) == 0",
             hold=60,
             summary="{{ $labels.run }}: the run cannot be scraped",
-            action="The first process was killed, its machine failed, or the network did. See "
+            action="The first process was killed, or its machine or the network failed. See "
             "logs/rank0.log in the run folder; resume with moe-megatron train --resume. If the run "
             "was ended on purpose, remove its target file.",
         ),
@@ -176,9 +177,9 @@ def _run_alerts(limits: Thresholds) -> Sequence[Alert]:
             hold=300,
             summary='{{ $labels.run }}: the slowest process takes {{ printf "%.2f" $value }}x the '
             "median",
-            action="See the slowest process on the dashboard MoE cluster. If the busiest expert "
-            "parallel rank is as far ahead, routing is uneven; else look at that machine's clocks, "
-            "temperature and neighbours.",
+            action="Find the slowest process on the dashboard MoE cluster. If the load of the "
+            "busiest expert parallel rank is equally high, routing is uneven; otherwise check that "
+            "machine's clocks, temperature and other jobs.",
         ),
     )
 
@@ -220,8 +221,8 @@ def _routing_alerts(limits: Thresholds) -> Sequence[Alert]:
             hold=300,
             summary="{{ $labels.run }}: router entropy of layer {{ $labels.layer }} fell to "
             "{{ $value | humanizePercentage }}",
-            action="Often the beginning of a collapse: watch load entropy and dead experts of the "
-            "layer, and keep the checkpoint from before.",
+            action="This is often the beginning of a collapse: watch load entropy and dead experts "
+            "of the layer, and keep the checkpoint from before.",
         ),
         Alert(
             name="MoEDeadExperts",
@@ -245,13 +246,13 @@ def _latest(name: str, labels: str) -> str:
 
 
 def recording_file(limits: Thresholds) -> Json:
-    """The file of recording rules."""
+    """Content of the file of recording rules."""
     rules = [{"record": name, "expr": expr} for name, expr in recording_rules(limits).items()]
     return {"groups": [{"name": "moe-recording", "rules": rules}]}
 
 
 def alert_file(limits: Thresholds) -> Json:
-    """The file of alerts."""
+    """Content of the file of alerts."""
     return {"groups": [{"name": "moe-alerts", "rules": [_rule(a, limits) for a in alerts(limits)]}]}
 
 

@@ -1,4 +1,4 @@
-"""YAML as people read it: keys in order, long texts as blocks, a line that says who wrote it."""
+"""Readable YAML: keys in order, long texts as blocks, and a first line that says who wrote it."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ _HEADER = "# Written by `moe-megatron grafana build`; edit moe_megatron/dashboar
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes texts of several lines as blocks, and never an alias."""
+    """Writes multi-line texts as blocks, and never writes aliases."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -23,5 +23,5 @@ _Dumper.add_representer(str, _text)
 
 
 def yaml_text(data: Any) -> str:
-    """A document."""
+    """A YAML document with the header."""
     return _HEADER + yaml.dump(data, Dumper=_Dumper, sort_keys=False, width=100)

@@ -1,8 +1,8 @@
-"""Mapping tables: where each tensor of a Hugging Face model lies in a Megatron checkpoint.
+"""Mapping tables: where each tensor of a Hugging Face model is stored in a Megatron checkpoint.
 
-Data alone, without torch, Megatron or transformers. A family is one file of this package, which is
-all it takes to add one: a table, registered under its `model_type`; `docs/adding_a_family.md` shows
-how.
+Tables are data and need neither torch nor Megatron nor transformers. A family is one file of this
+package, a table registered under its `model_type`; adding the file is all it takes
+(`docs/adding_a_family.md`).
 """
 
 import importlib

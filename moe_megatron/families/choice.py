@@ -1,8 +1,8 @@
 """Which family a natively trained model can be exported as.
 
-A family fits when it can say every field of the model's architecture, and the configuration that it
-would write, read again, is the same model, computed in the same way. So the tables decide, and a
-new family needs no rule here.
+A family fits if its configuration can express every field of the model's architecture, and if
+writing that configuration and reading it back gives the same model, computed in the same way. The
+tables decide this, so a new family needs no rule here.
 """
 
 from collections.abc import Iterable
@@ -14,18 +14,18 @@ from moe_megatron.errors import ConfigError, MappingError
 from moe_megatron.families.family import Family
 
 FLAGS_OF_UNKNOWN_FUNCTION = ("apply-layernorm-1p", "moe-latent-size", "softmax-type")
-"""Megatron flags that change what a model computes in ways that no field of ours says."""
+"""Megatron flags that change what a model computes and that no `ModelConfig` field covers."""
 
 
 def fitting_family(run_config: RunConfig, families: Iterable[Family]) -> Family:
-    """The first family that holds the model of a run.
+    """The first family that can express the model of a run.
 
     Args:
         run_config: A run that was not imported.
         families: Families in order of preference.
 
     Raises:
-        MappingError: None does; names the nearest and what it cannot say.
+        MappingError: None can; the message names the nearest and what it cannot express.
     """
     misfits: list[tuple[int, str]] = []
     for family in families:
@@ -35,20 +35,20 @@ def fitting_family(run_config: RunConfig, families: Iterable[Family]) -> Family:
         misfits.append((weight, f"the nearest is {family.name}: {problem}"))
     nearest = min(misfits, key=lambda misfit: misfit[0])[1]
     raise MappingError(
-        f"no Hugging Face family holds this model; {nearest.removesuffix('.')}. Train with "
+        f"no Hugging Face family can express this model; {nearest.removesuffix('.')}. Train with "
         "settings that a family has, or keep the Megatron checkpoint."
     )
 
 
 def _misfit(run_config: RunConfig, family: Family) -> tuple[int, str]:
-    """How far a family is from a run's model (0: it holds it), and what it cannot say."""
+    """How far a family is from a run's model (0: it fits), and what it cannot express."""
     architecture = run_config.architecture
     if family.is_moe != architecture.is_moe:
         return 100, f"it is {'a MoE' if family.is_moe else 'a dense'} family"
     try:
         found = [_sentence(difference) for difference in family.misfits(architecture)]
-        # Only the one that seems to hold it is made to prove it.
-        found = found or _problems(run_config, family)
+        # The round trip is costly, so only a family that seems to fit is put to it.
+        found = found or _round_trip_problems(run_config, family)
     except (MappingError, ConfigError) as error:
         return 99, str(error)
     found += [
@@ -57,11 +57,11 @@ def _misfit(run_config: RunConfig, family: Family) -> tuple[int, str]:
     return len(found), "; ".join(found)
 
 
-def _problems(run_config: RunConfig, family: Family) -> list[str]:
-    """What is another model after writing the family's configuration and reading it again."""
+def _round_trip_problems(run_config: RunConfig, family: Family) -> list[str]:
+    """How the model changes if the family's configuration is written and read back."""
     hf_config = family.hf_config(run_config)
     ours, theirs = run_config.architecture, family.geometry(hf_config).architecture
-    differences = ours.differences(theirs, ours.names("tensors", "function"))
+    differences = ours.differences(theirs, ours.field_names("tensors", "function"))
     return [*family.limits(hf_config), *map(_sentence, differences)]
 
 

@@ -18,7 +18,7 @@ from moe_megatron.families.settings import (
     SHARED_EXPERTS,
     moe_fields,
     negated,
-    number,
+    same_value,
 )
 
 DEEPSEEK_V2 = Family(
@@ -31,7 +31,7 @@ DEEPSEEK_V2 = Family(
         *moe_fields("n_routed_experts", "moe_intermediate_size", None),
         *GROUP_FIELDS,
         SHARED_EXPERTS,
-        number("aux_loss_alpha", "moe.aux_loss_coef", 0.001),
+        same_value("aux_loss_alpha", "moe.aux_loss_coef", 0.001),
         negated("norm_topk_prob", "moe.router.pre_softmax", True),
     ),
     pattern=FIRST_DENSE,

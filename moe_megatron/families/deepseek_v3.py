@@ -1,14 +1,14 @@
-"""DeepSeek-V3 and R1: as V2, with a biased sigmoid router and multi-token prediction.
+"""DeepSeek-V3 and R1: like V2, with a biased sigmoid router and multi-token prediction.
 
-What `deepseek_v2` says of latent attention holds here too. The copies of the embedding that
-published checkpoints hold for multi-token prediction travel as they are, under `hugging_face.`.
+Latent attention is that of `deepseek_v2`. Published checkpoints hold copies of the embedding for
+multi-token prediction; these are kept unchanged under `hugging_face.`.
 """
 
 from dataclasses import replace
 
 from moe_megatron.families.deepseek_v2 import DEEPSEEK_V2
 from moe_megatron.families.family import sigmoid_limits
-from moe_megatron.families.latent import MTP, latent_limits, mtp_copies, mtp_layout, mtp_present
+from moe_megatron.families.latent import MTP, latent_limits, mtp_copies, mtp_fields, mtp_layout
 from moe_megatron.families.registry import register_family
 from moe_megatron.families.rows import EXPERT_BIAS
 from moe_megatron.families.settings import (
@@ -25,7 +25,7 @@ DEEPSEEK_V3 = replace(
     name="deepseek_v3",
     architecture="DeepseekV3ForCausalLM",
     rows=(*DEEPSEEK_V2.rows, EXPERT_BIAS, *MTP),
-    extra=mtp_copies,
+    extra_links=mtp_copies,
     fields=(
         *MODEL_FIELDS,
         *LATENT_FIELDS,
@@ -34,7 +34,7 @@ DEEPSEEK_V3 = replace(
         SHARED_EXPERTS,
         MTP_FIELD,
     ),
-    present=mtp_present,
+    fields_from_names=mtp_fields,
     layout=mtp_layout,
     constants={
         "model.qk_norm": True,

@@ -1,4 +1,4 @@
-"""Dense decoders: Llama, Mistral, Qwen2 and Qwen3; what upcycling starts from."""
+"""Dense decoders, which upcycling starts from: Llama, Mistral, Qwen2 and Qwen3."""
 
 from dataclasses import replace
 
@@ -16,9 +16,9 @@ from moe_megatron.families.settings import (
     HEAD_FIELDS,
     MODEL_FIELDS,
     NO_LAYER,
-    number,
+    same_value,
 )
-from moe_megatron.families.sliding import window
+from moe_megatron.families.sliding import sliding_window
 
 LLAMA = Family(
     name="llama",
@@ -28,7 +28,7 @@ LLAMA = Family(
         *MODEL_FIELDS,
         *HEAD_FIELDS,
         *ATTENTION_BIASES,
-        number("mlp_bias", "model.add_bias", False),
+        same_value("mlp_bias", "model.add_bias", False),
     ),
     pattern=NO_LAYER,
     hf_constants={"hidden_act": "silu"},
@@ -39,7 +39,7 @@ MISTRAL = replace(
     name="mistral",
     architecture="MistralForCausalLM",
     fields=(*MODEL_FIELDS, *HEAD_FIELDS),
-    parts=window,
+    computed_fields=sliding_window,
     hf_constants={"hidden_act": "silu", "sliding_window": None},
 )
 

@@ -1,4 +1,8 @@
-"""A family: its table of rows and its configuration fields, and what both are read for."""
+"""A family: a table of tensors and a table of configuration fields, each read in two directions.
+
+It knows how to get a model's sizes, tensors, run configuration and `config.json` from the tables,
+but no particular family.
+"""
 
 import re
 from collections.abc import Callable, Collection, Mapping
@@ -19,20 +23,20 @@ from moe_megatron.families.settings import (
     TOP_K_ROUTER,
     Field,
     Pattern,
-    of_run,
+    run_value,
     set_nested,
 )
 from moe_megatron.families.table import Row, expand
 
 LONGEST_SEQUENCE = 4096
-"""Tokens of a training sequence that an import proposes at most."""
+"""Longest training sequence that an import proposes, in tokens."""
 Names = Collection[str] | None
-_MOST = {"model.num_layers": 4096, "moe.num_experts": 65536, "model.num_prediction_layers": 64}
+_MAXIMA = {"model.num_layers": 4096, "moe.num_experts": 65536, "model.num_prediction_layers": 64}
 _FUSED = re.compile(r"\.experts\.(gate_up_proj|down_proj)$")
 _PRECISIONS = {"float32": "fp32", "bfloat16": "bf16"}
 _DTYPES = {precision: dtype for dtype, precision in _PRECISIONS.items()}
 _ROUTER = "moe.router."
-_LEAST = {
+_SIZES = {
     "layers": "model.num_layers",
     "hidden": "model.hidden_size",
     "heads": "model.num_attention_heads",
@@ -41,30 +45,30 @@ _LEAST = {
     "vocab": "data.vocab_size",
     "ffn": "model.ffn_hidden_size",
 }
-_LEAST_MOE = {
+_MOE_SIZES = {
     "experts": "moe.num_experts",
     "expert_width": "moe.expert_hidden_size",
     "top_k": "moe.top_k",
 }
-"""Sizes of which each model has at least one, by the word that a message calls them."""
+"""Sizes that must be at least 1, by the name that messages give them."""
 
 
 def sigmoid_limits(config: HfConfig, geometry: Geometry) -> list[str]:
-    """For `limits_of`: Megatron brings the weights of the chosen experts to a sum of 1."""
+    """For `limits_of`: Megatron scales the sigmoid weights of a token's experts to a sum of 1."""
     if config.get("norm_topk_prob", True) == (geometry.top_k > 1):
         return []
-    return ["Megatron normalizes the weights of several chosen experts, and of one never."]
+    return ["Megatron normalizes expert weights if top_k is more than 1, and never if it is 1."]
 
 
 def _no_links(geometry: Geometry) -> list[Link]:
     return []
 
 
-def _nothing(config: HfConfig) -> dict[str, Any]:
+def _no_fields(config: HfConfig) -> dict[str, Any]:
     return {}
 
 
-def _nothing_more(config: HfConfig, names: Names) -> dict[str, Any]:
+def _no_fields_from_names(config: HfConfig, names: Names) -> dict[str, Any]:
     return {}
 
 
@@ -74,49 +78,52 @@ def _no_limits(config: HfConfig, geometry: Geometry) -> list[str]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Family:
-    """One architecture of Hugging Face and its place in Megatron."""
+    """A Hugging Face architecture and its mapping to Megatron."""
 
     name: str
     """`model_type` of its configurations."""
     architecture: str
-    """Class of transformers that loads it."""
+    """The transformers class that loads it."""
     rows: tuple[Row, ...]
+    """Its tensors."""
     fields: tuple[Field, ...]
-    parts: Callable[[HfConfig], dict[str, Any]] = _nothing
-    """Dotted fields of a run that take a calculation."""
-    present: Callable[[HfConfig, Names], dict[str, Any]] = _nothing_more
-    """Dotted fields of a run that the names of a checkpoint's tensors correct."""
-    layout: Callable[[HfConfig, Names], dict[str, Any]] = _nothing_more
-    """Fields of `Geometry` beside the architecture, of a configuration and names of tensors."""
+    """Keys of its `config.json`."""
+    computed_fields: Callable[[HfConfig], dict[str, Any]] = _no_fields
+    """Computes dotted fields of a run that do not correspond to one key of `config.json`."""
+    fields_from_names: Callable[[HfConfig, Names], dict[str, Any]] = _no_fields_from_names
+    """Corrects dotted fields of a run by the names of the tensors that a checkpoint holds."""
+    layout: Callable[[HfConfig, Names], dict[str, Any]] = _no_fields_from_names
+    """Fields of `Geometry` beyond the architecture, from a configuration and tensor names."""
     pattern: Pattern = EVERY_LAYER
+    """Which layers are MoE layers."""
     constants: Mapping[str, Any] = field(default_factory=dict)
-    """Dotted fields of a run that are the same for every member, where they are not the defaults of
-    `ModelConfig`, `MoEConfig` and the top-k router."""
+    """Dotted fields of a run that have the same value in every member of the family, if that is not
+    the default of `ModelConfig`, `MoEConfig` or the top-k router."""
     hf_constants: Mapping[str, Any] = field(default_factory=dict)
-    """Keys of `config.json` that every natively trained model gets."""
-    extra: Callable[[Geometry], list[Link]] = _no_links
-    """Links that no row can say."""
+    """Keys written to `config.json` of every natively trained model."""
+    extra_links: Callable[[Geometry], list[Link]] = _no_links
+    """Links that no row can express."""
     limits_of: Callable[[HfConfig, Geometry], list[str]] = _no_limits
     """What Megatron computes differently, as sentences."""
     ignored: tuple[str, ...] = ()
-    """Patterns of tensors to leave out, besides those that every family leaves out."""
+    """Patterns of tensor names to leave out, in addition to those that every family leaves out."""
     model_types: tuple[str, ...] = ()
     """Further `model_type`s with the same tensors."""
     fused_pattern: re.Pattern[str] = _FUSED
-    """Names that only the layout of transformers 5 has."""
+    """Matches names that occur only in the layout of transformers 5."""
     latent: bool = False
-    """Latent attention (MLA)."""
+    """Whether attention is latent (MLA)."""
     rope_base: float = 10000.0
-    """Base of the rotary frequencies where the configuration has none."""
+    """Base of the rotary frequencies if the configuration has none."""
 
     @property
     def is_moe(self) -> bool:
-        """Whether its models have experts."""
+        """Whether the family's models have experts."""
         return self.pattern is not NO_LAYER
 
     @property
     def architectures(self) -> tuple[str, ...]:
-        """Classes of transformers that load it."""
+        """The transformers classes that load it."""
         return (self.architecture,)
 
     def geometry(self, hf_config: HfConfig, names: Names = None) -> Geometry:
@@ -124,13 +131,13 @@ class Family:
 
         Args:
             hf_config: Its `config.json`.
-            names: Names of its tensors, on either side, where there are any: published checkpoints
-                hold the layers of multi-token prediction that their configuration speaks of, and
-                copies of the embedding in them; those that transformers wrote do not.
+            names: Names of its tensors, on either side, if there are any. Published checkpoints
+                hold the multi-token prediction layers that their configuration mentions, with
+                copies of the embedding; checkpoints that transformers wrote do not.
 
         Raises:
             MappingError: A key is missing, or sizes do not fit each other.
-            ConfigError: A key has a value that no model can have.
+            ConfigError: A key has an impossible value.
         """
         values = self._values(hf_config, names)
         sections = {key: values[key] for key in ("model", "moe")}
@@ -139,7 +146,7 @@ class Family:
         return Geometry(family=self.name, architecture=run.architecture, **layout)
 
     def _values(self, hf_config: HfConfig, names: Names = None) -> dict[str, Any]:
-        """Nested fields of a run, of model, experts and vocabulary."""
+        """Fields of a run in nested sections: model, experts and vocabulary."""
         values: dict[str, Any] = {"model": {}, "moe": {}, "data": {}}
         for name, value in {**(TOP_K_ROUTER if self.is_moe else {}), **self.constants}.items():
             set_nested(values, name, value)
@@ -149,13 +156,14 @@ class Family:
             values["model"]["rotary_base"] = round(rope.base(hf_config, self.rope_base))
             for name, value in rope.fields(hf_config, latent=self.latent).items():
                 set_nested(values, name, value)
-        for name, value in {**self.parts(hf_config), **self.present(hf_config, names)}.items():
+        computed = self.computed_fields(hf_config) | self.fields_from_names(hf_config, names)
+        for name, value in computed.items():
             set_nested(values, name, value)
         _check_sizes(values, is_moe=self.is_moe)
         moe_layers = self.pattern.read(hf_config, values["model"]["num_layers"])
         if any(moe_layers):
-            alike = all(moe_layers)
-            values["moe"]["layer_frequency"] = 1 if alike else [int(moe) for moe in moe_layers]
+            uniform = all(moe_layers)
+            values["moe"]["layer_frequency"] = 1 if uniform else [int(moe) for moe in moe_layers]
             _finish_moe(values["moe"])
         else:
             values["moe"] = {"num_experts": None}
@@ -168,19 +176,19 @@ class Family:
             geometry: Its sizes.
             fused: Whether the Hugging Face side has the layout of transformers 5.
         """
-        return [*expand(self.rows, geometry, fused=fused), *self.extra(geometry)]
+        return [*expand(self.rows, geometry, fused=fused), *self.extra_links(geometry)]
 
-    def fused_names(self, names: Collection[str]) -> bool:
-        """Whether tensors of these names are in the layout of transformers 5."""
+    def has_fused_names(self, names: Collection[str]) -> bool:
+        """Whether tensors with these names are in the layout of transformers 5."""
         return any(self.fused_pattern.search(name) is not None for name in names)
 
     def ignorable(self, geometry: Geometry) -> tuple[str, ...]:
-        """Patterns of whole names that a Hugging Face checkpoint may hold besides, to no effect."""
+        """Patterns (of whole names) of tensors that a Hugging Face checkpoint may hold unused."""
         tied = () if geometry.untied else ("lm_head.weight",)
         return (r".*rotary_emb\.inv_freq", *tied, *self.ignored)
 
     def limits(self, hf_config: HfConfig) -> tuple[str, ...]:
-        """What Megatron computes differently from this model, as sentences; weights are exact."""
+        """How Megatron's function differs from this model's, as sentences; weights are exact."""
         geometry = self.geometry(hf_config)
         found = rope.limits(hf_config, latent=self.latent) if self._has_rope else []
         return (*found, *self.limits_of(hf_config, geometry))
@@ -190,40 +198,40 @@ class Family:
         return str(self.constants.get("model.position_embedding", "rope")) == "rope"
 
     def run_config(self, hf_config: HfConfig, geometry: Geometry | None = None) -> dict[str, Any]:
-        """Sections of a `RunConfig`, as `load_config` takes them, in which this model trains on.
+        """Sections of a `RunConfig` that continues training this model, as `load_config` takes it.
 
         Args:
             hf_config: Its `config.json`.
-            geometry: Its sizes, where they are known from the checkpoint itself.
+            geometry: Its sizes, if they are known from the checkpoint itself.
 
         Raises:
             MappingError: A key is missing, or has a value that no run can have.
         """
         geometry = geometry or self.geometry(hf_config)
-        it = geometry.architecture
-        whole = to_mapping(RunConfig(model=it.model, moe=it.moe))
-        longest = min(LONGEST_SEQUENCE, whole["model"]["max_position_embeddings"])
+        architecture = geometry.architecture
+        sections = to_mapping(RunConfig(model=architecture.model, moe=architecture.moe))
+        longest = min(LONGEST_SEQUENCE, sections["model"]["max_position_embeddings"])
         dtype = str(hf_config.get("dtype") or hf_config.get("torch_dtype")).removeprefix("torch.")
         return {
-            "model": whole["model"],
-            "moe": whole["moe"],
-            "data": {"vocab_size": it.vocab_size, "sequence_length": longest},
+            "model": sections["model"],
+            "moe": sections["moe"],
+            "data": {"vocab_size": architecture.vocab_size, "sequence_length": longest},
             "training": {"precision": _PRECISIONS.get(dtype, "auto")},
         }
 
     def hf_config(
         self, run_config: RunConfig, base: HfConfig | None = None, names: Names = None
     ) -> dict[str, Any]:
-        """The way back: the `config.json` of a run.
+        """The inverse of `run_config`: the `config.json` of a run.
 
         Args:
             run_config: The run.
-            base: The configuration that the run was imported from: it stays as it is but for what
-                the run changed. None for a natively trained model.
-            names: Names of the tensors of the checkpoint, as `geometry` takes them.
+            base: The configuration that the run was imported from; it is kept except for what the
+                run changed. None for a natively trained model.
+            names: Names of the checkpoint's tensors, as for `geometry`.
 
         Raises:
-            MappingError: The family has no way to say which layers are MoE layers.
+            MappingError: The family cannot express which layers are MoE layers.
         """
         config = dict(base or {"architectures": [self.architecture], "model_type": self.name})
         if base is None:
@@ -232,8 +240,8 @@ class Family:
         if base is not None:
             before = from_mapping(self.run_config(base, self.geometry(base, names)))
         for entry in self.fields:
-            value = of_run(run_config, entry.ours)
-            if before is None or of_run(before, entry.ours) != value:
+            value = run_value(run_config, entry.ours)
+            if before is None or run_value(before, entry.ours) != value:
                 config[entry.key(config)] = entry.write(value, run_config)
         if self._has_rope:
             rope.write(config, run_config.model, None if before is None else before.model)
@@ -257,19 +265,19 @@ class Family:
         return keys
 
     @property
-    def _says(self) -> frozenset[str]:
-        """Dotted names of the fields of a model that its configurations can say."""
-        said = {entry.ours for entry in self.fields} | {"moe.layer_frequency"}
+    def _variable_fields(self) -> frozenset[str]:
+        """Dotted names of the model fields that the family's configurations can express."""
+        names = {entry.ours for entry in self.fields} | {"moe.layer_frequency"}
         if self._has_rope:
-            said |= {"model.rotary_base", "model.rope_scaling"}
+            names |= {"model.rotary_base", "model.rope_scaling"}
         if "partial_rotary_factor" in self.hf_constants:
-            said.add("model.rotary_fraction")
-        return frozenset(said | {name.rsplit(".", 1)[0] for name in said if name.count(".") > 1})
+            names.add("model.rotary_fraction")
+        return frozenset(names | {name.rsplit(".", 1)[0] for name in names if name.count(".") > 1})
 
     def misfits(self, architecture: Architecture) -> list[Difference]:
-        """The fields of a model that none of its configurations can say, `theirs` being its own.
+        """The fields of a model that no member of the family has; `theirs` is the family's value.
 
-        An empty list is no proof: what a field of the family says may still not hold the value.
+        An empty list is no proof of fit: a field that the family has may still not allow the value.
         """
         fixed = self._fixed("model", ModelConfig)
         nearest = Architecture(
@@ -277,7 +285,7 @@ class Family:
             moe=self._nearest_experts(architecture.moe),
             vocab_size=architecture.vocab_size,
         )
-        return architecture.differences(nearest, architecture.names("tensors", "function"))
+        return architecture.differences(nearest, architecture.field_names("tensors", "function"))
 
     def _nearest_experts(self, moe: MoEConfig) -> MoEConfig:
         if moe.num_experts is None:
@@ -288,24 +296,26 @@ class Family:
             for name, value in {**TOP_K_ROUTER, **self.constants}.items()
             if name.startswith(_ROUTER)
         }
-        said = (name.removeprefix(_ROUTER) for name in self._says if name.startswith(_ROUTER))
-        router |= {option: ours.get(option) for option in said}
+        variable = (
+            name.removeprefix(_ROUTER) for name in self._variable_fields if name.startswith(_ROUTER)
+        )
+        router |= {option: ours.get(option) for option in variable}
         _leave_out_other_options(router)
         fixed = self._fixed("moe", MoEConfig)
         fixed["router"] = RouterConfig(name=router.pop("name"), options=router)
         return replace(moe, **fixed)
 
     def _fixed(self, section: str, config_type: type) -> dict[str, Any]:
-        """The fields of a section that are the same for every member, with their values."""
+        """The fields of a section that are the same in every member, with their values."""
         return {
             f.name: self.constants.get(f"{section}.{f.name}", f.default)
             for f in fields(config_type)
-            if f"{section}.{f.name}" not in self._says
+            if f"{section}.{f.name}" not in self._variable_fields
         }
 
 
 def _finish_moe(moe: dict[str, Any]) -> None:
-    """Null where a run says nothing, and no loss where nothing balances by one."""
+    """Normalize equivalent settings, and set the balancing loss to 0 where none is used."""
     router = moe["router"]
     _leave_out_other_options(router)
     if router["name"] == "top_k" and router["expert_groups"] in {None, 1, router["group_top_k"]}:
@@ -319,7 +329,7 @@ def _finish_moe(moe: dict[str, Any]) -> None:
 
 
 def _leave_out_other_options(router: dict[str, Any]) -> None:
-    """A family of another router begins with the options of top-k like all others."""
+    """Remove the top-k options, which every family starts with, from any other router."""
     if router["name"] != TOP_K_ROUTER[f"{_ROUTER}name"]:
         for name in TOP_K_ROUTER.keys() - {f"{_ROUTER}name"}:
             router.pop(name.removeprefix(_ROUTER), None)
@@ -330,22 +340,24 @@ def _check_sizes(values: Mapping[str, Any], *, is_moe: bool) -> None:
         section, key = name.split(".")
         return values[section].get(key)
 
-    for word, name in {**_LEAST, **(_LEAST_MOE if is_moe else {})}.items():
+    for word, name in {**_SIZES, **(_MOE_SIZES if is_moe else {})}.items():
         if size(name) is not None and size(name) < 1:
             raise MappingError(f"config.json gives {size(name)} {word}; at least 1 is needed.")
-    for name, most in _MOST.items():
-        if (size(name) or 0) > most:
-            words = {**_LEAST, **_LEAST_MOE}.items()
+    for name, maximum in _MAXIMA.items():
+        if (size(name) or 0) > maximum:
+            words = {**_SIZES, **_MOE_SIZES}.items()
             what = next((word for word, ours in words if ours == name), "prediction layers")
-            raise MappingError(f"config.json gives {size(name)} {what}; {most} are allowed.")
+            raise MappingError(
+                f"config.json gives {size(name)} {what}; at most {maximum} are allowed."
+            )
     heads, groups = size("model.num_attention_heads"), size("model.num_query_groups")
     if groups and heads % groups:
         raise MappingError(
             f"config.json has {heads} query heads and {groups} key/value heads; "
-            "the second number must divide the first."
+            "the second number must divide the first. Correct config.json."
         )
     if is_moe and size("moe.top_k") > size("moe.num_experts"):
         raise MappingError(
-            f"config.json sends a token to {size('moe.top_k')} of {size('moe.num_experts')} "
+            f"config.json sends each token to {size('moe.top_k')} of {size('moe.num_experts')} "
             "experts; it cannot be more than there are."
         )

@@ -1,7 +1,7 @@
-"""The sizes that rows of a mapping table name: those of a model's architecture, under short names.
+"""The sizes of a model's architecture, under the short names that rows of a mapping table use.
 
-Shapes of tensors follow from them. What a checkpoint holds beside the tensors of the architecture
-is said by the fields below it. This module does not know tensors or families.
+The shapes of tensors follow from them. Further fields describe what a checkpoint holds in addition
+to the tensors of the architecture. This module does not know tensors or families.
 """
 
 from dataclasses import dataclass
@@ -14,16 +14,16 @@ class Geometry:
     """What decides which tensors a model has, and their shapes. Widths are in features."""
 
     family: str
-    """Name of the family that read it."""
+    """Name of the family that read the configuration."""
     architecture: Architecture
     mtp_copies: bool = False
-    """Layers of multi-token prediction hold copies of embedding and output projection."""
+    """Whether multi-token prediction layers hold copies of embedding and output projection."""
     encoder_moe_layers: tuple[bool, ...] = ()
     """As `moe_layers`, for the encoder of an encoder-decoder model."""
     side_embeddings: bool = False
-    """Encoder and decoder have embeddings of their own besides the shared one."""
+    """Whether encoder and decoder have embeddings of their own in addition to the shared one."""
     position_buckets: int = 0
-    """Rows of a table of relative position biases."""
+    """Rows of the table of relative position biases."""
 
     @property
     def _model(self) -> ModelConfig:
@@ -39,12 +39,12 @@ class Geometry:
 
     @property
     def layers(self) -> int:
-        """Decoder layers, without those of multi-token prediction."""
+        """Decoder layers, not counting multi-token prediction layers."""
         return self._model.num_layers
 
     @property
     def mtp_layers(self) -> int:
-        """Layers of multi-token prediction, behind the decoder layers."""
+        """Multi-token prediction layers, which follow the decoder layers."""
         return self._model.num_prediction_layers
 
     @property
@@ -55,12 +55,12 @@ class Geometry:
 
     @property
     def homogeneous(self) -> bool:
-        """Whether Megatron stacks the layers of a tensor: all are alike."""
+        """Whether all layers are of one kind, so that Megatron stacks them in one tensor."""
         return all(self.moe_layers) or not any(self.moe_layers)
 
     @property
     def vocab(self) -> int:
-        """Rows of the embedding; a Megatron checkpoint may hold more, padded ones."""
+        """Rows of the embedding; a Megatron checkpoint may hold more, as padding."""
         return self.architecture.vocab_size
 
     @property
@@ -70,28 +70,28 @@ class Geometry:
 
     @property
     def two_hidden(self) -> int:
-        """Features of two residual streams side by side."""
+        """Width of two residual streams concatenated."""
         return 2 * self.hidden
 
     @property
     def positions(self) -> int:
-        """Rows of a table of learned positions; 0: there is none."""
+        """Rows of the table of learned positions; 0: no table."""
         learned = self._model.position_embedding == "learned_absolute"
         return (self._model.max_position_embeddings or 0) if learned else 0
 
     @property
     def untied(self) -> bool:
-        """The output projection has a matrix of its own."""
+        """Whether the output projection has a matrix of its own."""
         return not self._model.tie_embeddings
 
     @property
     def head_bias(self) -> bool:
-        """The output projection of the model has a bias."""
+        """Whether the model's output projection has a bias."""
         return self._model.lm_head_bias
 
     @property
     def norm_bias(self) -> bool:
-        """Norms have biases."""
+        """Whether norms have a bias."""
         return self._model.norm == "LayerNorm"
 
     # --- attention ---
@@ -123,22 +123,22 @@ class Geometry:
 
     @property
     def qkv_rows(self) -> int:
-        """Rows of Megatron's matrix of queries, keys and values together."""
+        """Rows of Megatron's combined matrix of queries, keys and values."""
         return self.q_rows + 2 * self.kv_rows
 
     @property
     def qkv_bias(self) -> bool:
-        """The projections of queries, keys and values have biases."""
+        """Whether the projections of queries, keys and values have a bias."""
         return self._model.add_bias or self._model.qkv_bias
 
     @property
     def proj_bias(self) -> bool:
-        """The output projection of the attention has a bias."""
+        """Whether the attention's output projection has a bias."""
         return self._model.add_bias or self._model.attention_output_bias
 
     @property
     def qk_norm(self) -> bool:
-        """Queries and keys are normalized."""
+        """Whether queries and keys are normalized."""
         return self._model.qk_norm
 
     @property
@@ -155,7 +155,7 @@ class Geometry:
 
     @property
     def full_rank_q(self) -> bool:
-        """Latent attention whose queries do not go through a low rank."""
+        """Whether attention is latent but its queries have full rank."""
         return self._latent is not None and self._latent.q_lora_rank is None
 
     @property
@@ -177,7 +177,7 @@ class Geometry:
 
     @property
     def latent_kv_down_rows(self) -> int:
-        """Rows of the projection down to the latent of keys and values and the rotated key."""
+        """Rows of the down projection: latent of keys and values, then the rotated key."""
         return self.kv_lora + (self._latent.qk_pos_emb_head_dim if self._latent else 0)
 
     @property
@@ -200,12 +200,12 @@ class Geometry:
 
     @property
     def two_ffn(self) -> int:
-        """Rows of gate and up projection of a dense MLP together."""
+        """Rows of a dense MLP's gate and up projections together."""
         return 2 * self.ffn
 
     @property
     def mlp_bias(self) -> bool:
-        """The linear layers of MLPs have biases."""
+        """Whether the linear layers of MLPs have a bias."""
         return self._model.add_bias
 
     @property
@@ -225,29 +225,29 @@ class Geometry:
 
     @property
     def two_expert_width(self) -> int:
-        """Rows of gate and up projection of an expert together."""
+        """Rows of an expert's gate and up projections together."""
         return 2 * self.expert_width
 
     @property
     def shared_width(self) -> int:
-        """Inner width of the shared experts together; 0: there are none."""
+        """Inner width of all shared experts together; 0: there are none."""
         return self._moe.shared_expert_hidden_size or 0
 
     @property
     def two_shared_width(self) -> int:
-        """Rows of gate and up projection of the shared experts together."""
+        """Rows of the shared experts' gate and up projections together."""
         return 2 * self.shared_width
 
     @property
     def shared_gate(self) -> bool:
-        """A gate weighs the shared expert."""
+        """Whether a gate scales the output of the shared expert."""
         return self._moe.shared_expert_gate and self.shared_width > 0
 
     @property
     def expert_bias(self) -> bool:
-        """The choice of experts has a correction bias."""
+        """Whether a bias corrects the scores that select experts."""
         return self._moe.expert_bias
 
     def size(self, axis: str | int) -> int:
-        """The size of an axis that a row names, or the number itself."""
+        """The size of an axis, given as a number or as the name of one of these properties."""
         return axis if isinstance(axis, int) else int(getattr(self, axis))

@@ -1,4 +1,4 @@
-"""GLM-4.5-MoE (4.6 and 4.7 too): plain attention, half rotated, and DeepSeek-V3's experts."""
+"""GLM-4.5-MoE (also 4.6, 4.7): plain attention with half-rotated heads, DeepSeek-V3's experts."""
 
 from dataclasses import replace
 
@@ -23,7 +23,7 @@ from moe_megatron.families.settings import (
     MTP_FIELD,
     SHARED_EXPERTS,
     moe_fields,
-    number,
+    same_value,
 )
 
 GLM4_MOE = replace(
@@ -37,8 +37,8 @@ GLM4_MOE = replace(
     fields=(
         *MODEL_FIELDS,
         *HEAD_FIELDS,
-        number("attention_bias", "model.qkv_bias", False),
-        number("use_qk_norm", "model.qk_norm", False),
+        same_value("attention_bias", "model.qkv_bias", False),
+        same_value("use_qk_norm", "model.qk_norm", False),
         *moe_fields("n_routed_experts", "moe_intermediate_size", None),
         *GROUP_FIELDS,
         SHARED_EXPERTS,

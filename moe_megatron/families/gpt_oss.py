@@ -1,8 +1,8 @@
 """GPT-OSS: experts transposed and interleaved in one tensor, biases, attention sinks, windows.
 
-Converting transposes the experts, so this is no plain copy; the MXFP4 blocks of published
-checkpoints have to be dequantized first (transformers writes them so with `dequantize=True`).
-Megatron has the sinks, windows, clamped activation, biases and YaRN positions.
+Conversion transposes the experts, so it is not a plain copy of bytes. The MXFP4 blocks of published
+checkpoints must be dequantized first (load with `dequantize=True` in transformers and save).
+Megatron supports the sinks, windows, clamped activation, biases and YaRN positions.
 """
 
 from moe_megatron.families.family import Family
@@ -12,10 +12,10 @@ from moe_megatron.families.settings import (
     HEAD_FIELDS,
     MODEL_FIELDS,
     moe_fields,
-    number,
+    same_value,
 )
-from moe_megatron.families.sliding import window
-from moe_megatron.families.table import Form, Row, Scope, Source, one
+from moe_megatron.families.sliding import sliding_window
+from moe_megatron.families.table import Form, Row, Scope, Source, one_to_one
 
 _MLP = LAYER + "mlp."
 
@@ -37,13 +37,13 @@ GPT_OSS = Family(
     rows=(
         *OUTSIDE,
         *ATTENTION,
-        one(
+        one_to_one(
             "self_attention.core_attention.softmax_offset",
             LAYER + "self_attn.sinks",
             "heads",
         ),
         router("mlp.router.weight"),
-        one("mlp.router.bias", _MLP + "router.bias", "experts", scope=Scope.MOE),
+        one_to_one("mlp.router.bias", _MLP + "router.bias", "experts", scope=Scope.MOE),
         _expert(
             "linear_fc1.weight", "gate_up_proj", Form.STACK_T_PAIRS, "two_expert_width", "hidden"
         ),
@@ -55,7 +55,7 @@ GPT_OSS = Family(
         *MODEL_FIELDS,
         *HEAD_FIELDS,
         *moe_fields("num_local_experts", "intermediate_size"),
-        number("swiglu_limit", "model.activation_clamp", 7.0),
+        same_value("swiglu_limit", "model.activation_clamp", 7.0),
     ),
     constants={
         "model.activation": "quick_geglu",
@@ -63,7 +63,7 @@ GPT_OSS = Family(
         "model.attention_sinks": True,
         "model.add_bias": True,
     },
-    parts=window,
+    computed_fields=sliding_window,
     hf_constants={"hidden_act": "silu"},
     rope_base=150000.0,
 )

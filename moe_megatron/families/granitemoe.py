@@ -1,4 +1,4 @@
-"""Granite-MoE: Mixtral's experts kept in one tensor, and four multipliers."""
+"""Granite-MoE: experts as in Mixtral but stored in one tensor, and four multipliers."""
 
 from dataclasses import replace
 
@@ -10,7 +10,7 @@ from moe_megatron.families.settings import (
     HEAD_FIELDS,
     MODEL_FIELDS,
     moe_fields,
-    number,
+    same_value,
 )
 from moe_megatron.families.table import Form, Row, Source
 
@@ -44,10 +44,10 @@ GRANITEMOE = Family(
         *HEAD_FIELDS,
         *ATTENTION_BIASES,
         *moe_fields("num_local_experts", "intermediate_size"),
-        number("embedding_multiplier", "model.embedding_multiplier", 1.0),
-        number("attention_multiplier", "model.attention_multiplier", 1.0),
-        number("residual_multiplier", "model.residual_multiplier", 1.0),
-        number("logits_scaling", "model.logits_divisor", 1.0),
+        same_value("embedding_multiplier", "model.embedding_multiplier", 1.0),
+        same_value("attention_multiplier", "model.attention_multiplier", 1.0),
+        same_value("residual_multiplier", "model.residual_multiplier", 1.0),
+        same_value("logits_scaling", "model.logits_divisor", 1.0),
     ),
     hf_constants={"hidden_act": "silu"},
 )

@@ -1,4 +1,4 @@
-"""Reading values of a Hugging Face configuration, which may hold anything."""
+"""Checked reading of values from a Hugging Face configuration, which may hold anything."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -10,11 +10,11 @@ HfConfig = Mapping[str, Any]
 _LARGEST = 2**31
 
 
-def real(config: HfConfig, key: str, default: float | None = None) -> float:
-    """A finite number; the default where the key is missing or null.
+def read_float(config: HfConfig, key: str, default: float | None = None) -> float:
+    """Read a finite number; a missing or null key gives the default.
 
     Raises:
-        MappingError: It is missing and has no default, or is no finite number.
+        MappingError: It is missing and has no default, or is not a finite number.
     """
     value = config.get(key)
     if value is None:
@@ -29,13 +29,13 @@ def real(config: HfConfig, key: str, default: float | None = None) -> float:
     return value
 
 
-def whole(config: HfConfig, key: str, default: int | None = None) -> int:
-    """A whole number of 0 or more; the default where the key is missing or null.
+def read_int(config: HfConfig, key: str, default: int | None = None) -> int:
+    """Read a whole number of at least 0; a missing or null key gives the default.
 
     Raises:
-        MappingError: It is missing and has no default, or is no such number.
+        MappingError: It is missing and has no default, or is not such a number.
     """
-    value = real(config, key, default)
+    value = read_float(config, key, default)
     if value % 1 or not 0 <= value < _LARGEST:
         raise MappingError(
             f"config.json gives {key} as {value!r}; a whole number of 0 or more is needed."
@@ -43,11 +43,11 @@ def whole(config: HfConfig, key: str, default: int | None = None) -> int:
     return int(value)
 
 
-def listed(config: HfConfig, key: str) -> Sequence[Any]:
-    """A list; an empty one where the key is missing or null.
+def read_list(config: HfConfig, key: str) -> Sequence[Any]:
+    """Read a list; a missing or null key gives an empty one.
 
     Raises:
-        MappingError: It is something else.
+        MappingError: It is not a list.
     """
     value = config.get(key)
     if value is None:

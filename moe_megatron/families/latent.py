@@ -1,14 +1,14 @@
-"""Latent attention (MLA) and multi-token prediction: rows that DeepSeek's families share."""
+"""Latent attention (MLA) and multi-token prediction: rows that the DeepSeek families share."""
 
 from typing import Any
 
 from moe_megatron.families.family import Names
 from moe_megatron.families.geometry import Geometry
-from moe_megatron.families.hf_config import HfConfig, whole
+from moe_megatron.families.hf_config import HfConfig, read_int
 from moe_megatron.families.links import Link
 from moe_megatron.families.rows import LAYER
 from moe_megatron.families.settings import MTP_FIELD
-from moe_megatron.families.table import Row, Scope, carried, one
+from moe_megatron.families.table import Row, Scope, kept_links, one_to_one
 
 _HF = LAYER + "self_attn."
 _NORM = LAYER + "post_attention_layernorm.weight"
@@ -16,11 +16,11 @@ _NORM = LAYER + "post_attention_layernorm.weight"
 
 def _attention(key: str, name: str, *shape: str, **more: Any) -> Row:
     more["aliases"] = tuple(f"self_attention.{alias}" for alias in more.get("aliases", ()))
-    return one(f"self_attention.{key}", _HF + name, *shape, **more)
+    return one_to_one(f"self_attention.{key}", _HF + name, *shape, **more)
 
 
 LATENT_ATTENTION = (
-    one("input_layernorm.weight", LAYER + "input_layernorm.weight", "hidden"),
+    one_to_one("input_layernorm.weight", LAYER + "input_layernorm.weight", "hidden"),
     _attention(
         "linear_q_proj.weight", "q_proj.weight", "latent_q_rows", "hidden", when="full_rank_q"
     ),
@@ -46,8 +46,8 @@ LATENT_ATTENTION = (
     ),
     _attention("linear_kv_up_proj.weight", "kv_b_proj.weight", "latent_kv_up_rows", "kv_lora"),
     _attention("linear_proj.weight", "o_proj.weight", "hidden", "latent_out"),
-    one("pre_mlp_layernorm.weight", _NORM, "hidden", scope=Scope.MOE),
-    one(
+    one_to_one("pre_mlp_layernorm.weight", _NORM, "hidden", scope=Scope.MOE),
+    one_to_one(
         "pre_mlp_layernorm.weight",
         _NORM,
         "hidden",
@@ -55,41 +55,44 @@ LATENT_ATTENTION = (
         aliases=("mlp.linear_fc1.layer_norm_weight",),
     ),
 )
-"""Latent attention with its norms; Transformer Engine has those of the ranks in the next matrix."""
+"""Latent attention and its norms; Transformer Engine fuses the low-rank norms with the matrix that
+follows them, hence the aliases."""
 
 MTP = (
-    one("enorm.weight", LAYER + "enorm.weight", "hidden", scope=Scope.MTP),
-    one("hnorm.weight", LAYER + "hnorm.weight", "hidden", scope=Scope.MTP),
-    one("eh_proj.weight", LAYER + "eh_proj.weight", "hidden", "two_hidden", scope=Scope.MTP),
-    one("final_layernorm.weight", LAYER + "shared_head.norm.weight", "hidden", scope=Scope.MTP),
+    one_to_one("enorm.weight", LAYER + "enorm.weight", "hidden", scope=Scope.MTP),
+    one_to_one("hnorm.weight", LAYER + "hnorm.weight", "hidden", scope=Scope.MTP),
+    one_to_one("eh_proj.weight", LAYER + "eh_proj.weight", "hidden", "two_hidden", scope=Scope.MTP),
+    one_to_one(
+        "final_layernorm.weight", LAYER + "shared_head.norm.weight", "hidden", scope=Scope.MTP
+    ),
 )
-"""What a layer of multi-token prediction has around its transformer layer."""
+"""Tensors of a multi-token prediction layer in addition to its transformer layer."""
 
 
-def mtp_present(config: HfConfig, names: Names) -> dict[str, Any]:
-    """No layers of multi-token prediction where a checkpoint holds none.
+def mtp_fields(config: HfConfig, names: Names) -> dict[str, Any]:
+    """Set the number of multi-token prediction layers to 0 if the checkpoint holds none.
 
-    Published checkpoints hold the layers that their configuration speaks of; those that
+    Published checkpoints hold the layers that their configuration mentions; checkpoints that
     transformers wrote do not.
     """
     if names is None or not MTP_FIELD.value(config):
         return {}
-    behind = _behind(config)
-    if any(behind in name or name.startswith("mtp.") for name in names):
+    prefix = _mtp_prefix(config)
+    if any(prefix in name or name.startswith("mtp.") for name in names):
         return {}
     return {MTP_FIELD.ours: 0}
 
 
 def mtp_layout(config: HfConfig, names: Names) -> dict[str, Any]:
-    """Whether the layers of multi-token prediction hold copies of the embedding."""
+    """Whether the multi-token prediction layers hold copies of the embedding."""
     if names is None or not MTP_FIELD.value(config):
         return {}
-    head = f"{_behind(config)}shared_head.head"
+    head = f"{_mtp_prefix(config)}shared_head.head"
     return {"mtp_copies": any(head in name for name in names)}
 
 
-def _behind(config: HfConfig) -> str:
-    """How the names of tensors begin in the first layer behind the decoder."""
+def _mtp_prefix(config: HfConfig) -> str:
+    """Prefix of the tensor names of the first layer after the decoder."""
     return f"model.layers.{config['num_hidden_layers']}."
 
 
@@ -100,20 +103,22 @@ def mtp_copies(geometry: Geometry) -> list[Link]:
     shape = (geometry.vocab, geometry.hidden)
     layers = range(geometry.layers, geometry.layers + geometry.mtp_layers)
     kinds = ("embed_tokens.weight", "shared_head.head.weight")
-    return carried([(f"model.layers.{layer}.{kind}", shape) for layer in layers for kind in kinds])
+    return kept_links(
+        [(f"model.layers.{layer}.{kind}", shape) for layer in layers for kind in kinds]
+    )
 
 
 def latent_limits(config: HfConfig, geometry: Geometry) -> list[str]:
     """What Megatron computes differently in latent attention and grouped routing."""
     found = []
     if config.get("rope_interleave") is False:
-        found.append("Megatron takes rotated pairs side by side (rope_interleave true).")
-    groups, chosen = (max(1, whole(config, key, 1)) for key in ("n_group", "topk_group"))
+        found.append("Megatron rotates adjacent pairs of features (rope_interleave true).")
+    groups, chosen = (max(1, read_int(config, key, 1)) for key in ("n_group", "topk_group"))
     if groups > chosen:
         summed = 1 if geometry.family == "deepseek_v2" else 2
         if geometry.top_k // chosen != summed:
             found.append(
                 f"Megatron ranks groups by their best {geometry.top_k // chosen} experts, this "
-                f"model by the best {summed}."
+                f"model by their best {summed}."
             )
     return found

@@ -1,8 +1,8 @@
-"""How the tensors of one checkpoint lie in those of the other: the language of tables and plans.
+"""Links: which rows of Hugging Face tensors make up which matrix of a Megatron checkpoint.
 
-A table of this package expands to links; the plan turns links into byte ranges. A link pairs
-one matrix of the Megatron checkpoint, of one layer and one expert, with blocks of rows of Hugging
-Face tensors. Read from left to right it exports, from right to left it imports. No torch here.
+Tables of this package expand to links; the conversion plan turns links into byte ranges. A link
+pairs one Megatron matrix, of one layer and one expert, with blocks of rows of Hugging Face tensors.
+An export reads it in one direction, an import in the other. This module does not use torch.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,7 +15,7 @@ _PADDED = ("embedding.word_embeddings.", "output_layer.")
 
 
 class Transform(StrEnum):
-    """Work on the numbers of a block that copying its bytes does not do."""
+    """How the numbers of a block are rearranged, if copying its bytes is not enough."""
 
     NONE = "none"
     """The bytes are the same on both sides."""
@@ -35,15 +35,15 @@ class Transform(StrEnum):
 class Block:
     """Consecutive rows of a Hugging Face tensor.
 
-    The tensor is seen as a matrix: its last axis are the columns, all axes before it the rows. So
-    expert e of a fused [experts, 2 * width, hidden] starts at row e * 2 * width. A vector is one
-    column wide.
+    The tensor is viewed as a matrix: its last axis gives the columns, all axes before it the rows.
+    So expert e of a fused [experts, 2 * width, hidden] starts at row e * 2 * width. A vector is a
+    single column.
     """
 
     name: str
     """Name of the tensor."""
     shape: tuple[int, ...]
-    """Its whole shape."""
+    """Shape of the whole tensor."""
     start: int = 0
     """First row of the block."""
     rows: int
@@ -55,22 +55,22 @@ class Block:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Noise:
-    """A matrix of normally distributed numbers; it can stand where a view of a file does.
+    """A matrix of normally distributed numbers, usable in place of a view of a file.
 
-    A row is drawn from a stream of its own, so that the numbers depend on the seed and on nothing
-    else: not on tiles, workers, types, or on where an interrupted conversion continued.
+    Each row is drawn from a stream of its own, so that the numbers depend only on the seed: not on
+    tiles, workers, types, or on where an interrupted conversion continued.
     """
 
     seed: int
     stream: int
-    """Number of the matrix among those of a model."""
+    """Index of the matrix among those of a model."""
     std: float
     rows: int
     columns: int
     row: int = 0
-    """Row of the whole matrix at which it begins."""
+    """Row of the whole matrix at which this part begins."""
     repeat: int = 1
-    """So many rows in turn are the same."""
+    """Number of consecutive rows that are identical."""
 
     @property
     def elements(self) -> int:
@@ -78,21 +78,21 @@ class Noise:
         return self.rows * self.columns
 
     def rows_from(self, row: int, rows: int) -> "Noise":
-        """Consecutive rows of it."""
+        """The part that begins at `row` and has `rows` rows."""
         return replace(self, row=self.row + row, rows=rows)
 
     def is_packed(self, item: int) -> bool:
-        """Never: there are no bytes to copy."""
+        """Always False: there are no bytes to copy."""
         return False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Term:
-    """A term of a matrix that is a weighted sum."""
+    """One term of a matrix that is a weighted sum."""
 
     weight: float
     blocks: tuple[Block, ...]
-    """As those of a link."""
+    """As for a link."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,10 +100,10 @@ class Link:
     """One matrix (or vector) of the Megatron checkpoint and the blocks that make it up."""
 
     key: str
-    """Key of the local layer spec, with `{layer}` where the layer number stands:
+    """Key of the local layer spec, with `{layer}` in place of the layer number:
     `decoder.layers.{layer}.mlp.experts.experts.linear_fc1.weight`. Experts are not in the key."""
     aliases: tuple[str, ...] = ()
-    """Keys under which the Transformer Engine spec asks for the same bytes."""
+    """Keys of the same bytes in the Transformer Engine spec."""
     layer: int | None = None
     """Layer, from 0; None outside of layers."""
     expert: int | None = None
@@ -111,29 +111,29 @@ class Link:
     shape: tuple[int, ...]
     """Shape of this layer's and expert's matrix."""
     chunks: int = 1
-    """Equal parts along the rows that Megatron saves one by one: 2 for gate and up."""
+    """Equal parts along the rows that Megatron saves separately: 2 for gate and up."""
     dtype: str | None = None
-    """Type that Megatron insists on, such as "F32"; None: that of the source."""
+    """Type that Megatron requires, such as "F32"; None: that of the source."""
     blocks: tuple[Block, ...]
-    """In order of the rows of this matrix, which they fill."""
+    """Together they fill this matrix, in the order of its rows."""
     terms: tuple[Term, ...] = ()
     """Terms of a matrix that is a sum (imports only); `blocks` are then those of the first."""
     noise: Noise | None = None
-    """Random numbers that are added (imports only); without blocks they are all there is."""
+    """Random numbers to add (imports only); without blocks they are the whole matrix."""
 
 
 def matrix_size(shape: Sequence[int]) -> tuple[int, int]:
-    """Rows and columns of a tensor that is seen as a matrix; a vector is one column."""
+    """Rows and columns of a tensor viewed as a matrix; a vector is one column."""
     return (prod(shape[:-1]), shape[-1]) if len(shape) > 1 else (prod(shape), 1)
 
 
 def stacked(key: str) -> str:
-    """The name of a key that holds all layers."""
+    """The stored name of a key if one tensor holds all layers."""
     return key.replace(f"{LAYER}.", "")
 
 
 def of_layer(key: str, layer: int | None) -> str:
-    """The name of a key that holds one layer."""
+    """The stored name of a key for a single layer."""
     return key.replace(LAYER, str(layer))
 
 
@@ -143,11 +143,11 @@ def is_of_vocabulary(key: str) -> bool:
 
 
 def saved_names(key: str, link: Link) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Names under which a link's matrix may be stored, with its place along the leading axes.
+    """Names under which a link's matrix may be stored, with its index along the leading axes.
 
-    Megatron stacks layers that are all alike into one tensor (`decoder.layers.mlp.router.weight`,
-    [layers, ...]), which comes first here; otherwise each has a name of its own
-    (`decoder.layers.3.mlp.router.weight`).
+    If all layers are of one kind, Megatron stacks them in one tensor [layers, ...], for example
+    `decoder.layers.mlp.router.weight`; that name comes first. Otherwise each layer has a name of
+    its own (`decoder.layers.3.mlp.router.weight`).
     """
     expert = () if link.expert is None else (link.expert,)
     if LAYER not in key:

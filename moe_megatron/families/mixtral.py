@@ -1,10 +1,10 @@
-"""Mixtral: every layer has experts; the weights of the chosen ones are a softmax over them."""
+"""Mixtral: every layer has experts; combine weights are a softmax over the chosen experts."""
 
 from moe_megatron.families.family import Family
 from moe_megatron.families.registry import register_family
 from moe_megatron.families.rows import ATTENTION, OUTSIDE, experts, router
-from moe_megatron.families.settings import HEAD_FIELDS, MODEL_FIELDS, factor, moe_fields
-from moe_megatron.families.sliding import window
+from moe_megatron.families.settings import HEAD_FIELDS, MODEL_FIELDS, moe_fields, null_if_neutral
+from moe_megatron.families.sliding import sliding_window
 
 _BLOCK = "block_sparse_moe"
 
@@ -21,9 +21,9 @@ MIXTRAL = Family(
         *MODEL_FIELDS,
         *HEAD_FIELDS,
         *moe_fields("num_local_experts", "intermediate_size"),
-        factor("router_jitter_noise", "moe.input_jitter", 0.0),
+        null_if_neutral("router_jitter_noise", "moe.input_jitter", 0.0),
     ),
-    parts=window,
+    computed_fields=sliding_window,
     hf_constants={"hidden_act": "silu"},
     rope_base=1e6,
 )

@@ -1,7 +1,7 @@
 """The mapping table of `MoEModel`: its parameters, and the Megatron keys that they make up.
 
-With it `MoEModel` is one more layout beside those of the Hugging Face families: links of both that
-have the same Megatron key, layer and expert are the same matrix.
+It makes `MoEModel` one more layout like those of the Hugging Face families: two links with the same
+Megatron key, layer and expert describe the same matrix.
 """
 
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from moe_megatron.config import Architecture, ModelConfig, MoEConfig
 from moe_megatron.families.geometry import Geometry
 from moe_megatron.families.links import Link
-from moe_megatron.families.table import Form, Row, Scope, Source, expand, one
+from moe_megatron.families.table import Form, Row, Scope, Source, expand, one_to_one
 
 _LAYER = "layers.{layer}."
 _QKV = tuple(f"{_LAYER}attention.{letter}_proj" for letter in "qkv")
@@ -19,7 +19,7 @@ def model_links(architecture: Architecture) -> list[Link]:
     """Every parameter of a `MoEModel`, as blocks of Megatron's matrices.
 
     Args:
-        architecture: Which model it is.
+        architecture: The model.
     """
     model, moe = architecture.model, architecture.moe
     rows = [*_outside(model), *_attention(model), *_mlp(model), *_moe(model, moe)]
@@ -34,10 +34,10 @@ def _kinds(norm: str, model: ModelConfig) -> tuple[str, ...]:
 
 def _outside(model: ModelConfig) -> Iterator[Row]:
     scope = Scope.MODEL
-    yield one(
+    yield one_to_one(
         "embedding.word_embeddings.weight", "embed_tokens.weight", "vocab", "hidden", scope=scope
     )
-    yield one(
+    yield one_to_one(
         "embedding.position_embeddings.weight",
         "embed_positions.weight",
         "positions",
@@ -46,24 +46,26 @@ def _outside(model: ModelConfig) -> Iterator[Row]:
         when="positions",
     )
     for kind in _kinds("norm", model):
-        yield one(f"decoder.final_layernorm.{kind}", f"final_norm.{kind}", "hidden", scope=scope)
-    yield one(
+        yield one_to_one(
+            f"decoder.final_layernorm.{kind}", f"final_norm.{kind}", "hidden", scope=scope
+        )
+    yield one_to_one(
         "output_layer.weight", "lm_head.weight", "vocab", "hidden", scope=scope, when="untied"
     )
-    yield one("output_layer.bias", "lm_head_bias", "vocab", scope=scope, when="head_bias")
+    yield one_to_one("output_layer.bias", "lm_head_bias", "vocab", scope=scope, when="head_bias")
 
 
 def _attention(model: ModelConfig) -> Iterator[Row]:
     for kind in _kinds("norm", model):
         qkv, local = "self_attention.linear_qkv.layer_norm_", "mlp.linear_fc1.layer_norm_"
-        yield one(qkv + kind, f"{_LAYER}input_norm.{kind}", "hidden")
+        yield one_to_one(qkv + kind, f"{_LAYER}input_norm.{kind}", "hidden")
         source, te = f"{_LAYER}mlp_norm.{kind}", (f"pre_mlp_layernorm.{kind}",)
-        yield one(local + kind, source, "hidden", scope=Scope.MOE, aliases=te)
-        yield one(local + kind, source, "hidden", scope=Scope.DENSE)
+        yield one_to_one(local + kind, source, "hidden", scope=Scope.MOE, aliases=te)
+        yield one_to_one(local + kind, source, "hidden", scope=Scope.DENSE)
         for letter in "qk":
             key, name = f"self_attention.{letter}_layernorm", f"attention.{letter}_norm"
             width = f"{letter}_norm_width"
-            yield one(f"{key}.{kind}", f"{_LAYER}{name}.{kind}", width, when="qk_norm")
+            yield one_to_one(f"{key}.{kind}", f"{_LAYER}{name}.{kind}", width, when="qk_norm")
     for kind, axes, when in (("weight", ("hidden",), ""), ("bias", (), "qkv_bias")):
         yield Row(
             key=f"self_attention.linear_qkv.{kind}",
@@ -72,8 +74,8 @@ def _attention(model: ModelConfig) -> Iterator[Row]:
             when=when,
         )
     key, name = "self_attention.linear_proj", f"{_LAYER}attention.o_proj"
-    yield one(f"{key}.weight", f"{name}.weight", "hidden", "q_rows")
-    yield one(f"{key}.bias", f"{name}.bias", "hidden", when="proj_bias")
+    yield one_to_one(f"{key}.weight", f"{name}.weight", "hidden", "q_rows")
+    yield one_to_one(f"{key}.bias", f"{name}.bias", "hidden", when="proj_bias")
 
 
 def _mlp(model: ModelConfig) -> Iterator[Row]:
@@ -85,7 +87,7 @@ def _moe(model: ModelConfig, moe: MoEConfig) -> Iterator[Row]:
     for kind in _kinds("linear", model):
         more = ("hidden",) if kind == "weight" else ()
         name = f"{_LAYER}moe.router.{kind}"
-        yield one(f"mlp.router.{kind}", name, "experts", *more, scope=Scope.MOE)
+        yield one_to_one(f"mlp.router.{kind}", name, "experts", *more, scope=Scope.MOE)
         yield from _feed_forward(
             "mlp.experts.experts",
             "moe.experts.{expert}",
@@ -97,8 +99,8 @@ def _moe(model: ModelConfig, moe: MoEConfig) -> Iterator[Row]:
         )
     if moe.expert_bias:
         name = f"{_LAYER}moe.router.expert_bias"
-        yield one("mlp.router.expert_bias", name, "experts", scope=Scope.MOE, dtype="F32")
-    yield one(
+        yield one_to_one("mlp.router.expert_bias", name, "experts", scope=Scope.MOE, dtype="F32")
+    yield one_to_one(
         "mlp.shared_experts.gate_weight",
         f"{_LAYER}moe.shared_gate.weight",
         1,
@@ -131,6 +133,6 @@ def _feed_forward(
         **more,  # type: ignore[arg-type]
     )
     side = (width,) if kind == "weight" else ()
-    yield one(
+    yield one_to_one(
         f"{key}.linear_fc2.{kind}", f"{_LAYER}{name}.down_proj.{kind}", "hidden", *side, **more
     )

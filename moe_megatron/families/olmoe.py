@@ -1,4 +1,4 @@
-"""OLMoE: many small experts, weights that need not sum to 1, norms over all heads at once."""
+"""OLMoE: many small experts, combine weights that need not sum to 1, norms across all heads."""
 
 from moe_megatron.families.family import Family
 from moe_megatron.families.geometry import Geometry

@@ -1,4 +1,4 @@
-"""PhiMoE (Phi-3.5-MoE): SparseMixer, LayerNorm, biases of attention and output projection."""
+"""PhiMoE (Phi-3.5-MoE): SparseMixer, LayerNorm, biases in attention and output projection."""
 
 from moe_megatron.families.family import Family
 from moe_megatron.families.registry import register_family
@@ -13,12 +13,12 @@ from moe_megatron.families.settings import (
     ATTENTION_BIASES,
     HEAD_FIELDS,
     MODEL_FIELDS,
-    factor,
     moe_fields,
-    number,
+    null_if_neutral,
+    same_value,
 )
-from moe_megatron.families.sliding import window
-from moe_megatron.families.table import Scope, one
+from moe_megatron.families.sliding import sliding_window
+from moe_megatron.families.table import Scope, one_to_one
 
 _BLOCK = "block_sparse_moe"
 
@@ -28,7 +28,7 @@ PHIMOE = Family(
     architecture="PhimoeForCausalLM",
     rows=(
         *OUTSIDE,
-        one(
+        one_to_one(
             "output_layer.bias",
             "lm_head.bias",
             "vocab",
@@ -44,13 +44,13 @@ PHIMOE = Family(
         *MODEL_FIELDS,
         *HEAD_FIELDS,
         *ATTENTION_BIASES,
-        number("lm_head_bias", "model.lm_head_bias", False),
+        same_value("lm_head_bias", "model.lm_head_bias", False),
         *moe_fields("num_local_experts", "intermediate_size"),
-        factor("input_jitter_noise", "moe.input_jitter", 0.0),
-        number("router_jitter_noise", "moe.router.jitter", 0.01),
+        null_if_neutral("input_jitter_noise", "moe.input_jitter", 0.0),
+        same_value("router_jitter_noise", "moe.router.jitter", 0.01),
     ),
     constants={"model.norm": "LayerNorm", "moe.router.name": "sparse_mixer"},
-    parts=window,
+    computed_fields=sliding_window,
     hf_constants={"hidden_act": "silu"},
     rope_base=1e6,
 )

@@ -1,4 +1,4 @@
-"""Qwen2-MoE (Qwen1.5-MoE too): biases of queries, keys and values, a gated shared expert."""
+"""Qwen2-MoE (also Qwen1.5-MoE): biases of queries, keys and values, a gated shared expert."""
 
 from moe_megatron.families.family import Family
 from moe_megatron.families.registry import register_family
@@ -18,12 +18,12 @@ from moe_megatron.families.settings import (
     Field,
     moe_fields,
     negated,
-    number,
+    same_value,
 )
-from moe_megatron.families.sliding import window
-from moe_megatron.families.table import Scope, one
+from moe_megatron.families.sliding import sliding_window
+from moe_megatron.families.table import Scope, one_to_one
 
-_GATE = one(
+_GATE = one_to_one(
     "mlp.shared_experts.gate_weight",
     LAYER + "mlp.shared_expert_gate.weight",
     1,
@@ -49,7 +49,7 @@ QWEN2_MOE = Family(
         *HEAD_FIELDS,
         *moe_fields("num_experts", "moe_intermediate_size"),
         negated("norm_topk_prob", "moe.router.pre_softmax", True),
-        number("qkv_bias", "model.qkv_bias", True),
+        same_value("qkv_bias", "model.qkv_bias", True),
         Field(
             hf="shared_expert_intermediate_size",
             ours="moe.shared_expert_hidden_size",
@@ -60,7 +60,7 @@ QWEN2_MOE = Family(
     ),
     pattern=SPARSE_STEP,
     constants={"moe.shared_expert_gate": True},
-    parts=window,
+    computed_fields=sliding_window,
     hf_constants={"hidden_act": "silu", "use_sliding_window": False},
 )
 

@@ -1,4 +1,4 @@
-"""Qwen3-MoE: norms of queries and keys head by head; dense layers may lie between the others."""
+"""Qwen3-MoE: queries and keys are normalized per head; some layers may be dense."""
 
 from moe_megatron.families.family import Family
 from moe_megatron.families.registry import register_family
@@ -18,7 +18,7 @@ from moe_megatron.families.settings import (
     moe_fields,
     negated,
 )
-from moe_megatron.families.sliding import window
+from moe_megatron.families.sliding import sliding_window
 
 QWEN3_MOE = Family(
     name="qwen3_moe",
@@ -33,7 +33,7 @@ QWEN3_MOE = Family(
     ),
     pattern=SPARSE_STEP,
     constants={"model.qk_norm": True},
-    parts=window,
+    computed_fields=sliding_window,
     hf_constants={"hidden_act": "silu", "use_sliding_window": False},
 )
 

@@ -1,4 +1,4 @@
-"""The families that there are; one is registered when its file is imported."""
+"""The registered families; a family registers itself when its file is imported."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,21 +19,24 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(_families)
 
 
 def register_family(family: Family, *, preference: float | None = None) -> None:
-    """Make a family known by its `model_type`s.
+    """Register a family under its `model_type`s.
 
     Args:
-        family: Its table.
-        preference: Its place, smallest first, among those that a natively trained model is exported
-            as. None: none is, as where transformers computes what Megatron does not, or where
-            another family says the same.
+        family: The family.
+        preference: Rank among the families that a natively trained model may be exported as,
+            smallest first. None: never export as this family, for example because transformers
+            computes something that Megatron does not, or because another family is equivalent.
 
     Raises:
-        MappingError: There is a family of that name.
+        MappingError: One of its `model_type`s is already registered.
     """
     for model_type in (family.name, *family.model_types):
         if model_type in _families:
             other = _families[model_type].name
-            raise MappingError(f"there is a table for '{model_type}' models already, {other}'s.")
+            raise MappingError(
+                f"there is already a table for '{model_type}' models, that of the family "
+                f"'{other}'; choose another name."
+            )
         _families[model_type] = family
     if preference is not None:
         _preferences[family.name] = preference
@@ -41,7 +44,7 @@ def register_family(family: Family, *, preference: float | None = None) -> None:
 
 @contextmanager
 def registered_family(family: Family, *, preference: float | None = None) -> Iterator[None]:
-    """Have a family for as long as the context is open; arguments as for `register_family`."""
+    """Register a family only within the `with` block; arguments as for `register_family`."""
     register_family(family, preference=preference)
     try:
         yield
@@ -55,15 +58,15 @@ def family_of(hf_config: Mapping[str, Any]) -> Family:
     """The family of a Hugging Face configuration.
 
     Args:
-        hf_config: What `config.json` holds.
+        hf_config: Content of `config.json`.
 
     Raises:
-        MappingError: It names no family, or one that has no table.
+        MappingError: It names no family, or one without a table.
     """
     model_type = hf_config.get("model_type")
     if not isinstance(model_type, str):
         raise MappingError(
-            "config.json names no 'model_type'; take the config.json that belongs to the weights."
+            "config.json has no 'model_type'; use the config.json that belongs to the weights."
         )
     if model_type not in FAMILIES:
         raise MappingError(
@@ -81,7 +84,7 @@ def family_of_run(run_config: RunConfig) -> Family:
         run_config: The run, with every option of its router (`routing.resolve`).
 
     Raises:
-        MappingError: None holds it; names the nearest and what it cannot say.
+        MappingError: None can; the message names the nearest and what it cannot express.
     """
     preferred = sorted(_preferences, key=lambda name: _preferences[name])
     return fitting_family(run_config, [_families[name] for name in preferred])

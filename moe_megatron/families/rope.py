@@ -1,7 +1,7 @@
-"""Rotary positions: how Hugging Face configurations write them and what Megatron takes.
+"""Rotary positions: how Hugging Face configurations write them, and what Megatron supports.
 
-Old configurations have `rope_theta` and `rope_scaling`; those of transformers 5 have one mapping
-`rope_parameters`.
+Older configurations have `rope_theta` and `rope_scaling`; those of transformers 5 have a single
+mapping, `rope_parameters`.
 """
 
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from typing import Any
 
 from moe_megatron.config import ModelConfig
 from moe_megatron.errors import MappingError
-from moe_megatron.families.hf_config import HfConfig, real, whole
+from moe_megatron.families.hf_config import HfConfig, read_float, read_int
 
 _LLAMA3 = {
     "low_freq_factor": 1.0,
@@ -20,10 +20,10 @@ _YARN = {"beta_fast": 32, "beta_slow": 1, "original_max_position_embeddings": 40
 
 
 def parameters(config: HfConfig) -> dict[str, Any]:
-    """Kind, base and scaling of the rotary positions, whatever the configuration's age.
+    """Kind, base and scaling of the rotary positions, from old and new configurations alike.
 
     Raises:
-        MappingError: They are not a mapping.
+        MappingError: `rope_scaling` or `rope_parameters` is not a mapping.
     """
     found: dict[str, Any] = {}
     for key in ("rope_scaling", "rope_parameters"):
@@ -40,21 +40,21 @@ def parameters(config: HfConfig) -> dict[str, Any]:
 
 def base(config: HfConfig, default: float = 10000.0) -> float:
     """Base of the rotary frequencies."""
-    return real(parameters(config), "rope_theta", default)
+    return read_float(parameters(config), "rope_theta", default)
 
 
 def fields(config: HfConfig, *, latent: bool = False) -> dict[str, Any]:
-    """What rotary positions say of a run; what Megatron cannot compute of them is in `limits`.
+    """Fields of a run that describe the rotary positions; `limits` lists what Megatron lacks.
 
     Args:
         config: Hugging Face configuration.
-        latent: Whether the attention is latent (MLA), which has positions of its own.
+        latent: Whether attention is latent (MLA), which has positions of its own.
 
     Returns:
         Values by dotted name.
     """
     rope = parameters(config)
-    rotated = 1.0 if latent else real(rope, "partial_rotary_factor", 1.0)
+    rotated = 1.0 if latent else read_float(rope, "partial_rotary_factor", 1.0)
     return {
         "model.rotary_fraction": rotated,
         "model.rope_scaling": _scaling(rope, latent=latent),
@@ -62,11 +62,11 @@ def fields(config: HfConfig, *, latent: bool = False) -> dict[str, Any]:
 
 
 def _scaling(rope: Mapping[str, Any], *, latent: bool) -> dict[str, Any] | None:
-    kind, factor = rope["rope_type"], real(rope, "factor", 1.0)
+    kind, factor = rope["rope_type"], read_float(rope, "factor", 1.0)
     if latent and kind != "yarn":
         return None
     if latent:
-        mscale, all_dim = real(rope, "mscale", 1.0), real(rope, "mscale_all_dim", 0.0)
+        mscale, all_dim = read_float(rope, "mscale", 1.0), read_float(rope, "mscale_all_dim", 0.0)
         return {"kind": "yarn", "factor": factor, "mscale": mscale, "mscale_all_dim": all_dim}
     if kind == "yarn":
         return _yarn(rope)
@@ -78,27 +78,30 @@ def _scaling(rope: Mapping[str, Any], *, latent: bool) -> dict[str, Any] | None:
 
 
 def _yarn(rope: Mapping[str, Any]) -> dict[str, Any]:
-    """YaRN of plain attention, of which Megatron takes every number."""
+    """YaRN for plain attention, of which Megatron supports every parameter."""
     found: dict[str, Any] = {
         "kind": "yarn",
-        "factor": real(rope, "factor"),
-        "original_max_position_embeddings": whole(rope, "original_max_position_embeddings"),
-        "beta_fast": real(rope, "beta_fast", 32.0),
-        "beta_slow": real(rope, "beta_slow", 1.0),
+        "factor": read_float(rope, "factor"),
+        "original_max_position_embeddings": read_int(rope, "original_max_position_embeddings"),
+        "beta_fast": read_float(rope, "beta_fast", 32.0),
+        "beta_slow": read_float(rope, "beta_slow", 1.0),
         "round_range": rope.get("truncate") is not False,
     }
     if rope.get("mscale") and rope.get("mscale_all_dim"):
-        found |= {"mscale": real(rope, "mscale"), "mscale_all_dim": real(rope, "mscale_all_dim")}
+        found |= {
+            "mscale": read_float(rope, "mscale"),
+            "mscale_all_dim": read_float(rope, "mscale_all_dim"),
+        }
     return found
 
 
 def write(config: dict[str, Any], model: ModelConfig, before: ModelConfig | None) -> None:
-    """Say the rotary positions of a model in its `config.json`.
+    """Write the rotary positions of a model to its `config.json`.
 
     Args:
-        config: The configuration, which is changed.
+        config: The configuration; changed in place.
         model: The model.
-        before: What the configuration says already; None: nothing.
+        before: The model that the configuration already describes; None: none.
     """
     changes: dict[str, Any] = {}
     if before is None or before.rotary_base != model.rotary_base:
@@ -119,11 +122,11 @@ def write(config: dict[str, Any], model: ModelConfig, before: ModelConfig | None
 
 
 _OWN_KEYS = frozenset({"rope_theta", "partial_rotary_factor"})
-"""Keys beside `rope_scaling` in configurations that have it; the others are in it."""
+"""In old configurations, keys next to `rope_scaling`; all other keys are inside it."""
 
 
 def _written(model: ModelConfig) -> dict[str, Any]:
-    """`rope_scaling` of a configuration."""
+    """The entries of `rope_scaling` that describe the model."""
     scaling = model.rope_scaling
     if scaling is None:
         return {"rope_type": "default"}
@@ -132,10 +135,10 @@ def _written(model: ModelConfig) -> dict[str, Any]:
         found |= _LLAMA3
     elif scaling.kind == "yarn":
         found |= _YARN if model.latent_attention else {}
-        words = ("original_max_position_embeddings", "beta_fast", "beta_slow")
-        for word in (*words, "mscale", "mscale_all_dim"):
-            if getattr(scaling, word) is not None:
-                found[word] = getattr(scaling, word)
+        names = ("original_max_position_embeddings", "beta_fast", "beta_slow")
+        for name in (*names, "mscale", "mscale_all_dim"):
+            if getattr(scaling, name) is not None:
+                found[name] = getattr(scaling, name)
         if not scaling.round_range:
             found["truncate"] = False
     return found
@@ -150,16 +153,16 @@ def limits(config: HfConfig, *, latent: bool = False) -> list[str]:
     if not isinstance(kind, str) or kind not in known:
         return [f"Megatron has no '{kind}' rotary positions here; it would use plain ones."]
     if latent and kind in {"linear", "llama3"}:
-        return ["Megatron stretches the positions of latent attention by YaRN alone."]
+        return ["Megatron stretches the positions of latent attention only by YaRN."]
     fixed = {key: value for key, value in known[kind].items() if rope.get(key, value) != value}
     if fixed:
         return [f"Megatron fixes {', '.join(fixed)} of '{kind}' rotary positions to other values."]
-    if kind == "yarn" and not latent and real(rope, "partial_rotary_factor", 1.0) != 1.0:
+    if kind == "yarn" and not latent and read_float(rope, "partial_rotary_factor", 1.0) != 1.0:
         return ["Megatron's YaRN positions rotate whole heads (partial_rotary_factor 1)."]
     if kind == "yarn" and rope.get("attention_factor") is not None:
-        return ["Megatron computes the factor of YaRN's attention (attention_factor) by itself."]
-    if kind == "linear" and real(rope, "factor", 1.0) % 1:
+        return ["Megatron computes YaRN's attention_factor itself and ignores a given one."]
+    if kind == "linear" and read_float(rope, "factor", 1.0) % 1:
         return ["Megatron scales rotary positions by whole numbers only."]
     if base(config) % 1:
-        return ["Megatron takes a whole number as base of the rotary frequencies."]
+        return ["Megatron supports only a whole number as base of the rotary frequencies."]
     return []

@@ -1,9 +1,9 @@
 """Rows that many families share: embeddings, attention, MLPs, experts.
 
-Functions make the variants; a family's table puts them together.
+Functions build variants of them; a family's table combines them.
 """
 
-from moe_megatron.families.table import Form, Row, Scope, Source, one
+from moe_megatron.families.table import Form, Row, Scope, Source, one_to_one
 
 LAYER = "model.layers.{layer}."
 _ATTENTION = LAYER + "self_attn."
@@ -11,15 +11,15 @@ _LOCAL_NORM = "mlp.linear_fc1.layer_norm_"
 _TE_NORM = "pre_mlp_layernorm."
 
 OUTSIDE = (
-    one(
+    one_to_one(
         "embedding.word_embeddings.weight",
         "model.embed_tokens.weight",
         "vocab",
         "hidden",
         scope=Scope.MODEL,
     ),
-    one("decoder.final_layernorm.weight", "model.norm.weight", "hidden", scope=Scope.MODEL),
-    one(
+    one_to_one("decoder.final_layernorm.weight", "model.norm.weight", "hidden", scope=Scope.MODEL),
+    one_to_one(
         "output_layer.weight",
         "lm_head.weight",
         "vocab",
@@ -32,16 +32,18 @@ OUTSIDE = (
 
 
 def mlp_norms(kind: str = "weight", name: str = "post_attention_layernorm") -> tuple[Row, ...]:
-    """The norm before the MLP; the two layer specs name it differently in a MoE layer."""
+    """The norm before the MLP; in a MoE layer the two layer specs name it differently."""
     source, key = f"{LAYER}{name}.{kind}", _LOCAL_NORM + kind
     return (
-        one(key, source, "hidden", scope=Scope.MOE, aliases=(_TE_NORM + kind,)),
-        one(key, source, "hidden", scope=Scope.DENSE),
+        one_to_one(key, source, "hidden", scope=Scope.MOE, aliases=(_TE_NORM + kind,)),
+        one_to_one(key, source, "hidden", scope=Scope.DENSE),
     )
 
 
 ATTENTION = (
-    one("self_attention.linear_qkv.layer_norm_weight", LAYER + "input_layernorm.weight", "hidden"),
+    one_to_one(
+        "self_attention.linear_qkv.layer_norm_weight", LAYER + "input_layernorm.weight", "hidden"
+    ),
     Row(
         key="self_attention.linear_qkv.weight",
         shape=("qkv_rows", "hidden"),
@@ -53,32 +55,40 @@ ATTENTION = (
         source=Source(tuple(f"{_ATTENTION}{x}_proj.bias" for x in "qkv"), Form.QKV),
         when="qkv_bias",
     ),
-    one("self_attention.linear_proj.weight", _ATTENTION + "o_proj.weight", "hidden", "q_rows"),
-    one("self_attention.linear_proj.bias", _ATTENTION + "o_proj.bias", "hidden", when="proj_bias"),
+    one_to_one(
+        "self_attention.linear_proj.weight", _ATTENTION + "o_proj.weight", "hidden", "q_rows"
+    ),
+    one_to_one(
+        "self_attention.linear_proj.bias", _ATTENTION + "o_proj.bias", "hidden", when="proj_bias"
+    ),
     *mlp_norms(),
 )
-"""Attention with groups of queries, its norm and the one behind it."""
+"""Grouped-query attention with the norms before and after it."""
 
 LAYER_NORM_BIASES = (
-    one("self_attention.linear_qkv.layer_norm_bias", LAYER + "input_layernorm.bias", "hidden"),
-    one("decoder.final_layernorm.bias", "model.norm.bias", "hidden", scope=Scope.MODEL),
+    one_to_one(
+        "self_attention.linear_qkv.layer_norm_bias", LAYER + "input_layernorm.bias", "hidden"
+    ),
+    one_to_one("decoder.final_layernorm.bias", "model.norm.bias", "hidden", scope=Scope.MODEL),
     *mlp_norms("bias"),
 )
-"""What LayerNorm has besides, where RMSNorm has weights alone."""
+"""Biases of LayerNorm; RMSNorm has weights only."""
 
 
 def qk_norms(query: str = "head_dim", key: str = "head_dim") -> tuple[Row, ...]:
-    """Norms of queries and keys, as wide as these axes."""
+    """Norms of queries and keys; `query` and `key` name the axes that give their widths."""
     return (
-        one(
+        one_to_one(
             "self_attention.q_layernorm.weight", _ATTENTION + "q_norm.weight", query, when="qk_norm"
         ),
-        one("self_attention.k_layernorm.weight", _ATTENTION + "k_norm.weight", key, when="qk_norm"),
+        one_to_one(
+            "self_attention.k_layernorm.weight", _ATTENTION + "k_norm.weight", key, when="qk_norm"
+        ),
     )
 
 
 def gated_mlp(key: str, prefix: str, width: str, **more: object) -> tuple[Row, ...]:
-    """Gate, up and down projection of an MLP."""
+    """Gate, up and down projections of an MLP."""
     return (
         Row(
             key=f"{key}.linear_fc1.weight",
@@ -87,7 +97,9 @@ def gated_mlp(key: str, prefix: str, width: str, **more: object) -> tuple[Row, .
             gated=True,
             **more,  # type: ignore[arg-type]
         ),
-        one(f"{key}.linear_fc2.weight", f"{prefix}down_proj.weight", "hidden", width, **more),
+        one_to_one(
+            f"{key}.linear_fc2.weight", f"{prefix}down_proj.weight", "hidden", width, **more
+        ),
     )
 
 
@@ -102,7 +114,7 @@ MLP_BIASES = (
         gated=True,
         when="mlp_bias",
     ),
-    one(
+    one_to_one(
         "mlp.linear_fc2.bias",
         LAYER + "mlp.down_proj.bias",
         "hidden",
@@ -121,7 +133,7 @@ def shared_experts(name: str = "shared_experts") -> tuple[Row, ...]:
 
 
 def router(name: str = "mlp.gate.weight", fused: str | None = None) -> Row:
-    """The matrix that gives each expert its logit."""
+    """The matrix of the gate, [experts, hidden], which gives each expert its logit."""
     return Row(
         key="mlp.router.weight",
         shape=("experts", "hidden"),
@@ -131,7 +143,7 @@ def router(name: str = "mlp.gate.weight", fused: str | None = None) -> Row:
     )
 
 
-EXPERT_BIAS = one(
+EXPERT_BIAS = one_to_one(
     "mlp.router.expert_bias",
     LAYER + "mlp.gate.e_score_correction_bias",
     "experts",
@@ -139,13 +151,13 @@ EXPERT_BIAS = one(
     when="expert_bias",
     dtype="F32",
 )
-"""Correction of the choice of experts."""
+"""Bias that corrects the scores that select experts."""
 
 
 def experts(
     block: str = "mlp", names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")
 ) -> tuple[Row, ...]:
-    """Experts: one by one under `<block>.experts.{expert}`, or together under `mlp.experts`."""
+    """Experts: separate tensors `<block>.experts.{expert}`, or stacked under `mlp.experts`."""
     gate, up, down = (LAYER + block + ".experts.{expert}." + name + ".weight" for name in names)
     return (
         Row(

@@ -1,6 +1,6 @@
-"""Fields of a Hugging Face configuration: what they say of a run's, and above all of its model.
+"""Keys of a Hugging Face configuration and the fields of a run (mostly its model) they map to.
 
-One table of fields is read both ways: configuration to run, and run back to configuration. This
+One table of fields is read in both directions: configuration to run, and run to configuration. This
 module does not know any family.
 """
 
@@ -12,7 +12,7 @@ from typing import Any, get_args
 from moe_megatron.config import RunConfig
 from moe_megatron.config.fields import settings_of
 from moe_megatron.config.run import SECTIONS
-from moe_megatron.families.hf_config import HfConfig, listed, real, whole
+from moe_megatron.families.hf_config import HfConfig, read_float, read_int, read_list
 
 Default = Callable[[HfConfig], Any]
 _ABSENT = object()
@@ -20,26 +20,27 @@ _ABSENT = object()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Field:
-    """One key of a Hugging Face configuration."""
+    """A key of a Hugging Face configuration and the field of a run it maps to."""
 
     hf: str
+    """The key."""
     ours: str
     """Dotted name in `RunConfig`."""
-    also: tuple[str, ...] = ()
-    """Other names of the key, in configurations of another age."""
+    other_keys: tuple[str, ...] = ()
+    """Other names of the key, in older or newer configurations."""
     default: Any = _ABSENT
-    """Where the key is missing or null: a value, or a function of the configuration."""
+    """Our value if the key is missing or null, or a function of the configuration that gives it."""
     read: Callable[[Any, HfConfig], Any] = lambda value, _: value
-    """From the value there to ours."""
+    """Converts the Hugging Face value to ours."""
     write: Callable[[Any, RunConfig], Any] = lambda value, _: value
-    """And back."""
+    """Converts our value to the Hugging Face one."""
 
     def key(self, config: HfConfig) -> str:
-        """The name that a configuration has for it."""
-        return next((name for name in (self.hf, *self.also) if name in config), self.hf)
+        """The name of the key in this configuration."""
+        return next((name for name in (self.hf, *self.other_keys) if name in config), self.hf)
 
     def value(self, config: HfConfig) -> Any:
-        """What a configuration says, in our terms.
+        """The value of the run's field that a configuration gives.
 
         Raises:
             MappingError: The key is missing, or its value has the wrong type.
@@ -47,14 +48,14 @@ class Field:
         key = self.key(config)
         if config.get(key) is None and self.default is not _ABSENT:
             return self.default(config) if callable(self.default) else self.default
-        found = whole(config, key) if _counts(self.ours) else real(config, key)
+        found = read_int(config, key) if _is_integer(self.ours) else read_float(config, key)
         switch = config[key] if isinstance(config[key], bool) else None
         return self.read(found if switch is None else switch, config)
 
 
 @functools.cache
-def _counts(ours: str) -> bool:
-    """Whether a field of a run is a whole number."""
+def _is_integer(ours: str) -> bool:
+    """Whether a field of a run is an integer or a bool."""
     section, *path = ours.split(".")
     for setting in settings_of(SECTIONS[section]):
         if setting.path == tuple(path):
@@ -63,20 +64,21 @@ def _counts(ours: str) -> bool:
     return ours in {"moe.router.expert_groups", "moe.router.group_top_k"}
 
 
-def number(hf: str, ours: str, default: Any = _ABSENT, also: str = "") -> Field:
-    """A field that is the same value on both sides.
+def same_value(hf: str, ours: str, default: Any = _ABSENT, other_key: str = "") -> Field:
+    """A field with the same value on both sides.
 
     Args:
-        hf: Name there.
+        hf: The key in `config.json`.
         ours: Dotted name in `RunConfig`.
-        default: Ours where the key is missing.
-        also: Another name there.
+        default: Our value if the key is missing.
+        other_key: Another name of the key.
     """
-    return Field(hf=hf, ours=ours, also=(also,) if also else (), default=default)
+    other_keys = (other_key,) if other_key else ()
+    return Field(hf=hf, ours=ours, other_keys=other_keys, default=default)
 
 
-def factor(hf: str, ours: str, neutral: float) -> Field:
-    """A number that is null with us where it is neutral there."""
+def null_if_neutral(hf: str, ours: str, neutral: float) -> Field:
+    """A number that has a neutral value (1 for a factor, 0 for noise) where ours is null."""
     return Field(
         hf=hf,
         ours=ours,
@@ -87,12 +89,12 @@ def factor(hf: str, ours: str, neutral: float) -> Field:
 
 
 def negated(hf: str, ours: str, default: bool) -> Field:
-    """A switch that is ours the other way round.
+    """A switch with opposite values on the two sides.
 
     Args:
-        hf: Name there.
+        hf: The key in `config.json`.
         ours: Dotted name in `RunConfig`.
-        default: Value of ours where the key is missing.
+        default: Our value if the key is missing.
     """
     return Field(
         hf=hf, ours=ours, default=default, read=lambda v, _: not v, write=lambda v, _: not v
@@ -100,61 +102,61 @@ def negated(hf: str, ours: str, default: bool) -> Field:
 
 
 def _head_dim(config: HfConfig) -> int:
-    return whole(config, "hidden_size") // max(1, whole(config, "num_attention_heads"))
+    return read_int(config, "hidden_size") // max(1, read_int(config, "num_attention_heads"))
 
 
 MODEL_FIELDS = (
-    number("num_hidden_layers", "model.num_layers"),
-    number("hidden_size", "model.hidden_size"),
-    number("num_attention_heads", "model.num_attention_heads"),
-    number("vocab_size", "data.vocab_size"),
-    number("max_position_embeddings", "model.max_position_embeddings"),
-    number("rms_norm_eps", "model.norm_epsilon", 1e-6),
-    number("initializer_range", "model.init_std", 0.02),
-    number("attention_dropout", "model.attention_dropout", 0.0),
-    number("tie_word_embeddings", "model.tie_embeddings", False),
-    number("intermediate_size", "model.ffn_hidden_size"),
+    same_value("num_hidden_layers", "model.num_layers"),
+    same_value("hidden_size", "model.hidden_size"),
+    same_value("num_attention_heads", "model.num_attention_heads"),
+    same_value("vocab_size", "data.vocab_size"),
+    same_value("max_position_embeddings", "model.max_position_embeddings"),
+    same_value("rms_norm_eps", "model.norm_epsilon", 1e-6),
+    same_value("initializer_range", "model.init_std", 0.02),
+    same_value("attention_dropout", "model.attention_dropout", 0.0),
+    same_value("tie_word_embeddings", "model.tie_embeddings", False),
+    same_value("intermediate_size", "model.ffn_hidden_size"),
 )
-"""What every decoder-only model has."""
+"""Fields of every decoder-only model."""
 
 HEAD_FIELDS = (
-    number(
+    same_value(
         "num_key_value_heads",
         "model.num_query_groups",
-        lambda config: whole(config, "num_attention_heads"),
+        lambda config: read_int(config, "num_attention_heads"),
     ),
-    number("head_dim", "model.head_dim", _head_dim),
+    same_value("head_dim", "model.head_dim", _head_dim),
 )
 """Heads of plain attention."""
 
 ATTENTION_BIASES = (
-    number("attention_bias", "model.qkv_bias", False),
-    number("attention_bias", "model.attention_output_bias", False),
+    same_value("attention_bias", "model.qkv_bias", False),
+    same_value("attention_bias", "model.attention_output_bias", False),
 )
 """Biases of all four projections of the attention."""
 
 
 def moe_fields(experts: str, width: str, coefficient: float | None = 0.001) -> tuple[Field, ...]:
-    """Experts under the names that a family gives them.
+    """Fields of the experts, under a family's own names.
 
     Args:
-        experts: Name of the number of experts.
-        width: Name of the inner width of one expert.
-        coefficient: Weight of the balancing loss where the configuration has none; None: the family
+        experts: Key of the number of experts.
+        width: Key of the inner width of one expert.
+        coefficient: Weight of the balancing loss if the configuration has none; None: the family
             has no such key.
     """
     fields = (
-        number(experts, "moe.num_experts", also="num_local_experts"),
-        number("num_experts_per_tok", "moe.top_k", 2),
-        number(width, "moe.expert_hidden_size"),
+        same_value(experts, "moe.num_experts", other_key="num_local_experts"),
+        same_value("num_experts_per_tok", "moe.top_k", 2),
+        same_value(width, "moe.expert_hidden_size"),
     )
     if coefficient is None:
         return fields
-    return (*fields, number("router_aux_loss_coef", "moe.aux_loss_coef", coefficient))
+    return (*fields, same_value("router_aux_loss_coef", "moe.aux_loss_coef", coefficient))
 
 
 def _shared_width(count: float, config: HfConfig) -> int | None:
-    return int(count) * whole(config, "moe_intermediate_size") or None
+    return int(count) * read_int(config, "moe_intermediate_size") or None
 
 
 SHARED_EXPERTS = Field(
@@ -164,36 +166,39 @@ SHARED_EXPERTS = Field(
     read=_shared_width,
     write=lambda width, run: (width or 0) // run.expert_hidden_size,
 )
-"""Shared experts counted in widths of one expert."""
+"""Number of shared experts, each as wide as one routed expert; ours is their total width."""
 
 GROUP_FIELDS = (
     Field(hf="n_group", ours="moe.router.expert_groups", default=1, write=lambda v, _: v or 1),
     Field(hf="topk_group", ours="moe.router.group_top_k", default=1, write=lambda v, _: v or 1),
-    factor("routed_scaling_factor", "moe.router.scaling", 1.0),
+    null_if_neutral("routed_scaling_factor", "moe.router.scaling", 1.0),
 )
-"""Groups of experts and the factor of the weights, as DeepSeek names them."""
+"""Expert groups and the factor on the combine weights, under DeepSeek's names."""
 
 LATENT_FIELDS = (
-    number("q_lora_rank", "model.latent_attention.q_lora_rank", None),
-    number("kv_lora_rank", "model.latent_attention.kv_lora_rank"),
-    number("qk_nope_head_dim", "model.latent_attention.qk_head_dim"),
-    number("qk_rope_head_dim", "model.latent_attention.qk_pos_emb_head_dim"),
-    number("v_head_dim", "model.latent_attention.v_head_dim"),
-    number("v_head_dim", "model.head_dim"),
+    same_value("q_lora_rank", "model.latent_attention.q_lora_rank", None),
+    same_value("kv_lora_rank", "model.latent_attention.kv_lora_rank"),
+    same_value("qk_nope_head_dim", "model.latent_attention.qk_head_dim"),
+    same_value("qk_rope_head_dim", "model.latent_attention.qk_pos_emb_head_dim"),
+    same_value("v_head_dim", "model.latent_attention.v_head_dim"),
+    same_value("v_head_dim", "model.head_dim"),
 )
 """Ranks and widths of latent attention (MLA)."""
 
-MTP_FIELD = number("num_nextn_predict_layers", "model.num_prediction_layers", 0, "num_mtp_layers")
-"""Layers of multi-token prediction."""
+MTP_FIELD = same_value(
+    "num_nextn_predict_layers", "model.num_prediction_layers", 0, "num_mtp_layers"
+)
+"""Number of multi-token prediction layers."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pattern:
-    """Which layers are MoE layers, as a family writes it."""
+    """How a family's configuration says which layers are MoE layers."""
 
     read: Callable[[HfConfig, int], tuple[bool, ...]]
+    """From a configuration and the number of layers: for each layer, whether it is a MoE layer."""
     write: Callable[[tuple[bool, ...]], dict[str, Any] | None]
-    """None: the family cannot say it."""
+    """The keys that express such a pattern; None if the family cannot."""
 
 
 def _uniform(moe: bool) -> Pattern:
@@ -208,7 +213,7 @@ NO_LAYER = _uniform(False)
 
 
 def _sparse_step(config: HfConfig, layers: int) -> tuple[bool, ...]:
-    step, dense = whole(config, "decoder_sparse_step", 1), listed(config, "mlp_only_layers")
+    step, dense = read_int(config, "decoder_sparse_step", 1), read_list(config, "mlp_only_layers")
     return tuple(layer not in dense and (layer + 1) % max(1, step) == 0 for layer in range(layers))
 
 
@@ -219,11 +224,11 @@ SPARSE_STEP = Pattern(
         "mlp_only_layers": [layer for layer, moe in enumerate(layers) if not moe],
     },
 )
-"""Qwen: every so many layers, but for those in a list."""
+"""Qwen: every n-th layer, except those in a list."""
 
 
 def _first_dense(config: HfConfig, layers: int) -> tuple[bool, ...]:
-    first = whole(config, "first_k_dense_replace", 0)
+    first = read_int(config, "first_k_dense_replace", 0)
     return tuple(layer >= first for layer in range(layers))
 
 
@@ -233,7 +238,7 @@ def _write_first_dense(layers: tuple[bool, ...]) -> dict[str, Any] | None:
 
 
 FIRST_DENSE = Pattern(_first_dense, _write_first_dense)
-"""DeepSeek: so many dense layers, then MoE layers."""
+"""DeepSeek: k dense layers, then MoE layers."""
 
 
 TOP_K_ROUTER: dict[str, Any] = {
@@ -244,11 +249,11 @@ TOP_K_ROUTER: dict[str, Any] = {
     "moe.router.group_top_k": None,
     "moe.router.scaling": None,
 }
-"""The router of a family that says nothing else; a test holds these to `routing.top_k`."""
+"""The router of a family that does not specify another; a test compares it with `routing.top_k`."""
 
 
-def of_run(run: RunConfig, name: str) -> Any:
-    """The value of a dotted name, with what null stands for filled in."""
+def run_value(run: RunConfig, name: str) -> Any:
+    """The value of a field by its dotted name; a null is resolved to the value it stands for."""
     if name == "model.max_position_embeddings":
         return run.max_position_embeddings
     return run.architecture.value(name)

@@ -1,26 +1,26 @@
-"""Attention that looks back a limited number of tokens, as Hugging Face configurations say it."""
+"""Sliding-window attention as Hugging Face configurations describe it."""
 
 from typing import Any
 
-from moe_megatron.families.hf_config import HfConfig, listed, whole
+from moe_megatron.families.hf_config import HfConfig, read_int, read_list
 
 
-def window(config: HfConfig) -> dict[str, Any]:
-    """The window and the layers that have it, by dotted name of a run.
+def sliding_window(config: HfConfig) -> dict[str, Any]:
+    """The window and the layers that have it, as dotted fields of a run.
 
-    Nothing where it spans the longest sequence. Hugging Face counts the token itself as part of the
-    window, Megatron and we only those before it.
+    Empty if the window spans the longest sequence. Hugging Face counts the token itself as part of
+    the window; Megatron and this package count only the tokens before it.
     """
-    length, kinds = whole(config, "sliding_window", 0), listed(config, "layer_types")
+    length, kinds = read_int(config, "sliding_window", 0), read_list(config, "layer_types")
     if not length or not config.get("use_sliding_window", "max_window_layers" not in config):
         return {}
-    if length >= whole(config, "max_position_embeddings"):
+    if length >= read_int(config, "max_position_embeddings"):
         return {}
     if kinds:
         slides = [kind == "sliding_attention" for kind in kinds]
     else:
-        first = whole(config, "max_window_layers", 0)
-        slides = [layer >= first for layer in range(whole(config, "num_hidden_layers"))]
+        first = read_int(config, "max_window_layers", 0)
+        slides = [layer >= first for layer in range(read_int(config, "num_hidden_layers"))]
     if not any(slides):
         return {}
     layers = None if all(slides) else [int(slide) for slide in slides]

@@ -1,10 +1,10 @@
 """Switch Transformers: the decoder of an encoder-decoder model becomes a decoder-only one.
 
 Self-attention, norms, routers, experts, dense MLPs and embeddings of the decoder get Megatron keys.
-The encoder, cross-attention, and tables of relative positions have no place in Megatron's GPT: they
-travel under `hugging_face.`, so that the way back is complete. What Megatron computes is another
-model: no encoder, no relative positions, gelu for relu, scaled scores. It is a start for training,
-not the same function.
+The encoder, cross-attention and tables of relative positions have no place in Megatron's GPT; they
+are kept under `hugging_face.`, so that an export is complete. Megatron computes a different
+function: no encoder, no relative positions, gelu in place of relu, scaled attention scores. Use the
+result as a starting point for training, not as the same model.
 """
 
 from collections.abc import Iterator
@@ -12,11 +12,11 @@ from typing import Any
 
 from moe_megatron.families.family import Family, Names
 from moe_megatron.families.geometry import Geometry
-from moe_megatron.families.hf_config import HfConfig, whole
+from moe_megatron.families.hf_config import HfConfig, read_int
 from moe_megatron.families.links import Link
 from moe_megatron.families.registry import register_family
-from moe_megatron.families.settings import Pattern, number
-from moe_megatron.families.table import Form, Row, Scope, Source, carried, one
+from moe_megatron.families.settings import Pattern, same_value
+from moe_megatron.families.table import Form, Row, Scope, Source, kept_links, one_to_one
 
 _LAYER = "decoder.block.{layer}.layer."
 _ATTENTION = _LAYER + "0.SelfAttention."
@@ -27,14 +27,16 @@ _EMBEDDING = "embed_tokens.weight"
 _LOCAL_NORM = "mlp.linear_fc1.layer_norm_weight"
 
 ROWS = (
-    one("embedding.word_embeddings.weight", "shared.weight", "vocab", "hidden", scope=Scope.MODEL),
-    one(
+    one_to_one(
+        "embedding.word_embeddings.weight", "shared.weight", "vocab", "hidden", scope=Scope.MODEL
+    ),
+    one_to_one(
         "decoder.final_layernorm.weight",
         "decoder.final_layer_norm.weight",
         "hidden",
         scope=Scope.MODEL,
     ),
-    one(
+    one_to_one(
         "output_layer.weight",
         "lm_head.weight",
         "vocab",
@@ -42,25 +44,29 @@ ROWS = (
         scope=Scope.MODEL,
         when="untied",
     ),
-    one("self_attention.linear_qkv.layer_norm_weight", _LAYER + "0.layer_norm.weight", "hidden"),
+    one_to_one(
+        "self_attention.linear_qkv.layer_norm_weight", _LAYER + "0.layer_norm.weight", "hidden"
+    ),
     Row(
         key="self_attention.linear_qkv.weight",
         shape=("qkv_rows", "hidden"),
         source=Source(tuple(f"{_ATTENTION}{x}.weight" for x in "qkv"), Form.QKV),
     ),
-    one("self_attention.linear_proj.weight", _ATTENTION + "o.weight", "hidden", "q_rows"),
-    one(_LOCAL_NORM, _NORM, "hidden", scope=Scope.MOE, aliases=("pre_mlp_layernorm.weight",)),
-    one(_LOCAL_NORM, _NORM, "hidden", scope=Scope.DENSE),
-    one("mlp.linear_fc1.weight", _MLP + "wi.weight", "ffn", "hidden", scope=Scope.DENSE),
-    one("mlp.linear_fc2.weight", _MLP + "wo.weight", "hidden", "ffn", scope=Scope.DENSE),
-    one(
+    one_to_one("self_attention.linear_proj.weight", _ATTENTION + "o.weight", "hidden", "q_rows"),
+    one_to_one(
+        _LOCAL_NORM, _NORM, "hidden", scope=Scope.MOE, aliases=("pre_mlp_layernorm.weight",)
+    ),
+    one_to_one(_LOCAL_NORM, _NORM, "hidden", scope=Scope.DENSE),
+    one_to_one("mlp.linear_fc1.weight", _MLP + "wi.weight", "ffn", "hidden", scope=Scope.DENSE),
+    one_to_one("mlp.linear_fc2.weight", _MLP + "wo.weight", "hidden", "ffn", scope=Scope.DENSE),
+    one_to_one(
         "mlp.router.weight",
         _MLP + "router.classifier.weight",
         "experts",
         "hidden",
         scope=Scope.MOE,
     ),
-    one(
+    one_to_one(
         "mlp.experts.experts.linear_fc1.weight",
         _EXPERT + "wi.weight",
         "expert_width",
@@ -68,7 +74,7 @@ ROWS = (
         scope=Scope.MOE,
         per_expert=True,
     ),
-    one(
+    one_to_one(
         "mlp.experts.experts.linear_fc2.weight",
         _EXPERT + "wo.weight",
         "hidden",
@@ -80,8 +86,8 @@ ROWS = (
 
 
 def _sparse(config: HfConfig, side: str, layers: int) -> tuple[bool, ...]:
-    sparse = whole(config, f"num_sparse_{side}_layers", 3)
-    step = whole(config, f"{side}_sparse_step", layers // sparse if sparse else layers)
+    sparse = read_int(config, f"num_sparse_{side}_layers", 3)
+    step = read_int(config, f"{side}_sparse_step", layers // sparse if sparse else layers)
     if step == 0:
         return (False,) * layers
     return tuple(layer % step == 1 or step == 1 for layer in range(layers))
@@ -93,16 +99,16 @@ PATTERN = Pattern(lambda config, layers: _sparse(config, "decoder", layers), lam
 def _layout(config: HfConfig, names: Names) -> dict[str, Any]:
     tied = config.get("tie_word_embeddings", True)
     own = not tied if names is None else any(f"encoder.{_EMBEDDING}" in name for name in names)
-    encoder = whole(config, "num_layers")
+    encoder = read_int(config, "num_layers")
     return {
         "encoder_moe_layers": _sparse(config, "encoder", encoder),
         "side_embeddings": own and not tied,
-        "position_buckets": whole(config, "relative_attention_num_buckets", 32),
+        "position_buckets": read_int(config, "relative_attention_num_buckets", 32),
     }
 
 
 def _carried(geometry: Geometry) -> list[Link]:
-    return carried(list(_without_place(geometry)))
+    return kept_links(list(_without_place(geometry)))
 
 
 def _without_place(geometry: Geometry) -> Iterator[tuple[str, tuple[int, ...]]]:
@@ -145,19 +151,19 @@ SWITCH_TRANSFORMERS = Family(
     architecture="SwitchTransformersForConditionalGeneration",
     rows=ROWS,
     fields=(
-        number("num_decoder_layers", "model.num_layers", lambda c: whole(c, "num_layers")),
-        number("d_model", "model.hidden_size"),
-        number("num_heads", "model.num_attention_heads"),
-        number("d_kv", "model.head_dim", 64),
-        number("d_ff", "model.ffn_hidden_size"),
-        number("d_ff", "moe.expert_hidden_size"),
-        number("vocab_size", "data.vocab_size"),
-        number("layer_norm_epsilon", "model.norm_epsilon", 1e-6),
-        number("tie_word_embeddings", "model.tie_embeddings", True),
-        number("num_experts", "moe.num_experts"),
-        number("router_aux_loss_coef", "moe.aux_loss_coef", 0.001),
-        number("router_z_loss_coef", "moe.z_loss_coef", 0.001),
-        number("n_positions", "model.max_position_embeddings", 512),
+        same_value("num_decoder_layers", "model.num_layers", lambda c: read_int(c, "num_layers")),
+        same_value("d_model", "model.hidden_size"),
+        same_value("num_heads", "model.num_attention_heads"),
+        same_value("d_kv", "model.head_dim", 64),
+        same_value("d_ff", "model.ffn_hidden_size"),
+        same_value("d_ff", "moe.expert_hidden_size"),
+        same_value("vocab_size", "data.vocab_size"),
+        same_value("layer_norm_epsilon", "model.norm_epsilon", 1e-6),
+        same_value("tie_word_embeddings", "model.tie_embeddings", True),
+        same_value("num_experts", "moe.num_experts"),
+        same_value("router_aux_loss_coef", "moe.aux_loss_coef", 0.001),
+        same_value("router_z_loss_coef", "moe.z_loss_coef", 0.001),
+        same_value("n_positions", "model.max_position_embeddings", 512),
     ),
     constants={
         "model.activation": "gelu",
@@ -167,7 +173,7 @@ SWITCH_TRANSFORMERS = Family(
     },
     pattern=PATTERN,
     layout=_layout,
-    extra=_carried,
+    extra_links=_carried,
     limits_of=_limits,
     ignored=(r"(encoder|decoder)\.embed_tokens\.weight",),
 )

@@ -1,7 +1,7 @@
 """Rows of a mapping table and their expansion to links.
 
-A row says once, for all layers and experts, which Megatron key is which Hugging Face tensors. It
-knows names and axes; sizes come from a `Geometry`. It does not know any family.
+A row states once, for all layers and experts, which Hugging Face tensors make up a Megatron key. It
+holds names and axes; sizes come from a `Geometry`. This module does not know any family.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,15 +19,15 @@ class Scope(StrEnum):
     """What a row is repeated for."""
 
     MODEL = "model"
-    """It stands once; its key is whole."""
+    """Nothing: it occurs once, and its key is complete."""
     LAYERS = "layers"
-    """Every layer; its key starts below `decoder.layers.{layer}.`."""
+    """Every layer; its key continues `decoder.layers.{layer}.`."""
     MOE = "moe"
     """Every MoE layer."""
     DENSE = "dense"
     """Every dense layer."""
     MTP = "mtp"
-    """Every layer of multi-token prediction; its key starts below `mtp.layers.{n}.`."""
+    """Every multi-token prediction layer; its key continues `mtp.layers.{n}.`."""
 
 
 class Form(StrEnum):
@@ -36,15 +36,15 @@ class Form(StrEnum):
     ROWS = "rows"
     """One tensor after the other, each with an equal part of the rows."""
     QKV = "qkv"
-    """Queries, keys and values, group by group: its queries, its key, its value."""
+    """Queries, keys and values interleaved by group: a group's queries, its key, its value."""
     STACK = "stack"
     """One tensor [experts, rows, ...] that holds the matrices of all experts."""
     STACK_T = "stack_t"
-    """One tensor [experts, columns, rows]: those of all experts, transposed."""
+    """One tensor [experts, columns, rows]: the matrices of all experts, transposed."""
     STACK_T_PAIRS = "stack_t_pairs"
-    """One tensor [experts, columns, rows]: transposed, gate and up taking turns."""
+    """One tensor [experts, columns, rows]: transposed, gate and up rows alternating."""
     STACK_PAIRS = "stack_pairs"
-    """One tensor [experts, rows]: biases of all experts, gate and up taking turns."""
+    """One tensor [experts, rows]: biases of all experts, gate and up alternating."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,28 +61,28 @@ class Row:
     """One Megatron key and the Hugging Face tensors that make it up, in both layouts."""
 
     key: str
-    """Key of the local layer spec, below the prefix of its scope."""
+    """Key in the local layer spec, without the prefix of its scope."""
     shape: Axes
     """Sizes of the matrix, as names of `Geometry` or numbers."""
     source: Source
-    """In the classic layout of published checkpoints."""
+    """The tensors in the classic layout of published checkpoints."""
     fused: Source | None = None
-    """In the layout of transformers 5; None: the same."""
+    """The tensors in the layout of transformers 5; None: the same."""
     scope: Scope = Scope.LAYERS
     aliases: tuple[str, ...] = ()
-    """Keys of the Transformer Engine spec, below the same prefix."""
+    """Keys in the Transformer Engine spec, without the same prefix."""
     per_expert: bool = False
-    """Repeated for every expert."""
+    """Whether it is repeated for every expert."""
     gated: bool = False
-    """Gate and up projection in one matrix, which Megatron saves in two parts."""
+    """Whether it is gate and up projection in one matrix, which Megatron saves in two parts."""
     when: str = ""
-    """Name of the property of `Geometry` without which the row is left out."""
+    """Name of a property of `Geometry`; the row is left out if that is 0 or false."""
     dtype: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where a row is repeated: prefix of the key, layer on both sides."""
+    """One place where a row is repeated: prefix of the key, and the layer on both sides."""
 
     prefix: str
     layer: int | None
@@ -124,7 +124,7 @@ def _places(scope: Scope, geometry: Geometry) -> Iterator[_Place]:
         for layer, is_moe in enumerate(geometry.moe_layers):
             if scope is Scope.LAYERS or is_moe == (scope is Scope.MOE):
                 yield _Place("decoder.layers.{layer}.", layer, layer)
-    # A layer of multi-token prediction holds one more layer, of the kind of the last.
+    # A multi-token prediction layer contains a transformer layer of the same kind as the last one.
     last = Scope.MOE if geometry.moe_layers[-1] else Scope.DENSE
     inner = "" if scope is Scope.MTP else "transformer_layer."
     if scope in {Scope.MTP, Scope.LAYERS, last}:
@@ -162,8 +162,8 @@ def _qkv(matrix: _Matrix) -> Iterator[Block]:
     kinds = ((queries, geometry.q_rows), (width, geometry.kv_rows), (width, geometry.kv_rows))
     for group in range(geometry.query_groups):
         for name, (rows, total) in zip(matrix.names, kinds, strict=True):
-            whole = (total, *matrix.shape[1:])
-            yield Block(name=name, shape=whole, start=group * rows, rows=rows)
+            shape = (total, *matrix.shape[1:])
+            yield Block(name=name, shape=shape, start=group * rows, rows=rows)
 
 
 def _stack(matrix: _Matrix) -> Iterator[Block]:
@@ -206,16 +206,16 @@ _BLOCKS = {
 }
 
 
-def one(key: str, name: str, *shape: str | int, **more: object) -> Row:
+def one_to_one(key: str, name: str, *shape: str | int, **more: object) -> Row:
     """A row whose Megatron matrix is one Hugging Face tensor."""
     return Row(key=key, shape=shape, source=Source((name,)), **more)  # type: ignore[arg-type]
 
 
-def carried(names: Sequence[tuple[str, tuple[int, ...]]]) -> list[Link]:
+def kept_links(names: Sequence[tuple[str, tuple[int, ...]]]) -> list[Link]:
     """Links of tensors that Megatron has no place for.
 
-    They lie in the Megatron checkpoint under `hugging_face.<name>`, where Megatron does not look
-    for them and the way back finds them.
+    The Megatron checkpoint holds them under `hugging_face.<name>`, which Megatron ignores and an
+    export reads.
     """
     return [
         Link(

@@ -40,7 +40,7 @@ def problems(architecture: Architecture) -> Iterator[str]:
     model, moe = architecture.model, architecture.moe
     beyond = [
         _shown(name, value)
-        for name in architecture.names("tensors", "function")
+        for name in architecture.field_names("tensors", "function")
         if name not in COMPUTED and (value := architecture.value(name)) != default_of(name)
     ]
     if beyond:

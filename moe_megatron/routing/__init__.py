@@ -1,13 +1,13 @@
-"""The maths of routing: pure functions of tensors, the same for every model and every engine.
+"""The mathematics of routing: pure functions of tensors, shared by every model and engine.
 
-Words are Megatron's: `logits` leave the gate, a score function makes `scores` of them, `probs` are
-the combine weights, and `routing_map` says which token goes to which expert. Names of tensors end
+Terms are Megatron's: the gate outputs `logits`, a score function turns them into `scores`, `probs`
+are the combine weights, and `routing_map` says which token goes to which expert. Tensor names end
 in their axes: T tokens, E experts, K experts of a token. Nothing here holds parameters or state, or
 knows processes or Megatron itself.
 
-A router is one file of this package, which is all it takes to add one: a frozen dataclass of its
-options and one function, registered by decorator (`registry`). `losses` and `capacity` serve every
-router.
+A router is one file of this package: a function, and optionally a frozen dataclass of its options,
+registered by a decorator (`registry`). Adding the file is all it takes. `losses` and `capacity`
+work with every router.
 """
 
 import importlib

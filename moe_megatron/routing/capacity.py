@@ -1,7 +1,7 @@
 """Capacity: how many tokens an expert accepts, and which it drops when more are sent to it.
 
-The rule is that of GShard (arXiv:2006.16668) and Switch. A dropped assignment adds nothing to the
-token, which keeps its residual stream.
+The rule is that of GShard (arXiv:2006.16668) and Switch (arXiv:2101.03961). A dropped assignment
+contributes nothing to the token, whose residual stream passes on unchanged.
 """
 
 import math
@@ -15,24 +15,25 @@ DROP_POLICIES = ("probs", "position")
 
 
 def expert_capacity(num_tokens: int, top_k: int, num_experts: int, capacity_factor: float) -> int:
-    """ceil(num_tokens * top_k / num_experts * capacity_factor): tokens that one expert accepts.
+    """C = ceil(num_tokens * top_k / num_experts * capacity_factor): tokens that an expert accepts.
 
     Args:
         num_tokens: Tokens that are routed together.
-        top_k: Experts that the router aims at for each token.
+        top_k: Target number of experts for each token.
         num_experts: Experts that share the assignments.
-        capacity_factor: 1.0 has room for perfectly balanced assignments only.
+        capacity_factor: With 1.0 only perfectly balanced assignments fit.
     """
     return math.ceil(num_tokens * top_k / num_experts * capacity_factor)
 
 
 def drop_over_capacity(routing: Routing, capacity: int, policy: str = "probs") -> Routing:
-    """Drop what exceeds each expert's capacity. The weights that stay do not change.
+    """Drop the assignments that exceed each expert's capacity; the other weights do not change.
 
     Args:
-        routing: Where the tokens want to go.
+        routing: The routing before dropping.
         capacity: Tokens that each expert accepts.
-        policy: "probs" keeps those with the largest combine weights, "position" the first.
+        policy: Which tokens an expert keeps: "probs", those with the largest combine weights, or
+            "position", the first ones.
 
     Raises:
         ConfigError: The policy is unknown.

@@ -1,4 +1,4 @@
-"""`Routing`: which experts each token goes to, and with what weights. What every router returns.
+"""`Routing`, the result of every router: the experts of each token and their combine weights.
 
 Shapes: T tokens that are routed together, E experts, K slots of a token.
 """
@@ -12,47 +12,48 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Routing:
-    """Where the tokens go. Sparse as stored, dense on request.
+    """Which experts each token goes to. Stored sparsely; dense tensors are computed on request.
 
-    A token has K slots, each for one expert. Where a router gives tokens different numbers of
-    experts, the slots that a token does not use are not `assigned`.
+    A token has K slots, each for one expert. If a router gives tokens different numbers of experts,
+    the slots that a token does not use are not `assigned`.
     """
 
     indices: Tensor
-    """int64 [T, K]: the experts of each token, best first; of any value where not assigned."""
+    """int64 [T, K]: the experts of each token, best first; arbitrary where not assigned."""
 
     weights: Tensor
     """[T, K]: combine weights, in the dtype of the logits; 0 where dropped or not assigned."""
 
     assigned: Tensor
-    """bool [T, K]: True where the router wants the expert for the token."""
+    """bool [T, K]: True where the router selected the expert for the token."""
 
     kept: Tensor
-    """bool [T, K]: False where the expert was full and dropped the token, or is not assigned."""
+    """bool [T, K]: False where not assigned, or where the expert was full and dropped the token."""
 
     num_experts: int
+    """E."""
 
     @classmethod
     def of_indices(cls, indices_TK: Tensor, weights_TK: Tensor, num_experts: int) -> Self:
-        """K experts for every token, none of them dropped.
+        """A routing with K experts for every token, none of them dropped.
 
         Args:
             indices_TK: int64, the experts of each token, best first.
             weights_TK: Their combine weights.
             num_experts: E.
         """
-        every = torch.ones_like(indices_TK, dtype=torch.bool)
+        all_slots = torch.ones_like(indices_TK, dtype=torch.bool)
         return cls(
-            indices=indices_TK, weights=weights_TK, assigned=every, kept=every,
+            indices=indices_TK, weights=weights_TK, assigned=all_slots, kept=all_slots,
             num_experts=num_experts,
         )  # fmt: skip
 
     @classmethod
     def of_map(cls, probs_TE: Tensor, map_TE: Tensor) -> Self:
-        """Any number of experts for each token, none of them dropped.
+        """A routing with any number of experts for each token, none of them dropped.
 
         Args:
-            probs_TE: Combine weights; what the map leaves out does not matter.
+            probs_TE: Combine weights; ignored where the map is False.
             map_TE: bool, True where the token goes to the expert.
         """
         indices_TE = probs_TE.detach().masked_fill(~map_TE, -torch.inf).argsort(-1, descending=True)
@@ -76,7 +77,7 @@ class Routing:
     def probs(self) -> Tensor:
         """Combine weights, 0 for experts that do not get the token, [T, E]."""
         dense = self.weights.new_zeros(self.indices.shape[0], self.num_experts)
-        # Adding, as slots that are not assigned may name the expert of another one.
+        # scatter_add, since an unassigned slot may hold the same index as an assigned one.
         return dense.scatter_add(1, self.indices, self.weights)
 
     @property
@@ -86,7 +87,7 @@ class Routing:
 
     @property
     def assigned_map(self) -> Tensor:
-        """True where the router wants the expert for the token, full or not, bool [T, E]."""
+        """True where the router selected the expert for the token, dropped or not, bool [T, E]."""
         return self._dense(self.assigned)
 
     @property
@@ -96,7 +97,7 @@ class Routing:
 
     @property
     def num_assigned(self) -> Tensor:
-        """Pairs of a token and an expert that the router wants, int64 []."""
+        """Number of (token, expert) pairs that the router selected, int64 []."""
         return self.assigned.sum()
 
     def _dense(self, slots_TK: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
-"""Losses that keep a router healthy, unscaled, and the entropy that shows how sure it is.
+"""Auxiliary losses of a router, without coefficients, and the entropy of its distribution.
 
-Their coefficients, and the sum over layers, are the model's business. Callers leave padding out:
-every row is a token that counts.
+The model applies the coefficients and sums over layers. Callers leave padding out: every row is a
+token that counts.
 """
 
 import torch
@@ -9,11 +9,11 @@ from torch import Tensor
 
 
 def load_balancing_loss(scores_TE: Tensor, map_TE: Tensor, top_k: int) -> Tensor:
-    """E * sum_e(f_e * P_e), the load balancing loss of Switch (Fedus et al., arXiv:2101.03961).
+    """L = E * sum_e f_e * P_e, the load balancing loss of Switch (arXiv:2101.03961, equation 4).
 
-    f_e is the share of all assignments that expert e gets, P_e its mean probability over all
-    tokens. Balance gives 1.0, all tokens on the same experts up to E / top_k. Only P_e carries a
-    gradient: counts have none.
+    f_e is the share of all assignments that go to expert e, P_e its mean probability over all
+    tokens. L is 1.0 in perfect balance, and up to E / top_k if all tokens go to the same experts.
+    The gradient flows only through P_e, since counts have none.
 
     Args:
         scores_TE: Router distribution, rows summing to 1.
@@ -30,14 +30,14 @@ def load_balancing_loss(scores_TE: Tensor, map_TE: Tensor, top_k: int) -> Tensor
 def sequence_load_balancing_loss(
     scores_TE: Tensor, map_TE: Tensor, top_k: int, sequence_T: Tensor, num_sequences: int
 ) -> Tensor:
-    """`load_balancing_loss` of each sequence on its own, averaged (DeepSeek-V2, arXiv:2405.04434).
+    """L = mean over sequences s of `load_balancing_loss`(s) (DeepSeek-V2, arXiv:2405.04434).
 
     Args:
         scores_TE: Router distribution, rows summing to 1.
-        map_TE: bool, the chosen experts.
+        map_TE: bool, the chosen experts, before any are dropped.
         top_k: Experts for each token.
-        sequence_T: int64, the sequence of each token.
-        num_sequences: Sequences in the batch; those without tokens count as 0.
+        sequence_T: int64, the sequence of each token, from 0.
+        num_sequences: Sequences in the batch; one without tokens contributes a loss of 0.
 
     Returns:
         Scalar.
@@ -49,14 +49,19 @@ def sequence_load_balancing_loss(
 
 
 def _switch_loss(prob_sums: Tensor, counts: Tensor, tokens: Tensor, top_k: int) -> Tensor:
-    """The loss from sums over tokens: [..., experts] twice and [...] give [...]."""
+    """E * sum_e counts_e * prob_sums_e / (top_k * tokens^2): the loss from sums over tokens.
+
+    `prob_sums` and `counts` are [..., E]; `tokens` and the result are [...].
+    """
     tokens = tokens.clamp_min(1.0)
     num_experts = counts.shape[-1]
     return (prob_sums * counts).sum(dim=-1) * num_experts / (top_k * tokens * tokens)
 
 
 def z_loss(logits_TE: Tensor) -> Tensor:
-    """mean(logsumexp(logits)^2), the router z-loss of ST-MoE (arXiv:2202.08906): for small logits.
+    """L = mean_t logsumexp(logits_t)^2, the router z-loss of ST-MoE (arXiv:2202.08906).
+
+    It keeps the logits small, and with them the rounding errors of low precision.
 
     Args:
         logits_TE: Output of the gate.
@@ -68,7 +73,7 @@ def z_loss(logits_TE: Tensor) -> Tensor:
 
 
 def router_entropy(scores_TE: Tensor) -> Tensor:
-    """mean(-sum_e p_e ln p_e), the entropy of the router: 0 if sure, ln E if undecided.
+    """H = mean_t -sum_e p_te ln p_te, the entropy of the router: 0 if certain, ln E if uniform.
 
     Args:
         scores_TE: Router distribution, rows summing to 1.

@@ -1,14 +1,13 @@
-"""The routers that there are: a router is one pure function, registered under a name.
+"""The registry of routers. A router is one pure function, registered under a name.
 
     @register_router("nearest")
     def route_nearest(logits_TE, *, top_k, sharpness: float = 1.0):
         weights_TK, indices_TK = (sharpness * logits_TE).softmax(-1).topk(top_k)
         return Routing.of_indices(indices_TK, weights_TK, logits_TE.shape[-1])
 
-From then on `moe.router: {name: nearest, sharpness: 2.0}` trains with it under every layout, and
-`MoEModel(router_type="nearest")` computes it. What surrounds a router is not its business: the
-gate, jitter, auxiliary losses, capacity, padding, counting and communication are those of the
-model.
+From then on `moe.router: {name: nearest, sharpness: 2.0}` trains with it under every parallel
+layout, and `MoEModel(router_type="nearest")` uses it. A router only chooses experts: the model
+supplies the gate, jitter, auxiliary losses, capacity, padding, counting and communication.
 """
 
 import dataclasses
@@ -28,13 +27,13 @@ from moe_megatron.errors import ConfigError
 from moe_megatron.routing.decision import Routing
 
 CONTEXT = {
-    "hidden": "what entered the gate, [T, H]",
-    "padding": "bool [T], True for tokens that count nowhere; None where there are none",
+    "hidden": "input of the gate, [T, H]",
+    "padding": "bool [T], True for padding tokens, which count nowhere; None without padding",
     "training": "whether the model trains",
-    "expert_bias": "float32 [E], added to the choice and not to the weights; None where there is "
-    "none (arXiv:2408.15664)",
+    "expert_bias": "float32 [E], added to the scores for the choice of experts but not for the "
+    "weights; None without it (arXiv:2408.15664)",
 }
-"""What a router is given beside logits and `top_k`, if its signature asks for it by name."""
+"""Arguments that a router gets in addition to logits and `top_k` if its signature names them."""
 
 RouterFunction = Callable[..., Routing]
 Distribution = Callable[[Tensor], Tensor]
@@ -42,7 +41,7 @@ Distribution = Callable[[Tensor], Tensor]
 
 
 class RouterOptions(Protocol):
-    """Options of a router: a frozen dataclass. It may have `check`, for what crosses its fields."""
+    """Options of a router: a frozen dataclass, optionally with a method `check(moe)`."""
 
     __dataclass_fields__: Any
 
@@ -56,16 +55,16 @@ class Router:
     options: type
     """Frozen dataclass of its options, with their defaults."""
     context: frozenset[str]
-    """Which of `CONTEXT` it asks for."""
+    """The arguments of `CONTEXT` that its signature names."""
     distribution: Callable[[Any], Distribution]
-    """Of its options."""
+    """From its options to its distribution."""
     fixed_number: bool
     """Whether every token gets exactly `top_k` experts."""
     batch_dependent: bool
     """Whether the experts of a token depend on other tokens of the batch."""
 
     def configured(self, router: RouterConfig) -> Any:
-        """Its options as an instance of `options`.
+        """The options of a `RouterConfig` as an instance of `options`.
 
         Raises:
             ConfigError: An option is unknown or has a wrong value.
@@ -87,27 +86,27 @@ class BoundRouter:
     options: Any
     top_k: int
     distribution: Distribution
-    """What auxiliary losses and entropy look at."""
+    """Gives the scores that auxiliary losses and entropy use."""
 
     def __call__(self, logits_TE: Tensor, **context: Any) -> Routing:
         """Route tokens.
 
         Args:
             logits_TE: Output of the gate.
-            **context: All of `CONTEXT`; the router gets what it asks for.
+            **context: All of `CONTEXT`; the router gets those that its signature names.
         """
-        wanted = {name: context[name] for name in self.router.context}
-        return self.router.function(logits_TE, top_k=self.top_k, **self._options(), **wanted)
+        arguments = {name: context[name] for name in self.router.context}
+        return self.router.function(logits_TE, top_k=self.top_k, **self._options(), **arguments)
 
-    def asks_for(self, context: str) -> bool:
-        """Whether it is given one of `CONTEXT`."""
+    def uses(self, context: str) -> bool:
+        """Whether the router's signature names this argument of `CONTEXT`."""
         return context in self.router.context
 
     def balancing_map(self, scores_TE: Tensor, routing: Routing) -> Tensor:
-        """The choice that the load balancing loss counts, bool [T, E].
+        """The choice of experts that the load balancing loss counts, bool [T, E].
 
-        The `top_k` experts with the best scores, as in Megatron: without bias, groups or capacity.
-        Of a router that gives tokens different numbers of experts, its own choice.
+        As in Megatron these are the `top_k` experts with the best scores, regardless of bias,
+        groups and capacity. For a router without a fixed number of experts it is its own choice.
         """
         if not self.router.fixed_number:
             return routing.assigned_map
@@ -119,7 +118,7 @@ class BoundRouter:
 
 
 def softmax(logits_TE: Tensor) -> Tensor:
-    """The distribution of a router that says nothing else: the softmax, float32 [T, E]."""
+    """The default distribution of a router: the softmax of the logits, float32 [T, E]."""
     return torch.softmax(logits_TE, dim=-1, dtype=torch.float32)
 
 
@@ -134,41 +133,41 @@ def register_router(
     fixed_number: bool = True,
     batch_dependent: bool = False,
 ) -> Callable[[RouterFunction], RouterFunction]:
-    """Register a router; a decorator of a pure function `(logits, *, top_k, ...) -> Routing`.
+    """Register a router: decorates a pure function `(logits, *, top_k, ...) -> Routing`.
 
-    The function gets logits [T, E], `top_k`, those of `CONTEXT` that its signature names, and its
-    options, as keyword arguments.
+    The function gets logits [T, E] and, as keyword arguments, `top_k`, its options, and those of
+    `CONTEXT` that its signature names.
 
     Args:
-        name: What `moe.router.name` calls it.
-        options: Frozen dataclass of its options; its method `check(moe)`, if it has one, raises
-            `ConfigError` where they do not fit the rest of the `MoEConfig`. None: the keyword
-            arguments of the function that have defaults.
-        distribution: From its options to the function of logits that auxiliary losses and entropy
-            look at; the softmax by default.
-        fixed_number: Whether every token gets exactly `top_k` experts. Without it, `top_k` is the
-            number that the router aims at.
+        name: The router's name, for `moe.router.name`.
+        options: Frozen dataclass of its options; a method `check(moe)`, if it has one, raises
+            `ConfigError` if they do not fit the rest of the `MoEConfig`. None: the options are the
+            keyword arguments of the function that have defaults.
+        distribution: From its options to the function of the logits that auxiliary losses and
+            entropy use; the softmax by default.
+        fixed_number: Whether every token gets exactly `top_k` experts. If not, `top_k` is the
+            target number.
         batch_dependent: Whether the experts of a token depend on other tokens of the batch.
 
     Raises:
-        ConfigError: The name is taken, or the function's signature is not that of a router.
+        ConfigError: The name is taken, or the function does not have the signature of a router.
     """
 
     def register(function: RouterFunction) -> RouterFunction:
         if name in _ROUTERS:
             raise ConfigError(
-                f"there is a router '{name}' already ({_ROUTERS[name].function.__module__}); "
+                f"there is already a router '{name}' ({_ROUTERS[name].function.__module__}); "
                 "choose another name."
             )
         parameters = _keywords(name, function)
         kind = _derived_options(name, parameters) if options is None else options
         known = {field.name for field in dataclasses.fields(kind)} | {"top_k"}
         context = parameters.keys() - known
-        if strange := sorted(context - CONTEXT.keys()):
+        if unknown := sorted(context - CONTEXT.keys()):
             raise ConfigError(
-                f"the router '{name}' asks for {checks.join_words(strange)}, which is neither an "
-                f"option nor something that routers are given; those are "
-                f"{checks.join_words(list(CONTEXT), 'and')}. An option has a default."
+                f"the router '{name}' has the argument {checks.join_words(unknown, 'and')} without "
+                "a default, which routers are not given; give it a default to make it an option. "
+                f"Routers are given {checks.join_words(list(CONTEXT), 'and')}."
             )
         _ROUTERS[name] = Router(
             name=name,
@@ -185,9 +184,9 @@ def register_router(
 
 
 @contextmanager
-def registered_router(name: str, function: RouterFunction, **how: Any) -> Iterator[None]:
-    """Have a router for as long as the context is open; arguments as for `register_router`."""
-    register_router(name, **how)(function)
+def registered_router(name: str, function: RouterFunction, **settings: Any) -> Iterator[None]:
+    """Register a router only within the `with` block; arguments as for `register_router`."""
+    register_router(name, **settings)(function)
     try:
         yield
     finally:
@@ -200,7 +199,7 @@ def router_names() -> tuple[str, ...]:
 
 
 def find_router(name: str) -> Router:
-    """The router of a name.
+    """The router with this name.
 
     Raises:
         ConfigError: There is none.
@@ -208,14 +207,17 @@ def find_router(name: str) -> Router:
     if name not in _ROUTERS:
         raise ConfigError(
             f"there is no router '{name}'.{checks.nearest(name, _ROUTERS)} Routers are "
-            f"{checks.join_words(router_names(), 'and')}; one of your own is registered with "
+            f"{checks.join_words(router_names(), 'and')}; register your own with "
             "moe_megatron.routing.register_router before the run starts."
         )
     return _ROUTERS[name]
 
 
 def resolve(moe: MoEConfig) -> MoEConfig:
-    """The same experts, with every option of their router filled in and checked.
+    """Fill in and check every option of the router.
+
+    Returns:
+        A copy of `moe` with all options of its router; `moe` itself for a dense model.
 
     Raises:
         ConfigError: There is no such router, an option is wrong, or the router does not work with
@@ -227,7 +229,7 @@ def resolve(moe: MoEConfig) -> MoEConfig:
     options = router.configured(moe.router)
     if hasattr(options, "check"):
         options.check(moe)
-    _check_services(router, moe)
+    _check_compatibility(router, moe)
     return dataclasses.replace(
         moe, router=RouterConfig(name=router.name, options=dataclasses.asdict(options))
     )
@@ -249,15 +251,15 @@ def bind(moe: MoEConfig) -> BoundRouter:
     )
 
 
-def _check_services(router: Router, moe: MoEConfig) -> None:
-    """Refuse fields of the experts that a router cannot serve."""
-    refused = {
+def _check_compatibility(router: Router, moe: MoEConfig) -> None:
+    """Reject other fields of `moe` that the router does not support."""
+    unsupported = {
         "expert_bias": moe.expert_bias and "expert_bias" not in router.context,
         "load_balancing": router.name != "top_k" and moe.load_balancing in BALANCES_WITHOUT_LOSS,
         "token_dispatcher": not router.fixed_number and moe.token_dispatcher == "flex",
         "pad_to_capacity": not router.fixed_number and moe.pad_to_capacity,
     }
-    found = [f"moe.{field} ({getattr(moe, field)})" for field, wrong in refused.items() if wrong]
+    found = [f"moe.{field} ({getattr(moe, field)})" for field, set_ in unsupported.items() if set_]
     if found:
         raise ConfigError(
             f"the router '{router.name}' does not work with {checks.join_words(found, 'and')}; "
@@ -266,7 +268,7 @@ def _check_services(router: Router, moe: MoEConfig) -> None:
 
 
 def _keywords(name: str, function: RouterFunction) -> dict[str, inspect.Parameter]:
-    """The keyword arguments of a router."""
+    """The keyword arguments of a router function, whose signature is checked."""
     signature = inspect.signature(function, eval_str=True)
     first, rest = None, list(signature.parameters.values())
     if rest:
@@ -276,14 +278,14 @@ def _keywords(name: str, function: RouterFunction) -> dict[str, inspect.Paramete
     takes_logits = first is not None and first.kind in positional
     if not takes_logits or len(keywords) != len(rest) or "top_k" not in keywords:
         raise ConfigError(
-            f"the router '{name}' must take the logits and then keywords alone, top_k among them, "
-            f"as in (logits_TE, *, top_k), not {signature}."
+            f"the router '{name}' must take the logits and then only keyword arguments, including "
+            f"top_k, as in (logits_TE, *, top_k), not {signature}."
         )
     return keywords
 
 
 def _derived_options(name: str, parameters: Mapping[str, inspect.Parameter]) -> type:
-    """A frozen dataclass of the arguments that have defaults."""
+    """Make a frozen dataclass of the arguments that have defaults."""
     fields = []
     for parameter in parameters.values():
         if parameter.default is inspect.Parameter.empty or parameter.name in {*CONTEXT, "top_k"}:

@@ -1,9 +1,9 @@
-"""SparseMixer-v2: experts chosen one after the other, in training at random (arXiv:2409.12136).
+"""SparseMixer-v2: experts chosen one after another, at random in training (arXiv:2409.12136).
 
-Top-k routing gives no gradient to the choice itself. Here a choice is a sample. One that is not the
-best expert counts fully now and then and for a third otherwise, which estimates that gradient
-(Heun's third order method). Without training the best expert is taken. PhiMoE routes so; the
-formulas are those of its published code.
+Top-k routing gives the choice itself no gradient. Here each choice is a sample of the softmax. A
+sample other than the best expert has its full weight with probability 1/4 and a third of it
+otherwise, which estimates the missing gradient (Heun's third-order method). Outside training the
+best expert is taken. PhiMoE uses this router; the formulas are those of its published code.
 """
 
 from dataclasses import dataclass
@@ -19,13 +19,13 @@ from moe_megatron.routing.decision import Routing
 from moe_megatron.routing.registry import register_router
 from moe_megatron.routing.top_k import check_top_k
 
-_FULLY = 0.25
-"""Share of the samples other than the best expert that count fully."""
+_FULL_WEIGHT = 0.25
+"""Probability that a sample other than the best expert has its full weight."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SparseMixerOptions:
-    """How far from the best expert a sample may be.
+    """How much worse than the best expert a sample may be.
 
     Raises:
         ConfigError: If a value is out of range.
@@ -34,8 +34,8 @@ class SparseMixerOptions:
     SECTION: ClassVar[str] = "moe.router"
 
     jitter: float = setting(0.01)
-    """Experts whose logit is behind the best one by more than twice this part of it (of the larger
-    of the best logit and their own size) are not in the choice."""
+    """Experts with (best - logit) / max(best, |logit|) > 2 * jitter are excluded from the choice;
+    best is the largest logit."""
 
     def __post_init__(self) -> None:
         conform(self)
@@ -52,11 +52,11 @@ def route_sparse_mixer(
         logits_TE: Output of the gate.
         top_k: Experts for each token.
         jitter: See `SparseMixerOptions`.
-        training: Choose at random, with the gradient's estimate; draws from torch's generator.
+        training: Sample experts and estimate the gradient; draws from torch's generator.
 
     Returns:
-        Experts in the order of choice. Each weight is a softmax over what was near the best when
-        it was chosen, so they do not sum to 1.
+        Experts in the order of choice. Each weight is a softmax over the experts that were allowed
+        at that choice, so the weights of a token do not sum to 1.
 
     Raises:
         ConfigError: top_k is not in 1..E.
@@ -80,17 +80,17 @@ def _choose(
     """The next expert of each token and its weight, both [T, 1]."""
     with torch.no_grad():
         best_T1, best_index_T1 = logits_TE.masked_fill(taken_TE, -torch.inf).max(-1, keepdim=True)
-        behind_TE = (best_T1 - logits_TE) / logits_TE.abs().clamp(min=best_T1)
-        closed_TE = taken_TE | (behind_TE > 2 * jitter)
-    near_TE = logits_TE.masked_fill(closed_TE, -torch.inf)
-    gates_TE = torch.softmax(near_TE, dim=-1)
+        gap_TE = (best_T1 - logits_TE) / logits_TE.abs().clamp(min=best_T1)
+        excluded_TE = taken_TE | (gap_TE > 2 * jitter)
+    allowed_TE = logits_TE.masked_fill(excluded_TE, -torch.inf)
+    gates_TE = torch.softmax(allowed_TE, dim=-1)
     if not training:
         return best_index_T1, gates_TE.gather(-1, best_index_T1)
     with torch.no_grad():
-        # The largest of logits with Gumbel noise is a sample of their softmax.
-        noise_TE = torch.empty_like(near_TE).exponential_().log()
-        index_T1 = (near_TE - noise_TE).argmax(dim=-1, keepdim=True)
-        fully_T1 = (index_T1 == best_index_T1) | (torch.rand_like(best_T1) > 1 - _FULLY)
+        # The argmax of logits plus Gumbel noise is a sample of their softmax.
+        noise_TE = torch.empty_like(allowed_TE).exponential_().log()
+        index_T1 = (allowed_TE - noise_TE).argmax(dim=-1, keepdim=True)
+        full_T1 = (index_T1 == best_index_T1) | (torch.rand_like(best_T1) > 1 - _FULL_WEIGHT)
     weight_T1 = gates_TE.gather(-1, index_T1)
-    # The value of a part, with the gradient of the whole.
-    return index_T1, weight_T1 - (weight_T1 * (~fully_T1 * (2 / 3))).detach()
+    # A third of the value where not full, but always the gradient of the full weight.
+    return index_T1, weight_T1 - (weight_T1 * (~full_T1 * (2 / 3))).detach()

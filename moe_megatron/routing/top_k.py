@@ -1,6 +1,6 @@
 """Top-k routing: from the logits of the gate to the chosen experts and their combine weights.
 
-The formulas are Megatron-Core's, precision included, so that a model routes alike here and there.
+Formulas and precision are those of Megatron-Core, so that a model routes identically in both.
 """
 
 from collections.abc import Callable
@@ -19,10 +19,10 @@ from moe_megatron.routing.registry import Distribution, register_router, softmax
 
 ScoreFunction = Literal["softmax", "sigmoid", "sqrtsoftplus"]
 
-# Keeps the normalization of scores that are all zero from dividing by zero; as in Megatron.
-_TINY = 1e-20
+# Avoids a division by zero if all scores of a token are zero; as in Megatron.
+_EPSILON = 1e-20
 
-# Scores of each expert on its own: unlike softmax, they do not compete.
+# Score functions that score each expert independently; with softmax, experts compete.
 _INDEPENDENT: dict[str, Callable[[Tensor], Tensor]] = {
     "sigmoid": torch.sigmoid,
     "sqrtsoftplus": lambda logits_TE: torch.nn.functional.softplus(logits_TE).sqrt(),
@@ -31,7 +31,7 @@ _INDEPENDENT: dict[str, Callable[[Tensor], Tensor]] = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TopKOptions:
-    """How the best experts are found and weighed.
+    """How the best experts are chosen and weighted.
 
     Raises:
         ConfigError: If a value is out of range.
@@ -40,19 +40,19 @@ class TopKOptions:
     SECTION: ClassVar[str] = "moe.router"
 
     score_function: ScoreFunction = setting("softmax")
-    """Turns logits into scores: all experts compete (softmax), or each is scored on its own
-    (sigmoid, DeepSeek-V3, arXiv:2412.19437)."""
+    """Turns logits into scores: experts compete (softmax), or each is scored independently
+    (sigmoid, DeepSeek-V3, arXiv:2412.19437; sqrtsoftplus)."""
 
     pre_softmax: bool = setting(False)
-    """Take the softmax over all experts before the choice, not over the chosen ones after it. The
-    weights of a token then sum to less than 1. Needed with top_k 1."""
+    """Take the softmax over all experts before the choice, instead of over the chosen ones after
+    it. The weights of a token then sum to less than 1. Needed with top_k 1."""
 
     expert_groups: int | None = setting(None)
-    """Equal groups that the experts form, for group-limited routing (DeepSeek-V2,
+    """Number of equal groups of experts, for group-limited routing (DeepSeek-V2,
     arXiv:2405.04434); null: no groups."""
 
     group_top_k: int | None = setting(None)
-    """Groups that a token may choose from; set together with expert_groups."""
+    """Number of groups that a token may choose from; set together with expert_groups."""
 
     scaling: float | None = setting(None)
     """Multiplies the combine weights of the chosen experts; null: no scaling."""
@@ -63,7 +63,7 @@ class TopKOptions:
         checks.positive(self, "scaling")
 
     def check(self, moe: MoEConfig) -> None:
-        """Check what crosses other fields of the experts.
+        """Check the options against the other fields of `moe`.
 
         Raises:
             ConfigError: Two fields contradict each other.
@@ -76,7 +76,7 @@ class TopKOptions:
             )
         if moe.expert_bias and self.score_function == "softmax":
             raise ConfigError(
-                "moe.expert_bias works with independent scores only; set "
+                "moe.expert_bias needs a score function that scores experts independently; set "
                 "moe.router.score_function to 'sigmoid' or 'sqrtsoftplus', not 'softmax'."
             )
         self._check_groups(moe.num_experts or 0, moe.top_k)
@@ -105,14 +105,14 @@ class TopKOptions:
 
 
 def top_k_distribution(options: TopKOptions) -> Distribution:
-    """The scores of all experts over their sum."""
+    """p_e = score_e / sum_i score_i, the scores of all experts divided by their sum."""
     if options.score_function == "softmax":
         return softmax
     score = _independent(options.score_function)
 
     def normalized(logits_TE: Tensor) -> Tensor:
         scores_TE = score(logits_TE.float())
-        return scores_TE / (scores_TE.sum(dim=-1, keepdim=True) + _TINY)
+        return scores_TE / (scores_TE.sum(dim=-1, keepdim=True) + _EPSILON)
 
     return normalized
 
@@ -134,14 +134,15 @@ def route_top_k(
     Args:
         logits_TE: Output of the gate.
         top_k: Experts for each token.
-        score_function: "softmax"; or "sigmoid" or "sqrtsoftplus", whose chosen scores are divided
-            by their sum unless top_k is 1.
-        pre_softmax: See `TopKOptions`, as for the next three.
-        expert_groups: The groups of a token are those with the largest sum of their best
+        score_function: "softmax", "sigmoid" or "sqrtsoftplus". With the latter two the scores of
+            the chosen experts are divided by their sum, unless top_k is 1.
+        pre_softmax: See `TopKOptions`, also for the next three.
+        expert_groups: A token's groups are those with the largest sums of their best
             top_k / group_top_k scores.
         group_top_k: Groups for each token.
         scaling: Multiplies the combine weights.
-        expert_bias: [E], added to independent scores for the choice but not for the weights.
+        expert_bias: [E], added to the scores for the choice but not for the weights; not used with
+            softmax.
 
     Raises:
         ConfigError: The score function is unknown, or top_k is not in 1..E.
@@ -156,7 +157,7 @@ def route_top_k(
     weights_TK = scores_TE.gather(-1, indices_TK)
     if score_function != "softmax":
         if top_k > 1:
-            weights_TK = weights_TK / (weights_TK.sum(-1, keepdim=True) + _TINY)
+            weights_TK = weights_TK / (weights_TK.sum(-1, keepdim=True) + _EPSILON)
     elif not pre_softmax:
         weights_TK = torch.softmax(weights_TK, dim=-1, dtype=torch.float32)
     if scaling is not None:
@@ -165,7 +166,7 @@ def route_top_k(
 
 
 def check_top_k(top_k: int, num_experts: int) -> None:
-    """Raise `ConfigError` unless a token can go to `top_k` of so many experts."""
+    """Raise `ConfigError` unless 1 <= top_k <= num_experts."""
     if not 1 <= top_k <= num_experts:
         raise ConfigError(
             f"top_k ({top_k}) must be at least 1 and at most the number of experts ({num_experts})."
@@ -175,7 +176,7 @@ def check_top_k(top_k: int, num_experts: int) -> None:
 def _scores(
     logits_TE: Tensor, score_function: str, pre_softmax: bool, expert_bias: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """What the choice is made by, and what the weights are made of, both [T, E]."""
+    """The scores that decide the choice, and those that give the weights, both [T, E]."""
     if score_function == "softmax":
         scores_TE = torch.softmax(logits_TE, -1, dtype=torch.float32) if pre_softmax else logits_TE
         return scores_TE, scores_TE
@@ -193,9 +194,12 @@ def _independent(score_function: str) -> Callable[[Tensor], Tensor]:
 
 
 def _only_best_groups(scores_TE: Tensor, num_groups: int, group_top_k: int, best: int) -> Tensor:
-    """The scores, with minus infinity for experts outside the token's best groups."""
+    """The scores, with minus infinity for experts outside the token's `group_top_k` best groups.
+
+    The score of a group is the sum of its `best` largest scores.
+    """
     grouped_TGE = scores_TE.view(len(scores_TE), num_groups, -1)
     group_scores_TG = grouped_TGE.topk(best, dim=-1).values.sum(dim=-1)
     chosen_TG = group_scores_TG.topk(group_top_k, dim=-1).indices
-    closed_TG = torch.ones_like(group_scores_TG, dtype=torch.bool).scatter(-1, chosen_TG, False)
-    return grouped_TGE.masked_fill(closed_TG.unsqueeze(-1), float("-inf")).flatten(-2)
+    excluded_TG = torch.ones_like(group_scores_TG, dtype=torch.bool).scatter(-1, chosen_TG, False)
+    return grouped_TGE.masked_fill(excluded_TG.unsqueeze(-1), float("-inf")).flatten(-2)

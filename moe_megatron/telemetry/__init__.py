@@ -1,7 +1,7 @@
-"""Routing and training facts of a run: what they are, and where they are written.
+"""What is measured about a run's routing and training, and where it is written.
 
-`catalog` is the list of metrics. `values` are plain values: one step's routing, a sum of steps,
-loss, speed. `sinks` deliver them off the training thread to files and the console, `history` keeps
-all counts, `exporter` serves them to Prometheus. Nothing in here knows torch or Megatron: numpy,
-rich and the standard library suffice to read and draw a run.
+`catalog` lists the metrics. `values` are plain values: the routing of one step or of many, loss,
+speed. `sinks` deliver them to files and the console off the training thread, `history` keeps all
+counts, `exporter` serves them to Prometheus. Nothing here imports torch or Megatron: numpy, rich
+and the standard library are enough to read and draw a run.
 """

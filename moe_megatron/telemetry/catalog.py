@@ -1,12 +1,12 @@
 """The two lists behind everything that a run shows: quantities of a layer, and exported metrics.
 
-A quantity (`quantity`) is one number for each MoE layer and step: measured, kept in every file,
-drawn in the report and, by its gauge, exported. `register` adds one, from any file, before a run
-starts; whoever counts, keeps or shows quantities goes through `quantities`.
+A quantity (`quantity`) is one number for each MoE layer and step. It is measured, kept in every
+file, drawn in the report and, if it has a gauge, exported. `register` adds one, from any file,
+before a run starts; code that counts, keeps or shows quantities iterates over `quantities`.
 
-A metric (`metric`) is what Prometheus gets: few series, while files keep all. Values are base
-units; a load ratio of 1.0 is the fair share of an expert. `exporter.series` and
-`values.layer_values` fill metrics in.
+A metric (`metric`) is exported to Prometheus, which gets few series while files keep everything.
+Values are in base units; a load ratio of 1.0 is an expert's fair share. `exporter.series` and
+`values.layer_values` compute the values of metrics.
 """
 
 from collections.abc import Iterator
@@ -57,7 +57,7 @@ TRAINING = (
     _gauge("moe_run_info", "", "Always 1; the labels describe the run.", *RUN_INFO_LABELS),
     _gauge("moe_run_start_timestamp_seconds", "seconds", "When this process started to train."),
     _gauge("moe_train_devices", "devices", "Processes that train, one for each device."),
-    _gauge("moe_train_step", "steps", "Global step last finished; a resumed run goes on from it."),
+    _gauge("moe_train_step", "steps", "Last finished global step; continues in a resumed run."),
     _gauge("moe_train_planned_steps", "steps", "Global step at which the run will end."),
     _counter("moe_train_steps_total", "steps", "Steps finished."),
     _counter("moe_train_tokens_total", "tokens", "Tokens of the batches of all steps."),
@@ -70,12 +70,12 @@ TRAINING = (
         name="moe_train_step_duration_seconds",
         type="histogram",
         unit="seconds",
-        help="Wall time of a step on the first process, logging excluded.",
+        help="Wall time of a step on the first process, without logging.",
         buckets=STEP_SECONDS_BUCKETS,
     ),
     _counter(
         "moe_train_phase_seconds_total", "seconds",
-        "Wall time of the first process by what it did, by the clock of the host.", "phase",
+        "Wall time of the first process in each phase, by the clock of the host.", "phase",
     ),
     _gauge("moe_train_last_step_timestamp_seconds", "seconds",
            "When the last step ended; before the first, when training started."),
@@ -84,11 +84,12 @@ TRAINING = (
     _counter("moe_train_nonfinite_total", "steps",
              "Steps whose loss or gradient norm was NaN or infinite.", "kind"),
     _counter("moe_train_model_flops_total", "operations",
-             "Floating-point operations of the model, by Megatron's formula; recomputation is "
-             "not in it."),
+             "Floating-point operations of the model, by Megatron's formula, without "
+             "recomputation."),
     _gauge("moe_train_mfu_ratio", "ratio",
-           "Operations of the last step over what all devices could do in its time; only where "
-           "the peak of the device is known or telemetry.peak_tflops gives it.", optional=True),
+           "Model FLOPs utilization: operations per second of the last step over the peak of all "
+           "devices. Absent unless the peak is known or given by telemetry.peak_tflops.",
+           optional=True),
     _gauge("moe_checkpoint_last_success_timestamp_seconds", "seconds",
            "When this process last wrote a checkpoint or handed it to the asynchronous writer; "
            "before the first, when training started. Absent when the run saves none.",
@@ -103,14 +104,14 @@ RANKS = (
            "Forward time of a process in attention and experts in the last step, without "
            f"communication; absent with more than {MAX_RANKS} processes.", "rank", optional=True),
     _gauge("moe_rank_compute_max_ratio", "ratio", "The largest moe_rank_compute_seconds over the "
-           "median of all processes: 1.0 is no straggler.", optional=True),
-    _gauge("moe_rank_compute_slowest_rank", "", "The process that is slowest.", optional=True),
+           "median of all processes; 1.0 means no straggler.", optional=True),
+    _gauge("moe_rank_compute_slowest_rank", "", "Rank of the slowest process.", optional=True),
     _gauge("moe_rank_memory_bytes", "bytes",
            "Memory of a process: allocated on its GPU, or resident on a CPU; absent with more than "
            f"{MAX_RANKS} processes.", "rank", optional=True),
     _gauge("moe_rank_memory_max_bytes", "bytes", "The largest memory of all processes."),
 )  # fmt: skip
-"""Of each process, gathered with the reduction that the routing counters need anyway."""
+"""Metrics of the processes, gathered in the same reduction as the routing counters."""
 
 ROUTING = (
     _gauge("moe_experts", "experts", "Experts of the layer.", "layer"),
@@ -119,23 +120,24 @@ ROUTING = (
     _gauge("moe_expert_load_max_ratio", "ratio",
            "Load of the busiest expert of the layer, in fair shares.", "layer"),
     _gauge("moe_expert_load_min_ratio", "ratio",
-           "Load of the idlest expert of the layer, in fair shares.", "layer"),
+           "Load of the least busy expert of the layer, in fair shares.", "layer"),
     _gauge("moe_expert_load_stddev_ratio", "ratio",
            "Standard deviation of the load of the layer's experts, in fair shares.", "layer"),
     _gauge("moe_experts_dead", "experts",
            "Experts that got less than 1 % of a fair share in the last step.", "layer"),
     _counter("moe_tokens_routed_total", "assignments",
-             "Assignments of a token to an expert that reached it.", "layer"),
+             "Assignments of a token to an expert, not counting dropped ones.", "layer"),
     _counter("moe_tokens_dropped_total", "assignments",
-             "Assignments that a full expert dropped.", "layer"),
+             "Assignments dropped because the expert was full.", "layer"),
     _gauge("moe_tokens_dropped_ratio", "ratio",
-           "Part of the assignments of the last step that full experts dropped.", "layer"),
+           "Share of the assignments of the last step that were dropped because the expert was "
+           "full.", "layer"),
     _gauge("moe_experts_per_token", "experts",
-           "Experts that the router asked for, for a token of the last step; before full experts "
-           "drop any.", "layer"),
+           "Mean number of experts that the router selected per token in the last step, including "
+           "dropped assignments.", "layer"),
     _gauge("moe_ep_rank_load_ratio", "ratio",
            "Load of an expert parallel rank over its fair share, in the layer where that is "
-           f"largest; absent with more than {MAX_RANKS} of them.", "ep_rank", optional=True),
+           f"largest; absent with more than {MAX_RANKS} ranks.", "ep_rank", optional=True),
     Metric(
         name="moe_expert_load_ratio",
         type="histogram",
@@ -148,33 +150,35 @@ ROUTING = (
     _gauge("moe_expert_load_top_ratio", "ratio",
            "Load of the busiest experts; position 1 is the busiest.", "layer", "position",
            detail=ExpertDetail.TOPK),
-    _gauge("moe_expert_load_top_expert", "", "Which experts moe_expert_load_top_ratio is of.",
-           "layer", "position", detail=ExpertDetail.TOPK),
+    _gauge("moe_expert_load_top_expert", "",
+           "Number of the expert whose load is moe_expert_load_top_ratio.", "layer", "position",
+           detail=ExpertDetail.TOPK),
     _gauge("moe_expert_load_bottom_ratio", "ratio",
-           "Load of the idlest experts; position 1 is the idlest.", "layer", "position",
+           "Load of the least busy experts; position 1 is the least busy.", "layer", "position",
            detail=ExpertDetail.TOPK),
     _gauge("moe_expert_load_bottom_expert", "",
-           "Which experts moe_expert_load_bottom_ratio is of.", "layer", "position",
+           "Number of the expert whose load is moe_expert_load_bottom_ratio.", "layer", "position",
            detail=ExpertDetail.TOPK),
     _counter("moe_expert_tokens_total", "assignments",
-             "Assignments that reached the expert.", "layer", "expert", detail=ExpertDetail.FULL),
+             "Assignments to the expert, not counting dropped ones.", "layer", "expert",
+             detail=ExpertDetail.FULL),
 )  # fmt: skip
 """Exported by runs with experts while telemetry.enabled is true. `layer` counts from 1, `expert`
 from 0, as Megatron does."""
 
 EXPORTER = (
-    _gauge("moe_exporter_series", "series", "Series of the last scrape."),
-    _gauge("moe_exporter_collect_seconds", "seconds", "Time the last scrape took to collect."),
+    _gauge("moe_exporter_series", "series", "Series in this scrape."),
+    _gauge("moe_exporter_collect_seconds", "seconds", "Time to collect the series of this scrape."),
     _counter("moe_exporter_missed_steps_total", "steps",
-             "Steps of this process whose record never reached the exporter, because sinks were "
-             "slower than training; the other counters lack them."),
+             "Steps of this process that never reached the exporter because sinks were slower "
+             "than training; the other counters do not include them."),
 )  # fmt: skip
 
 
 def _switch_loss(sums: StepSums) -> Float64Array:
-    """E * sum over e of f_e * P_e (Switch Transformers, arXiv 2101.03961, equation 4).
+    """L = E * sum_e f_e * P_e, float64 [L] (Switch Transformers, arXiv:2101.03961, equation 4).
 
-    f_e is the expert's share of the assignments that reached experts, P_e its mean probability.
+    f_e is expert e's share of the assignments that were not dropped, P_e its mean probability.
     """
     counts, num_experts = sums.tokens_per_expert, sums.tokens_per_expert.shape[1]
     fractions = counts / np.maximum(counts.sum(axis=1), 1)[:, None]
@@ -189,8 +193,8 @@ _BUILT_IN = (
         unit="nats",
         help="Mean entropy of the router's distribution.",
         title="Router entropy",
-        note="1 is undecided between all experts, 0 is certain of one. It falls slowly as experts "
-        "specialise; a sudden fall comes before a collapse.",
+        note="1 means undecided between all experts, 0 certain of one. It falls slowly as experts "
+        "specialise; a sudden fall precedes a collapse.",
         measure=lambda routed: routed.entropy_T,
         gauge="moe_router_entropy_ratio",
         part_of_maximum=True,
@@ -200,7 +204,7 @@ _BUILT_IN = (
         name="aux_loss",
         help="Switch load balancing loss of the global batch, unscaled.",
         title="Load balancing loss (unscaled)",
-        note="1 is perfect balance, E / top_k a collapse onto the same experts.",
+        note="1 is perfect balance, E / top_k a collapse onto the same top_k experts.",
         derive=_switch_loss,
         gauge="moe_router_aux_loss",
         ideal=1.0,
@@ -209,8 +213,8 @@ _BUILT_IN = (
         name="z_loss",
         help="Router z-loss, the mean of logsumexp(logits)^2, unscaled.",
         title="Router z-loss (unscaled)",
-        note="It grows with the size of the logits; large ones make a router unstable in low "
-        "precision.",
+        note="It grows with the magnitude of the logits; large logits make a router unstable in "
+        "low precision.",
         measure=lambda routed: routed.logsumexp_T.square(),
         gauge="moe_router_z_loss",
     ),
@@ -221,76 +225,78 @@ _registered = {quantity.name: quantity for quantity in _BUILT_IN}
 
 
 def quantities() -> tuple[Quantity, ...]:
-    """All quantities, the built-in ones first. A run has those that are there when it starts."""
+    """All registered quantities, built-in ones first; a run uses those registered at its start."""
     return tuple(_registered.values())
 
 
 def quantity_names() -> tuple[str, ...]:
-    """Their names."""
+    """Names of all registered quantities, built-in ones first."""
     return tuple(_registered)
 
 
 def register(quantity: Quantity) -> Quantity:
-    """Adds a quantity to every run that starts from now on; in each process of it, in one order.
+    """Adds a quantity to every run that starts later.
+
+    All processes of a run must register the same quantities in the same order.
 
     Raises:
         ConfigError: its name or the name of its gauge is taken.
     """
     if quantity.name in _registered:
         raise ConfigError(
-            f"there is a quantity '{quantity.name}' already; choose another name for the new one."
+            f"there is already a quantity '{quantity.name}'; choose another name for the new one."
         )
     if quantity.gauge is not None and find_metric(quantity.gauge) is not None:
         raise ConfigError(
-            f"the gauge '{quantity.gauge}' of the quantity '{quantity.name}' is the name of "
-            "another metric; choose another one, or None to export no gauge."
+            f"the gauge '{quantity.gauge}' of the quantity '{quantity.name}' has the name of "
+            "another metric; choose another name, or None to export no gauge."
         )
     _registered[quantity.name] = quantity
     return quantity
 
 
 def unregister(name: str) -> None:
-    """Takes a quantity out again.
+    """Removes a registered quantity.
 
     Raises:
-        ConfigError: it is built in, or was not registered.
+        ConfigError: it is built in, or not registered.
     """
     if name in {quantity.name for quantity in _BUILT_IN}:
         raise ConfigError(f"the quantity '{name}' is built in and cannot be unregistered.")
     if name not in _registered:
         known = ", ".join(quantity_names())
-        raise ConfigError(f"no quantity '{name}' is registered; there are {known}.")
+        raise ConfigError(f"no quantity '{name}' is registered; registered are {known}.")
     del _registered[name]
 
 
 @contextmanager
 def registered(*added: Quantity) -> Iterator[None]:
-    """Quantities for the time of a block, as tests need them.
+    """Registers quantities only within the `with` block, for tests.
 
     Raises:
-        ConfigError: as `register`; none of them is registered then.
+        ConfigError: as `register`; then none of them is registered.
     """
-    done: list[str] = []
+    names: list[str] = []
     try:
         for quantity in added:
-            done.append(register(quantity).name)
+            names.append(register(quantity).name)
         yield
     finally:
-        for name in done:
+        for name in names:
             unregister(name)
 
 
 def metrics() -> tuple[Metric, ...]:
-    """Everything that a run may export, the gauges of quantities behind those of routing."""
-    gauges = (_gauge_of(one) for one in quantities() if one.gauge is not None)
+    """Every metric that a run may export; the gauges of quantities follow those of routing."""
+    gauges = (_gauge_of(quantity) for quantity in quantities() if quantity.gauge is not None)
     return (*TRAINING, *RANKS, *ROUTING, *gauges, *EXPORTER)
 
 
 def find_metric(name: str) -> Metric | None:
-    """The metric of this name, or None; a histogram is not found by the names of its parts."""
+    """The metric with this name, or None; the `_bucket` etc. of a histogram are not metrics."""
     if name in _FIXED:
         return _FIXED[name]
-    return next((_gauge_of(one) for one in quantities() if one.gauge == name), None)
+    return next((_gauge_of(found) for found in quantities() if found.gauge == name), None)
 
 
 def _gauge_of(quantity: Quantity) -> Metric:
@@ -299,12 +305,12 @@ def _gauge_of(quantity: Quantity) -> Metric:
 
 
 def num_series(shape: Shape) -> int:
-    """Series a run of this shape exports at most."""
+    """The largest number of series that a run of this shape exports."""
     return sum(metric.series(shape) for metric in metrics())
 
 
 def fitting_detail(shape: Shape, max_series: int) -> ExpertDetail | None:
-    """The highest detail up to that of `shape` that stays within a number of series, or None."""
+    """The highest detail, up to `shape.detail`, with at most `max_series` series; None if none."""
     for detail in reversed(ExpertDetail):
         if detail <= shape.detail and num_series(replace(shape, detail=detail)) <= max_series:
             return detail

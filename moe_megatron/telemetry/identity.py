@@ -1,7 +1,7 @@
-"""Who is speaking: the name of a run, and the trace and span that its log lines belong to.
+"""The identity of a process: the name of its run, and the trace and span of its log lines.
 
-The name is that of the run folder, so that a resumed run keeps it, unless NVIDIA's telemetry names
-the run already. It does not know what carries the names.
+The name is that of the run folder, so that a resumed run keeps it, unless NVIDIA's telemetry has
+already named the run (NEMO_LENS_RUN_ID). It does not know what uses the names.
 """
 
 import hashlib
@@ -27,8 +27,8 @@ class Identity:
     Attributes:
         run_id: name of the run.
         rank: number of the process.
-        trace_id: 32 hexadecimal digits, the same for all processes and restarts of the run, or
-            that of the W3C variable TRACEPARENT where whoever started the run set it.
+        trace_id: 32 hexadecimal digits, the same for all processes and restarts of the run: from
+            the W3C variable TRACEPARENT if that is set, else derived from the name.
         span_id: 16 hexadecimal digits, new for each process.
     """
 

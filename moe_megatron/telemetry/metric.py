@@ -1,7 +1,8 @@
-"""What an exported metric is: a name, a type, and over which labels it spreads.
+"""The definition of an exported metric: its name, its type and its labels.
 
-The labels say how many series a metric costs in a run of some shape. Identity (job, cluster, run)
-is not among them: Prometheus adds it to every series of the target. `catalog` has the list.
+The labels determine how many series a metric has in a run of a given shape. Labels that identify
+the run (job, cluster, run) are not among them: Prometheus adds those to every series of the target.
+`catalog` lists the metrics.
 """
 
 from dataclasses import dataclass
@@ -12,22 +13,22 @@ from typing import Literal
 MetricType = Literal["gauge", "counter", "histogram"]
 
 PHASES = ("data", "forward_backward", "optimizer", "evaluation", "checkpoint", "telemetry", "other")
-"""Where the wall time of the first process goes. They do not overlap."""
+"""The parts that the wall time of the first process is divided into; they do not overlap."""
 
 LOAD_BUCKETS = (0.0, 0.01, 0.25, 0.5, 0.75, 0.9, 1.1, 1.25, 1.5, 2.0, 3.0, 4.0, 8.0)
-"""Upper bounds, in fair shares. Up to 0.01 an expert counts as dead (`expert_load`)."""
+"""Upper bounds, in fair shares. Below 0.01 an expert counts as dead (`expert_load`)."""
 
 STEP_SECONDS_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 
 EXTREMES = 3
-"""Most and least loaded experts of a layer that `ExpertDetail.TOPK` names."""
+"""How many of the most and least loaded experts of a layer `ExpertDetail.TOPK` exports."""
 
 MAX_RANKS = 256
-"""With more processes than this, none is named and only the extremes are exported."""
+"""With more processes than this, only extremes are exported and no series per process."""
 
 
 class ExpertDetail(IntEnum):
-    """How much is exported of single experts; each level includes those below it."""
+    """How much is exported about single experts; each level includes those below it."""
 
     NONE = 0
     HISTOGRAM = 1
@@ -37,7 +38,7 @@ class ExpertDetail(IntEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Shape:
-    """What decides how many series a run exports."""
+    """The sizes that determine how many series a run exports."""
 
     layers: int
     """MoE layers; 0 for a dense model."""
@@ -46,11 +47,11 @@ class Shape:
     ranks: int = 1
     """Processes."""
     expert_ranks: int = 1
-    """Processes that the experts of a layer are dealt out to."""
+    """Processes that the experts of a layer are distributed over."""
     detail: ExpertDetail = ExpertDetail.HISTOGRAM
 
     def label_values(self, label: str) -> int:
-        """Values that a label takes."""
+        """Number of values that a label takes."""
         return {
             "layer": self.layers,
             "expert": self.experts,
@@ -69,13 +70,13 @@ class Metric:
 
     Attributes:
         name: as exported; a histogram adds `_bucket`, `_sum` and `_count`.
-        type: as Prometheus knows it.
+        type: its Prometheus type.
         unit: of the values; "" for a plain number.
         help: one sentence.
-        labels: of its own; those of `moe_run_info` describe and do not spread.
+        labels: its own labels; those of `moe_run_info` only describe and add no series.
         detail: the lowest detail that exports it.
-        buckets: upper bounds of a histogram, +Inf left out.
-        optional: some runs do not export it; the help says when.
+        buckets: upper bounds of a histogram, without +Inf.
+        optional: whether some runs do not export it; the help says when.
     """
 
     name: str
@@ -89,7 +90,7 @@ class Metric:
 
     @property
     def formula(self) -> str:
-        """Number of series, as people write it: "layer x 16"."""
+        """Number of series as a product for people to read: "layer x 16"."""
         factors = [] if self.name == "moe_run_info" else list(self.labels)
         if self.buckets:
             factors.append(str(self._samples))
@@ -100,7 +101,7 @@ class Metric:
         return len(self.buckets) + 3 if self.buckets else 1  # +Inf, _sum and _count
 
     def series(self, shape: Shape) -> int:
-        """Series this metric costs at most in a run of this shape."""
+        """The largest number of series that this metric has in a run of this shape."""
         if shape.detail < self.detail:
             return 0
         if self.name == "moe_run_info":

@@ -1,13 +1,13 @@
-"""What a quantity is: one number for each MoE layer and step, said once for all who show it.
+"""The definition of a quantity: one number for each MoE layer and step.
 
-    step, measured   sum of measure(routed) over all tokens / tokens
-    step, derived    derive(sums)
-    many steps       sum of value * tokens over the steps / sum of tokens
+    one step, measured   sum over tokens of measure(routed) / tokens
+    one step, derived    derive(sums)
+    many steps           sum over steps of value * tokens / sum over steps of tokens
 
-A measured quantity is a function of what a router just did with some tokens. Its values are added
-up over the tokens, micro-batches and ranks of a step where they arise, on the device. A derived one
-is a function of what the whole step added up to. `catalog` has the list of quantities. Nothing here
-knows torch: a measure uses the methods of the tensors it gets.
+A measured quantity is a function of what a router just did with some tokens. Its values are summed
+on the device over the tokens, micro-batches and ranks of a step. A derived quantity is a function
+of the sums of the whole step. `catalog` lists the quantities. Nothing here imports torch: a measure
+uses the methods of the tensors it gets.
 """
 
 import re
@@ -21,19 +21,19 @@ from moe_megatron.telemetry.values.per_layer import find_name_problem
 
 _GAUGE = re.compile(r"moe(_[a-z0-9]+)+")
 _UNITS_IN_NAMES = ("bytes", "ratio", "seconds")
-_ENDINGS_OF_OTHERS = ("_bucket", "_count", "_sum", "_total")
+_RESERVED_ENDINGS = ("_bucket", "_count", "_sum", "_total")
 
 
 class RoutedTokens(Protocol):
     """What a router did with T tokens of a micro-batch; E is the number of experts.
 
-    What has a shape is a tensor of torch on the router's device, without gradients. Each is
-    computed when it is first asked for, and once.
+    Properties with a shape are torch tensors on the router's device, without gradients. Each is
+    computed once, on first access.
     """
 
     @property
     def top_k(self) -> int:
-        """Experts that the router aims at for a token."""
+        """Target number of experts for each token."""
 
     @property
     def logits_TE(self) -> Any:
@@ -45,7 +45,7 @@ class RoutedTokens(Protocol):
 
     @property
     def logsumexp_T(self) -> Any:
-        """float32 [T]: ln of the sum of exp(logits)."""
+        """float32 [T]: ln sum_e exp(logits_e)."""
 
     @property
     def scores_TE(self) -> Any:
@@ -53,7 +53,7 @@ class RoutedTokens(Protocol):
 
     @property
     def entropy_T(self) -> Any:
-        """float32 [T]: entropy of the distribution, in nats."""
+        """float32 [T]: -sum_e p_e ln p_e, entropy of the distribution, in nats."""
 
     @property
     def probs_TE(self) -> Any:
@@ -61,20 +61,20 @@ class RoutedTokens(Protocol):
 
     @property
     def routing_map_TE(self) -> Any:
-        """True where an expert gets the token, bool [T, E]."""
+        """Bool [T, E]: True where an expert gets the token."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class StepSums:
     """What all routers did in one step, summed over the global batch.
 
-    L is the number of MoE layers, E of experts in a layer.
+    L is the number of MoE layers, E the number of experts in a layer.
 
     Attributes:
-        tokens: tokens that every layer routed.
-        top_k: experts that the router aims at for a token.
-        tokens_per_expert: int64 [L, E], assignments that reached an expert.
-        assigned: int64 [L], assignments that the router asked for.
+        tokens: tokens that each layer routed.
+        top_k: target number of experts for each token.
+        tokens_per_expert: int64 [L, E], assignments to each expert, without dropped ones.
+        assigned: int64 [L], assignments that the router selected, including dropped ones.
         prob_sums: float64 [L, E], the router's distribution, summed over tokens.
         means: the measured quantities of the step by name, each float64 [L].
     """
@@ -96,17 +96,17 @@ class Quantity:
     """One number for each MoE layer and step.
 
     Attributes:
-        name: key in `RoutingSnapshot.per_layer`, array of a history.
+        name: its key in `RoutingSnapshot.per_layer`, and its array in a history.
         help: one sentence.
-        title: a few words, above charts.
+        title: title of charts, a few words.
         unit: of the values; "" for a plain number.
         note: how to read a chart of it, in a sentence or two.
-        measure: gives one value a token, [T].
-        derive: gives one value a layer, float64 [L]. Either this or `measure`.
+        measure: gives one value per token, [T].
+        derive: gives one value per layer, float64 [L]. Either this or `measure`.
         gauge: its metric in Prometheus, TensorBoard, W&B and dashboards; None: in none of them.
-        part_of_maximum: charts, tables and gauge show the value over ln E, its maximum.
-        ideal: a value that charts include, such as perfect balance.
-        column: heading in the load tables of the console; None leaves it out of them.
+        part_of_maximum: whether charts, tables and gauge show value / ln E, ln E being its maximum.
+        ideal: a value that charts always include in their range, such as perfect balance.
+        column: heading in the load tables of the console; None: not in them.
 
     Raises:
         ConfigError: a field is malformed; the message names the quantity and the field.
@@ -130,39 +130,40 @@ class Quantity:
 
     @property
     def shown_unit(self) -> str:
-        """Unit of what charts and the gauge show."""
+        """Unit of the values that charts and the gauge show."""
         return "ratio" if self.part_of_maximum else self.unit
 
     @property
     def shown_help(self) -> str:
-        """`help`, of what charts and the gauge show."""
+        """`help` for the values that charts and the gauge show."""
         return f"{self.help[:-1]} over its maximum ln E." if self.part_of_maximum else self.help
 
     def _find_problem(self) -> str | None:
-        me = f"the quantity '{self.name}'"
+        subject = f"the quantity '{self.name}'"
         if (self.measure is None) == (self.derive is None):
             found = "neither" if self.measure is None else "both"
             return (
-                f"{me} needs either measure, a function of the routed tokens, or derive, a "
+                f"{subject} needs either measure, a function of the routed tokens, or derive, a "
                 f"function of the step's sums; it has {found}"
             )
         if len(self.help) < 2 or not self.help.endswith("."):
-            return f"{me} needs a help of one sentence with a full stop, not {self.help!r}"
+            return f"{subject} needs a help of one sentence with a full stop, not {self.help!r}"
         if not self.title.strip():
-            return f"{me} needs a title of a few words, for charts"
+            return f"{subject} needs a title of a few words, for charts"
         return None if self.gauge is None else self._find_gauge_problem(self.gauge)
 
     def _find_gauge_problem(self, gauge: str) -> str | None:
-        me = f"the gauge {gauge!r} of the quantity '{self.name}'"
-        if not _GAUGE.fullmatch(gauge) or gauge.endswith(_ENDINGS_OF_OTHERS):
+        subject = f"the gauge {gauge!r} of the quantity '{self.name}'"
+        if not _GAUGE.fullmatch(gauge) or gauge.endswith(_RESERVED_ENDINGS):
             return (
-                f"{me} needs a name like moe_router_{self.name}: small letters, digits and single "
-                f"underscores after moe_, and none of the endings {', '.join(_ENDINGS_OF_OTHERS)}"
+                f"{subject} needs a name like moe_router_{self.name}: lower-case letters, digits "
+                "and single underscores after moe_, and none of the endings "
+                f"{', '.join(_RESERVED_ENDINGS)}"
             )
         for unit in _UNITS_IN_NAMES:
             if (self.shown_unit == unit) != gauge.endswith(f"_{unit}"):
                 return (
-                    f"{me} shows a value of the unit {self.shown_unit!r}; a name ends in _{unit} "
-                    f"exactly when the unit is {unit}"
+                    f"{subject} shows values in the unit {self.shown_unit!r}; its name must end in "
+                    f"_{unit} if and only if the unit is {unit}"
                 )
         return None

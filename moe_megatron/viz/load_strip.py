@@ -1,8 +1,7 @@
 """The expert load heatmap: one strip per MoE layer, steps across, experts down.
 
-A strip of 200 steps and 64 experts has 12,800 cells: too many for SVG, so each cell is one byte
-and the page paints it on a canvas in the colours of its light or dark mode. It knows counts and
-bytes; the painting is in `report_page`.
+A strip of 200 steps and 64 experts has 12,800 cells. That is too many for SVG, so each cell is one
+byte, which the page paints on a canvas in the colours of its light or dark mode (`report_page`).
 """
 
 import base64
@@ -18,16 +17,16 @@ from moe_megatron.viz.svg import script_json
 
 MAX_ROWS = 64
 OCTAVES = 3
-"""The colour scale ends at 1/8 and 8 times the fair share; balance is its middle."""
+"""The colour scale spans 2^-3 to 2^3 times the fair share; the fair share is its middle."""
 _NO_DATA = 255
 _MAX_LEVEL = 254  # even, so that a fair share is exactly the middle, 127
 
 
 def load_levels(relative: Float64Array) -> npt.NDArray[np.uint8]:
-    """Encodes relative loads as bytes: 0 is 1/8 or less, 127 a fair share, 254 is 8 or more.
+    """Level = round(254 * (log2(r) + 3) / 6), with log2(r) clipped to -3..3; NaN becomes 255.
 
-    The scale is logarithmic, since twice and half the fair share are equally far from balance.
-    NaN becomes 255.
+    So 0 is 1/8 of the fair share or less, 127 the fair share, and 254 is 8 times or more. The scale
+    is logarithmic, since twice and half the fair share are equally far from balance.
     """
     with np.errstate(divide="ignore"):  # log2(0) is -inf, which the clip turns into level 0
         octaves = np.clip(np.log2(relative), -OCTAVES, OCTAVES)
@@ -36,7 +35,7 @@ def load_levels(relative: Float64Array) -> npt.NDArray[np.uint8]:
 
 
 def bin_experts(relative: Float64Array, max_rows: int = MAX_ROWS) -> Float64Array:
-    """Averages neighbouring experts [..., E] so that at most `max_rows` remain."""
+    """Averages neighbouring experts, [..., E], so that at most `max_rows` rows remain."""
     num_experts = relative.shape[-1]
     if num_experts <= max_rows:
         return relative
@@ -48,7 +47,7 @@ def bin_experts(relative: Float64Array, max_rows: int = MAX_ROWS) -> Float64Arra
 
 
 def load_strips(profiles: Sequence[RoutingProfile]) -> list[str]:
-    """Returns one `<figure>` per MoE layer.
+    """Draws one `<figure>` for each MoE layer.
 
     Args:
         profiles: one for each range of steps, in order.

@@ -1,8 +1,8 @@
-"""One HTML file that tells how a run went: loss, expert load, router health.
+"""One HTML file that shows how a run went: loss, expert load, router health.
 
-Reads a run directory, also of a run that is still going or was killed, and writes the page. It
-decides what is shown and in which words; reading is in `report_data`, drawing in `svg` and
-`load_strip`, the look in `report_page`.
+Reads a run directory, even of a run that is still training or was killed, and writes the page. This
+module decides what is shown and how it is worded; reading is in `report_data`, drawing in `svg` and
+`load_strip`, style and script in `report_page`.
 """
 
 import math
@@ -33,7 +33,7 @@ from moe_megatron.viz.svg import Series, line_chart
 
 REPORT_FILE = "report.html"
 MAX_OPEN_STRIPS = 16
-"""Load strips of further layers are folded away."""
+"""Largest number of load strips shown at first; those of further layers are collapsed."""
 
 
 def write_report(run_dir: Path, output: Path | None = None) -> Path:
@@ -214,7 +214,7 @@ def _router_section(routing: RunRouting) -> str:
         line_chart(
             "Imbalance (max over mean load)",
             _layer_series(profiles, lambda profile: profile.imbalance),
-            note="1 is perfect balance; the busiest expert holds up its layer.",
+            note="1 is perfect balance; a layer waits for its busiest expert.",
             include=[1.0],
         ),
         *_quantity_charts(profiles),
@@ -224,14 +224,14 @@ def _router_section(routing: RunRouting) -> str:
             line_chart(
                 "Experts per token",
                 _layer_series(profiles, lambda profile: profile.experts_per_token),
-                note=f"The router aims at {whole.top_k}; before full experts drop any.",
+                note=f"The target is {whole.top_k}; dropped assignments are included.",
                 include=[float(whole.top_k)],
             )
         )
     if whole.dropped.any():
         charts.append(
             line_chart(
-                "Dropped assignments (part of all)",
+                "Dropped assignments (share of all)",
                 _layer_series(profiles, lambda profile: profile.drop_rate),
                 note="Assignments beyond the capacity of their expert, which skip the layer.",
                 include=[0.0],
@@ -241,18 +241,19 @@ def _router_section(routing: RunRouting) -> str:
 
 
 def _quantity_charts(profiles: Sequence[RoutingProfile]) -> list[str]:
-    """One chart for each quantity that the run measured; those unknown here last, by name."""
+    """One chart for each quantity that the run measured; unknown ones come last, by name."""
     found = {name for profile in profiles for name in profile.means}
     known = [quantity for quantity in quantities() if quantity.name in found]
     charts = [_quantity_chart(quantity, profiles) for quantity in known]
     for name in sorted(found - {quantity.name for quantity in known}):
         series = _layer_series(profiles, partial(_values_of, name))
-        charts.append(line_chart(name, series, note="A quantity of whoever wrote the run."))
+        note = "A quantity that the run registered and that is not known here."
+        charts.append(line_chart(name, series, note=note))
     return charts
 
 
 def _quantity_chart(quantity: Quantity, profiles: Sequence[RoutingProfile]) -> str:
-    unit = "part of its maximum" if quantity.part_of_maximum else quantity.unit
+    unit = "relative to its maximum" if quantity.part_of_maximum else quantity.unit
     return line_chart(
         f"{quantity.title} ({unit})" if unit else quantity.title,
         _layer_series(profiles, partial(shown_values, quantity)),
@@ -287,7 +288,7 @@ def _dead_section(routing: RunRouting) -> str:
     return (
         f"<section><h2>Dead experts</h2><p>Experts that received {rule} in {span}.</p>"
         '<div class="card scroll"><table><thead><tr><th scope="col">layer</th>'
-        '<th scope="col">dead</th><th scope="col">highest load of them, whole run</th>'
+        '<th scope="col">dead</th><th scope="col">their highest load, whole run</th>'
         f'<th scope="col" class="list">experts</th></tr></thead><tbody>{"".join(rows)}'
         "</tbody></table></div></section>"
     )

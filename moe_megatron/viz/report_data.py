@@ -1,8 +1,8 @@
 """Reads a run directory and condenses it to at most `MAX_COLUMNS` columns over the steps.
 
-One pass over each file in bounded memory, whatever the length of the run: when a column too many
-appears, neighbouring columns are merged and the width in steps doubles. It knows the files of a
-run, not how anything is drawn.
+It reads each file once, in bounded memory however long the run: when there are too many columns,
+neighbouring ones are merged and their width in steps doubles. It knows the files of a run, not how
+anything is drawn.
 """
 
 import math
@@ -26,7 +26,7 @@ from moe_megatron.telemetry.values.records import EvalRecord, StepRecord
 
 MAX_COLUMNS = 200
 LATE_PART = 0.1
-"""Dead experts are judged by the last tenth of the run: an expert may die late, or recover."""
+"""Share of the run, at its end, in which dead experts are counted: one may die late or recover."""
 
 
 class _Mergeable(Protocol):
@@ -43,23 +43,23 @@ class StepColumns[T: _Mergeable]:
 
     def add(self, step: int, item: T) -> None:
         """Merges `item` into the column of `step`; the column may be `item` itself."""
-        self._put(self._columns, max(0, step - 1) // self.width, item)
+        self._merge_into(self._columns, max(0, step - 1) // self.width, item)
         while max(self._columns) - min(self._columns) >= self._max_columns:
             self.width *= 2
             wider: dict[int, T] = {}
             for index in sorted(self._columns):
-                self._put(wider, index // 2, self._columns[index])
+                self._merge_into(wider, index // 2, self._columns[index])
             self._columns = wider
 
     @staticmethod
-    def _put(columns: dict[int, T], index: int, item: T) -> None:
+    def _merge_into(columns: dict[int, T], index: int, item: T) -> None:
         if index in columns:
             columns[index].merge(item)
         else:
             columns[index] = item
 
     def __iter__(self) -> Iterator[T]:
-        """Yields the columns that hold anything, in the order of their steps."""
+        """Yields the columns that are not empty, in the order of their steps."""
         return (self._columns[index] for index in sorted(self._columns))
 
     def __len__(self) -> int:
@@ -68,7 +68,7 @@ class StepColumns[T: _Mergeable]:
 
 @dataclass(slots=True)
 class RunningMean:
-    """Mean, lowest and highest of the finite values added."""
+    """Mean, minimum and maximum of the finite values that were added."""
 
     total: float = 0.0
     count: int = 0
@@ -76,12 +76,12 @@ class RunningMean:
     high: float = -math.inf
 
     def add(self, value: float | None) -> None:
-        """Counts `value` unless it is unknown or not finite."""
+        """Adds `value` unless it is None or not finite."""
         if value is not None and math.isfinite(value):
             self.merge(RunningMean(value, 1, value, value))
 
     def merge(self, other: "RunningMean") -> None:
-        """Adds everything `other` counted."""
+        """Adds all values of `other`."""
         self.total += other.total
         self.count += other.count
         self.low = min(self.low, other.low)
@@ -89,7 +89,7 @@ class RunningMean:
 
     @property
     def mean(self) -> float:
-        """The mean; NaN when nothing finite was added."""
+        """The mean; NaN if no finite value was added."""
         return self.total / self.count if self.count else math.nan
 
 
@@ -130,14 +130,14 @@ class RunMetrics:
 
     Attributes:
         columns: metrics over the steps.
-        evaluations: every evaluation, in the order written.
+        evaluations: every evaluation, in the order of the file.
         steps: number of step records.
         last_step: highest step number.
         total_steps: steps the run is planned to take.
         tokens: tokens of all steps.
         seconds: time of all steps.
         skipped: steps whose update was skipped.
-        final_loss: last known loss; NaN when it diverged; None when no step knows its loss.
+        final_loss: last known loss; NaN if it diverged, None if no step has a loss.
         median_speed: median of the steps' tokens per second.
     """
 
@@ -173,7 +173,7 @@ class ReportData:
     """Everything a report shows.
 
     Attributes:
-        run_dir: where it comes from.
+        run_dir: directory of the run.
         metrics: losses and speed.
         routing: what the routers did; None for a run that measured no routing (a dense model).
         config: text of config.yaml; None when the run has none.
@@ -220,7 +220,7 @@ def load_metrics(path: Path) -> RunMetrics:
         speeds.append(record.tokens_per_second)
     if not speeds:
         raise DataError(
-            f"{path}: has no step record, and a report needs one; let the run take a step "
+            f"{path}: has no step record, but a report needs one; train at least one step "
             "(moe-megatron train), then write the report again"
         )
     metrics.median_speed = statistics.median(speeds)
@@ -238,7 +238,7 @@ def load_routing(path: Path) -> RunRouting:
         columns.add(snapshot.step, RoutingProfile.from_snapshots([snapshot]))
     if not len(columns):
         raise DataError(
-            f"{path}: has no routing snapshot, and a report needs one; let the run take a step "
+            f"{path}: has no routing snapshot, but a report needs one; train at least one step "
             "(moe-megatron train), then write the report again"
         )
     profiles = list(columns)
@@ -250,17 +250,17 @@ def load_routing(path: Path) -> RunRouting:
 
 
 def load_report_data(run_dir: Path) -> ReportData:
-    """Reads metrics.jsonl and, where they are, the routing and config.yaml of a run directory.
+    """Reads metrics.jsonl of a run directory, and its routing and config.yaml if there are any.
 
-    A run without routing.jsonl may still have a history.
+    The routing is read from routing.jsonl, or else from the history.
 
     Raises:
         DataError: a file is missing, empty or malformed; the message names it and what to run.
     """
     if not (run_dir / METRICS_FILE).is_file():
         raise DataError(
-            f"{run_dir / METRICS_FILE}: no such file, and a report needs it; is {run_dir} the "
-            "directory of a run? `moe-megatron train` writes the file there"
+            f"{run_dir / METRICS_FILE}: no such file, but a report needs it; give the directory of "
+            "a run, where `moe-megatron train` writes that file"
         )
     metrics = load_metrics(run_dir / METRICS_FILE)
     config = run_dir / CONFIG_FILE
@@ -275,7 +275,7 @@ def load_report_data(run_dir: Path) -> ReportData:
 
 
 def merge_profiles(profiles: list[RoutingProfile]) -> RoutingProfile:
-    """Sums profiles (at least one) into a new one."""
+    """The sum of one or more profiles, as a new profile."""
     first = profiles[0]
     merged = RoutingProfile.empty(
         layers=first.layers, num_experts=first.num_experts, top_k=first.top_k

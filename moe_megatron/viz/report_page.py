@@ -1,7 +1,7 @@
-"""The frame of the HTML report: style sheet and script, both inline.
+"""The page around the HTML report: style sheet and script, both inline.
 
-The page must open from a file, offline, in ten years: no library, no font, no request. Colours are
-variables that the dark mode overrides. It knows class names, not data.
+The page must still open from a file, offline, in ten years: it loads no library, font or other
+resource. Colours are variables, which dark mode overrides. It knows class names, not data.
 """
 
 STYLE = """
@@ -248,11 +248,11 @@ for (const data of strips) {
 
 
 def render_page(title: str, body: str) -> str:
-    """Wraps `body` (HTML) in a complete document.
+    """Wraps HTML in a complete document.
 
     Args:
-        title: escaped text.
-        body: content of `<main>`.
+        title: escaped text of the title.
+        body: content of `<main>`, as HTML.
     """
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'

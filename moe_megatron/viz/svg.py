@@ -1,8 +1,8 @@
-"""Line charts as inline SVG, with the data beside them for the tooltip script.
+"""Line charts as inline SVG, with their data as JSON for the tooltip script.
 
-Drawn here rather than in the browser, so that they show without JavaScript, on paper and to
-assistive software. Colours are CSS variables or classes: the same file serves light and dark. It
-knows points and labels, nothing of training.
+They are drawn here rather than in the browser, so that they work without JavaScript, on paper and
+with assistive software. Colours are CSS variables or classes, so that the same file serves light
+and dark mode. It knows points and labels, nothing about training.
 """
 
 import json
@@ -17,7 +17,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 60, 12, 10, 36
 _PLOT_WIDTH = WIDTH - _LEFT - _RIGHT
 _PLOT_HEIGHT = HEIGHT - _TOP - _BOTTOM
 MAX_LEGEND = 8
-"""More lines than this are coloured by their order, and the legend is a ramp."""
+"""Largest number of lines with distinct colours; more lines share a colour ramp."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,9 +28,9 @@ class Series:
         name: shown in legend and tooltip.
         x: step of each point, increasing.
         y: value of each point; NaN interrupts the line.
-        low: lower edge of a band around the line, if any.
-        high: upper edge of it.
-        markers: draw each point as a dot.
+        low: lower edge of a band around the line, if there is one.
+        high: upper edge of the band.
+        markers: whether to draw each point as a dot.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Series:
 
 
 def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """Round numbers (1, 2 or 5 times a power of ten apart) that lie within low..high."""
+    """About `count` round numbers in low..high, spaced by 1, 2 or 5 times a power of ten."""
     if not high > low:
         return [low]
     raw = (high - low) / count
@@ -54,7 +54,7 @@ def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
 
 
 def format_value(value: float) -> str:
-    """Four significant digits without noise: 12,300, 1.234, 2.0e-05; a dash for NaN."""
+    """A value with few digits: 12,300, 1.234, 2e-05; "-" if it is not finite."""
     if not math.isfinite(value):
         return "-"
     if value == 0:
@@ -67,7 +67,7 @@ def format_value(value: float) -> str:
 
 
 def color_of(index: int, count: int) -> str:
-    """CSS colour of line `index` of `count`: distinct for a few, a ramp for many."""
+    """CSS colour of line `index` of `count`: distinct for few lines, on a ramp for many."""
     if count <= MAX_LEGEND:
         return f"var(--line-{index})"
     part = round(100 * index / (count - 1))
@@ -88,7 +88,7 @@ def _range(
     ys = [*ys, *include] or [0.0]
     low, high = min(ys), max(ys)
     pad = (high - low) * 0.05 or abs(high) * 0.05 or 1.0
-    # A value that must show, such as zero or perfect balance, is itself a clean edge.
+    # A value to include, such as zero or perfect balance, is a clean edge and needs no padding.
     y_low = low if low in include else low - pad
     y_high = high if high in include and high > low else high + pad
     x_low, x_high = min(xs), max(xs)
@@ -104,13 +104,13 @@ def line_chart(
     note: str = "",
     include: Sequence[float] = (),
 ) -> str:
-    """Returns a `<figure>` with title, SVG, legend and data.
+    """Draws a `<figure>` with title, SVG, legend and data.
 
     Args:
         title: what is shown, with its unit.
         series: the lines; points that are not finite are left out.
-        note: one sentence below the title that says how to read it.
-        include: y values that the axis must reach.
+        note: one sentence below the title on how to read the chart.
+        include: y values that the axis must include.
     """
     (x_low, x_high), (y_low, y_high) = _range(series, include)
 
@@ -172,7 +172,7 @@ def _path(points: Sequence[tuple[float, float] | None]) -> str:
 
 
 def _describe(series: Sequence[Series]) -> str:
-    """The chart in words, for those who do not see it."""
+    """The chart in words, for assistive software."""
     sentences = []
     for line in series[:MAX_LEGEND]:
         values = _finite(line.y)
@@ -216,6 +216,6 @@ def _tooltip_data(series: Sequence[Series], sx: Callable[[float], float]) -> str
 
 
 def script_json(data: object) -> str:
-    """JSON that is safe inside a `<script>` element, whatever strings it holds."""
+    """JSON that is safe inside a `<script>` element, whatever strings it contains."""
     text = json.dumps(data, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

@@ -258,7 +258,7 @@ def test_failing_sink_is_left_out_and_training_goes_on(answers: dict[str, dict[s
     assert answer["steps"] == 2
     assert len(answer["losses"]) == 2
     assert answer["warnings"].count("the dashboard is down") == 1
-    assert "sink Broken failed and is left out for the rest of the run" in answer["warnings"]
+    assert "sink Broken failed and is disabled for the rest of the run" in answer["warnings"]
 
 
 def test_two_processes_say_a_failure_once(

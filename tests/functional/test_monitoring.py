@@ -185,7 +185,7 @@ def test_grafana_folder_points_at_prometheus_and_the_dashboards(recorded):
 def test_second_monitor_of_a_run_says_that_one_is_at_work(recorded, moe):
     second = moe(recorded.run_dir.parent, "monitor", RUN)
     assert second.end() == 2
-    assert "error: another monitor of recorded is at work" in second.output
+    assert "error: another monitor of recorded is already running" in second.output
     assert "Traceback" not in second.output
 
 

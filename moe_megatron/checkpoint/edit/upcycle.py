@@ -157,7 +157,7 @@ def _check_same(model: Model, target: Family, config: Mapping[str, Any]) -> None
     """Make sure that nothing but the MLPs changes."""
     before = model.geometry.architecture
     after = target.geometry(config).architecture
-    names = (name for name in before.names(*CHANGES) if name.startswith("model."))
+    names = (name for name in before.field_names(*CHANGES) if name.startswith("model."))
     differ = [it.name for it in before.differences(after, names) if it.name != _WIDTH]
     if differ:
         raise MappingError(

@@ -151,7 +151,7 @@ def _structure(
     """The links of the model, and what does not fit them on either side."""
     problems = []
     geometry = family.geometry(folder.config, folder.tensors)
-    links = family.links(geometry, fused=family.fused_names(folder.tensors))
+    links = family.links(geometry, fused=family.has_fused_names(folder.tensors))
     ignored = family.ignorable(geometry)
     for check in (
         lambda: check_source(

@@ -42,7 +42,7 @@ class MeasuredRouter(TopKRouter):
 
     def gating(self, input: Tensor) -> Tensor:  # Megatron's signature
         """The gate's logits; [sequence, batch, hidden] to [sequence, batch, experts]."""
-        if self._route.asks_for("hidden"):
+        if self._route.uses("hidden"):
             self._hidden = input.reshape(-1, input.shape[-1])
         return super().gating(input)  # type: ignore[no-any-return]
 

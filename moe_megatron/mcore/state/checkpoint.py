@@ -129,7 +129,7 @@ def _saved_config(folder: Path) -> RunConfig | None:
 
 def _differences(saved: RunConfig, wanted: RunConfig) -> list[str]:
     ours, theirs = (replace(run.architecture, moe=resolve(run.moe)) for run in (wanted, saved))
-    names = ours.names("tensors", "function", adjustable=False)
+    names = ours.field_names("tensors", "function", adjustable=False)
     return [
         f"{it.name} is {it.theirs} there and {it.ours} here"
         for it in ours.differences(theirs, names)

@@ -1,1 +1,1 @@
-"""A run as Prometheus series over HTTP, and how Prometheus finds it."""
+"""Serves a run as Prometheus series over HTTP, and tells Prometheus where to find it."""

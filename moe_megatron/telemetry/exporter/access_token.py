@@ -1,6 +1,6 @@
-"""Secrets that guard metrics and dashboards: one line of printable ASCII, as HTTP headers take it.
+"""Secrets that protect metrics and dashboards: one line of printable ASCII, for an HTTP header.
 
-Where a secret comes from, file or environment, each user of this module decides.
+Each user of this module decides where the secret comes from, a file or the environment.
 """
 
 from pathlib import Path
@@ -9,32 +9,32 @@ from moe_megatron.errors import ConfigError
 
 
 def read_token_file(file: str | Path, option: str) -> str:
-    """The token that a file holds, without white space around it.
+    """Read a token from a file, without surrounding white space.
 
     Args:
         file: The file.
-        option: With what a user names the file, for errors.
+        option: The option with which the user gave the file, for messages.
 
     Raises:
-        ConfigError: The file cannot be read, or holds no token.
+        ConfigError: The file cannot be read, or holds no valid token.
     """
     try:
         token = Path(file).read_text(encoding="utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(
-            f"the token file {file} cannot be read ({error}); give a text file that holds nothing "
-            f"but the token with {option}."
+            f"the token file {file} cannot be read ({error}); give a text file that holds only the "
+            f"token with {option}."
         ) from error
     check_token(token, f"the token file {file}")
     return token
 
 
 def check_token(token: str, source: str) -> None:
-    """Refuse what is no token.
+    """Reject an invalid token.
 
     Args:
         token: The secret; no message shows it.
-        source: Where it is from, for errors.
+        source: Where it comes from, for messages.
 
     Raises:
         ConfigError: It is empty, or not one line of printable ASCII.

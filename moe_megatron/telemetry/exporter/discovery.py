@@ -2,7 +2,7 @@
 
 A file names one target and the labels that identify the run on every series. It exists while the
 run serves metrics; a run that fails or is killed leaves it behind, and the next one replaces it.
-The labels come from here alone, so that no series of the exporter repeats them.
+These labels are given only here, so that no series of the exporter repeats them.
 """
 
 import json
@@ -26,13 +26,13 @@ _EVERY_INTERFACE = {"0.0.0.0", "::", ""}
 
 
 def target_address(host: str, port: int) -> str:
-    """What a scraper connects to: HOST:PORT, with this machine's name for "every interface"."""
+    """The address for a scraper, HOST:PORT; "every interface" becomes this machine's name."""
     name = socket.getfqdn() if host in _EVERY_INTERFACE else host
     return f"[{name}]:{port}" if ":" in name else f"{name}:{port}"
 
 
 def target_labels(run_id: str, cluster: str, scheme: str = "http") -> dict[str, str]:
-    """The labels of a run; those of SLURM where it started the run."""
+    """The labels of a run, including the job number if SLURM started it."""
     labels = {"job": JOB, "cluster": cluster, "run": run_id}
     if job_id := os.environ.get("SLURM_JOB_ID"):
         labels["slurm_job_id"] = job_id
@@ -42,9 +42,9 @@ def target_labels(run_id: str, cluster: str, scheme: str = "http") -> dict[str, 
 
 
 class TargetFiles:
-    """The files of one target, written at once and removed by `remove`.
+    """The files of one target, written on construction and deleted by `remove`.
 
-    A file that cannot be written is reported and left out.
+    A file that cannot be written is reported and skipped.
     """
 
     def __init__(self, paths: Sequence[Path], address: str, labels: dict[str, str]) -> None:
@@ -57,7 +57,7 @@ class TargetFiles:
                 replace_file(path, [self._text])
             except OSError as error:
                 logger.warning(
-                    "%s cannot be written (%s): Prometheus does not find this run there",
+                    "%s cannot be written (%s): Prometheus will not find this run there",
                     path,
                     error.strerror,
                 )
@@ -65,7 +65,7 @@ class TargetFiles:
                 self._written.append(path)
 
     def remove(self) -> None:
-        """Take the files back, unless another process has replaced them."""
+        """Delete the files, unless another process has replaced them."""
         for path in self._written:
             try:
                 if path.read_bytes() == self._text:

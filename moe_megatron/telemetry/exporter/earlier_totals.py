@@ -1,9 +1,9 @@
-"""What earlier processes of a run counted, read before the logs are rewound to the checkpoint.
+"""Totals of earlier processes of a run, read before the logs are rewound to the checkpoint.
 
-Two sums are needed to continue: that of the steps before the checkpoint, from which the run goes
-on, and that of all steps in the logs, which may have been published already. The sink here reads
-both when a run starts, so it must come before the sinks that write the logs. It does not know
-who publishes the sums.
+Two sums are needed to continue: that of the steps up to the checkpoint, from which the run resumes,
+and that of all steps in the logs, which may already have been published. The sink here reads both
+when a run starts, so it must come before the sinks that write the logs. It does not know who
+publishes the sums.
 """
 
 from pathlib import Path
@@ -20,7 +20,7 @@ from moe_megatron.telemetry.values.snapshot import RoutingSnapshot
 
 
 class EarlierTotals:
-    """Sink that reads, when the run starts, what was counted before; it ignores every record.
+    """Sink that reads the earlier totals when the run starts; it ignores every record.
 
     Training sums come from the whole metrics.jsonl. Routing sums come from the profile of the
     checkpoint and the end of routing.jsonl: that file may hold many gigabytes.
@@ -44,13 +44,13 @@ class EarlierTotals:
         self.until_checkpoint, self.in_logs = totals, everything
 
     def step(self, record: StepRecord, routing: RoutingSnapshot | None) -> None:
-        """Nothing: only the past is read."""
+        """Does nothing: only earlier steps are read."""
 
     def evaluation(self, record: EvalRecord) -> None:
-        """Nothing: only the past is read."""
+        """Does nothing: only earlier steps are read."""
 
     def close(self) -> None:
-        """Nothing to release."""
+        """Does nothing: there is nothing to release."""
 
 
 def _add_metrics(path: Path, last_step: int, until: RunTotals, everything: RunTotals) -> None:

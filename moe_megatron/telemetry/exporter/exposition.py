@@ -1,8 +1,8 @@
-"""Prometheus' text format, written in less than half the time `prometheus_client` takes.
+"""Writes Prometheus' text format in less than half the time that `prometheus_client` takes.
 
-A scrape holds Python's lock, and so the training thread, while it writes. The library escapes and
-sorts the labels of each sample anew; here their text is made once. The tests compare the two byte
-by byte. What this module has no rule for is left to the library.
+While a scrape is written it holds Python's global lock and thereby stops the training thread. The
+library escapes and sorts the labels of every sample each time; here their text is cached. The tests
+compare both outputs byte by byte. Types that this module does not handle are left to the library.
 """
 
 from collections.abc import Iterable, Iterator
@@ -16,7 +16,7 @@ from prometheus_client.utils import floatToGoString
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
-_OURS = {"counter", "gauge", "histogram"}
+_HANDLED_TYPES = {"counter", "gauge", "histogram"}
 
 
 def write_text(registry: Collector) -> bytes:
@@ -25,7 +25,7 @@ def write_text(registry: Collector) -> bytes:
 
 
 def _write_family(family: Family) -> bytes:
-    if family.type not in _OURS or any(sample.timestamp for sample in family.samples):
+    if family.type not in _HANDLED_TYPES or any(sample.timestamp for sample in family.samples):
         return generate_latest(_Families([family]))
     name = family.name + "_total" if family.type == "counter" else family.name
     text = family.documentation.replace("\\", r"\\").replace("\n", r"\n")
@@ -48,13 +48,12 @@ def _escape(value: str) -> str:
 
 
 def _write_value(value: float) -> Any:
-    # The library's form of large, infinite and missing numbers; it is slow, and plain ones are not
-    # any of these.
+    # Large, infinite and missing numbers need the library's format, which is slow; others do not.
     return repr(float(value)) if -1e6 < value < 1e6 else floatToGoString(value)  # type: ignore[no-untyped-call]
 
 
 class _Families(Collector):
-    """Families that are there already, as something to collect."""
+    """A collector of families that already exist."""
 
     def __init__(self, families: Iterable[Family]) -> None:
         self._families = list(families)

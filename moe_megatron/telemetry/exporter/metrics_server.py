@@ -1,8 +1,8 @@
-"""An HTTP server for one registry: /metrics, on threads of its own, with token and TLS if wanted.
+"""An HTTP server for one registry: /metrics, on its own threads, optionally with token and TLS.
 
-The server of `prometheus_client` checks no token, so the few lines around the registry are here,
-over the standard library's. A client that is slow, or that never speaks, holds one thread for ten
-seconds and nothing else. It does not know what the registry holds.
+The server of `prometheus_client` checks no token, so this one is built on the standard library's.
+A client that is slow or silent occupies one thread for at most ten seconds and nothing else. It
+does not know what the registry holds.
 """
 
 import gzip
@@ -27,19 +27,19 @@ logger = logging.getLogger(__name__)
 
 _CLIENT_SECONDS = 10.0
 _GZIP_LEVEL = 1
-"""The fastest: a scrape holds Python's lock, and so the training thread, while it packs."""
+"""The fastest level, since the time to compress adds to every scrape."""
 
 _StartResponse = Callable[[str, list[tuple[str, str]]], Any]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ServerOptions:
-    """Where a server listens, and to whom.
+    """Where a server listens, and who may read from it.
 
     Attributes:
         host: name or address of the interface.
-        port: 0 takes a free one.
-        token: what a client must send as "Authorization: Bearer TOKEN"; None asks for nothing.
+        port: 0 for any free port.
+        token: what a client must send as "Authorization: Bearer TOKEN"; None: no token.
         certificate: PEM file of the server's certificate chain; None speaks plain HTTP.
         key: PEM file of its private key.
     """
@@ -77,8 +77,8 @@ class MetricsServer:
                 "and an address of this machine with telemetry.metrics_host."
             ) from error
         if context is not None:
-            # The handshake is left to the thread of the request: a client that never makes one
-            # must not keep others out.
+            # The handshake happens on the request's own thread: a client that never completes it
+            # must not block others.
             server.socket = context.wrap_socket(
                 server.socket, server_side=True, do_handshake_on_connect=False
             )
@@ -102,12 +102,13 @@ class _App:
 
     def __init__(self, registry: CollectorRegistry, token: str | None) -> None:
         self._registry = registry
-        self._wanted = None if token is None else f"Bearer {token}".encode()
+        self._authorization = None if token is None else f"Bearer {token}".encode()
         self._failed = False
 
     def __call__(self, environ: dict[str, Any], start_response: _StartResponse) -> Iterable[bytes]:
         given = environ.get("HTTP_AUTHORIZATION", "").encode("latin-1")
-        if self._wanted is not None and not hmac.compare_digest(given, self._wanted):
+        expected = self._authorization
+        if expected is not None and not hmac.compare_digest(given, expected):
             headers = [("WWW-Authenticate", "Bearer")]
             return _answer(start_response, "401 Unauthorized", headers, b"a bearer token is needed")
         if environ.get("PATH_INFO") != "/metrics":
@@ -120,7 +121,7 @@ class _App:
     def _metrics(self, environ: dict[str, Any], start_response: _StartResponse) -> Iterable[bytes]:
         try:
             body = write_text(self._registry)
-        except Exception as error:  # a scrape that fails must be seen, and must not end the server
+        except Exception as error:  # a failed scrape must be reported but not stop the server
             if not self._failed:
                 self._failed = True
                 logger.warning("metrics cannot be collected: %s: %s", type(error).__name__, error)
@@ -140,15 +141,15 @@ def _answer(
 
 
 class _Handler(WSGIRequestHandler):
-    """Handles one connection: quietly, and not for ever."""
+    """Handles one connection, without logging and with a time limit."""
 
     timeout = _CLIENT_SECONDS
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Requests are not events of the run."""
+        """Does nothing: requests are not events of the run."""
 
     def handle(self) -> None:
-        """Answer, unless the client is gone or speaks another protocol."""
+        """Answer the request, unless the client disconnects or speaks another protocol."""
         try:
             super().handle()
         except (OSError, ssl.SSLError):

@@ -1,8 +1,8 @@
-"""The Prometheus exporter: a sink that keeps the newest facts of a run and serves them over HTTP.
+"""The Prometheus exporter: a sink that keeps the newest state of a run and serves it over HTTP.
 
-Recording a step copies a few numbers; everything Prometheus needs is made when it asks. The sink
-can fail only as a sink does: it is reported once and left out, and training goes on. It does not
-know metrics by name (`prometheus_series`) nor HTTP (`metrics_server`).
+Recording a step copies a few numbers; series are built only when Prometheus scrapes. If the sink
+fails it is reported once and disabled like any other sink, and training continues. It knows neither
+metrics by name (`series`) nor HTTP (`metrics_server`).
 """
 
 import logging
@@ -38,11 +38,11 @@ class ExporterOptions:
 
     Attributes:
         server: where it is served.
-        detail: what to export of single experts; lowered where `max_series` demands it.
-        max_series: most series one scrape may have.
+        detail: what to export about single experts; lowered if it needs more than `max_series`.
+        max_series: largest number of series in a scrape.
         run_id: the `run` label of every series.
         cluster: the `cluster` label of every series.
-        discovery_dir: folder for a target file beside the one in the run directory.
+        discovery_dir: folder for a target file in addition to the one in the run directory.
     """
 
     server: ServerOptions = field(default_factory=ServerOptions)
@@ -56,13 +56,13 @@ class ExporterOptions:
 class PrometheusSink:
     """Sink that serves the run to Prometheus.
 
-    It continues the sums of a resumed run with `earlier`, a sink of its own that must receive the
-    start of the run before those that write the logs; this one must come after them, so that
-    nothing is published that the logs do not hold.
+    To continue the totals of a resumed run it has a second sink, `earlier`, which must come before
+    the sinks that write the logs. This one must come after them, so that it publishes nothing that
+    the logs do not hold.
 
     Args:
         options: How to export.
-        announce: Receives one line that says where the metrics are.
+        announce: Receives one line with the address of the metrics.
         registry: Where the collector is registered; a new one by default.
     """
 
@@ -75,7 +75,8 @@ class PrometheusSink:
         self.earlier = EarlierTotals()
         self.url: str | None = None
         self.run_failed = False
-        """Set before `close`: leaves the target files, so that Prometheus finds nobody there."""
+        """If set before `close`, the target files stay, so that Prometheus reports the target as
+        down."""
         self._options = options
         self._announce = announce
         self._registry = CollectorRegistry() if registry is None else registry
@@ -85,7 +86,7 @@ class PrometheusSink:
         self._targets: TargetFiles | None = None
 
     def start(self, run: RunInfo) -> None:
-        """Starts to serve, and tells Prometheus where."""
+        """Starts serving, and writes the target files for Prometheus."""
         options = self._options
         detail = choose_detail(run, options.detail, options.max_series)
         self._state = RunState(
@@ -107,17 +108,17 @@ class PrometheusSink:
         return paths
 
     def step(self, record: StepRecord, routing: RoutingSnapshot | None) -> None:
-        """Takes in one step."""
+        """Records one step."""
         assert self._state is not None
         self._state.add_step(record, routing)
 
     def evaluation(self, record: EvalRecord) -> None:
-        """Takes in one evaluation."""
+        """Records one evaluation."""
         assert self._state is not None
         self._state.add_evaluation(record)
 
     def close(self) -> None:
-        """Takes the target files back, unless the run has failed, and stops serving."""
+        """Deletes the target files, unless the run has failed, and stops serving."""
         if self._targets is not None and not self.run_failed:
             self._targets.remove()
         if self._server is not None:
@@ -128,10 +129,10 @@ class PrometheusSink:
 
 
 def choose_detail(run: RunInfo, wanted: ExpertDetail, max_series: int) -> ExpertDetail:
-    """The detail to export: the wanted one, or the highest that fits, which is reported.
+    """The detail to export: `wanted`, or with a warning the highest that `max_series` allows.
 
     Raises:
-        ConfigError: Not even the lowest fits.
+        ConfigError: `max_series` is too small even for the lowest detail.
     """
     shape = Shape(
         layers=len(run.layers),
@@ -144,11 +145,11 @@ def choose_detail(run: RunInfo, wanted: ExpertDetail, max_series: int) -> Expert
     if fitting is None:
         raise ConfigError(
             f"telemetry.metrics_max_series ({max_series}) is too small for this run, even without "
-            "any detail of experts; raise it, or set telemetry.metrics_port to null."
+            "any detail about experts; raise it, or set telemetry.metrics_port to null."
         )
     if fitting != wanted:
         logger.warning(
-            "metrics_expert_detail %s needs %d series, and metrics_max_series is %d: exporting %s",
+            "metrics_expert_detail %s needs %d series, but metrics_max_series is %d: exporting %s",
             wanted.name.lower(),
             needed,
             max_series,

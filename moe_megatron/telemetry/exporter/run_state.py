@@ -1,7 +1,7 @@
-"""The newest facts of a run and its sums, between the thread that writes and those that read.
+"""The newest state of a run and its totals, shared by the thread that writes and those that read.
 
-The telemetry thread adds one step at a time; scrapes take a `RunView`, in which everything is of
-the same step. It does not know names of metrics: `prometheus_series` does.
+The telemetry thread adds one step at a time; scrapes take a `RunView`, in which everything belongs
+to the same step. It does not know names of metrics (`series` does).
 """
 
 import threading
@@ -19,12 +19,13 @@ from moe_megatron.telemetry.values.snapshot import RoutingSnapshot
 
 @dataclass(slots=True, eq=False)
 class Histograms:
-    """R histograms over the same buckets; the last column is of values above every bound.
+    """R histograms over the same buckets.
 
     Attributes:
         bounds: upper bounds, each included in its bucket.
-        counts: int64 [R, len(bounds) + 1], values in each bucket and no other.
-        sums: float64 [R].
+        counts: int64 [R, len(bounds) + 1], values in each bucket, not cumulative; the last column
+            counts values above every bound.
+        sums: float64 [R], sums of the values.
     """
 
     bounds: Float64Array
@@ -33,13 +34,13 @@ class Histograms:
 
     @classmethod
     def empty(cls, rows: int, bounds: tuple[float, ...]) -> "Histograms":
-        """Nothing observed."""
+        """Histograms without any values."""
         return cls(
             np.array(bounds), np.zeros((rows, len(bounds) + 1), dtype=np.int64), np.zeros(rows)
         )
 
     def observe(self, values: Float64Array) -> None:
-        """Add `values` [R, N]; NaN is not a value."""
+        """Add `values` [R, N]; NaN is ignored."""
         rows, columns = self.counts.shape
         buckets = np.searchsorted(self.bounds, values, side="left")
         buckets += np.arange(rows)[:, None] * columns
@@ -48,20 +49,20 @@ class Histograms:
         self.sums += np.where(known, values, 0.0).sum(axis=1)
 
     def copy(self) -> "Histograms":
-        """The histograms as they are now."""
+        """A copy that later values do not change."""
         return Histograms(self.bounds, self.counts.copy(), self.sums.copy())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class RunView:
-    """A run at one moment."""
+    """The state of a run at one moment."""
 
     run: RunInfo
     started_at: float
     """When this process started to train, in seconds since 1970."""
     totals: RunTotals
     step_seconds: Histograms
-    """One row. Starts empty with the process, as the two below do."""
+    """One row. Starts empty in each process, like the next two."""
     loads: Histograms
     """One row for each MoE layer."""
     phase_seconds: Mapping[str, float]
@@ -71,7 +72,7 @@ class RunView:
     runtime: StepRuntime | None = None
     routing: RoutingSnapshot | None = None
     evaluations: Mapping[str, EvalRecord]
-    """The newest of each split."""
+    """The newest evaluation of each split."""
 
 
 class RunState:
@@ -80,8 +81,8 @@ class RunState:
     Args:
         run: The run.
         started_at: When this process started to train, in seconds since 1970.
-        totals: Sums of the steps before; continued.
-        published: What may have been published already; see `RunTotals.at_least`.
+        totals: Totals of the earlier steps, to continue from.
+        published: Totals that may already have been published; see `RunTotals.at_least`.
     """
 
     def __init__(
@@ -108,7 +109,7 @@ class RunState:
         self._last_step = run.start_step
 
     def add_step(self, record: StepRecord, routing: RoutingSnapshot | None) -> None:
-        """Take in one step."""
+        """Record one step."""
         loads = None if routing is None else routing.relative_load
         with self._lock:
             now = self._newest
@@ -132,13 +133,13 @@ class RunState:
             self._last_step = record.step
 
     def add_evaluation(self, record: EvalRecord) -> None:
-        """Take in one evaluation."""
+        """Record one evaluation."""
         with self._lock:
             evaluations = {**self._newest.evaluations, record.split: record}
             self._newest = replace(self._newest, evaluations=evaluations)
 
     def view(self) -> RunView:
-        """Everything as of the same step; what is added later does not change it."""
+        """The current state, all of the same step; later records do not change it."""
         with self._lock:
             now = self._newest
             return replace(

@@ -1,8 +1,7 @@
-"""What a run has done so far, as exact sums that a resumed run continues.
+"""Exact totals of what a run has done so far, which a resumed run continues.
 
-The sums are those of metrics.jsonl and of the routing profile, to the unit. They do not know how
-they are published, only that what was published once must never be taken back: see
-`RunTotals.at_least`.
+They agree exactly with metrics.jsonl and with the routing profile. They do not know how they are
+published, only that a published total must never decrease: see `RunTotals.at_least`.
 """
 
 import math
@@ -24,8 +23,8 @@ class RunTotals:
     Attributes:
         training: int64 [5]: steps, tokens, skipped steps, steps with a loss and steps with a
             gradient norm that was NaN or infinite.
-        routed: int64 [L, E], assignments that reached each expert.
-        dropped: int64 [L], assignments that full experts dropped.
+        routed: int64 [L, E], assignments to each expert, without dropped ones.
+        dropped: int64 [L], assignments dropped because the expert was full.
     """
 
     training: Int64Array
@@ -34,7 +33,7 @@ class RunTotals:
 
     @classmethod
     def empty(cls, num_layers: int, num_experts: int) -> Self:
-        """Nothing done yet."""
+        """Totals of no steps."""
         return cls(
             training=np.zeros(5, dtype=np.int64),
             routed=np.zeros((num_layers, num_experts), dtype=np.int64),
@@ -42,7 +41,7 @@ class RunTotals:
         )
 
     def add_step(self, record: StepRecord) -> None:
-        """Count the training facts of one step."""
+        """Add the training numbers of one step."""
         self.training += (
             1,
             record.tokens,
@@ -52,22 +51,22 @@ class RunTotals:
         )
 
     def add_routing(self, routing: RoutingSnapshot | RoutingProfile) -> None:
-        """Count the routing of one step, or of many."""
+        """Add the routing of one step or of many."""
         self.routed += routing.tokens_per_expert
         self.dropped += routing.dropped
 
     def copy(self) -> Self:
-        """The sums as they are now."""
+        """A copy that later steps do not change."""
         return type(self)(
             training=self.training.copy(), routed=self.routed.copy(), dropped=self.dropped.copy()
         )
 
     def at_least(self, published: Self) -> Self:
-        """The sums, each raised to what was published before where it is less.
+        """max(self, published), for each total.
 
-        A run that is killed resumes at its last checkpoint and takes steps again that were counted
-        already. Prometheus would take a smaller value for a counter that started at zero again and
-        add all of it to the increase. So a counter waits until the run has caught up.
+        A killed run resumes at its last checkpoint and repeats steps that were already counted.
+        Prometheus takes a decreasing counter for one that restarted at zero, and would add its
+        whole value to the increase. So a counter stands still until the run has caught up.
         """
         return type(self)(
             training=np.maximum(self.training, published.training),
@@ -82,7 +81,7 @@ class RunTotals:
 
     @property
     def tokens(self) -> int:
-        """Tokens of their batches."""
+        """Tokens of the batches of these steps."""
         return int(self.training[1])
 
     @property
@@ -92,7 +91,7 @@ class RunTotals:
 
     @property
     def nonfinite(self) -> dict[str, int]:
-        """Steps with a value that was NaN or infinite, by what it was."""
+        """Steps with a NaN or infinite "loss" or "gradient"."""
         return {"loss": int(self.training[3]), "gradient": int(self.training[4])}
 
 

@@ -1,8 +1,8 @@
-"""A run as Prometheus series: fills in the metrics of the catalog, and only those.
+"""A run as Prometheus series: computes the metrics of the catalog, and only those.
 
-A custom collector of `prometheus_client`: nothing is done for Prometheus while a step is recorded,
-and a scrape turns plain arrays into samples. Label sets are made once. It does not know who asks
-for the series or how they are sent.
+It is a custom collector for `prometheus_client`: recording a step does no work for Prometheus, and
+a scrape turns plain arrays into samples. Label sets are built once. It does not know who requests
+the series or how they are sent.
 """
 
 import time
@@ -29,8 +29,8 @@ class RunCollector(Collector):
 
     Args:
         state: The run.
-        detail: What to export of single experts.
-        clock: Seconds that only grow, to time the collection.
+        detail: What to export about single experts.
+        clock: A monotonic clock in seconds, to time the collection.
     """
 
     def __init__(
@@ -44,13 +44,16 @@ class RunCollector(Collector):
         run = state.view().run
         experts, positions = range(run.num_experts), range(1, min(EXTREMES, run.num_experts) + 1)
         self._layers = [{"layer": str(layer)} for layer in run.layers]
-        self._positions = [{**one, "position": str(p)} for one in self._layers for p in positions]
+        self._positions = [
+            {**layer, "position": str(p)} for layer in self._layers for p in positions
+        ]
         self._detail = detail if run.layers else ExpertDetail.NONE
         full = detail == ExpertDetail.FULL
-        self._experts = [{**one, "expert": str(e)} for one in self._layers if full for e in experts]
+        labels = self._layers if full else []
+        self._experts = [{**layer, "expert": str(e)} for layer in labels for e in experts]
 
     def describe(self) -> Iterable[Family]:
-        """No names in advance: the registry would collect to learn them."""
+        """Returns no names; without this method a registry may collect to learn them."""
         return []
 
     def collect(self) -> Iterator[Family]:
@@ -91,8 +94,8 @@ class RunCollector(Collector):
                 yield from self._extremes(view.routing.relative_load)
 
     def _extremes(self, load: Float64Array) -> Iterator[Family]:
-        # The position is the label and the expert a value: an expert as label would leave a series
-        # behind wherever it once was at the top.
+        # The position is a label and the expert a value: with the expert as a label, every expert
+        # that was ever at the top would leave a series behind.
         order = np.argsort(load, axis=1, kind="stable")
         number = len(self._positions) // len(self._layers)
         for name, chosen in (("bottom", order), ("top", order[:, ::-1])):

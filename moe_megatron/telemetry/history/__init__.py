@@ -1,8 +1,8 @@
 """The full routing history of a run: counts of every step, layer and expert, in one Zarr group.
 
-`HistorySink` writes it while training goes on, `RoutingHistory` reads any window of it, also while
-it is being written. `layout` says what lies where, `location` turns addresses into storage,
-`store` is the only module that knows TensorStore.
+`HistorySink` writes it during training, and `RoutingHistory` reads any window of it, even while it
+is being written. `layout` defines its arrays, `location` parses addresses, and `store` is the only
+module that uses TensorStore.
 """
 
 from moe_megatron.telemetry.history.location import HISTORY_FOLDER

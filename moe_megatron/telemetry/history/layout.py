@@ -1,15 +1,15 @@
-"""What a history is made of: one Zarr group, its description and its arrays, as plain values.
+"""The format of a history, as plain values: one Zarr group, its description and its arrays.
 
-    zarr.json            the description, with the last whole step; replaced in one piece
-    tokens_per_expert    int32 [step, layer, expert], assignments that reached an expert
-    assigned             int64 [step, layer], assignments that the router asked for
-    dropped              int64 [step, layer]
-    QUANTITY             float64 [step, layer], of each quantity that the description names; NaN
-                         where it was not measured
-    tokens               int64 [step], tokens routed by every layer; -1 where nothing was measured
+    zarr.json            the description, with the last complete step; replaced atomically
+    tokens_per_expert    int32 [step, layer, expert], assignments to each expert, without dropped
+    assigned             int64 [step, layer], assignments that the router selected
+    dropped              int64 [step, layer], assignments dropped by capacity
+    QUANTITY             float64 [step, layer], one array for each quantity in the description;
+                         NaN where it was not measured
+    tokens               int64 [step], tokens routed by each layer; -1 where nothing was measured
 
-Row r is step r + 1. Rows after `last_step` of the description mean nothing. A history is plain
-Zarr version 3, so other programs read it too. Nothing here reads or writes.
+Row r is step r + 1. Rows after the description's `last_step` have no meaning. A history is plain
+Zarr version 3, so other programs can read it too. Nothing here reads or writes files.
 """
 
 import json
@@ -46,10 +46,10 @@ _FIELDS = (
     "last_step",
 )
 
-# A chunk is the unit that is compressed, written and read. 2 MiB decode in about a millisecond. A
-# flush writes the last chunks again, which bounds them from above; the number of files, and of
-# requests to a bucket, from below. All layers in one chunk would make a look at one layer over
-# the whole run read everything.
+# A chunk is the unit that is compressed, written and read; 2 MiB decode in about a millisecond.
+# Every flush writes the last chunks again, so they must not be too large; the number of files, and
+# of requests to a bucket, means they must not be too small. With all layers in one chunk, reading
+# one layer over the whole run would read everything.
 _CHUNK_BYTES = 2 * 1024 * 1024
 _CHUNK_LAYERS = 16
 _CHUNK_STEPS = (16, 1024)
@@ -60,12 +60,12 @@ class ArrayLayout:
     """One array of a history.
 
     Attributes:
-        name: of the array and its folder.
-        dtype: of its values.
-        row_shape: of one step.
-        chunk_shape: steps first.
-        fill_value: of steps that were never written.
-        dimensions: names, steps first.
+        name: name of the array and its folder.
+        dtype: type of its values.
+        row_shape: shape of one step.
+        chunk_shape: shape of a chunk, steps first.
+        fill_value: value in steps that were never written.
+        dimensions: names of the dimensions, steps first.
     """
 
     name: str
@@ -81,10 +81,11 @@ class ArrayLayout:
         return self.chunk_shape[0]
 
     def metadata(self) -> dict[str, Any]:
-        """Zarr's metadata of the empty array.
+        """Zarr metadata of the empty array.
 
-        Bits of equal rank are stored together (bitshuffle): the high ones of counts are the same
-        everywhere and all but vanish. LZ4 packs and unpacks fastest; the checksum finds damage.
+        Bitshuffle stores bits of equal significance together: the high bits of counts are the same
+        everywhere and compress to almost nothing. LZ4 is the fastest codec; the checksum detects
+        damage.
         """
         fill = "NaN" if np.isnan(self.fill_value) else self.fill_value
         blosc = {
@@ -99,7 +100,7 @@ class ArrayLayout:
             "data_type": self.dtype,
             "fill_value": fill,
             "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": self.chunk_shape}},
-            # One folder for all chunks: file systems of clusters are slow at making folders.
+            # One folder for all chunks: cluster file systems are slow at creating folders.
             "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
             "codecs": [
                 {"name": "bytes", "configuration": {"endian": "little"}},
@@ -112,13 +113,13 @@ class ArrayLayout:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HistoryLayout:
-    """The model a history is of, and what is kept of it.
+    """The model that a history describes, and the arrays that it keeps.
 
     Attributes:
         layers: global 1-based numbers of the MoE layers, length L.
         num_experts: E, experts in each layer.
-        top_k: experts that a router aims at for a token.
-        quantities: names of those that have an array.
+        top_k: target number of experts for each token.
+        quantities: names of the quantities that have an array.
     """
 
     layers: tuple[int, ...]
@@ -128,11 +129,11 @@ class HistoryLayout:
 
     @property
     def series_names(self) -> tuple[str, ...]:
-        """Names of the arrays with one value a step and layer."""
+        """Names of the arrays with one value per step and layer."""
         return (*LAYER_COUNTS, *self.quantities)
 
     def with_quantities(self, more: tuple[str, ...]) -> Self:
-        """The layout that has these quantities as well, those it lacks last."""
+        """This layout with any of these quantities that it lacks appended."""
         return replace(self, quantities=tuple(dict.fromkeys((*self.quantities, *more))))
 
     def arrays(self) -> tuple[ArrayLayout, ...]:
@@ -168,8 +169,8 @@ class HistoryLayout:
         steps = 1 << (steps.bit_length() - 1)  # a power of two divides the chunks of the series
         return ArrayLayout(
             name=COUNTS,
-            # Signed, so that differences of counts are what they seem; a step of more than 2^31
-            # tokens is refused on writing.
+            # Signed, so that differences of counts do not wrap around; writing rejects a step of
+            # 2^31 tokens or more.
             dtype="int32",
             row_shape=(len(self.layers), self.num_experts),
             chunk_shape=(min(max(steps, shortest), longest), chunk_layers, self.num_experts),
@@ -183,9 +184,9 @@ class Description:
     """The content of the group's zarr.json.
 
     Attributes:
-        layout: the model.
-        first_step: step before which nothing was ever recorded, 1-based.
-        last_step: last step that is wholly written; `first_step - 1` while there is none.
+        layout: the model and the arrays.
+        first_step: first step that may have been recorded, 1-based.
+        last_step: last step that is completely written; `first_step - 1` while there is none.
     """
 
     layout: HistoryLayout

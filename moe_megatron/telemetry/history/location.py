@@ -1,8 +1,7 @@
-"""Where a history lies: a folder, or a prefix of a bucket, as TensorStore names it.
+"""Where a history is stored: translates a folder or a bucket prefix to TensorStore's terms.
 
-It only translates; nothing is opened or created here. Credentials are found by TensorStore itself:
-for S3 in the environment, the profile or the machine's role, for Google Cloud in the application
-default credentials.
+Nothing is opened or created here. TensorStore finds credentials itself: for S3 in the environment,
+the profile or the machine's role, for Google Cloud in the application default credentials.
 """
 
 import os
@@ -14,7 +13,7 @@ from urllib.parse import urlsplit
 from moe_megatron.errors import ConfigError
 
 HISTORY_FOLDER = "history"
-"""Of a run, when no other place is configured."""
+"""Folder of the history in a run folder, unless another place is configured."""
 
 _BUCKETS = {"s3": "s3", "gs": "gcs"}
 
@@ -24,9 +23,9 @@ class Location:
     """A place that can hold a history.
 
     Attributes:
-        text: what people call it.
+        text: its name in messages.
         kvstore: TensorStore's specification of its key-value store; the path ends in "/".
-        folder: the local folder; None in a bucket.
+        folder: the local folder; None for a bucket.
     """
 
     text: str
@@ -35,9 +34,9 @@ class Location:
 
 
 def parse_location(address: str | Path) -> Location:
-    """Understands a path, file:///path, s3://bucket/prefix or gs://bucket/prefix.
+    """Parses a path, file:///path, s3://bucket/prefix or gs://bucket/prefix.
 
-    S3-compatible servers are reached by AWS_ENDPOINT_URL, as with Amazon's own tools.
+    AWS_ENDPOINT_URL selects an S3-compatible server, as for Amazon's own tools.
 
     Raises:
         ConfigError: the scheme is unknown, or the bucket is missing.
@@ -50,7 +49,7 @@ def parse_location(address: str | Path) -> Location:
         return _local(Path(parts.path))
     if parts.scheme not in _BUCKETS or not parts.netloc:
         raise ConfigError(
-            f"the history cannot be kept at '{text}': needed is a folder, file:///FOLDER, "
+            f"the history cannot be kept at '{text}'; give a folder, file:///FOLDER, "
             "s3://BUCKET/PREFIX or gs://BUCKET/PREFIX."
         )
     prefix = parts.path.strip("/")
@@ -70,19 +69,19 @@ def _local(path: Path) -> Location:
     kvstore = {
         "driver": "file",
         "path": f"{folder}/",
-        # TensorStore's default writes into NAME.__lock and renames it. A killed writer leaves that
-        # file, the next one writes over its beginning and renames what is left behind it, too
-        # (0.1.86): a damaged chunk. Without locks each write has a temporary file of its own.
+        # By default TensorStore writes to NAME.__lock and renames it. A killed writer leaves that
+        # file behind; the next one overwrites only its beginning and renames it, old tail included
+        # (0.1.86), which is a damaged chunk. Without locks each write has its own temporary file.
         "file_io_locking": {"mode": "none"},
     }
     return Location(text=str(path), kvstore=kvstore, folder=folder)
 
 
 def history_address(configured: str | None, run_dir: Path | None) -> str | Path | None:
-    """The place of a run's history: below the configured address, or in the run's own folder.
+    """The address of a run's history: under the configured address, or in the run's own folder.
 
     Args:
-        configured: folder or bucket that gathers the histories of many runs, each under the name
+        configured: folder or bucket that collects the histories of many runs, each under the name
             of its run folder; None keeps it in `run_dir`.
         run_dir: the run's folder; None for a run that writes nothing.
     """

@@ -1,7 +1,7 @@
 """Reads any window of a routing history, of a finished run or one that is being written.
 
-It believes rows up to the last whole step, which `refresh` looks up again, and nothing after. It
-knows what the arrays mean, not how they are stored.
+It uses rows only up to the last complete step, which `refresh` looks up again. It knows what the
+arrays mean, not how they are stored.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,7 +24,7 @@ from moe_megatron.telemetry.values.json_fields import Int64Array
 from moe_megatron.telemetry.values.profile import RoutingProfile
 from moe_megatron.telemetry.values.snapshot import RoutingSnapshot
 
-# Snapshots are read by the block: 64 of the largest models are 4 MB.
+# Snapshots are read in blocks: 64 of the largest models take 4 MB.
 _BLOCK = 64
 
 
@@ -35,7 +35,7 @@ class RoutingHistory:
         counts = history.tokens_per_expert(first=900, last=1000)   # [101, L, E]
         dropped = history.series("dropped")                        # [steps, L]
 
-    Windows are of steps, counted from 1, and include both ends. By default they begin with
+    Windows are ranges of steps, counted from 1, that include both ends. By default they begin with
     `first_step` and end with `last_step`.
 
     Args:
@@ -48,7 +48,7 @@ class RoutingHistory:
 
     def __init__(self, address: str | Path) -> None:
         self._location = parse_location(address)
-        self._store = HistoryStore(self._location, _describe(self._location))
+        self._store = HistoryStore(self._location, _require_description(self._location))
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -62,31 +62,31 @@ class RoutingHistory:
 
     @property
     def top_k(self) -> int:
-        """Experts that a router aims at for a token."""
+        """Target number of experts for each token."""
         return self._store.description.layout.top_k
 
     @property
     def quantities(self) -> tuple[str, ...]:
-        """Names of the quantities that are kept, also of those that this process does not know."""
+        """Names of the quantities that are kept, including ones unknown to this process."""
         return self._store.description.layout.quantities
 
     @property
     def first_step(self) -> int:
-        """First step that may be there: 1, or later for a run that began from a checkpoint."""
+        """First step that may be recorded: 1, or later for a run that began from a checkpoint."""
         return self._store.description.first_step
 
     @property
     def last_step(self) -> int:
-        """Last whole step at the last `refresh`; `first_step - 1` while there is none."""
+        """Last complete step at the last `refresh`; `first_step - 1` while there is none."""
         return self._store.description.last_step
 
     def refresh(self) -> None:
-        """Looks up how far the history goes now: further, or less far after a resume.
+        """Looks up again how far the history goes; after a resume it may be shorter.
 
         Raises:
             DataError: it is gone or damaged.
         """
-        self._store = HistoryStore(self._location, _describe(self._location))
+        self._store = HistoryStore(self._location, _require_description(self._location))
 
     def tokens_per_expert(
         self,
@@ -95,12 +95,12 @@ class RoutingHistory:
         *,
         layers: Sequence[int] | None = None,
     ) -> npt.NDArray[np.int32]:
-        """Assignments that reached each expert; 0 where nothing was measured. [steps, L, E]
+        """Assignments to each expert, without dropped ones; 0 where not measured. [steps, L, E]
 
         Args:
             first: first step of the window.
             last: last step of the window.
-            layers: global numbers of the layers to read; others cost little time.
+            layers: global numbers of the layers to read, which saves most of the time for others.
 
         Raises:
             DataError: the window or a layer is not in the history, or a file is damaged.
@@ -115,7 +115,7 @@ class RoutingHistory:
     def series(self, name: str, first: int | None = None, last: int | None = None) -> Array:
         """Values of each layer: "assigned" or "dropped" (int64), or a quantity. [steps, L]
 
-        Where nothing was measured the counts are 0, and a quantity is NaN.
+        Where nothing was measured, counts are 0 and a quantity is NaN.
 
         Raises:
             DataError: there is no such series, the window is not in the history, or a file is
@@ -123,11 +123,11 @@ class RoutingHistory:
         """
         names = self._store.description.layout.series_names
         if name not in names:
-            raise DataError(f"no series '{name}' in this history; it has {', '.join(names)}")
+            raise DataError(f"no series '{name}' in this history, which has {', '.join(names)}")
         return self._store.read(name, (self._rows(first, last),))
 
     def tokens(self, first: int | None = None, last: int | None = None) -> Int64Array:
-        """Tokens that every layer routed; -1 where nothing was measured. [steps]
+        """Tokens that each layer routed; -1 where nothing was measured. [steps]
 
         Raises:
             DataError: the window is not in the history, or a file is damaged.
@@ -200,7 +200,7 @@ class RoutingHistory:
         return self.layers.index(layer)
 
 
-def _describe(location: Location) -> Description:
+def _require_description(location: Location) -> Description:
     description = read_description(location)
     if description is None:
         raise DataError(

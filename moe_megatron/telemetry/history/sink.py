@@ -1,10 +1,10 @@
-"""Writes every step's routing to the history while training goes on.
+"""Writes every step's routing to the history during training.
 
-`step` copies one snapshot into the unfinished chunk of each array. A chunk that is full, and every
-`flush_seconds` what there is of it, goes to a writer thread, so that a slow disk or bucket delays
-neither training nor the other sinks; only when the next chunk is full before the last one is
-written does `step` wait. A kill loses what came after the last flush. Before a checkpoint
-`SinkSet.flush` has everything written, so a resumed run finds all steps up to its own.
+`step` copies one snapshot into the unfinished chunk of each array. A writer thread writes full
+chunks, and every `flush_seconds` also unfinished ones, so that a slow disk or bucket delays neither
+training nor the other sinks. `step` waits only if the next chunk is full before the last one is
+written. A killed run loses what came after the last flush. `SinkSet.flush` writes everything before
+a checkpoint, so a resumed run finds all steps up to its own.
 """
 
 import logging
@@ -41,7 +41,7 @@ class HistorySink:
 
     Args:
         address: a folder, or s3://bucket/prefix or gs://bucket/prefix.
-        flush_seconds: longest time that a step waits in memory.
+        flush_seconds: longest time that a step stays in memory only.
 
     Raises:
         ConfigError: the address is none of these.
@@ -58,11 +58,11 @@ class HistorySink:
         self._flushed_at = 0.0
 
     def start(self, run: RunInfo) -> None:
-        """Opens the history, or begins one, and on resume takes back steps after the checkpoint.
+        """Opens or creates the history, and on resume removes the steps after the checkpoint.
 
         Raises:
-            DataError: what is there is damaged or of another model.
-            OSError: the place cannot be written.
+            DataError: an existing history is damaged or belongs to another model.
+            OSError: the history cannot be written.
         """
         if not run.layers:
             return
@@ -81,8 +81,8 @@ class HistorySink:
         for name, tail in self._tails.items():
             tail.resume(self._store, name, kept)
         self._last_step = kept
-        # A killed writer may have left rows after the last whole step: they must not come to be
-        # believed when the history grows over them.
+        # A killed writer may have left rows after the last complete step. They are overwritten, so
+        # that they do not become part of the history as it grows.
         self._unwritten = run.start_step > 0
         self._flushed_at = time.monotonic()
 
@@ -90,49 +90,49 @@ class HistorySink:
         """Keeps `routing`, if the step measured it.
 
         Raises:
-            DataError: the step is not after the last one, or a count is beyond int32.
+            DataError: the step is not after the last one, or has too many tokens for int32.
             OSError: an earlier flush failed.
         """
         if self._store is None or routing is None:
             return
         if routing.step <= self._last_step:
             raise DataError(
-                f"step {routing.step} comes after step {self._last_step}; a history grows one "
-                "step after the other"
+                f"step {routing.step} cannot follow step {self._last_step}: steps of a history "
+                "must increase"
             )
         if routing.tokens > _LARGEST_COUNT:
             raise DataError(
-                f"{routing.tokens} tokens in a step; a history counts up to {_LARGEST_COUNT}"
+                f"a step has {routing.tokens} tokens; a history counts at most {_LARGEST_COUNT}"
             )
         row = routing.step - 1
         if any(row >= tail.end for tail in self._tails.values()):
-            self._hand_over()
+            self._start_writing()
             for tail in self._tails.values():
                 tail.move_to(row)
         values = {TOKENS: routing.tokens, COUNTS: routing.tokens_per_expert, **routing.per_layer}
         values |= {name: getattr(routing, name) for name in LAYER_COUNTS}
         for name, tail in self._tails.items():
             if name in values:  # a quantity that this run lacks stays NaN
-                tail.put(row, values[name])
+                tail.set_row(row, values[name])
         self._last_step, self._unwritten = routing.step, True
         if time.monotonic() - self._flushed_at >= self._flush_seconds and self._is_idle():
-            self._hand_over()
+            self._start_writing()
 
     def evaluation(self, record: EvalRecord) -> None:
         """Keeps nothing: evaluations do not train routers."""
 
     def flush(self) -> None:
-        """Returns when all steps so far are on disk.
+        """Writes all steps so far and returns when they are on disk.
 
         Raises:
             OSError: they cannot be written.
         """
         if self._store is not None:
-            self._hand_over()
-            self._wait()
+            self._start_writing()
+            self._finish_writing()
 
     def close(self) -> None:
-        """Writes what is left. Later steps are ignored.
+        """Writes the remaining steps. Later steps are ignored.
 
         Raises:
             OSError: it cannot be written.
@@ -142,9 +142,9 @@ class HistorySink:
         finally:
             self._store = None
 
-    def _hand_over(self) -> None:
-        """Has what is not written yet written, once the last such order is done."""
-        self._wait()
+    def _start_writing(self) -> None:
+        """Starts to write the unwritten rows in the background, after any earlier write is done."""
+        self._finish_writing()
         assert self._store is not None
         if self._unwritten:
             store, last_step = self._store, self._last_step
@@ -156,18 +156,18 @@ class HistorySink:
     def _is_idle(self) -> bool:
         return self._writing is None or not self._writing.is_alive()
 
-    def _wait(self) -> None:
+    def _finish_writing(self) -> None:
         writing, self._writing = self._writing, None
         if writing is not None:
             try:
                 writing.finish()
             except BaseException:
-                self._store = None  # nothing is tried again: `close` comes next
+                self._store = None  # no retry: the sink set closes a sink that raises
                 raise
 
 
 class _Writing(threading.Thread):
-    """One flush on its way. A daemon: a bucket that hangs must not keep the process alive."""
+    """One write in progress; a daemon, so that a hanging bucket cannot keep the process alive."""
 
     def __init__(self, write: Callable[[], None]) -> None:
         super().__init__(name="routing-history", daemon=True)
@@ -176,21 +176,21 @@ class _Writing(threading.Thread):
         self.start()
 
     def run(self) -> None:
-        """Writes, and keeps what goes wrong for `finish`."""
+        """Writes, and keeps any error for `finish`."""
         try:
             self._write()
         except BaseException as error:
             self._error = error
 
     def finish(self) -> None:
-        """Waits, and raises what went wrong."""
+        """Waits until it is written, and raises its error if there was one."""
         self.join()
         if self._error is not None:
             raise self._error
 
 
 class _Tail:
-    """The chunk of an array that is not full yet, in memory."""
+    """The unfinished last chunk of an array, in memory."""
 
     def __init__(self, array: ArrayLayout, chunk_steps: int) -> None:
         self._array = array
@@ -204,25 +204,26 @@ class _Tail:
         return self._first + len(self._values)
 
     def resume(self, store: HistoryStore, name: str, num_rows: int) -> None:
-        """Takes up the chunk where a history of `num_rows` rows ends."""
+        """Loads the chunk in which a history of `num_rows` rows ends."""
         self.move_to(num_rows)
         kept = num_rows - self._first
         if kept:
             self._values[:kept] = store.read(name, (slice(self._first, num_rows),))
 
     def move_to(self, row: int) -> None:
-        """Begins the chunk of `row`, if this is not it."""
+        """Begins the chunk that contains `row`, unless it is the current one."""
         chunk_steps = len(self._values)
         first = row // chunk_steps * chunk_steps
         if first != self._first:
             self._first = first
             self._values.fill(self._array.fill_value)
 
-    def put(self, row: int, value: object) -> None:
+    def set_row(self, row: int, value: object) -> None:
+        """Sets the values of one row of the current chunk."""
         self._values[row - self._first] = value
 
     def rows(self) -> tuple[int, Array]:
-        """The whole chunk and its first row; a copy, which the writer may keep."""
+        """The number of the chunk's first row, and a copy of the whole chunk."""
         return self._first, self._values.copy()
 
 
@@ -236,18 +237,19 @@ def _open_or_create(location: Location, layout: HistoryLayout, start_step: int) 
         return HistoryStore(location, description, for_writing=True, create=True)
     if replace(found.layout, quantities=layout.quantities) != layout:
         raise DataError(
-            f"the routing history {location.text} is of layers {found.layout.layers} with "
-            f"{found.layout.num_experts} experts and top_k {found.layout.top_k}, this run has "
+            f"the routing history {location.text} has layers {found.layout.layers} with "
+            f"{found.layout.num_experts} experts and top_k {found.layout.top_k}, but this run has "
             f"layers {layout.layers} with {layout.num_experts} experts and top_k {layout.top_k}; "
             "move it away, or choose another place with telemetry.history_address"
         )
     store = HistoryStore(location, found, for_writing=True)
     store.add_quantities(layout.quantities)
     if found.last_step > start_step:
-        logger.info("%s: taking back steps after %d", location.text, start_step)
+        logger.info("%s: removing steps after %d", location.text, start_step)
     elif found.last_step < start_step:
         logger.warning(
-            "%s ends at step %d, but the run resumes after step %d; the steps between are missing",
+            "%s ends at step %d, but the run resumes after step %d; the steps in between are "
+            "missing",
             location.text,
             found.last_step,
             start_step,
@@ -257,9 +259,9 @@ def _open_or_create(location: Location, layout: HistoryLayout, start_step: int) 
 
 
 def _set_aside(folder: Path) -> None:
-    """Keeps the history of an earlier run that a new run from step 0 would otherwise end."""
+    """Renames the history of an earlier run, which a new run from step 0 would overwrite."""
     old = folder.with_name(f"{folder.name}.old")
     if old.exists():
         shutil.rmtree(old)
     folder.rename(old)
-    logger.warning("%s is of an earlier run; it is kept as %s", folder, old.name)
+    logger.warning("%s belongs to an earlier run; it is kept as %s", folder, old.name)

@@ -1,9 +1,9 @@
 """The files of a history, through TensorStore: create, open, grow, truncate, read and write.
 
-The order of writing makes it safe against kills: rows first, and only when they are on disk the
-description that counts them. TensorStore writes each chunk and the description beside and renames
-(in a bucket an object appears whole). Whoever reads sees the old or the new, and believes rows only
-up to `last_step`. It does not know what is in a row, nor when to write.
+The order of writes makes it safe to kill the writer: rows come first, and the description that
+counts them only when they are on disk. TensorStore writes chunks and description to temporary files
+and renames them (in a bucket, an object appears complete). A reader sees either the old or the new
+state, and uses rows only up to `last_step`. It does not know what is in a row, nor when to write.
 
 TensorStore is imported on first use: it takes half a second, and only one rank needs it.
 """
@@ -21,19 +21,19 @@ from moe_megatron.telemetry.history.layout import ArrayLayout, Description
 from moe_megatron.telemetry.history.location import Location
 
 _DESCRIPTION = "zarr.json"
-_UNFINISHED = ".__lock"  # how TensorStore names a file until it is whole
+_UNFINISHED = ".__lock"  # suffix of TensorStore's temporary files
 _SPEC = re.compile(r" \[tensorstore_spec=.*", re.DOTALL)
-# Packing is a millisecond's work: one thread does, and leaves the cores to training.
+# Compressing takes a millisecond: one thread is enough and leaves the cores to training.
 _WRITER_CONTEXT = {"data_copy_concurrency": {"limit": 1}, "file_io_concurrency": {"limit": 4}}
 
 Array = npt.NDArray[Any]
 
 
 def read_description(location: Location) -> Description | None:
-    """Reads how far a history goes, or returns None where there is none.
+    """Reads the description of a history, or returns None if there is no history.
 
     Raises:
-        DataError: there is something else, or the place cannot be read.
+        DataError: the file is not a history's description, or cannot be read.
     """
     import tensorstore as ts
 
@@ -52,13 +52,13 @@ def read_description(location: Location) -> Description | None:
 
 
 class HistoryStore:
-    """The arrays of one history, open. None is ever shorter than the description says.
+    """The open arrays of one history. No array is ever shorter than the description says.
 
     Args:
-        location: where they are.
-        description: as read from there, or of a new history.
-        for_writing: work gently, beside a training run.
-        create: make the arrays, empty, in place of any that are there.
+        location: where they are stored.
+        description: as read from there, or that of a new history.
+        for_writing: use few threads, next to a training run.
+        create: create empty arrays, replacing any existing ones.
 
     Raises:
         DataError: an array is missing, damaged or of another shape.
@@ -86,7 +86,7 @@ class HistoryStore:
         self._check_shapes()
         if for_writing and location.folder is not None:
             for leftover in location.folder.glob(f"**/*{_UNFINISHED}"):
-                leftover.unlink()  # of a killed writer: there is only one at a time
+                leftover.unlink()  # from a killed writer: there is only one writer at a time
         if create:
             self.write({}, description.last_step)
 
@@ -102,7 +102,7 @@ class HistoryStore:
 
     def _spec(self, array: ArrayLayout, create: bool) -> dict[str, Any]:
         path = f"{self._location.kvstore['path']}{array.name}/"
-        # Opened, chunks may have another size than this version would choose.
+        # Chunks of existing arrays may have another size than this version would choose.
         metadata = array.metadata() if create else {"data_type": array.dtype}
         kvstore = {**self._location.kvstore, "path": path}
         return {"driver": "zarr3", "kvstore": kvstore, "metadata": metadata}
@@ -118,19 +118,19 @@ class HistoryStore:
                 )
 
     def add_quantities(self, names: tuple[str, ...]) -> None:
-        """Makes an array of each quantity that the history lacks, NaN for all steps so far.
+        """Creates an array for each quantity that the history lacks, NaN for all steps so far.
 
-        Readers learn of them when they are there: the description comes last.
+        The description is written last, so readers see the arrays only when they exist.
 
         Raises:
             OSError: as for `write`.
         """
         layout = self.description.layout.with_quantities(names)
-        lacking = [array for array in layout.arrays() if array.name not in self._arrays]
-        if not lacking:
+        missing = [array for array in layout.arrays() if array.name not in self._arrays]
+        if not missing:
             return
         try:
-            self._arrays |= self._open(lacking, create=True)
+            self._arrays |= self._open(missing, create=True)
         except ValueError as error:
             raise _unwritable(self._location, error) from error
         self.description = replace(self.description, layout=layout)
@@ -158,14 +158,14 @@ class HistoryStore:
         return values
 
     def write(self, rows: Mapping[str, tuple[int, Array]], last_step: int) -> None:
-        """Writes rows of arrays and, when they are on disk, that there are steps to `last_step`.
+        """Writes rows of arrays and, when they are on disk, a description up to `last_step`.
 
         Args:
-            rows: by array: the first row, and values of whole chunks from there.
-            last_step: last step that is whole with them.
+            rows: for each array, the first row and the values of complete chunks from there.
+            last_step: last step that is complete once they are written.
 
         Raises:
-            OSError: the disk is full, the place cannot be written, or the bucket not be reached.
+            OSError: the disk is full, the files cannot be written, or the bucket is unreachable.
         """
         try:
             for name in self._arrays:
@@ -182,9 +182,9 @@ class HistoryStore:
             raise _unwritable(self._location, error) from error
 
     def truncate(self, last_step: int) -> None:
-        """Takes back all steps after `last_step`: at once for readers, then in the files.
+        """Removes all steps after `last_step`: first from the description, then from the arrays.
 
-        Rows that share a chunk with the last ones kept stay; nobody believes them.
+        Rows in the same chunk as the last kept ones remain in the file; readers ignore them.
 
         Raises:
             OSError: as for `write`.
@@ -213,15 +213,16 @@ class HistoryStore:
 
 def _unreadable(location: Location, error: Exception) -> DataError:
     return DataError(
-        f"the routing history {location.text} cannot be read: {_said(error)}. Restore it from a "
-        "copy, or move it away and start another one."
+        f"the routing history {location.text} cannot be read: {_short_message(error)}. Restore it "
+        "from a copy, or move it away and start another one."
     )
 
 
 def _unwritable(location: Location, error: Exception) -> OSError:
-    return OSError(f"the routing history {location.text} cannot be written: {_said(error)}")
+    message = _short_message(error)
+    return OSError(f"the routing history {location.text} cannot be written: {message}")
 
 
-def _said(error: Exception) -> str:
+def _short_message(error: Exception) -> str:
     """TensorStore's message without the specification, which fills a screen."""
     return _SPEC.sub("", str(error)).strip()

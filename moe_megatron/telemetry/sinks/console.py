@@ -1,9 +1,9 @@
 """A run on the terminal: a live view on a tty, plain lines in a log file.
 
-The live view redraws in place at most four times per second. Elsewhere (a pipe, a SLURM log) one
-line appears every `interval` steps, and the expert load table at each evaluation and at the end,
-covering the steps since the table before. It shows what it is given: it does not know where
-records come from or which files the run writes.
+The live view redraws in place at most four times per second. Elsewhere (a pipe, a SLURM log) it
+prints one line every `interval` steps, and at each evaluation and at the end the expert load table
+of the steps since the previous table. It does not know where records come from or which files the
+run writes.
 """
 
 import io
@@ -28,7 +28,7 @@ from moe_megatron.telemetry.values.snapshot import RoutingSnapshot
 
 _REFRESH_SECONDS = 0.25
 _SPEED_WINDOW = 50  # steps whose median time gives speed and ETA: immune to a slow first step
-_OTHER_LINES = 7  # lines of the live view beside the rows of the table
+_OTHER_LINES = 7  # lines of the live view other than the rows of the table
 
 
 def format_duration(seconds: float) -> str:
@@ -63,7 +63,7 @@ class ConsoleSink:
     Args:
         interval: steps between two plain lines; the live view does not use it.
         console: where to draw; stdout when None.
-        clock: seconds that only grow, for the refresh rate.
+        clock: a monotonic clock in seconds, for the refresh rate.
     """
 
     def __init__(
@@ -112,14 +112,14 @@ class ConsoleSink:
             self._print(self._line(record))
 
     def evaluation(self, record: EvalRecord) -> None:
-        """Prints the result; in a log also the load since the last table."""
+        """Prints the result, and without a live view also the load since the last table."""
         self._evaluation = record
         self._print(format_evaluation(record))
         if self._live is None:
             self._print_table()
 
     def close(self) -> None:
-        """Draws the last state for good; in a log prints the load since the last table."""
+        """Draws the final state, or without a live view prints the load since the last table."""
         if self._live is None:
             self._print_table()
             return
@@ -158,7 +158,7 @@ class ConsoleSink:
             f"{self._speed():,.0f} tok/s",
         ]
         if self._routing is not None:
-            # The most imbalanced layer: the one that holds up the others.
+            # The most imbalanced layer, which delays the others.
             parts.append(f"imbalance {np.nan_to_num(self._routing.imbalance).max():.2f}")
         parts.append(f"ETA {self._eta(record)}")
         return " | ".join(parts)
@@ -205,7 +205,7 @@ def format_summary(
     report: Path | None = None,
     width: int = 100,
 ) -> str:
-    """Formats what a person wants to know when a run has ended; what is None is left out.
+    """Formats a summary of a finished run; arguments that are None are left out.
 
     Args:
         evaluation: the last evaluation.

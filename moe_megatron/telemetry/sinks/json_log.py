@@ -1,7 +1,7 @@
-"""Log messages as JSON, one object a line, for Fluentd, Logstash and the like.
+"""Log messages as JSON, one object per line, for Fluentd, Logstash and the like.
 
-Every line says when, how grave, who, and at which step; numbers of a step are fields and not text.
-Nothing here has the training data at hand, and messages of the package do not quote it.
+Every line has time, level, run, process and step; the numbers of a step are fields, not text. This
+module has no access to the training data, and messages of the package do not quote it.
 """
 
 import json
@@ -23,17 +23,17 @@ class JsonFormatter(logging.Formatter):
     """Writes a record as one line of JSON.
 
     Args:
-        identity: Who speaks.
+        identity: The run and process that log.
     """
 
     def __init__(self, identity: Identity) -> None:
         super().__init__()
         self.identity = identity
         self.step: int | None = None
-        """The step last finished; set it as training goes on."""
+        """The last finished step; the training loop updates it."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line, without its end."""
+        """The line of JSON, without a newline."""
         moment = datetime.fromtimestamp(record.created, UTC)
         data: dict[str, Field] = {
             "time": moment.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
@@ -64,7 +64,7 @@ class LogSink:
         _log("training starts", {**fields, "world_size": run.world_size})
 
     def step(self, record: StepRecord, routing: RoutingSnapshot | None) -> None:
-        """Logs every `interval`-th step, and each that was skipped."""
+        """Logs every `interval`-th step, and every step that the optimizer skipped."""
         if record.step % self._interval and not record.skipped:
             return
         fields: dict[str, Field] = {

@@ -1,9 +1,9 @@
-"""The history of a run in two files of one JSON object a line: metrics.jsonl and routing.jsonl.
+"""The records of a run in two files, metrics.jsonl and routing.jsonl, one JSON object per line.
 
-Lines are appended and handed to the operating system one by one, so a killed process loses at most
-the line it was writing (a power cut may lose more). A resumed run first takes back what came after
-its checkpoint, so that the files read like one uninterrupted run. Readers are lazy: a file may be
-larger than memory. It knows the form of lines, not what the numbers mean.
+Each line is handed to the operating system as it is appended, so a killed process loses at most the
+line it was writing (a power cut may lose more). A resumed run first removes what came after its
+checkpoint, so that the files read like those of an uninterrupted run. Readers are lazy: a file may
+be larger than memory. It knows the form of lines, not what the numbers mean.
 """
 
 import json
@@ -22,11 +22,11 @@ from moe_megatron.telemetry.values.snapshot import RoutingSnapshot
 METRICS_FILE = "metrics.jsonl"
 ROUTING_FILE = "routing.jsonl"
 
-_BLOCK = 1 << 20  # bytes that reading from the end takes at a time
+_BLOCK = 1 << 20  # bytes per read when reading from the end
 
 logger = logging.getLogger(__name__)
 
-# A line of a large model has 100 KB and its step comes first: rewinding need not parse the rest.
+# A line of a large model has 100 KB; its step comes first, so rewinding need not parse the rest.
 _STEP_PREFIX = re.compile(rb'\{(?:"kind": "\w+", )?"step": (\d+),')
 
 
@@ -92,24 +92,24 @@ class RoutingLog(_JsonLinesFile):
 
 
 def _set_aside(path: Path) -> None:
-    """Keeps the file of an earlier run that a new run from step 0 would otherwise mix into."""
+    """Renames the file of an earlier run, to which a new run from step 0 would append."""
     if path.stat().st_size:
         old = path.with_name(f"{path.stem}.old{path.suffix}")
         path.replace(old)
-        logger.warning("%s is of an earlier run; it is kept as %s", path, old.name)
+        logger.warning("%s belongs to an earlier run; it is kept as %s", path, old.name)
 
 
 def rewind(path: Path, last_step: int) -> None:
     """Removes records of steps after `last_step` and a half-written last line.
 
-    The file is rewritten beside and renamed, so a crash leaves the old or the new content.
+    A temporary file is written and renamed, so a crash leaves either the old or the new content.
 
     Args:
         path: a file that `MetricsLog` or `RoutingLog` wrote.
         last_step: last step to keep.
 
     Raises:
-        DataError: a line other than a torn last one has no step.
+        DataError: a line has no step; a half-written last line is removed instead.
     """
     highest = 0
 
@@ -130,7 +130,8 @@ def rewind(path: Path, last_step: int) -> None:
         replace_file(path, kept_lines(file))
     if highest < last_step:
         logger.warning(
-            "%s ends at step %d, but the run resumes after step %d; the steps between are missing",
+            "%s ends at step %d, but the run resumes after step %d; the steps in between are "
+            "missing",
             path,
             highest,
             last_step,
@@ -212,7 +213,7 @@ def read_metrics(path: Path) -> Iterator[StepRecord | EvalRecord]:
     A half-written last line is skipped with a warning.
 
     Raises:
-        DataError: the file is missing or a line is malformed; names file and line.
+        DataError: the file is missing, or a line is malformed (the message names it).
     """
     return _read_lines(path, _parse_metrics)
 
@@ -223,18 +224,18 @@ def read_routing(path: Path) -> Iterator[RoutingSnapshot]:
     A half-written last line is skipped with a warning.
 
     Raises:
-        DataError: the file is missing or a line is malformed; names file and line.
+        DataError: the file is missing, or a line is malformed (the message names it).
     """
     return _read_lines(path, RoutingSnapshot.from_json_dict)
 
 
 def read_routing_after(path: Path, step: int) -> Iterator[RoutingSnapshot]:
-    """Yields the snapshots of steps after `step`, the newest first, without reading the others.
+    """Yields the snapshots of steps after `step`, newest first, without reading earlier ones.
 
     A half-written last line is skipped.
 
     Raises:
-        DataError: the file is missing or a line is malformed; names file and line.
+        DataError: the file is missing, or a line is malformed (the message names it).
     """
     with _open(path) as file:
         for number, line in enumerate(_lines_from_the_end(file)):
@@ -253,7 +254,7 @@ def read_routing_after(path: Path, step: int) -> Iterator[RoutingSnapshot]:
 
 
 def _lines_from_the_end(file: BinaryIO) -> Iterator[bytes]:
-    """The lines of a file that are not empty, without their ends, the last first."""
+    """The non-empty lines of a file without newlines, last line first."""
     position, rest = file.seek(0, os.SEEK_END), b""
     while position > 0:
         size = min(_BLOCK, position)

@@ -1,8 +1,8 @@
 """Expert load as a table for a terminal: one row per MoE layer.
 
-Up to `MAX_COLUMNS` experts show each expert's share, as percent where the width allows and as one
-bar per expert where not; more experts show minimum, median and maximum. It only draws: which steps
-the counts cover, and when to print, is the caller's business.
+With up to `MAX_COLUMNS` experts it shows each expert's share, as a percentage if the width allows
+and otherwise as a bar; with more experts it shows minimum, median and maximum. It only draws: the
+caller decides which steps the counts cover and when to print.
 """
 
 from collections.abc import Callable, Iterable
@@ -25,19 +25,19 @@ _FIXED_WIDTH, _DROPS_WIDTH, _PERCENT_WIDTH = 25, 9, 5  # characters of the colum
 _PADDING = 2
 _BLOCKS = "\u2581\u2582\u2583\u2584\u2585\u2586\u2587\u2588"
 _ASCII_BLOCKS = "_.:-=+*#"
-_FULL_BLOCK = 2.0  # the relative load that fills a bar: a fair share is half a block high
-_HOT, _COLD = 1.5, 0.5  # relative loads from where a share is coloured
+_FULL_BLOCK = 2.0  # the relative load of a full bar: a fair share is half a block high
+_HOT, _COLD = 1.5, 0.5  # a relative load outside these bounds is coloured
 
 
 def style_of(relative: float) -> str:
-    """Colour of a load relative to the fair share: red busy, blue idle, plain between."""
+    """Colour of a load relative to the fair share: red if busy, blue if idle, else none."""
     if relative >= _HOT:
         return "red"
     return "blue" if relative <= _COLD else ""
 
 
 def load_bars(relative: Float64Array, *, unicode: bool) -> Text:
-    """One character per expert whose height is its load; a fair share is half height."""
+    """One character per expert; its height shows the load, a fair share being half height."""
     blocks = _BLOCKS if unicode else _ASCII_BLOCKS
     bars = Text()
     for value in relative:
@@ -58,13 +58,16 @@ def load_table(
     Args:
         load: the counts.
         width: characters the table may take.
-        max_rows: layers to show; when there are more, the most imbalanced ones.
+        max_rows: largest number of layers to show; of more, the most imbalanced ones.
         unicode: whether the terminal can show block characters.
     """
     num_experts = load.num_experts
     relative, imbalance = load.relative_load, load.imbalance
-    shown = [one for one in quantities() if one.column and one.name in load.per_layer]
-    columns = [(one.column or "", shown_values(one, load)) for one in shown]
+    columns = [
+        (quantity.column, shown_values(quantity, load))
+        for quantity in quantities()
+        if quantity.column and quantity.name in load.per_layer
+    ]
     dead, drop_rate = load.dead_expert_mask().sum(axis=1), load.drop_rate
     has_drops = bool(load.dropped.any())
 
@@ -72,7 +75,7 @@ def load_table(
     if num_experts > MAX_COLUMNS:
         names, draw_shares = ["min", "median", "max"], _extremes
     elif (
-        _width_beside([name for name, _ in columns], has_drops) + _PERCENT_WIDTH * num_experts
+        _width_of_others([name for name, _ in columns], has_drops) + _PERCENT_WIDTH * num_experts
         <= width
     ):
         names, draw_shares = [f"e{expert}" for expert in range(num_experts)], _percents
@@ -101,8 +104,8 @@ def load_table(
     return table
 
 
-def _width_beside(columns: Iterable[str], has_drops: bool) -> int:
-    """Characters of a line that are not of experts."""
+def _width_of_others(columns: Iterable[str], has_drops: bool) -> int:
+    """Width of all columns other than those of experts, in characters."""
     return _FIXED_WIDTH + sum(len(name) + _PADDING for name in columns) + _DROPS_WIDTH * has_drops
 
 
@@ -128,10 +131,10 @@ def _rows_to_show(imbalance: Float64Array, max_rows: int | None) -> list[int]:
 
 
 def describe_dead_experts(load: RoutingSnapshot | RoutingProfile) -> str:
-    """One line: "none", or the dead experts by layer, at most eight layers of them."""
+    """One line: "none", or the dead experts of each layer, for at most eight layers."""
     mask = load.dead_expert_mask()
     parts = [
-        f"layer {layer}: {_some(np.flatnonzero(row).tolist())}"
+        f"layer {layer}: {_first_eight(np.flatnonzero(row).tolist())}"
         for layer, row in zip(load.layers, mask, strict=True)
         if row.any()
     ]
@@ -141,6 +144,6 @@ def describe_dead_experts(load: RoutingSnapshot | RoutingProfile) -> str:
     return f"{int(mask.sum())} of {mask.size} ({'; '.join(parts[:8])}{more})"
 
 
-def _some(experts: list[int]) -> str:
+def _first_eight(experts: list[int]) -> str:
     shown = ", ".join(str(expert) for expert in experts[:8])
     return f"{shown}, ..." if len(experts) > 8 else shown

@@ -1,14 +1,14 @@
-"""Delivery of step records to whoever wants them, without ever disturbing the training loop.
+"""Delivery of step records to sinks, without ever disturbing the training loop.
 
-The training thread only puts a record on a queue. One background thread hands it to each sink in
-turn, so sinks need no locks. What can go wrong stays here:
+The training thread only puts a record on a queue. One background thread passes it to each sink in
+turn, so sinks need no locks. Failures are contained here:
 
-- A sink that raises is reported once, closed and left out; the others go on.
+- A sink that raises is reported once, closed and removed; the others continue.
 - When sinks are slower than training and the queue is full, step records are dropped, counted and
   reported once. Evaluations are few and never dropped.
-- `close` delivers everything queued. Ctrl-C during `close` abandons what is still queued.
-- A killed process (SIGKILL, out of memory) loses what is queued, usually less than a step. Call
-  `flush` before saving a checkpoint, so that the record never ends before the step to resume at.
+- `close` delivers everything queued. Ctrl-C during `close` abandons the rest of the queue.
+- A killed process (SIGKILL, out of memory) loses the queue, usually less than a step. Call `flush`
+  before saving a checkpoint, so that the records never end before the step to resume at.
 
 It does not know what sinks do with records.
 """
@@ -45,10 +45,10 @@ class Sink(Protocol):
 
 @runtime_checkable
 class BufferingSink(Protocol):
-    """A sink that keeps records in memory and can be told to write them."""
+    """A sink that keeps records in memory until they are flushed."""
 
     def flush(self) -> None:
-        """Returns when every record so far is where it belongs. Called before checkpoints."""
+        """Writes every record so far and returns when it is done. Called before checkpoints."""
 
 
 _Delivery = Callable[[Sink], None]
@@ -60,16 +60,16 @@ class SinkSet:
     No method raises because of a sink. `step` and `evaluation` take microseconds.
 
     Args:
-        sinks: who receives the records, in this order.
-        queue_size: step records that may wait. One of a large model (61 layers, 256 experts)
-            holds 125 KB, so the default bounds the queue at 32 MB.
+        sinks: the sinks, which receive records in this order.
+        queue_size: largest number of step records that wait. One of a large model (61 layers, 256
+            experts) has 125 KB, so the default bounds the queue at 32 MB.
     """
 
     def __init__(self, sinks: Sequence[Sink], queue_size: int = 256) -> None:
         self._sinks = list(sinks)
         self._queue_size = queue_size
-        # Unbounded on purpose: the bound is checked for step records alone, so that evaluations
-        # and the end mark always fit. Its `put` is atomic even when Ctrl-C interrupts it.
+        # Unbounded on purpose: the bound is checked only for step records, so that evaluations and
+        # the end mark always fit. Its `put` is atomic even when Ctrl-C interrupts it.
         self._queue: queue.SimpleQueue[_Delivery | threading.Event | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._busy_sink = "none"
@@ -82,26 +82,26 @@ class SinkSet:
         return self._dropped
 
     def start(self, run: RunInfo) -> None:
-        """Starts the background thread and tells the sinks about the run."""
+        """Starts the background thread and passes the run to the sinks."""
         if self._thread is not None or self._closed:
             return
         self._queue.put(lambda sink: sink.start(run))
-        # A daemon, so that a sink that hangs cannot keep the process alive; `atexit` makes up for
-        # a caller that never reaches `close`.
+        # A daemon, so that a hanging sink cannot keep the process alive; `atexit` covers callers
+        # that never reach `close`.
         self._thread = threading.Thread(target=self._deliver, name="telemetry", daemon=True)
         self._thread.start()
         atexit.register(self.close)
 
     def step(self, record: StepRecord, routing: RoutingSnapshot | None) -> None:
-        """Queues one step, or drops it when `queue_size` records wait already."""
+        """Queues one step, or drops it if `queue_size` records are already waiting."""
         if self._closed:
             return
         if self._queue.qsize() >= self._queue_size:
             self._dropped += 1
             if self._dropped == 1:
                 logger.warning(
-                    "telemetry falls behind training: %d records wait (sink %s is busy), dropping "
-                    "step %d and whatever else does not fit; remove or speed up that sink",
+                    "telemetry falls behind training: %d records wait (sink %s is busy); dropping "
+                    "step %d and later steps while the queue is full; remove or speed up that sink",
                     self._queue_size,
                     self._busy_sink,
                     record.step,
@@ -118,10 +118,10 @@ class SinkSet:
         """Waits until the sinks have received and written everything queued so far.
 
         Args:
-            timeout: seconds to wait at most.
+            timeout: longest time to wait, in seconds.
 
         Returns:
-            Whether they have.
+            Whether they finished in time.
         """
         if self._thread is None or not self._thread.is_alive():
             return self._queue.empty()
@@ -158,13 +158,13 @@ class SinkSet:
         """The background thread: one queued item after the other, each to every sink."""
         while (item := self._queue.get()) is not None:
             if isinstance(item, threading.Event):
-                self._hand_out(_flush)
+                self._deliver_to_all(_flush)
                 item.set()
             else:
-                self._hand_out(item)
-        self._hand_out(lambda sink: sink.close())
+                self._deliver_to_all(item)
+        self._deliver_to_all(lambda sink: sink.close())
 
-    def _hand_out(self, delivery: _Delivery) -> None:
+    def _deliver_to_all(self, delivery: _Delivery) -> None:
         for sink in list(self._sinks):
             name = type(sink).__name__
             self._busy_sink = name
@@ -173,12 +173,12 @@ class SinkSet:
             except BaseException as error:  # even SystemExit: it would end the thread for all sinks
                 self._sinks.remove(sink)
                 logger.warning(
-                    "telemetry sink %s failed and is left out for the rest of the run: %s: %s",
+                    "telemetry sink %s failed and is disabled for the rest of the run: %s: %s",
                     name,
                     type(error).__name__,
                     error,
                 )
-                with suppress(BaseException):  # it may hold a file; its failure is reported already
+                with suppress(BaseException):  # it may hold a file; its failure is already reported
                     sink.close()
         self._busy_sink = "none"
 

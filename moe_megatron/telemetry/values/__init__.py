@@ -1,4 +1,4 @@
-"""What a step, an evaluation and a run are: plain values, their formulas and their JSON form.
+"""Plain values that describe a step, an evaluation and a run, with their formulas and JSON form.
 
 Nothing here writes a file or a series, or knows who does.
 """

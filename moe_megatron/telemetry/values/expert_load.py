@@ -1,9 +1,10 @@
-"""How evenly experts are loaded: the formulas, each on plain count arrays.
+"""How evenly experts are loaded: formulas on plain arrays of counts.
 
 One step (`RoutingSnapshot`) and a sum of steps (`RoutingProfile`) both inherit `LoadMeasures`, so
-that they mean the same by "imbalance". L is the number of MoE layers, E of experts in a layer. A
-layer in which no assignment reached an expert has no load distribution: its values are NaN, and
-none of its experts is called dead.
+that "imbalance" means the same in both. Below, n_e are the assignments that reached expert e of a
+layer (dropped ones are not counted), L is the number of MoE layers and E the number of experts in a
+layer. A layer with no such assignment has no load distribution: its values are NaN, and none of its
+experts counts as dead.
 """
 
 import math
@@ -17,59 +18,59 @@ Float64Array = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
 
 DEAD_THRESHOLD = 0.01
-"""An expert with less than this part of its fair share (1/E) counts as dead."""
+"""An expert with less than this fraction of its fair share (1/E) counts as dead."""
 
 
 def load_share(tokens_per_expert: Int64Array) -> Float64Array:
-    """Share of a layer's processed assignments that each expert got; rows sum to 1. [L, E]"""
+    """s_e = n_e / sum_i n_i, each expert's share of a layer's assignments; rows sum to 1. [L, E]"""
     totals = tokens_per_expert.sum(axis=1, keepdims=True).astype(np.float64)
     return tokens_per_expert / np.where(totals > 0, totals, np.nan)
 
 
 def relative_load(tokens_per_expert: Int64Array) -> Float64Array:
-    """Load of each expert over its fair share 1/E; 1.0 is perfect balance. [L, E]"""
+    """r_e = E * s_e, the load of each expert over its fair share; 1.0 is perfect balance. [L, E]"""
     num_experts: int = tokens_per_expert.shape[1]
     return load_share(tokens_per_expert) * num_experts
 
 
 def imbalance(tokens_per_expert: Int64Array) -> Float64Array:
-    """Largest over mean load of each layer: 1.0 perfect, E when one expert gets all. [L]
+    """max_e r_e, largest over mean load of each layer: 1.0 if perfect, E if one gets all. [L]
 
-    With expert parallelism the busiest expert holds up its layer, so this bounds the slowdown.
+    With expert parallelism a layer waits for its busiest expert, so this bounds the slowdown.
     """
     return relative_load(tokens_per_expert).max(axis=1)
 
 
 def load_cv(tokens_per_expert: Int64Array) -> Float64Array:
-    """Coefficient of variation of the load (population std over mean) of each layer. [L]"""
+    """std_e(n_e) / mean_e(n_e), coefficient of variation (population) of each layer's load. [L]"""
     return relative_load(tokens_per_expert).std(axis=1)
 
 
 def load_variance(tokens_per_expert: Int64Array) -> Float64Array:
-    """Population variance of the load shares of each layer. [L]"""
+    """var_e(s_e), population variance of the load shares of each layer. [L]"""
     return load_share(tokens_per_expert).var(axis=1)
 
 
 def dead_expert_mask(tokens_per_expert: Int64Array, threshold: float = DEAD_THRESHOLD) -> BoolArray:
-    """Experts whose load is below `threshold` times the fair share. [L, E]"""
+    """r_e < threshold: experts whose load is below `threshold` times the fair share. [L, E]"""
     return relative_load(tokens_per_expert) < threshold
 
 
 def drop_rate(tokens_per_expert: Int64Array, dropped: Int64Array) -> Float64Array:
-    """Part of all assignments of each layer that capacity limits dropped. [L]"""
+    """Dropped / (sum_e n_e + dropped), share of each layer's assignments that was dropped. [L]"""
     assignments = (tokens_per_expert.sum(axis=1) + dropped).astype(np.float64)
     return dropped / np.where(assignments > 0, assignments, np.nan)
 
 
 def experts_per_token(assigned: Int64Array, tokens: int) -> Float64Array:
-    """Assignments that the router of each layer asked for, over tokens; NaN without tokens. [L]"""
+    """Assigned / tokens: experts that each layer's router selects per token; NaN if none. [L]"""
     return assigned / (tokens if tokens > 0 else math.nan)
 
 
 def part_of_maximum(entropy: Float64Array, num_experts: int) -> Float64Array:
-    """An entropy over its maximum ln E: 1.0 undecided, 0.0 certain. [L]
+    """H / ln E, an entropy over its maximum: 1.0 undecided, 0.0 certain. [L]
 
-    One expert leaves nothing to decide (ln 1 = 0); its part is 1.0 by convention.
+    With one expert there is nothing to decide (ln 1 = 0); the result is then 1.0 by convention.
     """
     if num_experts == 1:
         return np.ones_like(entropy)
@@ -77,7 +78,7 @@ def part_of_maximum(entropy: Float64Array, num_experts: int) -> Float64Array:
 
 
 class _Counts(Protocol):
-    """What `LoadMeasures` needs of the class that inherits it."""
+    """The attributes that `LoadMeasures` needs in a class that inherits it."""
 
     @property
     def tokens(self) -> int: ...
@@ -90,7 +91,7 @@ class _Counts(Protocol):
 
 
 class LoadMeasures:
-    """The formulas as properties of a class that has the counts of `_Counts`."""
+    """The formulas of this module as properties, for a class with the counts of `_Counts`."""
 
     __slots__ = ()
 

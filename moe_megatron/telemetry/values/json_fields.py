@@ -1,7 +1,7 @@
-"""Strict reading of values out of parsed JSON, and floats that JSON has no number for.
+"""Strict reading of values from parsed JSON, and floats that JSON has no number for.
 
-Every function either returns exactly the type it promises or raises `DataError` naming the field,
-what it held and what it needed. It does not know files or line numbers: readers add those.
+Every function either returns exactly the type it promises or raises a `DataError` that names the
+field, its value and what was needed. It does not know files or line numbers: readers add those.
 """
 
 import math
@@ -17,7 +17,7 @@ Int64Array = npt.NDArray[np.int64]
 Float64Array = npt.NDArray[np.float64]
 
 _NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
-_SHOWN = 60  # characters of a wrong value that an error message repeats
+_SHOWN = 60  # characters of a wrong value that an error message shows
 
 
 def _shown(value: object) -> str:
@@ -29,7 +29,7 @@ def require_fields(data: object, names: Sequence[str]) -> dict[str, Any]:
     """Returns `data` when it is an object with exactly the fields `names`.
 
     Raises:
-        DataError: it is no JSON object, or fields are missing or unknown.
+        DataError: it is not a JSON object, or fields are missing or unknown.
     """
     if not isinstance(data, dict):
         raise DataError(f"expected a JSON object, got {_shown(data)}")
@@ -50,7 +50,7 @@ def read_object(value: object, name: str) -> dict[str, Any]:
 
 
 def read_int(value: object, name: str, *, minimum: int = 0) -> int:
-    """Returns `value` as an int of at least `minimum`; true, 1.0 and "1" are all refused."""
+    """Returns `value` as an int of at least `minimum`; true, 1.0 and "1" are all rejected."""
     if type(value) is not int or value < minimum:
         raise DataError(f"{name} must be an integer >= {minimum}, got {_shown(value)}")
     return value
@@ -71,11 +71,11 @@ def read_str(value: object, name: str) -> str:
 
 
 def read_strings(value: object, name: str) -> list[str]:
-    """Returns `value` when it is a list of different strings."""
-    if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+    """Returns `value` when it is a list of distinct strings."""
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
         raise DataError(f"{name} must be a list of strings, got {_shown(value)}")
     if len(set(value)) < len(value):
-        raise DataError(f"{name} must be different from each other, got {_shown(value)}")
+        raise DataError(f"{name} must be distinct, got {_shown(value)}")
     return value
 
 
@@ -116,8 +116,8 @@ def read_float_array(value: object, name: str) -> Float64Array:
 def read_int_array(value: object, name: str, *, ndim: int) -> Int64Array:
     """Returns a (nested) list of integers as int64.
 
-    The check looks at numpy's inferred type, not at each item: a large model has 15,000 counts
-    a line, and a report reads 100,000 lines.
+    The check uses numpy's inferred type, not each item: a large model has 15,000 counts per line,
+    and a report reads 100,000 lines.
     """
     try:
         array = np.array(value)

@@ -21,10 +21,10 @@ from moe_megatron.telemetry.values.json_fields import (
 
 @dataclass(slots=True, eq=False)
 class LayerMean:
-    """A token-weighted mean per layer, kept as sums so that two of them merge without loss.
+    """sum_s value_s * tokens_s / sum_s tokens_s over steps s, per layer, kept as two sums.
 
-    Values that are not finite are left out together with their weight: one diverged step must not
-    erase what the other steps measured.
+    Two such means merge without loss. Values that are not finite are left out together with their
+    weight: one diverged step must not erase what the other steps measured.
     """
 
     weighted_sum: Float64Array
@@ -32,17 +32,17 @@ class LayerMean:
 
     @classmethod
     def empty(cls, num_layers: int) -> Self:
-        """A mean over nothing for `num_layers` layers."""
+        """A mean of `num_layers` layers that has no values yet."""
         return cls(np.zeros(num_layers), np.zeros(num_layers, dtype=np.int64))
 
     def add(self, values: Float64Array, tokens: int) -> None:
-        """Counts `values` [L] of a step with `tokens` tokens."""
+        """Adds the `values` [L] of a step with `tokens` tokens."""
         finite = np.isfinite(values)
         self.weighted_sum += np.where(finite, values, 0.0) * tokens
         self.tokens += np.where(finite, tokens, 0)
 
     def merge(self, other: Self) -> None:
-        """Adds everything `other` counted."""
+        """Adds all values of `other`."""
         self.weighted_sum += other.weighted_sum
         self.tokens += other.tokens
 

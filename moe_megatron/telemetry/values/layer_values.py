@@ -1,4 +1,4 @@
-"""The gauges of the catalog that have one value a layer, computed from one step's routing.
+"""The gauges of the catalog that have one value per layer, computed from one step's routing.
 
 Prometheus, TensorBoard and W&B show them under the same names. It does not know how they are sent.
 """
@@ -16,7 +16,7 @@ from moe_megatron.telemetry.values.snapshot import RoutingSnapshot
 
 
 def layer_values(routing: RoutingSnapshot) -> dict[str, Float64Array]:
-    """The value of each layer by the name of the metric, each [L]; NaN where there is none."""
+    """The values of all layers, [L], by the name of the metric; NaN where there is none."""
     load = routing.relative_load
     return {
         "moe_load_entropy_ratio": load_entropy_ratio(routing.tokens_per_expert),
@@ -35,7 +35,7 @@ def layer_values(routing: RoutingSnapshot) -> dict[str, Float64Array]:
 
 
 def shown_values(quantity: Quantity, load: RoutingSnapshot | RoutingProfile) -> Float64Array:
-    """What charts, tables and the gauge of a quantity show; NaN where it was not measured. [L]"""
+    """The values of a quantity that charts, tables and gauge show; NaN if not measured. [L]"""
     values = load.per_layer.get(quantity.name)
     if values is None:
         return np.full(len(load.layers), np.nan)
@@ -43,11 +43,11 @@ def shown_values(quantity: Quantity, load: RoutingSnapshot | RoutingProfile) -> 
 
 
 def load_entropy_ratio(tokens_per_expert: Int64Array) -> Float64Array:
-    """Entropy of the load over its maximum ln E; 1.0 is even. [L]"""
+    """-sum_e s_e ln s_e / ln E, entropy of the load shares over its maximum; 1.0 is even. [L]"""
     num_experts = tokens_per_expert.shape[1]
     if num_experts == 1:
         return np.ones(len(tokens_per_expert))
     share = load_share(tokens_per_expert)
-    surprise = -np.log(np.where(share > 0, share, 1.0))
-    entropy: Float64Array = (share * surprise).sum(axis=1)
+    information = -np.log(np.where(share > 0, share, 1.0))
+    entropy: Float64Array = (share * information).sum(axis=1)
     return entropy / math.log(num_experts)

@@ -1,7 +1,7 @@
-"""Named values of every MoE layer: the open part of a step's record.
+"""Named values of every MoE layer: the extensible part of a step's record.
 
-Which names there are is decided elsewhere (`catalog`): a file that another program wrote may hold
-names that this process has never heard of, and they are kept like all others.
+`catalog` decides which names a run has. A file that another program wrote may hold names that this
+process does not know; they are kept like all others.
 """
 
 import re
@@ -16,25 +16,25 @@ from moe_megatron.telemetry.values.json_fields import (
 )
 
 COUNT_NAMES = ("tokens", "tokens_per_expert", "assigned", "dropped")
-"""Names of the exact counts that every record has beside the values here."""
+"""Names of the exact counts that every record has in addition to these values."""
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")  # also the name of a folder in a history
 
 
 def find_name_problem(name: str) -> str | None:
-    """Says why a quantity cannot have this name, or None."""
+    """Says why a quantity cannot have this name; None if it can."""
     if not _NAME.fullmatch(name):
         return (
-            f"{name!r} is no name of a quantity: it needs a small letter, then small letters, "
-            "digits and underscores, at most 40 characters in all"
+            f"{name!r} cannot name a quantity: a name begins with a lower-case letter, followed by "
+            "lower-case letters, digits and underscores, at most 40 characters in all"
         )
     if name in COUNT_NAMES:
-        return f"{name!r} is no name of a quantity: a count that every step has is called so"
+        return f"{name!r} cannot name a quantity: it is the name of a count that every step has"
     return None
 
 
 class PerLayer(Mapping[str, Float64Array]):
-    """Values by the name of their quantity, each float64 [L]; copied, and read-only."""
+    """Read-only copies of the values of quantities, float64 [L] each, by name."""
 
     __slots__ = ("_values",)
 
@@ -57,7 +57,7 @@ class PerLayer(Mapping[str, Float64Array]):
 
 
 def find_values_problem(values: Mapping[str, Float64Array], num_layers: int) -> str | None:
-    """Says which name or array is not as `PerLayer` promises, or None."""
+    """Says which name or array does not fit `PerLayer`; None if all do."""
     for name, array in values.items():
         if problem := find_name_problem(name):
             return problem
@@ -75,7 +75,7 @@ def read_per_layer(value: object, field: str) -> dict[str, Float64Array]:
     """The inverse of `write_per_layer`, whatever the names.
 
     Raises:
-        DataError: it is no object, or something in it is no list of numbers.
+        DataError: it is not an object, or a value in it is not a list of numbers.
     """
     return {
         name: read_float_array(numbers, f"{field}.{name}")

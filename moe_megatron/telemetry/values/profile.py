@@ -1,8 +1,8 @@
-"""The routing of many steps as one sum: the record that travels beside a checkpoint.
+"""The routing of many steps as one sum, saved next to each checkpoint.
 
 Downstream users (expert placement, preloading, quantization, cost analysis) need to know how much
-each expert is used, not when. Counts stay exact integers; means are weighted by tokens. A profile
-does not know whether two additions covered the same step: callers add each step once.
+each expert is used, not when. Counts are exact integers; means are weighted by tokens. A profile
+does not know whether a step was added twice: callers add each step once.
 """
 
 import json
@@ -52,22 +52,22 @@ _FIELDS = (
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class RoutingProfile(LoadMeasures):
-    """Sum of the routing of `steps` steps. Grows by `add` and `merge`.
+    """Sum of the routing of `steps` steps; `add` and `merge` extend it.
 
-    `LoadMeasures` adds load_share, imbalance and more, all of the summed counts: loads that lean
-    one way and then the other even out, so the imbalance is at most that of the single steps.
+    `LoadMeasures` adds load_share, imbalance and more, computed from the summed counts. Imbalances
+    in different directions cancel out, so the imbalance is at most the largest of a single step.
 
     Attributes:
         layers: global 1-based numbers of the MoE layers, length L.
-        top_k: experts that the routers aim at for a token.
-        tokens: tokens routed by every layer.
+        top_k: target number of experts for each token.
+        tokens: tokens routed by each layer.
         steps: number of snapshots added.
         first_step: lowest step number added; None while empty.
         last_step: highest step number added; None while empty.
-        tokens_per_expert: int64 [L, E], assignments that reached an expert.
-        assigned: int64 [L], assignments that the routers asked for.
+        tokens_per_expert: int64 [L, E], assignments to each expert, without dropped ones.
+        assigned: int64 [L], assignments that the routers selected, including dropped ones.
         dropped: int64 [L], assignments dropped by capacity.
-        means: the quantities that any of the steps had, by name.
+        means: means of all quantities that any of the steps had, by name.
     """
 
     layers: tuple[int, ...]
@@ -83,7 +83,7 @@ class RoutingProfile(LoadMeasures):
 
     @classmethod
     def empty(cls, *, layers: tuple[int, ...], num_experts: int, top_k: int) -> Self:
-        """A profile that has counted nothing yet."""
+        """A profile without any steps."""
         num_layers = len(layers)
         return cls(
             layers=layers,
@@ -122,7 +122,7 @@ class RoutingProfile(LoadMeasures):
         return profile
 
     def add(self, snapshot: RoutingSnapshot) -> None:
-        """Counts one step.
+        """Adds one step.
 
         Raises:
             DataError: the snapshot has other layers, experts or top_k than this profile.
@@ -138,7 +138,7 @@ class RoutingProfile(LoadMeasures):
             self._mean(name).add(values, snapshot.tokens)
 
     def merge(self, other: "RoutingProfile") -> None:
-        """Adds everything `other` counted; `other` stays as it is.
+        """Adds all steps of `other`, which is not changed.
 
         Raises:
             DataError: `other` has other layers, experts or top_k than this profile.
@@ -174,7 +174,7 @@ class RoutingProfile(LoadMeasures):
 
     @property
     def per_layer(self) -> Mapping[str, Float64Array]:
-        """Token-weighted means of the quantities by name; NaN where no step had one. [L]"""
+        """Token-weighted means of the quantities, [L], by name; NaN if no step had a value."""
         return PerLayer({name: mean.value for name, mean in self.means.items()})
 
     def save(self, path: Path) -> None:
@@ -196,17 +196,16 @@ class RoutingProfile(LoadMeasures):
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Reads a saved profile, whichever quantities it has; adding to it continues the count.
+        """Reads a saved profile, whichever quantities it has; it can be added to.
 
         Raises:
-            DataError: the file is missing, not JSON, of another schema version, or its content
-                does not add up.
+            DataError: the file is missing, not JSON, of another schema version, or inconsistent.
         """
         try:
             data = json.loads(path.read_bytes())
         except FileNotFoundError:
             raise DataError(
-                f"{path}: no such file; a routing profile is saved beside each checkpoint"
+                f"{path}: no such file; a routing profile is saved next to each checkpoint"
             ) from None
         except ValueError as error:  # not JSON, or not UTF-8
             raise DataError(

@@ -1,7 +1,7 @@
-"""What one training step, one evaluation and one run look like to everything that reports them.
+"""Records of a training step, an evaluation and a run, for everything that reports them.
 
-Plain values without behaviour beyond simple derived numbers and their JSON form (one object a
-line of metrics.jsonl, told apart by "kind"). The routing of a step is elsewhere: `snapshot`.
+They are plain values with simple derived numbers and a JSON form (one object per line of
+metrics.jsonl; "kind" distinguishes them). The routing of a step is in `snapshot`.
 """
 
 import math
@@ -23,23 +23,24 @@ from moe_megatron.telemetry.values.json_fields import (
 )
 from moe_megatron.telemetry.values.profile import RoutingProfile
 
-_MAX_EXPONENT = 20.0  # as Megatron: an untrained model prints 4.9e8, not an overflow
+_MAX_EXPONENT = 20.0  # as in Megatron: an untrained model prints 4.9e8 in place of an overflow
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class StepRuntime:
-    """What the machine did during one step; exported while the run lasts and not kept in a file.
+    """What the machine did during one step; exported during the run but not kept in a file.
 
     W is the number of processes.
 
     Attributes:
         ended_at: when the step ended, in seconds since 1970.
-        phase_seconds: wall time of the first process since the step before, by `metric.PHASES`.
+        phase_seconds: wall time of the first process since the last step, for each of
+            `metric.PHASES`.
         rank_compute_seconds: float64 [W], forward time of each process in attention and experts,
             without communication; 0 where it was not measured.
         rank_memory_bytes: float64 [W], memory of each process.
         checkpoint_step: step of the newest checkpoint; None when the run saves none.
-        checkpoint_at: when this process wrote it, or when training started.
+        checkpoint_at: when this process wrote it, or when training started; seconds since 1970.
     """
 
     ended_at: float
@@ -57,13 +58,13 @@ class StepRecord:
     Attributes:
         step: 1-based step number.
         loss: language model loss of the global batch in nats per token; None when not known.
-        learning_rate: the rate this step used; None when not known.
+        learning_rate: learning rate of this step; None when not known.
         grad_norm: global gradient norm before clipping; None when not known.
         step_seconds: wall time of the step in seconds.
         tokens: tokens of the global batch.
         total_steps: steps the whole run is planned to take.
-        skipped: the optimizer did not step (a gradient was not finite).
-        runtime: what the machine did meanwhile; None when read from a file.
+        skipped: whether the optimizer made no update because a gradient was not finite.
+        runtime: what the machine did during the step; None when read from a file.
     """
 
     step: int
@@ -164,25 +165,25 @@ class EvalRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunInfo:
-    """What a sink may know about the run when it starts.
+    """What sinks are given about the run when it starts.
 
     Attributes:
-        run_dir: directory of the run; None when nothing shall be written.
+        run_dir: directory of the run; None to write nothing.
         total_steps: steps the whole run is planned to take.
         start_step: steps already done; > 0 when the run resumes from a checkpoint.
-        num_layers: transformer layers, MoE or not.
+        num_layers: transformer layers, dense and MoE together.
         num_experts: experts in an MoE layer.
-        top_k: experts that a router aims at for a token.
+        top_k: target number of experts for each token.
         world_size: number of processes.
         layers: global 1-based numbers of the MoE layers.
-        quantities: names of those that the run has, in this order; by default those registered.
+        quantities: names of the run's quantities, in order; by default all registered ones.
         description: one line for people.
-        labels: what describes the run, for `catalog.RUN_INFO_LABELS`; those missing are "".
-        expert_ranks: processes that the experts of a layer are dealt out to, in order.
+        labels: values of `catalog.RUN_INFO_LABELS`; missing ones are "".
+        expert_ranks: processes that the experts of a layer are distributed over, in order.
         flops_per_token: operations of the model, forward and backward; None when not known.
-        peak_flops: operations per second that all devices could do; None when not known.
+        peak_flops: peak operations per second of all devices together; None when not known.
         saves_checkpoints: whether checkpoints are written.
-        earlier_routing: routing of the `start_step` steps before, from the checkpoint; None when
+        earlier_routing: routing of the first `start_step` steps, from the checkpoint; None when
             there is none. Sinks must not change it.
     """
 

@@ -1,8 +1,8 @@
 """What the routers of all MoE layers did in one training step: exact counts, and named values.
 
-A `RoutingSnapshot` is a value: built once per step from device counters (elsewhere), read by
-sinks, profiles and reports, never changed. It does not know how it was collected, which process
-held which expert, which quantities there are, or where it is written.
+A `RoutingSnapshot` is an immutable value: built once per step from device counters (elsewhere) and
+read by sinks, profiles and reports. It does not know how it was collected, which process held which
+expert, which quantities exist, or where it is written.
 """
 
 from collections.abc import Mapping
@@ -41,7 +41,7 @@ _FIELDS = (
 
 
 def find_layer_problem(layers: tuple[int, ...]) -> str | None:
-    """Says what is wrong with a tuple of layer numbers, or None."""
+    """Says what is wrong with a tuple of layer numbers; None if nothing is."""
     if not layers or layers[0] < 1 or any(a >= b for a, b in pairwise(layers)):
         return f"layers must be increasing 1-based layer numbers, at least one, got {layers}"
     return None
@@ -54,12 +54,12 @@ def find_count_problem(
     assigned: Int64Array,
     dropped: Int64Array,
 ) -> str | None:
-    """Says how counts break the conservation of assignments, or None.
+    """Says how counts violate the conservation of assignments; None if they do not.
 
         tokens_per_expert.sum() + dropped == assigned <= tokens * experts
 
-    A router asks for a number of assignments of a token to an expert, of each pair once at most.
-    Each of them either reaches the expert or is dropped: nothing may appear or vanish.
+    A router selects (token, expert) pairs, each at most once. Every pair either reaches the expert
+    or is dropped.
     """
     if counts.size and (counts.min() < 0 or dropped.min() < 0):
         return "tokens_per_expert and dropped must not be negative"
@@ -67,15 +67,15 @@ def find_count_problem(
     rows = zip(
         layers, counts.sum(axis=1).tolist(), dropped.tolist(), assigned.tolist(), strict=True
     )
-    for layer, kept, lost, asked in rows:
-        if kept + lost != asked:
+    for layer, kept, lost, selected in rows:
+        if kept + lost != selected:
             return (
                 f"layer {layer}: {kept} assignments reached experts and {lost} were dropped, "
-                f"but {asked} were assigned"
+                f"but {selected} were assigned"
             )
-        if asked > most:
+        if selected > most:
             return (
-                f"layer {layer}: {asked} assignments are more than tokens * experts, "
+                f"layer {layer}: {selected} assignments are more than tokens * experts, "
                 f"{tokens} * {counts.shape[1]} = {most}"
             )
     return None
@@ -85,16 +85,17 @@ def find_count_problem(
 class RoutingSnapshot(LoadMeasures):
     """Routing of one step over the global batch.
 
-    L is the number of MoE layers, E of experts in a layer. Arrays are copied and made read-only,
-    since sinks read them on another thread. `LoadMeasures` adds load_share, imbalance and more.
+    L is the number of MoE layers, E the number of experts in a layer. Arrays are copied and made
+    read-only, since sinks read them on another thread. `LoadMeasures` adds load_share, imbalance
+    and more.
 
     Attributes:
         step: training step, 1-based.
-        tokens: tokens that every MoE layer routed (global batch, padding excluded).
-        top_k: experts that the router aims at for a token; the exact number where it is fixed.
+        tokens: tokens that each MoE layer routed (global batch, without padding).
+        top_k: number of experts for each token, or the target if the router varies it.
         layers: global 1-based transformer layer numbers of the MoE layers.
-        tokens_per_expert: int64 [L, E], assignments that reached an expert.
-        assigned: int64 [L], assignments that the router asked for; for each layer
+        tokens_per_expert: int64 [L, E], assignments to each expert, without dropped ones.
+        assigned: int64 [L], assignments that the router selected; for each layer
             `tokens_per_expert.sum() + dropped == assigned`.
         dropped: int64 [L], assignments dropped by capacity.
         per_layer: quantities (`catalog`) by name, each float64 [L].
@@ -161,11 +162,11 @@ class RoutingSnapshot(LoadMeasures):
 
     @classmethod
     def from_json_dict(cls, data: object) -> Self:
-        """Reads what `to_json_dict` wrote, whichever quantities that program knew.
+        """Reads what `to_json_dict` wrote, including quantities that this process does not know.
 
         Raises:
-            DataError: fields are missing, unknown or of the wrong type, or the counts do not add
-                up.
+            DataError: fields are missing, unknown or of the wrong type, or the counts are
+                inconsistent.
         """
         fields = require_fields(data, _FIELDS)
         layers = read_int_array(fields["layers"], "layers", ndim=1)

@@ -153,7 +153,7 @@ def test_samples_are_spread_over_a_list_and_taken_first_from_a_stream(make_model
     analyzer = RouterAnalyzer(make_model())
     data = sorted(samples(40), key=lambda sample: sample["domain"])
     assert analyzer.compute_expert_specialization(data, num_samples=10).samples == 10
-    with pytest.raises(DataError, match="needs two or more, got only 'code'"):
+    with pytest.raises(DataError, match="needs at least two, got only 'code'"):
         analyzer.compute_expert_specialization(iter(data), num_samples=10)
 
 
@@ -174,7 +174,7 @@ def test_text_is_tokenized(
 
 @pytest.mark.parametrize("sample", [{}, {"text": "a"}, {"domain": "a", "tokens": [1]}])
 def test_samples_without_their_fields_are_refused(make_model: Make, sample: dict[str, Any]) -> None:
-    with pytest.raises(DataError, match='needs "domain" and either "input_ids" or "text", got'):
+    with pytest.raises(DataError, match='needs "domain" and either "input_ids" or "text"; got'):
         RouterAnalyzer(make_model()).compute_expert_specialization([sample])
 
 

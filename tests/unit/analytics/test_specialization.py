@@ -116,10 +116,12 @@ def test_wrong_requests_are_refused() -> None:
     with pytest.raises(ConfigError, match="expert must be 0 to 3, got 4"):
         found.top_tokens(1, 4)
     counter = SpecializationCounter()
-    with pytest.raises(DataError, match="needs two or more, got no sample"):
+    with pytest.raises(DataError, match="needs at least two, got no sample"):
         counter.finish()
     counter.add(make_batch(np.random.default_rng(0), ["a"], separate=True), ["a"])
-    with pytest.raises(DataError, match="needs two or more, got only 'a'; give samples of each"):
+    with pytest.raises(
+        DataError, match="needs at least two, got only 'a'; give samples of several domains"
+    ):
         counter.finish()
 
 

@@ -110,7 +110,7 @@ def test_own_model_returns_from_hugging_face_and_from_megatron(
 
 def test_what_no_family_holds_is_not_saved(tmp_path: Path) -> None:
     model = MoEModel(hidden_size=32, num_layers=1, vocab_size=131, activation="squared_relu")
-    with pytest.raises(MappingError, match="no Hugging Face family holds this model"):
+    with pytest.raises(MappingError, match="no Hugging Face family can express this model"):
         model.save_pretrained(tmp_path / "hf", format="hugging_face")
     assert not list(tmp_path.iterdir())
     with pytest.raises(ConfigError, match="cannot be saved as 'gguf'; use 'moe_megatron'"):

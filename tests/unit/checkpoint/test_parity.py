@@ -52,7 +52,7 @@ def compared(folder: Path, precision: str = "fp32") -> LogitsReport:
     there = HfFolder(folder / "hf")
     family = family_of(there.config)
     geometry = family.geometry(there.config, there.tensors)
-    links = family.links(geometry, fused=family.fused_names(there.tensors))
+    links = family.links(geometry, fused=family.has_fused_names(there.tensors))
     tokens = random_tokens(geometry.vocab, SEQUENCES, LENGTH)
     with TorchDist(folder / "megatron") as saved:
         run = description.run_of(saved.path)

@@ -65,7 +65,7 @@ def test_print_config_of_another_rank_is_silent(capsys, monkeypatch):
         (["--set", "moe.top_k=two"], "moe.top_k needs a whole number, not 'two' (text)."),
         (["--moe-router-topk", "two"], "moe.top_k needs a whole number, not 'two' (text)."),
         (["--train-iters"], "--train-iters needs a value, as in '--train-iters VALUE'"),
-        (["--train-iters", "1", "2"], "--train-iters takes one value, and '2' was given besides"),
+        (["--train-iters", "1", "2"], "--train-iters takes one value, but is followed by '1 2'"),
         (["stray"], "'stray' is not a flag; give flags as in '--num-layers 6', after the "),
         (["--config", "tset_tiny"], "'tset_tiny' is neither a file nor a preset. Did you mean "),
     ],

@@ -19,7 +19,7 @@ def test_every_field_of_a_model_says_what_it_changes(kind: type) -> None:
 
 
 def test_names_are_sorted_by_what_they_change() -> None:
-    names = {change: set(model().names(change)) for change in CHANGES}
+    names = {change: set(model().field_names(change)) for change in CHANGES}
     assert "model.hidden_size" in names["tensors"]
     assert "moe.router" in names["function"]
     assert "moe.aux_loss_coef" in names["training"]
@@ -41,7 +41,7 @@ def test_names_are_sorted_by_what_they_change() -> None:
 def test_fields_that_mean_nothing_in_a_model_are_left_out(
     overrides: dict[str, Any], without: str
 ) -> None:
-    assert without not in set(model(**overrides).names(*CHANGES))
+    assert without not in set(model(**overrides).field_names(*CHANGES))
 
 
 def test_null_stands_for_a_value() -> None:
@@ -55,7 +55,7 @@ def test_null_stands_for_a_value() -> None:
 
 
 def differences(ours: Architecture, theirs: Architecture) -> list[Difference]:
-    return ours.differences(theirs, ours.names("tensors", "function"))
+    return ours.differences(theirs, ours.field_names("tensors", "function"))
 
 
 def test_equal_models_written_differently_do_not_differ() -> None:

@@ -260,7 +260,7 @@ def test_missing_value_is_named(flag: str) -> None:
 
 def test_surplus_value_is_refused() -> None:
     message = (
-        r"^--num-layers takes one value, and '7 8' was given besides; leave it out, or set "
+        r"^--num-layers takes one value, but is followed by '6 7 8'; leave out '7 8', or set "
         r"model\.num_layers in the configuration\.$"
     )
     with pytest.raises(ConfigError, match=message):
@@ -270,7 +270,7 @@ def test_surplus_value_is_refused() -> None:
 @pytest.mark.parametrize("words", [["--swiglu", "false"], ["--swiglu=false"]])
 def test_switch_with_a_value_is_refused(words: list[str]) -> None:
     message = (
-        r"^--swiglu takes no value, and 'false' was given besides; leave it out, or set "
+        r"^--swiglu takes no value, but is followed by 'false'; leave out 'false', or set "
         r"model\.activation in the configuration\.$"
     )
     with pytest.raises(ConfigError, match=message):

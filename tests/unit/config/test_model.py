@@ -30,7 +30,7 @@ from moe_megatron.errors import ConfigError
         ),
         (
             {"hidden_size": 24, "num_attention_heads": 8},
-            "rope turns pairs of features, so the head width (3) must be even",
+            "rope rotates pairs of features, so the head width (3) must be even",
         ),
         (
             {"num_query_groups": 3},

@@ -37,7 +37,10 @@ from moe_megatron.errors import ConfigError
         ({"router": 3}, "moe.router needs the name of a router, or a mapping of its name and"),
         ({"router": {"name": 3}}, "moe.router.name needs text, not 3."),
         ({"router": {"tau": [1]}}, "moe.router.tau needs "),
-        ({"router": {"a b": 1}}, "moe.router has an option 'a b' (text), which is no name."),
+        (
+            {"router": {"a b": 1}},
+            "moe.router has an option 'a b' (text), which is not a valid name",
+        ),
     ],
 )
 def test_moe_wrong_value_is_refused(fields: dict[str, Any], message: str) -> None:

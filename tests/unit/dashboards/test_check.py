@@ -95,12 +95,12 @@ def remove_variable(name: str) -> Callable[[Json], None]:
 RUN = 'job="moe-train",cluster="$cluster",run="$run"'
 ROUTER = "moe_router_entropy_ratio"
 DEFAULTS = ("fieldConfig", "defaults")
-IDLEST = "Idlest expert"
+LEAST_BUSY = "Least busy expert"
 ALL = "Load of all experts of all layers"
 
 MUTANTS = {
     # name: (what is done to the routing dashboard, what the check says)
-    "unknown metric": (edit(IDLEST, "moe_expert", "moe_xpert"), "not exported by any run"),
+    "unknown metric": (edit(LEAST_BUSY, "moe_expert", "moe_xpert"), "not exported by any run"),
     "label that the metric lacks": (
         edit("Router entropy", f"{ROUTER}{{", f'{ROUTER}{{expert="1",'),
         "has no label expert",
@@ -110,14 +110,17 @@ MUTANTS = {
         "by expert: there is no such label",
     ),
     "legend of a label that is gone": (
-        put("layer {{layers}}", "targets", 0, "legendFormat", title=IDLEST),
-        "the legend names the label layers",
+        put("layer {{layers}}", "targets", 0, "legendFormat", title=LEAST_BUSY),
+        "the legend uses the label layers",
     ),
     "legend that does not tell lines apart": (
-        put("layer", "targets", 0, "legendFormat", title=IDLEST),
-        "does not tell series apart",
+        put("layer", "targets", 0, "legendFormat", title=LEAST_BUSY),
+        "does not distinguish series",
     ),
-    "no legend": (put("", "targets", 0, "legendFormat", title=IDLEST), "series apart"),
+    "no legend": (
+        put("", "targets", 0, "legendFormat", title=LEAST_BUSY),
+        "does not distinguish series",
+    ),
     "syntax": (edit("Router entropy", "max by", "max bye"), "is not PromQL"),
     "unbalanced": (edit("Router entropy", "})", "}"), "is not PromQL"),
     "counter without rate": (
@@ -129,14 +132,14 @@ MUTANTS = {
         "is a gauge",
     ),
     "fixed window": (edit("Assignments per second", "$__rate_interval", "5m"), "fixed window"),
-    "other run": (edit("Router entropy", ',run="$run"', ""), "must choose the run"),
+    "other run": (edit("Router entropy", ',run="$run"', ""), "must select the run"),
     "selector without matchers": (
         edit("Router entropy", f"{{{RUN}}}", ""),
-        "must choose the run",
+        "must select the run",
     ),
     "quantile without le": (
         edit(
-            IDLEST,
+            LEAST_BUSY,
             "",
             "histogram_quantile(0.5, sum by (layer) "
             f"(rate(moe_expert_load_ratio_bucket{{{RUN}}}[$__rate_interval])))",
@@ -158,73 +161,73 @@ MUTANTS = {
     ),
     "too many series": (
         edit(
-            IDLEST,
+            LEAST_BUSY,
             "",
             f"sum by (layer, expert) (rate(moe_expert_tokens_total{{{RUN}}}[$__rate_interval]))",
         ),
-        "may answer with 15616 series",
+        "may return 15616 series",
     ),
     "topk that bounds nothing over a range": (
         edit(
-            IDLEST,
+            LEAST_BUSY,
             "",
             "topk(5, sum by (layer, expert) "
             f"(rate(moe_expert_tokens_total{{{RUN}}}[$__rate_interval])))",
         ),
-        "may answer with 15616 series",
+        "may return 15616 series",
     ),
     "many numbers in one": (edit("Busiest expert", "max(", "max by (layer) ("), "one number"),
-    "no expression": (put("", "targets", 0, "expr", title=IDLEST), "must be a text"),
+    "no expression": (put("", "targets", 0, "expr", title=LEAST_BUSY), "must be a text"),
     "misspelt expression": (
-        rename("expr", "exprs", "targets", 0, title=IDLEST),
-        "there is no 'exprs'",
+        rename("expr", "exprs", "targets", 0, title=LEAST_BUSY),
+        "unknown key 'exprs'",
     ),
-    "no query": (put([], "targets", title=IDLEST), "has no query"),
+    "no query": (put([], "targets", title=LEAST_BUSY), "has no query"),
     "same letter twice": (
         put("A", "targets", 1, "refId", title="Assignments per second"),
         "must be called A, B, C",
     ),
-    "neither instant nor range": (put(False, "targets", 0, "range", title=IDLEST), "either"),
+    "neither instant nor range": (put(False, "targets", 0, "range", title=LEAST_BUSY), "either"),
     "wrong format": (put("time_series", "targets", 0, "format", title=ALL), "does not read"),
-    "no unit": (drop(*DEFAULTS, "unit", title=IDLEST), "'unit' is missing"),
-    "unknown unit": (put("percents", *DEFAULTS, "unit", title=IDLEST), "is not a unit"),
-    "no description": (put(" ", "description", title=IDLEST), "must be a text"),
+    "no unit": (drop(*DEFAULTS, "unit", title=LEAST_BUSY), "'unit' is missing"),
+    "unknown unit": (put("percents", *DEFAULTS, "unit", title=LEAST_BUSY), "is not a unit"),
+    "no description": (put(" ", "description", title=LEAST_BUSY), "must be a text"),
     "thresholds out of order": (
         put(9.0, *DEFAULTS, "thresholds", "steps", 1, "value", title="Load entropy"),
-        "thresholds must rise",
+        "thresholds must increase",
     ),
     "unknown colour": (
         put("gren", *DEFAULTS, "thresholds", "steps", 1, "color", title="Load entropy"),
         "must be one of",
     ),
-    "type of panel": (put("graph", "type", title=IDLEST), "no panel of type 'graph'"),
-    "unknown key of a panel": (rename("title", "titel", title=IDLEST), "there is no 'titel'"),
+    "type of panel": (put("graph", "type", title=LEAST_BUSY), "no panel of type 'graph'"),
+    "unknown key of a panel": (rename("title", "titel", title=LEAST_BUSY), "unknown key 'titel'"),
     "unknown option": (
-        put(True, "options", "sortBy", title=IDLEST),
-        "there is no 'sortBy'",
+        put(True, "options", "sortBy", title=LEAST_BUSY),
+        "unknown key 'sortBy'",
     ),
     "value of an option": (
-        put("multiple", "options", "tooltip", "mode", title=IDLEST),
+        put("multiple", "options", "tooltip", "mode", title=LEAST_BUSY),
         "must be one of",
     ),
     "style of drawing": (
-        put("lines", *DEFAULTS, "custom", "drawStyle", title=IDLEST),
+        put("lines", *DEFAULTS, "custom", "drawStyle", title=LEAST_BUSY),
         "must be one of",
     ),
-    "text for a number": (put("1", *DEFAULTS, "custom", "lineWidth", title=IDLEST), "type int"),
+    "text for a number": (put("1", *DEFAULTS, "custom", "lineWidth", title=LEAST_BUSY), "type int"),
     "too wide": (put(25, "gridPos", "w", title=ALL), "does not fit"),
-    "overlap": (put(0, "gridPos", "x", title="Spread of the load"), "lies over"),
-    "same id twice": (put(1, "id", title=IDLEST), "have the id 1"),
+    "overlap": (put(0, "gridPos", "x", title="Spread of the load"), "overlaps"),
+    "same id twice": (put(1, "id", title=LEAST_BUSY), "have the id 1"),
     "hard-coded data source": (
-        put({"type": "prometheus", "uid": "prometheus"}, "datasource", title=IDLEST),
+        put({"type": "prometheus", "uid": "prometheus"}, "datasource", title=LEAST_BUSY),
         "must be the variable",
     ),
     "hard-coded data source of a query": (
-        put({"type": "prometheus", "uid": "x"}, "targets", 0, "datasource", title=IDLEST),
+        put({"type": "prometheus", "uid": "x"}, "targets", 0, "datasource", title=LEAST_BUSY),
         "must be the variable",
     ),
-    "undefined variable": (edit("Router entropy", "$run", "$runs"), "$runs is used and not"),
-    "variable that is gone": (remove_variable("cluster"), "$cluster is used and not defined"),
+    "undefined variable": (edit("Router entropy", "$run", "$runs"), "$runs is used but not"),
+    "variable that is gone": (remove_variable("cluster"), "$cluster is used but not defined"),
     "variable without use": (
         lambda d: d["templating"]["list"].append(variable(d, "run") | {"name": "rank"}),
         "variable rank is not used",
@@ -273,7 +276,7 @@ def test_metric_that_nothing_shows_is_found(monkeypatch):
     extra = Metric(name="moe_train_mood_ratio", type="gauge", unit="ratio", help="Not shown.")
     monkeypatch.setattr(module, "metrics", lambda: (*metrics(), extra))
     assert check(DASHBOARDS) == [
-        "moe_train_mood_ratio is in the catalog and in no panel or rule; show it, or do not export "
+        "moe_train_mood_ratio is in the catalog but in no panel or rule; show it, or do not export "
         "it"
     ]
 
@@ -292,9 +295,12 @@ def test_every_panel_of_a_metric_that_leaves_the_catalog_is_found(metric):
     [
         ({"expr": f"max by (job, cluster, run) ({ROUTER}s) > 1"}, "not exported by any run"),
         ({"expr": f"max by (job, cluster, run) ({ROUTER}) >"}, "is not PromQL"),
-        ({"expr": f"max({ROUTER}) > 1"}, "must keep job, cluster, run"),
+        ({"expr": f"max({ROUTER}) > 1"}, "must keep the labels job, cluster, run"),
         ({"expr": "sum by (job, cluster, run) (moe_tokens_dropped_total) > 1"}, "needs rate()"),
-        ({"summary": "{{ $labels.rank }} is slow"}, "its text names rank, a label it lacks"),
+        (
+            {"summary": "{{ $labels.rank }} is slow"},
+            "its text uses the label rank, which it does not have",
+        ),
     ],
 )
 def test_fault_of_an_alert_is_found(monkeypatch, change, words):
@@ -307,4 +313,4 @@ def test_rule_that_nothing_uses_is_found(monkeypatch):
     rules = {"run:moe_train_devices:max": "max by (job, cluster, run) (moe_train_devices)"}
     more = lambda limits: recording_rules(limits) | rules  # noqa: E731
     monkeypatch.setattr(rules_module, "recording_rules", more)
-    assert check(DASHBOARDS) == ["run:moe_train_devices:max is recorded and never used"]
+    assert check(DASHBOARDS) == ["run:moe_train_devices:max is recorded but never used"]

@@ -19,7 +19,7 @@ def test_missing_prometheus_names_the_command_that_installs_it(tmp_path, monkeyp
 
 def test_folder_that_does_not_exist_is_named(tmp_path, capsys):
     assert main(["monitor", str(tmp_path / "gone")]) == EXIT_CODE
-    assert f"{tmp_path / 'gone'} is no folder" in capsys.readouterr().err
+    assert f"{tmp_path / 'gone'} is not a folder" in capsys.readouterr().err
 
 
 def test_port_out_of_range_is_refused(tmp_path, capsys):

@@ -52,7 +52,7 @@ def test_topk_bounds_an_instant_and_not_a_range():
         ('load{rank="1"}', "load has no label rank"),
         ("sum by (rank) (load)", "sum by rank: there is no such label"),
         ("tokens_total", "is a counter and needs rate() or increase()"),
-        ("rate(load[1m])", "is a gauge, which rate() does not fit"),
+        ("rate(load[1m])", "is a gauge, which rate() does not accept"),
         ("sum(load", "is not PromQL: unclosed left parenthesis"),
         ("histogram_quantile(0.5, sum by (run) (rate(seconds_bucket[1m])))", "needs the label le"),
         ("load / limit", "never matches: only one side has expert"),

@@ -166,9 +166,9 @@ def test_server_without_log_in_needs_no_token(server, monkeypatch):
             b'{"message": "folder not found"}',
             r"store moe-cost: 404 \(folder not found\); check --namespace and --target-folder",
         ),
-        (500, b"<html>", r"refused to ask for its APIs: 500; see Grafana's log"),
-        (200, b"<html>", "answers, but not as a Grafana does"),
-        (200, b'{"versions": [{"version": "v9"}]}', "takes dashboards as v9, none of which"),
+        (500, b"<html>", r"refused to list its APIs: 500; see Grafana's log"),
+        (200, b"<html>", "answers, but not like a Grafana"),
+        (200, b'{"versions": [{"version": "v9"}]}', "accepts dashboards as v9, but only v1"),
     ],
 )
 def test_refusal_names_status_and_remedy_and_not_the_token(server, capsys, status, body, words):
@@ -211,8 +211,8 @@ def test_no_server_says_where_it_was_looked_for():
     [
         ("grafana.example.org", "must be http://HOST:PORT"),
         ("ftp://grafana", "must be http://HOST:PORT"),
-        ("https://me:secret@grafana", "must hold nothing but the address"),
-        ("https://grafana/?token=1", "must hold nothing but the address"),
+        ("https://me:secret@grafana", "must hold only the address"),
+        ("https://grafana/?token=1", "must hold only the address"),
     ],
 )
 def test_wrong_address_is_refused(url, words):

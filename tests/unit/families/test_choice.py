@@ -109,7 +109,7 @@ def test_presets_become_the_models_they_are_named_after(preset: str, name: str) 
             r"moe.router.name would be top_k, not sparse_mixer",
         ),
         ({"model.norm": "LayerNorm"}, r"nearest is mixtral: model.norm would be RMSNorm, not Lay"),
-        ({"moe.layer_frequency": [1, 0, 1]}, r"no Hugging Face family holds this model"),
+        ({"moe.layer_frequency": [1, 0, 1]}, r"no Hugging Face family can express this model"),
         ({**DENSE, "model.activation": "gelu"}, r"nearest is llama: model.activation would be swi"),
     ],
 )
@@ -123,9 +123,9 @@ def test_model_that_no_family_holds_names_the_nearest(
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({}, "names no 'model_type'"),
+        ({}, "has no 'model_type'"),
         ({"model_type": "qwen3_mo"}, r"'qwen3_mo' models. Did you mean 'qwen3_moe'\? Known are"),
-        ({"model_type": ["mixtral"]}, "names no 'model_type'"),
+        ({"model_type": ["mixtral"]}, "has no 'model_type'"),
     ],
 )
 def test_configuration_of_an_unknown_family_is_refused(
@@ -146,7 +146,7 @@ def test_configuration_of_an_unknown_family_is_refused(
         ({"num_key_value_heads": 0}, "0 groups; at least 1"),
         ({"num_attention_heads": 0, "head_dim": None}, "0 heads; at least 1"),
         ({"num_hidden_layers": 0}, "0 layers; at least 1"),
-        ({"num_hidden_layers": 10**9}, "1000000000 layers; 4096 are allowed"),
+        ({"num_hidden_layers": 10**9}, "1000000000 layers; at most 4096 are allowed"),
         ({"num_experts_per_tok": 9}, "to 9 of 4 experts"),
         ({"rope_parameters": "plain"}, "rope_parameters as 'plain'; a mapping is needed"),
         ({"rope_parameters": {"rope_theta": "x"}}, "rope_theta as 'x'; a number is needed"),

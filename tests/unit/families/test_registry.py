@@ -65,5 +65,5 @@ def test_preference_decides_what_a_native_model_becomes() -> None:
 
 
 def test_a_name_is_taken_once() -> None:
-    with pytest.raises(MappingError, match="there is a table for 'mixtral' models already"):
+    with pytest.raises(MappingError, match="there is already a table for 'mixtral' models"):
         register_family(MIXTRAL)

@@ -97,19 +97,19 @@ def test_a_dense_model_needs_no_router() -> None:
 
 
 def test_a_name_is_taken_once() -> None:
-    with pytest.raises(ConfigError, match=r"there is a router 'top_k' already \(.*top_k\)"):
+    with pytest.raises(ConfigError, match=r"there is already a router 'top_k' \(.*top_k\)"):
         register_router("top_k")(nearest)
 
 
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        (lambda *, top_k: None, "must take the logits and then keywords alone"),
-        (lambda logits, top_k: None, "must take the logits and then keywords alone"),
-        (lambda logits, *, k: None, "must take the logits and then keywords alone"),
+        (lambda *, top_k: None, "must take the logits and then only keyword arguments"),
+        (lambda logits, top_k: None, "must take the logits and then only keyword arguments"),
+        (lambda logits, *, k: None, "must take the logits and then only keyword arguments"),
         (
             lambda logits, *, top_k, temperature: None,
-            "the router 'new' asks for temperature, which is neither an option nor something that",
+            "the router 'new' has the argument temperature without a default, which ",
         ),
     ],
 )
@@ -133,8 +133,8 @@ def test_a_router_gets_what_its_signature_names(logits: torch.Tensor) -> None:
         route = bind(MoEConfig(num_experts=EXPERTS, router="curious"))
     route(logits, **given(hidden=hidden, training=True))
     assert seen == {"hidden": hidden, "training": True}
-    assert route.asks_for("hidden")
-    assert not route.asks_for("padding")
+    assert route.uses("hidden")
+    assert not route.uses("padding")
 
 
 def test_balancing_of_a_fixed_number_counts_the_best_scores(logits: torch.Tensor) -> None:

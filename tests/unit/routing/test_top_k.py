@@ -130,8 +130,8 @@ def test_unknown_score_function_is_refused(logits):
         ({"top_k": 1}, "moe.top_k 1 needs moe.router.pre_softmax true"),
         (
             {"expert_bias": True},
-            "moe.expert_bias works with independent scores only; set moe.router.score_function "
-            "to 'sigmoid' or 'sqrtsoftplus', not 'softmax'.",
+            "moe.expert_bias needs a score function that scores experts independently; set "
+            "moe.router.score_function to 'sigmoid' or 'sqrtsoftplus', not 'softmax'.",
         ),
         (
             {"router": {"score_function": "sigmiod"}},

@@ -123,8 +123,8 @@ def test_quantity_without_gauge_adds_no_metric() -> None:
 @pytest.mark.parametrize(
     ("quantity", "message"),
     [
-        (replace(SPREAD, name="entropy"), "there is a quantity 'entropy' already"),
-        (replace(SPREAD, name="other"), "the gauge 'moe_load_spread' .* is the name of another"),
+        (replace(SPREAD, name="entropy"), "there is already a quantity 'entropy'"),
+        (replace(SPREAD, name="other"), "the gauge 'moe_load_spread' .* has the name of another"),
         (replace(SPREAD, name="other", gauge="moe_experts"), "'moe_experts' .* another metric"),
         (
             replace(SPREAD, name="other", gauge="moe_router_z_loss"),
@@ -149,7 +149,7 @@ def test_register_taken_name_is_refused_and_changes_nothing(
     ("name", "message"),
     [
         ("z_loss", "'z_loss' is built in and cannot be unregistered"),
-        ("load_spread", "no quantity 'load_spread' is registered; there are entropy, aux_loss"),
+        ("load_spread", "no quantity 'load_spread' is registered; registered are entropy"),
     ],
 )
 def test_unregister_built_in_or_unknown_is_refused(name: str, message: str) -> None:

@@ -25,11 +25,11 @@ FIELDS: dict[str, Any] = {
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"name": "Surprise"}, "'Surprise' is no name of a quantity: it needs a small letter"),
-        ({"name": "2nd"}, "'2nd' is no name of a quantity"),
+        ({"name": "Surprise"}, "'Surprise' cannot name a quantity: a name begins with"),
+        ({"name": "2nd"}, "'2nd' cannot name a quantity"),
         ({"name": "a" * 41}, "at most 40 characters"),
-        ({"name": "../surprise"}, r"'\.\./surprise' is no name of a quantity"),
-        ({"name": "dropped"}, "'dropped' is no name of a quantity: a count .* is called so"),
+        ({"name": "../surprise"}, r"'\.\./surprise' cannot name a quantity"),
+        ({"name": "dropped"}, "'dropped' cannot name a quantity: it is the name of a count"),
         ({"derive": None}, "'surprise' needs either measure, .* or derive, .*; it has neither"),
         ({"measure": lambda routed: routed.entropy_T}, "either measure, .*; it has both"),
         ({"help": "Surprise"}, "'surprise' needs a help of one sentence .*, not 'Surprise'"),
@@ -37,9 +37,9 @@ FIELDS: dict[str, Any] = {
         ({"gauge": "surprise"}, "gauge 'surprise' .* needs a name like moe_router_surprise"),
         ({"gauge": "moe_router__surprise"}, "single underscores"),
         ({"gauge": "moe_surprise_total"}, "none of the endings _bucket, _count, _sum, _total"),
-        ({"gauge": "moe_surprise_ratio"}, "a name ends in _ratio exactly when the unit is ratio"),
-        ({"gauge": "moe_surprise", "part_of_maximum": True}, "of the unit 'ratio'"),
-        ({"gauge": "moe_surprise", "unit": "seconds"}, "ends in _seconds exactly when"),
+        ({"gauge": "moe_surprise_ratio"}, "must end in _ratio if and only if the unit is ratio"),
+        ({"gauge": "moe_surprise", "part_of_maximum": True}, "in the unit 'ratio'"),
+        ({"gauge": "moe_surprise", "unit": "seconds"}, "end in _seconds if and only if"),
     ],
 )
 def test_quantity_malformed_is_refused_with_the_reason(

@@ -64,7 +64,7 @@ def test_report_shows_the_facts(make_run_dir: MakeRunDir) -> None:
         "Layer 2",
         "Layer 3",
         "Imbalance (max over mean load)",
-        "Router entropy (part of its maximum)",
+        "Router entropy (relative to its maximum)",
         "Load balancing loss (unscaled)",
         "Router z-loss (unscaled)",
     ):
@@ -80,7 +80,7 @@ def test_report_lists_dead_experts_or_says_none(make_run_dir: MakeRunDir) -> Non
 
 
 def test_report_shows_drops_when_there_are_any(make_run_dir: MakeRunDir) -> None:
-    assert "Dropped assignments (part of all)" in report_of(make_run_dir(lost=5))
+    assert "Dropped assignments (share of all)" in report_of(make_run_dir(lost=5))
 
 
 MARGIN = Quantity(
@@ -120,7 +120,7 @@ def test_report_shows_experts_per_token_where_their_number_varies(
     assert "Experts per token" not in report_of(make_run_dir())
     html = report_of(make_run_dir(beyond=8, name="varied"))
     chart = html.partition("<h3>Experts per token</h3>")[2]
-    assert "The router aims at 1; before full experts drop any." in chart
+    assert "The target is 1; dropped assignments are included." in chart
     assert "layer 2: from 1.25 to 1.25" in chart[: chart.index("</figure>")]
 
 

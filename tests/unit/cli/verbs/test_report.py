@@ -39,7 +39,7 @@ def test_folder_without_a_run_is_explained(tmp_path, capsys):
     assert main(["report", str(tmp_path)]) == 2
     error = capsys.readouterr().err
     assert error.startswith(
-        f"error: {tmp_path}/metrics.jsonl: no such file, and a report needs it; is {tmp_path} the "
-        "directory of a run?"
+        f"error: {tmp_path}/metrics.jsonl: no such file, but a report needs it; give the "
+        "directory of a run"
     )
     assert error.count("\n") == 1

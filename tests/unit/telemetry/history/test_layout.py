@@ -58,9 +58,9 @@ def test_description_survives_its_text() -> None:
         ({"last_step": None}, "last_step must be an integer >= 0, got None"),
         ({"more": 1}, r"unknown field\(s\): more"),
         ({"quantities": "entropy"}, "quantities must be a list of strings, got 'entropy'"),
-        ({"quantities": ["margin", "margin"]}, "quantities must be different from each other"),
-        ({"quantities": ["../margin"]}, r"'\.\./margin' is no name of a quantity"),
-        ({"quantities": ["dropped"]}, "'dropped' is no name of a quantity"),
+        ({"quantities": ["margin", "margin"]}, "quantities must be distinct"),
+        ({"quantities": ["../margin"]}, r"'\.\./margin' cannot name a quantity"),
+        ({"quantities": ["dropped"]}, "'dropped' cannot name a quantity"),
     ],
 )
 def test_damaged_descriptions_are_refused(text: str | bytes | dict, message: str) -> None:

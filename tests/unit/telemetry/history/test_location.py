@@ -54,7 +54,7 @@ def test_s3_compatible_server_is_taken_from_the_environment(
 
 @pytest.mark.parametrize("address", ["http://host/a", "s3://", "s3:///a", "file://host/a"])
 def test_other_addresses_are_refused(address: str) -> None:
-    with pytest.raises(ConfigError, match=r"cannot be kept at .*needed is a folder, .*s3://BUCKET"):
+    with pytest.raises(ConfigError, match=r"cannot be kept at .*; give a folder, .*s3://BUCKET"):
         parse_location(address)
 
 

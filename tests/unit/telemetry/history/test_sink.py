@@ -70,8 +70,9 @@ def test_resume_beyond_the_last_step_leaves_a_visible_gap(
     assert (history.first_step, history.last_step) == (1, 23)
     assert (history.tokens(8, 20) == -1).all()
     assert np.isnan(history.series("entropy", 8, 20)).all()
-    assert "ends at step 7, but the run resumes after step 20; the steps between are missing" in (
-        caplog.text
+    assert (
+        "ends at step 7, but the run resumes after step 20; the steps in between are missing"
+        in (caplog.text)
     )
 
 
@@ -135,7 +136,7 @@ def test_new_run_sets_an_earlier_history_aside(
         write(range(1, last + 1))
     check(range(1, 4))
     assert RoutingHistory(folder.with_name("history.old")).last_step == 5
-    assert "history is of an earlier run; it is kept as history.old" in caplog.text
+    assert "history belongs to an earlier run; it is kept as history.old" in caplog.text
 
 
 def test_chunks_of_another_size_are_continued(
@@ -153,7 +154,7 @@ def test_history_of_another_model_is_left_alone(
 ) -> None:
     write(range(1, 4))
     sink = HistorySink(folder)
-    with pytest.raises(DataError, match=r"is of layers \(2, 3\) with 4 experts .* move it away"):
+    with pytest.raises(DataError, match=r"has layers \(2, 3\) with 4 experts .* move it away"):
         sink.start(make_run(start_step=2, num_experts=8))
     sink.close()
     check(range(1, 4))
@@ -243,13 +244,13 @@ def test_steps_out_of_order_and_counts_out_of_range_are_refused(
     sink = HistorySink(folder)
     sink.start(make_run())
     sink.step(make_step(2), make_snapshot(2))
-    with pytest.raises(DataError, match="step 2 comes after step 2; a history grows"):
+    with pytest.raises(DataError, match="step 2 cannot follow step 2"):
         sink.step(make_step(2), make_snapshot(2))
     tokens = 2**31
     huge = make_snapshot(
         3, tokens=tokens, dropped=np.zeros(2, int), tokens_per_expert=np.full((2, 4), tokens // 2)
     )
-    with pytest.raises(DataError, match="2147483648 tokens in a step; a history counts up to"):
+    with pytest.raises(DataError, match="2147483648 tokens; a history counts at most"):
         sink.step(make_step(3), huge)
     sink.close()
 
@@ -305,7 +306,7 @@ def test_full_disk_is_reported_once_and_keeps_what_was_written(tmp_path: Path) -
     answer = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert answer.returncode == 0, answer.stderr
     (warning,) = [line for line in answer.stderr.splitlines() if "HistorySink" in line]
-    assert "failed and is left out for the rest of the run" in warning
+    assert "failed and is disabled for the rest of the run" in warning
     assert "cannot be written" in warning
     assert "File too large" in warning
     history = RoutingHistory(folder)

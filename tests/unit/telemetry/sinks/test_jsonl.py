@@ -107,7 +107,7 @@ def test_new_run_sets_an_earlier_file_aside(
     assert numbers(run) == ([1], [], [1])
     assert run.run_dir is not None
     assert len((run.run_dir / "routing.old.jsonl").read_text().splitlines()) == 3
-    assert "is of an earlier run; it is kept as metrics.old.jsonl" in caplog.text
+    assert "belongs to an earlier run; it is kept as metrics.old.jsonl" in caplog.text
 
 
 def test_without_run_dir_nothing_is_written(

@@ -91,7 +91,7 @@ def test_failing_sink_is_reported_once_and_others_go_on(
     sinks.close()
     assert good.calls == ["start", 1, 2, 3, EVALUATION, EVALUATION, "close"]
     assert bad.calls[-1] == "close"
-    expected = "sink Recorder failed and is left out for the rest of the run: RuntimeError: broken"
+    expected = "sink Recorder failed and is disabled for the rest of the run: RuntimeError: broken"
     assert len([m for m in caplog.messages if expected in m]) == 1
 
 
@@ -123,7 +123,7 @@ def test_full_queue_drops_steps_without_waiting_and_reports_once(
     assert slow.calls == ["start", 1, 2, 3, 4, EVALUATION, "close"]  # the evaluation is never lost
     full = [m for m in caplog.messages if "telemetry falls behind training" in m]
     assert len(full) == 1
-    assert "3 records wait (sink Gated is busy), dropping step 5" in full[0]
+    assert "3 records wait (sink Gated is busy); dropping step 5" in full[0]
     assert "telemetry dropped 7 step records of this run" in caplog.messages
 
 

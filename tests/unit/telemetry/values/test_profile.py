@@ -141,7 +141,7 @@ def test_failed_save_keeps_the_old_file(make_snapshot: Make, tmp_path: Path) -> 
         ({"per_layer": []}, r"per_layer must be an object, got \[\]"),
         (
             {"per_layer": {"tokens": {"weighted_sum": [1.0, 1.0], "tokens": [1, 1]}}},
-            "'tokens' is no name of a quantity",
+            "'tokens' cannot name a quantity",
         ),
         ({"extra": 1}, r"unknown field\(s\): extra"),
     ],
