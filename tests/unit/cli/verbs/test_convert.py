@@ -116,7 +116,7 @@ def test_id_of_the_hub_that_is_nowhere_is_explained(
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert main(["convert", "nobody/nothing", str(tmp_path / "x")]) == 2
-    assert "nobody/nothing is no folder here, and could not be" in capsys.readouterr().err
+    assert "nobody/nothing is not a local folder, and could not be" in capsys.readouterr().err
 
 
 def test_selection_of_a_megatron_checkpoint_is_refused(

@@ -51,7 +51,7 @@ def test_another_model_is_a_mismatch(
     assert main(["verify", str(tmp_path / "other"), pair[1], "--no-logits", "--quiet"]) == 1
     out = capsys.readouterr().out
     assert "numbers differ, by up to" in out
-    assert "logits     not compared: it was not asked for" in out
+    assert "logits     not compared: this was not requested" in out
     assert out.endswith("NOT the same\n")
 
 
