@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# Makes .venv, or finds out in a few milliseconds that it is up to date.
+# Creates .venv, or finds in a few milliseconds that it is up to date.
 #
-#   tools/setup.sh base   what training needs          (requirements/base.txt)
-#   tools/setup.sh dev    that, and what tests need    (requirements/dev.txt)
+#   tools/setup.sh base   the packages for training    (requirements/base.txt)
+#   tools/setup.sh dev    plus the packages for tests  (requirements/dev.txt)
 #   tools/setup.sh uv     print the path of a working uv, fetching the pinned one if there is none
 #
 # MOE_PYTHON=/path/to/python builds on that interpreter and uses its torch, CUDA libraries and
-# Transformer Engine instead of the pinned ones, as NVIDIA's containers need. The choice is kept
+# Transformer Engine instead of the pinned ones, as NVIDIA's containers require. The choice is kept
 # until .venv is removed or another MOE_PYTHON is given.
 #
-# Every package is checked against the hash in the requirement files. Which index they come from
-# is the machine's business (uv's own configuration): no address is written here.
+# Every package is checked against the hash in the requirement files. The package index is that of
+# uv's own configuration on this machine: no address is written here.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -18,7 +18,7 @@ cd "$root"
 kind=${1:-dev}
 venv=.venv
 stamp=$venv/.setup-stamp     # "<kind> <digest>", written last
-busy=$venv/.setup-running    # left behind only by an installation that was killed half-way
+busy=$venv/.setup-running    # left behind only by an installation that was killed
 shared=$venv/.setup-python   # the MOE_PYTHON it was built on, if any
 oldest_uv=0.8                # the first with `uv venv --clear`
 pyenv_versions=${PYENV_ROOT:-${HOME:-}/.pyenv}/versions
@@ -29,7 +29,7 @@ die() { say "$@"; exit 1; }
 
 built_on() { if [ -r $shared ]; then cat $shared; fi; }
 
-digest() { # of everything that decides what .venv holds, its own place included
+digest() { # hash of everything that determines the contents of .venv, including its own path
     local files=(requirements/base.txt pyproject.toml)
     [ "$1" = dev ] && files+=(requirements/dev.txt)
     { echo "$root" "${MOE_PYTHON:-$(built_on)}"; cat "${files[@]}"; } | sha256sum | cut -d ' ' -f 1
@@ -52,7 +52,7 @@ import bz2, ctypes, lzma, sqlite3, ssl, zlib
 sys.exit(sys.implementation.name != "cpython" or sys.version_info < (3, 12))' > /dev/null 2>&1
 }
 
-find_python() { # prints the first that works; a name on PATH may be a shim that does not
+find_python() { # prints the first working Python; a name on PATH may be a broken shim
     local minor candidate
     for minor in 12 13 14; do # 3.12 first: the requirement files are compiled for it
         for candidate in $(type -aP "python3.$minor") \
@@ -73,7 +73,7 @@ usable_uv() { # usable_uv COMMAND: it starts (a pyenv shim may not) and is recen
         [ "$(printf '%s\n' "$oldest_uv" "$version" | sort -V | head -n 1)" = "$oldest_uv" ]
 }
 
-fetch_uv() { # the pinned uv into .uv/, by the pip of any Python, or of a virtual environment it makes
+fetch_uv() { # installs the pinned uv in .uv/ with any Python's pip, or that of a new virtual environment
     local python part=.uv.part
     say "no uv on this machine: fetching the pinned one into .uv/"
     # A user's pip settings for ordinary installs (--user, constraints) do not fit --target.
@@ -81,7 +81,7 @@ fetch_uv() { # the pinned uv into .uv/, by the pip of any Python, or of a virtua
     for python in $(type -aP python3) "$pyenv_versions"/3.*/bin/python3; do
         rm -rf $part $part.venv
         if "$python" -m pip --version > /dev/null 2>&1; then
-            : # has its own
+            : # it has pip
         elif "$python" -m venv $part.venv > /dev/null 2>&1; then
             python=$part.venv/bin/python
         else
@@ -130,18 +130,18 @@ except metadata.PackageNotFoundError:
              "or unset MOE_PYTHON to use the pinned one.")
 number = lambda text: tuple(map(int, re.findall(r"\d+", text)[:2]))
 if number(have) < number(floor):
-    sys.exit(f"setup: MOE_PYTHON ({given}) has torch {have}, and >= {floor} is needed; use a newer "
+    sys.exit(f"setup: MOE_PYTHON ({given}) has torch {have}, but >= {floor} is needed; use a newer "
              "container, or unset MOE_PYTHON to use the pinned torch.")
 PY
 }
 
-without_torch() { # the requirement file $1 less torch and what only torch brings
+without_torch() { # prints the requirement file $1 without torch and the packages only torch needs
     awk '/^[a-z0-9]/ {skip = /^(torch|triton|nvidia-[a-z0-9-]*|cuda-[a-z0-9-]*)==/} !skip' "$1"
 }
 
 # --- the work -------------------------------------------------------------------------------
 
-make_venv() { # make_venv PYTHON: on that interpreter with its packages; without one, on any that works
+make_venv() { # make_venv PYTHON: builds on that interpreter and its packages; if empty, on any that works
     local python=$1 options=(--quiet --clear --no-project)
     if [ -n "$python" ]; then
         options+=(--system-site-packages)
@@ -155,13 +155,13 @@ make_venv() { # make_venv PYTHON: on that interpreter with its packages; without
     if [ -n "$1" ]; then echo "$1" > $shared; fi
 }
 
-moved() { # scripts in .venv/bin name the folder they were made in
+moved() { # whether .venv was moved: its scripts contain the folder they were created in
     local made_in
     made_in=$(sed -n "s/^VIRTUAL_ENV=['\"]\{0,1\}\([^'\"]*\).*/\1/p" $venv/bin/activate 2> /dev/null | tail -n 1)
     [ "$made_in" != "$root/$venv" ]
 }
 
-install() { # uv pip install ...; an ordinary failure leaves what was there, a kill does not
+install() { # uv pip install ...; an ordinary failure leaves .venv usable, a kill may not
     local status=0
     "$uv" pip install --python $venv/bin/python "$@" || status=$?
     [ $status -eq 0 ] && return
@@ -171,7 +171,7 @@ install() { # uv pip install ...; an ordinary failure leaves what was there, a k
 
 build() {
     local share=${MOE_PYTHON:-$(built_on)} had="" requirements ignored
-    # An environment that had the test tools keeps them, at the versions that fit.
+    # An environment that had the test packages keeps them, in matching versions.
     if [ -r $stamp ]; then read -r had ignored < $stamp || true; fi
     if [ "$had" = dev ]; then kind=dev; fi
     requirements=requirements/$kind.txt
@@ -190,7 +190,7 @@ build() {
         requirements=$venv/.setup-requirements.txt
     fi
     install --no-deps --require-hashes -r "$requirements"
-    # setuptools is among the requirements, so this asks no index for anything.
+    # setuptools is among the requirements, so this needs no package index.
     install --quiet --offline --no-deps --no-build-isolation --editable .
     echo "$kind $(digest $kind)" > $stamp.part
     rm -f $busy
@@ -204,7 +204,7 @@ case $kind in
     *) die "unknown environment '$kind': expected base, dev or uv." ;;
 esac
 
-# One at a time: whoever waits finds the work done. The lock goes with the process.
+# One at a time: a process that waited finds the work done. The lock ends with the process.
 exec 9>> .setup.lock
 if command -v flock > /dev/null; then
     flock --nonblock 9 || { say "another set-up is running here; waiting for it"; flock 9; }

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Installs the programs that tests start besides Python's: a C compiler, a real Prometheus, promtool,
-# Alertmanager, openssl and a browser. Returns at once when they are there. Where it may not install (not root,
-# or no apt-get) it names the command; the tests that need them skip there, and fail in CI.
+# Installs the non-Python programs that tests start: a C compiler, Prometheus, promtool, Alertmanager,
+# openssl and a browser. Returns at once if all are installed. If it may not install them (not root, or
+# no apt-get), it prints the command; the tests that need them are then skipped, and fail in CI.
 set -euo pipefail
 
 # program=Debian package
@@ -17,7 +17,7 @@ policy=/usr/sbin/policy-rc.d
 
 say() { echo "setup: $*" >&2; }
 
-missing() { # the packages whose program is not there
+missing() { # prints the packages whose program is not installed
     local pair
     for pair in "${needed[@]}"; do
         command -v "${pair%%=*}" > /dev/null || echo "${pair#*=}"
@@ -29,7 +29,7 @@ packages=${packages% }
 [ -n "$packages" ] || exit 0
 install="apt-get install -y --no-install-recommends "$packages
 if [ "$(id -u)" != 0 ] || ! command -v apt-get > /dev/null; then
-    say "some tests will skip: they need $packages. On Debian or Ubuntu: sudo $install"
+    say "some tests will be skipped: they need $packages. On Debian or Ubuntu: sudo $install"
     exit 0
 fi
 
@@ -42,5 +42,5 @@ fi
 say "installing $packages"
 export DEBIAN_FRONTEND=noninteractive
 if ! { apt-get update -qq && $install -qq; } > /dev/null; then
-    say "that failed, so some tests will skip; try: $install"
+    say "the installation failed, so some tests will be skipped; try: $install"
 fi

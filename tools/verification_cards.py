@@ -1,9 +1,9 @@
-"""Writes docs/verification/<family>.yaml: what was verified of each model family, and what not.
+"""Writes docs/verification/<family>.yaml: what is verified for each model family, and what is not.
 
-Everything in a card is measured here and now, with tiny random models (`testing.tiny_models`).
+Everything in a card is measured by this script, with tiny random models (`testing.tiny_models`).
 
     python tools/verification_cards.py             # all families, a quarter of an hour
-    python tools/verification_cards.py mixtral     # some of them
+    python tools/verification_cards.py mixtral     # only the families named
 """
 
 import importlib.metadata
@@ -59,8 +59,8 @@ def card(family: Family) -> dict[str, Any]:
 
 
 def example(name: str) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
         round_trips = {layout: round_trip(name, folder / layout) for layout in ("classic", "fused")}
         source, megatron = folder / "classic" / "hf", folder / "classic" / "megatron"
         exact = verify(source, megatron, Options(progress=False))
@@ -80,10 +80,10 @@ def round_trip(name: str, folder: Path) -> str:
     import_checkpoint(folder / "hf", folder / "megatron", execution=QUIET)
     export_checkpoint(folder / "megatron", folder / "back", execution=QUIET)
     before, after = (tensors(folder / side) for side in ("hf", "back"))
-    return told(before, after)
+    return comparison(before, after)
 
 
-def told(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> str:
+def comparison(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> str:
     same = before.keys() == after.keys() and all(
         value.dtype == after[key].dtype and torch.equal(value, after[key])
         for key, value in before.items()
@@ -118,7 +118,7 @@ def rounded(value: float) -> float:
 
 
 def training(example: Path, runs: Path) -> dict[str, Any] | str:
-    """Losses of steps from the converted checkpoint, on Megatron's mock data."""
+    """Losses when training from the converted checkpoint on Megatron's mock data."""
     from moe_megatron.run.history import History
     from moe_megatron.telemetry.sinks.sink_set import SinkSet
 
@@ -141,31 +141,33 @@ def training(example: Path, runs: Path) -> dict[str, Any] | str:
 
 
 def parallel_layouts(name: str, *, is_moe: bool) -> dict[str, Any]:
-    """An example under Megatron's loader in every layout: logits, and what it saves."""
+    """An example loaded by Megatron in every parallel layout: its logits, and what it saves."""
     cases = [(layout, name) for layout in ladder.LAYOUTS if is_moe or "ep" not in layout]
-    with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder)
-        ladder.prepare(place, [name])
-        differences = ladder.measure(place, cases)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        ladder.prepare(folder, [name])
+        differences = ladder.measure(folder, cases)
         return {
             layout: {
                 "max_difference": rounded(differences[layout, name]),
-                "saved": returned(place / name / "hf", ladder.saved(place, (layout, name)), place),
+                "saved": exported(
+                    folder / name / "hf", ladder.saved(folder, (layout, name)), folder
+                ),
             }
             for layout, _ in cases
         }
 
 
-def returned(source: Path, checkpoints: Path, place: Path) -> str:
+def exported(source: Path, checkpoints: Path, folder: Path) -> str:
     """Whether checkpoints export to the tensors that they were imported from."""
-    back = place / "back" / checkpoints.parent.parent.name
+    back = folder / "back" / checkpoints.parent.parent.name
     try:
         export_checkpoint(checkpoints, back, execution=QUIET)
     except MappingError as error:
         if "lacks hugging_face." not in str(error):
             raise
         return "not exported: a checkpoint of Megatron holds nothing of the encoder"
-    return told(tensors(source), tensors(back))
+    return comparison(tensors(source), tensors(back))
 
 
 if __name__ == "__main__":

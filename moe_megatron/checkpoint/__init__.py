@@ -1,17 +1,17 @@
 """Checkpoints between Hugging Face and Megatron, as plans of byte ranges.
 
-A family's table says where each tensor lies on the other side (`families`); a plan turns that into
-ranges of files and proves it complete; executing the plan needs no model, no GPU, no process group
-and a constant amount of memory. `convert` is the way in.
+A family's table says where each tensor is on the other side (`families`). A plan turns that into
+ranges of files and proves that it is complete. Executing the plan needs no model, no GPU, no
+process group and only a constant amount of memory. `convert` is the entry point.
 
-Words for parts of tensors, each for one thing:
+The parts of tensors have these names:
 
-    link    one matrix of a Megatron checkpoint, of one layer and one expert, and what makes it up
-    block   consecutive rows of a Hugging Face tensor; a link has one or several
-    term    one of the summands of a matrix that is a weighted sum, made of blocks like a link
-    chunk   what a Megatron checkpoint saved in one place; torch's word
-    region  where a chunk lies in the matrix of a link
-    box     a part of a saved tensor, by offsets and sizes, as Megatron asks for it
+    link    one matrix of a Megatron checkpoint (of one layer and expert) and what it is made of
+    block   consecutive rows of a Hugging Face tensor; a link has one or more
+    term    one summand of a matrix that is a weighted sum; made of blocks, as a link is
+    chunk   a part of a tensor that a Megatron checkpoint saved as one record (torch's word)
+    region  the position of a chunk in the matrix of a link
+    box     a part of a saved tensor, by offsets and sizes, as Megatron requests it
     view    a matrix in a file: offset, rows, columns and steps
-    move    elements of one view that become those of another; a task is made of moves
+    move    elements of one view that are copied to another; a task consists of moves
 """

@@ -1,6 +1,6 @@
 """Converts checkpoints: Hugging Face to Megatron (`import_checkpoint`) and back.
 
-Needs no GPU, no process group, no model; memory does not grow with the model.
+It needs no GPU, no process group and no model, and memory use does not grow with the model.
 """
 
 import gc
@@ -46,7 +46,7 @@ class Report:
     """Folder that holds the result."""
     family: str
     limits: tuple[str, ...]
-    """What Megatron computes differently from the Hugging Face model, as sentences."""
+    """Sentences that say what Megatron computes differently from the Hugging Face model."""
     outcome: Outcome | None
     """None after a dry run."""
     nonfinite: tuple[str, ...] = ()
@@ -54,7 +54,7 @@ class Report:
 
     @property
     def gigabytes_per_second(self) -> float:
-        """Speed, of what this attempt wrote."""
+        """Speed of this attempt: bytes written in 10^9, without resumed ones, / seconds."""
         if self.outcome is None:
             return 0.0
         written = self.plan.nbytes - self.outcome.resumed_bytes
@@ -66,24 +66,24 @@ class Execution:
     """How to carry out a conversion; the result does not depend on it."""
 
     workers: int | None = None
-    """Threads; None: one for each core, up to four."""
+    """Number of threads; None means one per core, up to four."""
     resume: bool = True
     """Continue where an interrupted attempt stopped."""
     overwrite: bool = False
-    """Replace the destination, once everything is written."""
+    """Replace the destination once everything is written."""
     dry_run: bool = False
-    """Only plan."""
+    """Only make the plan."""
     progress: bool = True
     """Show progress on stderr."""
 
 
 @contextmanager
 def _without_garbage_collection() -> Iterator[None]:
-    """No cyclic garbage collection inside; afterwards as before. Also a decorator.
+    """Switch off cyclic garbage collection inside the context; it can also be a decorator.
 
-    A plan of thousands of tensors is hundreds of thousands of small objects without a cycle among
-    them. Making them starts collections that each walk everything torch has loaded, and find
-    nothing: half the time that planning takes.
+    A plan for thousands of tensors is hundreds of thousands of small objects without a cycle among
+    them. Creating them would trigger collections, each of which walks everything that torch has
+    loaded and finds nothing; these take half of the planning time.
     """
     enabled = gc.isenabled()
     gc.disable()
@@ -109,16 +109,16 @@ def import_checkpoint(
 
     Args:
         source: Folder with `config.json` and `*.safetensors`.
-        destination: Folder of checkpoints: gets `release` and the file that names it, and
-            can be given to `--load` under any parallel sizes.
-        selection: Layers and experts to take; None: all.
-        experts: `KeepMostUsed` or `MergeLeastUsed`: how many experts to keep, by their use.
-        upcycling: How to make experts of the MLPs of a dense model.
+        destination: Folder of checkpoints, in which `release` and the tracker file that names it
+            are written; it can be given to `--load` with any parallel sizes.
+        selection: Layers and experts to import; None imports all.
+        experts: `KeepMostUsed` or `MergeLeastUsed`, with the number of experts to keep.
+        upcycling: How to make experts from the MLPs of a dense model.
         dtype: bf16, fp16 or fp32; None keeps the type of each tensor.
         execution: Workers, resuming, overwriting, dry run.
 
     Raises:
-        MappingError: The family is unknown, or tensors have no place on the other side.
+        MappingError: The family is unknown, or tensors have no counterpart on the other side.
         CheckpointError: The source is damaged, or the destination cannot be written.
     """
     execution = execution or Execution()
@@ -152,7 +152,7 @@ def import_checkpoint(
     if side_files.has_tokenizer(folder.path):
         values["data"]["tokenizer"] = str(target.absolute() / side_files.HF_FOLDER)
     run = from_mapping(values)
-    noted = {"config": config, "fused": fused, "dtypes": _changed_dtypes(folder, links, options)}
+    origin = {"fused": fused, "dtypes": _changed_dtypes(folder, links, options)}
     options = replace(
         options,
         stacked=geometry.homogeneous,
@@ -160,16 +160,17 @@ def import_checkpoint(
         tables=(
             (CONFIG_FILE, lambda: dump_yaml(run).encode()),
             (description.BASE_CONFIG, lambda: _json(config)),
-            (description.ORIGIN, lambda: _json({key: noted[key] for key in ("fused", "dtypes")})),
+            (description.ORIGIN, lambda: _json(origin)),
             *side_files.to_megatron(folder.path, profile=model is whole),
         ),
     )
     _check_root(root, overwrite=execution.overwrite)
-    # The tracker is written first: a kill in between leaves nothing that loads, and the next
-    # attempt finishes. A whole folder that nothing names would be in its way.
-    name_it = partial(replace_file, root / TRACKER, [_ITERATION.encode()])
+    # The tracker is written before the folder is published: a kill in between leaves nothing that
+    # can be loaded, and the next attempt finishes. The other way round, a complete folder without a
+    # tracker would remain, and the next attempt would refuse to overwrite it.
+    write_tracker = partial(replace_file, root / TRACKER, [_ITERATION.encode()])
     plan = plan_import(folder, links, options)
-    outcome = _carry_out(plan, target, execution, before=name_it)
+    outcome = _carry_out(plan, target, execution, before=write_tracker)
     sources = {number: source.path.name for number, source in enumerate(plan.sources)}
     read = (
         []
@@ -199,16 +200,16 @@ def export_checkpoint(
     """Convert a Megatron checkpoint to a Hugging Face model folder.
 
     Args:
-        source: An `iter_*` folder, or the folder around it (its newest iteration is taken).
+        source: An `iter_*` folder, or the folder around it, whose newest iteration is exported.
         destination: The folder to write.
-        fused: Whether to write experts fused, as transformers 5 does; None: as they were
-            imported, else one by one, which every version reads.
+        fused: Whether to write experts fused, as transformers 5 does; None writes them as they
+            were imported, else one by one, which every version reads.
         dtype: bf16, fp16 or fp32; None keeps the type of each tensor.
-        max_shard_bytes: Most bytes in one file; None: 1 to 5 GB.
+        max_shard_bytes: Largest size of a file; None chooses between 1 and 5 GB.
         execution: Workers, resuming, overwriting, dry run.
 
     Raises:
-        MappingError: No family fits, or tensors have no place on the other side.
+        MappingError: No family fits, or tensors have no counterpart on the other side.
         CheckpointError: The source is damaged, or the destination cannot be written.
     """
     execution = execution or Execution()
@@ -250,7 +251,7 @@ def export_checkpoint(
 def _carry_out(
     plan: Plan, target: Path, execution: Execution, before: Callable[[], object] = lambda: None
 ) -> Outcome | None:
-    """Execute a plan and publish the result, right after calling `before`."""
+    """Execute a plan, call `before`, and publish the result."""
     if execution.dry_run:
         return None
     staging = staging_of(target)
@@ -258,7 +259,7 @@ def _carry_out(
         staging.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CheckpointError(
-            f"{staging.parent} cannot be made ({error.strerror}); choose another destination."
+            f"{staging.parent} cannot be created ({error.strerror}); choose another destination."
         ) from error
     outcome = execute(
         plan,
@@ -277,14 +278,14 @@ def _carry_out(
 def _tensors_at(
     views: Iterable[View], files: Mapping[int, str], folder: HfFolder
 ) -> tuple[str, ...]:
-    """Tensors of a folder in which views begin."""
-    places = {(files[view.file], view.offset) for view in views}
+    """Names of the tensors of a folder that contain the beginning of one of the views."""
+    starts = {(files[view.file], view.offset) for view in views}
     return tuple(
         name
         for name, tensor in folder.tensors.items()
         if any(
             file == tensor.file and tensor.offset <= offset < tensor.offset + tensor.nbytes
-            for file, offset in places
+            for file, offset in starts
         )
     )
 
@@ -298,7 +299,7 @@ def _json(value: object, indent: int | None = 2) -> bytes:
 
 
 def _check_root(root: Path, *, overwrite: bool) -> None:
-    """Imports begin at step 0, so that they do not belong among the checkpoints of a run."""
+    """Refuse a folder with checkpoints of a run: an import starts at step 0 and is none of them."""
     check_free(root / _ITERATION, overwrite=overwrite)
     tracker = root / TRACKER
     if tracker.is_file() and tracker.read_bytes().strip() != _ITERATION.encode() and not overwrite:
@@ -311,8 +312,8 @@ def _refuse_packed(folder: HfFolder) -> None:
     packed = next((name for name in folder.tensors if name.endswith("_blocks")), None)
     if packed is not None:
         raise CheckpointError(
-            f"{folder.path}: {packed} holds weights of 4 bits (MXFP4), which are not read; save "
-            "the model dequantised (transformers: Mxfp4Config(dequantize=True)) and convert that."
+            f"{folder.path}: {packed} holds 4-bit weights (MXFP4), which cannot be read; save the "
+            "model dequantised (transformers: Mxfp4Config(dequantize=True)) and convert that."
         )
 
 
@@ -323,14 +324,14 @@ def _scale_block(config: Mapping[str, Any]) -> int:
         return 128
     if not isinstance(size, list) or len(set(size)) != 1 or not isinstance(size[0], int):
         raise CheckpointError(
-            f"config.json has quantised weights in blocks of {size}; square blocks, such as "
-            "[128, 128], are needed."
+            f"config.json describes quantised weights in blocks of {size}, but only square blocks, "
+            "such as [128, 128], are supported; convert a dequantised copy."
         )
     return size[0]
 
 
 def _imported_config(folder: HfFolder, links: Sequence[Link], dtype: str | None) -> dict[str, Any]:
-    """The configuration of the folder, as it is when the weights have their new type."""
+    """The configuration of the folder with the type that the weights will have."""
     config = dict(folder.config)
     quantised = any(
         folder.tensors[block.name].dtype in dtypes.EIGHT_BIT_FLOATS
@@ -350,7 +351,7 @@ def _with_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:
 def _changed_dtypes(
     folder: HfFolder, links: Sequence[Link], options: ImportOptions
 ) -> dict[str, str]:
-    """Types of tensors that Megatron insists on having in another one."""
+    """Original types of the tensors that Megatron requires in another type."""
     return {
         block.name: folder.tensors[block.name].dtype
         for link in links
@@ -368,19 +369,19 @@ def _known_dtypes(origin: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _arguments(geometry: Geometry) -> dict[str, Any]:
-    """What Megatron compares when it loads."""
+    """The arguments that Megatron compares when it loads."""
     return {
         "num_layers": geometry.layers,
         "hidden_size": geometry.hidden,
         "num_attention_heads": geometry.heads,
-        "add_position_embedding": True,  # a relic: true whatever positions there are
+        "add_position_embedding": True,  # obsolete: true for any kind of positions
         "tensor_model_parallel_size": 1,
         "pipeline_model_parallel_size": 1,
     }
 
 
 def _exported_config(config: dict[str, Any], saved: TorchDist, dtype: str | None) -> dict[str, Any]:
-    """The configuration with the type that the weights have."""
+    """The configuration with the type that the exported weights have."""
     embedding = saved.tensors.get("embedding.word_embeddings.weight")
     if dtype is None and embedding is not None and config.keys() & {"dtype", "torch_dtype"}:
         dtype = embedding.dtype

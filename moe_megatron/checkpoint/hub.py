@@ -1,8 +1,8 @@
-"""The Hugging Face Hub, through `huggingface_hub`: models by their id, and folders to publish.
+"""Fetches models from the Hugging Face Hub, and publishes folders, through `huggingface_hub`.
 
-Weights come as safetensors alone; pickled weights and code are never fetched or sent. The token is
-the one that `huggingface_hub` finds in its own store or in the environment; it passes through no
-variable of ours, so that no message of ours can hold it.
+Only weights in safetensors are transferred; pickled weights and code are never fetched or sent. The
+token is the one that `huggingface_hub` finds in its own store or in the environment. It is never
+held in a variable of ours, so that no message of ours can contain it.
 """
 
 import re
@@ -19,20 +19,20 @@ from moe_megatron.telemetry.values.profile import PROFILE_FILE
 ALLOWED = (CONFIG, INDEX, PROFILE_FILE, "*.safetensors", *PATTERNS)
 """Files that are fetched and sent."""
 REFUSED = ("*/*", "consolidated*", "*.py", "*.bin", "*.pt", "*.pth")
-"""What is left out of them: folders (originals in other formats), second copies, pickles, code."""
+"""Exceptions to `ALLOWED`: folders (originals in other formats), second copies, pickles, code."""
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
 def local_folder(source: str | Path, *, revision: str | None = None) -> Path:
-    """The folder of a model: itself, or a copy of what the Hub has under that id.
+    """The local folder of a model; a model on the Hub is downloaded.
 
     Args:
-        source: A folder, or an id such as "allenai/OLMoE-1B-7B-0924". A folder of that name wins.
-        revision: Branch, tag or commit on the Hub; None: the main branch.
+        source: A folder, or an id such as "allenai/OLMoE-1B-7B-0924". An existing folder wins.
+        revision: Branch, tag or commit on the Hub; None for the main branch.
 
     Returns:
-        A local folder; one from the Hub lies in the cache of `huggingface_hub` (HF_HOME).
+        A local folder; a downloaded model is in the cache of `huggingface_hub` (HF_HOME).
 
     Raises:
         CheckpointError: There is no such folder or model, or the Hub cannot be reached and the
@@ -44,12 +44,12 @@ def local_folder(source: str | Path, *, revision: str | None = None) -> Path:
     name = str(source)
     if not _ID.fullmatch(name):
         raise CheckpointError(
-            f"{source} is no folder, and no id of the Hub ('owner/name'); give the path of a model "
-            "folder, or such an id."
+            f"{source} is neither a folder nor a Hub id ('owner/name'); give the path of a model "
+            "folder, or a Hub id."
         )
     from huggingface_hub import snapshot_download
 
-    with _explained(name, f"{name} is no folder here, and could not be fetched from the Hub"):
+    with _explained(name, f"{name} is not a local folder, and could not be fetched from the Hub"):
         found = snapshot_download(
             name,
             revision=revision,
@@ -71,17 +71,18 @@ def push_to_hub(
     """Publish a Hugging Face model folder.
 
     Args:
-        folder: With `config.json` and safetensors; an exported checkpoint.
-        repo_id: "owner/name"; made where it does not exist.
-        private: Whether a new repository is private; one that exists stays as it is.
-        revision: Branch to push to; None: the main branch.
-        message: Of the commit.
+        folder: Folder with `config.json` and safetensors, such as an exported checkpoint.
+        repo_id: "owner/name"; created if it does not exist.
+        private: Whether a new repository is private; an existing one is not changed.
+        revision: Branch to push to; None for the main branch.
+        message: Commit message.
 
     Returns:
         The address of the model's page.
 
     Raises:
-        CheckpointError: The folder is no whole model, or the Hub refuses it or cannot be reached.
+        CheckpointError: The folder is not a complete model, or the Hub refuses it or cannot be
+            reached.
     """
     path = Path(folder).expanduser()
     if (path / METADATA).is_file() or (path / TRACKER).is_file():
@@ -89,9 +90,9 @@ def push_to_hub(
             f"{path} is a Megatron checkpoint; convert it first (moe-megatron convert {path} "
             "my_model) and push that folder."
         )
-    HfFolder(path)  # half a model is not published
+    HfFolder(path)  # raises if the model is incomplete
     if not _ID.fullmatch(repo_id):
-        raise CheckpointError(f"'{repo_id}' is no id of the Hub; write 'owner/name'.")
+        raise CheckpointError(f"'{repo_id}' is not a Hub id; write 'owner/name'.")
     from huggingface_hub import HfApi
 
     api = HfApi()
@@ -110,10 +111,10 @@ def push_to_hub(
 
 @contextmanager
 def _explained(name: str, failure: str) -> Iterator[None]:
-    """Turn errors of `huggingface_hub` into one that says what to do."""
+    """Turn errors of `huggingface_hub` into a `CheckpointError` that says what to do."""
     from huggingface_hub import constants, errors
 
-    # Of the HTTP library, whichever this version of huggingface_hub uses.
+    # The error class of the HTTP library that this version of huggingface_hub uses.
     http_error: type[Exception] = vars(errors)["HTTPError"]
     cache, endpoint = constants.HF_HUB_CACHE, constants.ENDPOINT
     give_path = "or give the path of a model folder"
@@ -123,15 +124,15 @@ def _explained(name: str, failure: str) -> Iterator[None]:
         raise CheckpointError(f"{failure}: {_first_line(error)}") from error
     except errors.GatedRepoError as error:
         raise CheckpointError(
-            f"{failure}: its owner grants access one by one. Ask for it on {endpoint}/{name}, log "
-            f"in (hf auth login, or HF_TOKEN in the environment), {give_path}."
+            f"{failure}: access must be granted by its owner. Request it on {endpoint}/{name} and "
+            f"log in (hf auth login, or HF_TOKEN in the environment), {give_path}."
         ) from error
     except errors.RevisionNotFoundError as error:
         raise CheckpointError(f"{failure}: it has no such revision; leave it out.") from error
     except errors.RepositoryNotFoundError as error:
         raise CheckpointError(
-            f"{failure}: {endpoint} shows no such model to you. Check the id; if it is private, "
-            f"log in (hf auth login, or HF_TOKEN in the environment); {give_path}."
+            f"{failure}: {endpoint} has no such model that you can see. Check the id; if it is "
+            f"private, log in (hf auth login, or HF_TOKEN in the environment); {give_path}."
         ) from error
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
         raise CheckpointError(
@@ -143,7 +144,7 @@ def _explained(name: str, failure: str) -> Iterator[None]:
         raise CheckpointError(
             f"{failure}: {endpoint} answered {status}. "
             + (
-                "Log in with a token that may do this (hf auth login, or HF_TOKEN)."
+                "Log in with a token that has this permission (hf auth login, or HF_TOKEN)."
                 if status in {401, 403}
                 else "Try again later."
             )

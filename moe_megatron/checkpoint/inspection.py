@@ -1,6 +1,6 @@
-"""What a checkpoint holds, from its headers: family, parameters, types, layout, routing.
+"""Describes a checkpoint from its headers: family, parameters, types, layout, routing.
 
-Reads no weights and runs nothing that a file names. It does not compare or convert.
+It reads no weights and executes no code that a file names. It does not compare or convert.
 """
 
 import re
@@ -30,41 +30,41 @@ class Inspection:
     format: str
     """"hugging_face" or "torch_dist"."""
     family: str | None
-    """Name of the mapping table; None for a Megatron checkpoint that no table fits."""
+    """Name of the model family; None for a Megatron checkpoint that fits none."""
     parameters: int
-    """Elements of all weights; a tied embedding counts once."""
+    """Number of all weights; a tied embedding counts once."""
     active_parameters: int
-    """Of those, what one token uses: top_k experts of each layer in place of all."""
+    """parameters - expert parameters * (1 - top_k / experts): those that one token uses."""
     layers: int | None
     experts: int
-    """Experts of a MoE layer; 0 in a dense model."""
+    """Number of experts of an MoE layer; 0 for a dense model."""
     top_k: int
     dtypes: tuple[str, ...]
     files: int
     nbytes: int
-    """Of the files with weights."""
+    """Total size of the files with weights."""
     iteration: int | None = None
     has_optimizer: bool = False
     routing: str | None = None
     """One line about the routing profile beside the weights."""
     limits: tuple[str, ...] = ()
-    """What Megatron would compute differently."""
+    """Sentences that say what Megatron computes differently from this model."""
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON can hold it."""
+        """The fields as JSON values."""
         fields = {name: getattr(self, name) for name in self.__slots__}
         return {**fields, "path": str(self.path)}
 
 
 def inspect_checkpoint(path: Path) -> Inspection:
-    """Look at a checkpoint of either side.
+    """Describe a Hugging Face or Megatron checkpoint.
 
     Args:
         path: A Hugging Face model folder, an `iter_*` folder, or the folder around it.
 
     Raises:
-        CheckpointError: It is neither, or is damaged; names the file.
-        MappingError: Its family has no mapping table, or its tensors are not those of the family.
+        CheckpointError: It is neither, or is damaged; the message names the file.
+        MappingError: The family is unknown, or the tensors are not those of the family.
     """
     if (path / METADATA).is_file() or (path / TRACKER).is_file():
         return _inspect_torch_dist(path)
@@ -144,13 +144,13 @@ def _is_weight(key: str, tensor: SavedTensor) -> bool:
 
 
 def _payload(tensor: SavedTensor) -> Any:
-    """Where a tensor begins: two keys may name the same bytes."""
+    """Position of a tensor's first byte, which identifies it: two keys may name the same bytes."""
     places = [(chunk.place.file, chunk.place.offset) for chunk in tensor.chunks]
     return min(places, default=tensor.key)
 
 
 def _expert_axis(weights: list[SavedTensor]) -> int:
-    """Experts, from the shape of their weights: [layers, experts, ...] or [experts, ...]."""
+    """Number of experts, from the shape of weights: [layers, experts, ...] or [experts, ...]."""
     shapes = [t.shape for t in weights if t.key.endswith(f"{_EXPERT}experts.linear_fc1.weight")]
     return shapes[0][-3] if shapes and len(shapes[0]) >= 3 else 0
 

@@ -1,4 +1,4 @@
-"""Whole matrices of a model in memory, of either side; for what is small, or no conversion."""
+"""Reads whole matrices of either side into memory, for small tasks other than conversions."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 def read_matrix(link: Link, folder: HfFolder) -> "Tensor":
-    """The matrix that a Hugging Face folder has for a link, of the link's shape.
+    """The matrix of a link from a Hugging Face folder, in the link's shape.
 
     Args:
-        link: Its blocks are in the folder; quantised weights come without their factors.
+        link: A link whose blocks are in the folder. Quantised weights are returned unscaled.
         folder: The folder.
     """
     import torch
@@ -40,13 +40,16 @@ def _reader(descriptor: int, path: Path) -> Read:
     def read(_: int, offset: int, into: memoryview) -> None:
         count = byte_ranges.read_into(descriptor, offset, into)
         if count < len(into):
-            raise CheckpointError(f"{path} ends at byte {offset + count}; it was changed.")
+            raise CheckpointError(
+                f"{path} ends at byte {offset + count} and was longer before; wait until nothing "
+                "writes to it and start again."
+            )
 
     return read
 
 
 def read_saved_matrix(link: Link, saved: TorchDist) -> "Tensor | None":
-    """The matrix that a Megatron checkpoint has for a link; None where it has none.
+    """The matrix of a link from a Megatron checkpoint; None if it has none.
 
     Raises:
         CheckpointError: Its records are damaged.

@@ -1,7 +1,7 @@
-"""`MoEModel` as a Hugging Face folder or a Megatron checkpoint, and back: weights in memory.
+"""Loads and saves `MoEModel` as a Hugging Face folder or Megatron checkpoint, in memory.
 
-`MoEModel` computes what its own configuration can say. A model that needs more is refused, with
-what it needs; converting it for training in Megatron needs no `MoEModel`.
+`MoEModel` computes only what its own configuration can express. A model that needs more is refused
+with the reason; it can still be converted and trained in Megatron, without `MoEModel`.
 """
 
 import json
@@ -42,13 +42,13 @@ def load(source: str | Path, *, expected: str | None = None) -> LoadedModel:
     """Read the weights of a Hugging Face model or of a Megatron checkpoint.
 
     Args:
-        source: A folder, or an id of the Hub.
-        expected: Name of the family that the caller wants; None: any.
+        source: A folder, or a Hub id.
+        expected: Name of the family that it must be; None for any.
 
     Raises:
-        CheckpointError: It is no such checkpoint, of another family, or a model that `MoEModel`
-            does not compute; says what it would need.
-        MappingError: Its family has no table, or its tensors are not those of its family.
+        CheckpointError: It is not a checkpoint, is of another family, or is a model that `MoEModel`
+            cannot compute; the message says why.
+        MappingError: The family is unknown, or the tensors are not those of the family.
     """
     path = local_folder(source)
     if (path / METADATA).is_file() or (path / TRACKER).is_file():
@@ -97,7 +97,8 @@ def _load_megatron(path: Path, expected: str | None) -> LoadedModel:
             found = read_saved_matrix(link, saved)
             if found is None:
                 raise CheckpointError(
-                    f"{saved.path} lacks {link.key}; its {CONFIG_FILE} is of another model."
+                    f"{saved.path} lacks {link.key}, so its {CONFIG_FILE} is of another model; put "
+                    "the right configuration there."
                 )
             return found
 
@@ -112,17 +113,17 @@ def save(
     *,
     as_megatron: bool,
 ) -> None:
-    """Write a model as a Hugging Face folder of the family that holds it, or as a checkpoint.
+    """Write a model as a Hugging Face folder of a matching family, or as a Megatron checkpoint.
 
     Args:
         destination: A new or empty folder.
-        architecture: Which model it is.
+        architecture: Architecture of the model.
         tensors: Parameters of the `MoEModel`, by name.
         as_megatron: Write a Megatron checkpoint, for `--load`.
 
     Raises:
-        MappingError: No family holds such a model; says what the nearest lacks.
-        CheckpointError: The folder cannot be written, or holds something.
+        MappingError: No family can represent the model; the message says what the nearest lacks.
+        CheckpointError: The folder cannot be written, or is not empty.
     """
     if not as_megatron:
         check_free(destination, overwrite=False)
@@ -137,9 +138,9 @@ def save(
     except OSError as error:
         raise CheckpointError(f"{parent} cannot be written ({error.strerror}).") from error
     with scratch as folder:
-        between = Path(folder) / destination.name
-        _write_hugging_face(between, architecture, tensors)
-        import_checkpoint(between, destination, execution=Execution(progress=False))
+        intermediate = Path(folder) / destination.name
+        _write_hugging_face(intermediate, architecture, tensors)
+        import_checkpoint(intermediate, destination, execution=Execution(progress=False))
 
 
 def _write_hugging_face(
@@ -168,7 +169,7 @@ def _write_hugging_face(
 
 
 def _assembled(links: Iterable[Link], matrix: Callable[[Link], "Tensor"]) -> dict[str, "Tensor"]:
-    """The tensors that blocks are parts of, filled from the matrices of their links."""
+    """The tensors to which the blocks belong, filled from the matrices of their links."""
     found: dict[str, Tensor] = {}
     for link in links:
         scatter(matrix(link), link, found)
@@ -183,17 +184,18 @@ def _check_family(path: Path, family: Family, expected: str | None) -> None:
     if expected is not None and family.name != expected:
         raise CheckpointError(
             f"{path} holds a {family.name} model, not {expected}; load it with the class of its "
-            "family in moe_megatron.models, or with MoEModel.from_pretrained, which takes any."
+            "family in moe_megatron.models, or with MoEModel.from_pretrained, which takes any "
+            "family."
         )
 
 
 def _computed(
     path: Path, architecture: Architecture, limits: Iterable[str]
 ) -> tuple[Architecture, tuple[str, ...]]:
-    """What `MoEModel` computes of a model, and what is left out of it, as sentences.
+    """The architecture that `MoEModel` computes, and descriptions of the parts that it leaves out.
 
     Raises:
-        CheckpointError: Megatron, or `MoEModel` beside it, computes another function.
+        CheckpointError: Megatron or `MoEModel` cannot compute this model's function.
     """
     layers = architecture.model.num_prediction_layers
     left_out = (f"{layers} layer(s) of multi-token prediction",) if layers else ()
@@ -201,7 +203,7 @@ def _computed(
     architecture = replace(architecture, model=model)
     if found := [*limits, *problems(architecture)]:
         raise CheckpointError(
-            f"{path} is no model for MoEModel. {' '.join(found)} Convert it "
+            f"MoEModel cannot compute the model in {path}. {' '.join(found)} Convert it "
             "(moe-megatron convert) and train it with pretrain_moe.py, or load it with "
             "transformers."
         )
@@ -209,13 +211,13 @@ def _computed(
 
 
 def _check_places(path: Path, ours: Iterable[Place], theirs: Mapping[Place, Link]) -> None:
-    """Both sides have the same matrices; tensors that Megatron carries along are left out."""
+    """Check that both sides have the same matrices, apart from tensors that are only copied."""
     own = set(ours)
     others = {place for place in theirs if not place[0].startswith(_CARRIED)}
     if own != others:
         key, layer, expert = sorted(own ^ others, key=str)[0]
         raise CheckpointError(
-            f"{path}: MoEModel {'has' if (key, layer, expert) in own else 'has not'} "
+            f"{path}: MoEModel {'has' if (key, layer, expert) in own else 'does not have'} "
             f"{key} (layer {layer}, expert {expert}), unlike this model; load it with "
             "transformers, or convert it (moe-megatron convert)."
         )

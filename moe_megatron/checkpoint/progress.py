@@ -1,4 +1,4 @@
-"""How far a conversion is: a bar with GB/s on a terminal, a line now and then elsewhere."""
+"""Shows the progress of a conversion: a bar on a terminal, an occasional line elsewhere."""
 
 import sys
 import threading
@@ -9,11 +9,11 @@ from contextlib import contextmanager
 _SECONDS_BETWEEN_LINES = 30.0
 
 Advance = Callable[[int], None]
-"""Called, from any thread, with a number of bytes that were just finished."""
+"""Called from any thread with the number of bytes just finished."""
 
 
 def amount(nbytes: float) -> str:
-    """Bytes for people: 1.25 GB, 517.8 MB."""
+    """A readable number of bytes, such as 1.25 GB or 517.8 MB."""
     return f"{nbytes / 1e9:.2f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.1f} MB"
 
 
@@ -22,8 +22,8 @@ def show_progress(label: str, total: int, *, enabled: bool) -> Iterator[Advance]
     """Display progress on stderr while the block runs.
 
     Args:
-        label: What is being done.
-        total: Bytes of all of it.
+        label: Description of the work.
+        total: Total number of bytes.
         enabled: False shows nothing.
 
     Yields:

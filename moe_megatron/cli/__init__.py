@@ -1,4 +1,4 @@
-"""The `moe-megatron` command: it parses, calls the package below and prints.
+"""The `moe-megatron` command: parses arguments, calls the packages below it and prints.
 
-No decision about training is taken here.
+It makes no decisions about training.
 """

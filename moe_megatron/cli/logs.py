@@ -1,7 +1,7 @@
-"""How the messages of a rank are written: text for people, or JSON for collectors.
+"""Formats the log messages of a rank: text for people, or JSON for log collectors.
 
-As JSON they go to the error stream from level WARNING, as text does, and to RUN/logs/rankN.jsonl
-from level INFO, with a line for the steps that the console would show.
+JSON goes to stderr from level WARNING up, as text does, and to RUN/logs/rankN.jsonl from level INFO
+up, with a line for each step that the console would show.
 """
 
 import logging
@@ -17,7 +17,10 @@ from moe_megatron.telemetry.sinks.json_log import JsonFormatter, LogSink
 
 
 def configure_logging(config: RunConfig, rank: int) -> Attachments:
-    """Set up the root logger of this process; returns what keeps its log complete.
+    """Set up the root logger of this process.
+
+    Returns:
+        The sink and the callback that log steps and add the step to each line; none for text.
 
     Raises:
         CheckpointError: The log file cannot be written.
@@ -40,8 +43,8 @@ def configure_logging(config: RunConfig, rank: int) -> Attachments:
     stream.setLevel(logging.WARNING)
     for handler in (file, stream):
         handler.setFormatter(formatter)
-    # Other people's messages below WARNING are theirs to show: only ours are let through. And some
-    # of them have set up handlers while they were imported.
+    # Below WARNING, only our own messages are logged. `force` removes handlers that other libraries
+    # have installed while they were imported.
     logging.basicConfig(level=logging.WARNING, handlers=[file, stream], force=True)
     logging.getLogger("moe_megatron").setLevel(logging.INFO)
     return Attachments(
@@ -50,11 +53,11 @@ def configure_logging(config: RunConfig, rank: int) -> Attachments:
 
 
 class _StepNumber(Callback):
-    """Lets every line of this rank name the step."""
+    """Adds the current step to every log line of this rank."""
 
     def __init__(self, formatter: JsonFormatter) -> None:
         self._formatter = formatter
 
     def on_step_end(self, event: StepEnd) -> None:
-        """Note the step."""
+        """Remember the step."""
         self._formatter.step = event.step

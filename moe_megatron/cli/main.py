@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
-        # The reader of our output, such as `head`, has seen enough.
+        # The reader of our output, such as `head`, has closed it.
         sys.stderr.close()
         return 0
 
@@ -63,7 +63,7 @@ def usage() -> str:
 
 
 def _modules() -> dict[str, str]:
-    """The module of each verb, by its name. Ours come first, and keep their names."""
+    """The module of each verb, by verb. Ours come first and cannot be replaced by entry points."""
     ours = sorted(module.name for module in pkgutil.iter_modules(verbs.__path__))
     found = {name: f"{verbs.__name__}.{name}" for name in ours}
     for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
@@ -72,7 +72,7 @@ def _modules() -> dict[str, str]:
 
 
 def _summary(module: str) -> str:
-    """What the first line of a module says of its verb, without importing it."""
+    """The summary of a verb from the first line of its module, without importing the module."""
     spec = importlib.util.find_spec(module)
     if spec is None or not (spec.origin or "").endswith(".py"):
         return ""

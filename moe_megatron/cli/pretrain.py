@@ -1,8 +1,8 @@
-"""The rank's side of a training run: what `torchrun pretrain_moe.py` executes in every process.
+"""One rank's part of a training run: what `torchrun pretrain_moe.py` executes in every process.
 
-It reads the command line (a configuration, our own options and any Megatron flag), prints what was
-chosen, trains, and ends with a summary on rank 0. Errors that a user can cause are one paragraph
-and exit code 2.
+It reads the command line (a configuration, our own options and any Megatron flag), prints the
+automatic choices, trains, and prints a summary on rank 0. An error that a user can fix is reported
+as one paragraph with exit code 2.
 """
 
 import argparse
@@ -20,13 +20,13 @@ from moe_megatron.errors import EXIT_CODE, MoEError
 
 DEFAULT_CONFIG = "demo_moe"
 INTERRUPTED = 130
-"""Exit code of a command that Ctrl-C ended before it was done, as shells have it."""
+"""Exit code of a command that Ctrl-C ended early, as in shells."""
 
 _PATIENCE_SECONDS = 10.0
 
 _DESCRIPTION = """\
 Train a Mixture-of-Experts model with Megatron's own loop, on CPU or GPU.
-Every Megatron flag is accepted beside the options below and overrides the configuration."""
+Every Megatron flag is accepted in addition to the options below and overrides the configuration."""
 
 _EPILOG = """\
 example:
@@ -35,7 +35,7 @@ example:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PretrainOptions:
-    """The command line, read."""
+    """The parsed command line."""
 
     config: RunConfig
     print_config: bool
@@ -52,11 +52,11 @@ def parse_options(argv: Sequence[str]) -> PretrainOptions:
 
 
 def read_options(ours: argparse.Namespace, flags: Sequence[str]) -> PretrainOptions:
-    """The configuration that parsed options and flags of Megatron's make.
+    """Combine our parsed options and Megatron's flags into a configuration.
 
     Args:
-        ours: Of `option_parser`.
-        flags: Megatron's, as words.
+        ours: Options parsed by `option_parser`.
+        flags: The remaining words of the command line, which are Megatron's.
 
     Raises:
         ConfigError: A file, field, value or flag is wrong.
@@ -74,7 +74,7 @@ def read_options(ours: argparse.Namespace, flags: Sequence[str]) -> PretrainOpti
 
 
 def option_parser(**kwargs: Any) -> argparse.ArgumentParser:
-    """The options that are ours; everything else on the command line is Megatron's."""
+    """A parser of our own options; everything else on the command line is Megatron's."""
     parser = argparse.ArgumentParser(
         description=_DESCRIPTION,
         epilog=_EPILOG,
@@ -83,9 +83,11 @@ def option_parser(**kwargs: Any) -> argparse.ArgumentParser:
         **kwargs,
     )
     parser.add_argument(
-        "--config", metavar="FILE|PRESET", help=f"YAML file or preset name ({DEFAULT_CONFIG})"
+        "--config",
+        metavar="FILE|PRESET",
+        help=f"YAML file or preset name (default: {DEFAULT_CONFIG})",
     )
-    parser.add_argument("--run-dir", metavar="DIR", help="where the run writes its files")
+    parser.add_argument("--run-dir", metavar="DIR", help="folder for the files of the run")
     parser.add_argument(
         "--set",
         action="append",
@@ -117,9 +119,13 @@ def _add_telemetry_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("telemetry").add_argument
     add("--metrics-port", type=int, metavar="PORT", help="serve Prometheus metrics (0: any port)")
     add("--metrics-host", metavar="ADDRESS", help="address to serve them on (default: loopback)")
-    add("--metrics-expert-detail", metavar="LEVEL", help="none, histogram, topk or full")
-    add("--metrics-token-file", metavar="FILE", help="demand this bearer token")
-    add("--metrics-tls-certificate", metavar="FILE", help="serve over TLS; needs the key, too")
+    add(
+        "--metrics-expert-detail",
+        metavar="LEVEL",
+        help="metrics per expert: none, histogram, topk or full",
+    )
+    add("--metrics-token-file", metavar="FILE", help="require the bearer token in this file")
+    add("--metrics-tls-certificate", metavar="FILE", help="serve over TLS; needs a key as well")
     add("--metrics-tls-key", metavar="FILE", help="private key of the certificate")
     add("--log-format", metavar="FORMAT", help="text, or json for log collectors")
 
@@ -144,20 +150,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def report_error(error: MoEError, *, debug: bool) -> None:
-    """Print an error that a user can mend: one paragraph, once for all ranks where they agree."""
+    """Print an error that a user can fix: one paragraph, only once if all ranks have the same."""
     if debug:
         traceback.print_exception(error)
     elif _rank() == 0:
         print(f"error: {error}", file=sys.stderr)
     else:
-        # Rank 0 says what all ranks found, and its end takes this process along: the launcher stops
-        # them all. Whoever is still here has an error of its own.
+        # If all ranks have the same error, rank 0 prints it and exits, and the launcher then stops
+        # all others. A rank that is still running after that has an error of its own.
         time.sleep(_PATIENCE_SECONDS)
         print(f"error on rank {_rank()}: {error}", file=sys.stderr)
 
 
 def _train(options: PretrainOptions) -> int:
-    # Imported here: they load torch and Megatron, which --help and --print-config can do without.
+    # Imported here because they load torch and Megatron, which --help and --print-config can skip.
     from moe_megatron.cli.logs import configure_logging
     from moe_megatron.mcore import world
     from moe_megatron.run.ending import conclude

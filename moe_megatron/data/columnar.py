@@ -1,6 +1,7 @@
-"""Opens the files that have columns: parquet, and what `datasets` has saved.
+"""Opens files that have columns: Parquet, and datasets saved by `datasets`.
 
-Their libraries are imported when such a file is opened. It does not know which column is wanted.
+Their libraries are imported only when such a file is opened. It does not know which column is
+needed.
 """
 
 from typing import TYPE_CHECKING
@@ -30,7 +31,7 @@ def open_parquet(path: str) -> "parquet.ParquetFile":
 
 
 def open_saved_dataset(path: str) -> "datasets.Dataset":
-    """Memory-map one split that `datasets.save_to_disk` wrote."""
+    """Memory-map one split that `Dataset.save_to_disk` wrote."""
     import datasets
 
     return datasets.load_from_disk(path)

@@ -1,9 +1,8 @@
 """The demo data, ready to train on: corpus, tokenizer and two indexed datasets, built once.
 
-`ensure_demo` is what makes a first run need no download. Everything lies in one directory of the
-cache whose name holds all it depends on; `demo.json` is written last and lists sizes, so its
-presence means the rest is whole. A repeated call reads that file and nothing else. The corpus is
-described in `demo_corpus`.
+With `ensure_demo` a first run needs no download. Everything is in one directory of the cache, whose
+name contains all that the data depends on. `demo.json` is written last and lists the sizes of all
+files, so that later calls only have to compare sizes. The corpus is described in `demo_corpus`.
 """
 
 import json
@@ -26,19 +25,19 @@ from moe_megatron.files import exclusive_lock, explained_writes, publishing
 
 _log = logging.getLogger(__name__)
 
-# Raise it when the corpus, the tokenizer or the layout of the directory changes.
+# Increase it when the corpus, the tokenizer or the layout of the directory changes.
 _FORMAT = 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DemoData:
-    """Where the demo data lies; the keys are the domains "code" and "prose"."""
+    """Paths and sizes of the demo data; the keys are the domains "code" and "prose"."""
 
     tokenizer_dir: Path
     prefixes: dict[str, Path]
     """Indexed dataset of each domain."""
     corpus: dict[str, Path]
-    """The text each was made from, .jsonl."""
+    """The .jsonl file from which each was made."""
     tokens: dict[str, int]
 
 
@@ -55,18 +54,18 @@ def ensure_demo(
     vocab_size: int = DEFAULT_VOCAB_SIZE,
     progress: bool = True,
 ) -> DemoData:
-    """Build the demo data unless it is there.
+    """Build the demo data unless it exists.
 
     Any number of processes may call this at once: one builds, the others wait for it.
 
     Args:
-        cache_dir: Cache root, see `storage.default_cache_dir`.
+        cache_dir: Cache root, see `files.default_cache_dir`.
         open_writer: Opens the indexed datasets; called only if they must be built.
         vocab_size: Size of the tokenizer trained on both domains.
         progress: Show progress on stderr while building.
 
     Raises:
-        DataError: If the cache cannot be written or Python's library has no source.
+        DataError: If the cache cannot be written or Python's standard library has no source.
     """
     directory = demo_directory(Path(cache_dir).expanduser().absolute(), vocab_size)
     if found := _find(directory):
@@ -101,7 +100,7 @@ def _find(directory: Path) -> DemoData | None:
         listing = json.loads((directory / "demo.json").read_text(encoding="utf-8"))
         whole = _sizes(directory) == listing["sizes"]
     except (OSError, ValueError):
-        # Whatever is wrong with it, building again says so better.
+        # Missing or unreadable: build it again, which reports a real problem better.
         return None
     return _describe(directory, listing["tokens"]) if whole else None
 

@@ -23,7 +23,7 @@ from moe_megatron.files import publishing
 
 DOMAINS = ("code", "prose")
 DEMO_TEXT_KEY = "text"
-# The library gives about 9 MB; where CPython's own tests are installed, they add 20 MB.
+# The library yields about 9 MB; CPython's own tests, if installed, add 20 MB.
 TARGET_BYTES = 30_000_000
 # Tables of characters and of help texts: neither code nor prose.
 _SKIPPED = {"site-packages", "dist-packages", "encodings", "pydoc_data", "__pycache__"}
@@ -35,7 +35,7 @@ _TRAILING_SPACE = re.compile(r"[ \t\f]+$", re.MULTILINE)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Module:
-    """One module, divided. Either text may be empty."""
+    """One module, divided into code and prose. Either may be empty."""
 
     source: str
     """Path below the standard library, such as "json/decoder.py"."""
@@ -45,7 +45,7 @@ class Module:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Span:
-    """A stretch of the source, in characters, with what takes its place on either side."""
+    """A docstring or comment: its extent in characters, its prose, and what replaces it in code."""
 
     start: int
     stop: int
@@ -57,12 +57,12 @@ class _Span:
 def write_demo_corpus(
     directory: Path, *, library: Path | None = None, target_bytes: int = TARGET_BYTES
 ) -> dict[str, Path]:
-    """Write `code.jsonl` and `prose.jsonl`, one {"text", "domain", "source"} object a line.
+    """Write `code.jsonl` and `prose.jsonl`, one {"text", "domain", "source"} object per line.
 
     Args:
-        directory: Where the files go.
-        library: Directory of Python modules; default the running standard library.
-        target_bytes: UTF-8 bytes of text of both domains after which tests are left out.
+        directory: Directory for the files.
+        library: Directory of Python modules; by default the running standard library.
+        target_bytes: Size of both domains (UTF-8) from which on tests are left out.
 
     Returns:
         Path of the file of each domain.
@@ -72,7 +72,8 @@ def write_demo_corpus(
     """
     library = library or Path(sysconfig.get_path("stdlib"))
     lines: dict[str, list[str]] = {domain: [] for domain in DOMAINS}
-    # Validation takes the last documents: mixed, they are like the rest; in order, all tests.
+    # Validation takes the last documents: shuffled, they resemble the rest; in order, they would
+    # all be tests.
     for module in sorted(read_library(library, target_bytes), key=_shuffled):
         for domain, text in (("code", module.code), ("prose", module.prose)):
             if text:
@@ -109,7 +110,7 @@ def read_library(library: Path, target_bytes: int = TARGET_BYTES) -> Iterator[Mo
 
 
 def _shuffled(module: Module) -> bytes:
-    """A place in an order that has nothing to do with names and is the same everywhere."""
+    """Sort key of an order that is unrelated to names and the same on every machine."""
     return hashlib.blake2b(module.source.encode()).digest()
 
 
@@ -132,11 +133,11 @@ def split_module(source: str, name: str) -> Module | None:
 
     Args:
         source: Python source.
-        name: Goes to `Module.source`.
+        name: Becomes `Module.source`.
 
     Returns:
-        The two texts, or None if `source`, or what is left of it, is not valid Python. Texts too
-        short to learn from are empty.
+        The two texts, or None if `source`, or the code left of it, is not valid Python. A text that
+        is too short to learn from is empty.
     """
     try:
         spans = sorted([*_docstrings(source), *_comments(source)], key=lambda span: span.start)
@@ -154,7 +155,7 @@ def split_module(source: str, name: str) -> Module | None:
 
 def _parse(source: str) -> ast.Module:
     with warnings.catch_warnings():
-        # Invalid escapes and the like are the library's affair.
+        # Invalid escapes and the like in the library are not our problem.
         warnings.simplefilter("ignore")
         return ast.parse(source)
 
@@ -192,7 +193,7 @@ def _comments(source: str) -> Iterator[_Span]:
             yield _Span(
                 start=start,
                 stop=start + len(token.string),
-                # A ruler of dashes is a blank line.
+                # A ruler of dashes counts as a blank line.
                 prose=text if any(character.isalnum() for character in text) else "",
                 replacement="",
                 is_comment=True,
@@ -224,7 +225,7 @@ def _cut(source: str, spans: list[_Span]) -> str:
 
 
 def _whole_lines(source: str, span: _Span) -> tuple[int, int]:
-    """Widen a span that stands alone on its lines to those lines, so that no gap stays."""
+    """Extend a span that is alone on its lines to whole lines, so that no gap remains."""
     line_start = source.rfind("\n", 0, span.start) + 1
     line_end = source.find("\n", span.stop)
     line_end = len(source) if line_end < 0 else line_end + 1
@@ -257,5 +258,5 @@ def _is_prose(text: str) -> bool:
     if len(text) < _MIN_PROSE_CHARACTERS:
         return False
     letters = sum(character.isalpha() or character == " " for character in text)
-    # A docstring may spell a lone surrogate as an escape.
+    # A docstring may contain a lone surrogate, written as an escape.
     return letters >= 0.7 * len(text) and not re.search("[\ud800-\udfff]", text)

@@ -1,8 +1,8 @@
 """Facts about a Megatron indexed dataset on disk, read without Megatron.
 
-Two files make a dataset: `<prefix>.bin` holds token ids back to back, `<prefix>.idx` says where
-each document lies. Reading the header of the second takes microseconds where importing
-megatron.core takes seconds. The module never writes.
+A dataset is two files: `<prefix>.bin` holds token ids back to back, `<prefix>.idx` the position of
+each document. Reading the header of the index takes microseconds, while importing megatron.core
+takes seconds. The module never writes.
 """
 
 import struct
@@ -52,7 +52,7 @@ def is_prefix(prefix: Path) -> bool:
     """Whether both files of a prepared dataset exist.
 
     Raises:
-        DataError: If only one of the two does.
+        DataError: If only one of the two exists.
     """
     has_bin, has_idx = bin_path(prefix).is_file(), idx_path(prefix).is_file()
     if has_bin != has_idx:
@@ -113,7 +113,7 @@ def read_tokens(prefix: Path) -> NDArray[np.integer]:
 
 
 def _end_of_last_sequence(file: BinaryIO, sequences: int, item_size: int) -> int:
-    """Bytes of the token file: start of the last sequence plus its length; -1 if cut short."""
+    """Expected size of the token file: start + length of the last sequence; -1 if cut short."""
     if not sequences:
         return 0
     lengths_at = _HEADER.size

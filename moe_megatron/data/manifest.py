@@ -1,8 +1,8 @@
 """What a prepared dataset was made from, kept as `<prefix>.json` beside it.
 
-With it a repeated start decides in milliseconds that nothing changed, and a changed file, key or
-tokenizer leads to a new preparation. Files are compared by path, size and modification time, a
-hub dataset by name alone (its content is not looked at). Knows nothing about how data is made.
+With it a later start finds in milliseconds that nothing has changed; a changed file, key or
+tokenizer leads to a new preparation. Files are compared by path, size and modification time, a hub
+dataset only by name (its content is not checked). It knows nothing about how data is made.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ class PreparedDataset:
     prefix: Path
     documents: int
     tokens: int
-    """End-of-document tokens included."""
+    """Number of tokens, including end-of-document tokens."""
     dtype: str
     """Integer type of a token on disk."""
     lines: int
@@ -60,7 +60,7 @@ def write_manifest(
 def describe_origin(
     files: Sequence[SourceFile], fingerprint: str, eod_id: int, text_key: str
 ) -> dict[str, Any]:
-    """Everything that decides the content of a dataset, as JSON values."""
+    """Everything that determines the content of a dataset, as JSON values."""
     return {
         "sources": [file.identity() for file in files],
         "tokenizer": {"fingerprint": fingerprint, "eod_id": eod_id},
@@ -69,7 +69,7 @@ def describe_origin(
 
 
 def read_manifest(prefix: Path) -> dict[str, Any] | None:
-    """The manifest of `prefix`; None if there is none of ours."""
+    """The manifest of `prefix`; None if there is none that this package wrote."""
     try:
         content = json.loads(manifest_path(prefix).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -81,7 +81,7 @@ def read_manifest(prefix: Path) -> dict[str, Any] | None:
 def find_prepared(
     prefix: Path, origin: dict[str, Any], max_bad_line_ratio: float
 ) -> PreparedDataset | None:
-    """The dataset at `prefix` if it is whole and made from `origin`; else None."""
+    """The dataset at `prefix` if it is complete and was made from `origin`; else None."""
     manifest = read_manifest(prefix)
     if manifest is None or any(manifest[key] != value for key, value in origin.items()):
         return None
@@ -104,15 +104,15 @@ def is_up_to_date(
     text_key: str = "text",
     max_bad_line_ratio: float = 0.001,
 ) -> bool:
-    """Whether `prepare_dataset` would find its work done.
+    """Whether `prepare_dataset` would have nothing to do.
 
     Args:
         prefix: Path of the dataset without suffix.
-        sources: What it is to be made from.
+        sources: Sources of the text.
         fingerprint: `TokenizerInfo.fingerprint`.
         eod_id: `TokenizerInfo.eod_id`.
         text_key: JSON key or column of the text.
-        max_bad_line_ratio: Share of malformed lines that is accepted.
+        max_bad_line_ratio: Largest accepted share of malformed lines.
 
     Raises:
         DataError: If a source is missing or empty.
@@ -122,10 +122,10 @@ def is_up_to_date(
 
 
 def refuse_foreign_files(prefix: Path) -> None:
-    """Never overwrite what this package did not write.
+    """Refuse to overwrite files that this package did not write.
 
     Raises:
-        DataError: If a file of the dataset exists without a manifest of ours.
+        DataError: If a file of the dataset exists without a manifest of this package.
     """
     if read_manifest(prefix) is not None:
         return

@@ -1,10 +1,10 @@
 """Text in, Megatron indexed dataset out: `prepare_dataset`.
 
-Plans parts, tokenises them in one or several processes, merges in order, publishes. The result
-is byte-identical for any number of workers, and it appears whole or not at all: the manifest and
-`.bin` are renamed first and `.idx` last, so an index never stands beside tokens it does not
-describe. Which files there are is `shards`, one document is `readers`, the format on disk is the
-caller's `open_writer`.
+It plans parts, tokenises them in one or several processes, merges them in order and publishes the
+result, which is byte-identical for any number of workers and appears whole or not at all: the
+manifest and `.bin` are renamed first and `.idx` last, so an index never exists beside tokens that
+it does not describe. `shards` finds the files, `readers` reads documents, and the caller's
+`open_writer` knows the format on disk.
 """
 
 import logging
@@ -37,16 +37,16 @@ from moe_megatron.files import (
 
 _log = logging.getLogger(__name__)
 
-# Each worker process imports megatron.core (4 to 10 s), and so does the merge; one process, which
-# encodes in threads, is as fast up to about this much text a worker (100 MB on two cores: 18 s
-# with one process, 20 s with two).
+# Each worker process imports megatron.core (4 to 10 s), and so does the merge. Up to about this
+# much text per worker, a single process, which encodes in threads, is as fast (100 MB on two cores:
+# 18 s with one process, 20 s with two).
 _BYTES_PER_WORKER = 128_000_000
-# Text is so many times larger than its compressed file, about.
+# Approximate size of the text relative to its compressed file.
 _EXPANSION = {"jsonl.gz": 4, "jsonl.zst": 4, "parquet": 2}
 
 
 def choose_num_workers(files: Sequence[SourceFile]) -> tuple[int, str]:
-    """How many processes pay off for `files`.
+    """Choose how many processes are worthwhile for `files`.
 
     Returns:
         (number of workers, reason).
@@ -75,15 +75,15 @@ def prepare_dataset(
 ) -> PreparedDataset:
     """Tokenise `sources` into `<output_prefix>.bin`, `.idx` and `.json`.
 
-    Does nothing if that is done already and neither sources nor tokenizer changed. Several
-    processes may call this for the same prefix: one works, the others wait and use its result.
+    It does nothing if that has been done and neither sources nor tokenizer have changed. Several
+    processes may call it for the same prefix: one works, the others wait and use its result.
 
     Args:
         sources: Files, directories, saved datasets, hub ids or `InMemory`; see `shards`.
-        tokenizer: Each document becomes its token ids and one end-of-document id.
+        tokenizer: The tokenizer; it ends each document with an end-of-document id.
         output_prefix: Output path without suffix; directories are created.
         open_writer: Opens the output; with several workers it must be picklable.
-        num_workers: Processes; None chooses by the size of the input.
+        num_workers: Number of processes; None chooses by the size of the input.
         text_key: JSON key or column that holds the text.
         max_bad_line_ratio: Largest accepted share of malformed lines, 0 to 1.
         progress: Show progress on stderr.
@@ -138,12 +138,12 @@ def prepare_dataset(
 def _check_numbers(num_workers: int | None, max_bad_line_ratio: float) -> None:
     if num_workers is not None and num_workers < 1:
         raise ConfigError(
-            f"num_workers is {num_workers} but must be at least 1; leave it out to choose by size."
+            f"num_workers ({num_workers}) must be at least 1; leave it out to choose by size."
         )
     if not 0 <= max_bad_line_ratio <= 1:
         raise ConfigError(
-            f"max_bad_line_ratio is {max_bad_line_ratio} but is a share between 0 and 1, "
-            "such as 0.001."
+            f"max_bad_line_ratio ({max_bad_line_ratio}) must be a share between 0 and 1, such as "
+            "0.001."
         )
 
 
@@ -170,7 +170,7 @@ def _tally(
                 f"{summary}, more than max_bad_line_ratio ({max_bad_line_ratio:.2%}) allows; "
                 f"repair them, or raise max_bad_line_ratio to leave them out. First:\n  {examples}"
             )
-        _log.warning("%s and left out. First:\n  %s", summary, examples)
+        _log.warning("%s and were left out. First:\n  %s", summary, examples)
     if dataset.empty_documents:
         _log.info("%d blank lines or documents were left out", dataset.empty_documents)
     if not dataset.documents:
@@ -201,7 +201,7 @@ def _merge(jobs: Sequence[PartJob], whole: Path, vocab_size: int) -> Path:
     try:
         for job in jobs:
             writer.add_index(job.prefix)
-            # Keeps the disk at one copy and one part.
+            # Deleted at once, so that the disk never holds more than the result and one part extra.
             bin_path(job.prefix).unlink()
             idx_path(job.prefix).unlink()
         writer.finalize()

@@ -1,7 +1,7 @@
-"""Shows how far a long preparation is: a bar on a terminal, a line now and then elsewhere.
+"""Shows the progress of a long preparation: a bar on a terminal, an occasional line elsewhere.
 
-Everything goes to stderr, so that the output of a command stays clean. Knows bytes and documents,
-nothing of what is done with them.
+Everything goes to stderr, so that the output of a command stays clean. It knows bytes and
+documents, but not what is done with them.
 """
 
 import sys
@@ -22,8 +22,8 @@ def show_progress(
     """Display progress while the block runs.
 
     Args:
-        label: What is being done, such as "tokenising wiki".
-        total_bytes: Expected amount; 0 where unknown (a stream).
+        label: Description of the work, such as "tokenising wiki".
+        total_bytes: Expected number of bytes; 0 if unknown (a stream).
         enabled: False shows nothing.
 
     Yields:

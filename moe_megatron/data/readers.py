@@ -1,9 +1,9 @@
-"""Streams documents out of one shard, and accounts for every line.
+"""Streams the documents of one shard, and accounts for every line.
 
-A document reaches the caller, or is counted: as `bad` (malformed; the first few are kept with
-file, line and problem) or as `empty` (nothing but white space). What cannot be read on
-(a truncated archive, a missing column) raises `DataError`. The module knows nothing about
-tokenizers, and holds one batch of documents in memory at a time.
+A document is either yielded or counted: as `bad` (malformed; the first few are kept with file, line
+and problem) or as `empty` (only white space). If reading cannot continue (a truncated archive, a
+missing column), `DataError` is raised. The module knows nothing about tokenizers, and holds one
+batch of documents in memory at a time.
 
 One document is: a whole .txt file; the text key of one line of .jsonl, .jsonl.gz or .jsonl.zst;
 the text column of one row of .parquet, of a dataset saved by `save_to_disk`, or of a hub dataset;
@@ -24,7 +24,7 @@ from moe_megatron.data.shards import END, Shard, Source, expand_sources, plan_pa
 from moe_megatron.errors import DataError
 
 MAX_EXAMPLES = 5
-# A file whose first lines are all malformed has another format or key: stop at once.
+# If this many first lines are all malformed, the file has another format or key: stop at once.
 HOPELESS_LINES = 1000
 _BATCH_ROWS = 1000
 _CHUNK_BYTES = 1 << 20
@@ -44,27 +44,27 @@ class BadLine:
 
 
 class _Problem(str):
-    """Stands in a stream of values for a line that could not be parsed."""
+    """Takes the place of a line that could not be parsed, in a stream of values."""
 
 
 class ShardReader:
     """Iterates over the texts of one shard, once.
 
     Attributes (final when the iteration has ended):
-        lines: Lines or rows seen, of any kind.
-        bad: Malformed ones among them.
-        empty: Blank lines and texts of white space only; skipped.
-        bad_lines: The first few malformed ones, numbered from the start of the shard.
-        position: Bytes of the shard consumed so far, about; for progress displays.
+        lines: Number of all lines or rows.
+        bad: Number of malformed ones.
+        empty: Number of blank lines and texts of white space only, which are skipped.
+        bad_lines: The first few malformed lines, numbered from the start of the shard.
+        position: Approximate number of bytes of the shard read so far, for progress displays.
     """
 
     def __init__(self, shard: Shard, text_key: str = "text", *, all_may_be_bad: bool = False):
         """Prepare to read.
 
         Args:
-            shard: What to read.
+            shard: The shard to read.
             text_key: JSON key or column that holds the text.
-            all_may_be_bad: Do not stop at a file that looks hopeless.
+            all_may_be_bad: Do not stop when the first `HOPELESS_LINES` lines are all malformed.
         """
         self.shard = shard
         self.text_key = text_key
@@ -79,7 +79,7 @@ class ShardReader:
         """Yield each non-empty document.
 
         Raises:
-            DataError: If the file cannot be read on, or its first 1,000 lines are malformed.
+            DataError: If reading cannot continue, or the first 1,000 lines are all malformed.
         """
         for value in self._values():
             self.lines += 1
@@ -157,7 +157,7 @@ class ShardReader:
             return _Problem(f"not UTF-8 (byte {error.start}, line {line} of the file)")
 
     def _byte_range(self) -> Iterator[bytes]:
-        """The lines that begin inside the range; the last one may end beyond it."""
+        """The lines that begin within the shard's range; the last one may end beyond it."""
         start, stop = self.shard.start, self.shard.stop
         with open(self.shard.path, "rb") as file:
             if start:
@@ -182,7 +182,7 @@ class ShardReader:
     def _zstd_chunks(self) -> Iterator[bytes]:
         import zstandard
 
-        # The stream reader of zstandard takes a cut-off frame for the end; this one does not.
+        # zstandard's stream_reader takes a truncated frame for the end of the file; this does not.
         frame = zstandard.ZstdDecompressor().decompressobj()
         try:
             with open(self.shard.path, "rb") as file:
@@ -250,9 +250,9 @@ def _hub_rows(spec: str, text_key: str) -> Iterator[Any]:
             yield row[text_key]
     except (OSError, ValueError) as error:
         raise DataError(
-            f"{spec} is no local file, and could not be read from the Hugging Face hub "
+            f"{spec} is not a local file, and could not be read from the Hugging Face hub "
             f"({type(error).__name__}: {str(error).strip().splitlines()[0]}). Check the name "
-            "(owner/name:config:split) and the network; or download it where there is one "
+            "(owner/name:config:split) and the network; or download it on a machine with a network "
             '(datasets.load_dataset(...).save_to_disk("DIR")) and give DIR; or use "demo".'
         ) from error
 
@@ -288,6 +288,6 @@ def _problem_of(value: object, text_key: str) -> str | None:
 
 def _broken_archive(path: str, reason: str) -> DataError:
     return DataError(
-        f"{path} is damaged or cut off ({reason}); copy or download it again. "
+        f"{path} is damaged or truncated ({reason}); copy or download it again. "
         "Nothing was prepared from it."
     )

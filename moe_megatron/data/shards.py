@@ -1,9 +1,9 @@
-"""Which text there is, and how to divide it among workers.
+"""Finds the text, and divides it among workers.
 
 A source (a path, a hub id, strings in memory) expands to files; files split into shards; shards
-are grouped into parts of about equal size, one a worker. Shards keep the order of the documents,
-so their concatenation is the same text however many there are. This module opens nothing but
-directory listings and file footers; `readers` does the reading.
+are grouped into parts of about equal size, one per worker. Shards keep the order of the documents,
+so their concatenation is the same text for any number of shards. This module reads only directory
+listings and file footers; `readers` reads the text.
 """
 
 import hashlib
@@ -53,12 +53,12 @@ class SourceFile:
     path: str
     """Path of the file or directory, hub id, or `memory:<sha256>`."""
     size: int
-    """Bytes as stored; 0 where unknown."""
+    """Size in bytes as stored; 0 if unknown."""
     mtime_ns: int = 0
     texts: tuple[str, ...] = ()
 
     def identity(self) -> dict[str, str | int]:
-        """What must stay equal for prepared data to stay valid."""
+        """The values that must not change for prepared data to remain valid."""
         return {
             "kind": self.kind,
             "path": self.path,
@@ -91,7 +91,7 @@ def expand_sources(sources: Sequence[Source]) -> tuple[SourceFile, ...]:
             `datasets.save_to_disk`, hub ids (`owner/name[:config[:split]]`), or `InMemory`.
 
     Raises:
-        DataError: If there is nothing, or something is missing, empty or of an unknown type.
+        DataError: If there is no source, or one is missing, empty or of an unknown type.
     """
     if not sources:
         raise DataError("no data source was given; name at least one file, directory or hub id.")
@@ -138,7 +138,7 @@ def _kind_of(path: Path) -> Kind | None:
 def _file(path: Path, kind: Kind) -> SourceFile:
     status = path.stat()
     if not status.st_size:
-        raise DataError(f"data file {path} is empty; write the text again or drop it.")
+        raise DataError(f"data file {path} is empty; write it again, or leave it out.")
     return SourceFile(
         kind=kind, path=str(path.absolute()), size=status.st_size, mtime_ns=status.st_mtime_ns
     )
@@ -169,7 +169,7 @@ def _is_saved_dataset(path: Path) -> bool:
 
 
 def _saved_dataset(path: Path) -> SourceFile:
-    """A directory written by `save_to_disk`; of several splits, "train" is meant."""
+    """A directory written by `save_to_disk`; of several splits, "train" is used."""
     listing = path / "dataset_dict.json"
     if listing.is_file():
         splits: list[str] = json.loads(listing.read_text(encoding="utf-8"))["splits"]
@@ -194,7 +194,7 @@ def plan_parts(files: Sequence[SourceFile], num_parts: int) -> list[tuple[Shard,
     """Divide `files` into at most `num_parts` consecutive parts of about equal size.
 
     Args:
-        files: What to read, in order.
+        files: The files to read, in order.
         num_parts: Number of workers, at least 1.
 
     Returns:
@@ -231,7 +231,7 @@ def _split(file: SourceFile, pieces: int) -> list[Shard]:
             size=file.size // len(ends),
             start=0 if file.texts else start,
             stop=END if file.texts else stop,
-            # Only this piece travels to the worker.
+            # Only this piece is sent to the worker.
             texts=file.texts[start : None if stop == END else stop],
         )
         for start, stop in zip(starts, ends, strict=True)

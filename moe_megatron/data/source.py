@@ -1,9 +1,9 @@
-"""From what a user writes under `data.paths` to what Megatron trains on.
+"""Resolves the entries of `data.paths` into the indexed datasets that Megatron trains on.
 
 An entry is "demo", "demo:code", "demo:prose", the prefix of an indexed dataset, a file, a
-directory or a hub id. Entries are blended by weight; whatever is not tokenised yet is prepared
-into the cache. A file that is really called demo is written ./demo. This module only decides;
-`demo` and `prepare` do the work.
+directory or a hub id. Entries are blended by weight; text that is not tokenised yet is prepared in
+the cache. Write ./demo for a file that is really called demo. This module only decides; `demo` and
+`prepare` do the work.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ DEMO = "demo"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BlendEntry:
-    """One entry of a blend; `weight` is normalised, or None: in proportion to its tokens."""
+    """One entry of a blend; `weight` is normalised, or None to weigh it by its tokens."""
 
     kind: Literal["demo", "prefix", "text"]
     value: str
@@ -40,24 +40,24 @@ class BlendEntry:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ResolvedBlend:
-    """Everything prepared: what Megatron's dataset builder needs."""
+    """The prepared datasets, as Megatron's dataset builder needs them."""
 
     prefixes: tuple[Path, ...]
     weights: tuple[float, ...]
-    """One a prefix, sum 1."""
+    """One per prefix; they sum to 1."""
     tokens: tuple[int, ...]
-    """One a prefix."""
+    """One number per prefix."""
     tokenizer_dir: Path
 
 
 def parse_blend(
     paths: Sequence[str], weights: Sequence[float] | None = None
 ) -> tuple[BlendEntry, ...]:
-    """Classify the entries of a blend. Looks at the file system, reads and writes nothing.
+    """Classify the entries of a blend. It checks which files exist, but reads and writes nothing.
 
     Args:
         paths: At least one entry.
-        weights: None, or a positive number an entry.
+        weights: None, or a positive number per entry.
 
     Raises:
         ConfigError: If there is no entry, a weight is not positive, or their numbers differ.
@@ -69,7 +69,7 @@ def parse_blend(
     if weights is not None:
         if len(weights) != len(paths):
             raise ConfigError(
-                f"{len(weights)} weights for {len(paths)} data paths; give one weight a path, or "
+                f"{len(weights)} weights for {len(paths)} data paths; give one weight per path, or "
                 "none to blend in proportion to size."
             )
         if not all(math.isfinite(weight) and weight > 0 for weight in weights):
@@ -87,7 +87,7 @@ def _entry(path: str, weight: float | None) -> BlendEntry:
                 f"{', '.join(f'{DEMO}:{known}' for known in DOMAINS)} or {DEMO}."
             )
         return BlendEntry(kind="demo", value=domain, weight=weight)
-    # Megatron names a dataset by its prefix; a user who completes a file name means it too.
+    # Megatron names a dataset by its prefix; the name of one of its files is accepted as well.
     prefix = Path(re.sub(r"\.(bin|idx)$", "", path)).expanduser()
     if is_prefix(prefix):
         return BlendEntry(kind="prefix", value=str(prefix.absolute()), weight=weight)
@@ -101,21 +101,21 @@ def resolve_blend(
     num_workers: int | None = None,
     progress: bool = True,
 ) -> ResolvedBlend:
-    """Prepare every entry that is not prepared, and weigh them.
+    """Prepare every entry that is not prepared yet, and compute the weights.
 
-    Safe to call in many processes at once, and quick when there is nothing to do. Without
-    weights an entry counts in proportion to its tokens; the domains of "demo" share the weight
-    of their entry in that proportion too.
+    Many processes may call it at once; it returns quickly when there is nothing to do. Without
+    weights, each entry is weighted by its number of tokens; the domains of "demo" share the weight
+    of their entry in the same way.
 
     Args:
         config: Paths, weights, tokenizer, text key and cache directory.
         open_writer: Opens indexed datasets; called only to build one.
-        num_workers: Processes that tokenise; None chooses by size.
+        num_workers: Number of processes that tokenise; None chooses by size.
         progress: Show progress on stderr.
 
     Raises:
-        ConfigError: If the weights make no sense.
-        DataError: If an entry or the tokenizer cannot be read, or the cache not be written.
+        ConfigError: If the weights are invalid.
+        DataError: If an entry or the tokenizer cannot be read, or the cache cannot be written.
     """
     entries = parse_blend(config.paths, config.weights)
     cache = default_cache_dir()
@@ -174,18 +174,18 @@ def _demo_parts(entry: BlendEntry, demo: DemoData) -> list[_Part]:
 
 
 def _prepared_part(prefix: Path, tokenizer: TokenizerInfo) -> _Part:
-    """A dataset the user prepared before; refused if it is known to have another vocabulary."""
+    """A dataset that the user has prepared; refused if its manifest names another tokenizer."""
     manifest = read_manifest(prefix)
     if manifest and manifest["tokenizer"]["fingerprint"] != tokenizer.fingerprint:
         raise DataError(
-            f"{prefix} was tokenised with another tokenizer than {tokenizer.directory}; set the "
+            f"{prefix} was not tokenised with {tokenizer.directory}; set data.tokenizer to the "
             "tokenizer it was prepared with, or prepare its text again."
         )
     return prefix, inspect(prefix).tokens
 
 
 def cached_prefix(cache_dir: Path, text: str, text_key: str, tokenizer: TokenizerInfo) -> Path:
-    """Where the prepared form of an entry is kept: one place for each text and tokenizer."""
+    """Prefix of the prepared dataset of an entry, unique for each text, text key and tokenizer."""
     path = Path(text).expanduser()
     identity = str(path.resolve()) if path.exists() else text
     digest = hashlib.sha256("\0".join((identity, text_key, tokenizer.fingerprint)).encode())
@@ -196,7 +196,7 @@ def cached_prefix(cache_dir: Path, text: str, text_key: str, tokenizer: Tokenize
 def _blend(
     entries: Sequence[BlendEntry], parts: Sequence[Sequence[_Part]], tokenizer_dir: Path
 ) -> ResolvedBlend:
-    """Spread the weight of each entry over its parts in proportion to their tokens."""
+    """weight(part) = weight(entry) * tokens(part) / tokens(entry)."""
     all_tokens = sum(tokens for group in parts for _, tokens in group)
     weights = []
     for entry, group in zip(entries, parts, strict=True):

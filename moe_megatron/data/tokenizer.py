@@ -1,8 +1,9 @@
-"""The tokenizer: trained here, or loaded from a directory or the hub, always as one small value.
+"""Tokenizers: trained here, or loaded from a directory or the hub.
 
-Backed by the Rust `tokenizers` library, which imports in milliseconds; `transformers` is loaded
-only to fetch or convert what has no local tokenizer.json. A tokenizer directory is an ordinary
-Hugging Face one: `transformers.AutoTokenizer` and Megatron's "huggingface" library read it too.
+They use the Rust library `tokenizers`, which imports in milliseconds; `transformers` is imported
+only to download or convert a tokenizer without a local tokenizer.json. A tokenizer directory is an
+ordinary Hugging Face one: `transformers.AutoTokenizer` and Megatron's "huggingface" library can
+read it too.
 """
 
 import hashlib
@@ -19,7 +20,7 @@ from moe_megatron.files import default_cache_dir, publishing
 
 END_OF_TEXT = "<|endoftext|>"
 DEFAULT_VOCAB_SIZE = 8192
-# 256 bytes and the end of text: below that some text could not be written at all.
+# 256 bytes and the end-of-text token: with fewer, some text could not be encoded.
 MIN_VOCAB_SIZE = 257
 _EOD_CANDIDATES = (END_OF_TEXT, "</s>", "<eos>", "<|end_of_text|>")
 _TOKENIZER_FILE = "tokenizer.json"
@@ -28,19 +29,19 @@ TOKENIZER_FILES = (
     *(_TOKENIZER_FILE, _CONFIG_FILE, "special_tokens_map.json", "added_tokens.json"),
     *("tokenizer.model", "vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja"),
 )
-"""What of a model folder makes up its tokenizer."""
+"""The files of a model folder that make up its tokenizer."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenizerInfo:
-    """A loaded tokenizer; travels to workers by pickle."""
+    """A loaded tokenizer; it can be pickled and sent to workers."""
 
     directory: Path
     """Local Hugging Face tokenizer directory."""
     vocab_size: int
     """One more than the largest token id."""
     eod_id: int
-    """Id that ends each document."""
+    """Id of the token that ends each document."""
     fingerprint: str
     """sha256 of tokenizer.json."""
     backend: Tokenizer
@@ -48,14 +49,14 @@ class TokenizerInfo:
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Encode texts without adding special tokens.
 
-        A special token spelled out in a text becomes that token, as in Megatron and in files
-        that separate documents by it.
+        A special token that is spelled out in a text becomes that token, as in Megatron; some files
+        separate documents that way.
         """
         encodings = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """Text of `tokens`, special tokens included."""
+        """The text of `tokens`, including special tokens."""
         return str(self.backend.decode(list(tokens), skip_special_tokens=False))
 
 
@@ -66,17 +67,17 @@ def train_tokenizer(
 
     Args:
         texts: Training texts; consumed once.
-        directory: Where the tokenizer directory appears, whole or not at all.
-        vocab_size: Entries wanted, the 256 bytes and the end-of-text token included. Little text
-            can give fewer.
+        directory: Tokenizer directory to create; it appears whole or not at all.
+        vocab_size: Wanted number of entries, including the 256 bytes and the end-of-text token.
+            With little text there may be fewer.
 
     Raises:
         DataError: If `vocab_size` is below 257, or the directory cannot be written.
     """
     if vocab_size < MIN_VOCAB_SIZE:
         raise DataError(
-            f"vocab_size is {vocab_size}, but 256 bytes and {END_OF_TEXT} need at least "
-            f"{MIN_VOCAB_SIZE}; 8192 suits a small corpus."
+            f"vocab_size ({vocab_size}) must be at least {MIN_VOCAB_SIZE}, for 256 bytes and "
+            f"{END_OF_TEXT}; try 8192 for a small corpus."
         )
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -97,7 +98,7 @@ def train_tokenizer(
     directory = Path(directory)
     with publishing(directory) as partial:
         partial.mkdir()
-        # Written here, not by `backend.save`: its errors would not be OSError.
+        # Not `backend.save`, whose errors are not OSError.
         (partial / _TOKENIZER_FILE).write_text(backend.to_str(pretty=True), encoding="utf-8")
         (partial / _CONFIG_FILE).write_text(json.dumps(config, indent=2), encoding="utf-8")
     return load_tokenizer(directory)
@@ -109,11 +110,10 @@ def load_tokenizer(name: str | Path, *, cache_dir: Path | None = None) -> Tokeni
     Args:
         name: Directory with a tokenizer.json (fast, needs no other library), another Hugging
             Face tokenizer directory, or a hub id.
-        cache_dir: Where a converted or downloaded tokenizer is kept for the next start; default
-            `default_cache_dir()`.
+        cache_dir: Cache for a converted or downloaded tokenizer; `default_cache_dir()` by default.
 
     Raises:
-        DataError: If there is none, it cannot be read, or no end-of-document token is known.
+        DataError: If there is no tokenizer, it cannot be read, or it has no end-of-document token.
     """
     directory = Path(name).expanduser()
     if not (directory / _TOKENIZER_FILE).is_file():
@@ -125,12 +125,12 @@ def load_tokenizer(name: str | Path, *, cache_dir: Path | None = None) -> Tokeni
         raise DataError(
             f"{directory / _TOKENIZER_FILE} is not a tokenizer ({error}); copy or save it again."
         ) from error
-    # Some published tokenizers cut or pad every text; training data must keep all of it.
+    # Some published tokenizers truncate or pad every text; training data must stay complete.
     backend.no_truncation()
     backend.no_padding()
     return TokenizerInfo(
         directory=directory,
-        # Ids may have gaps, so the number of entries could be too small.
+        # Not the number of entries: ids may have gaps.
         vocab_size=max(backend.get_vocab(with_added_tokens=True).values()) + 1,
         eod_id=_eod_id(backend, directory),
         fingerprint=hashlib.sha256(content).hexdigest(),
@@ -139,7 +139,7 @@ def load_tokenizer(name: str | Path, *, cache_dir: Path | None = None) -> Tokeni
 
 
 def _fetched(name: str, cache_dir: Path) -> Path:
-    """Have transformers download or convert `name`; returns the directory it is kept in."""
+    """Let transformers download or convert `name`; returns its directory in the cache."""
     is_local = Path(name).expanduser().exists()
     identity = str(Path(name).expanduser().resolve()) if is_local else name
     slug = re.sub(r"[^\w.-]+", "-", name).strip("-.")[-60:]
@@ -155,10 +155,10 @@ def _fetched(name: str, cache_dir: Path) -> Path:
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise DataError(
-            f"no tokenizer at {name!r}: it is no directory with a {_TOKENIZER_FILE}, and "
-            f"transformers could not load it ({reason}). Give such a directory; or, where there "
-            f"is a network, AutoTokenizer.from_pretrained({name!r}).save_pretrained(DIR) and give "
-            'DIR; or use "demo".'
+            f"no tokenizer at {name!r}: it is not a directory with a {_TOKENIZER_FILE}, and "
+            f"transformers could not load it ({reason}). Give such a directory; or, on a machine "
+            f"with a network, run AutoTokenizer.from_pretrained({name!r}).save_pretrained(DIR) and "
+            'give DIR; or use "demo".'
         ) from error
     if not tokenizer.is_fast:
         raise DataError(

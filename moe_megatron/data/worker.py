@@ -1,10 +1,10 @@
-"""Tokenises one part of the data, in this process or in one started for it.
+"""Tokenises one part of the data, in this process or in a worker process.
 
 A worker process is `python -c "from moe_megatron.data.worker import main; main()"`: it reads a
 pickled `PartJob` from stdin and answers with pickled messages on stdout. Unlike
 `multiprocessing`, this never imports the caller's script again, so a training script without
 `if __name__ == "__main__":` can prepare data with many workers. A worker knows nothing about the
-other parts, and dies when its parent does (its next message finds the pipe closed).
+other parts, and exits when its parent is gone (when it finds the pipe closed).
 """
 
 import os
@@ -28,27 +28,27 @@ from moe_megatron.errors import DataError
 
 _BATCH_DOCUMENTS = 64
 _BATCH_CHARACTERS = 1 << 20
-# Encoding keeps about 100 bytes a character: a document of any length goes through in pieces.
+# Encoding takes about 100 bytes of memory per character, so long documents are encoded in pieces.
 _PIECE_CHARACTERS = 1 << 20
 _WORKER = "from moe_megatron.data.worker import main; main()"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PartJob:
-    """What one worker is to do."""
+    """The task of one worker."""
 
     shards: tuple[Shard, ...]
     tokenizer: TokenizerInfo
     open_writer: OpenWriter
     prefix: Path
-    """Where its dataset goes, without `.bin` and `.idx`."""
+    """Path of the dataset to write, without `.bin` and `.idx`."""
     text_key: str
     all_may_be_bad: bool
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShardCounts:
-    """What `ShardReader` counted; `bad_lines` is numbered from the start of the shard."""
+    """The counts of a `ShardReader`; `bad_lines` are numbered from the start of the shard."""
 
     path: str
     lines: int
@@ -75,7 +75,7 @@ def tokenize_part(job: PartJob, report: ReportProgress) -> PartResult:
         report: Called after each batch with the bytes and documents done so far.
 
     Raises:
-        DataError: If a source cannot be read on.
+        DataError: If reading a source cannot continue.
         OSError: If the output cannot be written.
     """
     writer = job.open_writer(job.prefix, job.tokenizer.vocab_size)
@@ -137,7 +137,7 @@ def _encode(tokenizer: TokenizerInfo, texts: list[str]) -> Iterator[list[int]]:
 
 
 def _pieces(text: str) -> list[str]:
-    """Cut a very long document, at line ends where it has any."""
+    """Cut a very long document into pieces, at line ends if possible."""
     pieces = []
     start = 0
     while len(text) - start > _PIECE_CHARACTERS:
@@ -152,11 +152,11 @@ def run_workers(jobs: Sequence[PartJob], report: ReportProgress) -> list[PartRes
     """Run each job in a process of its own.
 
     Args:
-        jobs: At least one.
-        report: Called with the bytes and documents done by all of them.
+        jobs: At least one job.
+        report: Called with the bytes and documents done by all workers together.
 
     Returns:
-        One result a job, in order.
+        One result per job, in order.
 
     Raises:
         DataError: From a worker, or if one was killed.
@@ -195,7 +195,7 @@ def _start(
 ) -> subprocess.Popen[bytes]:
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join(entry or os.getcwd() for entry in sys.path),
-        # The parallelism is that of the processes.
+        # The processes already run in parallel.
         "TOKENIZERS_PARALLELISM": "false",
     }
     process = subprocess.Popen(
@@ -203,7 +203,7 @@ def _start(
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env=environment,
-        # Ctrl-C reaches the parent alone, which then ends its workers.
+        # Ctrl-C reaches only the parent, which then ends its workers.
         start_new_session=True,
     )
     threading.Thread(
@@ -212,8 +212,10 @@ def _start(
     return process
 
 
-def _talk(process: subprocess.Popen[bytes], job: bytes, put: Callable[[str, Any], None]) -> None:
-    """Hand over the job, then pass on every message until the worker ends."""
+def _talk(
+    process: subprocess.Popen[bytes], job: bytes, forward: Callable[[str, Any], None]
+) -> None:
+    """Send the job to the worker, then forward every message until it ends."""
     assert process.stdin is not None
     assert process.stdout is not None
     try:
@@ -221,23 +223,23 @@ def _talk(process: subprocess.Popen[bytes], job: bytes, put: Callable[[str, Any]
             process.stdin.write(job)
             process.stdin.close()
             while True:
-                put(*pickle.load(process.stdout))
+                forward(*pickle.load(process.stdout))
     except (EOFError, OSError, pickle.UnpicklingError):
-        # After a result this is the normal end, and nobody listens any more.
-        put("end", None)
+        # After a result this is the normal end, and nobody reads the message.
+        forward("end", None)
 
 
 def _died(exit_code: int) -> DataError:
     return DataError(
         f"a tokenising worker ended with exit code {exit_code} and no result (-9: the system "
-        "killed it, mostly for lack of memory); use fewer workers or give the job more memory."
+        "killed it, usually for lack of memory); use fewer workers or give the job more memory."
     )
 
 
 def main() -> None:
-    """Entry of a worker process."""
+    """Entry point of a worker process."""
     out = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
-    # Whatever a library prints must not land between the messages.
+    # Output that a library prints must not end up between the messages.
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
 
     def send(kind: str, content: object) -> None:
@@ -248,7 +250,7 @@ def main() -> None:
         job: PartJob = pickle.load(sys.stdin.buffer)
         send("result", tokenize_part(job, lambda *done: send("progress", done)))
     except BrokenPipeError:
-        # The parent is gone: nobody wants the result, and it cleaned up or the next run will.
+        # The parent is gone: nobody needs the result, and the parent or the next run cleans up.
         os._exit(1)
     except Exception as error:
         error.add_note(f"In the worker process:\n{traceback.format_exc()}")

@@ -1,8 +1,7 @@
-"""What tokenised documents are written through.
+"""The interface through which tokenised documents are written.
 
-The on-disk format belongs to Megatron, which only `moe_megatron.mcore` may import. This package
-therefore asks its caller for a factory, and knows of the writer no more than the two protocols
-below.
+The on-disk format is Megatron's, which only `moe_megatron.mcore` may import. This package therefore
+asks its caller for a factory, and knows only the two protocols below.
 """
 
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ class DocumentWriter(Protocol):
         """Append one document.
 
         Args:
-            tokens: Token ids, the end-of-document id included.
+            tokens: Token ids, including the end-of-document id.
         """
         ...
 
@@ -39,7 +38,7 @@ class DocumentWriter(Protocol):
         ...
 
     def close(self) -> None:
-        """Release the files of a writer that is given up; harmless after `finalize`."""
+        """Release the files of an abandoned writer; harmless after `finalize`."""
         ...
 
 
@@ -51,6 +50,6 @@ class OpenWriter(Protocol):
 
         Args:
             prefix: Output path without `.bin` and `.idx`; the directory exists.
-            vocab_size: One more than the largest token id; decides the integer type.
+            vocab_size: One more than the largest token id; it determines the integer type.
         """
         ...

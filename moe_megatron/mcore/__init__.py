@@ -1,7 +1,7 @@
 """The one package that knows Megatron-Core.
 
-Importing it makes Megatron importable here: with a CUDA device nothing is changed; without one
-`moe_megatron.mcore.cpu.emulation` is installed first.
+Importing it makes Megatron importable on this machine. With a CUDA device nothing is changed;
+without one, `moe_megatron.mcore.cpu.emulation` is installed first.
 """
 
 import logging
@@ -12,14 +12,14 @@ import torch
 
 from moe_megatron.mcore.cpu import emulation
 
-# Megatron warns, module by module, of optional packages that are absent; `moe-megatron doctor` says
-# which ones matter here.
+# Megatron warns in every module about missing optional packages; `moe-megatron doctor` says which
+# of them matter here.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"megatron\.")
 warnings.filterwarnings("ignore", category=SyntaxWarning, message="invalid escape sequence")
 warnings.filterwarnings("ignore", category=UserWarning, message="'pin_memory' argument is set")
 
 if os.environ.get("MOE_MEGATRON_DEVICE", "").strip().lower() == "cpu":
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # for torch too, which must see what the run sees
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # torch must see the same devices as the run
 
 if not torch.cuda.is_available():
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)

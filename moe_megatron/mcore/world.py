@@ -1,6 +1,6 @@
-"""The processes of a run: which one this is, what they agree on, and the device they live on.
+"""The processes of a run: rank, world size, device, and agreement between them.
 
-It knows torch's process groups and not Megatron's.
+It knows torch's process groups but not Megatron's.
 """
 
 import os
@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 
 def rank() -> int:
-    """Number of this process, 0 when it is alone."""
+    """Rank of this process; 0 when it is alone."""
     return dist.get_rank() if dist.is_initialized() else int(os.environ.get("RANK", "0"))
 
 
@@ -23,12 +23,12 @@ def size() -> int:
 
 
 def device() -> torch.device:
-    """The device that models of this process live on."""
+    """The device of this process's models."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def join(backend: str) -> None:
-    """Meet the other processes before a run does, so that they can agree on something.
+    """Initialize the world group before a run does, so that processes can agree on something.
 
     Args:
         backend: "gloo" or "nccl".
@@ -37,22 +37,22 @@ def join(backend: str) -> None:
         return
     if backend == "nccl":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    store = lonely_store()
+    store = single_process_store()
     if store is None:
         dist.init_process_group(backend)
     else:
         dist.init_process_group(backend, store=store, rank=0, world_size=1)
 
 
-def lonely_store() -> Any:
-    """A store for a process that no launcher started; launched ones find theirs by environment."""
+def single_process_store() -> Any:
+    """A store for a process that no launcher started; None for others, which use MASTER_ADDR."""
     if dist.is_initialized() or "MASTER_ADDR" in os.environ:
         return None
     return dist.HashStore()  # type: ignore[attr-defined]
 
 
 def agree_on_text(text: str) -> str:
-    """The text that rank 0 gives, on every rank; after `join`."""
+    """The text of rank 0, on every rank; call it after `join`."""
     length = torch.tensor([len(text.encode())], device=device())
     dist.broadcast(length, src=0)
     letters = torch.zeros(int(length), dtype=torch.uint8, device=device())

@@ -1,8 +1,8 @@
-"""The model in plain torch: it runs alone in one process, on a laptop or in a notebook.
+"""The model in plain torch: it runs in a single process, on a laptop or in a notebook.
 
-Training at scale happens in Megatron, which takes the weights from here and gives them back
-(`moe_megatron.mcore`); the maths is the same and the parameter names are stable (`language_model`).
-Nothing here knows Megatron, files of text, or optimizers.
+Training at scale happens in Megatron; `moe_megatron.mcore` copies the weights there and back. The
+maths is the same, and the parameter names are stable (`language_model`). Nothing here knows
+Megatron, text files or optimizers.
 """
 
 from moe_megatron.model.moe_model import MoEModel

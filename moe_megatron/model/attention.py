@@ -1,6 +1,6 @@
 """Causal self-attention: grouped-query, with rotary positions, padding and a key/value cache.
 
-It knows one layer; what attends to what is decided once for all layers by `visible_keys`.
+It knows a single layer; `visible_keys` computes the attention mask once for all layers.
 """
 
 import torch
@@ -12,15 +12,14 @@ from moe_megatron.model.layers import build_norm
 
 
 def visible_keys(valid: Tensor | None, queries: Tensor, num_keys: int) -> Tensor | None:
-    """Which keys each query may see: itself and valid ones before it.
+    """visible[q, k] = (k <= q and valid[k]) or k == q: which keys each query attends to.
 
-    A query always sees itself, so that padding, which may see nothing else, has a softmax over
-    something.
+    A query always sees itself, so that the softmax of a padding position is over at least one key.
 
     Args:
         valid: bool [batch, keys], False for padding; None if there is none.
-        queries: int64 [queries], their places among the keys.
-        num_keys: Places from the first cached one to the last query.
+        queries: int64 [queries], their positions among the keys.
+        num_keys: Number of positions from the first cached one to the last query.
 
     Returns:
         bool [batch or 1, 1, queries, keys]; None for plain causal attention over one square block.
@@ -39,7 +38,7 @@ def token_positions(valid: Tensor | None, queries: Tensor) -> Tensor:
 
     Args:
         valid: bool [batch, keys], False for padding; None if there is none.
-        queries: int64 [queries], their places among the keys.
+        queries: int64 [queries], their positions among the keys.
     """
     if valid is None:
         return queries.unsqueeze(0)
@@ -47,19 +46,20 @@ def token_positions(valid: Tensor | None, queries: Tensor) -> Tensor:
 
 
 def rotary_angles(positions: Tensor, head_dim: int, base: float) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of RoPE (Su et al., arXiv:2104.09864), without interleaving.
+    """angle[p, i] = p * base^(-2i / head_dim), i < head_dim / 2: cos and sin of RoPE.
 
-    Feature i turns with feature i + head_dim / 2, as in Megatron and in Hugging Face models.
+    From Su et al., arXiv:2104.09864, without interleaving: feature i is rotated together with
+    feature i + head_dim / 2, as in Megatron and in Hugging Face models.
 
     Args:
         positions: int64 [batch or 1, seq].
-        head_dim: Width of one head, or of the part that turns; even.
+        head_dim: Width of one head, or of its rotated part; even.
         base: Base of the frequencies.
 
     Returns:
-        float32 [batch or 1, 1, seq, head_dim] twice.
+        Cosines and sines, both float32 [batch or 1, 1, seq, head_dim].
     """
-    # Computed anew each time: stored as a buffer, model.to(bfloat16) would round the frequencies.
+    # Recomputed each time: if stored as a buffer, model.to(bfloat16) would round the frequencies.
     exponents = torch.arange(0, head_dim, 2, device=positions.device).float() / head_dim
     half = positions[:, None, :, None].float() * (1.0 / base**exponents)
     angles = torch.cat((half, half), dim=-1)
@@ -67,28 +67,31 @@ def rotary_angles(positions: Tensor, head_dim: int, base: float) -> tuple[Tensor
 
 
 def rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn [batch, heads, seq, head_dim] by the angles of `rotary_angles`.
+    """(x1, x2) -> (x1 cos - x2 sin, x2 cos + x1 sin), x1 and x2 being the halves of the features.
 
-    Angles may be fewer than features; those behind them stay as they are.
+    Args:
+        heads: [batch, heads, seq, head_dim].
+        cos: From `rotary_angles`; if narrower than `heads`, the remaining features stay unchanged.
+        sin: From `rotary_angles`.
     """
-    turning = cos.shape[-1]
-    if turning < heads.shape[-1]:
-        return torch.cat((rotate(heads[..., :turning], cos, sin), heads[..., turning:]), dim=-1)
+    width = cos.shape[-1]
+    if width < heads.shape[-1]:
+        return torch.cat((rotate(heads[..., :width], cos, sin), heads[..., width:]), dim=-1)
     first, second = heads.chunk(2, dim=-1)
-    turned = torch.cat((-second, first), dim=-1)
-    return heads * cos.to(heads.dtype) + turned * sin.to(heads.dtype)
+    rotated = torch.cat((-second, first), dim=-1)
+    return heads * cos.to(heads.dtype) + rotated * sin.to(heads.dtype)
 
 
 class KeyValueCache:
-    """Keys and values of the positions seen so far, for each layer by its global number."""
+    """Keys and values of the positions seen so far, by global layer number."""
 
     def __init__(self) -> None:
         self.length = 0
-        """Positions in the cache; advanced by the model after all layers."""
+        """Number of cached positions; the model advances it after all layers."""
         self._layers: dict[int, tuple[Tensor, Tensor]] = {}
 
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Append [batch, groups, seq, head_dim] and return all, the cached ones first."""
+        """Append [batch, groups, seq, head_dim]; returns all keys and values, cached ones first."""
         if layer in self._layers:
             old_keys, old_values = self._layers[layer]
             keys = torch.cat((old_keys, keys), dim=2)
@@ -98,7 +101,7 @@ class KeyValueCache:
 
 
 class Attention(nn.Module):
-    """Causal self-attention; several query heads share a key/value head (arXiv:2305.13245)."""
+    """Causal self-attention; groups of query heads share a key/value head (arXiv:2305.13245)."""
 
     q_norm: nn.Module | None
     k_norm: nn.Module | None
@@ -130,12 +133,12 @@ class Attention(nn.Module):
         mask: Tensor | None,
         cache: KeyValueCache | None = None,
     ) -> Tensor:
-        """Mix the tokens of each sequence.
+        """O = softmax(scale * Q K^T + mask) V, projected back to the hidden size.
 
         Args:
             hidden: [batch, seq, hidden].
-            angles: Of `rotary_angles`; None without rotary positions.
-            mask: Of `visible_keys`.
+            angles: From `rotary_angles`; None without rotary positions.
+            mask: From `visible_keys`.
             cache: Earlier positions, to which these are appended.
 
         Returns:
@@ -162,12 +165,12 @@ class Attention(nn.Module):
     def attention_weights(
         self, hidden: Tensor, angles: tuple[Tensor, Tensor] | None, mask: Tensor | None
     ) -> Tensor:
-        """How much each query attends to each key, which `forward` never has in memory.
+        """softmax(scale * Q K^T + mask), which `forward` never holds in memory.
 
         Args:
             hidden: [batch, seq, hidden], as for `forward`.
-            angles: Of `rotary_angles`.
-            mask: Of `visible_keys`.
+            angles: From `rotary_angles`.
+            mask: From `visible_keys`.
 
         Returns:
             [batch, heads, queries, keys], rows summing to 1.
@@ -183,7 +186,7 @@ class Attention(nn.Module):
     def _heads(
         self, projected: Tensor, norm: nn.Module | None, angles: tuple[Tensor, Tensor] | None
     ) -> Tensor:
-        """[batch, seq, heads * head_dim] to [batch, heads, seq, head_dim], normed and turned."""
+        """[batch, seq, heads * head_dim] to [batch, heads, seq, head_dim], normed and rotated."""
         if norm is not None and self.norm_all_heads:
             projected, norm = norm(projected), None
         heads = projected.view(*projected.shape[:-1], -1, self.head_dim)

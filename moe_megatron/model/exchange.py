@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def exchange_counts(counts: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """Tell every process how much it will get.
+    """Tell every process how many rows it will receive.
 
     Args:
         counts: int64 [processes, n]; row p is for process p.
@@ -28,12 +28,12 @@ def exchange_counts(counts: Tensor, group: dist.ProcessGroup) -> Tensor:
 def exchange_rows(
     rows: Tensor, send_sizes: list[int], receive_sizes: list[int], group: dist.ProcessGroup
 ) -> Tensor:
-    """Send consecutive blocks of rows to the processes; gradients go the same way back.
+    """Send consecutive blocks of rows to the processes; gradients take the same way back.
 
     Args:
         rows: [sum(send_sizes), width], the block for process 0 first.
-        send_sizes: Rows for each process.
-        receive_sizes: Rows from each process.
+        send_sizes: Number of rows for each process.
+        receive_sizes: Number of rows from each process.
         group: The processes.
 
     Returns:

@@ -1,7 +1,7 @@
-"""Spreading the experts of a model over processes, and collecting them again.
+"""Distributes the experts of a model over processes, and collects them again.
 
-Process p of n keeps the experts p * E/n up to (p + 1) * E/n of every layer; everything else stays
-on all. How tokens then travel is in `experts`.
+Process p of n keeps the experts p * E/n to (p + 1) * E/n - 1 of every layer; everything else stays
+on all processes. `experts` describes how tokens then travel.
 """
 
 import copy
@@ -17,11 +17,11 @@ from moe_megatron.model.experts import Experts
 
 
 def share_experts(model: nn.Module, group: dist.ProcessGroup) -> None:
-    """Keep this process's part of the experts only. All processes of the group call it.
+    """Keep only this process's part of the experts. All processes of the group must call it.
 
     Raises:
-        TopologyError: The group does not divide the experts, or its processes hold different
-            weights. The model is unchanged.
+        TopologyError: The number of processes does not divide the number of experts, or the
+            processes hold different weights. The model is unchanged.
     """
     layers = _expert_layers(model)
     size, rank = dist.get_world_size(group), dist.get_rank(group)
@@ -41,16 +41,16 @@ def share_experts(model: nn.Module, group: dist.ProcessGroup) -> None:
 
 
 def collect_experts(model: nn.Module) -> None:
-    """Undo `share_experts`: every process gets all experts. All processes of the group call it."""
+    """Undo `share_experts`: every process gets all experts. All of the group must call it."""
     for experts in _expert_layers(model):
         if experts.group is None:
             continue
         per_process = experts.num_experts // dist.get_world_size(experts.group)
-        here, some_expert = dict(experts), next(iter(experts.values()))
+        local, template = dict(experts), next(iter(experts.values()))
         experts.clear()
         for number in range(experts.num_experts):
-            expert = here.get(str(number))
-            expert = copy.deepcopy(some_expert) if expert is None else expert
+            expert = local.get(str(number))
+            expert = copy.deepcopy(template) if expert is None else expert
             for parameter in expert.parameters():
                 dist.broadcast(parameter.data, group=experts.group, group_src=number // per_process)
             experts[str(number)] = expert
@@ -62,14 +62,14 @@ def _expert_layers(model: nn.Module) -> list[Experts]:
 
 
 def _check_replicas(parameters: Iterable[Tensor], group: dist.ProcessGroup) -> None:
-    """All processes must start from the same weights: the sums of each parameter tell."""
+    """Check that all processes have the same weights, by comparing the sum of each parameter."""
     mine = torch.stack([parameter.detach().double().sum() for parameter in parameters])
     everyone = [torch.empty_like(mine) for _ in range(dist.get_world_size(group))]
     dist.all_gather(everyone, mine, group=group)
     different = [rank for rank, theirs in enumerate(everyone) if not theirs.equal(everyone[0])]
     if different:
         raise TopologyError(
-            f"process {different[0]} of the expert parallel group holds other weights than process "
-            "0; load the same checkpoint on all, or build the model after the same "
+            f"process {different[0]} of the expert parallel group holds different weights from "
+            "process 0; load the same checkpoint on all, or build the model after the same "
             "torch.manual_seed."
         )

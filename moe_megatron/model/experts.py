@@ -1,8 +1,8 @@
-"""The experts of one MoE layer, and the two walks tokens take to them and back.
+"""The experts of one MoE layer, and how tokens get to them and back, locally or across processes.
 
-Each expert has parameters of its own and gets its tokens as one block. One stacked parameter would
-look tidier, but indexing it makes the backward pass fill a gradient of the whole stack for every
-expert, up to 31 times slower on a CPU. How tokens were routed is not decided here.
+Each expert has parameters of its own and processes its tokens as one block. One stacked parameter
+would look tidier, but indexing it makes the backward pass fill a gradient of the whole stack for
+every expert, up to 31 times slower on a CPU. Routing is decided elsewhere.
 """
 
 import torch
@@ -16,20 +16,20 @@ from moe_megatron.routing import Routing
 
 
 class Experts(nn.ModuleDict):
-    """Experts by their number as text: "0", "1", ...; so names stay when some are elsewhere."""
+    """Experts keyed "0", "1", ..., so that names do not change when some are on other processes."""
 
     def __init__(self, config: ModelConfig, num_experts: int, inner_size: int) -> None:
         super().__init__({str(e): FeedForward(config, inner_size) for e in range(num_experts)})
         self.num_experts = num_experts
         self.group: dist.ProcessGroup | None = None
-        """The processes that share the experts, each with an equal run of them; None: all here."""
+        """The processes that share the experts, in equal consecutive parts; None: all are here."""
 
     def forward(self, hidden: Tensor, routing: Routing) -> Tensor:
-        """The weighted sum of each token's experts.
+        """y_t = sum over the experts e of token t of weight[t, e] * expert_e(x_t).
 
         Args:
             hidden: [tokens, hidden].
-            routing: Where they go; what was dropped adds nothing.
+            routing: The experts of each token; dropped assignments contribute nothing.
 
         Returns:
             [tokens, hidden].
@@ -37,7 +37,7 @@ class Experts(nn.ModuleDict):
         top_k = routing.indices.shape[1]
         assignments = routing.kept.flatten().nonzero().squeeze(1)
         experts = routing.indices.flatten()[assignments]
-        # A stable sort keeps the order of tokens, and with it every rounding, reproducible.
+        # A stable sort keeps the order of tokens, and so all rounding, reproducible.
         assignments = assignments[experts.argsort(stable=True)]
         tokens = assignments // top_k
         rows = hidden[tokens]
@@ -50,9 +50,9 @@ class Experts(nn.ModuleDict):
         return torch.zeros_like(hidden).index_add(0, tokens, weighted)
 
     def _run(self, rows: Tensor, counts: Tensor) -> Tensor:
-        """Apply the experts that are here to rows [n, hidden] sorted by them, counts[e] each."""
+        """Apply the local experts to rows [n, hidden], sorted by expert, counts[e] rows each."""
         blocks = torch.split(rows, counts.tolist())
-        # With gradients, an expert without tokens runs on none and so gets a gradient of zeros:
+        # With gradients, an expert without tokens runs on zero rows to get a gradient of zeros:
         # optimizers and data parallel wrappers expect every parameter to have one.
         return torch.cat(
             [
@@ -64,8 +64,8 @@ class Experts(nn.ModuleDict):
     def _run_elsewhere(self, rows: Tensor, counts: Tensor, group: dist.ProcessGroup) -> Tensor:
         """Send the rows to the processes of their experts and bring the results back.
 
-        Sorted by expert they are also sorted by process, as each holds a run of experts. What
-        arrives is sorted by sender first, so it is sorted by expert once more.
+        Rows sorted by expert are also sorted by process, as each process holds consecutive experts.
+        The rows that arrive are sorted by sender first, so they are sorted by expert once more.
         """
         sent = counts.view(dist.get_world_size(group), -1)
         received = exchange_counts(sent, group)

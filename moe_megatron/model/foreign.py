@@ -1,7 +1,7 @@
-"""Models in folders of other kinds: Hugging Face folders, Megatron checkpoints, ids of the Hub.
+"""Models in other formats: Hugging Face folders, Megatron checkpoints, Hub ids.
 
-Reading and writing them is the work of a bridge, which introduces itself with `connect` when it is
-imported (`moe_megatron.checkpoint.model_folder` does). Without one, such folders are refused.
+They are read and written by a bridge, which registers itself with `connect` when it is imported
+(as `moe_megatron.checkpoint.model_folder` does). Without a bridge, such models are refused.
 """
 
 from collections.abc import Mapping
@@ -16,26 +16,26 @@ from moe_megatron.errors import BackendUnavailableError
 from moe_megatron.model import storage
 
 Format = Literal["moe_megatron", "hugging_face", "megatron"]
-"""Of a saved model: ours, a Hugging Face folder, or a Megatron checkpoint for `--load`."""
+"""Format of a saved model: ours, a Hugging Face folder, or a Megatron checkpoint for `--load`."""
 _MEGATRON_FILES = (".metadata", "latest_checkpointed_iteration.txt")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedModel:
-    """What a `MoEModel` is built from."""
+    """A model as a bridge reads it, from which a `MoEModel` is built."""
 
     architecture: Architecture
     tensors: dict[str, Tensor]
     """Its parameters, by name."""
     left_out: tuple[str, ...] = field(default=())
-    """What the folder holds besides, as sentences."""
+    """Descriptions of the parts of the folder that `MoEModel` does not use."""
 
 
 class Bridge(Protocol):
-    """Reads and writes models in folders of other kinds."""
+    """Reads and writes models in other formats."""
 
     def load(self, source: str | Path, *, expected: str | None = None) -> LoadedModel:
-        """Read a model from a folder or an id of the Hub, of the expected family if one is."""
+        """Read a model from a folder or a Hub id; it must be of the expected family, if given."""
 
     def save(
         self,
@@ -52,20 +52,20 @@ _bridges: list[Bridge] = []
 
 
 def connect(bridge: Bridge) -> None:
-    """Use a bridge from now on, in place of the one before."""
+    """Use this bridge from now on, in place of any earlier one."""
     _bridges[:] = [bridge]
 
 
 def bridge() -> Bridge:
-    """The bridge.
+    """The connected bridge.
 
     Raises:
-        BackendUnavailableError: None was imported.
+        BackendUnavailableError: No bridge has been imported.
     """
     if not _bridges:
         raise BackendUnavailableError(
-            "models of Hugging Face and Megatron are read and written by "
-            "moe_megatron.checkpoint.model_folder, which was not imported; take MoEModel from "
+            "Hugging Face and Megatron models are read and written by "
+            "moe_megatron.checkpoint.model_folder, which was not imported; import MoEModel from "
             "moe_megatron."
         )
     return _bridges[0]

@@ -1,7 +1,7 @@
-"""Continuing text token by token, with a key/value cache.
+"""Generates tokens one by one, with a key/value cache.
 
-It sees the model as a function from new tokens to the logits of the last position; it knows no
-layers, and no text.
+It uses the model as a function from new tokens to the logits of the last position; it knows neither
+layers nor text.
 """
 
 from collections.abc import Callable
@@ -31,16 +31,16 @@ def continue_tokens(
     """Append tokens to each row until it ends or is long enough.
 
     Args:
-        step: The model.
+        step: The model, as a function to the next logits.
         input_ids: int64 [batch, seq], padded on the left.
-        max_new_tokens: Tokens to append at most.
+        max_new_tokens: Maximum number of tokens to append.
         valid: bool [batch, seq], False for padding.
-        choose: Picks int64 [batch] from logits [batch, vocab].
-        eos_token_id: Ends a row, which is then filled up with it; None: no token does.
-        group: Processes that share the experts: all go on until the last one is done.
+        choose: Picks tokens, int64 [batch], from logits [batch, vocab].
+        eos_token_id: Ends a row, whose remainder is filled with it; None if no token ends a row.
+        group: Processes that share the experts; all of them continue until the last one is done.
 
     Returns:
-        int64 [batch, seq + new]: the prompts and what follows them.
+        int64 [batch, seq + new]: the prompts and their continuations.
 
     Raises:
         DataError: A row ends in padding.
@@ -72,12 +72,15 @@ def continue_tokens(
 def sampler(
     temperature: float, top_k: int | None, generator: torch.Generator | None = None
 ) -> Callable[[Tensor], Tensor]:
-    """How to pick the next token.
+    """A function that draws tokens from softmax(logits / temperature) over the top_k logits.
 
     Args:
         temperature: Divides the logits before sampling; 0 takes the most probable token.
-        top_k: Sample among the k most probable tokens only; None: among all.
-        generator: Source of randomness; None for torch's own.
+        top_k: Sample only among the k most probable tokens; None samples among all.
+        generator: Source of randomness; None for torch's default generator.
+
+    Returns:
+        A function from logits [batch, vocab] to tokens, int64 [batch].
 
     Raises:
         ConfigError: A value is out of range.

@@ -1,6 +1,6 @@
-"""Checks of what a caller hands to the model, and the loss over its labels.
+"""Checks the inputs of the model, and computes the loss over its labels.
 
-A mistake here would otherwise show as an index error deep in a layer, or not at all.
+Without the checks, a mistake would show as an index error deep in a layer, or not at all.
 """
 
 import torch
@@ -10,32 +10,32 @@ from torch.nn import functional
 from moe_megatron.errors import DataError
 
 IGNORED_LABEL = -100
-"""Label of a position that no loss is taken at, as in Hugging Face models."""
+"""Label of a position that does not count in the loss, as in Hugging Face models."""
 
 
 def check_tokens(input_ids: Tensor, vocab_size: int, max_length: int | None) -> None:
     """Refuse token ids that the embedding table cannot look up.
 
     Args:
-        input_ids: To be int [batch, seq].
-        vocab_size: Rows of the table.
-        max_length: Positions the model has; None for no limit.
+        input_ids: Must be integers [batch, seq].
+        vocab_size: Number of rows of the table.
+        max_length: Number of positions of the model; None for no limit.
 
     Raises:
-        DataError: Wrong shape, type, length or, checked on the CPU only, wrong ids.
+        DataError: Shape, dtype, length or (checked on the CPU only) ids are wrong.
     """
     if input_ids.dim() != 2 or input_ids.is_floating_point() or input_ids.shape[1] == 0:
         raise DataError(
             "input_ids must be whole numbers of shape [batch, seq] with at least one token, not "
-            f"{input_ids.dtype} of shape {list(input_ids.shape)}; add a batch axis with "
-            "input_ids[None] where it is missing."
+            f"{input_ids.dtype} of shape {list(input_ids.shape)}; add a missing batch axis with "
+            "input_ids[None]."
         )
     if max_length is not None and input_ids.shape[1] > max_length:
         raise DataError(
-            f"{input_ids.shape[1]} tokens are longer than model.max_position_embeddings "
-            f"({max_length}), the positions this model has learned; shorten the input."
+            f"{input_ids.shape[1]} tokens exceed model.max_position_embeddings ({max_length}), the "
+            "number of positions that this model has learned; shorten the input."
         )
-    # On a GPU the check would stop the program until the device has caught up.
+    # On a GPU the check would force the host to wait for the device.
     if input_ids.device.type != "cpu" or not input_ids.numel():
         return
     low, high = int(input_ids.min()), int(input_ids.max())
@@ -47,7 +47,7 @@ def check_tokens(input_ids: Tensor, vocab_size: int, max_length: int | None) -> 
 
 
 def check_same_shape(name: str, given: Tensor, input_ids: Tensor) -> None:
-    """Refuse a mask or labels that do not go with the tokens.
+    """Refuse a mask or labels whose shape is not that of the tokens.
 
     Raises:
         DataError: The shapes differ.
@@ -72,13 +72,13 @@ def valid_tokens(attention_mask: Tensor | None, input_ids: Tensor) -> Tensor | N
 
 
 def next_token_loss(logits: Tensor, labels: Tensor, valid: Tensor | None) -> Tensor:
-    """Mean cross-entropy of each next token, in nats; 0 if there is none to predict.
+    """L = mean over t of -ln p(token[t + 1] | tokens up to t), in nats; 0 if there is no target.
 
     Args:
         logits: [batch, seq, vocab].
-        labels: int64 [batch, seq], the tokens themselves: the shift by one happens here.
-            `IGNORED_LABEL` leaves a position out.
-        valid: bool [batch, seq], False for padding, which is neither predicted nor predicted from.
+        labels: int64 [batch, seq], the tokens themselves: they are shifted by one here.
+            `IGNORED_LABEL` excludes a position.
+        valid: bool [batch, seq], False for padding, which is neither a target nor a source.
     """
     targets = labels[:, 1:]
     if valid is not None:

@@ -1,9 +1,9 @@
 """The language model: embedding, decoder layers, output projection and losses.
 
-It puts the parts together; each part's maths is in its own module. How a model is configured, saved
-or continued is `moe_model`'s business.
+It puts the parts together; the maths of each part is in its own module. Configuring, saving and
+generating are in `moe_model`.
 
-Parameter names (E experts, e and the layer i count from 0) do not change:
+Parameter names are stable (E experts; expert e and layer i count from 0):
 
     embed_tokens.weight                              [vocab, hidden]
     embed_positions.weight                           [positions, hidden]   learned_absolute only
@@ -22,9 +22,9 @@ Parameter names (E experts, e and the layer i count from 0) do not change:
     lm_head.weight                                   [vocab, hidden]       not with tie_embeddings
     lm_head_bias                                     [vocab]               lm_head_bias only
 
-A matrix is [out, in], as nn.Linear has it. Only swiglu has a `gate_proj`. With `add_bias`, and for
-LayerNorm, there is a `.bias` beside the weight, except for embeddings and `lm_head`; with
-`attention_output_bias` beside that of `o_proj`.
+A matrix is [out, in], as in nn.Linear. Only swiglu has a `gate_proj`. With `add_bias`, and for
+LayerNorm, there is a `.bias` beside each weight except those of embeddings and `lm_head`; with
+`attention_output_bias`, beside that of `o_proj`.
 """
 
 from dataclasses import replace
@@ -52,10 +52,10 @@ class LanguageModel(nn.Module):
     """A decoder-only transformer, dense or with experts, with random weights.
 
     Args:
-        architecture: Which model it is.
+        architecture: Architecture of the model.
 
     Raises:
-        ConfigError: The combination is not supported here.
+        ConfigError: `MoEModel` does not support the combination.
     """
 
     embed_positions: nn.Embedding | None
@@ -78,23 +78,23 @@ class LanguageModel(nn.Module):
         self.final_norm = build_norm(model, width)
         tied = model.tie_embeddings
         self.lm_head = None if tied else nn.Linear(width, vocab_size, bias=False)
-        # Not in lm_head, which a model with tied embeddings lacks.
+        # Not part of lm_head, which a model with tied embeddings does not have.
         self.lm_head_bias = nn.Parameter(torch.zeros(vocab_size)) if model.lm_head_bias else None
         initialize(self, model)
 
     @property
     def model_config(self) -> ModelConfig:
-        """The transformer around the experts."""
+        """Configuration of the transformer around the experts."""
         return self.architecture.model
 
     @property
     def moe_config(self) -> MoEConfig:
-        """Experts, router and load balancing."""
+        """Configuration of experts, router and load balancing."""
         return self.architecture.moe
 
     @property
     def vocab_size(self) -> int:
-        """Entries of the vocabulary."""
+        """Number of entries of the vocabulary."""
         return self.architecture.vocab_size
 
     def forward(
@@ -104,14 +104,14 @@ class LanguageModel(nn.Module):
 
         Args:
             input_ids: int64 [batch, seq].
-            attention_mask: [batch, seq], 1 for a token and 0 for padding, which may stand on either
-                side. Padding is not attended to, not routed and not in any loss; its logits mean
-                nothing.
+            attention_mask: [batch, seq], 1 for a token and 0 for padding, which may be on either
+                side. Padding is not attended to, not routed and not in any loss; its logits are
+                meaningless.
             labels: int64 [batch, seq], usually the input_ids themselves: they are shifted by one
-                here. -100 leaves a position out.
+                here. -100 excludes a position from the loss.
 
         Raises:
-            DataError: Shapes or ids do not fit.
+            DataError: Shapes or ids are wrong.
         """
         inputs.check_tokens(input_ids, self.vocab_size, self._max_length)
         valid = inputs.valid_tokens(attention_mask, input_ids)
@@ -136,13 +136,13 @@ class LanguageModel(nn.Module):
     def _decode(
         self, input_ids: Tensor, valid: Tensor | None, cache: KeyValueCache | None
     ) -> tuple[Tensor, tuple[RoutingInfo, ...]]:
-        """Hidden states of new tokens [batch, n]; `valid` covers the cached ones too."""
+        """Hidden states of new tokens [batch, n]; `valid` also covers the cached tokens."""
         config = self.model_config
         past = 0 if cache is None else cache.length
         num_keys = past + input_ids.shape[1]
-        places = torch.arange(past, num_keys, device=input_ids.device)
-        positions = token_positions(valid, places)
-        mask = visible_keys(valid, places, num_keys)
+        queries = torch.arange(past, num_keys, device=input_ids.device)
+        positions = token_positions(valid, queries)
+        mask = visible_keys(valid, queries, num_keys)
         angles = None
         if config.position_embedding == "rope":
             angles = rotary_angles(positions, self._rotary_width, config.rotary_base)
@@ -172,7 +172,7 @@ class LanguageModel(nn.Module):
     def _router_losses(
         self, routing: tuple[RoutingInfo, ...], logits: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean aux and z-loss, unscaled, and the weighted sum that training adds."""
+        """Mean aux loss and z-loss over layers, and router_loss = sum_l (c_aux aux_l + c_z z_l)."""
         if not routing:
             zero = logits.new_zeros((), dtype=torch.float32)
             return zero, zero, zero

@@ -1,6 +1,6 @@
-"""The small layers that attention, experts and dense layers share: norms and feed-forward.
+"""The small layers shared by attention, experts and dense layers: norms and feed-forward.
 
-They know widths and activations, not where in the model they stand.
+They know widths and activations, but not their place in the model.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from moe_megatron.config import ModelConfig
 
-# Megatron's gelu is the exact one unless its fused kernel for layers with a bias is on.
+# Megatron's gelu is exact unless its fused kernel for layers with a bias is on.
 _PLAIN_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": functional.gelu,
     "squared_relu": lambda x: functional.relu(x).square(),
@@ -26,10 +26,10 @@ def build_norm(config: ModelConfig, width: int) -> nn.Module:
 
 
 class FeedForward(nn.Module):
-    """A dense MLP, and equally one expert: [..., hidden] to [..., hidden].
+    """y = down_proj(silu(gate_proj(x)) * up_proj(x)), [..., hidden] to [..., hidden].
 
-    With swiglu (Shazeer, arXiv:2002.05202) it has three matrices,
-    `down_proj(silu(gate_proj(x)) * up_proj(x))`; with other activations there is no gate.
+    That is swiglu (Shazeer, arXiv:2002.05202); other activations have no gate:
+    y = down_proj(activation(up_proj(x))). It serves as a dense MLP and as one expert.
     """
 
     gate_proj: nn.Linear | None
@@ -54,10 +54,10 @@ class FeedForward(nn.Module):
         return output
 
     def hidden_side(self) -> Tensor:
-        """All matrices with their hidden side last: [2 or 3 x inner, hidden], gate, up, down.
+        """Gate, up and transposed down matrix stacked: [3 * inner, hidden]; 2 * inner without gate.
 
-        Each row is what one inner feature reads from (gate, up) or writes to (down) the residual
-        stream.
+        Each row is the vector that one inner feature reads from (gate, up) or writes to (down) the
+        residual stream.
         """
-        reads = [] if self.gate_proj is None else [self.gate_proj.weight]
-        return torch.cat([*reads, self.up_proj.weight, self.down_proj.weight.T]).detach()
+        gate = [] if self.gate_proj is None else [self.gate_proj.weight]
+        return torch.cat([*gate, self.up_proj.weight, self.down_proj.weight.T]).detach()

@@ -1,4 +1,4 @@
-"""Whole tensors by name as the matrices of links, and back: what blocks mean, in memory."""
+"""Converts whole tensors in memory to the matrices of links and back, following their blocks."""
 
 from collections.abc import Mapping
 
@@ -9,14 +9,14 @@ from moe_megatron.families.links import Link, Transform, matrix_size
 
 
 def gathered(link: Link, tensors: Mapping[str, Tensor]) -> Tensor:
-    """The matrix of a link, from the tensors that its blocks are rows of.
+    """The matrix of a link, gathered from the tensors whose rows its blocks name.
 
     Args:
-        link: Without sums and random numbers.
-        tensors: By the names of the blocks.
+        link: A link whose blocks involve neither sums nor random numbers.
+        tensors: The tensors, by the names of the blocks.
 
     Returns:
-        Of the shape of the link; a view, where one block is the whole matrix.
+        A tensor of the link's shape; a view if one block is the whole matrix.
     """
     parts = [
         tensors[block.name].reshape(matrix_size(block.shape))[block.start :][: block.rows]
@@ -26,18 +26,18 @@ def gathered(link: Link, tensors: Mapping[str, Tensor]) -> Tensor:
 
 
 def scatter(matrix: Tensor, link: Link, tensors: dict[str, Tensor]) -> None:
-    """Put the rows of a matrix where the blocks of its link have them.
+    """Copy the rows of a matrix into the tensors that the blocks of its link name.
 
     Args:
-        matrix: Of the shape of the link.
-        link: Its link.
-        tensors: By the names of the blocks; those that are missing are added.
+        matrix: A tensor of the link's shape.
+        link: The link of the matrix.
+        tensors: The tensors, by the names of the blocks; missing ones are added.
     """
-    rows, at = matrix.reshape(matrix_size(link.shape)), 0
+    rows, start = matrix.reshape(matrix_size(link.shape)), 0
     for block in link.blocks:
-        assert block.transform is Transform.NONE, "what MoEModel computes is stored plainly"
+        assert block.transform is Transform.NONE, "MoEModel's tensors are stored without transforms"
         if block.name not in tensors:
             tensors[block.name] = matrix.new_empty(block.shape)
         whole = tensors[block.name].view(matrix_size(block.shape))
-        whole[block.start : block.start + block.rows] = rows[at : at + block.rows]
-        at += block.rows
+        whole[block.start : block.start + block.rows] = rows[start : start + block.rows]
+        start += block.rows

@@ -1,7 +1,7 @@
-"""The MoE layer: router, experts and, if there is one, the expert that every token visits.
+"""The MoE layer: a router, experts and optionally a shared expert that every token visits.
 
-It takes the place of a dense MLP. It reports what was decided and how it scores, unscaled; the
-model applies the coefficients.
+It takes the place of a dense MLP. It reports routing decisions and unscaled losses; the model
+applies the coefficients.
 """
 
 import torch
@@ -22,7 +22,7 @@ from moe_megatron.routing import (
 
 
 class MoELayer(nn.Module):
-    """Sends each token to its top-k experts and sums what they return (arXiv:1701.06538)."""
+    """y = sum over the top-k experts of weight_e * expert_e(x), + shared(x) (arXiv:1701.06538)."""
 
     shared_expert: FeedForward | None
     shared_gate: nn.Linear | None
@@ -50,10 +50,11 @@ class MoELayer(nn.Module):
 
         Args:
             hidden: [batch, seq, hidden].
-            valid: bool [batch, seq], False for padding, which no expert sees; None without any.
+            valid: bool [batch, seq], False for padding, which is not routed; None if there is none.
 
         Returns:
-            [batch, seq, hidden], of routed experts 0 for padding, and what the router decided.
+            The output, [batch, seq, hidden], to which routed experts add 0 for padding; and what
+            the router decided.
         """
         if valid is None:
             valid = hidden.new_ones(hidden.shape[:2], dtype=torch.bool)
@@ -92,6 +93,6 @@ class MoELayer(nn.Module):
 
 
 def _scatter(rows: Tensor, valid: Tensor, padding: int = 0) -> Tensor:
-    """Rows [tokens, width] back to [batch, seq, width]."""
+    """Put the rows of valid tokens, [tokens, width], back in place: [batch, seq, width]."""
     spread = rows.new_full((*valid.shape, rows.shape[1]), padding)
     return spread.masked_scatter(valid.unsqueeze(-1), rows)

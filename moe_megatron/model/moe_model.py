@@ -1,6 +1,6 @@
-"""`MoEModel`: configured by keyword arguments, saved, loaded, continued and spread over processes.
+"""`MoEModel`: building from keyword arguments, saving, loading, generating, expert parallelism.
 
-The network itself, and the names of its parameters, are in `language_model`.
+The network itself and its parameter names are in `language_model`.
 """
 
 import logging
@@ -23,7 +23,7 @@ from moe_megatron.model.options import build_configs
 logger = logging.getLogger(__name__)
 
 DEFAULT_VOCAB_SIZE = 8192
-"""That of the tokenizer which `moe_megatron.data` trains on a small corpus."""
+"""Vocabulary of the tokenizer that `moe_megatron.data` trains on its demo corpus."""
 
 
 class MoEModel(LanguageModel):
@@ -34,7 +34,7 @@ class MoEModel(LanguageModel):
         output.loss.backward()
 
     Attributes:
-        architecture: Which model it is; `model_config`, `moe_config`, `vocab_size` are its parts.
+        architecture: Architecture; its parts are `model_config`, `moe_config` and `vocab_size`.
     """
 
     def __init__(
@@ -48,17 +48,17 @@ class MoEModel(LanguageModel):
         vocab_size: int = DEFAULT_VOCAB_SIZE,
         **options: Any,
     ) -> None:
-        """Build the model with random weights; `torch.manual_seed` before it fixes them.
+        """Build the model with random weights; call `torch.manual_seed` first to fix them.
 
         Args:
             hidden_size: Width of the residual stream.
-            num_experts: Experts in each MoE layer; None for a dense model.
-            experts_per_token: Experts that each token visits; None: 2, and 1 for "switch".
-            num_layers: Transformer layers.
+            num_experts: Number of experts in each MoE layer; None for a dense model.
+            experts_per_token: Number of experts for each token; None means 2, or 1 for "switch".
+            num_layers: Number of transformer layers.
             router_type: The name of a router, such as "top_k" (softmax) or "sparse_mixer"; or
                 "switch" (top-1, arXiv:2101.03961) or "sigmoid" (independent scores,
                 arXiv:2412.19437), which are short for options of top_k.
-            vocab_size: Entries of the vocabulary.
+            vocab_size: Number of entries of the vocabulary.
             **options: Any other field of `ModelConfig` and `MoEConfig`, for example
                 `num_attention_heads`, `expert_hidden_size` or `capacity_factor`.
 
@@ -78,7 +78,7 @@ class MoEModel(LanguageModel):
         """Build the model of an architecture (`RunConfig.architecture`) with random weights.
 
         Raises:
-            ConfigError: The combination is not supported here; training it in Megatron may be.
+            ConfigError: `MoEModel` does not support the combination; Megatron may.
         """
         self = cls.__new__(cls)
         LanguageModel.__init__(self, architecture)
@@ -88,10 +88,10 @@ class MoEModel(LanguageModel):
         """All expert matrices, as one detached copy for each MoE layer.
 
         Returns:
-            By global layer number, from 1: [experts, n x inner, hidden]. The rows of an expert are
-            those of gate, up and transposed down matrix, one after the other (n = 3; without
-            swiglu there is no gate and n = 2): what each inner feature reads from and writes to
-            the residual stream. With an expert parallel group: the experts of this process.
+            By global layer number, from 1: [experts, n * inner, hidden]. An expert's rows are those
+            of its gate, up and transposed down matrix, in this order (n = 3; without swiglu there
+            is no gate and n = 2): the vectors that each inner feature reads from and writes to the
+            residual stream. With an expert parallel group, only the experts of this process.
         """
         return {
             layer.layer: torch.stack(
@@ -101,18 +101,18 @@ class MoEModel(LanguageModel):
         }
 
     def set_expert_parallel_group(self, group: dist.ProcessGroup | None) -> None:
-        """Share the experts among processes, or with None give all experts to each again.
+        """Distribute the experts over processes; None gives every process all experts again.
 
-        Every process of the group calls it, holding the same weights. Process p of n keeps experts
-        p * E/n up to (p + 1) * E/n of each layer, under their old names; the others are dropped.
-        From then on each process has a batch of its own and all call forward and backward equally
+        All processes of the group must call it, with the same weights. Process p of n keeps experts
+        p * E/n to (p + 1) * E/n - 1 of each layer, under their old names, and drops the others.
+        From then on each process has its own batch, and all must call forward and backward equally
         often, as tokens travel by all-to-all. An expert's gradient is then the sum over the losses
-        of all processes; gradients of everything else are this process's own, to be summed by the
-        caller (and all divided by n for a mean loss). Make the optimizer afterwards.
+        of all processes. All other gradients are this process's own: the caller must sum them (and
+        divide all gradients by n for a mean loss). Create the optimizer afterwards.
 
         Raises:
-            TopologyError: The group does not divide the experts, or its processes hold different
-                weights.
+            TopologyError: The number of processes does not divide the number of experts, or the
+                processes hold different weights.
         """
         expert_parallel.collect_experts(self)
         if group is not None:
@@ -135,17 +135,17 @@ class MoEModel(LanguageModel):
         attention_mask: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Continue each row, in evaluation mode, keeping keys and values of earlier tokens.
+        """Continue each row, in evaluation mode, with a cache of earlier keys and values.
 
-        With `capacity_factor` an expert's room depends on the tokens computed together, so results
-        can differ from those of `forward` over the whole text.
+        With `capacity_factor`, the capacity of an expert depends on the tokens computed together,
+        so results can differ from those of `forward` over the whole text.
 
         Args:
-            input_ids: int64 [batch, seq] prompts.
-            max_new_tokens: Tokens to append at most.
-            temperature: 0 takes the most probable token; more samples more evenly.
-            top_k: Sample among the k most probable tokens only; None: among all.
-            eos_token_id: Ends a row, which is then filled up with it.
+            input_ids: int64 [batch, seq], prompts.
+            max_new_tokens: Maximum number of tokens to append.
+            temperature: 0 takes the most probable token; higher values sample more evenly.
+            top_k: Sample only among the k most probable tokens; None samples among all.
+            eos_token_id: Ends a row, whose remainder is filled with it.
             attention_mask: [batch, seq], 0 for padding on the left of shorter prompts.
             generator: Source of randomness for sampling.
 
@@ -154,7 +154,7 @@ class MoEModel(LanguageModel):
 
         Raises:
             ConfigError: A value is out of range.
-            DataError: Shapes or ids do not fit, or a row ends in padding.
+            DataError: Shapes or ids are wrong, or a row ends in padding.
         """
         limit = self._max_length
         limit = None if limit is None else limit - max_new_tokens
@@ -176,10 +176,10 @@ class MoEModel(LanguageModel):
             self.train(was_training)
 
     def num_parameters(self, active: bool = False) -> int:
-        """Parameters of the whole model, wherever its experts are.
+        """Number of parameters of the whole model, including experts on other processes.
 
         Args:
-            active: Count of each MoE layer's routed experts only those that one token uses.
+            active: Count only top_k routed experts per MoE layer, those that one token uses.
         """
         total = sum(parameter.numel() for parameter in self.parameters())
         for layer in self._moe_layers():
@@ -193,19 +193,20 @@ class MoEModel(LanguageModel):
 
         Args:
             path: The folder.
-            format: "moe_megatron": safetensors and JSON with the names of this class.
-                "hugging_face": the folder of the family that holds this model, for transformers
-                and vLLM. "megatron": a checkpoint for `--load`. The last two need a new folder.
+            format: "moe_megatron" for safetensors and JSON with the names of this class;
+                "hugging_face" for a folder in the format of a matching model family, for
+                transformers and vLLM; "megatron" for a checkpoint for `--load`. The last two need
+                a new folder.
 
         Raises:
-            CheckpointError: The experts are shared among processes, or the folder cannot be
+            CheckpointError: The experts are distributed over processes, or the folder cannot be
                 written or holds another kind of model.
-            MappingError: No Hugging Face family holds this model.
+            MappingError: No Hugging Face family can represent this model.
         """
         if self.expert_parallel_group is not None:
             raise CheckpointError(
                 "this process holds only its part of the experts; call "
-                "set_expert_parallel_group(None) on all processes, then save on one."
+                "set_expert_parallel_group(None) on all processes, then save on one of them."
             )
         folder, tensors = Path(path).expanduser(), self.state_dict()
         if format == "moe_megatron":
@@ -231,15 +232,15 @@ class MoEModel(LanguageModel):
         """Load a model, in evaluation mode.
 
         Args:
-            path: A folder that `save_pretrained` wrote, a Hugging Face model folder or a Megatron
-                checkpoint of any family whose function this class computes, or an id of the Hub.
-            device: Where to put the weights.
+            path: A folder that `save_pretrained` wrote, a Hugging Face model folder or Megatron
+                checkpoint of any family that this class can compute, or a Hub id.
+            device: Device for the weights.
             dtype: Precision to convert the weights to; None keeps the saved one.
 
         Raises:
-            CheckpointError: Files are missing or damaged, or the model is one that this class
-                does not compute; says what it would need.
-            MappingError: Its family is unknown.
+            CheckpointError: Files are missing or damaged, or this class cannot compute the model;
+                the message says what is missing.
+            MappingError: The model family is unknown.
         """
         folder = Path(path).expanduser()
         if foreign.is_foreign(folder):

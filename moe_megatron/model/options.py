@@ -1,7 +1,8 @@
-"""The keyword arguments of `MoEModel`, sorted into `ModelConfig` and `MoEConfig`.
+"""Sorts the keyword arguments of `MoEModel` into `ModelConfig` and `MoEConfig`.
 
-Every field of the two classes is an argument under its own name; a router type is the name of a
-router, or short for one with some options. The classes check the values.
+Every field of the two classes is an argument under its own name, except that `top_k` is called
+`experts_per_token`. A router type is the name of a router, or short for a router with certain
+options. The two classes check the values.
 """
 
 from collections.abc import Mapping
@@ -21,16 +22,16 @@ _MOE_FIELDS = frozenset(field.name for field in fields(MoEConfig))
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Short:
-    """What a router type is short for."""
+    """The router and the options that a router type stands for."""
 
     router: str = "top_k"
     options: Mapping[str, Any] = field(default_factory=dict)
     top_k: int | None = None
-    """The only number of experts that it has; None: any."""
+    """The only number of experts per token that it allows; None allows any."""
 
 
 SHORT = {
-    # Switch scales the one expert's output by its probability, or the router could not learn.
+    # Switch scales its expert's output by the probability; otherwise the router could not learn.
     "switch": _Short(options={"pre_softmax": True}, top_k=1),
     "sigmoid": _Short(options={"score_function": "sigmoid"}),
 }
@@ -40,12 +41,12 @@ SHORT = {
 def build_configs(
     *, router_type: str, experts_per_token: int | None, options: Mapping[str, Any]
 ) -> tuple[ModelConfig, MoEConfig]:
-    """Make both configurations.
+    """Build both configurations.
 
     Args:
         router_type: A router's name, or a key of `SHORT`.
         experts_per_token: `MoEConfig.top_k`; None for the router type's own number, or 2.
-        options: Fields of either class; those of the router type are defaults for them.
+        options: Fields of either class; they override the options of the router type.
 
     Raises:
         ConfigError: A name or value is wrong, or contradicts the router type.
@@ -67,8 +68,8 @@ def build_configs(
     router = {**short.options, **RouterConfig.read_part(options.get("router", {}), "router")}
     if router.pop("name", short.router) != short.router:
         raise ConfigError(
-            f"router_type {router_type!r} is the router '{short.router}', and `router` names "
-            "another one; leave router_type out, or give `router` options alone."
+            f"router_type {router_type!r} is the router '{short.router}', but `router` names "
+            "another one; leave router_type out, or give only options in `router`."
         )
     # A softmax over one chosen expert is always 1; routing.top_k explains and refuses it.
     if (short.router, top_k, router.get("score_function", "softmax")) == ("top_k", 1, "softmax"):

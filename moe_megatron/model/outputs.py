@@ -1,6 +1,6 @@
 """What a forward pass returns: logits, losses and every routing decision.
 
-These are plain records. How the numbers come about is said in `moe_layer` and `moe_model`.
+These are plain records; `moe_layer` and `language_model` compute them.
 """
 
 from dataclasses import dataclass
@@ -10,9 +10,9 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class RoutingInfo:
-    """What the router of one MoE layer decided. Padding has no experts and counts nowhere.
+    """The decisions of one MoE layer's router. Padding has no experts and is not counted.
 
-    With an expert parallel group, these are the tokens of this process.
+    With an expert parallel group, it covers the tokens of this process.
     """
 
     layer: int
@@ -20,13 +20,13 @@ class RoutingInfo:
 
     indices: Tensor
     """int64 [batch, seq, top_k]: experts of each token, best first; -1 for padding, and for slots
-    that a router with different numbers of experts leaves free."""
+    left free by a router that varies the number of experts per token."""
 
     weights: Tensor
-    """[batch, seq, top_k]: combine weights; 0 where dropped, and for padding."""
+    """[batch, seq, top_k]: combine weights; 0 for dropped assignments and padding."""
 
     scores: Tensor
-    """float32 [batch, seq, experts]: router distribution, rows summing to 1; 0 for padding."""
+    """float32 [batch, seq, experts]: router distribution; rows sum to 1, or are 0 for padding."""
 
     tokens_per_expert: Tensor
     """int64 [experts]: assignments that reached each expert."""
@@ -35,14 +35,14 @@ class RoutingInfo:
     """int64 scalar: assignments dropped by full experts."""
 
     entropy: Tensor
-    """Scalar: mean entropy of the router's distribution, in nats."""
+    """Scalar: mean over tokens of -sum_e p_e ln p_e, in nats."""
 
     aux_loss: Tensor
-    """Scalar, unscaled, 1.0 for perfect balance; per sequence with 'seq_aux_loss'. It carries a
-    gradient, as `z_loss` does; all other tensors are detached."""
+    """Scalar, unscaled: load balancing loss, 1.0 for perfect balance; computed per sequence with
+    'seq_aux_loss'. Only this and `z_loss` carry gradients; all other tensors are detached."""
 
     z_loss: Tensor
-    """Scalar, unscaled: mean of logsumexp(logits)^2."""
+    """Scalar, unscaled: mean over tokens of logsumexp(logits)^2."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -50,7 +50,7 @@ class MoEOutput:
     """The result of a forward pass. All losses but `router_loss` and `loss` are unscaled."""
 
     logits: Tensor
-    """[batch, seq, vocab]: scores of the next token at each position."""
+    """[batch, seq, vocab]: logits of the next token at each position."""
 
     routing: tuple[RoutingInfo, ...]
     """One entry for each MoE layer, first layer first; empty for a dense model."""
@@ -62,12 +62,12 @@ class MoEOutput:
     """Scalar: router z-loss, mean over the MoE layers."""
 
     router_loss: Tensor
-    """Scalar, what training adds to the language model's loss: `aux_loss` and `z_loss` of each
-    layer times their coefficients, summed over layers (not averaged), as Megatron does."""
+    """Scalar: sum over layers (not the mean), as in Megatron, of aux_loss_coef * aux_loss +
+    z_loss_coef * z_loss. Training adds it to the loss of the language model."""
 
     lm_loss: Tensor | None = None
     """Scalar: mean cross-entropy of the next token, in nats; None without labels."""
 
     loss: Tensor | None = None
-    """Scalar: `lm_loss + router_loss`, to call backward on; None without labels. Perplexity is
-    exp of `lm_loss`, not of this."""
+    """Scalar: `lm_loss + router_loss`, the loss to call backward on; None without labels.
+    Perplexity is exp(lm_loss), not exp(loss)."""

@@ -1,7 +1,6 @@
-"""The gate of an MoE layer: its weights, and what surrounds a router in `MoEModel`.
+"""The gate of an MoE layer in `MoEModel`: its weights, input jitter and capacity.
 
-Which experts follow from the logits is a router's business (`moe_megatron.routing`); the experts
-are in `experts`.
+The choice of experts from the logits is in `moe_megatron.routing`, the experts are in `experts`.
 """
 
 import torch
@@ -15,11 +14,11 @@ _DTYPES = {"fp32": torch.float32, "fp64": torch.float64}
 
 
 class Router(nn.Module):
-    """Scores every expert for every token and chooses.
+    """logits = x W^T + b, from which a router of `moe_megatron.routing` chooses experts.
 
-    `weight` is [experts, hidden]; `bias` [experts] is there with `add_bias`. The buffer
-    `expert_bias`, float32 [experts], is there with `moe.expert_bias`: training in Megatron moves
-    it, this class only reads it.
+    `weight` is [experts, hidden]; `bias`, [experts], exists only with `add_bias`. The buffer
+    `expert_bias`, float32 [experts], exists only with `moe.expert_bias`; training in Megatron
+    updates it, this class only reads it.
     """
 
     bias: nn.Parameter | None
@@ -38,10 +37,10 @@ class Router(nn.Module):
         )
 
     def forward(self, hidden: Tensor) -> tuple[Tensor, Routing]:
-        """Route [tokens, hidden], all tokens of a batch together and none of its padding.
+        """Route [tokens, hidden]: all tokens of a batch, without its padding.
 
         Returns:
-            logits [tokens, experts] in the router's precision, and where the tokens go.
+            Logits, [tokens, experts], in the router's precision; and the experts of the tokens.
         """
         config = self.config
         jitter = config.input_jitter

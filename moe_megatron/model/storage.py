@@ -1,7 +1,7 @@
 """Models as folders: `model.safetensors` holds the weights, `config.json` the configuration.
 
-The weights carry a copy of the configuration, so that a folder whose two files come from
-different saves is noticed. Nothing is ever pickled. It does not know what the tensors are for.
+The weights file carries a copy of the configuration, so that two files from different saves are
+noticed. Nothing is ever pickled. This module does not know what the tensors are for.
 """
 
 import json
@@ -26,17 +26,17 @@ _METADATA_KEY = "moe_megatron_config"
 
 
 def _to_json(architecture: Architecture) -> str:
-    """As `config.json` holds it."""
+    """The content of `config.json`."""
     run = to_mapping(RunConfig(model=architecture.model, moe=architecture.moe))
     fields = {"model": run["model"], "moe": run["moe"], "vocab_size": architecture.vocab_size}
     return json.dumps({"model_type": MODEL_TYPE, "format": 2, **fields}, indent=2) + "\n"
 
 
 def save(folder: Path, architecture: Architecture, tensors: Mapping[str, Tensor]) -> None:
-    """Write both files; each is either the old or the new one, even if the machine stops.
+    """Write both files; each is either old or new, never partial, even if the machine crashes.
 
     Raises:
-        CheckpointError: The folder holds some other model, or cannot be written.
+        CheckpointError: The folder holds another kind of model, or cannot be written.
     """
     config_path = folder / CONFIG_FILE
     if config_path.exists() and _read_json(config_path).get("model_type") != MODEL_TYPE:
@@ -45,30 +45,30 @@ def save(folder: Path, architecture: Architecture, tensors: Mapping[str, Tensor]
             "new folder."
         )
     text = _to_json(architecture)
-    beside = folder / f".{WEIGHTS_FILE}.{os.getpid()}.tmp"
+    temporary = folder / f".{WEIGHTS_FILE}.{os.getpid()}.tmp"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         whole = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-        save_file(whole, beside, metadata={"format": "pt", _METADATA_KEY: text})
-        with beside.open("rb+") as file:
+        save_file(whole, temporary, metadata={"format": "pt", _METADATA_KEY: text})
+        with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        beside.replace(folder / WEIGHTS_FILE)
+        temporary.replace(folder / WEIGHTS_FILE)
         replace_file(config_path, [text.encode()])
     except OSError as error:
         raise CheckpointError(
-            f"cannot write a model to {folder}: {error}. Check that it is a folder, may be "
-            "written and has space."
+            f"cannot write a model to {folder}: {error}. Check that it is a folder, is writable "
+            "and has space."
         ) from error
     finally:
         if folder.is_dir():
-            beside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
 
 
 def model_type(folder: Path) -> str | None:
-    """What the configuration of a folder calls its kind of model; None where there is none.
+    """The `model_type` in the configuration of a folder; None if there is no configuration.
 
     Raises:
-        CheckpointError: The file is no JSON.
+        CheckpointError: The file is not JSON.
     """
     path = folder / CONFIG_FILE
     return str(_read_json(path).get("model_type")) if path.is_file() else None
@@ -78,7 +78,7 @@ def load(folder: Path, device: torch.device | str) -> tuple[Architecture, dict[s
     """Read both files.
 
     Raises:
-        CheckpointError: A file is missing, damaged, of another kind, or of another save.
+        CheckpointError: A file is missing or damaged, or the two are not from the same save.
     """
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (folder / name).is_file():
@@ -108,15 +108,15 @@ def assign(model: nn.Module, tensors: Mapping[str, Tensor], folder: Path) -> Non
     """Make the tensors the parameters of the model, without copying.
 
     Raises:
-        CheckpointError: Names or shapes are not those of the model.
+        CheckpointError: The names or shapes differ from those of the model.
     """
     wanted = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
     given = {name: list(tensor.shape) for name, tensor in tensors.items()}
     wrong = [
         *(f"{name} is missing" for name in wanted.keys() - given.keys()),
-        *(f"{name} has no place" for name in given.keys() - wanted.keys()),
+        *(f"{name} is unexpected" for name in given.keys() - wanted.keys()),
         *(
-            f"{name} is {given[name]} and must be {wanted[name]}"
+            f"{name} has the shape {given[name]} and must have {wanted[name]}"
             for name in wanted.keys() & given.keys()
             if given[name] != wanted[name]
         ),
@@ -146,6 +146,6 @@ def _architecture(folder: Path, values: Mapping[str, Any]) -> Architecture:
     except (ConfigError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{folder / CONFIG_FILE} does not describe a model ({error}); it was changed, or "
-            "written by another version of moe_megatron."
+            "written by another version of moe_megatron. Save the model again."
         ) from error
     return Architecture(model=run.model, moe=run.moe, vocab_size=vocab_size)

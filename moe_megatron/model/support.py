@@ -1,7 +1,7 @@
-"""Which models `MoEModel` computes; the others are refused with a remedy.
+"""Which models `MoEModel` can compute; others are refused with a remedy.
 
-A field of the architecture that is not named here as computed is refused unless it has its neutral
-default: what is new to a model cannot be forgotten in silence.
+A field of the architecture that is not listed here is refused unless it has its default, so that a
+new field cannot be ignored silently.
 """
 
 from collections.abc import Iterator
@@ -30,13 +30,13 @@ COMPUTED = frozenset(
         "moe.expert_bias data.vocab_size"
     ).split()
 )
-"""Fields of the architecture that `MoEModel` computes, whatever their values."""
+"""Fields of the architecture that `MoEModel` implements, for all their values."""
 
 _ACTIVATIONS = ("swiglu", "gelu", "squared_relu")
 
 
 def problems(architecture: Architecture) -> Iterator[str]:
-    """What a model has that `MoEModel` does not compute, as sentences."""
+    """Sentences that say what `MoEModel` does not implement of a model."""
     model, moe = architecture.model, architecture.moe
     beyond = [
         _shown(name, value)
@@ -67,17 +67,17 @@ def _shown(name: str, value: Any) -> str:
 
 
 def check_supported(architecture: Architecture) -> None:
-    """Refuse what `MoEModel` does not compute.
+    """Refuse models that `MoEModel` cannot compute.
 
     Raises:
-        ConfigError: Says which field, and which values work.
+        ConfigError: It cannot; the message names the field and values that work.
     """
     model, vocab_size = architecture.model, architecture.vocab_size
     check_layers(model, architecture.moe)
     if type(vocab_size) is not int or vocab_size < 1:
         raise ConfigError(
-            f"vocab_size must be a whole number from 1, not {vocab_size!r}; use that of your "
-            "tokenizer."
+            f"vocab_size must be a whole number of at least 1, not {vocab_size!r}; use that of "
+            "your tokenizer."
         )
     if model.position_embedding == "learned_absolute" and model.max_position_embeddings is None:
         raise ConfigError(

@@ -1,6 +1,6 @@
-"""The decoder: a stack of pre-norm layers, each attention and then an MLP or an MoE layer.
+"""The decoder layer: pre-norm attention followed by an MLP or an MoE layer.
 
-It turns embeddings into hidden states and collects what the routers decided. It does not know
+It maps hidden states to hidden states and passes on what its router decided. It does not know
 tokens, vocabulary or losses.
 """
 
@@ -19,7 +19,10 @@ from moe_megatron.model.router import Router
 
 
 class DecoderLayer(nn.Module):
-    """One layer of the stack; it has either `moe` or `mlp`."""
+    """h = x + s * attention(norm(x)); y = h + s * mlp(norm(h)), s = residual_multiplier.
+
+    The layer has either `moe` or `mlp`.
+    """
 
     moe: MoELayer | None
     mlp: FeedForward | None
@@ -48,13 +51,13 @@ class DecoderLayer(nn.Module):
 
         Args:
             hidden: The residual stream.
-            angles: Of `attention.rotary_angles`; None without rotary positions.
-            mask: Of `attention.visible_keys`.
-            valid: bool [batch, seq], False for padding; None without any.
+            angles: From `attention.rotary_angles`; None without rotary positions.
+            mask: From `attention.visible_keys`.
+            valid: bool [batch, seq], False for padding; None if there is none.
             cache: Earlier positions, if any.
 
         Returns:
-            The new residual stream, and the routing of an MoE layer.
+            The new residual stream, and the routing of an MoE layer; None for a dense one.
         """
         hidden = hidden + self._update(self.attention(self.input_norm(hidden), angles, mask, cache))
         normed = self.mlp_norm(hidden)
@@ -74,9 +77,9 @@ class DecoderLayer(nn.Module):
 def initialize(module: nn.Module, config: ModelConfig) -> None:
     """Draw initial weights as Megatron does.
 
-    Matrices and embeddings come from normal(0, init_std); those that write to the residual stream
-    (`o_proj`, `down_proj`) from normal(0, init_std / sqrt(2 * num_layers)), so that its variance
-    does not grow with depth (GPT-2). Biases are 0, except the router's.
+    Matrices and embeddings are drawn from normal(0, init_std); those that write to the residual
+    stream (`o_proj`, `down_proj`) from normal(0, init_std / sqrt(2 * num_layers)), so that its
+    variance does not grow with depth (GPT-2). Biases are 0, except the router's.
 
     Args:
         module: The model; norms are left as they are.

@@ -1,5 +1,5 @@
-"""The machine a run finds itself on, and what is chosen because of it.
+"""The machine that a run uses, and the choices that follow from it.
 
-It knows devices, processes, files and how Megatron-Core runs without CUDA. It knows nothing of
-models, datasets or metrics.
+It knows devices, compilers, processes and where weights are held. It knows nothing about models,
+datasets or metrics.
 """

@@ -1,6 +1,6 @@
 """A value that was chosen automatically, with the reason for it.
 
-Whoever uses the value logs the reason, so that nobody has to guess why a run took this device or
+Code that uses the value logs the reason, so that nobody has to guess why a run took this device or
 that precision. This module knows nothing about what is chosen.
 """
 
@@ -12,9 +12,9 @@ class Choice[T]:
     """One automatic decision."""
 
     value: T
-    """What was chosen."""
+    """The chosen value."""
     reason: str
-    """Why, as the end of a sentence that begins with the value: "no CUDA device was found"."""
+    """Why it was chosen, as a clause, such as "no CUDA device was found"."""
 
     def __str__(self) -> str:
         return f"{self.value} ({self.reason})"

@@ -5,13 +5,13 @@ import shlex
 import shutil
 
 COMPILERS = ("cc", "gcc", "clang")
-"""Taken in this order, where `CC` names none."""
+"""Candidates in order of preference, used if `CC` names none."""
 
 
 def c_compiler() -> list[str]:
-    """The compiler's program and the arguments that `CC` gives it; empty where there is none.
+    """The compiler's program and the arguments from `CC`; empty if there is no compiler.
 
-    What `CC` names is not looked for: whoever runs it is told what is wrong with it.
+    The program that `CC` names is not checked here: running it reports what is wrong with it.
     """
     if chosen := shlex.split(os.environ.get("CC", "")):
         return chosen

@@ -1,8 +1,8 @@
 """Which device a run uses, and what follows from it: processes, precision, backend, layers.
 
-Every function returns a `Choice`: the value and the reason for it. A value that the user asked for
-is checked against the machine, never silently replaced. torch is imported only inside functions,
-and nothing here knows Megatron, models or configuration files.
+Every choice is returned as a `Choice`, with its reason. A value that the user requested is checked
+against the machine, never silently replaced. torch is imported only inside functions, and nothing
+here knows Megatron, models or configuration files.
 """
 
 import importlib
@@ -25,7 +25,7 @@ type TransformerImpl = Literal["local", "transformer_engine"]
 
 # Ampere, the first generation with bfloat16 tensor cores.
 _BF16_CAPABILITY = (8, 0)
-# Expert parallelism over two processes is what a small machine can show without crowding itself.
+# Two processes show expert parallelism without overloading a small machine.
 _CPU_PROCESSES = 2
 
 
@@ -62,31 +62,31 @@ class Device:
 
 
 def detect_device() -> Choice[Device]:
-    """Find the device to train on: CUDA where torch can use it, the CPU elsewhere.
+    """Find the device to train on: CUDA if torch can use it, else the CPU.
 
-    The environment variable `MOE_MEGATRON_DEVICE` (`cpu` or `cuda`) decides instead where set.
+    The environment variable `MOE_MEGATRON_DEVICE` (`cpu` or `cuda`) overrides this.
 
     Returns:
         The device with the GPUs that are visible to this process, and why it was chosen.
 
     Raises:
-        ConfigError: `MOE_MEGATRON_DEVICE` holds something else.
-        BackendUnavailableError: It asks for CUDA, which this process cannot use.
+        ConfigError: `MOE_MEGATRON_DEVICE` has another value.
+        BackendUnavailableError: It requests CUDA, which this process cannot use.
     """
-    asked = os.environ.get(DEVICE_VARIABLE, "").strip().lower()
-    if asked not in {"", "auto", "cpu", "cuda"}:
+    requested = os.environ.get(DEVICE_VARIABLE, "").strip().lower()
+    if requested not in {"", "auto", "cpu", "cuda"}:
         raise ConfigError(
-            f"{DEVICE_VARIABLE} ({asked}) must be cpu or cuda; set one of them, or unset it to "
+            f"{DEVICE_VARIABLE} ({requested}) must be cpu or cuda; set one of them, or unset it to "
             "have the device detected."
         )
-    if asked == "cpu":
+    if requested == "cpu":
         return Choice(value=Device(kind="cpu"), reason=f"{DEVICE_VARIABLE}=cpu asks for it")
     gpus = _usable_gpus()
     if gpus:
-        reason = f"{DEVICE_VARIABLE}=cuda asks for it" if asked else "torch can use CUDA here"
+        reason = f"{DEVICE_VARIABLE}=cuda asks for it" if requested else "torch can use CUDA here"
         return Choice(value=Device(kind="cuda", gpus=gpus), reason=reason)
     obstacle, remedy = _why_no_cuda()
-    if asked == "cuda":
+    if requested == "cuda":
         raise BackendUnavailableError(
             f"{DEVICE_VARIABLE}=cuda asks for a CUDA device, but {obstacle}; {remedy}, or unset "
             f"{DEVICE_VARIABLE} to train on the CPU."
@@ -104,15 +104,15 @@ def choose_num_processes(device: Device, requested: int | None = None) -> Choice
 
     Args:
         device: What `detect_device` found.
-        requested: The number asked for, or None to have it chosen.
+        requested: The requested number, or None to have it chosen.
 
     Returns:
-        One process per GPU; on the CPU two, so that experts are spread over processes as they are
-        on a cluster, or one where there is a single core.
+        One process per GPU. On the CPU two, so that experts are spread over processes as on a
+        cluster, or one if there is only one core.
 
     Raises:
         ConfigError: `requested` is less than 1.
-        TopologyError: `requested` is more than there are GPUs; NCCL wants one GPU a process.
+        TopologyError: `requested` exceeds the number of GPUs; NCCL needs one GPU per process.
     """
     if requested is not None:
         return _requested_processes(device, requested)
@@ -128,7 +128,7 @@ def choose_num_processes(device: Device, requested: int | None = None) -> Choice
 
 
 def choose_backend(device: Device) -> Choice[Backend]:
-    """Choose how processes talk to each other.
+    """Choose how processes communicate.
 
     Args:
         device: What `detect_device` found.
@@ -148,7 +148,7 @@ def choose_precision(device: Device) -> Choice[Precision]:
         device: What `detect_device` found.
 
     Returns:
-        `bf16` where every GPU, or the CPU, has hardware for it, else `fp32`.
+        `bf16` if all GPUs, or the CPU, support it in hardware, else `fp32`.
     """
     if device.kind == "cpu":
         if _cpu_multiplies_bf16():
@@ -168,15 +168,15 @@ def choose_precision(device: Device) -> Choice[Precision]:
 def choose_transformer_impl(
     device: Device, requested: TransformerImpl | None = None
 ) -> Choice[TransformerImpl]:
-    """Choose who implements the transformer layers.
+    """Choose the implementation of the transformer layers.
 
     Args:
         device: What `detect_device` found.
-        requested: The implementation asked for, or None to have it chosen.
+        requested: The requested implementation, or None to have it chosen.
 
     Returns:
-        `transformer_engine` on GPUs where it can be imported, else `local`: Megatron's own layers
-        over plain torch.
+        `transformer_engine` on GPUs if it can be imported, else `local`: Megatron's own layers on
+        plain torch.
 
     Raises:
         BackendUnavailableError: Transformer Engine is requested and cannot be used here.
@@ -199,7 +199,7 @@ def _cpu_multiplies_bf16() -> bool:
     """Whether the CPU has AVX512-BF16 or AMX."""
     import torch
 
-    # Older releases of torch cannot tell.
+    # Older releases of torch do not have get_capabilities.
     found: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(found.get("avx512_bf16") or found.get("amx_bf16"))
 
@@ -218,7 +218,7 @@ def _usable_gpus() -> tuple[Gpu, ...]:
 
 
 def _why_no_cuda() -> tuple[str, str]:
-    """What keeps torch from using CUDA, and what to do about it."""
+    """Why torch cannot use CUDA, and what to do about it."""
     import torch
 
     if torch.version.cuda is None:
@@ -248,14 +248,14 @@ def _requested_processes(device: Device, requested: int) -> Choice[int]:
 
 
 def _why_no_transformer_engine(device: Device) -> str | None:
-    """What keeps Transformer Engine from being used, None if nothing does."""
+    """Why Transformer Engine cannot be used; None if it can."""
     if device.kind == "cpu":
         return "Transformer Engine needs a CUDA device"
     if importlib.util.find_spec("transformer_engine") is None:
         return "Transformer Engine is not installed"
     try:
-        # Only the import tells: its libraries must fit the driver, CUDA and torch, and torch must
-        # be loaded first.
+        # Only an import shows whether its libraries fit the driver, CUDA and torch; torch must be
+        # imported first.
         importlib.import_module("torch")
         importlib.import_module("transformer_engine.pytorch")
     except (ImportError, OSError, RuntimeError, AssertionError, AttributeError) as error:

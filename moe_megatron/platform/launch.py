@@ -1,8 +1,8 @@
-"""Starts the processes of a run on this machine, through torchrun, and stops them in peace.
+"""Starts the processes of a run on this machine through torchrun, and stops them gracefully.
 
-torchrun itself answers Ctrl-C by killing its workers after 30 seconds and ends with a traceback.
-Here an interrupt is passed on to the workers, which save a checkpoint and end by themselves; a
-second one ends them at once. This module does not know what the workers do.
+On Ctrl-C, torchrun itself kills its workers after 30 seconds and ends with a traceback. Here an
+interrupt is passed on to the workers, which save a checkpoint and exit by themselves; a second one
+kills them at once. This module does not know what the workers do.
 """
 
 import contextlib
@@ -23,8 +23,8 @@ def torchrun_command(num_processes: int, target: Sequence[str]) -> list[str]:
     """The arguments of torchrun for one machine.
 
     Args:
-        num_processes: Processes to start.
-        target: Script, or "-m" and module, with its arguments.
+        num_processes: Number of processes to start.
+        target: A script, or "-m" and a module, followed by its arguments.
     """
     return [
         *("--nproc-per-node", str(num_processes)),
@@ -41,11 +41,11 @@ def run_torchrun(command: Sequence[str], *, debug: bool = False) -> int:
         debug: Let torchrun log.
 
     Returns:
-        0, or the exit code of the first worker that failed; 130 where an interrupt ended workers
-        that could not save yet, or no longer.
+        0, or the exit code of the first worker that failed; 130 if an interrupt ended the workers
+        before they could save, or a second one killed them.
 
     Raises:
-        KeyboardInterrupt: An interrupt came before there were workers.
+        KeyboardInterrupt: An interrupt came before workers were started.
     """
     from torch.distributed import run as torchrun
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -53,7 +53,7 @@ def run_torchrun(command: Sequence[str], *, debug: bool = False) -> int:
     os.environ.setdefault("OMP_NUM_THREADS", _threads_per_process(command))
     if not debug:
         logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
-    # torchrun would answer these signals itself; it always wants one to handle.
+    # torchrun must not handle SIGINT and SIGTERM itself, but insists on handling some signal.
     arguments = torchrun.parse_args(  # type: ignore[no-untyped-call]
         ["--signals-to-handle", "SIGQUIT", *command]
     )
@@ -77,7 +77,7 @@ def _threads_per_process(command: Sequence[str]) -> str:
 
 @contextlib.contextmanager
 def _stops_passed_on() -> Iterator[list[int]]:
-    """Yields the stop signals that have come so far."""
+    """Pass stop signals on to the workers; yields the list of those received so far."""
     stops: list[int] = []
 
     def stop(signum: int, frame: FrameType | None) -> None:

@@ -1,8 +1,8 @@
 """Modules whose weights are in memory only while they run, for models larger than memory.
 
-A model is built with `weights_left_out`, which keeps its buffers and gives its parameters shapes
-without storage. `load_while_running` fetches those of a module before its forward pass and drops
-them after it. What the weights are and where they come from is the caller's business.
+A model is built inside `weights_left_out`: its buffers are kept, its parameters have shapes but no
+storage. `load_while_running` loads the weights of a module before each forward pass and drops them
+after it. What the weights are and where they come from is up to the caller.
 """
 
 import contextlib
@@ -15,9 +15,9 @@ from torch import nn
 
 @contextlib.contextmanager
 def weights_left_out() -> Iterator[None]:
-    """Build modules meanwhile whose parameters have no storage (device "meta").
+    """Inside the context, modules are built with parameters without storage (device "meta").
 
-    Not for several threads: it replaces `torch.nn.Module.register_parameter`.
+    Not thread-safe: it replaces `torch.nn.Module.register_parameter`.
     """
     original = nn.Module.register_parameter
 
@@ -34,11 +34,11 @@ def weights_left_out() -> Iterator[None]:
 
 
 def load_while_running(module: nn.Module, load: Callable[[], object]) -> None:
-    """Give a module its weights for each of its forward passes only.
+    """Keep the weights of a module in memory only during its forward passes.
 
     Args:
-        module: Built with `weights_left_out`.
-        load: Puts the weights there.
+        module: A module built inside `weights_left_out`.
+        load: Loads the weights into the module.
     """
 
     def before(*_: Any) -> None:
@@ -53,7 +53,7 @@ def load_while_running(module: nn.Module, load: Callable[[], object]) -> None:
 
 
 def drop_weights(module: nn.Module) -> None:
-    """Free the storage of the parameters of a module; their shapes stay."""
+    """Free the storage of a module's parameters; their shapes stay."""
     for part in module.modules():
         for name, parameter in list(part._parameters.items()):
             if parameter is not None:
@@ -61,7 +61,7 @@ def drop_weights(module: nn.Module) -> None:
 
 
 def make_room(module: nn.Module) -> None:
-    """Give the parameters of a module storage, of any content."""
+    """Allocate uninitialized storage for the parameters of a module that have none."""
     for part in module.modules():
         for name, parameter in list(part._parameters.items()):
             if parameter is not None and parameter.device.type == "meta":
@@ -69,7 +69,7 @@ def make_room(module: nn.Module) -> None:
 
 
 def check_complete(module: nn.Module) -> None:
-    """Make sure that no weight was forgotten."""
+    """Assert that every parameter of a module has been loaded."""
     left = [name for name, value in module.named_parameters() if value.device.type == "meta"]
     assert not left, f"the weights {', '.join(left[:5])} were not loaded"
 
@@ -80,5 +80,5 @@ def _empty(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
 
 def _like(parameter: nn.Parameter, data: torch.Tensor) -> nn.Parameter:
     new = nn.Parameter(data, requires_grad=parameter.requires_grad)
-    new.__dict__.update(parameter.__dict__)  # what Megatron and transformers note on parameters
+    new.__dict__.update(parameter.__dict__)  # attributes set by Megatron and transformers
     return new

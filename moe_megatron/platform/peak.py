@@ -1,4 +1,4 @@
-"""What a device could do at best, for the model FLOPs utilisation (MFU)."""
+"""Peak throughput of devices: MFU = model FLOPs per second / peak FLOPs per second."""
 
 _PEAK_TFLOPS = {
     "B200": 2250.0,
@@ -8,10 +8,10 @@ _PEAK_TFLOPS = {
     "A100": 312.0,
     "L40S": 362.0,
 }
-"""Dense bf16 operations per second, in 10^12, from NVIDIA's data sheets; the first name that a
-device's name contains holds."""
+"""Dense bf16 TFLOP/s from NVIDIA's data sheets, by a part of the device's name; the first match
+counts."""
 
 
 def peak_tflops(device_name: str) -> float | None:
-    """Peak of a device by its name, in 10^12 bf16 operations per second; None when not known."""
+    """Dense bf16 TFLOP/s of a device by its name; None if the device is unknown."""
     return next((peak for name, peak in _PEAK_TFLOPS.items() if name in device_name), None)

@@ -1,4 +1,4 @@
-"""One training run, from a configuration to its result; every way to train comes through here.
+"""One training run, from a configuration to its result; every way to train goes through here.
 
-`start.start` runs on a rank, `launch.launch` starts the ranks of a machine.
+`start.start` trains on one rank; `launch.launch` starts the ranks of a machine.
 """

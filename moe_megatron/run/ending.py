@@ -1,4 +1,4 @@
-"""What is left and said when a run has ended: its report, and a summary of it."""
+"""The end of a run: writes its report and summarizes it."""
 
 from moe_megatron.run.start import RunResult
 from moe_megatron.telemetry.sinks.console import format_summary
@@ -7,10 +7,10 @@ from moe_megatron.viz.report import write_report
 
 
 def conclude(result: RunResult) -> str:
-    """Write the report of a run; on rank 0.
+    """Write the report of a run; call it on rank 0 only.
 
     Returns:
-        The summary, and how to go on where a signal stopped it.
+        The summary, followed by the command that resumes the run if a signal stopped it.
     """
     summary = format_summary(
         evaluation=result.history.last_evaluation,
@@ -22,6 +22,6 @@ def conclude(result: RunResult) -> str:
     if not result.outcome.interrupted:
         return summary
     return (
-        f"{summary}\n\nstopped by a signal after step {result.outcome.steps}; go on with: "
+        f"{summary}\n\nstopped by a signal after step {result.outcome.steps}; resume with: "
         f"moe-megatron train --resume {result.run_dir}"
     )

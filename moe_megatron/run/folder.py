@@ -1,4 +1,4 @@
-"""Folders of runs: one folder holds one run, and a new run never writes over an old one."""
+"""Run folders: one folder holds one run, and a new run never overwrites an old one."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ CHECKPOINTS = "checkpoints"
 
 
 def fresh_run_dir(wanted: Path) -> Path:
-    """A folder that holds no run yet: the wanted one, or the next free "<name>-2" and so on."""
+    """A folder without a run: the wanted one, or the first free of "<name>-2", "<name>-3", ..."""
     candidate, number = wanted, 1
     while (candidate / METRICS_FILE).exists():
         number += 1
@@ -20,10 +20,10 @@ def fresh_run_dir(wanted: Path) -> Path:
 
 
 def make_run_dir(run_dir: Path) -> None:
-    """Make the folder of a run, where it is not there.
+    """Create the folder of a run if it does not exist.
 
     Raises:
-        CheckpointError: It cannot be made.
+        CheckpointError: It cannot be created.
     """
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -54,10 +54,10 @@ def _not_writable(run_dir: Path, error: OSError) -> CheckpointError:
 
 
 def check_resumable(run_dir: Path) -> None:
-    """Make sure that a folder holds a run with a checkpoint to go on from.
+    """Check that a folder holds a run with a checkpoint to resume from.
 
     Raises:
-        CheckpointError: It does not; says what to do.
+        CheckpointError: It does not; the message says what to do.
     """
     config = run_dir / CONFIG_FILE
     if not config.exists():
@@ -67,7 +67,7 @@ def check_resumable(run_dir: Path) -> None:
         )
     if not (run_dir / CHECKPOINTS / "latest_checkpointed_iteration.txt").exists():
         raise CheckpointError(
-            f"{run_dir} holds no checkpoint to resume from: it ended before the first one, or "
+            f"{run_dir} holds no checkpoint to resume from: the run ended before its first one, or "
             "checkpoint.save_interval was null. Start it again with: moe-megatron train --config "
             f"{config}"
         )

@@ -1,7 +1,7 @@
-"""A run on this machine, from its configuration to running processes.
+"""Starts a run on this machine: from its configuration to running processes.
 
-Everything that can be wrong is said here, before a process starts. The ranks read one file, the
-resolved configuration in the run folder, which is also what a batch system is given.
+Everything that can be checked is checked here, before a process starts. All ranks read one file,
+the resolved configuration in the run folder; a batch system can be given the same file.
 """
 
 import math
@@ -31,11 +31,11 @@ def launch(
     """Start the processes of a run and wait for them.
 
     Args:
-        config: What to train.
-        num_processes: Of this machine; None chooses.
-        fresh: Where the run folder holds a run already, take the next free name beside it.
-        debug: Show tracebacks, Megatron's output and torchrun's.
-        say: Gets a line for each choice.
+        config: The run.
+        num_processes: Number of processes on this machine; None chooses it.
+        fresh: If the run folder already holds a run, use the next free name instead.
+        debug: Show tracebacks and the output of Megatron and torchrun.
+        say: Called with one line per automatic choice.
 
     Returns:
         The exit code.
@@ -67,7 +67,7 @@ def fit_expert_parallelism(config: RunConfig, num_processes: int) -> Choice[int]
     """Fit the configured expert parallelism to the number of processes.
 
     Returns:
-        The configured size where it fits, else the largest that does.
+        The configured size if it fits, else the largest size that does.
     """
     configured, parallel = config.parallel.expert_parallel_size, config.parallel
     per_expert_group = parallel.expert_tensor_size * parallel.pipeline_parallel_size
@@ -82,7 +82,7 @@ def fit_expert_parallelism(config: RunConfig, num_processes: int) -> Choice[int]
 
 
 def _check_megatron_flags(config: RunConfig) -> None:
-    # Importing Megatron takes seconds, so only where flags of its own were given.
+    # Importing Megatron takes seconds, so it is done only if Megatron flags were given.
     if config.megatron:
         from moe_megatron.mcore.loop.arguments import check_flags_exist
 

@@ -1,4 +1,4 @@
-"""What the machine decides about a run: device, communication, layers, precision, and why."""
+"""What the machine determines about a run: device, communication, layers, precision, and why."""
 
 import importlib.util
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ from moe_megatron.platform.device import (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MachineChoices:
-    """What the machine decided, each with its reason."""
+    """The automatic choices for this machine, each with its reason."""
 
     device: Choice[Device]
     backend: Choice[Any]
@@ -28,7 +28,7 @@ class MachineChoices:
     settings: MachineSettings = field(repr=False)
 
     def lines(self) -> list[str]:
-        """One line a choice, for people."""
+        """One readable line per choice."""
         named = {
             "device": self.device,
             "communication": self.backend,
@@ -39,10 +39,10 @@ class MachineChoices:
 
 
 def choose_machine(config: RunConfig) -> MachineChoices:
-    """Decide device, communication, layer implementation and precision.
+    """Choose device, communication, layer implementation and precision.
 
     Raises:
-        BackendUnavailableError: The configuration asks for what this machine lacks.
+        BackendUnavailableError: The configuration needs something that this machine lacks.
     """
     prepare_environment(config)
     device = detect_device()

@@ -1,7 +1,7 @@
-"""The data of a run: prepared where it is not yet, and described for the engine.
+"""The data of a run: prepares it if necessary and describes it for the engine.
 
-The launcher calls it before it starts processes, so nothing here loads torch or Megatron unless
-something has to be written.
+The launcher uses this module before it starts processes, so nothing here loads torch or Megatron
+unless data has to be written.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from moe_megatron.files import default_cache_dir
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PreparedData:
-    """Indexed datasets and what the model must know of their tokenizer."""
+    """Indexed datasets, and what the model must know about their tokenizer."""
 
     paths: tuple[str, ...]
     """Weights and prefixes, as `--data-path` takes them."""
@@ -25,22 +25,22 @@ class PreparedData:
     vocab_size: int
     end_of_document: int
     validation_paths: tuple[str, ...] = ()
-    """As `paths`, where validation has data of its own."""
+    """As `paths`, for separate validation data; empty to split `paths`."""
     tokenizer: Path | None = None
     """Folder of the tokenizer; None for mock data."""
 
 
 def open_indexed_writer(prefix: Path, vocab_size: int) -> Any:
-    """Open Megatron's dataset writer; imports Megatron only when something is written."""
+    """Open Megatron's dataset writer; importing Megatron is put off until data is written."""
     from moe_megatron.mcore.loop.indexed_dataset import open_indexed_dataset
 
     return open_indexed_dataset(prefix, vocab_size)
 
 
 def prepare_data(config: RunConfig, *, progress: bool = True) -> PreparedData:
-    """Prepare the configured data where it is not prepared yet.
+    """Prepare the configured data unless that has been done before.
 
-    Safe on many ranks at once; quick when there is nothing to do.
+    Many ranks may call it at once; it returns quickly when there is nothing to do.
 
     Raises:
         DataError: A source cannot be read or has too few documents, or the cache cannot be written.

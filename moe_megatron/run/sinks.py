@@ -1,6 +1,6 @@
-"""From the configuration to the receivers of a run's records: logs, history, exporter, console.
+"""Builds the sinks that a configuration asks for: logs, history, exporter and console.
 
-What can be wrong (a token file that is not there, say) is found here, before training starts.
+Mistakes (a missing token file, for example) are found here, before training starts.
 """
 
 import os
@@ -25,13 +25,13 @@ TOKEN_VARIABLE = "MOE_MEGATRON_METRICS_TOKEN"
 
 
 def configured_sinks(config: RunConfig, run_dir: Path | None) -> list[Sink]:
-    """The receivers of records that a configuration asks for, in the order that they need.
+    """The sinks that a configuration asks for, in the order in which they must be called.
 
     Raises:
-        ConfigError: The token file cannot be read, or a history cannot be kept at its address.
+        ConfigError: The token file cannot be read, or the history's address cannot be used.
     """
     exporter = make_exporter(config, run_dir)
-    # Its view of the past comes before the logs, which rewind it; what it publishes, after them.
+    # On a resume the exporter reads the logs before they are rewound; it publishes after them.
     sinks: list[Sink] = [] if exporter is None else [exporter.earlier]
     sinks.append(MetricsLog())
     telemetry = config.telemetry

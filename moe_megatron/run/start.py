@@ -1,8 +1,8 @@
 """One run on this rank, from a configuration to its result.
 
-Every way to train comes through `start`: the command line, `torchrun pretrain_moe.py`,
-`MoETrainer`, and whoever fine-tunes or recovers. It parses no arguments and prints nothing but
-through sinks.
+Every way to train goes through `start`: the command line, `torchrun pretrain_moe.py`, `MoETrainer`,
+and programs that fine-tune or recover. It parses no arguments, and prints only through sinks and
+`say`.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,33 +27,33 @@ from moe_megatron.telemetry.exporter.prometheus_sink import PrometheusSink
 from moe_megatron.telemetry.sinks.sink_set import Sink, SinkSet
 
 Backend = Callable[[TrainingJob, MachineSettings], JobOutcome]
-"""What trains: it calls sinks and callbacks of the job as Megatron's loop does."""
+"""The function that trains; it must call the job's sinks and callbacks as Megatron's loop does."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Attachments:
-    """What is attached to a run from outside; a way to fine-tune is one of these."""
+    """Extensions of a run from outside, with which fine-tuning can be built, for example."""
 
     sinks: Sequence[Sink] = ()
-    """Receivers of records beside the configured ones, on rank 0."""
+    """Sinks in addition to the configured ones, on rank 0."""
     callbacks: Sequence[Callback] = ()
-    """Called from the loop on every rank."""
+    """Callbacks from the training loop, on every rank."""
     model_hooks: Sequence[ModelHook] = ()
-    """Change the model before training: freeze parameters, add some, load weights."""
+    """Functions that change the model before training: freeze, add or load parameters."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunResult:
-    """How a run went, as far as this rank knows."""
+    """The result of a run, as far as this rank knows it."""
 
     config: RunConfig
-    """What was trained, with everything that was chosen."""
+    """The configuration that was trained, with all automatic choices resolved."""
     run_dir: Path
     outcome: JobOutcome
     history: History
-    """Records of the run; empty off rank 0."""
+    """Records of the run; empty on ranks other than 0."""
     checkpoint: Path | None
-    """Folder of the last step's checkpoint; None where there is none."""
+    """Folder of the last step's checkpoint; None if there is none."""
 
 
 def start(
@@ -69,16 +69,16 @@ def start(
     """Run on this rank until training ends or a signal stops it.
 
     Args:
-        config: What to train.
-        data: What to train on; None prepares what the configuration names.
-        fresh: Where the run folder holds a run already, take the next free name beside it.
-        attached: What takes part besides.
-        backend: What trains.
+        config: The run.
+        data: The data to train on; None prepares the data that the configuration names.
+        fresh: If the run folder already holds a run, use the next free name instead.
+        attached: Additional sinks, callbacks and model hooks.
+        backend: The function that trains.
         quiet_megatron: Send Megatron's own output to a file in the run folder.
-        say: Gets a line for each choice of the machine, on rank 0.
+        say: Called on rank 0 with one line per automatic choice.
 
     Raises:
-        MoEError: The run cannot start or go on; the message names the remedy.
+        MoEError: The run cannot start or continue; the message names the remedy.
     """
     config = replace(config, moe=resolve(config.moe))
     config.validate(world.size())
@@ -95,11 +95,11 @@ def start(
         data = prepare_data(config, progress=rank == 0)
     config = _with_vocabulary(config, data.vocab_size)
     make_run_dir(run_dir)
-    receivers, configured = None, list[Sink]()
+    sinks, configured = None, list[Sink]()
     if rank == 0:
         write_config(config, run_dir)
         configured = configured_sinks(config, run_dir)
-        receivers = SinkSet([history, *configured, *attached.sinks])
+        sinks = SinkSet([history, *configured, *attached.sinks])
     job = TrainingJob(
         config=config,
         data_paths=data.paths,
@@ -109,7 +109,7 @@ def start(
         validation_paths=data.validation_paths,
         tokenizer=data.tokenizer,
         run_dir=run_dir,
-        sinks=receivers,
+        sinks=sinks,
         callbacks=tuple(attached.callbacks),
         model_hooks=tuple(attached.model_hooks),
         megatron_log=run_dir / "logs" / f"rank{rank}.log" if quiet_megatron else None,
@@ -122,8 +122,8 @@ def start(
                 sink.run_failed = True
         raise
     finally:
-        if receivers is not None:
-            receivers.close()
+        if sinks is not None:
+            sinks.close()
     saved = job.checkpoints and iteration_dir(job.checkpoints, outcome.steps)
     return RunResult(
         config=config,
@@ -135,16 +135,16 @@ def start(
 
 
 def _with_vocabulary(config: RunConfig, entries: int) -> RunConfig:
-    """Say how many words the model has: those of its tokenizer, or of the checkpoint it loads.
+    """Set the size of the vocabulary: that of the checkpoint to load, else that of the tokenizer.
 
-    A model may have more words than its tokenizer; published ones often do.
+    A model may have more tokens than its tokenizer, as published models often do.
     """
     folder = config.checkpoint.load and latest_checkpoint(Path(config.checkpoint.load))
     if folder and (folder / CONFIG_FILE).is_file():
         loaded = load_config(folder / CONFIG_FILE).data.vocab_size
         if entries > loaded:
             raise ConfigError(
-                f"the tokenizer has {entries} words and the model in {folder} has {loaded}; set "
+                f"the tokenizer has {entries} tokens and the model in {folder} only {loaded}; set "
                 "data.tokenizer to the tokenizer of that model."
             )
         entries = loaded

@@ -11,6 +11,6 @@
     def test_two_processes_add_up() -> None:
         assert run_distributed(total, 10, world_size=2) == [21, 21]
 
-Every rank is a process of its own, forked in milliseconds from a server that has imported torch and
-Megatron already (`fork_server`). Nothing outside tests imports this package.
+Every rank is a process of its own, forked in milliseconds from a server that has already imported
+torch and Megatron (`fork_server`). Only tests import this package.
 """

@@ -1,22 +1,21 @@
-"""One function on every rank of a process group, for tests.
+"""Runs a function on every rank of a process group, for tests.
 
-    losses = run_distributed(train, config, world_size=2)      # what each rank returned
-    assert run_distributed(answer, world_size=4)[0] == 42      # rank 0's
+    losses = run_distributed(train, config, world_size=2)      # one result per rank
+    assert run_distributed(answer, world_size=4)[0] == 42      # the result of rank 0
 
-The function finds RANK, WORLD_SIZE, MASTER_ADDR and the like in its environment, as under torchrun;
-no process group is made for it. It must be importable by name, from a test file or elsewhere; what
-goes in and what comes out is pickled.
+The function finds RANK, WORLD_SIZE, MASTER_ADDR and the like in its environment, as under torchrun,
+and must create its process group itself. It must be importable by name, from a test file or
+elsewhere; its arguments and results are pickled.
 
-    with start_ranks(train_without_end, folder) as ranks:      # goes on meanwhile
+    with start_ranks(train_without_end, folder) as ranks:      # runs in the background
         ranks.wait_for("step 3/")
         os.kill(ranks.processes[1], signal.SIGKILL)
         first, second = ranks.wait()
     assert second.exit_code == -signal.SIGKILL
     assert "has ended" in first.output
 
-Ranks are forked from a warm server, and see no CUDA device. With `fresh=True` they are interpreters
-of their own: eight seconds of a processor each, for tests of imports, of CUDA, or of an
-interpreter's end.
+Ranks are forked from a warm server and see no CUDA device. With `fresh=True` each is a new
+interpreter, which takes eight seconds of CPU time, for tests of imports, CUDA or interpreter exit.
 """
 
 import math
@@ -41,9 +40,9 @@ from moe_megatron.testing.rank import Task
 NO_LAUNCHER: Mapping[str, str | None] = dict.fromkeys(
     ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 )
-"""For `environment`: what a single process finds that nobody but the user started."""
+"""Value for `environment` that imitates a single process started without a launcher."""
 GRACE_SECONDS = 20.0
-"""How long the other ranks may take to notice that one has failed, before they are killed."""
+"""How long the other ranks may run after one has failed, before they are killed."""
 _POLL_SECONDS = 0.01
 _SHOWN = 6_000
 
@@ -55,37 +54,37 @@ class RankEnd:
     rank: int
     process: int
     exit_code: int
-    """Negative: the signal that killed it."""
+    """The exit code; if negative, the number of the signal that killed the rank."""
     was_ended: bool
-    """Killed by us: another rank had failed, or time was up."""
+    """Whether we killed it, because another rank had failed or time was up."""
     output: str
-    """What it wrote to stdout and stderr."""
+    """Its stdout and stderr."""
     result: Any
-    """What the function returned; None where it did not."""
+    """The result of the function; None if it did not return."""
 
     @property
-    def said(self) -> str:
+    def description(self) -> str:
         """How it ended, in words."""
         if self.was_ended:
-            return f"rank {self.rank} still ran and was ended"
+            return f"rank {self.rank} was still running and was killed"
         if self.exit_code < 0:
             return f"rank {self.rank} was killed by {signal.Signals(-self.exit_code).name}"
         return f"rank {self.rank} ended with code {self.exit_code}"
 
 
 class RankError(AssertionError):
-    """A rank did not return from its function; the message holds how, and what it wrote."""
+    """A rank did not return from its function; the message says how the ranks ended."""
 
     def __init__(self, ends: Sequence[RankEnd], reason: str = "") -> None:
         self.ends = tuple(ends)
-        # Who failed by itself comes first.
+        # Ranks that failed by themselves come first.
         order = sorted(ends, key=lambda end: (end.was_ended, end.exit_code == 0, end.rank))
-        parts = [f"{end.said}:\n{end.output[-_SHOWN:]}" for end in order]
+        parts = [f"{end.description}:\n{end.output[-_SHOWN:]}" for end in order]
         super().__init__("\n".join([*([reason] if reason else []), *parts]))
 
 
 class Ranks:
-    """Ranks that run; use it in a `with` statement, which kills those that still do at its end."""
+    """Running ranks; a `with` statement kills those that are still running at its end."""
 
     def __init__(self, tasks: Sequence[Task], folder: Path, *, fresh: bool) -> None:
         self._tasks, self._folder = tasks, folder
@@ -116,7 +115,7 @@ class Ranks:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def output(self, rank: int = 0) -> str:
-        """What a rank has written so far."""
+        """The output of a rank so far."""
         path = Path(self._tasks[rank].output)
         return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
 
@@ -125,10 +124,10 @@ class Ranks:
         return [rank for rank in range(len(self.processes)) if self._exit_code(rank) is None]
 
     def wait_for(self, text: str, *, rank: int = 0, seconds: float = 240.0) -> None:
-        """Wait until a rank has written something.
+        """Wait until a rank has written `text`.
 
         Raises:
-            RankError: It ended before, another has failed, or time is up.
+            RankError: The rank ended without it, another rank failed, or time is up.
         """
         deadline = time.monotonic() + seconds
         while text not in self.output(rank):
@@ -141,19 +140,19 @@ class Ranks:
             time.sleep(_POLL_SECONDS)
 
     def send_signal(self, number: int) -> None:
-        """Send a signal to every rank that runs."""
+        """Send a signal to every running rank."""
         for rank in self.running():
             os.kill(self.processes[rank], number)
 
     def wait(self, seconds: float = 300.0, *, grace: float = GRACE_SECONDS) -> list[RankEnd]:
-        """Wait until all have ended; when one fails, the others are killed a little later.
+        """Wait until all ranks have ended; after one fails, the others are killed a little later.
 
         Args:
-            seconds: Until all are killed.
-            grace: Seconds that the others have after one has failed.
+            seconds: Seconds after which all are killed.
+            grace: Seconds for which the others may run after one has failed.
 
         Raises:
-            RankError: Time was up.
+            RankError: Time is up.
         """
         deadline = time.monotonic() + seconds
         while running := self.running():
@@ -166,7 +165,7 @@ class Ranks:
         return self._ends()
 
     def kill(self) -> None:
-        """Kill every rank that runs, with the processes that it has started."""
+        """Kill every running rank, and the processes that it has started."""
         for rank in self.running():
             self._ended_by_us.add(rank)
             try:
@@ -232,13 +231,13 @@ def start_ranks(
     """Start a function on every rank, and return at once.
 
     Args:
-        function: What each rank calls; importable by name.
-        arguments: Its arguments, the same on every rank; picklable.
+        function: The function to call on each rank; must be importable by name.
+        arguments: Its arguments, the same on every rank; must be picklable.
         world_size: Number of ranks.
-        environment: Variables beside those of this process; `{rank}` in a value is the rank, and
-            None takes a variable away.
-        directory: Where the ranks work; here by default.
-        fresh: Start interpreters, which see what this machine has, instead of forking.
+        environment: Variables to add to those of this process; `{rank}` in a value is replaced by
+            the rank, and None removes a variable.
+        directory: Working directory of the ranks; by default that of this process.
+        fresh: Start new interpreters, which see this machine's GPUs, instead of forking.
 
     Raises:
         TypeError: The function cannot be imported by name.
@@ -282,21 +281,21 @@ def run_distributed[T](
     timeout: float = 300.0,
     fresh: bool = False,
 ) -> list[T]:
-    """Call a function on every rank, and return what each rank returned.
+    """Call a function on every rank, and return the results by rank.
 
     Args:
-        function: What each rank calls; importable by name.
-        arguments: Its arguments, the same on every rank; picklable.
+        function: The function to call on each rank; must be importable by name.
+        arguments: Its arguments, the same on every rank; must be picklable.
         world_size: Number of ranks.
-        environment: Variables beside those of this process; `{rank}` in a value is the rank, and
-            None takes a variable away.
-        directory: Where the ranks work; here by default.
-        timeout: Seconds after which they are killed.
-        fresh: Start interpreters, which see what this machine has, instead of forking.
+        environment: Variables to add to those of this process; `{rank}` in a value is replaced by
+            the rank, and None removes a variable.
+        directory: Working directory of the ranks; by default that of this process.
+        timeout: Seconds after which the ranks are killed.
+        fresh: Start new interpreters, which see this machine's GPUs, instead of forking.
 
     Raises:
-        RankError: A rank raised an exception, exited, was killed or took too long. Says how each
-            rank ended, and what it wrote.
+        RankError: A rank raised an exception, exited, was killed or took too long. The message says
+            how each rank ended, and contains its output.
         TypeError: The function cannot be imported by name.
     """
     with start_ranks(

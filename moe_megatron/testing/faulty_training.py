@@ -1,7 +1,7 @@
-"""Training runs that go wrong when a test asks for it: the rank's side of the tests of alerts.
+"""Training runs that go wrong on request: the ranks' part of the tests of alerts.
 
-A run trains in FOLDER/FAULT without end, and slowly, so that several can share a machine. The file
-`go` in its folder lets the fault happen; the test kills the ranks when it has seen enough.
+A run trains in FOLDER/FAULT without end, slowly, so that several can share a machine. The file `go`
+in its folder triggers the fault; the test kills the ranks when it has seen enough.
 """
 
 import os
@@ -34,11 +34,11 @@ OVERRIDES = {
 
 
 PAUSE_SECONDS = 0.2
-"""Between two steps."""
+"""Pause between two steps."""
 
 
 class Fault(Callback):
-    """Does harm after each step, from the moment the test says `go`."""
+    """Calls `harm` after each step, once the file `go` exists."""
 
     def __init__(self, folder: Path, harm: Callable[["Fault"], None]) -> None:
         self.folder = folder
@@ -50,7 +50,7 @@ class Fault(Callback):
         self.model = model
 
     def on_step_end(self, event: StepEnd) -> None:
-        """Look whether it is time."""
+        """Cause the fault if the file `go` exists."""
         time.sleep(PAUSE_SECONDS)
         if (self.folder / "go").exists():
             self._harm(self)
@@ -58,7 +58,7 @@ class Fault(Callback):
 
 @torch.no_grad()
 def collapse(fault: Fault) -> None:
-    """Every token goes to the same experts: a router without weights cannot tell them apart."""
+    """Send every token to the same experts, by setting the router weights to zero."""
     for chunk in fault.model:
         for module in chunk.modules():
             if isinstance(module, MeasuredRouter):
@@ -67,18 +67,18 @@ def collapse(fault: Fault) -> None:
 
 @torch.no_grad()
 def nan(fault: Fault) -> None:
-    """One weight is not a number."""
+    """Set one weight to NaN."""
     next(fault.model[0].parameters()).view(-1)[0] = float("nan")
 
 
 def stall(fault: Fault) -> None:
-    """The last process no longer does its part."""
+    """Make every rank but 0 hang."""
     while world.rank() != 0:
         time.sleep(1)
 
 
 def kill(fault: Fault) -> None:
-    """The last process is gone from one moment to the next."""
+    """Kill every rank but 0 without warning."""
     if world.rank() != 0:
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -87,7 +87,7 @@ FAULTS = {fault.__name__: fault for fault in (collapse, nan, stall, kill)}
 
 
 def main(folder: Path, name: str) -> None:
-    """Train the run of a fault."""
+    """Run the training with the fault of this name."""
     run_dir = folder / name
     config = apply_overrides(load_config("test_tiny"), {**OVERRIDES, "run_dir": str(run_dir)})
     start(config, attached=Attachments(callbacks=[Fault(run_dir, FAULTS[name])]))

@@ -1,19 +1,19 @@
 """A process that has imported torch and Megatron, and forks the ranks of tests.
 
-An interpreter takes eight seconds of a processor to import what a training run needs; a fork of one
-that has done so takes milliseconds. `shared()` is the server of this process: it starts when first
-asked, and ends with this process, however that ends. Under pytest-xdist every worker has its own.
+An interpreter takes eight seconds of CPU time to import what a training run needs; forking one that
+has done so takes milliseconds. `shared()` is the server of this process: it starts on first use and
+ends with this process, however that ends. Under pytest-xdist every worker has its own server.
 
-What a fork cannot do differently from its parent:
+A fork inherits some things from its parent that it cannot change:
 
-- The server sees no CUDA device, and has Megatron's emulation for the CPU in place.
-- Modules are imported. A test of imports, or of the end of an interpreter, starts one.
-- Memory is allocated as `MOE_MEGATRON_PLAIN` said when the server started; all else that reads the
-  environment does so in the rank.
+- The server sees no CUDA device, and has installed the CPU emulation for Megatron.
+- Modules are imported already. Tests of imports or of interpreter exit start a new interpreter.
+- Memory is allocated according to `MOE_MEGATRON_PLAIN` at the start of the server; everything else
+  that reads the environment does so in the rank.
 
-A process with threads cannot be forked safely, so the server only imports: it computes nothing,
-which would start OpenMP's threads, and refuses to serve when a module that it imports starts one.
-It knows nothing about what ranks do, nor that they belong together.
+A process with threads cannot be forked safely. So the server only imports: computing would start
+OpenMP threads, and the server refuses to run if importing a module starts a thread. It does not
+know what ranks do, or that they belong together.
 """
 
 import atexit
@@ -39,22 +39,22 @@ PRELOADED = (
     "moe_megatron.mcore.loop.engine",
     "moe_megatron.training.trainer",
     "moe_megatron.cli.pretrain",
-    # Imported by a run when it needs them.
+    # A run imports these when it needs them.
     "torch._dynamo",
     "transformers.models.auto",
     "transformers.modeling_utils",
-    # Imported by test files.
+    # Test files import these.
     "pytest",
     "moe_megatron.testing.warm",
 )
-"""Modules that ranks find imported."""
+"""Modules that are already imported in every rank."""
 
 
 class ForkServer:
     """The test's side of a server."""
 
     def __init__(self, preloaded: Sequence[str] = PRELOADED) -> None:
-        """Start it; it is ready some seconds later, and `fork` waits until then.
+        """Start the server; it is ready after a few seconds, until which `fork` waits.
 
         Args:
             preloaded: Modules to import, in this order.
@@ -71,7 +71,7 @@ class ForkServer:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C is for the tests; the server goes when they do
+                start_new_session=True,  # Ctrl-C goes to the tests only; the server ends with them
             )
         self._connection = Connection(ours.detach())
         self._lock = Lock()
@@ -82,7 +82,7 @@ class ForkServer:
         """Start a rank in a process group of its own; returns its process id.
 
         Raises:
-            RuntimeError: The server has ended; holds its output.
+            RuntimeError: The server has ended; the message contains its output.
         """
         with self._lock, self._explained():
             self._connection.send(task)
@@ -93,7 +93,7 @@ class ForkServer:
                 self._ended[process] = status
 
     def exit_code(self, process: int, *, seconds: float = 0.0) -> int | None:
-        """How a rank ended, as `subprocess` says it; None if it still runs after some seconds."""
+        """Exit code of a rank, as in `subprocess`; None if it is still running after `seconds`."""
         with self._lock, self._explained():
             while process not in self._ended and self._connection.poll(seconds):
                 _, ended, status = self._connection.recv()
@@ -101,7 +101,7 @@ class ForkServer:
             return self._ended.get(process)
 
     def close(self) -> None:
-        """End the server, and every rank that still runs."""
+        """End the server, and every rank that is still running."""
         if os.getpid() == self._owner:
             self._connection.close()
             self._process.wait()
@@ -109,7 +109,7 @@ class ForkServer:
 
     @property
     def is_usable(self) -> bool:
-        """Whether it was started by this process and still runs."""
+        """Whether this process started the server and it is still running."""
         return self._owner == os.getpid() and self._process.poll() is None
 
     @contextlib.contextmanager
@@ -118,8 +118,8 @@ class ForkServer:
             yield
         except (EOFError, OSError) as error:
             self._process.wait()
-            said = self._log.read_text()
-            raise RuntimeError(f"the fork server has ended:\n{said}") from error
+            output = self._log.read_text()
+            raise RuntimeError(f"the fork server has ended:\n{output}") from error
 
 
 _shared: ForkServer | None = None
@@ -138,15 +138,15 @@ def shared() -> ForkServer:
 
 
 def serve(descriptor: int, preloaded: Sequence[str]) -> None:
-    """Fork ranks as the other end of a socket asks, until it is closed."""
+    """Fork a rank for each task received through a socket, until the other end is closed."""
     connection = Connection(descriptor)
     for module in preloaded:
         importlib.import_module(module)
         if len(os.listdir("/proc/self/task")) > 1:
             raise RuntimeError(f"importing {module} starts threads, which a fork would not have")
     gc.collect()
-    gc.freeze()  # no rank shall copy memory only because it looks for garbage
-    ranks: dict[int, int] = {}  # a descriptor that is readable when the process has ended
+    gc.freeze()  # keeps garbage collection in the ranks from copying shared pages
+    ranks: dict[int, int] = {}  # process ids by pidfd, which is readable when the process has ended
     try:
         while True:
             for ready in wait([connection, *ranks]):
@@ -156,14 +156,14 @@ def serve(descriptor: int, preloaded: Sequence[str]) -> None:
                     connection.send(("forked", process, 0))
                 elif isinstance(ready, int):
                     _report(connection, ready, ranks)
-    except (EOFError, OSError):  # the test's process has gone
+    except (EOFError, OSError):  # the test's process has ended
         for process in ranks.values():
             _kill_group(process)
 
 
 def _fork(connection: Connection, task: Task, descriptors: list[int]) -> int:
     process = os.fork()
-    # Here and there, because nobody knows who comes first.
+    # Called in both processes, because either may run first.
     os.setpgid(process, process)
     if process:
         return process
@@ -179,10 +179,10 @@ def _become(connection: Connection, task: Task, descriptors: list[int]) -> NoRet
 
 
 def _report(connection: Connection, descriptor: int, ranks: dict[int, int]) -> None:
-    """Say how a rank ended, and end what it left behind."""
+    """Report how a rank ended, and kill the processes that it left behind."""
     process = ranks.pop(descriptor)
     os.close(descriptor)
-    _kill_group(process)  # first: nobody can have the number of a process that is not reaped
+    _kill_group(process)  # before waitpid: the id of an unreaped process cannot be reused
     _, status = os.waitpid(process, 0)
     connection.send(("ended", process, os.waitstatus_to_exitcode(status)))
 

@@ -1,9 +1,9 @@
-"""Writes a routing history until it is killed or done: the victim of kill tests.
+"""Writes a routing history until it is killed or done, for tests that kill it.
 
     python -m moe_megatron.testing.history_writer FOLDER START_STEP LAST_STEP
 
-What a step holds follows from its number, so that a reader can tell every value. After each
-`SinkSet.flush` it prints the step up to which the history must survive.
+The content of a step is determined by its number, so that a reader can check every value. After
+each `SinkSet.flush` it prints the step up to which the history must survive.
 """
 
 import sys
@@ -43,7 +43,7 @@ def snapshot(step: int) -> RoutingSnapshot:
 
 
 def run_info(start_step: int) -> RunInfo:
-    """The run that the snapshots are of."""
+    """The run to which the snapshots belong."""
     return RunInfo(
         run_dir=None,
         total_steps=10**6,
@@ -58,7 +58,7 @@ def run_info(start_step: int) -> RunInfo:
 
 
 def main(folder: Path, start_step: int, last_step: int) -> None:
-    """Write the steps after `start_step`, with a checkpoint's flush every 50."""
+    """Write the steps after `start_step`, with a flush, as for a checkpoint, every 50 steps."""
     sinks = SinkSet([HistorySink(folder, flush_seconds=0.01)], queue_size=10**6)
     sinks.start(run_info(start_step))
     for step in range(start_step + 1, last_step + 1):

@@ -1,6 +1,6 @@
-"""A Hub on this machine: the part of its HTTP interface that fetching and pushing a model needs.
+"""A local Hub server with the part of the HTTP API that fetching and pushing models needs.
 
-Repositories live in memory. Point HF_ENDPOINT of a process at `HubServer.url`.
+Repositories are held in memory. Set HF_ENDPOINT of a process to `HubServer.url`.
 """
 
 import base64
@@ -16,19 +16,19 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class HubServer(ThreadingHTTPServer):
-    """Serves `repositories`; keeps what it was asked for."""
+    """Serves `repositories` and records requests."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.repositories: dict[str, dict[str, bytes]] = {}
-        """Content of files by name, by repository."""
+        """For each repository, the contents of its files by name."""
         self.private: dict[str, bool] = {}
-        """What repositories were made with."""
+        """Whether each repository was created as a private one."""
         self.gated: set[str] = set()
         self.requests: list[tuple[str, str]] = []
-        """Method and path."""
+        """Method and path of each request."""
         self.tokens: set[str] = set()
-        """What requests identified themselves with."""
+        """The Authorization headers of all requests."""
 
     @property
     def url(self) -> str:

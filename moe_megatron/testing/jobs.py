@@ -1,7 +1,7 @@
 """Runs training jobs on the ranks of a process group over Gloo, for tests.
 
-One group of processes runs a list of jobs one after another: a run after the first takes a fraction
-of the time, and shows that the runs before it left nothing behind.
+One group of processes runs a list of jobs one after another. Every run but the first takes only a
+fraction of the time, and shows that earlier runs left nothing behind.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ MOCK_VOCAB_SIZE = 512
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Job:
-    """One run: differences from a preset, and the folder it writes to."""
+    """One run: a preset with overrides, and the folder to which it writes."""
 
     run_dir: Path
     overrides: Mapping[str, Any] = field(default_factory=dict)
@@ -41,14 +41,14 @@ def run_jobs(
     """Run the jobs in order, each on all ranks, with Megatron's mock data.
 
     Args:
-        jobs: What to run; they share the processes.
+        jobs: The jobs to run; they share the processes.
         world_size: Number of processes.
-        timeout: Seconds until all of them must have ended.
-        environment: Variables beside those of this process.
-        fresh: In interpreters of their own, which see the GPUs of this machine.
+        timeout: Seconds after which the processes are killed.
+        environment: Variables to add to those of this process.
+        fresh: Start new interpreters, which see this machine's GPUs, instead of forking.
 
     Raises:
-        RankError: A rank failed; holds what it wrote.
+        RankError: A rank failed; the message contains its output.
     """
     run_distributed(
         run_on_this_rank,
@@ -61,7 +61,7 @@ def run_jobs(
 
 
 def run_on_this_rank(jobs: Sequence[Job]) -> None:
-    """A rank's side of `run_jobs`."""
+    """The part of `run_jobs` that runs on each rank."""
     from moe_megatron.mcore import world
     from moe_megatron.mcore.loop import engine
     from moe_megatron.run.machine import choose_machine

@@ -1,4 +1,4 @@
-"""Ports that nothing else takes by chance."""
+"""Finds ports that no other process takes by chance."""
 
 import random
 import socket
@@ -9,13 +9,13 @@ _LOWEST, _DEFAULT_END = 10_000, 32_768
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 that nobody listens on.
+    """A free port of 127.0.0.1.
 
-    The kernel gives the ports of its own range to every outgoing connection: one of those that is
-    free now may be somebody's a moment later. This one lies below that range.
+    The kernel assigns ports of its ephemeral range to outgoing connections, so that one that is
+    free now may be taken a moment later. The returned port is below that range.
     """
     end = int(_RANGE.read_text().split()[0]) if _RANGE.exists() else _DEFAULT_END
-    # Without a seed of the test's: workers with the same seed must not choose the same port.
+    # Independent of the test's seed: workers with the same seed must not choose the same port.
     choose = random.SystemRandom()
     if end - _LOWEST < 1_000:
         end = _DEFAULT_END

@@ -1,6 +1,6 @@
-"""Programs as a user starts them: in a session of their own, with output in a file to watch.
+"""Starts programs as a user would: in a session of their own, with output to a file.
 
-For what is about launching itself: command lines, torchrun, signals. Where only the ranks matter,
+This is for tests of launching itself: command lines, torchrun, signals. For tests of ranks alone,
 `distributed` starts them in a fraction of the time.
 """
 
@@ -16,10 +16,10 @@ import psutil
 
 
 def interruptible() -> None:
-    """Let Ctrl-C end this process again: the `preexec_fn` of programs that a test interrupts.
+    """Restore the default handling of Ctrl-C; the `preexec_fn` of programs that tests interrupt.
 
-    A shell that starts the tests in the background, or `nohup`, lets them ignore the signal, and
-    what they start would inherit that.
+    A shell that starts the tests in the background, or `nohup`, makes them ignore the signal, and
+    programs that they start would inherit that.
     """
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
@@ -34,11 +34,11 @@ class Program:
 
     @property
     def output(self) -> str:
-        """What it has written so far, to stdout and stderr."""
+        """Its stdout and stderr so far."""
         return self.log.read_text(encoding="utf-8", errors="replace")
 
     def family(self) -> list[psutil.Process]:
-        """The program's processes that were seen and still run, zombies left out."""
+        """All processes of the program seen so far that are still running, without zombies."""
         try:
             parent = psutil.Process(self.process.pid)
             self.seen |= {p.pid: p for p in (parent, *parent.children(recursive=True))}
@@ -47,20 +47,20 @@ class Program:
         return [p for p in self.seen.values() if _runs(p)]
 
     def wait_for(self, text: str, seconds: float = 240) -> None:
-        """Wait until it has written something.
+        """Wait until the program has written `text`.
 
         Raises:
-            AssertionError: It ended before, or time is up.
+            AssertionError: It ended without it, or time is up.
         """
         deadline = time.monotonic() + seconds
         while text not in self.output:
-            self.family()  # now, because who has ended by the end could not be found any more
+            self.family()  # remembers processes while they can still be found
             assert self.process.poll() is None, f"it ended before {text!r}:\n{self.output}"
-            assert time.monotonic() < deadline, f"no {text!r} came:\n{self.output}"
+            assert time.monotonic() < deadline, f"it did not write {text!r}:\n{self.output}"
             time.sleep(0.05)
 
     def press_ctrl_c(self) -> None:
-        """What a terminal does: the signal goes to the whole foreground process group."""
+        """Send SIGINT to the whole process group, as a terminal does."""
         os.killpg(self.process.pid, signal.SIGINT)
 
     def end(self, seconds: float = 240) -> int:
@@ -69,7 +69,7 @@ class Program:
         return self.process.wait(seconds)
 
     def kill(self) -> None:
-        """Kill what still runs."""
+        """Kill all processes that are still running."""
         for process in self.family():
             try:
                 process.kill()
@@ -90,15 +90,15 @@ def start_program(
     Args:
         words: Its command line.
         log: File for its output.
-        directory: Where it works.
-        environment: Variables beside those of this process.
+        directory: Working directory.
+        environment: Variables to add to those of this process.
     """
-    given = {"CUDA_VISIBLE_DEVICES": "", "PYTHONUNBUFFERED": "1", **(environment or {})}
+    added = {"CUDA_VISIBLE_DEVICES": "", "PYTHONUNBUFFERED": "1", **(environment or {})}
     with log.open("wb") as file:
         process = subprocess.Popen(
             list(map(str, words)),
             cwd=directory,
-            env=os.environ | given,
+            env=os.environ | added,
             stdin=subprocess.DEVNULL,
             stdout=file,
             stderr=subprocess.STDOUT,
@@ -109,7 +109,7 @@ def start_program(
 
 
 def _runs(process: psutil.Process) -> bool:
-    """Whether it still runs; it may end while it is asked."""
+    """Whether a process is still running; it may end during the check."""
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:

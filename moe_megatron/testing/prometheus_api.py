@@ -1,4 +1,4 @@
-"""What tests ask a real Prometheus, and a server that receives alerts from a real Alertmanager."""
+"""A client for a real Prometheus, and a server that receives alerts from a real Alertmanager."""
 
 import json
 import threading
@@ -10,12 +10,12 @@ from types import TracebackType
 from typing import Any, Self
 
 Series = dict[str, Any]
-"""An element of an answer: "metric" is its labels, "value" or "values" its samples."""
+"""An element of an answer: "metric" holds its labels, "value" or "values" its samples."""
 
 
 @dataclass(frozen=True, slots=True)
 class PrometheusApi:
-    """The HTTP API of a Prometheus."""
+    """The HTTP API of a Prometheus server."""
 
     url: str
 
@@ -23,7 +23,7 @@ class PrometheusApi:
         """The data of an answer.
 
         Raises:
-            AssertionError: Prometheus refused; holds what it said.
+            AssertionError: Prometheus refused the request; the message contains its answer.
         """
         address = f"{self.url}/api/v1/{path}?{urllib.parse.urlencode(parameters)}"
         try:
@@ -56,7 +56,7 @@ class PrometheusApi:
 
 
 class AlertReceiver:
-    """A webhook that Alertmanager sends to; keeps the names of the alerts that arrived."""
+    """A webhook for Alertmanager; keeps the alerts that have arrived."""
 
     def __init__(self) -> None:
         self.alerts: list[dict[str, Any]] = []
@@ -79,7 +79,7 @@ class AlertReceiver:
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
 
     def names(self) -> set[str]:
-        """Of all alerts that arrived."""
+        """The names of all alerts that have arrived."""
         return {alert["labels"]["alertname"] for alert in self.alerts}
 
     def __enter__(self) -> Self:

@@ -1,4 +1,4 @@
-"""A Hugging Face folder of any size with random weights, written without building the model."""
+"""Writes a Hugging Face folder of any size with random weights, without building the model."""
 
 import json
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 _POOL = 1 << 22
-"""Random numbers that tensors are cut from, each from another place."""
+"""Size of the pool of random numbers from which tensors are cut, at different positions."""
 
 
 def write_random(
@@ -16,13 +16,13 @@ def write_random(
     """Write bfloat16 weights in the layout that every version of transformers reads.
 
     Args:
-        folder: Where to; made if it is missing.
-        config: Its `config.json`.
-        shard_bytes: Size after which a file is full.
-        seed: Of the weights.
+        folder: The folder to write; created if it is missing.
+        config: Content of its `config.json`.
+        shard_bytes: Size from which on a file is full.
+        seed: Seed of the weights.
 
     Returns:
-        Bytes of all weights.
+        Total size of the weights in bytes.
     """
     import torch
     from safetensors.torch import save_file

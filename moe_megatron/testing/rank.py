@@ -1,8 +1,8 @@
-"""What one rank of a test does: one function, whose result or failure it leaves behind.
+"""One rank of a test: calls one function and writes its result or failure to files.
 
-The function travels as the names of its module and file, so that it may stand in a test file;
-its arguments and its result are pickled. `python -m moe_megatron.testing.rank TASK_FILE` is a rank
-in a fresh interpreter; `fork_server` forks the others. It knows nothing about the other ranks.
+The function is passed as the names of its module and file, so that it may be in a test file; its
+arguments and its result are pickled. `python -m moe_megatron.testing.rank TASK_FILE` is a rank in a
+new interpreter; `fork_server` forks the others. It knows nothing about the other ranks.
 """
 
 import atexit
@@ -24,7 +24,7 @@ from typing import Any, NoReturn, cast
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Task:
-    """A function to call, where to, and in which surroundings."""
+    """A function to call, the files for its result and output, and its environment."""
 
     module: str
     file: str
@@ -32,12 +32,12 @@ class Task:
     arguments: bytes
     """Positional arguments, pickled."""
     result: str
-    """File for the pickled result; it appears when the function has returned."""
+    """File for the pickled result; it is created when the function has returned."""
     output: str
-    """File for what the rank writes to stdout and stderr."""
+    """File for the rank's stdout and stderr."""
     directory: str
     environment: dict[str, str]
-    """All of it: nothing is inherited."""
+    """The complete environment; nothing is inherited."""
     path: list[str]
     """`sys.path`."""
 
@@ -46,12 +46,12 @@ class Task:
         """A task for a function.
 
         Args:
-            function: From a module's top level, where a rank can import it by name.
-            arguments: What to call it with; must be picklable.
+            function: A function at the top level of a module, where a rank can import it by name.
+            arguments: Positional arguments; must be picklable.
             rest: The other fields.
 
         Raises:
-            TypeError: The function is a lambda, a method of an object, or stands inside another.
+            TypeError: The function is a lambda, a bound method, or defined inside another function.
         """
         module = sys.modules.get(getattr(function, "__module__", ""))
         name = getattr(function, "__qualname__", repr(function))
@@ -59,7 +59,7 @@ class Task:
         if module is None or found is not function:
             raise TypeError(
                 f"{name} cannot be imported by name, as a rank must do. Pass a function from the "
-                "top level of a module, and what it needs as arguments."
+                "top level of a module, and pass what it needs as arguments."
             )
         return cls(
             module=module.__name__,
@@ -71,9 +71,9 @@ class Task:
 
 
 def settle(task: Task) -> None:
-    """Make this process the rank of a task: its environment, folder, output and signals.
+    """Set up this process for a task: environment, directory, output and signals.
 
-    Everything that a fork takes over from its parent and a new interpreter would not.
+    It resets everything that a fork inherits from its parent and a new interpreter would not.
     """
     os.environ.clear()
     os.environ.update(task.environment)
@@ -89,13 +89,13 @@ def settle(task: Task) -> None:
     os.close(nothing)
     os.close(output)
     for stream in (sys.stdout, sys.stderr):
-        cast("Any", stream).reconfigure(line_buffering=True)  # a test may be reading along
+        cast("Any", stream).reconfigure(line_buffering=True)  # a test may read the output meanwhile
     if numpy := sys.modules.get("numpy"):
-        numpy.random.seed()  # or all ranks would draw the same, as no two interpreters do
+        numpy.random.seed()  # otherwise all forked ranks would draw the same numbers
 
 
 def run(task: Task) -> NoReturn:
-    """Do a task and end the process, with code 0 or, after an exception, 1."""
+    """Run a task and exit with code 0, or 1 after an exception, or the code of a SystemExit."""
     code = 1
     try:
         function = _look_up(_module(task), task.name)
@@ -108,7 +108,7 @@ def run(task: Task) -> NoReturn:
         code = _exit_code(request)
     except BaseException:
         traceback.print_exc()
-    # As at the end of an interpreter, but for its slow clearing of modules.
+    # As at interpreter exit, except for the slow clean-up of modules.
     with contextlib.suppress(BaseException):
         atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
@@ -127,7 +127,7 @@ def _exit_code(request: SystemExit) -> int:
 def _module(task: Task) -> ModuleType:
     """The module of a task, under the name that it has in the test's process.
 
-    pytest imports test files without packages around them, and names them by their path.
+    pytest imports test files without their packages, and names them after their paths.
     """
     with contextlib.suppress(ImportError):
         module = importlib.import_module(task.module)
@@ -155,7 +155,7 @@ def _main(file: str) -> NoReturn:
 
 
 if __name__ == "__main__":
-    # By its real name: `Task` of `__main__` would be another class.
+    # Imported by its real name, because `Task` of `__main__` would be another class.
     from moe_megatron.testing import rank
 
     rank._main(sys.argv[1])

@@ -1,7 +1,7 @@
-"""Tiny random models of transformers, one or more a family, with the odd shapes that break tables.
+"""Tiny random transformers models, one or more per family, in odd shapes that break mapping tables.
 
-Three query heads a key/value head, odd numbers of layers, one expert, sixty experts, dense layers
-among the others, tied and untied embeddings, vocabularies that nothing divides.
+Among them are three query heads per key/value head, odd numbers of layers, one expert, sixty
+experts, dense layers among MoE layers, tied and untied embeddings, and prime vocabulary sizes.
 """
 
 from pathlib import Path
@@ -162,7 +162,7 @@ EXAMPLES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def hf_config(name: str) -> Any:
-    """The configuration of an example, as transformers has it."""
+    """The configuration of an example, as a transformers object."""
     from transformers import AutoConfig
 
     family, sizes = EXAMPLES[name]
@@ -170,7 +170,7 @@ def hf_config(name: str) -> Any:
 
 
 def build(name: str, *, seed: int = 0) -> Any:
-    """The model of an example: float32, every tensor random, norms and biases too."""
+    """The model of an example, in float32; every tensor is random, including norms and biases."""
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
@@ -190,9 +190,9 @@ def save(name: str, folder: Path, *, fused: bool, seed: int = 0) -> Any:
 
     Args:
         name: Key of `EXAMPLES`.
-        folder: Where to.
-        fused: Whether experts lie together, as in the modules of transformers 5, or one by one.
-        seed: Of the random weights.
+        folder: The folder to write.
+        fused: Whether to store experts fused, as in the modules of transformers 5, or one by one.
+        seed: Seed of the random weights.
 
     Returns:
         The model.

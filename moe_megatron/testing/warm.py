@@ -1,8 +1,8 @@
-"""What ranks of tests find done already, besides imports: `fork_server` imports this module last.
+"""Work that is done once in the fork server, which imports this module last, for all ranks.
 
-At every start of a run Megatron reads the help texts of its 900 flags from its own source, three
-times over. That takes as long as all else that a run of a few steps on tiny shapes does. Source
-does not change while a process lives, so it is read once, in the server.
+Whenever a run starts, Megatron reads the help texts of its 900 flags from its own source, three
+times. That takes as long as everything else in a run of a few steps on tiny shapes. Source does not
+change during the life of a process, so it is read once, in the server.
 """
 
 import functools

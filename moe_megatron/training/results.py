@@ -1,4 +1,4 @@
-"""What `MoETrainer` returns: plain values, with nothing of Megatron in them."""
+"""What `MoETrainer` returns: plain values, independent of Megatron."""
 
 import math
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ class EvalResult:
     loss: float
     """Mean cross-entropy of the next token, in nats."""
     tokens: int
-    """Predicted tokens."""
+    """Number of predicted tokens."""
 
     @property
     def perplexity(self) -> float:
@@ -24,22 +24,22 @@ class EvalResult:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingResult:
-    """How a training went. Losses are known on rank 0 only."""
+    """The result of a training run. Losses are known on rank 0 only."""
 
     steps: int
     losses: list[float | None]
     """Training loss of each step, in nats per token."""
     tokens: int
-    """Tokens trained on."""
+    """Number of tokens trained on."""
     seconds: float
-    """Wall time of the run, set-up included."""
+    """Wall time of the run, including set-up."""
     validation_loss: float | None
-    """The last one; None without an evaluation dataset."""
+    """Loss of the last evaluation; None without an evaluation dataset."""
     interrupted: bool
-    """Stopped by Ctrl-C or SIGTERM."""
+    """Whether Ctrl-C or SIGTERM stopped the run."""
     run_dir: Path
     checkpoint: Path | None
-    """Megatron checkpoint of the last step; None where none was asked for."""
+    """Megatron checkpoint of the last step; None if none was saved."""
     routing: RoutingProfile | None
     """Routing of the whole run; None for dense models."""
 

@@ -1,7 +1,7 @@
-"""Training text given from Python: strings, a path or a Hugging Face dataset, made an index once.
+"""Turns training text given from Python (strings, a path, a dataset) into an indexed dataset.
 
-What was prepared is cached under a hash of text and tokenizer, so the same data in the next cell,
-or on another rank, costs nothing.
+The result is cached under a hash of text and tokenizer, so using the same data again, in the next
+cell or on another rank, costs nothing.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ def tokenizer_for(name: str, vocab_size: int) -> TokenizerInfo:
         vocab_size: Size of the model's vocabulary.
 
     Raises:
-        DataError: It cannot be loaded, or has more tokens than the model.
+        DataError: The tokenizer cannot be loaded, or has more tokens than the model.
     """
     if name == "demo":
         demo = ensure_demo(default_cache_dir(), open_indexed_writer, vocab_size=vocab_size)
@@ -72,8 +72,8 @@ def index_texts(texts: Texts, tokenizer: TokenizerInfo, text_key: str) -> tuple[
 
 
 def _as_source(texts: Texts, text_key: str) -> tuple[Source, str]:
-    """The texts as something `prepare_dataset` reads, and a name that changes with them."""
-    if isinstance(texts, Mapping):  # also a `DatasetDict`; the names would be taken for documents
+    """The texts as a source for `prepare_dataset`, and a cache key that changes with them."""
+    if isinstance(texts, Mapping):  # such as a `DatasetDict`, whose keys are not documents
         raise DataError(
             f"train_data is a {type(texts).__name__} of {', '.join(map(repr, texts)) or 'nothing'};"
             " give one of its values, such as train_data['train']."
@@ -83,7 +83,7 @@ def _as_source(texts: Texts, text_key: str) -> tuple[Source, str]:
     if hasattr(texts, "save_to_disk"):
         folder = _saved_dataset(texts)
         return folder, str(folder)
-    if hasattr(texts, "column_names"):  # a streaming dataset: its rows exist only while read
+    if hasattr(texts, "column_names"):  # a streaming dataset, which cannot be saved
         texts = [row[text_key] for row in texts]
     if not isinstance(texts, Iterable):
         raise DataError(

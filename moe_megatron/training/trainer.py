@@ -1,8 +1,8 @@
 """`MoETrainer`: train a `MoEModel` from a few lines of Python, in Megatron's own loop.
 
-It compiles its arguments into the same configuration and the same call as the command line does.
-The model's weights are handed to Megatron, whatever the parallel layout, and come back when
-training ends. Under `torchrun` the same script uses all processes.
+It turns its arguments into the same configuration and the same call as the command line does. The
+model's weights are copied to Megatron, in any parallel layout, and back when training ends. Under
+`torchrun` the same script uses all processes.
 """
 
 import math
@@ -40,17 +40,17 @@ class MoETrainer:
         result = trainer.train(["some text", "some more"], num_epochs=2)
 
     Args:
-        model: Its weights are replaced by the trained ones.
+        model: The model to train; its weights are replaced by the trained ones.
         load_balancing: "auxiliary_loss", "none", or a value of `moe.load_balancing`.
         router_z_loss_coef: Weight of the router z-loss (ST-MoE, arXiv 2202.08906).
         aux_loss_coef: Weight of the auxiliary loss; None keeps the model's.
         tokenizer: "demo", a tokenizer folder or a hub id.
-        run_dir: Folder for metrics and reports; a free name is found for each training.
+        run_dir: Folder for metrics and reports; each call of `train` uses a free name like it.
         overrides: Any field of the run configuration, such as
             {"parallel.expert_parallel_size": 2, "checkpoint.save_interval": 100}.
 
     Raises:
-        ConfigError: A value makes no sense.
+        ConfigError: An argument is invalid.
     """
 
     def __init__(
@@ -97,16 +97,16 @@ class MoETrainer:
 
         Args:
             train_data: A list of strings, a path, a hub id or a `datasets.Dataset`.
-            eval_dataset: The same, evaluated when training ends.
-            batch_size: Sequences a step, over all processes.
+            eval_dataset: As `train_data`; the model is evaluated on it when training ends.
+            batch_size: Sequences per step, over all processes.
             learning_rate: Peak of the cosine schedule.
             num_epochs: Passes over the data; may be a fraction.
-            max_steps: Steps at most.
-            sequence_length: Tokens a sequence; None: 256, or less where the model reads less.
+            max_steps: Maximum number of steps.
+            sequence_length: Tokens per sequence; None uses 256, or the model's limit if smaller.
             text_key: Column or key of the text.
 
         Raises:
-            MoEError: Data, values or machine do not allow the run.
+            MoEError: The data, an argument or the machine does not allow the run.
         """
         if not isinstance(batch_size, int) or batch_size < 1:
             raise ConfigError(f"batch_size ({batch_size}) must be a whole number, at least 1.")
@@ -148,8 +148,8 @@ class MoETrainer:
 
         Args:
             dataset: As `train_data` of `train`.
-            batch_size: Sequences at a time.
-            sequence_length: Tokens a sequence; None: as in `train`.
+            batch_size: Sequences per forward pass.
+            sequence_length: Tokens per sequence; None as in `train`.
             text_key: Column or key of the text.
 
         Raises:
@@ -183,7 +183,7 @@ class MoETrainer:
         """Write the HTML report of the last training, on rank 0: loss, load, routers, dead experts.
 
         Raises:
-            ConfigError: Nothing was trained yet.
+            ConfigError: `train` has not been called yet.
         """
         if self._run_dir is None:
             raise ConfigError("there is no routing to show yet; call train(...) first.")
@@ -235,14 +235,14 @@ class MoETrainer:
 
 
 class _WeightExchange(Callback):
-    """Hands the model's weights to Megatron and takes the trained ones back."""
+    """Copies the model's weights to Megatron and collects the trained ones."""
 
     def __init__(self, model: MoEModel) -> None:
         self._model = model
         self.trained: WeightMap = {}
 
     def load(self, chunks: list[Any]) -> list[Any]:
-        """Start from the weights that rank 0 holds."""
+        """Start from the weights of rank 0."""
         device = world.device()
         weights = {name: value.to(device) for name, value in self._model.state_dict().items()}
         for value in weights.values():
@@ -272,6 +272,6 @@ def _training_result(result: RunResult) -> TrainingResult:
 
 
 def _rows(tokens: torch.Tensor, length: int) -> torch.Tensor:
-    """[rows, length] of consecutive tokens, the last row filled up with -100."""
+    """Consecutive tokens as [rows, length], the last row padded with -100."""
     padding = -len(tokens) % length
     return torch.nn.functional.pad(tokens, (0, padding), value=-100).view(-1, length)

@@ -161,7 +161,7 @@ def test_ctrl_c_ends_after_the_step_with_a_checkpoint(
     program, code = stopped
     assert code == 0, program.output
     assert "stopping after this step ..." in program.output
-    last = re.search(r"stopped by a signal after step (\d+); go on with: (.*)", program.output)
+    last = re.search(r"stopped by a signal after step (\d+); resume with: (.*)", program.output)
     assert last is not None, program.output
     assert last[2] == "moe-megatron train --resume runs/tiny-2"
     run_dir = place / "runs" / "tiny-2"
@@ -195,7 +195,7 @@ def test_sigterm_to_the_command_ends_the_run_as_ctrl_c_does(
 ) -> None:
     program, _, _ = stopped_again
     assert "stopping after this step ..." in program.output
-    assert "go on with: moe-megatron train --resume runs/tiny-2" in program.output
+    assert "resume with: moe-megatron train --resume runs/tiny-2" in program.output
     assert_peaceful(program)
 
 

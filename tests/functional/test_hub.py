@@ -100,8 +100,8 @@ def test_models_come_from_the_hub_once_and_go_there(
     )
     fetched = Path(answers["found"])
     assert {path.name: path.read_bytes() for path in fetched.iterdir()} == content
-    assert f"{hub.url} shows no such model to you. Check the id" in answers["missing"]
-    assert "its owner grants access one by one. Ask for it on" in answers["gated"]
+    assert f"{hub.url} has no such model that you can see. Check the id" in answers["missing"]
+    assert "access must be granted by its owner. Request it on" in answers["gated"]
     assert answers["pushed"] == f"{hub.url}/someone/new"
     assert hub.repositories["someone/new"] == content
     assert hub.private["someone/new"] is True

@@ -114,7 +114,7 @@ def test_who_does_not_know_it_refuses_it_by_name(found: dict[str, Any], name: st
 
 
 def test_what_neither_a_flag_nor_a_layer_says_does_not_train(found: dict[str, Any]) -> None:
-    assert found["novel_turn"]["megatron"].startswith("model.novel_turn (0.5) has no flag")
+    assert found["novel_turn"]["megatron"].startswith("model.novel_turn (0.5) is supported neither")
     assert found["novel_width"]["megatron"] is None
 
 

@@ -40,7 +40,7 @@ def test_machine_without_apt_is_told_the_command(run):
     answer = run("cc", "promtool", "openssl", "chromium")
     assert answer.returncode == 0
     assert answer.stderr == (
-        "setup: some tests will skip: they need prometheus prometheus-alertmanager. On Debian or "
-        "Ubuntu: sudo apt-get install -y --no-install-recommends prometheus prometheus-alertmanager"
-        "\n"
+        "setup: some tests will be skipped: they need prometheus prometheus-alertmanager. "
+        "On Debian or Ubuntu: "
+        "sudo apt-get install -y --no-install-recommends prometheus prometheus-alertmanager\n"
     )

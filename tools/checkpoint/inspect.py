@@ -1,9 +1,9 @@
-"""Say what a checkpoint holds: `moe-megatron inspect`."""
+"""Describe a checkpoint: `moe-megatron inspect`."""
 
 import sys
 from os.path import abspath, dirname
 
-# This folder comes first on the path, where inspect.py would hide the standard library's.
+# Python puts this folder first on sys.path, where inspect.py would hide the standard library's.
 sys.path[:] = [entry for entry in sys.path if abspath(entry) != dirname(abspath(__file__))]
 
 from moe_megatron.cli.main import main

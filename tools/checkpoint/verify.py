@@ -1,9 +1,9 @@
-"""Say whether a conversion gave the same model: `moe-megatron verify`."""
+"""Check that a conversion produced the same model: `moe-megatron verify`."""
 
 import sys
 from os.path import abspath, dirname
 
-# This folder comes first on the path, where inspect.py would hide the standard library's.
+# Python puts this folder first on sys.path, where inspect.py would hide the standard library's.
 sys.path[:] = [entry for entry in sys.path if abspath(entry) != dirname(abspath(__file__))]
 
 from moe_megatron.cli.main import main

@@ -1,1 +1,1 @@
-"""Changes to a model on its way: fewer layers or experts, experts of dense layers."""
+"""Changes to a model during its import: fewer layers or experts, or experts from dense layers."""

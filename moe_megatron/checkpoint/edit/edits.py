@@ -1,7 +1,7 @@
-"""Changes that an import makes to a model on its way: fewer layers or experts, or new experts.
+"""Changes that an import can make to a model: fewer layers or experts, or new experts.
 
-A change gives other links and another configuration; what reads weights, plans and writes does not
-know that there was one.
+A change produces different links and a different configuration. The code that reads weights, plans
+and writes does not know about it.
 """
 
 from moe_megatron.checkpoint.edit.fewer_experts import FewerExperts, with_fewer_experts
@@ -20,24 +20,24 @@ def edit(
     upcycling: Upcycling | None,
     dtype: str | None,
 ) -> Model:
-    """Apply what was asked for.
+    """Apply the requested changes.
 
     Args:
-        model: All of it.
-        folder: Where its weights are.
-        selection: Layers and experts to take.
-        experts: How many to keep, by their use.
-        upcycling: How to make experts of dense MLPs.
-        dtype: Type of all weights; None keeps each.
+        model: The whole model.
+        folder: The folder with its weights.
+        selection: Layers and experts to keep.
+        experts: How many experts to keep, by their use.
+        upcycling: How to make experts from dense MLPs.
+        dtype: Type of all weights; None keeps the type of each.
 
     Raises:
-        CheckpointError: Changes exclude each other, or do not fit the model.
-        MappingError: No family has such a model.
+        CheckpointError: The changes exclude each other, or do not fit the model.
+        MappingError: No family can represent the changed model.
     """
     if sum((selection.experts is not None, experts is not None, upcycling is not None)) > 1:
         raise CheckpointError(
-            "numbers of experts, how many to keep by their use, and upcycling exclude each other; "
-            "choose one of them."
+            "selecting experts by number, keeping experts by their use, and upcycling exclude each "
+            "other; choose one of them."
         )
     if experts is not None:
         model = with_fewer_experts(model, experts, folder)

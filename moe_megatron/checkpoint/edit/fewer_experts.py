@@ -1,8 +1,8 @@
 """Keeps fewer experts than a model has: the most used ones, alone or with the others merged in.
 
-How much experts are used is what a routing profile counted. Each layer keeps a set of its own, and
-its router the rows of that set. With groups of experts (DeepSeek), each group keeps equally many.
-Layers of multi-token prediction, which no profile counts, are left out.
+A routing profile says how much each expert is used. Each layer keeps its own set of experts, and
+its router keeps the rows of that set. With groups of experts (DeepSeek), each group keeps the same
+number. Layers for multi-token prediction, which no profile counts, are left out.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,12 +27,12 @@ _ROUTER = "mlp.router.weight"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FewerExperts:
-    """How many experts each MoE layer keeps, and what knows their use."""
+    """How many experts each MoE layer keeps, and the profile that says how much they are used."""
 
     num_experts: int
-    """Experts of each MoE layer afterwards."""
+    """Number of experts to keep in each MoE layer."""
     profile: RoutingProfile | Path | str | None = None
-    """The routing profile or its file; None: `routing_profile.json` beside the weights."""
+    """The routing profile or its file; None uses `routing_profile.json` beside the weights."""
 
 
 class KeepMostUsed(FewerExperts):
@@ -42,13 +42,13 @@ class KeepMostUsed(FewerExperts):
 
 
 class MergeLeastUsed(FewerExperts):
-    """Average the others into those with the most tokens, weighted by their tokens.
+    """W = sum over a group's members m of tokens_m / tokens_group * W_m, one group per kept expert.
 
-    As M-SMoE does (Li et al., "Merge, Then Compress", arXiv:2310.01334): the most used experts lead
-    the groups, each other expert joins the one to which tokens are routed most similarly, and a
-    group becomes the average of its members weighted by use. Two things differ: similarity is the
-    cosine of the router's rows, because there is no text here to route, and the inner features of
-    the members are not permuted to match before they are averaged.
+    This follows M-SMoE (Li et al., "Merge, Then Compress", arXiv:2310.01334): the most used experts
+    lead the groups, and each other expert joins the leader to which tokens are routed most
+    similarly. Two things differ: similarity is the cosine of the router's rows, because there is no
+    text to route here, and the inner features of the members are not permuted to match before they
+    are averaged.
     """
 
     __slots__ = ()
@@ -58,13 +58,13 @@ def with_fewer_experts(model: Model, wanted: FewerExperts, folder: HfFolder) -> 
     """Keep the most used experts, alone or with the others merged in.
 
     Args:
-        model: All of it.
-        wanted: How many, and by which profile.
-        folder: Where the routers are, which merging reads.
+        model: The whole model.
+        wanted: How many experts to keep, and the profile.
+        folder: The folder with the routers, which merging reads.
 
     Raises:
         CheckpointError: The number or the profile does not fit the model.
-        DataError: The profile's file is unreadable.
+        DataError: The profile's file cannot be read.
     """
     geometry = model.geometry
     groups = _num_groups(model)
@@ -102,37 +102,37 @@ def _check(model: Model, wanted: int, groups: int) -> None:
     if not geometry.top_k <= wanted <= geometry.experts or wanted % groups:
         multiple = f", in multiples of its {groups} groups" if groups > 1 else ""
         raise CheckpointError(
-            f"{wanted} experts were asked for; this model has {geometry.experts} and sends a token "
-            f"to {geometry.top_k}. Keep {geometry.top_k} to {geometry.experts}{multiple}."
+            f"cannot keep {wanted} experts: this model has {geometry.experts} and sends a token to "
+            f"{geometry.top_k}. Keep {geometry.top_k} to {geometry.experts}{multiple}."
         )
 
 
 def _uses(model: Model, wanted: FewerExperts, folder: Path) -> dict[int, list[int]]:
-    """Tokens of each expert, by layers from 0."""
+    """Number of tokens of each expert, by layer, counted from 0."""
     profile, where = wanted.profile, "the routing profile"
     if not isinstance(profile, RoutingProfile):
         path = folder / PROFILE_FILE if profile is None else Path(profile).expanduser()
         if profile is None and not path.is_file():
             raise CheckpointError(
-                f"{folder} has no {PROFILE_FILE}, so nothing is known of the use of its experts; "
-                "give a routing profile (training saves one beside each checkpoint)."
+                f"{folder} has no {PROFILE_FILE}, so the use of its experts is unknown; give a "
+                "routing profile (training saves one beside each checkpoint)."
             )
         profile, where = RoutingProfile.load(path), str(path)
     layers = tuple(n for n, moe in enumerate(model.geometry.moe_layers, start=1) if moe)
     if profile.layers != layers or profile.num_experts != model.geometry.experts:
         raise CheckpointError(
-            f"{where} counts layers {list(profile.layers)} of {profile.num_experts} experts and "
-            f"the model has layers {list(layers)} of {model.geometry.experts}; give the profile of "
-            "this model."
+            f"{where} is of layers {list(profile.layers)} with {profile.num_experts} experts, but "
+            f"the model has layers {list(layers)} with {model.geometry.experts}; give the profile "
+            "of this model."
         )
     if not profile.tokens:
-        raise CheckpointError(f"{where} has counted no tokens; give one of a run that trained.")
+        raise CheckpointError(f"{where} has counted no tokens; give one from a run that trained.")
     counts = profile.tokens_per_expert.tolist()
     return {layer - 1: counts[row] for row, layer in enumerate(layers)}
 
 
 def _most_used(counts: Sequence[int], wanted: int, groups: int) -> tuple[int, ...]:
-    """The most used experts of each group, by their numbers; the first ones among equals."""
+    """The numbers of the most used experts of each group; of equal ones, the first wins."""
     size = len(counts) // groups
     found: list[int] = []
     for first in range(0, len(counts), size):
@@ -148,7 +148,7 @@ def _merged(
     groups: int,
     folder: HfFolder,
 ) -> list[Link]:
-    """All links; those of kept experts are sums over the experts that join them."""
+    """All links, with those of kept experts turned into weighted sums over their groups."""
     members: dict[int | None, dict[int | None, list[int]]] = {}
     for link in links:
         if link.layer is not None and link.key.endswith(_ROUTER):
@@ -175,7 +175,7 @@ def _merged(
 def _members(
     router: Link, kept: Sequence[int], groups: int, folder: HfFolder
 ) -> dict[int | None, list[int]]:
-    """For each kept expert the experts that become one with it, itself first."""
+    """The experts merged into each kept expert, itself first."""
     import torch
 
     rows = torch.nn.functional.normalize(read_matrix(router, folder).float(), dim=1)

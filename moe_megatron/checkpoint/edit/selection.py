@@ -1,6 +1,6 @@
-"""Takes some layers and experts of a model, and numbers them anew.
+"""Selects layers and experts of a model, and renumbers them.
 
-What is taken may repeat: an expert that stands twice in a selection becomes two experts.
+A number may be repeated: an expert that occurs twice in a selection becomes two experts.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,7 +16,7 @@ _ROUTER = ".router."
 _MTP = "mtp."
 _PREDICTION = "model.num_prediction_layers"
 _PER_LAYER = ("layer_types", "mlp_layer_types")
-"""Keys of a configuration that list something for each layer."""
+"""Keys of a configuration whose values are lists with one entry per layer."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,7 +34,7 @@ class Selection:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Model:
-    """A model and where its weights lie, as changes take and give it."""
+    """A model and the links to its weights: the input and output of changes."""
 
     family: Family
     config: dict[str, Any]
@@ -42,17 +42,17 @@ class Model:
     links: list[Link]
 
     def changed(self, config: dict[str, Any], links: list[Link]) -> "Model":
-        """The same family with another configuration and other links."""
+        """A model of the same family with this configuration and these links."""
         geometry = self.family.geometry(config, [b.name for x in links for b in x.blocks])
         return Model(family=self.family, config=config, geometry=geometry, links=links)
 
 
 def selected(model: Model, selection: Selection) -> Model:
-    """The selected layers and experts, under their new numbers.
+    """The model with only the selected layers and experts, renumbered.
 
     Raises:
         CheckpointError: A number is out of range, or the selection is empty.
-        MappingError: The family cannot say which of the remaining layers have experts.
+        MappingError: The family cannot express which of the remaining layers have experts.
     """
     geometry = model.geometry
     _check(selection, geometry)
@@ -76,7 +76,7 @@ def with_experts(config: Mapping[str, Any], experts: int, family: Family) -> dic
 
 
 def config_without_prediction(config: Mapping[str, Any], family: Family) -> dict[str, Any]:
-    """The configuration without layers of multi-token prediction."""
+    """The configuration without layers for multi-token prediction."""
     changed = dict(config)
     key = next((f.key(changed) for f in family.fields if f.ours == _PREDICTION), None)
     if key in changed:
@@ -85,7 +85,7 @@ def config_without_prediction(config: Mapping[str, Any], family: Family) -> dict
 
 
 def without_prediction(links: Iterable[Link], geometry: Geometry) -> list[Link]:
-    """Links without layers of multi-token prediction, which stand behind all others."""
+    """Links without the layers for multi-token prediction, which come after all others."""
     numbers = range(geometry.layers, geometry.layers + geometry.mtp_layers)
     copies = tuple(f"hugging_face.model.layers.{number}." for number in numbers)
     return [link for link in links if not link.key.startswith((_MTP, *copies))]
@@ -105,8 +105,8 @@ def _of_layers_config(
         changed |= family.pattern.write(wanted) or {}
         if family.geometry(changed).moe_layers != wanted:
             raise MappingError(
-                f"a {family.name} model cannot have its MoE layers where the layers "
-                f"{list(layers)} put them; take other layers."
+                f"the layers {list(layers)} give a pattern of MoE layers that no {family.name} "
+                "model has; select other layers."
             )
     return changed
 
@@ -123,15 +123,15 @@ def _check(selection: Selection, geometry: Geometry) -> None:
             continue
         if not numbers or min(numbers) < 0 or max(numbers) >= total:
             raise CheckpointError(
-                f"{what} {list(numbers)} were asked for and the model has {total}; give numbers "
+                f"{what} {list(numbers)} were requested, but the model has {total}; give numbers "
                 f"from 0 to {total - 1}."
                 if total
-                else f"{what} {list(numbers)} were asked for and the model has none."
+                else f"{what} {list(numbers)} were requested, but the model has none."
             )
     if not selection.takes_all and geometry.encoder_moe_layers:
         raise CheckpointError(
-            f"layers and experts of {geometry.family} models cannot be taken one by one; convert "
-            "the whole model."
+            f"layers and experts of {geometry.family} models cannot be selected; convert the whole "
+            "model."
         )
 
 
@@ -145,11 +145,11 @@ def _of_layers(link: Link, layers: Sequence[int]) -> Iterator[Link]:
 
 
 def of_experts(link: Link, experts: Sequence[int], geometry: Geometry) -> Iterator[Link]:
-    """What some experts leave of a link.
+    """The links that replace a link when only these experts are kept.
 
     Args:
-        link: Of a layer that has experts, or of none.
-        experts: Their numbers; they are numbered anew in this order.
+        link: Any link of the model.
+        experts: Numbers of the experts; they are renumbered in this order.
         geometry: Sizes of the whole model.
     """
     if link.expert is not None:
@@ -164,7 +164,7 @@ def of_experts(link: Link, experts: Sequence[int], geometry: Geometry) -> Iterat
 
 
 def _rows(blocks: Sequence[Block], rows: Sequence[int]) -> Iterator[Block]:
-    """Some rows of a matrix, runs of them together."""
+    """The given rows of a matrix as blocks, one for each run of consecutive rows."""
     (block,) = blocks
     assert block.transform is Transform.NONE, "routers are copied"
     begin = 0

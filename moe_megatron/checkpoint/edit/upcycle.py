@@ -1,8 +1,9 @@
-"""Makes a Mixture of Experts of a dense model: sparse upcycling (Komatsuzaki, arXiv:2212.05055).
+"""Makes a Mixture of Experts from a dense model: sparse upcycling (Komatsuzaki, arXiv:2212.05055).
 
-Every expert is a copy of the dense MLP and the router is new, so that the model computes what the
-dense one did and training tells the experts apart. Finer experts are slices of the MLP, of which a
-token visits whole sets (virtual groups; He et al., arXiv:2410.07524). Plans copies, reads nothing.
+Every expert is a copy of the dense MLP and the router is new, so the model at first computes what
+the dense one did, and training makes the experts differ. Finer experts are slices of the MLP, and a
+token visits complete sets of slices (virtual groups; He et al., arXiv:2410.07524). This module only
+makes links; it reads no weights.
 """
 
 import hashlib
@@ -18,10 +19,10 @@ from moe_megatron.families import FAMILIES, Family, Geometry, rope
 from moe_megatron.families.links import Block, Link, Noise, Term
 
 AUX_LOSS_COEF = 0.01
-"""Weight of the balancing loss that training goes on with, as in the paper."""
+"""Weight of the balancing loss in further training, as in the paper."""
 
 _TARGETS = {"llama": "mixtral", "mistral": "mixtral", "qwen2": "qwen2_moe", "qwen3": "qwen3_moe"}
-"""The family that an upcycled model belongs to: the dense one but for its MLPs."""
+"""Family of an upcycled model by that of the dense one; they differ only in the MLPs."""
 _STD = 0.02
 _LARGEST_SEED = 2**63
 _WIDTH = "model.ffn_hidden_size"
@@ -32,29 +33,29 @@ class Upcycling:
     """How to make experts.
 
     Raises:
-        CheckpointError: Numbers are out of range or do not divide.
+        CheckpointError: A number is out of range, or granularity does not divide the others.
     """
 
     num_experts: int = 8
-    """Experts of each MoE layer, slices counted one by one."""
+    """Number of experts in each MoE layer; every slice counts as one."""
     top_k: int = 2
-    """Experts that each token visits; their weights sum to 1."""
+    """Number of experts that each token visits; their weights sum to 1."""
     granularity: int = 1
-    """Slices of a dense MLP; each expert is one of them. Divides num_experts and top_k."""
+    """Number of slices of a dense MLP, each of which is an expert; divides num_experts, top_k."""
     noise: float = 0.0
-    """Standard deviation of noise on the weights of experts; 0 copies them bit by bit."""
+    """Standard deviation of noise added to expert weights; 0 makes bitwise copies."""
     seed: int = 0
-    """Of routers and noise."""
+    """Seed of routers and noise."""
     layers: tuple[int, ...] | None = None
-    """Layers, from 0, that get experts; None: all. Others stay dense (Qwen models only)."""
+    """Layers, counted from 0, that get experts; others stay dense (Qwen only). None means all."""
 
     def __post_init__(self) -> None:
         slices = self.granularity
         if not 2 <= self.top_k <= self.num_experts:
             raise CheckpointError(
                 f"upcycling to {self.num_experts} experts with top_k {self.top_k} is not possible: "
-                "top_k must be at least 2 (the weight of one expert is no weight) and at most the "
-                "number of experts."
+                "top_k must be at least 2 (the weight of a single expert is always 1) and at most "
+                "the number of experts."
             )
         if slices < 1 or self.num_experts % slices or self.top_k % slices:
             raise CheckpointError(
@@ -63,8 +64,8 @@ class Upcycling:
             )
         if not 0 <= self.seed < _LARGEST_SEED or not 0 <= self.noise < 1:
             raise CheckpointError(
-                f"the seed ({self.seed}) must be 0 or a positive number, and the noise "
-                f"({self.noise}) 0 or a small standard deviation below 1."
+                f"the seed ({self.seed}) must be at least 0 and below 2^63, and the noise "
+                f"({self.noise}) a standard deviation of at least 0 and below 1."
             )
 
 
@@ -72,14 +73,14 @@ def upcycled(model: Model, wanted: Upcycling, folder: HfFolder, dtype: str | Non
     """Give experts to a dense model.
 
     Args:
-        model: The dense one.
-        wanted: How.
-        folder: Where its weights are.
-        dtype: Type of all weights; None keeps each.
+        model: The dense model.
+        wanted: How to make experts.
+        folder: The folder with its weights.
+        dtype: Type of all weights; None keeps the type of each.
 
     Raises:
-        CheckpointError: The model has experts, or sizes do not divide.
-        MappingError: No family with experts holds this model.
+        CheckpointError: The model already has experts, or granularity does not divide its MLP.
+        MappingError: No family with experts can represent this model.
     """
     target = _target(model)
     _check(model, wanted)
@@ -97,7 +98,7 @@ def upcycled(model: Model, wanted: Upcycling, folder: HfFolder, dtype: str | Non
 def _target(model: Model) -> Family:
     if model.geometry.experts:
         raise CheckpointError(
-            f"this {model.family.name} model has experts already; upcycling starts from a dense "
+            f"this {model.family.name} model already has experts; upcycling starts from a dense "
             f"model ({', '.join(_TARGETS)})."
         )
     return FAMILIES[_TARGETS[model.family.name]]
@@ -108,18 +109,18 @@ def _check(model: Model, wanted: Upcycling) -> None:
     if geometry.ffn % wanted.granularity:
         raise CheckpointError(
             f"granularity ({wanted.granularity}) must divide the width of the dense MLP "
-            f"({geometry.ffn}); choose another."
+            f"({geometry.ffn}); choose a divisor of it."
         )
     layers = wanted.layers
     if layers is not None and not (layers and 0 <= min(layers) <= max(layers) < geometry.layers):
         raise CheckpointError(
-            f"experts were asked for in layers {list(layers)}; give some of 0 to "
+            f"experts were requested in layers {list(layers)}; give numbers from 0 to "
             f"{geometry.layers - 1}."
         )
 
 
 def _config(model: Model, wanted: Upcycling, target: Family) -> dict[str, Any]:
-    """Every value that the dense configuration has or implies, and the experts."""
+    """All values that the dense configuration states or implies, plus those of the experts."""
     changed = dict(model.config)
     for field in model.family.fields:
         value = field.value(model.config)
@@ -131,7 +132,7 @@ def _config(model: Model, wanted: Upcycling, target: Family) -> dict[str, Any]:
         changed["rope_theta"] = model.family.rope_base
     changed |= {"model_type": target.name, "architectures": [target.architecture]}
     changed = {**target.hf_constants, **changed}
-    values = {  # as the target's configurations say them
+    values = {  # in the target family's terms
         "moe.num_experts": wanted.num_experts,
         "moe.top_k": wanted.top_k,
         "moe.expert_hidden_size": model.geometry.ffn // wanted.granularity,
@@ -148,13 +149,13 @@ def _config(model: Model, wanted: Upcycling, target: Family) -> dict[str, Any]:
     if found is None:
         raise MappingError(
             f"an upcycled {model.family.name} becomes a {target.name} model, which has experts in "
-            "every layer; leave the layers out."
+            "every layer; do not select layers."
         )
     return changed | found
 
 
 def _check_same(model: Model, target: Family, config: Mapping[str, Any]) -> None:
-    """Make sure that nothing but the MLPs changes."""
+    """Check that nothing but the MLPs changes."""
     before = model.geometry.architecture
     after = target.geometry(config).architecture
     names = (name for name in before.field_names(*CHANGES) if name.startswith("model."))
@@ -162,7 +163,7 @@ def _check_same(model: Model, target: Family, config: Mapping[str, Any]) -> None
     if differ:
         raise MappingError(
             f"an upcycled {model.family.name} becomes a {target.name} model, which cannot have "
-            f"this one's {', '.join(differ)}; upcycle a model without."
+            f"this one's {', '.join(differ)}; upcycle a model without them."
         )
 
 
@@ -208,15 +209,15 @@ def _noise(link: Link, wanted: Upcycling, stream: int, std: float) -> Noise:
 
 
 def _slice(link: Link, source: Link, number: int, slices: int) -> Link:
-    """One of so many equal slices of the inner width of a dense MLP."""
+    """Slice `number` of `slices` equal slices of a dense MLP, along its inner width."""
     if slices == 1:
         return replace(link, blocks=source.blocks)
-    if link.chunks == 2:  # gate and up: the inner width are the rows
+    if link.chunks == 2:  # gate and up: the rows are the inner width
         blocks = tuple(_rows(block, number, slices) for block in source.blocks)
         return replace(link, blocks=blocks)
     width = link.shape[1]
     blocks = tuple(replace(block, columns=(number * width, width)) for block in source.blocks)
-    # The weights of all slices sum to 1, and each has but its part of that: here it comes back.
+    # The combine weights of all `slices` slices sum to 1, so each output is scaled by `slices`.
     return replace(link, blocks=blocks, terms=(Term(weight=float(slices), blocks=blocks),))
 
 
@@ -226,6 +227,6 @@ def _rows(block: Block, number: int, slices: int) -> Block:
 
 
 def _stream_of(*names: object) -> int:
-    """A number for the matrix that a key, a layer and an expert name."""
+    """The random stream of a matrix, derived from its key, layer and expert."""
     digest = hashlib.blake2b("/".join(map(str, names)).encode(), digest_size=8).digest()
     return int.from_bytes(digest)

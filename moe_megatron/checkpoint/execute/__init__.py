@@ -1,1 +1,1 @@
-"""Carries out a plan: workers, computed numbers, a journal, and one rename at the end."""
+"""Executes a plan: workers, computed tensors, a journal, and one rename at the end."""

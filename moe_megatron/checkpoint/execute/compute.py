@@ -1,6 +1,6 @@
-"""Tasks that copying bytes does not do: transposing, casting, dequantising, weighted sums, noise.
+"""Tasks that need more than copying: transposing, casting, dequantising, weighted sums, noise.
 
-One task is one tile of a few megabytes, so that memory stays flat.
+One task is one tile of a few megabytes, so that memory use stays constant.
 """
 
 from collections.abc import Callable
@@ -18,15 +18,15 @@ Read = Callable[[int, int, memoryview], None]
 """Fills a buffer with the bytes at an offset of a source file."""
 
 _SMALL = 64 * 1024
-"""Bytes that are read in one go, however few of them are needed."""
+"""Up to this many bytes are read at once, even if few of them are needed."""
 
 
 def compute(task: Task, read: Read) -> bytearray:
     """The bytes that a task writes.
 
     Args:
-        task: It has moves.
-        read: Reads sources.
+        task: A task with moves.
+        read: Reads the source files.
     """
     import torch
 
@@ -34,7 +34,7 @@ def compute(task: Task, read: Read) -> bytearray:
     whole = torch.frombuffer(out, dtype=dtypes.to_torch(task.dtype))
     into = whole
     if any(move.weight is not None for move in task.moves):
-        # Summed in a wider type than is written, and rounded once.
+        # Sums are computed in at least float32 and rounded once.
         into = torch.zeros_like(whole, dtype=torch.promote_types(whole.dtype, torch.float32))
     item = dtypes.item_size(task.dtype)
     for move in task.moves:
@@ -62,7 +62,7 @@ def _source(move: Move, read: Read) -> "torch.Tensor":
 
 
 def draw(noise: Noise) -> "torch.Tensor":
-    """Random numbers, float32 [rows, columns]."""
+    """N(0, std^2), float32 [rows, columns]; each group of `repeat` rows is the same."""
     import torch
     from numpy.random import Generator, Philox
 
@@ -75,7 +75,7 @@ def draw(noise: Noise) -> "torch.Tensor":
 
 
 def _factors(move: Move, scale: Scale, read: Read) -> "torch.Tensor":
-    """A factor for each element of a move."""
+    """The scale factor of each element of a move, [rows, columns]."""
     import torch
 
     factors = load(scale.view, "F32", read)
@@ -85,17 +85,17 @@ def _factors(move: Move, scale: Scale, read: Read) -> "torch.Tensor":
 
 
 def load(view: View, dtype: str, read: Read) -> "torch.Tensor":
-    """Elements of a view, as a matrix.
+    """The elements of a view as a matrix, [rows, columns].
 
     Args:
-        view: Rows and columns of a file.
+        view: The view.
         dtype: Type of the elements.
         read: Reads the file.
     """
     import torch
 
     turned = view.row_step < view.column_step and view.columns > 1
-    far = view.transposed() if turned else view  # its rows lie far apart, its columns close
+    far = view.transposed() if turned else view  # its row step is larger than its column step
     item = dtypes.item_size(dtype)
     width = (far.columns - 1) * far.column_step + item
     extent = (far.rows - 1) * far.row_step + width

@@ -1,8 +1,8 @@
-"""Carries out a plan: several workers, a constant amount of memory, and a journal.
+"""Executes a plan with several workers, a constant amount of memory, and a journal.
 
-Bytes go through one small buffer that stays in the processor's cache, where they are also summed;
-that is faster than letting the kernel copy. Data is written to a staging folder, which becomes the
-destination when everything is in it.
+Bytes go through a small buffer that stays in the processor's cache, where their checksum is also
+computed; that is faster than letting the kernel copy. Data is written to a staging folder, which
+becomes the destination when it is complete.
 """
 
 import errno
@@ -25,14 +25,14 @@ from moe_megatron.checkpoint.progress import Advance, show_progress
 from moe_megatron.errors import CheckpointError
 
 _UNIT_BYTES = 32 * 2**20
-"""About how much is lost when a conversion is killed, for each worker."""
+"""Approximate amount of work, per worker, that is lost when a conversion is killed."""
 _MOST_WORKERS = 4
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """Tasks that fill one range of one file without gaps; done as a whole or not at all."""
+    """Tasks that fill one range of one file without gaps, and count as finished only together."""
 
     number: int
     tasks: tuple[Task, ...]
@@ -55,19 +55,19 @@ class Unit:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What was done."""
+    """The outcome of an execution."""
 
     seconds: float
     resumed_bytes: int
-    """Bytes that an earlier attempt had written, and whose checksums are right."""
+    """Number of bytes kept from an earlier attempt, whose checksums match."""
     ranges: tuple[tuple[str, int, int, str], ...]
-    """File, offset, bytes and checksum of everything written."""
+    """File, offset, length and checksum of every range written."""
     nonfinite: tuple[Task, ...]
     """Tasks that wrote infinities or NaN."""
 
 
 def choose_workers(requested: int | None) -> int:
-    """Number of threads: as requested, or one for each core up to a few.
+    """Number of threads: as requested, or one per core, up to four.
 
     Raises:
         CheckpointError: Less than one was requested.
@@ -75,12 +75,12 @@ def choose_workers(requested: int | None) -> int:
     if requested is None:
         return min(_MOST_WORKERS, len(os.sched_getaffinity(0)))
     if requested < 1:
-        raise CheckpointError(f"{requested} workers were asked for; give 1 or more.")
+        raise CheckpointError(f"the number of workers ({requested}) must be at least 1.")
     return requested
 
 
 def units_of(plan: Plan) -> tuple[Unit, ...]:
-    """Group the tasks of a plan."""
+    """Group the tasks of a plan into units."""
     groups: list[list[Task]] = []
     filled = 0
     for task in plan.tasks:
@@ -106,15 +106,15 @@ def execute(
     """Write the files of a plan into a folder.
 
     Args:
-        plan: What to do.
-        staging: The folder; an interrupted attempt may have left parts in it.
-        workers: Number of threads; None chooses.
-        resume: Keep what an earlier attempt of the same plan finished.
+        plan: The plan.
+        staging: The folder; it may contain parts from an interrupted attempt.
+        workers: Number of threads; None chooses it.
+        resume: Keep what an earlier attempt at the same plan finished.
         progress: Show progress on stderr.
 
     Raises:
         CheckpointError: A source changed or cannot be read, the disk is full, or another process
-            works in the folder. What is finished stays, so that the next attempt continues.
+            uses the folder. Finished parts are kept, so that the next attempt continues.
     """
     started = time.monotonic()
     threads = choose_workers(workers)
@@ -123,7 +123,7 @@ def execute(
     try:
         with _Run(plan, staging, journal) as run:
             with show_progress(plan.title, plan.nbytes, enabled=progress) as advance:
-                resumed = run.take_up(advance) if resume else run.start_anew()
+                resumed = run.resume(advance) if resume else run.start_over()
                 run.work(threads, advance)
             for source in plan.sources:
                 source.check_unchanged()
@@ -137,7 +137,7 @@ def execute(
 
 
 class _Run:
-    """One attempt: open files, and what is finished."""
+    """One attempt: its open files and finished units."""
 
     def __init__(self, plan: Plan, staging: Path, journal: Journal) -> None:
         self._plan, self._staging, self._journal = plan, staging, journal
@@ -155,8 +155,8 @@ class _Run:
         for descriptor in (*self._sources.values(), *self._targets):
             os.close(descriptor)
 
-    def start_anew(self) -> int:
-        """Forget earlier attempts; gives the bytes that remain of them: none."""
+    def start_over(self) -> int:
+        """Discard earlier attempts; returns 0, the number of bytes kept."""
         for path in self._staging.iterdir():
             if path.name != FILE:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -164,23 +164,23 @@ class _Run:
         self._open()
         return 0
 
-    def take_up(self, advance: Advance) -> int:
-        """Keep what an earlier attempt finished; gives its bytes."""
-        noted = self._journal.read()
-        if not noted:
-            return self.start_anew()
+    def resume(self, advance: Advance) -> int:
+        """Keep what an earlier attempt finished; returns the number of bytes kept."""
+        recorded = self._journal.read()
+        if not recorded:
+            return self.start_over()
         self._open()
         kept = 0
         for unit in self._units:
-            if unit.number in noted and self._digest(unit) == noted[unit.number].digest:
-                self._finished[unit.number] = noted[unit.number]
+            if unit.number in recorded and self._digest(unit) == recorded[unit.number].digest:
+                self._finished[unit.number] = recorded[unit.number]
                 kept += unit.nbytes
                 advance(unit.nbytes)
         return kept
 
     def work(self, threads: int, advance: Advance) -> None:
-        """Do every unit that is not finished."""
-        left = [unit for unit in _taking_turns(self._units) if unit.number not in self._finished]
+        """Write every unit that is not finished."""
+        left = [unit for unit in _interleaved(self._units) if unit.number not in self._finished]
         self._check_space(left)
         pending = iter(left)
         with ThreadPoolExecutor(threads, thread_name_prefix="convert") as pool:
@@ -193,7 +193,7 @@ class _Run:
             future.result()
 
     def ranges(self) -> tuple[tuple[str, int, int, str], ...]:
-        """File, offset, bytes and checksum of each unit."""
+        """File, offset, length and checksum of each unit."""
         names = [target.name for target in self._plan.targets]
         return tuple(
             (names[u.file], u.offset, u.nbytes, self._finished[u.number].digest)
@@ -253,7 +253,7 @@ class _Run:
         return Finished(unit.number, writer.finish(), tuple(nonfinite))
 
     def _copy(self, writer: byte_ranges.RangeWriter, view: View, dtype: str) -> bool:
-        """Copy a packed view; whether it holds infinities or NaN."""
+        """Copy a packed view; returns whether it holds infinities or NaN."""
         offset, nbytes = view.offset, view.elements * dtypes.item_size(dtype)
         suspect = False
         while nbytes:
@@ -271,7 +271,7 @@ class _Run:
         count = byte_ranges.read_into(self._source(file), offset, into)
         if count < len(into):
             raise CheckpointError(
-                f"{self._plan.sources[file].path} ends at byte {offset + count} and was longer "
+                f"{self._plan.sources[file].path} ends at byte {offset + count} but was longer "
                 "when the conversion began; wait until nothing writes to it and start again."
             )
 
@@ -282,13 +282,13 @@ class _Run:
             return self._sources[file]
 
     def _digest(self, unit: Unit) -> str:
-        """Checksum of what the target holds in place of a unit."""
+        """Checksum of the bytes that the target file holds in the range of a unit."""
         algorithm = byte_ranges.ALGORITHMS[byte_ranges.DEFAULT]
         return byte_ranges.digest(self._targets[unit.file], unit.offset, unit.nbytes, algorithm)
 
 
-def _taking_turns(units: Sequence[Unit]) -> list[Unit]:
-    """Units of all files in turn: workers in one file would wait for each other."""
+def _interleaved(units: Sequence[Unit]) -> list[Unit]:
+    """Units of all files in turn: workers that write to the same file would block each other."""
     files: dict[int, list[Unit]] = {}
     for unit in units:
         files.setdefault(unit.file, []).append(unit)
@@ -300,9 +300,9 @@ def _write_tables(plan: Plan, staging: Path) -> None:
     for name, content in plan.tables:
         path = staging / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(path.name + ".tmp")
-        beside.write_bytes(content())
-        beside.replace(path)
+        temporary = path.with_name(path.name + ".tmp")
+        temporary.write_bytes(content())
+        temporary.replace(path)
 
 
 def _explained(error: OSError, plan: Plan, staging: Path) -> CheckpointError:
@@ -310,10 +310,10 @@ def _explained(error: OSError, plan: Plan, staging: Path) -> CheckpointError:
         free = shutil.disk_usage(staging).free / 1e9
         return CheckpointError(
             f"the disk of {staging} is full: the conversion writes {plan.nbytes / 1e9:.2f} GB and "
-            f"{free:.2f} GB are free. Free space and start it again, and it continues; or delete "
-            f"{staging}. The destination is as it was."
+            f"{free:.2f} GB are free. Free space and start it again to continue; or delete "
+            f"{staging}. The destination is unchanged."
         )
     return CheckpointError(
-        f"the conversion stopped: {error}. What is finished is kept in {staging}, and starting it "
-        "again continues."
+        f"the conversion stopped: {error}. Finished parts are kept in {staging}; start it again to "
+        "continue."
     )

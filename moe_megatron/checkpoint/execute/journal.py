@@ -1,7 +1,7 @@
-"""Which ranges of a conversion are finished, so that it can be taken up again after a kill.
+"""Records which ranges of a conversion are finished, so that it can be resumed after a kill.
 
-The first line names the plan; each further one a finished range with its checksum. A line that a
-kill cut short counts as not written. One process at a time may hold a journal.
+The first line names the plan; each further line is a finished range with its checksum. A line that
+a kill truncated counts as not written. Only one process at a time can hold a journal.
 """
 
 import fcntl
@@ -48,7 +48,7 @@ class Journal:
             ) from error
 
     def read(self) -> dict[int, Finished]:
-        """Finished ranges by number; none where the journal is of another plan."""
+        """Finished ranges by number; empty if the journal is of another plan."""
         lines = os.pread(self._descriptor, os.fstat(self._descriptor).st_size, 0).split(b"\n")[:-1]
         if not lines or _parsed(lines[0]) != self._first_line():
             return {}
@@ -56,12 +56,12 @@ class Journal:
         return {entry.unit: entry for entry in entries if entry is not None}
 
     def start(self) -> None:
-        """Forget everything and begin anew."""
+        """Discard all entries and start a new journal."""
         os.ftruncate(self._descriptor, 0)
         self._append(self._first_line())
 
     def add(self, finished: Finished) -> None:
-        """Note that a range is written."""
+        """Record that a range has been written."""
         self._append([finished.unit, finished.digest, finished.nonfinite])
 
     def remove(self) -> None:
@@ -69,7 +69,7 @@ class Journal:
         self._path.unlink()
 
     def close(self) -> None:
-        """Give up the lock."""
+        """Release the lock."""
         os.close(self._descriptor)
 
     def _first_line(self) -> dict[str, str]:

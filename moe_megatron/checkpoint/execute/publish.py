@@ -1,4 +1,4 @@
-"""Puts a finished staging folder in the place of its destination, whole or not at all."""
+"""Moves a finished staging folder to its destination, completely or not at all."""
 
 import shutil
 from pathlib import Path
@@ -9,15 +9,15 @@ from moe_megatron.files import flush_to_disk
 
 
 def staging_of(destination: Path) -> Path:
-    """Where a destination is prepared: beside it, so that one rename publishes it."""
+    """The staging folder of a destination: beside it, so that one rename publishes it."""
     return destination.with_name(f".{destination.name}.partial")
 
 
 def check_free(destination: Path, *, overwrite: bool) -> None:
-    """Make sure that nothing would be lost.
+    """Check that publishing would not destroy anything.
 
     Raises:
-        CheckpointError: The destination exists and may not be replaced, or is no folder.
+        CheckpointError: The destination exists and must not be replaced, or is not a folder.
     """
     _recover(destination)
     if not destination.exists():
@@ -32,7 +32,7 @@ def check_free(destination: Path, *, overwrite: bool) -> None:
 
 
 def publish(staging: Path, destination: Path) -> None:
-    """Rename a finished staging folder; what was there before is deleted afterwards."""
+    """Rename a finished staging folder to its destination, then delete the old destination."""
     (staging / FILE).unlink(missing_ok=True)
     old = _old(destination)
     if destination.exists():
@@ -43,7 +43,7 @@ def publish(staging: Path, destination: Path) -> None:
 
 
 def _recover(destination: Path) -> None:
-    """Bring back what a kill between two renames left aside."""
+    """Restore the old destination if a kill came between the two renames of `publish`."""
     old = _old(destination)
     if old.exists() and not destination.exists():
         old.rename(destination)

@@ -1,5 +1,5 @@
-"""What both sides look like on disk, read as data that a stranger wrote.
+"""The formats of both sides on disk, read as untrusted data.
 
-Hugging Face folders and Megatron's `torch_dist` checkpoints, types of elements, ranges of bytes,
-and what lies beside the tensors.
+They are Hugging Face folders and Megatron's `torch_dist` checkpoints, with element types, byte
+ranges, and the files beside the tensors.
 """

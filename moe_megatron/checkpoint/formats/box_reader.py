@@ -1,4 +1,4 @@
-"""Boxes of saved Megatron tensors: what a model under any parallel layout asks a checkpoint for."""
+"""Reads boxes (parts) of saved Megatron tensors, as a model in any parallel layout needs them."""
 
 import mmap
 from collections.abc import Sequence
@@ -13,9 +13,9 @@ from moe_megatron.errors import MappingError
 
 
 class BoxReader:
-    """Reads parts of tensors of a checkpoint, whatever the chunks they were saved in.
+    """Reads parts of a checkpoint's tensors, independently of the chunks in which they were saved.
 
-    Files stay mapped, and their pages shared with other processes, until `close`.
+    Files stay mapped, with pages shared with other processes, until `close`.
     """
 
     def __init__(self, saved: TorchDist) -> None:
@@ -44,11 +44,11 @@ class BoxReader:
 
         Args:
             key: Name of the saved tensor.
-            offsets: Where the box begins, along each axis.
-            sizes: How long it is there.
+            offsets: Start of the box along each axis.
+            sizes: Length of the box along each axis.
 
         Raises:
-            MappingError: The checkpoint has no such tensor, or the box is not inside of it.
+            MappingError: The checkpoint has no such tensor, or the box extends beyond it.
             CheckpointError: Its records are damaged.
         """
         tensor = self._tensor(key, offsets, sizes)
@@ -82,7 +82,7 @@ class BoxReader:
         return box
 
     def _candidates(self, tensor: SavedTensor, offsets: Sizes, sizes: Sizes) -> tuple[Chunk, ...]:
-        """The chunk that is the box, else all: a search among many would be slow."""
+        """The chunk that is exactly the box if there is one, else all chunks (a slow search)."""
         if tensor.key not in self._chunks:
             self._chunks[tensor.key] = {chunk.offsets: chunk for chunk in tensor.chunks}
         chunk = self._chunks[tensor.key].get(offsets)
@@ -92,8 +92,8 @@ class BoxReader:
         tensor = self._saved.tensors.get(key)
         if tensor is None:
             raise MappingError(
-                f"{self._saved.path} lacks {key}, which Megatron's model of its configuration asks "
-                "for; the checkpoint belongs to another configuration."
+                f"{self._saved.path} lacks {key}, which Megatron's model of its configuration "
+                "needs; the checkpoint belongs to another configuration."
             )
         fits = len(offsets) == len(sizes) == len(tensor.shape) and all(
             at + size <= length
@@ -102,15 +102,14 @@ class BoxReader:
         if not fits:
             wanted = [at + size for at, size in zip(offsets, sizes, strict=True)]
             raise MappingError(
-                f"{self._saved.path}: {key} has the shape {list(tensor.shape)} and Megatron's "
-                f"model asks for at least {wanted}; the checkpoint belongs to another "
-                "configuration."
+                f"{self._saved.path}: {key} has the shape {list(tensor.shape)}, but Megatron's "
+                f"model needs at least {wanted}; the checkpoint belongs to another configuration."
             )
         return tensor
 
     def _map(self, file: int) -> mmap.mmap:
         if file not in self._maps:
             with (self._saved.path / self._saved.files[file]).open("rb") as opened:
-                # A private mapping: torch wants a buffer that could be written.
+                # A private mapping, because torch needs a writable buffer.
                 self._maps[file] = mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY)
         return self._maps[file]

@@ -1,7 +1,7 @@
-"""Ranges of bytes in open files: written, read, and summed with a fast checksum.
+"""Writes, reads and checksums ranges of bytes in open files.
 
-The checksum is xxh3 where that package is installed, else CRC-32. All of it goes through one small
-buffer, which stays in the processor's cache.
+The checksum is xxh3 if that package is installed, else CRC-32. All bytes go through a small buffer
+that stays in the processor's cache.
 """
 
 import os
@@ -16,11 +16,11 @@ except ImportError:  # pragma: no cover - it comes with `datasets`
 
 BUFFER_BYTES = 256 * 1024
 _WIDEST = 8
-"""Bytes of the widest element."""
+"""Size in bytes of the widest element type."""
 
 
 class Checksum(Protocol):
-    """Takes bytes, part by part."""
+    """A checksum that is computed piece by piece."""
 
     def update(self, data: memoryview, /) -> object:
         """Add bytes."""
@@ -30,7 +30,7 @@ class Checksum(Protocol):
 
 
 class Crc32:
-    """CRC-32, of the standard library."""
+    """CRC-32 from the standard library."""
 
     def __init__(self) -> None:
         self._value = 0
@@ -49,11 +49,11 @@ if xxhash is not None:
     ALGORITHMS["xxh3"] = xxhash.xxh3_64
 
 DEFAULT = "xxh3" if "xxh3" in ALGORITHMS else "crc32"
-"""What new conversions use."""
+"""The algorithm for new conversions."""
 
 
 class RangeWriter:
-    """Writes a range of a file from an offset onwards, and sums what it writes."""
+    """Writes a range of a file from an offset on, and computes its checksum."""
 
     def __init__(self, descriptor: int, offset: int) -> None:
         self._descriptor, self._offset = descriptor, offset
@@ -62,27 +62,27 @@ class RangeWriter:
         self._checksum = ALGORITHMS[DEFAULT]()
 
     def room(self, wanted: int) -> memoryview:
-        """A free part of the buffer, to be filled: all that is wanted, or whole elements of it."""
+        """A free part of the buffer to fill: `wanted` bytes, or fewer but whole elements."""
         if len(self._buffer) - self._filled < _WIDEST:
             self._flush()
         free = len(self._buffer) - self._filled
         return self._buffer[self._filled :][: min(wanted, free // _WIDEST * _WIDEST)]
 
     def advance(self, nbytes: int) -> None:
-        """Note that room was filled."""
+        """Declare that so many bytes of the room have been filled."""
         self._filled += nbytes
 
     def write(self, data: memoryview) -> None:
         """Write bytes."""
-        at = 0
-        while at < len(data):
-            room = self.room(len(data) - at)
-            room[:] = data[at : at + len(room)]
+        done = 0
+        while done < len(data):
+            room = self.room(len(data) - done)
+            room[:] = data[done : done + len(room)]
             self.advance(len(room))
-            at += len(room)
+            done += len(room)
 
     def finish(self) -> str:
-        """Write what is left; gives the checksum of the whole range."""
+        """Write the rest of the buffer; returns the checksum of the whole range."""
         self._flush()
         return self._checksum.hexdigest()
 
@@ -100,7 +100,7 @@ def read_into(descriptor: int, offset: int, buffer: memoryview) -> int:
     """Fill a buffer with the bytes at an offset.
 
     Returns:
-        How many bytes there were: fewer than the buffer holds only where the file ends.
+        The number of bytes read, which is less than the size of the buffer only at the file's end.
     """
     done = 0
     while done < len(buffer):
@@ -112,7 +112,7 @@ def read_into(descriptor: int, offset: int, buffer: memoryview) -> int:
 
 
 def digest(descriptor: int, offset: int, nbytes: int, algorithm: Callable[[], Checksum]) -> str:
-    """Checksum of a range; where the file ends within it, of the bytes that there are."""
+    """Checksum of a range, or of the part of it before the end of the file."""
     running = algorithm()
     buffer = memoryview(bytearray(BUFFER_BYTES))
     at, end = offset, offset + nbytes

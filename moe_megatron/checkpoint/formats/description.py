@@ -1,4 +1,4 @@
-"""What lies beside the tensors of a Megatron checkpoint and says which model they are."""
+"""The files beside the tensors of a Megatron checkpoint that describe the model."""
 
 import json
 from dataclasses import replace
@@ -12,48 +12,48 @@ from moe_megatron.errors import CheckpointError
 from moe_megatron.families import Family, family_of, family_of_run
 
 BASE_CONFIG = f"{HF_FOLDER}/{CONFIG}"
-"""Of the Hugging Face model that it was imported from."""
+"""Configuration of the Hugging Face model from which the checkpoint was imported."""
 ORIGIN = f"{HF_FOLDER}/origin.json"
-"""What else was particular about that model."""
+"""Further facts about that model, needed for an export: `fused` and `dtypes`."""
 
 
 def run_of(folder: Path) -> RunConfig:
-    """The run that a checkpoint belongs to.
+    """The configuration of the run that a checkpoint belongs to.
 
     Args:
-        folder: That of the tensors.
+        folder: The folder of the tensors.
 
     Raises:
-        CheckpointError: It is not there.
-        ConfigError: It is no configuration.
+        CheckpointError: The folder has no configuration.
+        ConfigError: The configuration is invalid.
     """
-    from moe_megatron.routing import resolve  # torch is slow to import, and little needs it
+    from moe_megatron.routing import resolve  # imports torch, which is slow and rarely needed
 
     path = folder / CONFIG_FILE
     if not path.is_file():
         raise CheckpointError(
-            f"{path} is missing, and says which model the tensors are; put the configuration of "
-            "the run there (moe-megatron train --print-config shows it)."
+            f"{path}, which describes the model of the tensors, is missing; put the configuration "
+            "of the run there (moe-megatron train --print-config shows it)."
         )
     run = load_config(path)
     return replace(run, moe=resolve(run.moe))
 
 
 def base_config(folder: Path) -> dict[str, Any] | None:
-    """Configuration of the imported model; None where the run began from random weights."""
+    """Configuration of the imported model; None if the run started from random weights."""
     return _read_json(folder / BASE_CONFIG)
 
 
 def origin(folder: Path) -> dict[str, Any]:
-    """What an import noted besides: `fused`, `dtypes`."""
+    """The facts in `origin.json`; empty if the run started from random weights."""
     return _read_json(folder / ORIGIN) or {}
 
 
 def family_of_folder(folder: Path) -> Family:
-    """The family as which a checkpoint is exported.
+    """The family in whose format a checkpoint is exported.
 
     Raises:
-        MappingError: No family has such a model.
+        MappingError: No family can represent the model.
     """
     base = base_config(folder)
     return family_of_run(run_of(folder)) if base is None else family_of(base)
@@ -67,5 +67,5 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read ({error}); remove or repair it.") from None
     if not isinstance(found, dict):
-        raise CheckpointError(f"{path} holds no table; remove or repair it.")
+        raise CheckpointError(f"{path} is not a JSON object; remove or repair it.")
     return found

@@ -1,6 +1,6 @@
-"""Names and sizes of element types, as safetensors spells them.
+"""Names and sizes of element types, as spelled by safetensors.
 
-Everything in this package speaks of types by these names; torch is imported only where numbers are
+Everything in this package refers to types by these names; torch is imported only where numbers are
 computed.
 """
 
@@ -31,7 +31,7 @@ _TYPES: dict[str, tuple[int, str]] = {
     "U64": (8, "uint64"),
     "F64": (8, "float64"),
 }
-"""Name: bytes an element, and torch's name."""
+"""Bytes per element and torch's name of each type."""
 
 _BY_TORCH_NAME = {torch_name: name for name, (_, torch_name) in _TYPES.items()}
 
@@ -41,10 +41,10 @@ _WRITTEN_AS = {"bf16": "BF16", "fp16": "F16", "fp32": "F32"} | {
 _WRITTEN_AS["bfloat16"] = "BF16"
 
 EIGHT_BIT_FLOATS = frozenset({"F8_E4M3", "F8_E5M2"})
-"""Types of quantised weights, whose scales lie beside them."""
+"""Types of quantised weights, whose scales are separate tensors."""
 
 FLOATS = frozenset({"F16", "BF16", "F32", "F64"})
-"""Types that a cast may read and write."""
+"""Types from and to which weights can be cast."""
 
 
 _FIRST_NONFINITE = {
@@ -55,7 +55,7 @@ _FIRST_NONFINITE = {
     "F32": (4, 0x7F80_0000),
     "F64": (8, 0x7FF0_0000_0000_0000),
 }
-"""Bytes of an element, and the smallest positive one that is no number."""
+"""Bytes per element, and the bits of the smallest positive one that is infinite or NaN."""
 
 
 def is_known(name: str) -> bool:
@@ -78,15 +78,15 @@ def to_torch(name: str) -> "torch.dtype":
 
 
 def from_torch_name(torch_name: str) -> str | None:
-    """Our name for torch's, such as "bfloat16"; None where no checkpoint has such elements."""
+    """Our name for a torch name such as "bfloat16"; None if this package does not support it."""
     return _BY_TORCH_NAME.get(torch_name)
 
 
 def parse(text: str) -> str:
-    """Our name for a type as a user writes it: bf16, fp16, fp32 (or torch's names).
+    """Our name for a type as written by a user: bf16, fp16, fp32, or torch's names for them.
 
     Raises:
-        CheckpointError: The text is none of them.
+        CheckpointError: The text is none of these.
     """
     if text.lower() in _WRITTEN_AS:
         return _WRITTEN_AS[text.lower()]
@@ -94,14 +94,14 @@ def parse(text: str) -> str:
 
 
 def has_nonfinite(data: memoryview | bytearray, dtype: str) -> bool:
-    """Whether any element is infinite or NaN; found at the speed at which memory is read.
+    """Whether any element is infinite or NaN; as fast as memory can be read.
 
-    An exponent of ones alone means infinity or NaN. Read as integers, such numbers are the largest
-    of their sign: the positive ones among signed integers, the negative ones among unsigned
-    integers. So two maxima tell, and nothing is copied.
+    An exponent of all ones means infinity or NaN. Interpreted as integers, such numbers are the
+    largest of their sign: the positive ones as signed, the negative ones as unsigned integers. So
+    two maxima decide, without copying.
 
     Args:
-        data: Whole elements.
+        data: A whole number of elements.
         dtype: Their type; integers are always finite.
     """
     if dtype not in _FIRST_NONFINITE or not len(data):

@@ -1,7 +1,7 @@
-"""A Hugging Face model folder: its configuration and where each tensor lies. Headers only.
+"""A Hugging Face model folder: its configuration and the position of each tensor, from headers.
 
-Everything in the folder is treated as written by a stranger: sizes are checked against the files,
-and an index may not lead out of the folder. Reads no weights and knows no families.
+Everything in the folder is treated as untrusted: sizes are checked against the files, and an index
+must not point outside the folder. It reads no weights and knows no families.
 """
 
 import json
@@ -26,7 +26,7 @@ _MAX_HEADER = 100 * 2**20
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """Where a tensor lies."""
+    """A tensor and its position."""
 
     name: str
     dtype: str
@@ -34,7 +34,7 @@ class TensorInfo:
     file: str
     """Name of its file in the folder."""
     offset: int
-    """Of its first byte in the file."""
+    """Offset of its first byte in the file."""
     nbytes: int
 
 
@@ -42,8 +42,8 @@ class HfFolder:
     """Configuration and headers of a model folder.
 
     Raises:
-        CheckpointError: The folder is incomplete, or a file in it is damaged; names the file and,
-            where there is one, the tensor.
+        CheckpointError: The folder is incomplete, or a file in it is damaged; the message names the
+            file and, if known, the tensor.
     """
 
     def __init__(self, path: Path) -> None:
@@ -57,8 +57,8 @@ class HfFolder:
         found = read_header(self.path / file)
         if expected is not None and (absent := sorted(expected - found.keys())):
             raise CheckpointError(
-                f"{self.path / INDEX} promises {first_few(absent, 3)} in {file}, which does not "
-                f"hold {'it' if len(absent) == 1 else 'them'}; download the folder again."
+                f"{self.path / INDEX} lists {first_few(absent, 3)} in {file}, which does not "
+                f"contain {'it' if len(absent) == 1 else 'them'}; download the folder again."
             )
         for name, tensor in found.items():
             if name in self.tensors:
@@ -73,7 +73,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
     """Tensors of one safetensors file, in the order of the file.
 
     Raises:
-        CheckpointError: The file is truncated, or its header is nonsense.
+        CheckpointError: The file is truncated, or its header is invalid.
     """
     try:
         size = path.stat().st_size
@@ -85,7 +85,7 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
     if len(text) < 2 or len(text) != length:
         raise CheckpointError(
-            f"{path} ({size} bytes) is not a whole safetensors file: its header should be "
+            f"{path} ({size} bytes) is not a complete safetensors file: its header should be "
             f"{length} bytes long; download it again."
         )
     header = _parse(path, text)
@@ -108,7 +108,7 @@ def _parse(path: Path, text: bytes) -> dict[str, Any]:
 
     header = _json(path, text, "its header", no_duplicates)
     if not isinstance(header, dict):
-        raise CheckpointError(f"{path}: its header is no table of tensors; download it again.")
+        raise CheckpointError(f"{path}: its header is not a table of tensors; download it again.")
     return header
 
 
@@ -131,11 +131,11 @@ def _tensor(path: Path, name: str, entry: Any, data: int, size: int) -> TensorIn
     if not _is_list_of_sizes(shape):
         raise broken(f"has the impossible shape {shape!r}")
     if not _is_list_of_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise broken(f"has the impossible place {offsets!r}")
+        raise broken(f"has the impossible offsets {offsets!r}")
     nbytes = prod(shape) * dtypes.item_size(dtype)
     if offsets[1] - offsets[0] != nbytes:
         raise broken(
-            f"of shape {shape} and type {dtype} needs {nbytes} bytes and has "
+            f"of shape {shape} and type {dtype} needs {nbytes} bytes but has "
             f"{offsets[1] - offsets[0]}"
         )
     if data + offsets[1] > size:
@@ -148,16 +148,16 @@ def _is_list_of_sizes(value: Any) -> TypeGuard[list[int]]:
 
 
 def _check_ranges(path: Path, tensors: list[TensorInfo], data: int, size: int) -> None:
-    """The tensors fill the file without gaps and do not overlap."""
-    at = data
+    """Check that the tensors fill the file without gaps and overlaps."""
+    end = data
     for tensor in sorted(tensors, key=lambda t: (t.offset, t.nbytes)):
-        if tensor.offset != at:
-            what = "overlaps another one" if tensor.offset < at else "leaves a gap before it"
+        if tensor.offset != end:
+            what = "overlaps another one" if tensor.offset < end else "leaves a gap before it"
             raise CheckpointError(f"{path}: tensor {tensor.name} {what}; download the file again.")
-        at += tensor.nbytes
-    if at != size:
+        end += tensor.nbytes
+    if end != size:
         raise CheckpointError(
-            f"{path} should end at byte {at} and has {size} bytes; download it again."
+            f"{path} should end at byte {end} but has {size} bytes; download it again."
         )
 
 
@@ -174,12 +174,12 @@ def _read_config(folder: Path) -> dict[str, Any]:
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
     if not isinstance(config, dict):
-        raise CheckpointError(f"{path} is no configuration: a table was expected.")
+        raise CheckpointError(f"{path} is not a configuration: it must be a JSON object.")
     return config
 
 
 def _shards(folder: Path) -> dict[str, frozenset[str] | None]:
-    """Files with weights, and the tensors that the index promises in each."""
+    """The files with weights, and the tensors that the index lists for each; None without one."""
     if (folder / INDEX).exists():
         return _indexed_shards(folder)
     if (folder / SINGLE).exists():
@@ -187,13 +187,13 @@ def _shards(folder: Path) -> dict[str, frozenset[str] | None]:
     others = sorted(p.name for p in folder.glob("*.safetensors"))
     if others:
         raise CheckpointError(
-            f"{folder} holds {first_few(others, 3)} and neither {INDEX} nor {SINGLE}; download the "
+            f"{folder} holds {first_few(others, 3)} but neither {INDEX} nor {SINGLE}; download the "
             "index."
         )
     pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pt*"))
     hint = (
-        " Its weights are pickled (*.bin), which can run code when read; save them as safetensors "
-        "(save_pretrained does)."
+        " Its weights are pickled (*.bin), and reading those can execute code; save them as "
+        "safetensors (save_pretrained does)."
         if pickled
         else ""
     )
@@ -213,8 +213,8 @@ def _indexed_shards(folder: Path) -> dict[str, frozenset[str] | None]:
     for name, file in weight_map.items():
         if not isinstance(file, str) or not file or file != os.path.basename(file) or "\0" in file:
             raise CheckpointError(
-                f"{path} says that {name} is in {file!r}, which is no file of this folder; files "
-                "outside it are not read."
+                f"{path} says that {name} is in {file!r}, which is not a file of this folder; "
+                "files outside it are not read."
             )
         by_file.setdefault(file, set()).add(name)
     for file in by_file:
@@ -227,4 +227,4 @@ def _check_inside(folder: Path, file: str) -> None:
     if file in {".", ".."} or path.is_dir():
         raise CheckpointError(f"{folder / INDEX} names {file}, which is a folder.")
     if not path.exists():
-        raise CheckpointError(f"{path} is missing, and {INDEX} names it; download it.")
+        raise CheckpointError(f"{path} is missing, although {INDEX} names it; download it.")

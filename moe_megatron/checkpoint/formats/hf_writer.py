@@ -1,6 +1,6 @@
-"""The layout of safetensors files that are to be written: which tensor goes where, and headers.
+"""Plans the layout of safetensors files: headers, and the position of each tensor.
 
-Everything is known before the first byte is written, so that any part can be written at any time.
+Everything is known before the first byte is written, so that parts can be written in any order.
 """
 
 import json
@@ -15,7 +15,7 @@ from moe_megatron.checkpoint.formats.hf_folder import SINGLE
 _SMALLEST_SHARD = 1_000_000_000
 _LARGEST_SHARD = 5_000_000_000
 _ALIGNMENT = 64
-"""Of the first tensor of a file, so that it can be mapped into memory and used as it is."""
+"""Alignment of the first tensor of a file, so that a memory-mapped file can be used directly."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +39,11 @@ class Shard:
     name: str
     header: bytes
     tensors: tuple[tuple[NewTensor, int], ...]
-    """Tensors and the offset of each in the file, in their order."""
+    """The tensors in file order, each with its offset in the file."""
 
     @property
     def size(self) -> int:
-        """Bytes of the whole file."""
+        """Size of the whole file in bytes."""
         return len(self.header) + sum(tensor.nbytes for tensor, _ in self.tensors)
 
 
@@ -51,9 +51,10 @@ def lay_out(tensors: Sequence[NewTensor], max_shard_bytes: int | None = None) ->
     """Distribute tensors over files.
 
     Args:
-        tensors: In the order in which they shall stand.
-        max_shard_bytes: Most data in one file, unless a single tensor is larger; None: about an
-            eighth of the whole, between 1 and 5 GB, so that several workers can write.
+        tensors: The tensors, in the order in which to write them.
+        max_shard_bytes: Largest amount of data in one file, unless a single tensor is larger. None
+            means about an eighth of the total, between 1 and 5 GB, so that several workers can
+            write at the same time.
     """
     total = sum(tensor.nbytes for tensor in tensors)
     limit = max_shard_bytes or min(max(total // 8, _SMALLEST_SHARD), _LARGEST_SHARD)
@@ -84,16 +85,16 @@ def _shard_name(number: int, shards: int) -> str:
 
 def _shard(name: str, tensors: Sequence[NewTensor]) -> Shard:
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    at = 0
+    end = 0
     offsets = []
     for tensor in tensors:
-        offsets.append(at)
+        offsets.append(end)
         header[tensor.name] = {
             "dtype": tensor.dtype,
             "shape": list(tensor.shape),
-            "data_offsets": [at, at + tensor.nbytes],
+            "data_offsets": [end, end + tensor.nbytes],
         }
-        at += tensor.nbytes
+        end += tensor.nbytes
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-(len(text) + 8) % _ALIGNMENT)
     start = struct.pack("<Q", len(text)) + text

@@ -1,6 +1,6 @@
-"""Small files that travel with the weights: tokenizer, chat template, generation settings.
+"""Small files that are copied along with the weights: tokenizer, chat template, settings.
 
-Code (`*.py`) never travels.
+Code (`*.py`) is never copied.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from moe_megatron.data.tokenizer import TOKENIZER_FILES
 from moe_megatron.telemetry.values.profile import PROFILE_FILE
 
 HF_FOLDER = "hf"
-"""Where they lie in a Megatron checkpoint."""
+"""Folder of these files in a Megatron checkpoint."""
 
 PATTERNS = (
     "generation_config.json",
@@ -35,23 +35,23 @@ Table = tuple[str, Callable[[], bytes]]
 
 
 def has_tokenizer(folder: Path) -> bool:
-    """Whether a Hugging Face folder holds what a tokenizer is made of."""
+    """Whether a Hugging Face folder contains files of a tokenizer."""
     return any((folder / name).is_file() for name in TOKENIZER_FILES)
 
 
 def to_megatron(folder: Path, *, profile: bool = True) -> tuple[Table, ...]:
-    """Files beside Hugging Face tensors, by the names they get in a Megatron checkpoint.
+    """The side files of a Hugging Face folder, by their names in a Megatron checkpoint.
 
     Args:
-        folder: Where they are.
-        profile: Whether the routing profile is one of them; that of other experts is not.
+        folder: The Hugging Face folder.
+        profile: Whether to include the routing profile; False if the import changes the experts.
     """
     found = _tables(_found(folder), f"{HF_FOLDER}/")
     return (*found, *_profile(folder)) if profile else found
 
 
 def to_hugging_face(folder: Path) -> tuple[Table, ...]:
-    """Files beside Megatron's tensors, by the names they get in a Hugging Face folder."""
+    """The side files of a Megatron checkpoint, by their names in a Hugging Face folder."""
     return (*_tables(_found(folder / HF_FOLDER), ""), *_profile(folder))
 
 

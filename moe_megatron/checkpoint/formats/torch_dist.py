@@ -1,7 +1,7 @@
-"""A Megatron `torch_dist` checkpoint: what it holds, and where each matrix lies in its files.
+"""A Megatron `torch_dist` checkpoint: its content, and the position of each matrix in its files.
 
-It may have been saved under any tensor, pipeline and expert parallel sizes: a tensor consists of
-chunks, which split rows and columns. Reads only the metadata, without running what it names.
+It may have been saved with any tensor, pipeline and expert parallel sizes: a tensor consists of
+chunks, which split rows and columns. Only metadata is read, and no code that it names is executed.
 """
 
 import json
@@ -32,10 +32,10 @@ Sizes = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A record: a torch.save archive inside of a file."""
+    """The position of a record, which is a torch.save archive inside a file."""
 
     file: int
-    """Number in `TorchDist.files`."""
+    """Index into `TorchDist.files`."""
     offset: int
     length: int
 
@@ -61,7 +61,7 @@ class SavedTensor:
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """A rectangle of a matrix, and where it lies."""
+    """A rectangle of a matrix, and the view that holds it."""
 
     row: int
     column: int
@@ -70,16 +70,16 @@ class Region:
 
 @dataclass(frozen=True, slots=True)
 class FoundMatrix:
-    """The matrix of a link: the tensor that holds it, its place in it, and its regions."""
+    """The matrix of a link: the tensor that contains it, its index in it, and its regions."""
 
     tensor: SavedTensor
     index: Sizes
-    """Layer and expert along the leading axes."""
+    """Index along the leading axes of the tensor: layer and expert."""
     regions: tuple[Region, ...]
 
 
 def resolve(path: Path) -> Path:
-    """The folder that holds the tensors: `path` itself or its newest iteration.
+    """The folder with the tensors: `path` itself, or its newest iteration.
 
     Raises:
         CheckpointError: Neither is a finished checkpoint.
@@ -90,23 +90,23 @@ def resolve(path: Path) -> Path:
         text = (path / TRACKER).read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
         raise CheckpointError(
-            f"{path} holds no finished Megatron checkpoint: neither {METADATA} nor {TRACKER}. Give "
-            "an iter_* folder or the folder around it."
+            f"{path} holds no finished Megatron checkpoint: it has neither {METADATA} nor "
+            f"{TRACKER}. Give an iter_* folder or the folder around it."
         ) from None
     folder = path / (f"iter_{int(text):07d}" if text.isdecimal() else "release")
     if (text.isdecimal() or text == "release") and (folder / METADATA).is_file():
         return folder
     raise CheckpointError(
-        f"{path / TRACKER} says '{text[:40]}', and {folder / METADATA} is missing; give an iter_* "
-        "folder that is complete."
+        f"{path / TRACKER} says '{text[:40]}', but {folder / METADATA} is missing; give a complete "
+        "iter_* folder."
     )
 
 
 class TorchDist:
-    """Metadata of a checkpoint. Holds its files open until `close`.
+    """The metadata of a checkpoint. Files stay open until `close`.
 
     Raises:
-        CheckpointError: The folder is no finished `torch_dist` checkpoint, or is damaged.
+        CheckpointError: The folder is not a finished `torch_dist` checkpoint, or is damaged.
     """
 
     def __init__(self, path: Path) -> None:
@@ -117,7 +117,7 @@ class TorchDist:
             self._read(metadata)
         except (AttributeError, TypeError, ValueError, KeyError, IndexError) as error:
             raise CheckpointError(
-                f"{self.path / METADATA} is no metadata of torch.distributed.checkpoint "
+                f"{self.path / METADATA} is not metadata of torch.distributed.checkpoint "
                 f"({type(error).__name__}: {error}); use another checkpoint."
             ) from None
         self._descriptors: dict[int, int] = {}
@@ -141,11 +141,11 @@ class TorchDist:
             os.close(self._descriptors.popitem()[1])
 
     def find(self, link: Link) -> FoundMatrix | None:
-        """Find the matrix of a link under any of its names; None where the checkpoint lacks it.
+        """Find the matrix of a link under any of its names; None if the checkpoint lacks it.
 
         Raises:
-            MappingError: It has another shape than the model.
-            CheckpointError: Its records are damaged or do not make up the whole matrix.
+            MappingError: Its shape is not that of the model.
+            CheckpointError: Its records are damaged or do not cover the whole matrix.
         """
         for key in (link.key, *link.aliases):
             for name, index in saved_names(key, link):
@@ -154,10 +154,10 @@ class TorchDist:
         return None
 
     def common_state(self) -> dict[str, Any]:
-        """What is not a tensor: iteration, arguments. `Inert` where it held an object.
+        """Everything that is not a tensor: iteration, arguments. Objects are replaced by `Inert`.
 
         Raises:
-            CheckpointError: It is damaged, or asks for code.
+            CheckpointError: It is damaged, or names code to execute.
         """
         legacy = self.path / _LEGACY_COMMON_STATE
         if COMMON_STATE in self.objects:
@@ -186,7 +186,7 @@ class TorchDist:
             ) from None
         if backend != "torch_dist":
             raise CheckpointError(
-                f"{self.path} is a '{backend}' checkpoint and torch_dist is needed; save it with "
+                f"{self.path} is a '{backend}' checkpoint, but torch_dist is needed; save it with "
                 "--ckpt-format torch_dist."
             )
 
@@ -225,13 +225,13 @@ class TorchDist:
         if info.get("transform_descriptors"):
             raise CheckpointError(
                 f"{self.path}: {key} is compressed ({info.get('transform_descriptors')}); save the "
-                "checkpoint without."
+                "checkpoint without compression."
             )
         place = Place(numbers[info.get("relative_path")], info.get("offset"), info.get("length"))
         size = self._sizes[place.file]
         if place.offset < 0 or place.length < 0 or place.offset + place.length > size:
             raise CheckpointError(
-                f"{self.path / self.files[place.file]} has {size} bytes and {key} should end at "
+                f"{self.path / self.files[place.file]} has {size} bytes, but {key} should end at "
                 f"byte {place.offset + place.length}: the file is truncated; copy it again."
             )
         return place
@@ -248,8 +248,8 @@ class TorchDist:
             offsets, sizes = tuple(box.get("offsets")), tuple(box.get("sizes"))
             if offsets not in places:
                 raise CheckpointError(
-                    f"{self.path / METADATA} lacks the place of {key} at {offsets}; the checkpoint "
-                    "is incomplete."
+                    f"{self.path / METADATA} lacks the position of {key} at {offsets}; the "
+                    "checkpoint is incomplete."
                 )
             chunks.append(Chunk(offsets, sizes, places[offsets]))
         return SavedTensor(key, dtype, tuple(description.get("size")), tuple(chunks))
@@ -264,8 +264,8 @@ class TorchDist:
         if not fits or any(i >= n for i, n in zip(index, tensor.shape, strict=False)):
             wanted = (*(f">{i}" for i in index), *map(str, link.shape))
             raise MappingError(
-                f"{self.path}: {tensor.key} has the shape {list(tensor.shape)} and the model needs "
-                f"[{', '.join(wanted)}]; the checkpoint belongs to another configuration."
+                f"{self.path}: {tensor.key} has the shape {list(tensor.shape)}, but the model "
+                f"needs [{', '.join(wanted)}]; the checkpoint belongs to another configuration."
             )
         found = self._by_index(tensor, leading).get(index, [])
         regions = tuple(self._region(tensor, chunk, index) for chunk in found)
@@ -273,7 +273,7 @@ class TorchDist:
         return FoundMatrix(tensor, index, regions)
 
     def _by_index(self, tensor: SavedTensor, leading: int) -> dict[Sizes, list[Chunk]]:
-        """Chunks of each matrix of a tensor."""
+        """The chunks of each matrix of a tensor, by its index along the leading axes."""
         if (tensor.key, leading) not in self._chunks:
             found: dict[Sizes, list[Chunk]] = defaultdict(list)
             for chunk in tensor.chunks:
@@ -300,15 +300,15 @@ class TorchDist:
         overlap = any(_overlap(a, b) for a, b in combinations(regions, 2))
         if overlap or sum(region.view.elements for region in regions) != rows * columns:
             raise CheckpointError(
-                f"{self.path}: the saved parts of {tensor.key} {list(tensor.shape)} do not make up "
-                "the whole tensor; the checkpoint is incomplete."
+                f"{self.path}: the saved parts of {tensor.key} {list(tensor.shape)} do not cover "
+                "the whole tensor exactly; the checkpoint is incomplete."
             )
 
     def data_offset(self, tensor: SavedTensor, chunk: Chunk) -> int:
         """Offset of a chunk's first element in its file.
 
         Raises:
-            CheckpointError: Its record is damaged, or asks for code.
+            CheckpointError: Its record is damaged, or names code to execute.
         """
         item = dtypes.item_size(tensor.dtype)
         record = self._record(chunk.place, tensor.key)
@@ -339,7 +339,7 @@ def _overlap(a: Region, b: Region) -> bool:
 
 
 def _first_element(description: Any, sizes: Sizes, what: str) -> int:
-    """Index in its storage of the first element of a tensor that was pickled."""
+    """Index of the first element of a pickled tensor in its storage."""
     if isinstance(description, Inert) and type(description).__name__ == "_rebuild_parameter":
         description = description.arguments[0]
     if not isinstance(description, Inert) or not type(description).__name__.startswith("_rebuild"):
@@ -352,7 +352,7 @@ def _first_element(description: Any, sizes: Sizes, what: str) -> int:
         step *= size
     if tuple(shape) != sizes or not isinstance(first, int) or first < 0:
         raise CheckpointError(
-            f"{what}: its record has the shape {list(shape)} and {list(sizes)} is needed; the "
+            f"{what}: its record has the shape {list(shape)}, but {list(sizes)} is needed; the "
             "checkpoint is damaged."
         )
     return first

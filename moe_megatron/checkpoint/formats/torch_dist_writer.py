@@ -1,8 +1,8 @@
-"""The layout of a Megatron `torch_dist` checkpoint that is to be written.
+"""Plans the layout of a Megatron `torch_dist` checkpoint.
 
-Each chunk of a tensor becomes a torch.save archive. Torch itself makes the bytes around the data,
-once for each shape, so that they are right for the torch that is installed. Several keys may name
-one record: Megatron's two layer specs call the same norm by different names.
+Each chunk of a tensor becomes a torch.save archive. torch itself produces the bytes around the
+data, once for each shape, so that they are right for the installed version of torch. Several keys
+may name the same record: Megatron's two layer specs have different names for the same norm.
 """
 
 import io
@@ -19,12 +19,12 @@ from moe_megatron.checkpoint.formats.torch_dist import COMMON_STATE, Sizes
 from moe_megatron.errors import CheckpointError
 
 _FILE_BYTES = 2**30
-"""Aim for the size of a file: several, so that workers do not wait for each other's."""
+"""Target size of a file; with several files, workers do not wait for each other."""
 _MOST_FILES = 64
 
 
 class _GapSink(io.BytesIO):
-    """Keeps what torch writes before and after the one gap that it leaves for the data."""
+    """Keeps what torch writes before and after the gap that it leaves for the data."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,33 +45,33 @@ class _GapSink(io.BytesIO):
 
 @cache
 def skeleton(sizes: Sizes, dtype: str) -> tuple[bytes, bytes]:
-    """What stands before and after the data in an archive of one tensor.
+    """The bytes before and after the data in an archive of one tensor.
 
     Raises:
-        CheckpointError: The installed torch writes archives in another way.
+        CheckpointError: The installed torch writes archives differently.
     """
     import torch
 
     sink = _GapSink()
     with torch.serialization.skip_data():
-        # Never touched, so that no memory is taken for it, whatever its size.
+        # Its memory is never touched and so never allocated, whatever its size.
         torch.save(torch.empty(sizes, dtype=dtypes.to_torch(dtype)), sink)
     if sink.gap != prod(sizes) * dtypes.item_size(dtype) or len(sink.parts) != 2:
         raise CheckpointError(
-            f"torch {torch.__version__} lays out its files in a way that is not known here; "
-            "install a version that pyproject.toml allows."
+            f"torch {torch.__version__} writes its files in an unknown layout; install a version "
+            "that pyproject.toml allows."
         )
     return bytes(sink.parts[0]), bytes(sink.parts[1])
 
 
 @dataclass(frozen=True, slots=True)
 class TensorRecord:
-    """A chunk of a tensor and its place."""
+    """A chunk of a tensor and its position."""
 
     keys: tuple[str, ...]
     dtype: str
     shape: Sizes
-    """Of the whole tensor."""
+    """Shape of the whole tensor."""
     offsets: Sizes
     sizes: Sizes
     file: int
@@ -89,14 +89,14 @@ class TensorRecord:
 
     @property
     def length(self) -> int:
-        """Bytes of the archive."""
+        """Size of the archive in bytes."""
         head, tail = self.around
         return len(head) + prod(self.sizes) * dtypes.item_size(self.dtype) + len(tail)
 
 
 @dataclass(frozen=True, slots=True)
 class ObjectRecord:
-    """A pickled object and its place."""
+    """A pickled object and its position."""
 
     keys: tuple[str, ...]
     content: bytes
@@ -105,10 +105,10 @@ class ObjectRecord:
 
 
 class Layout:
-    """Places records one after another; knows the metadata that results.
+    """Places records one after another, and produces the metadata for them.
 
     Args:
-        total: About how many bytes of data will come, from which the number of files follows.
+        total: Approximate number of bytes of data, which determines the number of files.
     """
 
     def __init__(self, total: int) -> None:
@@ -120,7 +120,7 @@ class Layout:
 
     @property
     def files(self) -> tuple[tuple[str, int], ...]:
-        """Names and sizes."""
+        """Names and sizes of the files."""
         return tuple((_file_name(number), size) for number, size in enumerate(self._sizes))
 
     def add_tensor(
@@ -179,20 +179,20 @@ class Layout:
 
 
 def backend_text() -> bytes:
-    """The `metadata.json` file, by which Megatron recognises the format."""
+    """The content of `metadata.json`, by which Megatron recognises the format."""
     return json.dumps({"sharded_backend": "torch_dist", "sharded_backend_version": 1}).encode()
 
 
 def common_state(arguments: dict[str, Any]) -> tuple[tuple[str, ...], bytes]:
-    """Key and content of what is not a tensor.
+    """Key and content of everything that is not a tensor.
 
     Args:
-        arguments: Those of Megatron's arguments that it compares when it loads.
+        arguments: The arguments that Megatron compares when it loads.
     """
     from argparse import Namespace
 
     state = {
-        # There is no optimizer and no random state to load, and Megatron is told so.
+        # Tells Megatron that there is no optimizer and no random state to load.
         "args": Namespace(no_save_optim=True, no_save_rng=True, **arguments),
         "checkpoint_version": 3.0,
         "iteration": 0,
@@ -208,10 +208,10 @@ def common_state(arguments: dict[str, Any]) -> tuple[tuple[str, ...], bytes]:
 
 
 def extra_states(matrices: Iterable[tuple[str, Sizes, Sizes]]) -> list[str]:
-    """Keys of the states that Transformer Engine asks for beside its weights.
+    """Keys of the extra states that Transformer Engine expects in addition to its weights.
 
     Args:
-        matrices: Name of each weight, its index along the leading axes, and their sizes.
+        matrices: Name of each weight, its index along the leading axes, and the sizes of these.
     """
     found: dict[str, None] = {}
     for name, index, sizes in matrices:

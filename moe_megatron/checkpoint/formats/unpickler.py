@@ -1,9 +1,8 @@
-"""Reads pickles that checkpoints contain without running what they name.
+"""Reads the pickles in checkpoints without executing the code that they name.
 
-An unpickler normally imports every class that a file names and calls it, which is running code of
-a stranger. This one knows the names that Megatron's and torch's checkpoint writers use, puts an
-inert stand-in in the place of each, and refuses every other name. Nothing is imported, not even
-torch.
+An unpickler normally imports and calls every class that a file names, which executes untrusted
+code. This one knows the names that Megatron's and torch's checkpoint writers use, replaces each by
+an inert stand-in, and refuses every other name. Nothing is imported, not even torch.
 """
 
 import io
@@ -55,7 +54,7 @@ _TORCH_TYPES = frozenset(
 
 
 class Inert:
-    """What stands where a pickle named a class or function: the name and what was given to it."""
+    """Stand-in for an object of a class (or result of a function) that a pickle names."""
 
     def __init__(self, *arguments: Any) -> None:
         self.arguments = arguments
@@ -65,13 +64,13 @@ class Inert:
         self.state = state
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        """Items of a mapping that is no plain dict; nobody needs them."""
+        """Ignore items of a mapping other than a plain dict; they are not needed."""
 
     def append(self, item: Any) -> None:
-        """Items of a list that is no plain list; nobody needs them."""
+        """Ignore items of a sequence other than a plain list; they are not needed."""
 
     def get(self, name: str, default: Any = None) -> Any:
-        """An attribute of the object that was pickled."""
+        """An attribute of the pickled object."""
         return self.state.get(name, default) if isinstance(self.state, dict) else default
 
 
@@ -85,8 +84,9 @@ class _RestrictedUnpickler(pickle.Unpickler):
         is_type = module == "torch" and name in _TORCH_TYPES
         if not is_type and (module, name) not in _ALLOWED:
             raise CheckpointError(
-                f"{self._what} asks for {module}.{name}, which no checkpoint of Megatron needs: "
-                "reading it could run code of whoever wrote it. It is not read."
+                f"{self._what} names {module}.{name}, which no Megatron checkpoint needs: reading "
+                "it could execute code by whoever wrote the file. It is not read; use a checkpoint "
+                "that you trust."
             )
         if (module, name) == ("torch", "Size"):
             return tuple
@@ -95,7 +95,7 @@ class _RestrictedUnpickler(pickle.Unpickler):
         return self._classes.setdefault((module, name), type(name, (Inert,), {}))
 
     def persistent_load(self, pid: Any) -> Any:
-        return pid  # a storage inside of a torch.save archive: its description
+        return pid  # the description of a storage in a torch.save archive
 
 
 def load_inert(data: bytes, what: str) -> Any:
@@ -106,10 +106,10 @@ def load_inert(data: bytes, what: str) -> Any:
         what: Name of the file, for errors.
 
     Returns:
-        Plain containers and numbers, `Inert` objects in place of all others.
+        Plain containers and numbers, with `Inert` objects in place of all other objects.
 
     Raises:
-        CheckpointError: The pickle is damaged, or names anything beyond what checkpoints need.
+        CheckpointError: The pickle is damaged, or names anything that checkpoints do not need.
     """
     try:
         return _RestrictedUnpickler(io.BytesIO(data), what).load()

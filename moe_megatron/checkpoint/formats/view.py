@@ -1,8 +1,8 @@
-"""Elements of a file seen as a matrix, with steps between rows and columns.
+"""Views: elements of a file interpreted as a matrix, with strides between rows and columns.
 
-Every conversion is a list of moves: the elements of one view become those of another, in order.
-A transposed or interleaved matrix is only a view with other steps, so that reading a mapping
-backwards is swapping two views. Knows no formats.
+Every conversion is a list of moves: the elements of one view are copied to another, in order. A
+transposed or interleaved matrix is only a view with other strides, so reversing a mapping means
+swapping two views. This module knows no formats.
 """
 
 from dataclasses import dataclass, replace
@@ -10,18 +10,18 @@ from dataclasses import dataclass, replace
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """A matrix of elements in a file; offset and steps are in bytes."""
+    """address(i, j) = offset + i * row_step + j * column_step, in bytes: a matrix in a file."""
 
     file: int
-    """Number of the file in its plan."""
+    """Index of the file in its plan."""
     offset: int
-    """Where element (0, 0) begins."""
+    """Offset of element (0, 0)."""
     rows: int
     columns: int
     row_step: int
-    """Distance of two elements of a column."""
+    """Distance between neighbouring elements of a column."""
     column_step: int
-    """Distance of two elements of a row."""
+    """Distance between neighbouring elements of a row."""
 
     @property
     def elements(self) -> int:
@@ -29,7 +29,7 @@ class View:
         return self.rows * self.columns
 
     def is_packed(self, item: int) -> bool:
-        """Whether the elements lie one after another, row by row."""
+        """Whether the elements are contiguous, row by row."""
         column_fits = self.columns == 1 or self.column_step == item
         return column_fits and (self.rows == 1 or self.row_step == self.columns * item)
 
@@ -62,7 +62,7 @@ class View:
         )
 
     def folded(self, columns: int, item: int) -> "View | None":
-        """The same elements in rows of another length; None where that is no view."""
+        """The same elements in rows of another length; None if a view cannot express that."""
         if columns == self.columns:
             return self
         if self.elements % columns or not self.is_packed(item):
@@ -72,5 +72,5 @@ class View:
 
 
 def packed(file: int, offset: int, rows: int, columns: int, item: int) -> View:
-    """The view of a matrix that lies in a file row by row."""
+    """The view of a matrix that is stored contiguously, row by row."""
     return View(file, offset, rows, columns, columns * item, item)

@@ -1,7 +1,7 @@
-"""Where the numbers of a tensor lie inside of a torch.save archive, itself a part of a file.
+"""Finds the data of a tensor inside a torch.save archive that is itself a part of a file.
 
-A Megatron checkpoint file is a row of such archives. They are ZIP files without compression, so
-that a tensor is a range of bytes, once the archive's own directory is read.
+A Megatron checkpoint file is a sequence of such archives. They are ZIP files without compression,
+so a tensor is a range of bytes, which the archive's directory locates.
 """
 
 import io
@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from moe_megatron.errors import CheckpointError
 
 _HEAD = 4096
-"""Bytes read of the beginning of a record: the pickle, and the header of the data."""
+"""Bytes to read at the beginning of a record, for the pickle and the header of the data."""
 _TAIL = 4096
-"""Bytes read of its end: the directory."""
+"""Bytes to read at its end, for the directory."""
 _END = b"PK\x05\x06"
 _DIRECTORY_ENTRY = struct.Struct("<4s6H3L5H2L")
 _LOCAL_HEADER = struct.Struct("<4s5H3L2H")
@@ -32,7 +32,7 @@ class Record:
 
 
 class _Range(io.RawIOBase):
-    """A part of a file, as a file."""
+    """A part of a file that behaves like a file."""
 
     def __init__(self, descriptor: int, offset: int, length: int) -> None:
         self._descriptor, self._start, self._length = descriptor, offset, length
@@ -61,10 +61,10 @@ def read_record(descriptor: int, offset: int, length: int, what: str) -> Record:
     """Read the directory of an archive.
 
     Args:
-        descriptor: Of the open file.
-        offset: Of the archive in the file.
-        length: Of the archive.
-        what: The tensor and file, for errors.
+        descriptor: Descriptor of the open file.
+        offset: Offset of the archive in the file.
+        length: Length of the archive.
+        what: Tensor and file, for error messages.
 
     Raises:
         CheckpointError: The archive is damaged, or compressed.
@@ -74,7 +74,7 @@ def read_record(descriptor: int, offset: int, length: int, what: str) -> Record:
         return _record(descriptor, offset, length, members)
     except (zipfile.BadZipFile, struct.error, LookupError, ValueError, NotImplementedError):
         raise CheckpointError(
-            f"{what}: the record at byte {offset} is damaged: no archive of torch."
+            f"{what}: the record at byte {offset} is damaged: it is not a torch.save archive."
         ) from None
 
 
@@ -86,13 +86,13 @@ class _Member:
 
 
 def _members(descriptor: int, offset: int, length: int) -> list[_Member]:
-    """Entries of the directory; read by hand if it is a plain one: zipfile is ten times slower."""
+    """Entries of the directory; simple ones are parsed here, as zipfile is ten times slower."""
     tail = os.pread(descriptor, min(_TAIL, length), offset + max(0, length - _TAIL))
     end = tail.rfind(_END)
     if end < 0 or len(tail) < end + 22:
         raise ValueError("no end of directory")
     count, size, start = struct.unpack_from("<HLL", tail, end + 10)
-    at = start - (length - len(tail))  # torch puts a ZIP64 end between the directory and its end
+    at = start - (length - len(tail))  # there is a ZIP64 record in between
     if start == 0xFFFFFFFF or count == 0xFFFF or at < 0 or start + size > length:
         return _members_by_zipfile(descriptor, offset, length)
     members = []

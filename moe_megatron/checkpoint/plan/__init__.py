@@ -1,4 +1,4 @@
-"""From two sides and links to a plan: tasks that each fill one range of one file.
+"""Makes a plan from the headers of both sides and the links: tasks that fill ranges of files.
 
-Plans are made from headers alone, and prove that nothing is lost or read twice.
+Making a plan reads only headers, and proves that nothing is lost or used twice.
 """

@@ -1,4 +1,4 @@
-"""From links to views: the rows of a matrix that a block of a Hugging Face tensor makes up."""
+"""Turns the blocks of a link into views, and finds the rows of the matrix that each block fills."""
 
 from collections.abc import Iterator
 
@@ -13,30 +13,31 @@ _EVERY_SECOND = {Transform.TRANSPOSE_EVEN, Transform.TRANSPOSE_ODD}
 
 
 def rows_of(link: Link) -> Iterator[tuple[int, int, Block]]:
-    """First row, number of rows, and block of each part of a link's matrix."""
+    """For each block of a link: its first row in the matrix, its number of rows, and the block."""
     columns, row = matrix_size(link.shape)[1], 0
     for block in link.blocks:
         rows, rest = divmod(elements(block), columns)
         if rest:
             raise MappingError(
-                f"the mapping gives {link.key} no whole rows of {block.name}; its table is wrong."
+                f"the mapping of {link.key} takes a fraction of a row from {block.name}; its table "
+                "is wrong."
             )
         yield row, rows, block
         row += rows
 
 
 def view_of(block: Block, columns: int, file: int, offset: int, dtype: str) -> View:
-    """A block of a tensor, turned as its link sees it.
+    """The view of a block as rows of its link's matrix, with the block's transform applied.
 
     Args:
         block: The block.
-        columns: Those of the link's matrix.
-        file: Number of the file that holds the tensor.
-        offset: Of the tensor in the file.
-        dtype: Of the tensor.
+        columns: Number of columns of the link's matrix.
+        file: Index of the file that holds the tensor.
+        offset: Offset of the tensor in the file.
+        dtype: Type of the tensor.
 
     Raises:
-        MappingError: The block is no such matrix.
+        MappingError: A view cannot express the block with so many columns.
     """
     item, width = dtypes.item_size(dtype), matrix_size(block.shape)[1]
     view = packed(file, offset + block.start * width * item, block.rows, width, item)

@@ -1,7 +1,7 @@
-"""Proves that a list of links says everything, and says it once.
+"""Proves that a list of links covers everything exactly once.
 
-Every tensor of the Hugging Face side must be read, every matrix of the Megatron side filled, and
-no row of either twice. A converter without this proof loses tensors silently.
+Every tensor of the Hugging Face side must be read and every matrix of the Megatron side filled, and
+no row of either may be used twice. A converter without this proof loses tensors silently.
 """
 
 import re
@@ -20,24 +20,24 @@ _HALVES = {
     Transform.ODD: (1,),
     Transform.TRANSPOSE_ODD: (1,),
 }
-"""Which of the even and odd columns (or elements) a transform reads; both where it is not here."""
+"""Which halves of the columns (or elements) a transform reads: 0 even, 1 odd. By default both."""
 
 
 def elements(block: Block) -> int:
-    """How many numbers a block gives to its link."""
+    """Number of elements that a block contributes to its link."""
     columns = matrix_size(block.shape)[1] if block.columns is None else block.columns[1]
     return block.rows * columns * len(_HALVES.get(block.transform, (0, 1))) // 2
 
 
 def check_links(links: Sequence[Link], *, stacked: bool) -> None:
-    """Prove that each matrix of the Megatron side is filled, once.
+    """Prove that each matrix of the Megatron side is filled exactly once.
 
     Args:
-        links: All of a model.
+        links: All links of a model.
         stacked: Whether layers share a key, so that each must have the same matrices.
 
     Raises:
-        MappingError: The mapping table contradicts itself; names the keys.
+        MappingError: The mapping table contradicts itself; the message names the keys.
     """
     seen: dict[str, set[tuple[int, ...]]] = defaultdict(set)
     for link in links:
@@ -67,16 +67,17 @@ def check_tensors(
     ignored: Collection[str],
     where: str,
 ) -> None:
-    """Prove that each tensor of the Hugging Face side is used, once.
+    """Prove that each tensor of the Hugging Face side is used exactly once.
 
     Args:
-        links: All of a model.
-        shapes: Shape of each tensor that there is.
-        ignored: Regular expressions of the names of tensors that carry no weights.
-        where: The folder, for errors.
+        links: All links of a model.
+        shapes: Shape of each existing tensor.
+        ignored: Regular expressions for the names of tensors that are not weights.
+        where: The folder, for error messages.
 
     Raises:
-        MappingError: Names the tensors that are missing, unknown, of another shape or used twice.
+        MappingError: A tensor is missing, unknown, of another shape or used twice; the message
+            names it.
     """
     used: dict[str, list[Block]] = defaultdict(list)
     for link in links:
@@ -93,13 +94,13 @@ def check_tensors(
     unknown = [n for n in shapes if n not in used and not any(p.fullmatch(n) for p in patterns)]
     if unknown:
         raise MappingError(
-            f"{where} holds {first_few(unknown)}, which this family has no place for; its weights "
-            "would be lost. Check model_type in config.json."
+            f"{where} holds {first_few(unknown)}, for which this family has no counterpart; these "
+            "weights would be lost. Check model_type in config.json."
         )
     for name, blocks in used.items():
         if shapes[name] != blocks[0].shape:
             raise MappingError(
-                f"{where}: {name} has the shape {list(shapes[name])} and config.json asks for "
+                f"{where}: {name} has the shape {list(shapes[name])}, but config.json requires "
                 f"{list(blocks[0].shape)}; one of them is of another model."
             )
         _check_rows(name, blocks)
@@ -116,8 +117,8 @@ def _check_rows(name: str, blocks: Sequence[Block]) -> None:
                 at = block.start + block.rows
         if at != rows:
             raise MappingError(
-                f"the mapping does not use each row of {name} once; the table of this family is "
-                "wrong."
+                f"the mapping does not use each row of {name} exactly once; the table of this "
+                "family is wrong."
             )
 
 

@@ -1,4 +1,4 @@
-"""From a Megatron checkpoint and links to the plan of a Hugging Face folder."""
+"""Plans a Hugging Face folder from a Megatron checkpoint and links."""
 
 import re
 from collections import defaultdict
@@ -28,15 +28,15 @@ _NOT_WEIGHTS = re.compile(
 
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions:
-    """What a plan depends on besides the two sides."""
+    """Options of an export."""
 
     dtype: str | None = None
-    """Type of all floating-point weights; None keeps each."""
+    """Type of all floating-point weights; None keeps the type of each."""
     dtypes: Mapping[str, str] = field(default_factory=dict)
-    """Types of single tensors, where `dtype` is None."""
+    """Types of individual tensors, used if `dtype` is None."""
     max_shard_bytes: int | None = None
     tables: tuple[tuple[str, Callable[[], bytes]], ...] = ()
-    """Further small files."""
+    """Names and contents of additional small files."""
 
 
 def plan_export(saved: TorchDist, links: Sequence[Link], options: ExportOptions) -> Plan:
@@ -44,8 +44,8 @@ def plan_export(saved: TorchDist, links: Sequence[Link], options: ExportOptions)
 
     Args:
         saved: The source.
-        links: Everything of the model.
-        options: How.
+        links: All links of the model.
+        options: Options of the export.
 
     Raises:
         MappingError: The checkpoint lacks a matrix, or holds one that would be lost.
@@ -77,7 +77,7 @@ class _Exporter:
         )
 
     def _parts(self) -> tuple[dict[str, list["_Part"]], dict[str, tuple[int, ...]]]:
-        """For each Hugging Face tensor where its blocks lie, and its shape."""
+        """The positions of the blocks of each Hugging Face tensor, and the shape of each tensor."""
         parts: dict[str, list[_Part]] = defaultdict(list)
         shapes: dict[str, tuple[int, ...]] = {}
         missing = []
@@ -115,8 +115,8 @@ class _Exporter:
         ]
         if lost:
             raise MappingError(
-                f"{self._saved.path} holds {first_few(lost)}, of which this family has no place "
-                "for everything; weights would be lost. Export it as the family that it was "
+                f"{self._saved.path} holds {first_few(lost)}, for all or part of which this family "
+                "has no counterpart; weights would be lost. Export it as the family that it was "
                 "trained as."
             )
 
@@ -133,7 +133,7 @@ class _Exporter:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """A block of a Hugging Face tensor and the rows of a Megatron matrix that it is."""
+    """A block of a Hugging Face tensor and the rows of a Megatron matrix that correspond to it."""
 
     block: Block
     row: int
@@ -142,7 +142,7 @@ class _Part:
     found: FoundMatrix
 
     def moves(self, file: int, offset: int, dtype: str) -> Iterator[Move]:
-        """What to read for it, where the tensor begins at an offset of a file."""
+        """The moves that fill the block, for a tensor at this offset of a file."""
         whole = blocks.view_of(self.block, self.columns, file, offset, dtype)
         for region in self.found.regions:
             begin = max(self.row, region.row)
@@ -163,7 +163,7 @@ def _shard_tasks(number: int, shard: Shard, parts: Mapping[str, Sequence[_Part]]
 def _tensor_tasks(
     number: int, tensor: NewTensor, offset: int, parts: Iterable[_Part]
 ) -> Iterator[Task]:
-    """Tasks that fill a tensor: one group for the blocks that share rows of it."""
+    """Tasks that fill a tensor; blocks that share rows of it are grouped together."""
     width = matrix_size(tensor.shape)[1]
     row_bytes = width * dtypes.item_size(tensor.dtype)
     groups: dict[tuple[int, int], list[Move]] = defaultdict(list)
@@ -176,6 +176,6 @@ def _tensor_tasks(
 
 
 def _matrices(tensor: SavedTensor, read: Iterable[tuple[int, ...]]) -> int:
-    """How many matrices a tensor holds, some of which were read."""
+    """Number of matrices in a tensor: the product of its leading axes."""
     leading = len(next(iter(read)))
     return prod(tensor.shape[:leading])

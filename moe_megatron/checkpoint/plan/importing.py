@@ -1,4 +1,4 @@
-"""From a Hugging Face folder and links to the plan of a Megatron checkpoint."""
+"""Plans a Megatron checkpoint from a Hugging Face folder and links."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -37,27 +37,27 @@ _DEQUANTIZED = "BF16"
 
 @dataclass(frozen=True, kw_only=True)
 class ImportOptions:
-    """What a plan depends on besides the two sides."""
+    """Options of an import."""
 
     stacked: bool
-    """Whether Megatron stacks layers."""
+    """Whether Megatron stacks the layers in one tensor."""
     ignored: tuple[str, ...] = ()
     """Patterns of tensors that may be left out."""
     dtype: str | None = None
-    """Type of all floating-point weights; None keeps each."""
+    """Type of all floating-point weights; None keeps the type of each."""
     arguments: dict[str, Any] = field(default_factory=dict)
-    """Megatron's arguments that it compares when it loads."""
+    """The arguments that Megatron compares when it loads."""
     scale_block: int = 128
-    """Rows and columns that share a factor in weights of 8 bits."""
+    """Side of the square blocks that share a scale factor in 8-bit weights."""
     tables: tuple[tuple[str, Callable[[], bytes]], ...] = ()
-    """Further small files."""
+    """Names and contents of additional small files."""
 
 
 def check_source(folder: HfFolder, links: Sequence[Link], options: ImportOptions) -> None:
-    """Prove that the links say everything about the folder.
+    """Prove that the links cover the whole folder.
 
     Raises:
-        MappingError: Names what is missing, unknown or of another shape.
+        MappingError: A tensor is missing, unknown or of another shape; the message names it.
     """
     coverage.check_links(links, stacked=options.stacked)
     shapes = {
@@ -69,7 +69,7 @@ def check_source(folder: HfFolder, links: Sequence[Link], options: ImportOptions
 
 
 def scaled(name: str, folder: HfFolder) -> TensorInfo | None:
-    """The tensor of 8 bits whose factors a tensor holds; None where it holds no factors."""
+    """The 8-bit tensor whose scale factors this tensor holds; None if it holds no factors."""
     found = folder.tensors.get(name.removesuffix(SCALE)) if name.endswith(SCALE) else None
     return found if found is not None and found.dtype in dtypes.EIGHT_BIT_FLOATS else None
 
@@ -79,11 +79,11 @@ def plan_import(folder: HfFolder, links: Sequence[Link], options: ImportOptions)
 
     Args:
         folder: The source.
-        links: What to take; `check_source` has seen all links of the model.
-        options: How.
+        links: The links to import; `check_source` must have checked all links of the model.
+        options: Options of the import.
 
     Raises:
-        CheckpointError: Tensors that Megatron keeps in one have different types.
+        CheckpointError: Tensors that Megatron keeps in one tensor have different types.
     """
     coverage.check_links(links, stacked=options.stacked)
     return _Importer(folder, links, options).plan()
@@ -91,10 +91,10 @@ def plan_import(folder: HfFolder, links: Sequence[Link], options: ImportOptions)
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """Rows of a matrix, of one source."""
+    """Consecutive rows of a matrix that come from one source tensor."""
 
     row: int
-    """First row."""
+    """First row in the matrix."""
     view: View
     tensor: TensorInfo
     weight: float | None
@@ -132,7 +132,7 @@ class _Importer:
         return candidates[0 if self._options.stacked else -1]
 
     def _whole_shapes(self) -> dict[str, Sizes]:
-        """Sizes of the leading axes of each tensor."""
+        """Sizes of the leading axes (layers, experts) of each Megatron tensor."""
         found: dict[str, Sizes] = {}
         for link in self._links:
             for key in (link.key, *link.aliases):
@@ -145,7 +145,7 @@ class _Importer:
         """Type in which a link's matrix is written."""
         types = {self._target_dtype(self._folder.tensors[b.name], link) for b in link.blocks}
         if not types:
-            assert link.dtype is not None, "a random matrix says its type"
+            assert link.dtype is not None, "a random matrix needs a type"
             types, origin = {link.dtype}, link.key
         else:
             origin = link.blocks[0].name
@@ -154,7 +154,7 @@ class _Importer:
         if types != {dtype}:
             other = sorted(types)[-1] if len(types) > 1 else min(types)
             raise CheckpointError(
-                f"{self._folder.path}: {origin} is {other} and {first} is {dtype}, and Megatron "
+                f"{self._folder.path}: {origin} is {other} and {first} is {dtype}, but Megatron "
                 f"keeps both in {name}; choose one type with dtype=bf16, fp16 or fp32."
             )
         return dtype
@@ -166,8 +166,8 @@ class _Importer:
             return self._options.dtype or _DEQUANTIZED
         if tensor.dtype not in dtypes.FLOATS:
             raise CheckpointError(
-                f"{self._folder.path}: {tensor.name} has the type {tensor.dtype}, which holds no "
-                "weights that Megatron can train; convert the weights to bf16 first."
+                f"{self._folder.path}: {tensor.name} has the type {tensor.dtype}, which Megatron "
+                "cannot train; convert the weights to bf16 first."
             )
         return self._options.dtype or tensor.dtype
 
@@ -197,7 +197,7 @@ class _Importer:
             yield from _framed(record, data)
 
     def _parts(self, link: Link, columns: int) -> Iterator["_Part"]:
-        """What each block of a matrix, or of the terms that it is the sum of, gives to it."""
+        """The parts of a matrix, one per block of the link or, for a sum, of its terms."""
         terms: list[tuple[tuple[Block, ...], float | None]]
         terms = [(term.blocks, term.weight) for term in link.terms]
         for own, weight in terms or [(link.blocks, None if link.noise is None else 1.0)]:
@@ -208,7 +208,7 @@ class _Importer:
                 yield _Part(row, view, tensor, weight)
 
     def _inside(self, parts: Sequence["_Part"], first: int, target: View) -> Iterator[Move]:
-        """What lies in a chunk, which begins at row `first` of the matrix."""
+        """The moves into a chunk that begins at row `first` of the matrix."""
         for part in parts:
             begin = max(part.row, first)
             end = min(part.row + part.view.rows, first + target.rows)
@@ -240,8 +240,8 @@ class _Importer:
         wanted = (-(-height // block), -(-width // block))
         if factors is None or factors.dtype != "F32" or factors.shape != wanted:
             raise CheckpointError(
-                f"{self._folder.path}: {tensor.name} has 8 bits a weight and needs factors "
-                f"{tensor.name}{SCALE} of shape {list(wanted)} in F32; there is "
+                f"{self._folder.path}: {tensor.name} has 8-bit weights and needs scale factors "
+                f"{tensor.name}{SCALE} of shape {list(wanted)} in F32; there are "
                 f"{'none' if factors is None else f'{list(factors.shape)} in {factors.dtype}'}."
             )
         at = packed(self._files[factors.file], factors.offset, *wanted, item=4)
@@ -253,7 +253,7 @@ def _target(record: TensorRecord, rows: int, columns: int) -> View:
 
 
 def _framed(record: TensorRecord, tasks: Iterator[Task]) -> Iterator[Task]:
-    """The bytes around the data before and after the tasks that fill it."""
+    """The tasks of a record's data, between tasks that write the bytes before and after it."""
     head, tail = record.around
     yield Task(record.file, record.offset, len(head), "U8", literal=head)
     yield from tasks

@@ -1,4 +1,4 @@
-"""A plan's mapping in a few lines: which Megatron tensor is made of which Hugging Face tensors."""
+"""Summarizes a mapping: which Megatron tensors are made of which Hugging Face tensors."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -15,8 +15,8 @@ def summarize(
     """One line for each Megatron key.
 
     Args:
-        links: What is converted.
-        tensors: The Hugging Face side, where it exists, for its types.
+        links: The links to convert.
+        tensors: The Hugging Face tensors, for their types; None if they do not exist yet.
     """
     lines: dict[tuple[str, str], int] = {}
     for link in links:

@@ -1,7 +1,7 @@
-"""A conversion as data: files that will exist, and tasks that each fill one range of one of them.
+"""A conversion as data: the files to write, and tasks that each fill one range of one file.
 
-A plan is made from headers alone and holds everything that execution needs, so that it can be
-shown, hashed, stopped and taken up again. It does not know what the tensors mean.
+A plan is made from headers alone and contains everything that its execution needs, so that it can
+be shown, hashed, stopped and resumed. It does not know what the tensors mean.
 """
 
 import hashlib
@@ -16,16 +16,16 @@ from moe_megatron.errors import CheckpointError
 from moe_megatron.families.links import Noise
 
 _COPY_BYTES = 64 * 2**20
-"""Longest range that one task copies, so that a stopped conversion loses little."""
+"""Largest range that one task copies, so that a stopped conversion loses little."""
 _TILE_BYTES = 4 * 2**20
-"""Longest range that one task computes: it is held in memory, with its sources."""
+"""Largest range that one task computes; it and its sources are held in memory."""
 _SUM_BYTES = 2**20
-"""The same where terms are added, each of them in float32."""
+"""Largest range that one task computes as a sum, whose terms are held in float32."""
 
 
 @dataclass(frozen=True, slots=True)
 class SourceFile:
-    """A file that is read, as it was when the plan was made."""
+    """A file to read, as it was when the plan was made."""
 
     path: Path
     size: int
@@ -45,7 +45,7 @@ class SourceFile:
         return cls(path, status.st_size, status.st_mtime_ns)
 
     def check_unchanged(self) -> None:
-        """Make sure that the file is still the one that was planned with.
+        """Check that the file has not changed since the plan was made.
 
         Raises:
             CheckpointError: It was replaced, written or removed.
@@ -53,13 +53,13 @@ class SourceFile:
         if SourceFile.of(self.path) != self:
             raise CheckpointError(
                 f"{self.path} changed while it was being converted; wait until nothing writes to "
-                "it and start again. The destination is as it was."
+                "it and start again. The destination is unchanged."
             )
 
 
 @dataclass(frozen=True, slots=True)
 class TargetFile:
-    """A file that is written."""
+    """A file to write."""
 
     name: str
     size: int
@@ -67,43 +67,44 @@ class TargetFile:
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """Factors of quantised weights, one for each square block of them."""
+    """w[i, j] = q[i, j] * view[(row + i) // block, (column + j) // block]: scales of a move."""
 
     view: View
-    """The factors, F32."""
+    """The scale factors, F32, one for each square block of the whole matrix."""
     block: int
-    """Rows and columns of a block."""
+    """Side of a block."""
     row: int
-    """Row of the whole matrix at which the scaled move begins."""
+    """Row of the whole matrix at which the move begins."""
     column: int
+    """Column of the whole matrix at which the move begins."""
 
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """Elements of a source and where they go, in the same order."""
+    """target = scale * source, element by element; with a weight, target += weight * source."""
 
     source: View | Noise
     dtype: str
-    """Type in the source."""
+    """Element type of the source."""
     target: View
     scale: Scale | None = None
     weight: float | None = None
-    """Factor of a term of a sum: moves with the same target are added. None: there is no sum."""
+    """Weight of a term of a sum; moves with the same target are added. None if there is no sum."""
 
     @property
     def view(self) -> View:
-        """The source of a move that is read from a file."""
+        """The source, which must be in a file."""
         assert isinstance(self.source, View), "random numbers are in no file"
         return self.source
 
     def part(self, row: int, rows: int) -> "Move":
-        """Consecutive rows of both sides."""
+        """The move restricted to consecutive rows of both sides."""
         scale = self.scale and replace(self.scale, row=self.scale.row + row)
         source, target = self.source.rows_from(row, rows), self.target.rows_from(row, rows)
         return replace(self, source=source, target=target, scale=scale)
 
     def turned(self) -> "Move":
-        """The same elements, row by row of the target file."""
+        """The same move, transposed if necessary so that the target's rows are contiguous."""
         if self.target.columns == 1 or self.target.row_step >= self.target.column_step:
             return self
         assert self.scale is None, "quantised matrices are never transposed"
@@ -116,23 +117,23 @@ class Task:
     """Fills one range of one file."""
 
     file: int
-    """Number in `Plan.targets`."""
+    """Index into `Plan.targets`."""
     offset: int
     nbytes: int
     dtype: str
-    """Type that is written."""
+    """Element type to write."""
     moves: tuple[Move, ...] = ()
     literal: bytes = b""
-    """Bytes to write, where there are no moves."""
+    """Bytes to write if there are no moves."""
 
     @property
     def end(self) -> int:
-        """Where the range ends."""
+        """Offset at which the range ends."""
         return self.offset + self.nbytes
 
     @property
     def is_copy(self) -> bool:
-        """Whether bytes go over as they are."""
+        """Whether the bytes are copied unchanged."""
         return all(_is_copy(move, self.dtype) for move in self.moves)
 
 
@@ -144,27 +145,27 @@ class Plan:
     sources: tuple[SourceFile, ...]
     targets: tuple[TargetFile, ...]
     tasks: tuple[Task, ...]
-    """By file and offset, without gaps."""
+    """Sorted by file and offset, without gaps."""
     tables: tuple[tuple[str, Callable[[], bytes]], ...]
-    """Small files that are written when all tasks are done, the one that makes it valid last."""
+    """Small files to write after all tasks; the last one makes the result valid."""
     summary: tuple[str, ...] = field(default=())
-    """What is done with which tensors, for people."""
+    """A readable summary of the mapping."""
 
     @property
     def nbytes(self) -> int:
-        """Bytes that tasks write."""
+        """Number of bytes that the tasks write."""
         return sum(target.size for target in self.targets)
 
     @property
     def hash(self) -> str:
-        """Changes when anything about the conversion does, a source's time included."""
+        """A hash of everything about the conversion, including the sources' modification times."""
         digest = hashlib.blake2b(digest_size=16)
         for item in (*self.sources, *self.targets, *self.tasks):
             digest.update(repr(item).encode())
         return digest.hexdigest()
 
     def describe(self) -> str:
-        """The plan in words."""
+        """The plan as text for people."""
         copied = sum(task.nbytes for task in self.tasks if task.is_copy)
         lines = [
             f"{self.title}: {len(self.sources)} file(s) read, {len(self.targets)} written, "
@@ -177,14 +178,14 @@ class Plan:
 def fill(
     file: int, offset: int, size: tuple[int, int], dtype: str, moves: Sequence[Move]
 ) -> Iterator[Task]:
-    """Tasks that fill a matrix which lies in a file row by row.
+    """Tasks that fill a matrix stored contiguously in a file.
 
     Args:
-        file: Number of the target file.
-        offset: Of the matrix in the file.
-        size: Its rows and columns.
-        dtype: Type that is written.
-        moves: Together they fill it exactly, or several times where they are terms of a sum.
+        file: Index of the target file.
+        offset: Offset of the matrix in the file.
+        size: Rows and columns of the matrix.
+        dtype: Element type to write.
+        moves: Moves that fill the matrix exactly, or once per term if it is a sum.
     """
     rows, columns = size
     row_bytes = columns * dtypes.item_size(dtype)
@@ -221,7 +222,7 @@ def _copies(file: int, dtype: str, moves: Sequence[Move]) -> Iterator[Task]:
 def _within(
     moves: Sequence[Move], offset: int, row_bytes: int, row: int, rows: int
 ) -> Iterator[Move]:
-    """The parts of moves that lie in some rows of the matrix."""
+    """The parts of moves that lie in the rows `row` to `row + rows - 1` of the matrix."""
     for move in moves:
         target = move.target
         assert target.rows == 1 or target.row_step == row_bytes, "vectors are smaller than a tile"

@@ -1,8 +1,8 @@
 """A Hugging Face model with the weights of one layer in memory at a time.
 
 transformers builds the model, converts the weights of each layer as it does for `from_pretrained`,
-and computes; only when weights are read is decided here. It does not know Megatron, and of mapping
-tables only which tensors belong to which layer.
+and computes; this module only decides when weights are read. It does not know Megatron, and uses
+mapping tables only to find out which tensors belong to which layer.
 """
 
 import contextlib
@@ -20,21 +20,21 @@ from moe_megatron.families.links import Link
 from moe_megatron.platform.lazy_weights import load_while_running, weights_left_out
 
 Logits = Callable[[Tensor], Tensor]
-"""From tokens, int64 [batch, sequence], to logits, float32 [batch, sequence, vocabulary]."""
+"""Maps tokens, int64 [batch, sequence], to logits, float32 [batch, sequence, vocabulary]."""
 
 
 @contextlib.contextmanager
 def layered_hf_model(
     folder: HfFolder, links: Sequence[Link], *, dtype: torch.dtype = torch.float32
 ) -> Iterator[Logits]:
-    """The model of a folder, as a function, until the context ends.
+    """The model of a folder as a function, usable inside the context.
 
-    Besides one layer, what lies outside of the layers is in memory.
+    In memory are the weights outside the layers, and those of one layer at a time.
 
     Args:
         folder: Weights and configuration.
-        links: All of the model; they say which tensors belong to which layer.
-        dtype: Type in which it computes.
+        links: All links of the model; they say which tensors belong to which layer.
+        dtype: Type of the computation.
 
     Raises:
         BackendUnavailableError: transformers cannot compute it on a CPU.
@@ -51,7 +51,7 @@ def layered_hf_model(
 
         def load(layer: int | None) -> None:
             slices = {n: files[folder.tensors[n].file].get_slice(n) for n in names[layer]}
-            _put(model, slices, dtype)
+            _load_weights(model, slices, dtype)
 
         load(None)
         model.tie_weights()
@@ -67,13 +67,13 @@ def _build(folder: HfFolder, dtype: torch.dtype) -> Any:
 
     if "quantization_config" in folder.config:
         raise BackendUnavailableError(
-            f"{folder.path} holds quantised weights, which transformers does not compute with on "
-            "a CPU; compare the logits of a dequantised export."
+            f"{folder.path} holds quantised weights, with which transformers cannot compute on a "
+            "CPU; compare the logits of a dequantised export."
         )
     config = AutoConfig.from_pretrained(folder.path, trust_remote_code=False)
     if config.is_encoder_decoder:
         raise BackendUnavailableError(
-            f"{folder.path} holds an encoder and a decoder, and Megatron has the decoder alone; "
+            f"{folder.path} holds an encoder and a decoder, but Megatron has only the decoder; "
             "there are no logits that both compute."
         )
     with weights_left_out():
@@ -84,7 +84,7 @@ def _build(folder: HfFolder, dtype: torch.dtype) -> Any:
 
 
 def _names_by_layer(folder: HfFolder, links: Sequence[Link]) -> dict[int | None, list[str]]:
-    """Tensors of each layer, and under None those outside."""
+    """The tensors of each layer; under None, those outside the layers."""
     layers: dict[str, int | None] = {
         block.name: link.layer
         for link in links
@@ -98,8 +98,8 @@ def _names_by_layer(folder: HfFolder, links: Sequence[Link]) -> dict[int | None,
     return names
 
 
-def _put(model: Any, slices: dict[str, Any], dtype: torch.dtype) -> None:
-    """Let transformers convert weights and put them into a model."""
+def _load_weights(model: Any, slices: dict[str, Any], dtype: torch.dtype) -> None:
+    """Let transformers convert weights and load them into a model."""
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import convert_and_load_state_dict_in_model
     from transformers.modeling_utils import LoadStateDictConfig

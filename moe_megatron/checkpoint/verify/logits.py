@@ -1,7 +1,7 @@
-"""Compares what both sides compute: the logits of the same tokens, on the CPU, layer by layer.
+"""Compares the logits that both sides compute for the same tokens, on the CPU, layer by layer.
 
-The Hugging Face side is transformers' own model, the Megatron side Megatron's own; each holds one
-layer at a time, so that models larger than memory can be compared.
+The Hugging Face side is transformers' own model, the Megatron side Megatron's own. Each holds one
+layer in memory at a time, so that models larger than memory can be compared.
 """
 
 from collections.abc import Sequence
@@ -18,33 +18,33 @@ from moe_megatron.config import RunConfig
 from moe_megatron.families.links import Link
 
 TOLERANCE = 1e-4
-"""Largest difference of logits in float32, in units of their spread where that is above 1.
+"""max |difference| <= TOLERANCE * max(1, spread): largest allowed difference of float32 logits.
 
-The roundings of both sides differ, and a deep model makes more of them than a shallow one."""
+The two sides round differently, and a deep model rounds more often than a shallow one."""
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogitsReport:
-    """How far the logits of both sides are apart."""
+    """How much the logits of both sides differ."""
 
     precision: str
-    """In which both computed: fp32, or bf16, where different roundings decide and nothing is
-    judged."""
+    """Precision of both computations: fp32, or bf16, in which rounding dominates the differences,
+    so that they are not judged."""
     positions: int
-    """Tokens whose next one was predicted."""
+    """Number of positions for which logits were compared."""
     max_difference: float
     mean_difference: float
     top1_agreement: float
-    """Part of the positions at which both find the same token most likely."""
+    """Share of positions at which both sides have the same most probable token."""
     spread: float
-    """Standard deviation of the logits, against which differences are to be seen."""
+    """Standard deviation of the logits, to which differences should be compared."""
     tolerance: float
-    """Largest difference at which they count as equal."""
+    """Largest difference for which the logits count as equal."""
 
     @property
     def agree(self) -> bool:
-        """Whether both sides compute the same."""
+        """max_difference <= tolerance."""
         return self.max_difference <= self.tolerance
 
 
@@ -62,18 +62,18 @@ def compare_logits(
 
     Args:
         folder: The Hugging Face side.
-        links: All of the model.
+        links: All links of the model.
         saved: The Megatron side.
-        run: Its configuration.
+        run: Configuration of the Megatron side.
         tokens: int64 [sequences, length].
         precision: "fp32" or "bf16".
         tolerance: As `TOLERANCE`.
 
     Raises:
-        BackendUnavailableError: One of them cannot be computed here.
+        BackendUnavailableError: One of the sides cannot be computed here.
         MoEError: Megatron refuses the model.
     """
-    # Megatron is imported here alone: structure and weights are compared without it.
+    # Megatron is imported only here: structure and weights are compared without it.
     from moe_megatron.mcore.state.layered import layered_model
 
     with layered_hf_model(folder, links, dtype=_DTYPES[precision]) as model:
@@ -99,6 +99,6 @@ def _report(ours: Tensor, theirs: Tensor, precision: str, tolerance: float) -> L
 
 
 def random_tokens(vocabulary: int, sequences: int, length: int, *, seed: int = 0) -> Tensor:
-    """Tokens to compare on, int64 [sequences, length]; the same for the same arguments."""
+    """Random tokens, int64 [sequences, length]; the same arguments give the same tokens."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, vocabulary, (sequences, length), generator=generator)

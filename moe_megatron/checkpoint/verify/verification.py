@@ -1,7 +1,7 @@
 """Verifies a conversion: structure, checksums, every weight, and the logits of both sides.
 
-Works in both directions and does not need the converter: what it compares are two folders. A
-disagreement is part of the report, not an error; errors are for folders that cannot be read.
+It works in both directions and compares two folders, independently of how they were made. A
+difference is part of the report, not an error; errors are for folders that cannot be read.
 """
 
 import json
@@ -29,7 +29,7 @@ from moe_megatron.families import Family, family_of
 from moe_megatron.families.links import Link
 
 _FREE_KEYS = frozenset({"dtype", "torch_dtype", "quantization_config", "transformers_version"})
-"""Keys of `config.json` that a conversion may change: weights tell their types themselves."""
+"""Keys of `config.json` that a conversion may change: the types of weights are in their headers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,50 +37,50 @@ class Options:
     """What to verify, and how."""
 
     logits: bool = True
-    """Run both sides."""
+    """Whether to run both sides and compare logits."""
     sequences: int = 2
-    """Sequences of random tokens to run them on."""
+    """Number of sequences of random tokens on which to run them."""
     length: int = 64
-    """Tokens of each."""
+    """Tokens per sequence."""
     precision: str = "fp32"
-    """"fp32", or "bf16", of which numbers are reported and nothing is judged."""
+    """"fp32", or "bf16", for which differences are reported but not judged."""
     tolerance: float = TOLERANCE
-    """As `verify_logits.TOLERANCE`."""
+    """As `logits.TOLERANCE`."""
     progress: bool = True
     """Show progress on stderr."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verification:
-    """What verifying found."""
+    """The result of a verification."""
 
     source: Path
     converted: Path
     family: str
     structure: tuple[str, ...]
-    """What does not fit, as sentences; empty: each tensor has its place, of the right shape."""
+    """Sentences about structural differences; empty if every tensor has a counterpart."""
     ranges: int | None
-    """Ranges of the result whose checksum was computed again; None where it has no checksums."""
+    """Number of byte ranges whose checksums were verified; None if the result has no checksums."""
     checksums: tuple[str, ...]
-    """Ranges whose checksum is another now."""
+    """Sentences about the ranges whose checksum has changed."""
     weights: WeightsReport | None
-    """None where the structure differs."""
+    """None if the structure differs."""
     logits: LogitsReport | None
     logits_skipped: str = ""
-    """Why logits were not compared, where they were not."""
+    """Why logits were not compared; empty if they were."""
     limits: tuple[str, ...] = ()
-    """What Megatron computes differently from this model; its logits are then not judged."""
+    """Sentences about what Megatron computes differently; if any, logits are not judged."""
 
     @property
     def passed(self) -> bool:
-        """Whether nothing disagrees that should not."""
+        """Whether structure, checksums, weights and (if judged) logits all agree."""
         weights = self.weights is not None and not self.weights.differences
         judged = self.logits is not None and self.logits.precision == "fp32" and not self.limits
         logits = not judged or (self.logits is not None and self.logits.agree)
         return not self.structure and not self.checksums and weights and logits
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON can hold it."""
+        """The fields as JSON values."""
         fields = {**asdict(self), "passed": self.passed}
         return fields | {"source": str(self.source), "converted": str(self.converted)}
 
@@ -91,12 +91,12 @@ def verify(
     """Verify a conversion.
 
     Args:
-        source: What was converted: a Hugging Face folder or a Megatron checkpoint.
-        converted: The result: the other kind.
+        source: The source of the conversion: a Hugging Face folder or a Megatron checkpoint.
+        converted: The result of the conversion, which is of the other kind.
         options: What to verify.
 
     Raises:
-        CheckpointError: A folder is neither, both are of one kind, or a file is damaged.
+        CheckpointError: A folder is neither, both are of the same kind, or a file is damaged.
         MappingError: The family is unknown.
     """
     options = options or Options()
@@ -117,7 +117,7 @@ def verify(
         if not structure:
             weights = _weights(folder, saved, links, to_megatron, options)
         if not structure and not options.logits:
-            skipped = "it was not asked for"
+            skipped = "this was not requested"
         elif not structure:
             logits, skipped = _logits(folder, saved, links, options)
     return Verification(
@@ -148,7 +148,7 @@ def _is_megatron(path: Path) -> bool:
 def _structure(
     folder: HfFolder, saved: TorchDist, family: Family
 ) -> tuple[list[Link], tuple[str, ...]]:
-    """The links of the model, and what does not fit them on either side."""
+    """The links of the model, and sentences about what does not fit them on either side."""
     problems = []
     geometry = family.geometry(folder.config, folder.tensors)
     links = family.links(geometry, fused=family.has_fused_names(folder.tensors))
@@ -157,7 +157,7 @@ def _structure(
         lambda: check_source(
             folder, links, ImportOptions(stacked=geometry.homogeneous, ignored=ignored)
         ),
-        # A plan for the way back is made only if each tensor of the checkpoint has its place.
+        # Planning an export fails unless each tensor of the checkpoint has a counterpart.
         lambda: plan_export(saved, links, ExportOptions(dtype="F32")),
     ):
         try:
@@ -168,13 +168,13 @@ def _structure(
 
 
 def _config_differences(folder: HfFolder, saved: TorchDist, family: Family) -> list[str]:
-    """Keys in which `config.json` is not that of the Megatron side's run."""
+    """Sentences about the keys in which `config.json` differs from the Megatron side's run."""
     base = description.base_config(saved.path)
     written = family.hf_config(description.run_of(saved.path), base, saved.tensors)
     keys = sorted((written.keys() | (folder.config.keys() if base else set())) - _FREE_KEYS)
     return [
-        f"{folder.path / CONFIG} says {key} {_shown(folder.config, key)}, and the configuration "
-        f"beside the Megatron checkpoint means {_shown(written, key)}."
+        f"{folder.path / CONFIG} has {key} {_shown(folder.config, key)}, but the configuration "
+        f"beside the Megatron checkpoint corresponds to {_shown(written, key)}."
         for key in keys
         if written.get(key) != folder.config.get(key)
     ]
@@ -222,16 +222,16 @@ def _logits(
 
 
 def _checksums(folder: Path) -> tuple[int | None, tuple[str, ...]]:
-    """How many ranges the conversion noted, and those that have other bytes now."""
+    """The number of ranges that the conversion recorded, and sentences about changed ones."""
     path = folder / CHECKSUMS
     if not path.is_file():
         return None, ()
     try:
-        noted = json.loads(path.read_bytes())
-        algorithm = byte_ranges.ALGORITHMS[noted["algorithm"]]
+        recorded = json.loads(path.read_bytes())
+        algorithm = byte_ranges.ALGORITHMS[recorded["algorithm"]]
         ranges = [
             (str(name), int(offset), int(nbytes), str(digest))
-            for name, offset, nbytes, digest in noted["ranges"]
+            for name, offset, nbytes, digest in recorded["ranges"]
         ]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
@@ -240,7 +240,9 @@ def _checksums(folder: Path) -> tuple[int | None, tuple[str, ...]]:
     broken = []
     for name, offset, nbytes, digest in ranges:
         if name != Path(name).name:
-            raise CheckpointError(f"{path} names {name!r}, which is no file of its folder.")
+            raise CheckpointError(
+                f"{path} names {name!r}, which is not a file of its folder; remove it."
+            )
         if _digest(folder / name, offset, nbytes, algorithm) != digest:
             broken.append(f"{folder / name}: bytes {offset} to {offset + nbytes} changed.")
     return len(ranges), tuple(broken)

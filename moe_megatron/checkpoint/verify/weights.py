@@ -1,7 +1,8 @@
-"""Compares the weights of both sides bit by bit, along the links of the mapping table.
+"""Compares the weights of both sides bitwise, link by link of the mapping table.
 
-Reads each side once and holds one matrix at a time. A type that differs is converted from source to
-result, as the conversion did; where types are the same, so must the bytes be, NaN included.
+It reads each side once and holds one matrix at a time. If the types differ, the source is cast to
+the type of the result, as the conversion did; if they are equal, the bytes must be equal too,
+including those of NaN.
 """
 
 from collections import Counter
@@ -25,16 +26,16 @@ _MOST_NAMED = 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightsReport:
-    """What comparing found."""
+    """The result of a comparison."""
 
     matrices: int
-    """Matrices that were compared: one a layer, expert and Megatron key, aliases included."""
+    """Number of compared matrices: one per layer, expert and Megatron key, aliases included."""
     nbytes: int
-    """Of them, on the Megatron side."""
+    """Total size of these matrices on the Megatron side."""
     casts: dict[str, int]
-    """Matrices whose type the conversion changed, by types: "BF16 -> F32"."""
+    """Number of matrices whose type the conversion changed, by types: "BF16 -> F32"."""
     differences: tuple[str, ...]
-    """One sentence for each matrix that is not the same; of the first 20."""
+    """One sentence for each matrix that differs, for the first 20 of them."""
 
 
 def compare_weights(
@@ -49,12 +50,12 @@ def compare_weights(
     """Compare a Hugging Face folder and a Megatron checkpoint.
 
     Args:
-        folder: The one.
-        saved: The other.
-        links: All of the model; both sides are known to be complete.
-        to_megatron: Whether the Megatron side was made of the other; decides how types convert.
-        scale_block: Rows and columns that share a factor in weights of 8 bits.
-        advance: Told the bytes of the Hugging Face side that are done.
+        folder: The Hugging Face side.
+        saved: The Megatron side.
+        links: All links of the model; both sides must be complete.
+        to_megatron: Whether the Megatron side is the result; determines how types are cast.
+        scale_block: Side of the square blocks that share a scale factor in 8-bit weights.
+        advance: Called with the number of bytes of the Hugging Face side just compared.
 
     Raises:
         CheckpointError: A file is damaged.
@@ -95,7 +96,7 @@ def _casts(link: Link, folder: HfFolder, ours: Tensor, to_megatron: bool) -> set
 
 
 def _difference(ours: Tensor, theirs: Tensor, to_megatron: bool) -> str | None:
-    """What is not the same in a matrix."""
+    """A sentence about the difference of two matrices; None if they are equal."""
     if to_megatron:
         theirs = theirs.to(ours.dtype)
     else:
@@ -108,7 +109,7 @@ def _difference(ours: Tensor, theirs: Tensor, to_megatron: bool) -> str | None:
 
 
 def _bits(matrix: Tensor) -> Tensor:
-    """The same bytes as integers, so that NaN equals itself and -0 is not 0."""
+    """The same bytes as integers, so that a NaN equals itself and -0.0 differs from 0.0."""
     integers = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     return matrix.contiguous().view(integers[matrix.element_size()])
 
@@ -120,7 +121,7 @@ def _described(link: Link) -> str:
 
 
 def _hugging_face(link: Link, folder: HfFolder, scale_block: int) -> Tensor:
-    """The matrix of a link in the type of its tensors; quantised ones as float32."""
+    """The matrix of a link in the type of its tensors; quantised ones dequantised to float32."""
     if all(folder.tensors[b.name].dtype not in dtypes.EIGHT_BIT_FLOATS for b in link.blocks):
         return read_matrix(link, folder)
     columns = matrix_size(link.shape)[1]
@@ -135,7 +136,7 @@ def _hugging_face(link: Link, folder: HfFolder, scale_block: int) -> Tensor:
 
 
 def _factors(factors: TensorInfo, block: Block, folder: HfFolder, size: int) -> Tensor:
-    """A factor for each element of a block."""
+    """The scale factor of each element of a block."""
     whole = Block(name=factors.name, shape=factors.shape, rows=factors.shape[0])
     table = read_matrix(Link(key="", shape=factors.shape, blocks=(whole,)), folder)
     rows = torch.arange(block.start, block.start + block.rows) // size

@@ -1,11 +1,12 @@
-"""The verbs of `moe-megatron`, one file each: nothing else has to be written to add one.
+"""The verbs of `moe-megatron`, one file each; adding a file adds a verb.
 
-The file's name is the verb, the first line of its text the line in `moe-megatron --help`, and its
-function `run` gets what was typed behind the verb and returns the exit code. Other distributions
-add verbs by an entry point: in their pyproject.toml
+The name of the file is the verb, the first line of its docstring is the verb's line in
+`moe-megatron --help`, and its function `run` receives the words after the verb and returns the exit
+code. Other distributions add verbs by an entry point that names the verb and a module like those
+here, in their pyproject.toml:
 
     [project.entry-points."moe_megatron.verbs"]
     distill = "my_package.distill"
 
-names the verb and a module like those here. A verb is imported when it is used.
+A verb's module is imported only when the verb is used.
 """

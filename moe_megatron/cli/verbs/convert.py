@@ -21,7 +21,7 @@ from moe_megatron.checkpoint.progress import amount
 from moe_megatron.errors import CheckpointError
 
 _EPILOG = """\
-The direction follows from what the source holds.
+The direction is detected from the source.
 
 examples:
   moe-megatron convert allenai/OLMoE-1B-7B-0924 checkpoints/olmoe
@@ -48,7 +48,7 @@ def run(argv: Sequence[str]) -> int:
 
     Raises:
         CheckpointError: The source is damaged, or the destination cannot be written.
-        MappingError: Tensors have no place on the other side.
+        MappingError: Tensors have no counterpart on the other side.
     """
     options = _parser().parse_args(argv)
     options.source = _local(options.source)
@@ -62,17 +62,17 @@ def run(argv: Sequence[str]) -> int:
 
 
 def numbers(text: str) -> tuple[int, ...]:
-    """Numbers and ranges, such as "0,3,5-7", in their order.
+    """Parse numbers and ranges, such as "0,3,5-7", in the order given.
 
     Raises:
-        ArgumentTypeError: The text is something else.
+        ArgumentTypeError: The text has another form.
     """
     found: list[int] = []
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
         if not (first.isdecimal() and (last.isdecimal() if dash else True)):
             raise argparse.ArgumentTypeError(
-                f"'{part}' is neither a number nor a range; write for example 0,3,5-7"
+                f"'{part}' is neither a number nor a range; write, for example, 0,3,5-7"
             )
         end = int(last or first)
         if end < int(first):
@@ -84,15 +84,17 @@ def numbers(text: str) -> tuple[int, ...]:
 
 
 def size(text: str) -> int:
-    """Bytes, such as 5GB, 512MiB or 1000000.
+    """Parse a number of bytes, such as 5GB, 512MiB or 1000000.
 
     Raises:
-        ArgumentTypeError: The text is something else.
+        ArgumentTypeError: The text has another form.
     """
     digits = text.strip().rstrip("BGIMbgim")
     unit = text.strip()[len(digits) :].upper()
     if not digits.isdecimal() or int(digits) < 1 or unit not in _UNITS:
-        raise argparse.ArgumentTypeError(f"'{text}' is no size; write for example 5GB or 512MiB")
+        raise argparse.ArgumentTypeError(
+            f"'{text}' is not a size; write, for example, 5GB or 512MiB"
+        )
     return int(digits) * _UNITS[unit]
 
 
@@ -100,9 +102,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="moe-megatron convert",
         description="Convert a Hugging Face model folder to a Megatron checkpoint, which loads "
-        "under any parallel sizes, or a Megatron checkpoint to a Hugging Face folder. Needs no GPU "
-        "and a constant amount of memory. An interrupted conversion continues when it is started "
-        "again; the destination appears when it is complete.",
+        "with any parallel sizes, or a Megatron checkpoint to a Hugging Face folder. Needs no GPU "
+        "and only a constant amount of memory. An interrupted conversion continues when it is "
+        "started again; the destination appears once it is complete.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -110,59 +112,71 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("destination", type=Path, help="folder to write")
     parser.add_argument("--dtype", metavar="TYPE", help="bf16, fp16 or fp32 (default: unchanged)")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
-    parser.add_argument("--workers", type=int, metavar="N", help="threads (default: by cores)")
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="number of threads (default: by number of cores)"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace the destination")
     parser.add_argument(
-        "--restart", action="store_true", help="forget what an interrupted conversion wrote"
+        "--restart", action="store_true", help="discard what an interrupted conversion wrote"
     )
     parser.add_argument("--quiet", action="store_true", help="show no progress")
     parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
     to_megatron = parser.add_argument_group("from Hugging Face to Megatron")
-    to_megatron.add_argument("--layers", type=numbers, metavar="LIST", help="only these, from 0")
-    to_megatron.add_argument("--experts", type=numbers, metavar="LIST", help="only these, from 0")
     to_megatron.add_argument(
-        "--keep-experts", type=int, metavar="N", help="the N most used of each layer, by a profile"
+        "--layers", type=numbers, metavar="LIST", help="import only these layers, counted from 0"
     )
     to_megatron.add_argument(
-        "--merge-experts", type=int, metavar="N", help="the same, with the others merged into them"
+        "--experts", type=numbers, metavar="LIST", help="import only these experts, counted from 0"
+    )
+    to_megatron.add_argument(
+        "--keep-experts",
+        type=int,
+        metavar="N",
+        help="keep only the N experts of each layer that a routing profile shows as most used",
+    )
+    to_megatron.add_argument(
+        "--merge-experts",
+        type=int,
+        metavar="N",
+        help="the same, but merge the other experts into the N kept ones",
     )
     to_megatron.add_argument(
         "--profile",
         type=Path,
         metavar="FILE",
-        help="routing profile to go by (default: the one beside the source)",
+        help="routing profile to use (default: the one beside the source)",
     )
     to_megatron.add_argument(
-        "--upcycle", type=int, metavar="N", help="make N experts of each MLP of a dense model"
+        "--upcycle", type=int, metavar="N", help="make N experts from each MLP of a dense model"
     )
     to_megatron.add_argument(
-        "--top-k", type=int, metavar="K", help="experts a token visits after --upcycle (default: 2)"
+        "--top-k", type=int, metavar="K", help="experts per token after --upcycle (default: 2)"
     )
     to_hf = parser.add_argument_group("from Megatron to Hugging Face")
     to_hf.add_argument(
         "--layout",
         choices=["fused", "classic"],
-        help="experts in one tensor, as transformers 5 keeps them, or one by one, which every "
-        "version reads (default: as they were imported, else classic)",
+        help="fused: all experts in one tensor, as in transformers 5; classic: one tensor per "
+        "expert, which every version reads (default: as imported, else classic)",
     )
     to_hf.add_argument(
-        "--max-shard-size", type=size, metavar="SIZE", help="of one file, such as 5GB"
+        "--max-shard-size", type=size, metavar="SIZE", help="largest size of a file, such as 5GB"
     )
     return parser
 
 
 def _local(source: str) -> Path:
-    """The folder, fetched from the Hub where it is an id and no mistyped path."""
+    """The source as a folder, fetched from the Hub if it looks like owner/name and not a path."""
     folder = Path(source).expanduser()
     owner, slash, _ = source.partition("/")
     return local_folder(source) if slash and owner and not Path(owner).exists() else folder
 
 
 def _is_megatron(source: Path) -> bool:
-    """Whether the source is the Megatron side.
+    """Whether the source is a Megatron checkpoint; otherwise it is a Hugging Face model.
 
     Raises:
-        CheckpointError: It is neither side.
+        CheckpointError: It is neither.
     """
     if not source.is_dir():
         raise CheckpointError(
@@ -213,7 +227,7 @@ def _fewer_experts(options: argparse.Namespace) -> FewerExperts | None:
     kept, merged = options.keep_experts, options.merge_experts
     if kept is not None and merged is not None:
         raise CheckpointError(
-            "--keep-experts and --merge-experts exclude each other; give the one that you want."
+            "--keep-experts and --merge-experts exclude each other; give only one of them."
         )
     if kept is None and merged is None:
         if options.profile is not None:

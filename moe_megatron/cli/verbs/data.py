@@ -1,4 +1,4 @@
-"""`moe-megatron data`: turn text into indexed datasets, or say what one holds."""
+"""`moe-megatron data`: turn text into indexed datasets, or describe one."""
 
 import argparse
 from collections.abc import Sequence
@@ -45,11 +45,20 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     prepare = commands.add_parser("prepare", help="tokenise sources into one indexed dataset")
     prepare.add_argument("sources", nargs="+", help="files, folders or hub ids (id:config)")
-    prepare.add_argument("--output", type=Path, required=True, metavar="PREFIX")
+    prepare.add_argument(
+        "--output", type=Path, required=True, metavar="PREFIX", help="path without .bin and .idx"
+    )
     prepare.add_argument("--tokenizer", default="demo", help="'demo', a folder or a hub id")
     prepare.add_argument("--text-key", default="text", help="JSON key or column of the text")
-    prepare.add_argument("--max-bad-line-ratio", type=float, default=0.001)
-    prepare.add_argument("--num-workers", type=int, help="processes; chosen by size if left out")
+    prepare.add_argument(
+        "--max-bad-line-ratio",
+        type=float,
+        default=0.001,
+        help="fail if a larger share of lines is unreadable (default: 0.001)",
+    )
+    prepare.add_argument(
+        "--num-workers", type=int, help="number of processes (default: by size of the sources)"
+    )
     prepare.set_defaults(run=_prepare)
     show = commands.add_parser("inspect", help="count documents and tokens of a dataset")
     show.add_argument("prefix", type=Path)
@@ -86,8 +95,8 @@ def _prepare(options: argparse.Namespace) -> int:
 def _inspect(options: argparse.Namespace) -> int:
     if not is_prefix(options.prefix):
         raise DataError(
-            f"{options.prefix} is no indexed dataset ({options.prefix}.bin and .idx are missing); "
-            "give the prefix that 'moe-megatron data prepare --output' was given."
+            f"{options.prefix} is not an indexed dataset ({options.prefix}.bin and .idx are "
+            "missing); give the prefix that was given to 'moe-megatron data prepare --output'."
         )
     found = inspect(options.prefix)
     print(

@@ -1,4 +1,4 @@
-"""`moe-megatron doctor`: say what this machine has and what a run would use.
+"""`moe-megatron doctor`: show what this machine has and what a run would use.
 
 `collect` gathers everything as plain data, `run_doctor` prints it. Versions come from package
 metadata, so a broken Megatron installation is reported instead of crashing the report. Nothing is
@@ -41,12 +41,12 @@ _ABSENT = "not found"
 
 
 def collect() -> dict[str, Any]:
-    """Look at the machine.
+    """Examine the machine.
 
     Returns:
         `{"ok": bool, "found": {name: value}, "used": {name: {"value", "reason"}}, "problems":
-        [text]}`, of plain JSON types. `ok` is whether training can work; each problem says what to
-        do about it.
+        [text]}`, in plain JSON types. `ok` says whether training can work; each problem says what
+        to do about it.
     """
     problems: list[str] = []
     found = _software(problems) | _hardware()
@@ -80,7 +80,7 @@ def run(argv: Sequence[str]) -> int:
     """
     parser = argparse.ArgumentParser(
         prog="moe-megatron doctor",
-        description="Say what this machine has, what a run would use, and what is missing.",
+        description="Show what this machine has, what a run would use, and what is missing.",
         epilog="example:\n  moe-megatron doctor --json",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -132,7 +132,7 @@ def _version(distribution: str) -> str | None:
 
 
 def _software(problems: list[str]) -> dict[str, str]:
-    """Versions of packages and tools; adds what stops training to `problems`."""
+    """Versions of packages and tools; appends to `problems` what prevents training."""
     return {
         "Python": f"{python_platform.python_version()} ({sys.executable})",
         "Megatron-Core": _megatron(problems),
@@ -147,7 +147,7 @@ def _megatron(problems: list[str]) -> str:
     version = _version("megatron-core")
     if version is None:
         problems.append(
-            f"megatron-core is not installed, {_NEEDED_MEGATRON}.* is needed; run make setup."
+            f"megatron-core is not installed, but {_NEEDED_MEGATRON}.* is needed; run make setup."
         )
         return _ABSENT
     if version.split(".")[:2] != _NEEDED_MEGATRON.split("."):
@@ -159,11 +159,11 @@ def _megatron(problems: list[str]) -> str:
 
 
 def _transformer_engine(problems: list[str]) -> str:
-    """The version of Transformer Engine; its empty meta package alone is a problem."""
+    """The version of Transformer Engine; having only its empty meta package is a problem."""
     version = _version("transformer-engine")
     if version is None:
         return _ABSENT
-    # The compiled library belongs to the core package of one CUDA version. Without it Megatron sees
+    # The compiled library is in the core package for one CUDA version. Without it Megatron finds
     # the module, imports it and fails.
     spec = importlib.util.find_spec("transformer_engine")
     folders = [Path(folder) for folder in (spec and spec.submodule_search_locations) or ()]
@@ -176,7 +176,7 @@ def _transformer_engine(problems: list[str]) -> str:
 
 
 def _has_core_library(package: Path) -> bool:
-    """Whether the compiled part lies in the package's folder or, in some builds, beside it."""
+    """Whether the compiled library is in the package's folder or, in some builds, beside it."""
     name = "libtransformer_engine*.so"
     return any(package.rglob(name)) or any(package.parent.glob(name))
 
@@ -218,7 +218,7 @@ def _torch_facts(found: dict[str, str]) -> set[str]:
 
 
 def _choices(device: Choice[Device]) -> dict[str, dict[str, Any]]:
-    """Everything a run on `device` would choose by itself."""
+    """Everything that a run on `device` would choose automatically."""
     choices: dict[str, Choice[Any]] = {
         "device": device,
         "processes": choose_num_processes(device.value),

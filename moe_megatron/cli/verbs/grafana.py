@@ -52,12 +52,16 @@ def _parser() -> argparse.ArgumentParser:
     build.add_argument(
         "--check",
         action="store_true",
-        help="write nothing; fail if the files differ or do not fit the catalog of metrics",
+        help="write nothing; fail if files differ or query metrics that the catalog does not have",
     )
     build.add_argument(
-        "--folder", type=Path, default=Path("grafana"), metavar="DIR", help="where (grafana)"
+        "--folder",
+        type=Path,
+        default=Path("grafana"),
+        metavar="DIR",
+        help="folder to write (default: grafana)",
     )
-    push = actions.add_parser("push", help="send the dashboards to a Grafana")
+    push = actions.add_parser("push", help="send the dashboards to a Grafana server")
     push.add_argument("--url", required=True, help="address of Grafana")
     push.add_argument(
         "--token-file",
@@ -65,8 +69,10 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help=f"file with the token of a service account (default: the variable {TOKEN_VARIABLE})",
     )
-    push.add_argument("--target-folder", metavar="UID", help="uid of the folder to put them in")
-    push.add_argument("--namespace", default="default", help="of the organisation (default)")
+    push.add_argument("--target-folder", metavar="UID", help="uid of the folder to store them in")
+    push.add_argument(
+        "--namespace", default="default", help="namespace of the organisation (default: default)"
+    )
     for action in (build, push):
         action.add_argument("--debug", action="store_true", help="show tracebacks of errors")
     return parser
@@ -95,7 +101,7 @@ def _check(folder: Path) -> int:
     for fault in faults:
         print(f"error: {fault}", file=sys.stderr)
     if not faults:
-        print(f"{folder}: {len(repository_files())} files are what the code writes, no faults")
+        print(f"{folder}: {len(repository_files())} files are up to date, no faults")
     return EXIT_CODE if faults else 0
 
 

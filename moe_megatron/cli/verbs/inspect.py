@@ -1,4 +1,4 @@
-"""`moe-megatron inspect`: say what a checkpoint holds."""
+"""`moe-megatron inspect`: describe a checkpoint."""
 
 import argparse
 import json
@@ -23,13 +23,13 @@ def run(argv: Sequence[str]) -> int:
         The exit code.
 
     Raises:
-        CheckpointError: The folder is no checkpoint, or is damaged.
-        MappingError: Its family is not known.
+        CheckpointError: The folder is not a checkpoint, or is damaged.
+        MappingError: The model family is unknown.
     """
     parser = argparse.ArgumentParser(
         prog="moe-megatron inspect",
-        description="Say what a Hugging Face or Megatron checkpoint holds. Reads headers only and "
-        "runs nothing that a file names.",
+        description="Describe a Hugging Face or Megatron checkpoint. Reads headers only and never "
+        "executes code that a file names.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

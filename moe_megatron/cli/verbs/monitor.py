@@ -1,4 +1,4 @@
-"""`moe-megatron monitor`: start a Prometheus for a run, in its folder."""
+"""`moe-megatron monitor`: start a Prometheus server for a run, in its folder."""
 
 import argparse
 import math
@@ -30,16 +30,16 @@ def run(argv: Sequence[str]) -> int:
         The exit code.
 
     Raises:
-        BackendUnavailableError: Prometheus is not installed, does not start, or ends by itself.
-        ConfigError: The port is none or is taken, or a threshold is none.
-        DataError: There is no such folder.
+        BackendUnavailableError: Prometheus is not installed, does not start, or exits by itself.
+        ConfigError: The port is invalid or taken, or a threshold is invalid.
+        DataError: The folder does not exist.
     """
     options = _parser().parse_args(argv)
     if not 0 <= options.port <= 65535:
         raise ConfigError(f"--port must be 0 (a free port) to 65535, not {options.port}.")
     run_dir: Path = options.run_dir
     for number in (signal.SIGINT, signal.SIGTERM):
-        # SIGINT as well: a shell without job control starts background jobs that ignore it.
+        # SIGINT as well: a shell without job control starts background jobs with SIGINT ignored.
         signal.signal(number, _interrupt)
     server = LocalPrometheus(
         run_dir,
@@ -69,40 +69,46 @@ def run(argv: Sequence[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="moe-megatron monitor",
-        description="Start a Prometheus for a run, in its folder, on the loopback address. It "
-        "works while the run trains and after.",
+        description="Start a Prometheus server for a run, in its folder, on the loopback address. "
+        "It works while the run trains and afterwards.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("run_dir", type=Path, metavar="RUN_DIR", help="folder of a run")
-    add("--port", type=int, default=0, help="of Prometheus (default: a free one)")
-    add("--interval", default="5s", metavar="TIME", help="between scrapes (5s)")
+    add("--port", type=int, default=0, help="port of Prometheus (default: a free one)")
+    add("--interval", default="5s", metavar="TIME", help="time between scrapes (default: 5s)")
     add(
         "--alertmanager",
         action="append",
         default=[],
         metavar="HOST:PORT",
-        help="where alerts are sent (repeatable)",
+        help="Alertmanager to send alerts to (repeatable)",
     )
     add(
         "--threshold",
         action="append",
         default=[],
         metavar="NAME=NUMBER",
-        help="of an alert, such as checkpoint_seconds=3600 (repeatable, docs/monitoring.md)",
+        help="threshold of an alert, such as checkpoint_seconds=3600 (repeatable; see "
+        "docs/monitoring.md)",
     )
-    add("--metrics-token-file", type=Path, metavar="FILE", help="token that the exporter demands")
-    add("--metrics-ca-file", type=Path, metavar="FILE", help="authority of its TLS certificate")
+    add("--metrics-token-file", type=Path, metavar="FILE", help="token that the exporter requires")
+    add(
+        "--metrics-ca-file",
+        type=Path,
+        metavar="FILE",
+        help="certificate authority of the exporter's TLS certificate",
+    )
     add("--debug", action="store_true", help="show tracebacks of errors")
     return parser
 
 
 def read_thresholds(words: Sequence[str]) -> Thresholds:
-    """Thresholds from NAME=NUMBER.
+    """Parse thresholds of the form NAME=NUMBER.
 
     Raises:
-        ConfigError: There is no such threshold, or its value is no positive number.
+        ConfigError: There is no such threshold, or its value is not a positive number.
     """
     names = [field.name for field in fields(Thresholds)]
     values: dict[str, float] = {}
@@ -110,7 +116,7 @@ def read_thresholds(words: Sequence[str]) -> Thresholds:
         name, _, text = word.partition("=")
         if name not in names:
             raise ConfigError(
-                f"--threshold knows no '{name}'.{nearest(name, names)} "
+                f"--threshold: there is no threshold '{name}'.{nearest(name, names)} "
                 f"Thresholds are: {join_words(names, 'and')}."
             )
         try:
@@ -128,7 +134,7 @@ def _announce(run_dir: Path, server: LocalPrometheus) -> None:
     if not (run_dir / TARGETS_FILE).exists():
         lines.append(
             f"nothing to scrape: {run_dir / TARGETS_FILE} does not exist. A run writes it while it "
-            "trains with --metrics-port; what was scraped before can be queried."
+            "trains with --metrics-port; metrics scraped earlier can still be queried."
         )
     lines.append("Ctrl-C stops it")
     print("\n".join(lines), flush=True)

@@ -27,7 +27,7 @@ def run(argv: Sequence[str]) -> int:
     """
     parser = option_parser(prog="moe-megatron train")
     parser.epilog = _EPILOG
-    parser.add_argument("--resume", type=Path, metavar="DIR", help="go on with the run in a folder")
+    parser.add_argument("--resume", type=Path, metavar="DIR", help="resume the run in this folder")
     parser.add_argument("--num-processes", type=int, help="processes to start on this machine")
     ours, flags = parser.parse_known_args(argv)
     resumed: Path | None = ours.resume

@@ -1,4 +1,4 @@
-"""`moe-megatron verify`: say whether a conversion gave the same model."""
+"""`moe-megatron verify`: check that a conversion produced the same model."""
 
 import argparse
 import json
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from moe_megatron.checkpoint.verify.verification import Verification
 
 MISMATCH = 1
-"""Exit code when both sides were read and are not the same."""
+"""Exit code when both sides could be read and differ."""
 
 _EPILOG = """\
-The exit code is 0 when nothing disagrees, 1 on a mismatch, and 2 when a folder cannot be read.
+The exit code is 0 if nothing differs, 1 on a mismatch, and 2 if a folder cannot be read.
 
 examples:
   moe-megatron verify path/to/olmoe checkpoints/olmoe
@@ -35,8 +35,8 @@ def run(argv: Sequence[str]) -> int:
         The exit code.
 
     Raises:
-        CheckpointError: A folder is no checkpoint, or is damaged.
-        MappingError: The family is not known.
+        CheckpointError: A folder is not a checkpoint, or is damaged.
+        MappingError: The model family is unknown.
     """
     options = _parser().parse_args(argv)
     os.environ[DEVICE_VARIABLE] = "cpu"  # before torch is imported: both sides run on the CPU
@@ -61,34 +61,42 @@ def run(argv: Sequence[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="moe-megatron verify",
-        description="Compare a conversion with its source, in either direction: that each tensor "
-        "has its place, that checksums still hold, that every weight is the same, and that both "
-        "sides compute the same logits on the CPU. Holds one layer of a model at a time.",
+        description="Compare a conversion with its source, in either direction: every tensor has a "
+        "counterpart, checksums match, all weights are identical, and both sides compute the same "
+        "logits on the CPU. Keeps one layer of a model in memory at a time.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("source", type=Path, help="what was converted")
-    parser.add_argument("converted", type=Path, help="what came of it")
-    parser.add_argument("--no-logits", action="store_true", help="compare weights alone")
+    parser.add_argument("source", type=Path, help="folder that was converted")
+    parser.add_argument("converted", type=Path, help="folder that the conversion wrote")
+    parser.add_argument("--no-logits", action="store_true", help="compare weights only")
     parser.add_argument(
-        "--sequences", type=_positive, default=2, metavar="N", help="of random tokens (default: 2)"
+        "--sequences",
+        type=_positive,
+        default=2,
+        metavar="N",
+        help="number of sequences of random tokens (default: 2)",
     )
     parser.add_argument(
-        "--length", type=_positive, default=64, metavar="N", help="tokens of each (default: 64)"
+        "--length",
+        type=_positive,
+        default=64,
+        metavar="N",
+        help="tokens per sequence (default: 64)",
     )
     parser.add_argument(
         "--precision",
         choices=["fp32", "bf16"],
         default="fp32",
-        help="in which both sides compute (default: fp32); bf16 is reported and not judged",
+        help="precision of both sides (default: fp32); bf16 logits are reported but not judged",
     )
     parser.add_argument(
         "--tolerance",
         type=float,
         default=1e-4,
         metavar="X",
-        help="largest difference of logits in fp32, in units of their spread where that is above "
-        "1 (default: 1e-4; roundings of a deep model may need more)",
+        help="largest allowed difference of fp32 logits, relative to their spread if that is above "
+        "1 (default: 1e-4; rounding in a deep model may need more)",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--quiet", action="store_true", help="show no progress")
@@ -98,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is no whole number from 1")
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of at least 1")
     return int(text)
 
 
@@ -106,12 +114,12 @@ def _text(found: "Verification") -> str:
     lines = [f"{found.family}: {found.source} and {found.converted}"]
     lines += [f"structure  {problem}" for problem in found.structure]
     if not found.structure:
-        lines.append("structure  each tensor has its place on the other side, in its shape")
+        lines.append("structure  every tensor has a counterpart of the same shape")
     if found.ranges is None:
-        lines.append("checksums  the result has none")
+        lines.append("checksums  none in the converted folder")
     else:
-        whole = found.ranges - len(found.checksums)
-        lines.append(f"checksums  {whole} of {found.ranges} ranges are as they were written")
+        intact = found.ranges - len(found.checksums)
+        lines.append(f"checksums  {intact} of {found.ranges} byte ranges match")
         lines += [f"           {problem}" for problem in found.checksums]
     lines += _weights(found)
     lines += _logits(found)
@@ -125,7 +133,7 @@ def _weights(found: "Verification") -> list[str]:
     compared = f"{found.weights.matrices} matrices, {amount(found.weights.nbytes)}"
     casts = "".join(f"; {count} {cast}" for cast, count in found.weights.casts.items())
     if not found.weights.differences:
-        return [f"weights    the same, bit by bit ({compared}{casts})"]
+        return [f"weights    bitwise identical ({compared}{casts})"]
     return [f"weights    {difference}" for difference in found.weights.differences]
 
 
@@ -138,6 +146,6 @@ def _logits(found: "Verification") -> list[str]:
         judged = "not judged"
     return [
         f"logits     {judged} ({logits.precision}, {logits.positions} positions): max difference "
-        f"{logits.max_difference:.2e}, mean {logits.mean_difference:.2e}, same first choice "
+        f"{logits.max_difference:.2e}, mean {logits.mean_difference:.2e}, same top-1 "
         f"{logits.top1_agreement:.1%}; limit {logits.tolerance:.1e}"
     ]

@@ -1,1 +1,1 @@
-"""The layers of our models in Megatron: its own specs, with the parts that it lacks."""
+"""The layers of our models in Megatron: Megatron's own specs plus the parts it lacks."""

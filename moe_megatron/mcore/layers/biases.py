@@ -1,7 +1,7 @@
-"""Two biases that Megatron only has together with all others, or not at all.
+"""Two biases that Megatron has only together with all others, or not at all.
 
-That of the attention's output projection (Llama, OLMoE, Qwen3-MoE and others can have it), and that
-of the output projection of the model (PhiMoE).
+They are the bias of the attention's output projection (optional in Llama, OLMoE, Qwen3-MoE and
+others) and the bias of the language model head (PhiMoE).
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attri
 
 
 def with_bias(linear: Callable[..., Any]) -> Callable[..., Any]:
-    """The builder of a linear layer, which then always has a bias."""
+    """Wrap the builder of a linear layer so that the layer always has a bias."""
 
     def build(*args: Any, **kwargs: Any) -> Any:
         return linear(*args, **{**kwargs, "bias": True})
@@ -21,10 +21,10 @@ def with_bias(linear: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def add_head_bias(chunks: list[Any]) -> list[Any]:
-    """Give the output projection a bias, in the stage that has one; a hook before DDP wraps it.
+    """Give the output projection a bias, on the pipeline stage that holds it.
 
     Args:
-        chunks: Megatron's model chunks of this rank, not wrapped yet.
+        chunks: Megatron's model chunks of this rank, before DDP wraps them.
     """
     for chunk in chunks:
         if chunk.post_process:

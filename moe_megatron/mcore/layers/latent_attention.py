@@ -1,7 +1,8 @@
-"""Latent attention (MLA) whose queries of full rank are not normalised.
+"""Latent attention (MLA) without a norm for full-rank queries.
 
-Megatron normalises queries wherever it normalises the latents: of low rank behind their down
-projection, of full rank before their projection. DeepSeek-V2-Lite and its like have no norm there.
+Megatron normalises queries whenever it normalises the latents: low-rank queries after their down
+projection, full-rank queries before their projection. DeepSeek-V2-Lite and similar models have no
+norm in the second case.
 """
 
 import dataclasses
@@ -13,16 +14,16 @@ from megatron.core.transformer.multi_latent_attention import MLASelfAttention
 
 
 class LatentAttention(MLASelfAttention):
-    """`MLASelfAttention`, but for the norm of full-rank queries."""
+    """`MLASelfAttention` without the norm of full-rank queries."""
 
     def _resolve_qk_norm_config(self, submodules: Any) -> Any:
         if self.config.q_lora_rank is not None:
             return super()._resolve_qk_norm_config(submodules)
         submodules = dataclasses.replace(submodules, q_layernorm=IdentityOp)
-        return _PlainQueries(self.config, submodules).resolve()
+        return _NoQueryNorm(self.config, submodules).resolve()
 
 
-class _PlainQueries(QKNormConfigResolver):
+class _NoQueryNorm(QKNormConfigResolver):
     def _mla_fused_linear_or_default(self, module_spec: Any, module_name: str) -> Any:
         if module_name == "linear_q_proj":
             return self._non_fused_or_default(module_spec, module_name)

@@ -1,6 +1,6 @@
-"""Attention of the local layer spec: Megatron's own, also for latent attention, faster on a CPU.
+"""Attention of the local layer spec: Megatron's own, made faster on a CPU and usable for MLA.
 
-It has no parameters, so checkpoints do not see it.
+It has no parameters, so it does not affect checkpoints.
 """
 
 from typing import Any
@@ -16,9 +16,9 @@ from moe_megatron.mcore.cpu.fast.causal_attention import CausalAttention
 class LocalAttention(DotProductAttention):
     """`DotProductAttention` with a faster path for plain causal attention.
 
-    Where that does not apply (dropout, windows, softmax variants, short rows of an inference cache)
-    it is Megatron's. Latent attention (MLA) announces the widths of its keys and values, which
-    Megatron's own class refuses; they are taken from the tensors.
+    Everything else (dropout, windows, softmax variants, few queries against an inference cache) is
+    left to Megatron. Latent attention (MLA) passes the widths of its keys and values, which
+    Megatron's class refuses; they are ignored here, since the tensors have these widths anyway.
     """
 
     def __init__(
@@ -40,16 +40,16 @@ class LocalAttention(DotProductAttention):
         attention_bias: torch.Tensor | None = None,
         packed_seq_params: Any = None,
     ) -> torch.Tensor:
-        """Attend.
+        """softmax(scale * Q K^T + mask) V.
 
         Args:
             query: [sequence, batch, heads, width].
             key: [sequence, batch, groups, width].
             value: [sequence, batch, groups, value width].
             attention_mask: None for the causal mask alone.
-            attn_mask_type: Kind of mask; None for that of the layer.
-            attention_bias: Added to the scores; Megatron's own path refuses it.
-            packed_seq_params: Packed sequences; Megatron's own path refuses them.
+            attn_mask_type: Kind of mask; None for the layer's own.
+            attention_bias: Added to the scores; not supported by Megatron's class.
+            packed_seq_params: Packed sequences; not supported by Megatron's class.
 
         Returns:
             [sequence, batch, heads * value width].

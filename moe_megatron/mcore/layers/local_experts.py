@@ -1,8 +1,8 @@
-"""Experts of the local layer spec: Megatron's, with what they lack on a CPU.
+"""Experts of the local layer spec: Megatron's, completed for the CPU.
 
 `LocalExperts` holds the parameters of `SequentialMLP` under the same names and in the same
-checkpoint layout. Every expert draws its initial weights from a seed of its own, so that a model
-starts the same however its experts are split over processes.
+checkpoint layout. Every expert draws its initial weights from a seed of its own, so that the
+initial model does not depend on how experts are split over processes.
 """
 
 import dataclasses
@@ -33,10 +33,10 @@ class LocalExperts(SequentialMLP):
         name: str | None = None,
     ) -> None:
         if config.add_bias_linear:
-            submodules = dataclasses.replace(submodules, linear_fc2=_OwnOutput)
+            submodules = dataclasses.replace(submodules, linear_fc2=_ClonedOutput)
         if config.use_cpu_initialization:
             first_expert = pg_collection.ep.rank() * num_local_experts
-            submodules = _drawn_from_own_seeds(submodules, first_expert)
+            submodules = _seeded_per_expert(submodules, first_expert)
         super().__init__(num_local_experts, config, submodules, pg_collection, name)
 
     def forward(
@@ -49,11 +49,11 @@ class LocalExperts(SequentialMLP):
 
         Args:
             permuted_local_hidden_states: [tokens, hidden], sorted by expert.
-            tokens_per_expert: int64 [experts] of this process.
-            permuted_probs: [tokens] combine weights.
+            tokens_per_expert: int64 [local experts].
+            permuted_probs: [tokens], combine weights.
 
         Returns:
-            [tokens, hidden] weighted outputs, and no bias.
+            Weighted outputs, [tokens, hidden], and None in place of a bias.
         """
         if not self._is_plain(permuted_local_hidden_states):
             return super().forward(  # type: ignore[no-any-return]
@@ -67,7 +67,7 @@ class LocalExperts(SequentialMLP):
         return output, None
 
     def _is_plain(self, hidden_states: torch.Tensor) -> bool:
-        """Whether the experts are what the fast path computes; adapters and hooks are not."""
+        """Whether the fast path can compute these experts; it cannot run adapters or hooks."""
         config = self.config
         return (
             hidden_states.device.type == "cpu"
@@ -83,29 +83,30 @@ class LocalExperts(SequentialMLP):
         )
 
 
-class _OwnOutput(RowParallelLinear):
-    """`RowParallelLinear` whose output may be changed in place, as experts do to add their bias.
+class _ClonedOutput(RowParallelLinear):
+    """`RowParallelLinear` with an output that experts may modify in place to add their bias.
 
-    Megatron's is a view that its communication returns, and autograd refuses such a change.
+    Megatron's output is a view returned by its communication function, which autograd does not
+    allow to be modified in place.
     """
 
     def forward(self, input_: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """As the class above; [tokens, width] to [tokens, hidden]."""
+        """As in `RowParallelLinear`; [tokens, width] to [tokens, hidden]."""
         output, bias = super().forward(input_)
         return output.clone(), bias
 
 
-def _drawn_from_own_seeds(submodules: MLPSubmodules, first_expert: int) -> MLPSubmodules:
+def _seeded_per_expert(submodules: MLPSubmodules, first_expert: int) -> MLPSubmodules:
     """Builders that draw the weights of each expert from a seed of its own.
 
     On the CPU Megatron draws weights from the default generator, which every process starts from
     the same seed: without this, the experts of one process would be copies of those of another.
 
     Args:
-        submodules: Builders of the two linear layers; called once an expert, in order.
+        submodules: Builders of the two linear layers; each is called once per expert, in order.
         first_expert: Global number of the first expert that is built.
     """
-    # The same number in all processes that share the layer.
+    # The same number on all processes that share the layer.
     seed = int(torch.randint(2**48, ()))
 
     def seeded(build: Callable[..., Any], matrix: int) -> Callable[..., Any]:

@@ -1,10 +1,9 @@
-"""Every router of `moe_megatron.routing` in Megatron, measured.
+"""Runs any router of `moe_megatron.routing` in Megatron, and measures it.
 
-`MeasuredRouter` is Megatron's router with another choice of experts; gate, jitter, auxiliary
-losses, capacity and the bias that balances stay Megatron's. What was decided is counted into a
-`RoutingRow` by `measure/routed`: in training only, and once per token, as activation recomputation
-runs a layer's forward pass first without gradients, which is not counted, and again with them,
-which is.
+`MeasuredRouter` is Megatron's router with the choice of experts replaced; gate, jitter, auxiliary
+losses, capacity and the balancing bias stay Megatron's. `measure/routed` counts its decisions into
+a `RoutingRow`, in training only and once per token: activation recomputation runs a layer's forward
+pass first without gradients, which is not counted, and then again with them, which is.
 """
 
 from typing import Any
@@ -23,10 +22,10 @@ NATIVE = "top_k"
 
 
 class MeasuredRouter(TopKRouter):
-    """`TopKRouter` with the choice of any router, and exact counters once a row is attached.
+    """`TopKRouter` that chooses by any router, with exact counters once a row is attached.
 
     Args:
-        route: The router; everything else as for `TopKRouter`.
+        route: The router; all other arguments are those of `TopKRouter`.
     """
 
     _row: RoutingRow | None = None
@@ -41,7 +40,7 @@ class MeasuredRouter(TopKRouter):
         self._row = row
 
     def gating(self, input: Tensor) -> Tensor:  # Megatron's signature
-        """The gate's logits; [sequence, batch, hidden] to [sequence, batch, experts]."""
+        """Gate logits; [sequence, batch, hidden] to [sequence, batch, experts]."""
         if self._route.uses("hidden"):
             self._hidden = input.reshape(-1, input.shape[-1])
         return super().gating(input)  # type: ignore[no-any-return]
@@ -50,21 +49,21 @@ class MeasuredRouter(TopKRouter):
         """Route, then count.
 
         Args:
-            logits: [sequence, batch, experts] gate output.
+            logits: [sequence, batch, experts], gate output.
             padding_mask: bool [sequence, batch], True for padding, which is not counted.
 
         Returns:
             probs and routing_map, both [sequence * batch, experts].
         """
-        asked_TE = None
+        assigned_TE = None
         if self._route.router.name == NATIVE:
             probs_TE, map_TE = super().routing(logits, padding_mask=padding_mask)
         else:
-            probs_TE, map_TE, asked_TE = self._choose(logits, padding_mask)
+            probs_TE, map_TE, assigned_TE = self._choose(logits, padding_mask)
         if self._row is not None and self.training and torch.is_grad_enabled():
             routed_TE = map_TE
             if self.config.moe_pad_expert_input_to_capacity:
-                # The map also holds the tokens that only fill an expert's buffer, at weight zero.
+                # The map also holds tokens that only pad an expert's buffer, with weight zero.
                 routed_TE = map_TE & (probs_TE > 0)
             with torch.no_grad():
                 routed = Routed(
@@ -72,7 +71,7 @@ class MeasuredRouter(TopKRouter):
                     probs_TE,
                     routed_TE,
                     route=self._route,
-                    asked_map_TE=asked_TE,
+                    assigned_map_TE=assigned_TE,
                 )
                 count(self._row, routed, None if padding_mask is None else padding_mask.flatten())
         return probs_TE, map_TE
@@ -80,11 +79,11 @@ class MeasuredRouter(TopKRouter):
     def _choose(
         self, logits: Tensor, padding_mask: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """`TopKRouter.routing` with the router's choice.
+        """`TopKRouter.routing`, with the experts chosen by our router.
 
         Returns:
-            probs and routing_map, and what the router asked for before experts dropped any, where
-            that is not top_k experts for every token.
+            probs, routing_map, and the map of assignments before any was dropped for capacity;
+            None in place of the last for routers that assign top_k experts to every token.
         """
         config, (length, batch) = self.config, logits.shape[:2]
         padding_T = None if padding_mask is None else padding_mask.reshape(-1)
@@ -108,7 +107,7 @@ class MeasuredRouter(TopKRouter):
                 pad_to_capacity=config.moe_pad_expert_input_to_capacity,
             )
         if self.training and torch.is_grad_enabled() and self.is_aux_loss_enabled():
-            scores_TE, chosen_TE = self._balanced(logits_TE, routing, padding_T)
+            scores_TE, chosen_TE = self._for_aux_loss(logits_TE, routing, padding_T)
             masked = {"with_padding_mask": padding_T is not None}
             probs_TE = self._apply_aux_loss(probs_TE, scores_TE, chosen_TE, **masked)
             probs_TE = self._apply_seq_aux_loss(
@@ -121,10 +120,10 @@ class MeasuredRouter(TopKRouter):
         fixed = self._route.router.fixed_number
         return probs_TE, map_TE, None if fixed else routing.assigned_map
 
-    def _balanced(
+    def _for_aux_loss(
         self, logits_TE: Tensor, routing: Routing, padding_T: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Distribution and choice that the load balancing losses look at, without padding."""
+        """Scores and routing map that the load balancing losses use; zero for padding."""
         scores_TE = self._route.distribution(logits_TE)
         chosen_TE = self._route.balancing_map(scores_TE, routing)
         if padding_T is not None:

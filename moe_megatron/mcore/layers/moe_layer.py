@@ -1,4 +1,4 @@
-"""Megatron's MoE layer for routers that give tokens different numbers of experts."""
+"""Megatron's MoE layer for routers that assign different numbers of experts to tokens."""
 
 import copy
 from typing import Any
@@ -8,10 +8,10 @@ from megatron.core.transformer.moe.token_dispatcher import MoEAlltoAllTokenDispa
 
 
 class VariableMoELayer(MoELayer):
-    """`MoELayer` whose dispatcher counts what leaves this rank, in place of tokens times top_k.
+    """`MoELayer` whose dispatcher counts the tokens it sends instead of assuming tokens * top_k.
 
-    Megatron's all-to-all counts where experts have a capacity; it does not look at the capacity
-    itself, which the router applies.
+    Megatron's all-to-all dispatcher counts when a capacity factor is set. It does not use its
+    value (the router applies the capacity), so an infinite one switches counting on.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

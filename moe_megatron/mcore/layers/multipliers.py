@@ -1,7 +1,7 @@
-"""Granite's four multipliers, in models of Megatron's (after muP, arXiv:2203.03466).
+"""Granite's four multipliers in Megatron's models (after muP, arXiv:2203.03466).
 
-Megatron has three of them as part of its own muP; without a change of width those touch neither
-initial weights nor learning rates. That of the residual stream is ours.
+Megatron has three of them as part of its own muP, which changes neither initial weights nor
+learning rates as long as the width is that of its base model. The residual multiplier is ours.
 """
 
 from collections.abc import Callable
@@ -17,11 +17,11 @@ AddToResidual = Callable[[tuple[Tensor, Tensor | None], Tensor, float], Tensor]
 
 
 def set_multipliers(transformer: TransformerConfig, model: ModelConfig) -> None:
-    """Tell Megatron the multipliers of embeddings, attention and logits.
+    """Set the multipliers of embeddings, attention and logits in Megatron's configuration.
 
     Args:
-        transformer: Megatron's configuration, which is changed.
-        model: Ours.
+        transformer: Megatron's configuration, changed in place.
+        model: Our configuration.
     """
     if model.attention_multiplier is not None:
         transformer.softmax_scale = model.attention_multiplier
@@ -32,7 +32,7 @@ def set_multipliers(transformer: TransformerConfig, model: ModelConfig) -> None:
 
 
 def scaled_residual(multiplier: float) -> Callable[[bool, bool], AddToResidual]:
-    """Megatron's `get_bias_dropout_add`, for updates that are multiplied before they are added."""
+    """`get_bias_dropout_add` for residual + dropout(multiplier * (update + bias))."""
 
     def get_add(training: bool, fused: bool) -> AddToResidual:
         add: Any = get_bias_dropout_add(training, fused)

@@ -1,4 +1,4 @@
-"""Layer and RMS norms for the local (non Transformer Engine) layer spec.
+"""LayerNorm and RMSNorm for the local (non Transformer Engine) layer spec.
 
 Megatron's `WrappedTorchNorm` refuses sequence parallelism, which MoE with tensor parallelism
 requires. This one marks its parameters so that Megatron sums their gradients over the tensor
@@ -14,7 +14,7 @@ from moe_megatron.errors import ConfigError
 
 
 class LocalNorm:
-    """Builds `torch.nn.RMSNorm` or `torch.nn.LayerNorm`; the call signature of Megatron's norms."""
+    """Builds `torch.nn.RMSNorm` or `LayerNorm`, with the call signature of Megatron's norms."""
 
     def __new__(  # type: ignore[misc]  # a builder, like the class it replaces
         cls, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: Any
@@ -31,7 +31,7 @@ class LocalNorm:
         """
         if config.layernorm_zero_centered_gamma:
             raise ConfigError(
-                "--apply-layernorm-1p needs Transformer Engine, which is absent; leave it out."
+                "--apply-layernorm-1p needs Transformer Engine, which is not in use; leave it out."
             )
         kinds: dict[str, type[torch.nn.Module]] = {
             "RMSNorm": torch.nn.RMSNorm,

@@ -1,7 +1,7 @@
-"""Norms of queries and keys over all heads at once, as OLMoE has them (arXiv:2409.02060, 4.2.5).
+"""Norms of queries and keys over all heads at once, as in OLMoE (arXiv:2409.02060, 4.2.5).
 
-Megatron normalizes head by head. Here the mean square is taken over the heads of all tensor
-parallel ranks, each of which holds its part of the scale.
+Megatron normalizes each head separately. Here the mean square is taken over the heads of all tensor
+parallel ranks, each of which holds its part of the weight.
 """
 
 from functools import partial
@@ -21,16 +21,16 @@ Of = Literal["queries", "keys"]
 
 
 class AllHeadsNorm(torch.nn.Module):
-    """RMSNorm over heads and their features together (arXiv:1910.07467).
+    """y = weight * x / sqrt(mean(x^2) + eps), the mean over all heads (RMSNorm, arXiv:1910.07467).
 
     Args:
-        of: Which of the two decides the number of heads.
+        of: What is normalized, which determines the number of heads.
         config: Megatron's configuration.
         hidden_size: Width of a head.
         eps: Added to the mean square.
 
     Raises:
-        ConfigError: The model has another kind of norm.
+        ConfigError: The model's norm is not RMSNorm.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class AllHeadsNorm(torch.nn.Module):
         super().__init__()
         if config.normalization != "RMSNorm":
             raise ConfigError(
-                f"model.qk_norm_scope 'all_heads' needs model.norm 'RMSNorm' and it is "
+                f"model.qk_norm_scope 'all_heads' needs model.norm 'RMSNorm', and model.norm is "
                 f"'{config.normalization}'; change one of them."
             )
         heads = config.num_attention_heads if of == "queries" else config.num_query_groups
@@ -51,7 +51,7 @@ class AllHeadsNorm(torch.nn.Module):
         set_tensor_model_parallel_attributes(self.weight, True, 0, 1)
 
     def forward(self, heads: Tensor) -> Tensor:
-        """Normalize [seq, batch, heads of this rank, head width]."""
+        """Normalize [sequence, batch, heads of this rank, head width]."""
         flat = heads.flatten(-2)
         square = flat.float().square().sum(-1, keepdim=True)
         if self._ranks > 1:
@@ -65,7 +65,7 @@ class AllHeadsNorm(torch.nn.Module):
         sharded_offsets: tuple[tuple[int, int, int], ...] = (),
         metadata: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
-        """The scale as Megatron's checkpoints describe it: split along its only axis."""
+        """The weight as Megatron's checkpoints describe it: split along its only axis."""
         state = self.state_dict(prefix="", keep_vars=True)
         sharded: dict[str, Any] = make_sharded_tensors_for_checkpoint(
             state, prefix, {"weight": 0}, sharded_offsets
@@ -74,7 +74,7 @@ class AllHeadsNorm(torch.nn.Module):
 
 
 class _SumOverRanks(torch.autograd.Function):
-    """A sum over tensor parallel ranks, each of which goes on with it in another way."""
+    """Sum over tensor parallel ranks, and of gradients too: each rank uses the sum differently."""
 
     @staticmethod
     def forward(ctx: Any, part: Tensor) -> Tensor:
@@ -95,4 +95,4 @@ NORMS = {
     "q_layernorm": partial(AllHeadsNorm, "queries"),
     "k_layernorm": partial(AllHeadsNorm, "keys"),
 }
-"""By their names in the submodules of Megatron's attention."""
+"""The norms by their names in the submodules of Megatron's attention."""

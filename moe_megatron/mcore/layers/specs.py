@@ -35,18 +35,18 @@ APPLIED = frozenset(
         "model.logits_divisor"
     ).split()
 )
-"""Fields of a model that no flag of Megatron's says, and that these layers apply."""
+"""Fields of a model that no Megatron flag expresses and that these layers apply."""
 
 
 def use_our_layers(model_config: GPTModelConfig, config: RunConfig) -> None:
-    """Let a model of Megatron's be built of our layers.
+    """Make Megatron build its model from our layers.
 
     Args:
-        model_config: Megatron's model configuration, which is changed.
-        config: The run, for what Megatron's configuration cannot say.
+        model_config: Megatron's model configuration, changed in place.
+        config: The run, for what Megatron's configuration cannot express.
 
     Raises:
-        ConfigError: A field of the model is known neither to Megatron nor to our layers.
+        ConfigError: Neither Megatron nor our layers support a field of the model.
     """
     _check_known(config.architecture)
     model_config.transformer_layer_spec = partial(layer_spec, config=config)
@@ -63,8 +63,8 @@ def _check_known(architecture: Architecture) -> None:
             continue
         if architecture.value(name) != default_of(name):
             raise ConfigError(
-                f"{name} ({architecture.value(name)}) has no flag of Megatron's and no layer of "
-                "ours; leave it at its default."
+                f"{name} ({architecture.value(name)}) is supported neither by a Megatron flag nor "
+                "by one of our layers; leave it at its default."
             )
 
 
@@ -90,11 +90,11 @@ def layer_spec(
 
 
 def adapt_block(block: TransformerBlockSubmodules, config: RunConfig) -> TransformerBlockSubmodules:
-    """Put our router and local layers into a block spec of Megatron's.
+    """Copy a block spec of Megatron's with our router and local layers in it.
 
     Args:
-        block: Megatron's, which stays as it is.
-        config: The run, for what its layers have besides.
+        block: Megatron's spec, which is not changed.
+        config: The run, for what its layers have beyond Megatron's.
     """
     return dataclasses.replace(
         block,
@@ -112,28 +112,28 @@ def _adapt_layer(submodules: Any, config: RunConfig) -> Any:
     attention = dataclasses.replace(
         attention,
         module=LatentAttention if attention.module is MLASelfAttention else attention.module,
-        submodules=dataclasses.replace(replaced, **_in_attention(replaced, config.model)),
+        submodules=dataclasses.replace(replaced, **_attention_changes(replaced, config.model)),
     )
     return dataclasses.replace(
         _replace_norms(submodules),
         self_attention=attention,
-        mlp=_measured(submodules.mlp, config.moe),
-        **_additions(config.model),
+        mlp=_adapt_mlp(submodules.mlp, config.moe),
+        **_residual_adds(config.model),
     )
 
 
-def _in_attention(submodules: Any, model: ModelConfig) -> dict[str, Any]:
-    """What the attention of a model has that Megatron's has not."""
-    found: dict[str, Any] = {}
+def _attention_changes(submodules: Any, model: ModelConfig) -> dict[str, Any]:
+    """The submodules in which the model's attention differs from Megatron's, by name."""
+    changes: dict[str, Any] = {}
     if model.qk_norm and model.qk_norm_scope == "all_heads":
-        found |= NORMS
+        changes |= NORMS
     if model.attention_output_bias:
-        found["linear_proj"] = with_bias(submodules.linear_proj)
-    return found
+        changes["linear_proj"] = with_bias(submodules.linear_proj)
+    return changes
 
 
-def _additions(model: ModelConfig) -> dict[str, Any]:
-    """How a layer of a model adds to the residual stream, if not as Megatron's does."""
+def _residual_adds(model: ModelConfig) -> dict[str, Any]:
+    """The functions that add to the residual stream; empty to keep Megatron's."""
     if model.residual_multiplier == 1.0:
         return {}
     add = scaled_residual(model.residual_multiplier)
@@ -159,7 +159,7 @@ def _local_norm(norm: Any) -> Any:
     return LocalNorm if norm is WrappedTorchNorm else norm
 
 
-def _measured(mlp: Any, moe: MoEConfig) -> Any:
+def _adapt_mlp(mlp: Any, moe: MoEConfig) -> Any:
     if not (isinstance(mlp, partial) and mlp.func is MoELayer):
         return mlp
     route = bind(moe)

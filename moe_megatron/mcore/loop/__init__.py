@@ -1,1 +1,1 @@
-"""From a configuration to Megatron's `pretrain` and through its loop."""
+"""Turns a configuration into a call of Megatron's `pretrain`, and follows its training loop."""

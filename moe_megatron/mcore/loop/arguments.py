@@ -1,7 +1,7 @@
 """From a `RunConfig` to Megatron's parsed arguments.
 
-The flags of the fields come from `config.flags`; this module adds what depends on the machine, and
-gives Megatron's parser the result. Megatron's own refusals (assertions, mostly) become
+The flags of the fields come from `config.flags`; this module adds what depends on the machine and
+passes the result to Megatron's parser. Megatron's own errors (mostly assertions) become
 `ConfigError`. It does not know data, models or the loop.
 """
 
@@ -29,12 +29,12 @@ _LOCAL_IMPL_FLAGS = (
     "no-gradient-accumulation-fusion no-bias-swiglu-fusion no-bias-gelu-fusion "
     "no-bias-dropout-fusion no-masked-softmax-fusion no-persist-layer-norm no-rope-fusion"
 ).split()
-"""Fused kernels of Apex and Transformer Engine, which the local layers do without."""
+"""Flags that switch off fused kernels of Apex and Transformer Engine, for the local layers."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MachineSettings:
-    """What a run takes from the machine and not from its configuration."""
+    """Settings of a run that depend on the machine, not on its configuration."""
 
     backend: str
     """"gloo" or "nccl"."""
@@ -44,17 +44,17 @@ class MachineSettings:
     """"fp32", "bf16" or "fp8"; never "auto"."""
     grouped_gemm: bool
     accumulation_fusion: bool
-    """Whether the fused weight gradient kernel is there."""
+    """Whether the fused weight gradient kernel is installed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunPaths:
-    """Where a run reads and writes, resolved."""
+    """Resolved paths that a run reads and writes, and the tokenizer's numbers."""
 
     data: tuple[str, ...]
     """Weights and prefixes as `--data-path` takes them; empty for Megatron's mock data."""
     validation: tuple[str, ...]
-    """As `data`, for validation data of its own; empty to split `data`."""
+    """As `data`, for separate validation data; empty to split `data`."""
     data_cache: str
     vocab_size: int
     end_of_document: int
@@ -71,7 +71,7 @@ def megatron_argv(config: RunConfig, machine: MachineSettings, paths: RunPaths) 
         *_path_flags(config, paths),
         "--attention-softmax-in-fp32",
         "--no-create-attention-mask-in-dataloader",
-        # Python lets only the main thread handle signals; a notebook may train in another.
+        # Python allows signal handlers only in the main thread; a notebook may train in another.
         *(["--exit-signal-handler"] if _in_main_thread() else []),
         *("--dataloader-type", "single"),
         *("--ckpt-format", "torch_dist"),
@@ -88,15 +88,15 @@ def megatron_argv(config: RunConfig, machine: MachineSettings, paths: RunPaths) 
     if config.training.recompute == "full":
         words += ["--recompute-method", "uniform", "--recompute-num-layers", "1"]
     if config.training.eval_interval is None:
-        # Megatron divides by the interval even where it evaluates nothing, and refuses a split that
-        # nobody asks a sample of.
+        # Megatron divides by the interval even if it never evaluates, and refuses a split from
+        # which no sample is requested.
         words += ["--eval-iters", "0", "--eval-interval", str(config.training.train_steps)]
         words += ["--split", "100,0,0"]
     return words
 
 
 def _plain_fields(config: RunConfig) -> RunConfig:
-    """The fields whose flags depend on paths and machine are written by those functions."""
+    """The run without the fields whose flags `_path_flags` and `_machine_flags` write."""
     checkpoint = replace(config.checkpoint, load=None, save_interval=None)
     moe = replace(config.moe, grouped_gemm=None)
     return replace(config, checkpoint=checkpoint, moe=moe)
@@ -119,7 +119,7 @@ def _machine_flags(config: RunConfig, machine: MachineSettings) -> list[str]:
         if "fp8-format" not in config.megatron:
             words += ["--fp8-format", "hybrid"]
         if config.moe.num_experts is not None and config.moe.token_dispatcher != "allgather":
-            # FP8 matrix products take token counts in multiples of 16.
+            # FP8 matrix products need token counts that are multiples of 16.
             words += ["--moe-router-padding-for-quantization"]
     return words
 
@@ -141,7 +141,7 @@ def _path_flags(config: RunConfig, paths: RunPaths) -> list[str]:
     if paths.load is not None:
         words += ["--load", paths.load]
         if "use-checkpoint-opt_param-scheduler" not in config.megatron:
-            # The configuration decides, also where it differs from that of the checkpoint.
+            # The configuration wins where it differs from that of the checkpoint.
             words += ["--override-opt-param-scheduler"]
     return words
 
@@ -164,7 +164,7 @@ def parse(argv: Sequence[str], *, verbose: bool = False) -> Any:
             return parse_and_validate_args()
     except (AssertionError, ValueError) as error:
         raise ConfigError(
-            f"Megatron refuses these settings: {_reason(error)}. Change the flag or field it "
+            f"Megatron refuses these settings: {_reason(error)}. Change the flag or field that it "
             "names; --print-config shows the resolved configuration."
         ) from error
     except SystemExit as error:
@@ -173,7 +173,7 @@ def parse(argv: Sequence[str], *, verbose: bool = False) -> Any:
 
 
 def _reason(error: Exception) -> str:
-    """What an error says; of an assertion without a message, the assertion."""
+    """The message of an error; for an assertion without one, its source line."""
     return str(error) or f"it demands '{traceback.extract_tb(error.__traceback__)[-1].line}'"
 
 
@@ -182,17 +182,17 @@ def _in_main_thread() -> bool:
 
 
 def prepare_environment(config: RunConfig) -> None:
-    """Set the environment variable that Megatron insists on before CUDA starts.
+    """Set CUDA_DEVICE_MAX_CONNECTIONS=1, on which Megatron insists, before CUDA starts.
 
-    One hardware queue keeps communication and computation in the order in which tensor and context
-    parallelism issue them. A single GPU is faster without it.
+    A single hardware queue keeps communication and computation in the order in which tensor and
+    context parallelism issue them. Without these, a GPU is faster with more queues.
     """
     if config.parallel.tensor_parallel_size * config.parallel.context_parallel_size > 1:
         os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
 
 
 def check_flags_exist(argv: Sequence[str]) -> None:
-    """Refuse flags that Megatron does not have, naming the nearest one.
+    """Refuse flags that Megatron does not have, suggesting the nearest one.
 
     Raises:
         ConfigError: A flag is unknown.
@@ -214,7 +214,7 @@ def _known_flags() -> frozenset[str]:
 
 @contextlib.contextmanager
 def _sys_argv(argv: Sequence[str]) -> Iterator[None]:
-    """Megatron's parser reads `sys.argv` and nothing else."""
+    """Replace `sys.argv`, the only place from which Megatron's parser reads, meanwhile."""
     saved = sys.argv
     sys.argv = [saved[0] if saved else "moe_megatron", *argv]
     try:

@@ -1,8 +1,8 @@
 """Callbacks for Megatron's training loop, which has none in 0.19.
 
-`callbacks_installed` wraps a few functions of `megatron.training.training` while a run lasts and
-puts the originals back afterwards. The names follow the callbacks that later Megatron releases pass
-to `pretrain`, so that moving to them means deleting this file.
+`callbacks_installed` wraps a few functions of `megatron.training.training` for the duration of a
+run and restores the originals afterwards. The names follow the callbacks that later Megatron
+releases pass to `pretrain`, so that moving to them means deleting this file.
 """
 
 import time
@@ -19,18 +19,18 @@ from moe_megatron.mcore.measure.phases import PhaseClock
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepEnd:
-    """What is known, on this rank, when a step has ended."""
+    """What this rank knows at the end of a step."""
 
     step: int
     losses: dict[str, Any]
-    """Averaged losses as device tensors; empty off the last pipeline stage."""
+    """Averaged losses as device tensors; empty except on the last pipeline stage."""
     learning_rate: float | None
     grad_norm: float | None
     skipped: bool
     seconds: float
     """Wall time of the step on this rank, logging excluded."""
     phase_seconds: Mapping[str, float] = field(default_factory=dict)
-    """Wall time of this rank since the step before ended, by `telemetry.catalog.PHASES`."""
+    """Wall time of this rank since the end of the previous step, by `telemetry.catalog.PHASES`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,20 +41,20 @@ class EvaluationEnd:
     split: str
     """"validation" or "test"."""
     losses: dict[str, Any]
-    """Averaged losses as device tensors; empty off the last pipeline stage."""
+    """Averaged losses as device tensors; empty except on the last pipeline stage."""
 
 
 class Callback:
     """Override what you need. Every method is called on every rank, at the same points."""
 
     def on_train_start(self, model: list[Any], start_step: int) -> None:
-        """The model is built and loaded; `start_step` steps were done before."""
+        """The model is built and loaded; it has made `start_step` steps so far."""
 
     def on_train_end(self, model: list[Any]) -> None:
-        """Training has ended, by its last step or by a signal; not called after an error."""
+        """Training has ended, with its last step or by a signal; not called after an error."""
 
     def on_step_end(self, event: StepEnd) -> None:
-        """A step has been made; called once per step."""
+        """A step has ended; called once per step."""
 
     def on_evaluation_end(self, event: EvaluationEnd) -> None:
         """An evaluation has ended."""
@@ -63,7 +63,7 @@ class Callback:
         """A checkpoint is about to be written."""
 
     def on_checkpoint_end(self, step: int) -> None:
-        """A checkpoint was written, or handed to the asynchronous writer."""
+        """A checkpoint has been written, or handed to the asynchronous writer."""
 
 
 @contextmanager
@@ -74,7 +74,7 @@ def callbacks_installed(
 
     Args:
         callbacks: Called on every rank.
-        clock: Measures the phases of the loop; others may measure further ones with it.
+        clock: Measures the phases of the loop; others may use it to measure further ones.
     """
     wrappers = _Wrappers(callbacks, clock or PhaseClock())
     with ExitStack() as stack:
@@ -93,7 +93,7 @@ def callbacks_installed(
 
 
 class _Wrappers:
-    """One wrapper for each wrapped function, and the little they remember between calls."""
+    """A wrapper for each wrapped function, and the state they keep between calls."""
 
     def __init__(self, callbacks: Sequence[Callback], clock: PhaseClock) -> None:
         self._callbacks = tuple(callbacks)
@@ -109,7 +109,7 @@ class _Wrappers:
             self._clock.lap()
             try:
                 result = original(forward_step, model, *args, **kwargs)
-            except SystemExit as exit_request:  # how Megatron ends a run that a signal stopped
+            except SystemExit as exit_request:  # how Megatron ends a run after a signal
                 if not exit_request.code:
                     self._end(model)
                 raise
@@ -135,7 +135,7 @@ class _Wrappers:
             **kwargs: Any,
         ) -> Any:
             self._step_started = time.perf_counter()
-            with self._clock.measure("optimizer"):  # all of the step that is not measured within
+            with self._clock.measure("optimizer"):  # the rest of the step, without inner phases
                 return original(
                     forward_step,
                     data,

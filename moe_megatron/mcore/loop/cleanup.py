@@ -1,4 +1,4 @@
-"""What a run leaves behind in a process, taken back: Megatron's globals, groups, and the model."""
+"""Cleans up what a run leaves behind in a process: Megatron's globals, its groups and the model."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,9 +13,12 @@ from moe_megatron.mcore.loop.callbacks import Callback
 
 
 def forget_run(groups_before: Sequence[dist.ProcessGroup]) -> None:
-    """Undo what a run leaves in Megatron's globals; the world's group stays for the next run.
+    """Reset Megatron's globals and close its groups; the world group stays for the next run.
 
-    Megatron forgets its groups without closing them, and every Gloo group keeps threads.
+    Megatron itself drops its groups without closing them, and every Gloo group keeps its threads.
+
+    Args:
+        groups_before: The process groups that existed before the run, which stay.
     """
     handler = global_vars._GLOBAL_SIGNAL_HANDLER
     if handler is not None:
@@ -29,11 +32,11 @@ def forget_run(groups_before: Sequence[dist.ProcessGroup]) -> None:
 
 
 class ModelRelease(Callback):
-    """Lets the memory of a finished run's model go.
+    """Frees the memory of a finished run's model.
 
     Megatron's data parallel wrapper hooks into autograd, and token dispatchers and the optimizer
-    (which the configuration holds) keep autograd graphs: circles through C++, where Python's
-    garbage collector does not see.
+    (which the configuration references) keep autograd graphs alive: reference cycles through C++,
+    which Python's garbage collector cannot see.
     """
 
     def __init__(self) -> None:
@@ -44,7 +47,7 @@ class ModelRelease(Callback):
         self._model = model
 
     def release(self) -> None:
-        """Take the hooks apart."""
+        """Break the reference cycles."""
         for chunk in self._model:
             getattr(chunk, "grad_accs", []).clear()
             for module in chunk.modules():

@@ -13,11 +13,11 @@ def train_valid_test_datasets(num_samples: list[int], vp_stage: int | None = Non
     """Build the three datasets of a run; Megatron calls this on every rank.
 
     Args:
-        num_samples: Samples wanted for training, validation and test.
+        num_samples: Number of samples for training, validation and test.
         vp_stage: Virtual pipeline stage, if any.
 
     Returns:
-        Training, validation and test dataset; None where a split is empty.
+        Training, validation and test dataset; None for an empty split.
     """
     args = get_args()
     per_split = _blend_per_split(args)

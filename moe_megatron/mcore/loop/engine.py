@@ -1,9 +1,9 @@
 """Runs a configuration in this process (one of many), through Megatron's own `pretrain`.
 
 The order of a run: check everything that can be checked, parse Megatron's arguments, build its
-configuration container with our layer spec, install callbacks, call `pretrain`, and leave no global
-state behind, so that the next run in this process works. It does not know the command line, and
-prepares no data.
+configuration container with our layer spec, install callbacks, call `pretrain`, and clean up global
+state, so that the next run in this process works. It does not know the command line and prepares
+no data.
 """
 
 import contextlib
@@ -55,23 +55,23 @@ class TrainingJob:
 
     config: RunConfig
     data_paths: tuple[str, ...]
-    """Weights and prefixes of indexed datasets, as `--data-path` takes them; empty: mock data."""
+    """Weights and prefixes of indexed datasets, as for `--data-path`; empty for mock data."""
     data_cache: Path
     vocab_size: int
     end_of_document: int
     validation_paths: tuple[str, ...] = ()
-    """As `data_paths`, where validation has data of its own instead of a split."""
+    """As `data_paths`, for separate validation data; empty to split `data_paths`."""
     tokenizer: Path | None = None
-    """Folder of the tokenizer, which travels with the checkpoints."""
+    """Folder of the tokenizer, which is copied beside each checkpoint."""
     run_dir: Path | None = None
-    """None writes nothing."""
+    """Folder of the run; None writes nothing."""
     sinks: SinkSet | None = None
-    """Where rank 0 reports; None on other ranks."""
+    """Sinks for the records of rank 0; None on other ranks."""
     callbacks: tuple[Callback, ...] = ()
     model_hooks: tuple[ModelHook, ...] = ()
     """Called with the model chunks before they are wrapped; each returns the chunks."""
     megatron_log: Path | None = None
-    """Where Megatron's own output of this rank goes; None leaves it on the terminal."""
+    """File for Megatron's own output on this rank; None leaves it on the terminal."""
 
     @property
     def checkpoints(self) -> Path | None:
@@ -88,19 +88,19 @@ class JobOutcome:
     """How a run ended, on this rank."""
 
     steps: int
-    """Steps the model has made, those before a resume included."""
+    """Steps the model has made, including those before a resume."""
     interrupted: bool
-    """Stopped by a signal, after saving."""
+    """Whether a signal stopped the run, after saving."""
     seconds: float
     profile: RoutingProfile | None
-    """Routing of the whole run; on rank 0 of MoE runs."""
+    """Routing of the whole run; only on rank 0 of MoE runs."""
 
 
 def run(job: TrainingJob, machine: MachineSettings) -> JobOutcome:
-    """Train as the job says; on every rank of the world.
+    """Train as the job says; every rank of the world must call it.
 
     Raises:
-        MoEError: Configuration, data, checkpoint or machine do not allow it.
+        MoEError: The configuration, data, checkpoint or machine does not allow it.
     """
     config = job.config
     config.validate(world.size())
@@ -126,7 +126,7 @@ def run(job: TrainingJob, machine: MachineSettings) -> JobOutcome:
     callbacks: list[Callback] = [release, telemetry, *job.callbacks]
     if job.checkpoints is not None:
         checkpoint.check_writable(job.checkpoints)
-        callbacks.append(_CompanionFiles(job, telemetry, load))
+        callbacks.append(_SideFiles(job, telemetry, load))
     started = time.perf_counter()
     with contextlib.ExitStack() as stack:
         stack.callback(forget_run, world.groups())
@@ -151,7 +151,7 @@ def run(job: TrainingJob, machine: MachineSettings) -> JobOutcome:
 
 
 def _pretrain(args: Any, job: TrainingJob, clock: PhaseClock) -> bool:
-    """Hand over to Megatron; returns whether a signal ended the run early."""
+    """Train with Megatron; returns whether a signal ended the run early."""
     model_config = gpt_config_from_args(args)
     if args.spec is None:
         use_our_layers(model_config, job.config)
@@ -168,7 +168,7 @@ def _pretrain(args: Any, job: TrainingJob, clock: PhaseClock) -> bool:
             train_valid_test_datasets,
             ModelType.encoder_or_decoder,
             partial(forward_step, clock=clock),
-            store=world.lonely_store(),
+            store=world.single_process_store(),
         )
     except SystemExit as exit_request:
         if exit_request.code not in (None, 0):
@@ -177,8 +177,8 @@ def _pretrain(args: Any, job: TrainingJob, clock: PhaseClock) -> bool:
     return False
 
 
-class _CompanionFiles(Callback):
-    """Writes what belongs beside each checkpoint: configuration, routing profile, origin."""
+class _SideFiles(Callback):
+    """Writes configuration, tokenizer, routing profile and origin beside each checkpoint."""
 
     def __init__(self, job: TrainingJob, telemetry: TelemetryCallback, load: Path | None) -> None:
         self._job = job
@@ -186,7 +186,7 @@ class _CompanionFiles(Callback):
         self._load = load
 
     def on_checkpoint_end(self, step: int) -> None:
-        """Write all on rank 0."""
+        """Write the files, on rank 0."""
         if self._job.checkpoints is None or dist.get_rank() != 0:
             return
         folder = checkpoint.iteration_dir(self._job.checkpoints, step)
@@ -204,9 +204,9 @@ def _find_checkpoint(job: TrainingJob) -> Path | None:
 
 
 def _skip_missing_makefile() -> None:
-    """Megatron builds its dataset helpers with `make` at every start.
+    """Keep Megatron from building its dataset helpers with `make`, as it does at every start.
 
-    The wheel ships them compiled and without the Makefile, and Megatron would exit.
+    The wheel ships them compiled and without the Makefile, so Megatron would exit.
     """
     if not (Path(dataset_utils.__file__).parent / "Makefile").exists():
         dataset_utils.compile_helpers = lambda: None
@@ -234,7 +234,7 @@ def _output_to(path: Path | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _stop_on_interrupt() -> Iterator[None]:
-    """Let the first Ctrl-C end the run after the current step and save, as SIGTERM does."""
+    """Make the first Ctrl-C save and end the run after the current step, as SIGTERM does."""
 
     def stop(signum: int, frame: Any) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,4 +1,4 @@
-"""One microbatch: fetch it, run the model, take the loss. Called by Megatron's schedules."""
+"""The forward step of one microbatch, which Megatron's schedules call: data, model, loss."""
 
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -29,7 +29,7 @@ def forward_step(
         clock: Measures the phase "data".
 
     Returns:
-        The output tensor of this stage and the function that turns it into a loss.
+        The output tensor of this stage, and the function that turns it into the loss.
     """
     timers = get_timers()
     timers("batch-generator", log_level=2).start()
@@ -69,7 +69,7 @@ def _get_batch(
 def _loss(
     loss_mask: torch.Tensor | None, output: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
-    """Summed token losses, number of tokens, and both as the report Megatron averages."""
+    """L = sum(loss_mask * token losses); the number of tokens; and both for Megatron's report."""
     assert loss_mask is not None, "the last pipeline stage reads the data"
     losses = output.view(-1).float()
     mask = loss_mask.reshape(-1).float()

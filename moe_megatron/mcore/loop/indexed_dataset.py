@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class IndexedDatasetWriter:
-    """A `moe_megatron.data.writer.DocumentWriter` on Megatron's builder."""
+    """A `moe_megatron.data.writer.DocumentWriter` that uses Megatron's builder."""
 
     def __init__(self, prefix: Path, builder: "IndexedDatasetBuilder") -> None:
         self._prefix = prefix
@@ -39,14 +39,14 @@ class IndexedDatasetWriter:
         self._builder.finalize(f"{self._prefix}.idx")
 
     def close(self) -> None:
-        """Close `.bin` of a dataset that will not be finished."""
-        # On a full disk closing flushes and fails again; the first error is the one to report.
+        """Close the `.bin` of a dataset that will not be finished."""
+        # On a full disk, closing flushes and fails again; the first error is the one to report.
         with suppress(OSError):
             self._builder.data_file.close()
 
 
 def open_indexed_dataset(prefix: Path, vocab_size: int) -> IndexedDatasetWriter:
-    """Start a dataset; the factory that `moe_megatron.data` hands to its workers.
+    """Start a dataset; `moe_megatron.data` passes this factory to its workers.
 
     Args:
         prefix: Output path without `.bin` and `.idx`.
@@ -58,8 +58,8 @@ def open_indexed_dataset(prefix: Path, vocab_size: int) -> IndexedDatasetWriter:
     Raises:
         OSError: If `<prefix>.bin` cannot be created.
     """
-    # Importing megatron.core takes seconds, and naming this factory must not: a start that finds
-    # its data prepared passes it around without ever calling it.
+    # Imported here because importing megatron.core takes seconds, and a run whose data is already
+    # prepared passes this factory around without ever calling it.
     from megatron.core.datasets.indexed_dataset import DType, IndexedDatasetBuilder
 
     builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=DType.optimal_dtype(vocab_size))

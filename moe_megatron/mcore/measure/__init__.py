@@ -1,1 +1,1 @@
-"""What a step did, counted on the devices and brought to the first process."""
+"""Measures each step on the devices and brings the numbers to rank 0."""

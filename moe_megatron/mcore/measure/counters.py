@@ -1,11 +1,11 @@
 """Exact routing counters of one training step, kept on the device.
 
 A router adds into its row of these tensors, in place (so CUDA graphs replay it) and without a host
-synchronisation. Once a step `collect` starts one reduction over all ranks; every rank contributes
-tensors of the same shape in the same order, rows of layers it does not own being zero, so uneven
-pipelines cannot hang. Counts are int64: Megatron's own float counters are rounded to bf16 by its
-mixed-precision wrapper. What each rank measured of itself travels along. Which quantities there are
-is the catalog's business: this module knows neither them nor routers, sinks or files.
+synchronisation. Once per step `collect` starts one reduction over all ranks. Every rank contributes
+tensors of the same shape in the same order, with zeros in the rows of layers it does not own, so
+uneven pipelines cannot hang. Counts are int64: Megatron's own float counters are rounded to bf16 by
+its mixed-precision wrapper. The same reduction carries each rank's time and memory. The catalog
+defines the quantities: this module knows neither them nor routers, sinks or files.
 """
 
 import hashlib
@@ -25,32 +25,32 @@ from moe_megatron.telemetry.quantity import Quantity
 Int64Array = NDArray[np.int64]
 Float64Array = NDArray[np.float64]
 
-# Columns of integers behind those of the experts.
+# Columns of the counts, after one per expert.
 _TOKENS, _BEYOND = 0, 1
 _NUM_COUNTS = 2
 
-# Of floats there is one column behind them for each measured quantity. The last row holds no layer
-# but, in its last two columns, the loss and the number of ranks that know it.
+# Columns of the sums: one per expert, then one per measured quantity. The last row is not a layer:
+# its last two columns hold the sum of the reported losses and the number of ranks reporting one.
 _NUM_LOSS = 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RoutingRow:
-    """The counters of one layer: views into the rows of `RoutingCounters`."""
+    """The counters of one layer, as views into the tensors of `RoutingCounters`."""
 
     tokens_per_expert: torch.Tensor
     """int64 [E]: assignments that reached each expert."""
     tokens: torch.Tensor
     """int64 []: tokens that were routed."""
     beyond_top_k: torch.Tensor
-    """int64 []: assignments that the router asked for, less top_k for each token. It stays zero,
-    at no cost, for routers that ask for top_k experts for every token."""
+    """int64 []: assignments requested by the router - tokens * top_k. It stays zero, at no cost,
+    for routers that request top_k experts for every token."""
     prob_sums: torch.Tensor
     """float64 [E]: router probability of each expert, summed over tokens."""
     sums: tuple[torch.Tensor, ...]
     """float64 [] each: the quantities below, summed over tokens."""
     quantities: tuple[Quantity, ...]
-    """The measured ones, in the order of `sums`."""
+    """The measured quantities, in the order of `sums`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,17 +66,17 @@ class StepTotals:
     prob_sums: Float64Array
     """[L, E]"""
     sums: Mapping[str, Float64Array]
-    """[L] each: measured quantities by name"""
+    """[L] each: the measured quantities, by name"""
     loss: float | None
     """Loss of the global batch in nats per token; None where no rank reported one."""
     rank_compute_seconds: Float64Array = field(default_factory=lambda: np.zeros(1))
-    """[W], see `rank_load`; zeros where nothing was measured"""
+    """[W], one value per rank, see `rank_load`; zeros where nothing was measured"""
     rank_memory_bytes: Float64Array = field(default_factory=lambda: np.zeros(1))
     """[W]"""
 
 
 class PendingTotals:
-    """A reduction under way, and its copy to the host."""
+    """A reduction in progress, and its copy to the host."""
 
     def __init__(
         self, counts: torch.Tensor, sums: torch.Tensor, num_experts: int, names: Sequence[str]
@@ -90,7 +90,7 @@ class PendingTotals:
         self._copied: torch.cuda.Event | None = None
         self._host = (counts, sums)
         if counts.is_cuda:
-            # Waiting for NCCL makes only the stream wait; the copy to pinned memory follows it.
+            # With NCCL, wait() blocks only the stream; the copy to pinned memory is queued behind.
             for work in self._work:
                 work.wait()
             self._work = []
@@ -104,7 +104,7 @@ class PendingTotals:
             self._copied.record()
 
     def get(self) -> StepTotals:
-        """The totals. Asked a step later, nothing waits: they have long arrived."""
+        """The totals. One step later they have long arrived, so that nothing waits."""
         for work in self._work:
             work.wait()
         if self._copied is not None:
@@ -127,14 +127,14 @@ class PendingTotals:
 
 
 class RoutingCounters:
-    """The counters of all MoE layers of the model, also of those on other pipeline stages.
+    """The counters of all MoE layers of the model, including those on other pipeline stages.
 
     Args:
         layers: Global 1-based numbers of the model's MoE layers, in order; empty for a dense
             model, for which only the loss is reduced.
-        num_experts: Experts in each of them.
-        device: Where the routers run.
-        quantities: What is there beside counts; by default what is registered now.
+        num_experts: Number of experts per layer.
+        device: Device on which the routers run.
+        quantities: What to measure in addition to counts; by default all registered quantities.
     """
 
     def __init__(
@@ -147,8 +147,8 @@ class RoutingCounters:
         chosen = registered_quantities() if quantities is None else quantities
         self.layers = layers
         self.num_experts = num_experts
-        self._measured = tuple(one for one in chosen if one.measure is not None)
-        self._names = [one.name for one in self._measured]
+        self._measured = tuple(quantity for quantity in chosen if quantity.measure is not None)
+        self._names = [quantity.name for quantity in self._measured]
         rows, columns = len(layers), num_experts + _NUM_COUNTS
         self._counts = torch.zeros(rows, columns, dtype=torch.int64, device=device)
         columns = num_experts + _num_sums(self._names)
@@ -167,12 +167,12 @@ class RoutingCounters:
         )
 
     def check_same_on_all_ranks(self) -> None:
-        """Make sure that all ranks sum the same quantities; every rank must call it, once.
+        """Check that all ranks sum the same quantities; every rank must call it once.
 
-        Otherwise their reductions would have different shapes: a run that hangs.
+        Otherwise their reductions would have different shapes, and the run would hang.
 
         Raises:
-            ConfigError: They do not.
+            ConfigError: The ranks sum different quantities.
         """
         if not dist.is_initialized() or dist.get_world_size() == 1:
             return
@@ -182,9 +182,9 @@ class RoutingCounters:
         dist.all_reduce(extremes, op=dist.ReduceOp.MAX)
         if not torch.equal(extremes[:4], -extremes[4:]):
             raise ConfigError(
-                "the processes of this run measure different quantities, this one "
-                f"{', '.join(self._names)}; register the same ones in the same order in each "
-                "process, before training starts."
+                "the processes of this run measure different quantities; this one measures "
+                f"{', '.join(self._names)}. Register the same ones in the same order in each "
+                "process before training starts."
             )
 
     def collect(
@@ -194,9 +194,10 @@ class RoutingCounters:
 
         Args:
             contributes: False on ranks that saw the same tokens as another one (tensor parallel
-                ranks without sequence parallelism), so that no token counts twice.
-            loss: Loss of the global batch on ranks that know it, the same on each of them.
-            own: What this rank did; None reports zeros.
+                ranks without sequence parallelism), so that no token is counted twice.
+            loss: Loss of the global batch on ranks that know it, the same on each of them; None
+                on the others.
+            own: Time and memory of this rank; None reports zeros.
         """
         counts, sums = self._counts.clone(), self._sums.clone()
         self._counts.zero_()
@@ -210,21 +211,21 @@ class RoutingCounters:
         return PendingTotals(counts, self._with_ranks(sums, own), self.num_experts, self._names)
 
     def _with_ranks(self, sums: torch.Tensor, own: RankValues | None) -> torch.Tensor:
-        """The sums, flat, and behind them a slot of each rank for each of its values.
+        """The flattened sums, followed by one slot per rank for its time and one for its memory.
 
-        Adding up zeros brings every rank's values to all of them, by the reduction that is made
-        anyway.
+        A rank fills only its own slots and leaves zeros in the others, so the sum over ranks brings
+        every rank's values to all of them without a second reduction.
         """
         world = dist.get_world_size() if dist.is_initialized() else 1
         ranks = torch.zeros(2, world, dtype=torch.float64, device=sums.device)
         if own is not None:
             rank = dist.get_rank() if dist.is_initialized() else 0
-            # Filling with a number is one small kernel; no memory is copied from the host.
+            # fill_ with a number is one small kernel; nothing is copied from the host.
             ranks[0, rank].fill_(own.compute_seconds)
             ranks[1, rank].fill_(own.memory_bytes)
         return torch.cat((sums.flatten(), ranks.flatten()))
 
 
 def _num_sums(names: Sequence[str]) -> int:
-    """Columns of float sums behind those of the experts."""
+    """Number of columns of the sums after one per expert."""
     return max(len(names), _NUM_LOSS)

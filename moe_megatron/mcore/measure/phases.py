@@ -1,8 +1,8 @@
-"""Where the wall time of this process goes: a stopwatch for each phase, without overlap.
+"""Where the wall time of this process goes: one stopwatch per phase, without overlap.
 
 Time inside a nested phase belongs to that phase alone, so the phases and "other" add up to the time
-that passed. It is the clock of the host: on a GPU work is only launched, and its time shows where
-the host next waits for it. It does not know what the phases are.
+that passed. Times are the host's: work on a GPU is only launched, and shows up in the phase in
+which the host next waits for it. This module does not know what the phases are.
 """
 
 import time
@@ -16,7 +16,7 @@ class PhaseClock:
     """Adds up the time of phases between two laps.
 
     Args:
-        clock: Seconds that only grow.
+        clock: Returns monotonic seconds.
     """
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -24,11 +24,11 @@ class PhaseClock:
         self._seconds: dict[str, float] = {}
         self._lap_started = clock()
         self._nested = [0.0]
-        """Time spent in inner phases, for each phase that is open; first, for none."""
+        """Time spent in nested phases: first outside of any phase, then for each open phase."""
 
     @contextmanager
     def measure(self, phase: str) -> Iterator[None]:
-        """Add the time inside the context, less that of phases measured within."""
+        """Add the time inside the context to a phase, minus that of phases nested in it."""
         started = self._clock()
         self._nested.append(0.0)
         try:
@@ -40,7 +40,7 @@ class PhaseClock:
             self._nested[-1] += elapsed
 
     def lap(self) -> dict[str, float]:
-        """Seconds of each phase since the last lap, the rest as "other"; call it outside phases."""
+        """Seconds per phase since the last lap, the rest as "other"; call it outside all phases."""
         now = self._clock()
         seconds, self._seconds = self._seconds, {}
         seconds[OTHER] = max(0.0, now - self._lap_started - sum(seconds.values()))

@@ -1,11 +1,11 @@
-"""What each process contributes to finding stragglers: its compute time and its memory.
+"""The compute time and the memory of this process, to find stragglers.
 
-All processes of a step end it together, so the time of a step says nothing about who was late. The
-forward passes of attention and experts do: they do not communicate. Each such module is timed once
-a step, in its first training forward pass, with the host's clock on a CPU and with events of the
-device on a GPU. Those are read a step later, when they have long happened: nothing waits.
+All processes end a step together, so step times do not show who was slow. The forward passes of
+attention and experts do, because they do not communicate. Each such module is timed once per step,
+in its first training forward pass, with the host's clock on a CPU and with device events on a GPU.
+Events are read one step later, when they have long completed, so that nothing waits.
 
-It does not know how values travel to the first process: `counters` sends them.
+It does not know how the values reach rank 0: `counters` sends them.
 """
 
 import time
@@ -19,7 +19,7 @@ from megatron.core.transformer.moe.moe_layer import MoELayer
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RankValues:
-    """Of this process, in one step."""
+    """Measurements of this process in one step."""
 
     compute_seconds: float
     """0.0 where nothing was measured."""
@@ -40,7 +40,7 @@ class ComputeTimer:
         self._last: list[_Span] = []
 
     def take(self) -> RankValues:
-        """The values of the step that ends; on a GPU the time is that of the step before."""
+        """The values of the step that ends; on a GPU the time is that of the previous step."""
         spans = [span for watch in self._watches if (span := watch.take()) is not None]
         if self._on_gpu:
             spans, self._last = self._last, spans
@@ -49,13 +49,13 @@ class ComputeTimer:
         )
 
     def remove(self) -> None:
-        """Take the hooks off the model."""
+        """Remove the hooks from the model."""
         for watch in self._watches:
             watch.remove()
         self._watches, self._last = [], []
 
     def _memory(self) -> float:
-        # Neither asks the device: the allocator keeps its own books.
+        # Neither synchronizes with the device: the allocator keeps its own statistics.
         if self._on_gpu:
             return float(torch.cuda.memory_allocated())
         return float(self._process.memory_info().rss)
@@ -63,7 +63,7 @@ class ComputeTimer:
 
 @dataclass(frozen=True, slots=True)
 class _Span:
-    """From one mark to another: seconds of the host, or events of the device."""
+    """A time span between two marks: seconds of the host, or events of the device."""
 
     start: Any
     end: Any
@@ -71,13 +71,13 @@ class _Span:
     def seconds(self) -> float:
         if isinstance(self.start, float):
             return float(self.end - self.start)
-        if not self.end.query():  # the device is more than a step behind: rather no value than wait
+        if not self.end.query():  # more than one step behind: skip the value, do not wait
             return 0.0
         return float(self.start.elapsed_time(self.end)) / 1e3
 
 
 class _Watch:
-    """The first training forward pass of one module in each step."""
+    """Times the first training forward pass of one module in each step."""
 
     def __init__(self, module: torch.nn.Module, on_gpu: bool) -> None:
         self._on_gpu = on_gpu

@@ -1,8 +1,8 @@
-"""What a router did with the tokens of one micro-batch, and how it is added into the counters.
+"""What a router did with the tokens of one micro-batch, and how that enters the counters.
 
-`Routed` is the `RoutedTokens` that measures of quantities get: what several of them need is
-computed once, and what none needs is not. `count` adds into a `RoutingRow`, in place and without a
-host synchronisation. T is the number of tokens, E of experts. It does not know when routers count.
+`Routed` is the `RoutedTokens` passed to the measures of quantities. Its properties are computed on
+first use and shared by all measures. `count` adds into a `RoutingRow`, in place and without a host
+synchronisation. T is the number of tokens, E of experts. It does not know when routers count.
 """
 
 from functools import cached_property
@@ -18,22 +18,22 @@ from moe_megatron.routing.registry import softmax
 from moe_megatron.telemetry.quantity import Quantity
 
 _MANY_EXPERTS = 16
-"""From so many on they fill the processor's vectors, and torch is quicker than our kernel."""
+"""From this number of experts on, a row fills the processor's vectors and torch is faster."""
 
 _SUMMED_IN = {torch.float16: torch.float32, torch.bfloat16: torch.float32}
-"""Precision of sums over a micro-batch, where it is not that of the values."""
+"""Precision of sums over a micro-batch, for dtypes that are not summed in their own."""
 
 
 class Routed:
-    """A `RoutedTokens`.
+    """The `RoutedTokens` of one micro-batch.
 
     Args:
         logits_TE: [T, E], output of the gate.
         probs_TE: [T, E], combine weights.
         routing_map_TE: bool [T, E], True where an expert gets the token.
         route: The router, for its top_k and its distribution.
-        asked_map_TE: bool [T, E], what the router asked for before experts dropped any; None where
-            that is top_k experts for every token.
+        assigned_map_TE: bool [T, E], the assignments before any was dropped for capacity; None
+            where these are top_k experts for every token.
     """
 
     def __init__(
@@ -43,18 +43,18 @@ class Routed:
         routing_map_TE: Tensor,
         *,
         route: BoundRouter,
-        asked_map_TE: Tensor | None = None,
+        assigned_map_TE: Tensor | None = None,
     ) -> None:
         self.logits_TE = logits_TE.float()
         self.probs_TE = probs_TE
         self.routing_map_TE = routing_map_TE
-        self.asked_map_TE = asked_map_TE
+        self.assigned_map_TE = assigned_map_TE
         self.top_k = route.top_k
         self._distribution = route.distribution
 
     @cached_property
     def log_softmax_TE(self) -> Tensor:
-        """Logits less their logsumexp; by our kernel where experts are few and torch is slow."""
+        """Log p = logits - logsumexp(logits); by our kernel where experts are few."""
         logits_TE = self.logits_TE
         if logits_TE.shape[-1] >= _MANY_EXPERTS or not routing.computes(logits_TE):
             return torch.log_softmax(logits_TE, dim=-1)
@@ -63,7 +63,7 @@ class Routed:
 
     @cached_property
     def logsumexp_T(self) -> Tensor:
-        """Logits less their log_softmax, the same at every expert: it takes no pass over them."""
+        """LSE = logits - log_softmax, taken at expert 0: it is the same for every expert."""
         return self.logits_TE.select(1, 0) - self.log_softmax_TE.select(1, 0)
 
     @cached_property
@@ -75,7 +75,7 @@ class Routed:
 
     @cached_property
     def entropy_T(self) -> Tensor:
-        """-sum over experts of p * ln p, in nats."""
+        """H = -sum_e p_e ln p_e, in nats."""
         entropy_T: Tensor
         if self._distribution is softmax:
             entropy_T = torch.linalg.vecdot(self.scores_TE, self.log_softmax_TE).neg_()
@@ -89,38 +89,38 @@ def count(row: RoutingRow, routed: Routed, padding_T: Tensor | None = None) -> N
 
     Args:
         row: The counters.
-        routed: What it did.
+        routed: What the router did.
         padding_T: bool [T], True for padding, which is not counted.
 
     Raises:
-        ConfigError: A quantity does not give one value a token.
+        ConfigError: The measure of a quantity does not return one value per token.
     """
     length: int = routed.logits_TE.shape[0]
     num_tokens: int | Tensor = length
-    scores_TE, map_TE, asked_TE = routed.scores_TE, routed.routing_map_TE, routed.asked_map_TE
+    scores_TE, map_TE, assigned_TE = routed.scores_TE, routed.routing_map_TE, routed.assigned_map_TE
     if padding_T is not None:
         valid_T = ~padding_T
         num_tokens = valid_T.sum()
         scores_TE, map_TE = scores_TE * valid_T.unsqueeze(-1), map_TE & valid_T.unsqueeze(-1)
-        asked_TE = None if asked_TE is None else asked_TE & valid_T.unsqueeze(-1)
+        assigned_TE = None if assigned_TE is None else assigned_TE & valid_T.unsqueeze(-1)
     row.tokens.add_(num_tokens)
     row.tokens_per_expert.add_(map_TE.sum(dim=0))
-    if asked_TE is not None:
-        row.beyond_top_k.add_(asked_TE.sum() - num_tokens * routed.top_k)
+    if assigned_TE is not None:
+        row.beyond_top_k.add_(assigned_TE.sum() - num_tokens * routed.top_k)
     row.prob_sums.add_(scores_TE.sum(dim=0))
     for quantity, total in zip(row.quantities, row.sums, strict=True):
         assert quantity.measure is not None
         value_T = quantity.measure(routed)
         if getattr(value_T, "shape", None) != (length,):
-            raise _not_one_a_token(quantity, value_T, length)
+            raise _wrong_measure(quantity, value_T, length)
         if padding_T is not None:
             value_T = value_T.masked_fill(padding_T, 0)
         total.add_(value_T.sum(dtype=_SUMMED_IN.get(value_T.dtype)))
 
 
-def _not_one_a_token(quantity: Quantity, value: object, length: int) -> ConfigError:
+def _wrong_measure(quantity: Quantity, value: object, length: int) -> ConfigError:
     found = list(value.shape) if isinstance(value, Tensor) else f"a {type(value).__name__}"
     return ConfigError(
-        f"the measure of the quantity '{quantity.name}' must give one value a token, a tensor "
-        f"[{length}], and gave {found}."
+        f"the measure of the quantity '{quantity.name}' must return one value per token, a tensor "
+        f"[{length}], and returned {found}."
     )

@@ -1,4 +1,4 @@
-"""The snapshot of one step from what the ranks counted. It does not know how they did."""
+"""Makes the snapshot of one step from the totals of all ranks. It does not know how they count."""
 
 from collections.abc import Sequence
 
@@ -19,17 +19,17 @@ def make_snapshot(
 ) -> RoutingSnapshot:
     """Make the snapshot of one step from its sums.
 
-    assigned = tokens * top_k + beyond_top_k, and what of it did not reach an expert was dropped.
+    assigned = tokens * top_k + beyond_top_k; dropped = assigned - sum_e tokens_per_expert.
 
     Args:
         step: 1-based step.
         layers: Global 1-based numbers of the MoE layers.
-        top_k: Experts that a router aims at for a token.
+        top_k: Number of experts per token that the router aims at.
         totals: Sums over the global batch.
-        quantities: Those that were counted; by default those registered now.
+        quantities: The quantities that were measured; by default all registered ones.
 
     Raises:
-        ConfigError: A quantity does not give one value a layer.
+        ConfigError: A derived quantity is not one value per layer.
     """
     tokens = totals.tokens
     assert (tokens == tokens[0]).all(), f"layers routed different numbers of tokens: {tokens}"
@@ -68,7 +68,7 @@ def _value(quantity: Quantity, sums: StepSums) -> Float64Array:
     values, num_layers = quantity.derive(sums), len(sums.assigned)
     if getattr(values, "dtype", None) != "float64" or values.shape != (num_layers,):
         raise ConfigError(
-            f"the quantity '{quantity.name}' must be derived as one value a layer, a float64 array "
-            f"[{num_layers}], and is {values!r:.80}."
+            f"the quantity '{quantity.name}' must be derived as one value per layer, a float64 "
+            f"array [{num_layers}], and is {values!r:.80}."
         )
     return values

@@ -2,7 +2,7 @@
 
 On every rank it starts one small reduction per step and reads it one step later, so the training
 thread never waits for the device. On rank 0 it also keeps the `RoutingProfile`. It does not know
-how counters are filled (router.py) or what sinks do.
+how counters are filled (routed.py) or what sinks do.
 """
 
 import copy
@@ -50,13 +50,13 @@ class _Pending:
 
 
 class TelemetryCallback(Callback):
-    """Measures a run and hands what it measured to the sinks.
+    """Measures a run and passes the records to the sinks.
 
     Args:
         config: The run.
-        sinks: Where rank 0 sends records; None on other ranks.
-        run_dir: The run's folder, told to the sinks.
-        load_profile: Profile of the checkpoint that is resumed, if any.
+        sinks: Receive the records of rank 0; None on other ranks.
+        run_dir: The run's folder, which is passed to the sinks.
+        load_profile: Routing profile of the checkpoint that the run loads, if any.
         saves_checkpoints: Whether the run writes checkpoints.
     """
 
@@ -162,7 +162,7 @@ class TelemetryCallback(Callback):
         )
 
     def on_step_end(self, event: StepEnd) -> None:
-        """Start reducing this step and publish the one before."""
+        """Start the reduction of this step and publish the previous one."""
         self.last_step = event.step
         assert self._counters is not None
         totals = self._counters.collect(
@@ -180,7 +180,7 @@ class TelemetryCallback(Callback):
         )
 
     def on_evaluation_end(self, event: EvaluationEnd) -> None:
-        """Publish the last step, then the evaluation, of which Megatron repeats the last."""
+        """Publish the last step, then the evaluation; Megatron repeats the final evaluation."""
         self.flush()
         if (event.step, event.split) in self._evaluated:
             return
@@ -190,17 +190,17 @@ class TelemetryCallback(Callback):
             self._sinks.evaluation(EvalRecord(step=event.step, split=event.split, loss=loss))
 
     def on_checkpoint_start(self, step: int) -> None:
-        """Bring profile and logs up to the step that is saved."""
+        """Bring profile and sinks up to date with the step that is being saved."""
         self.flush()
         if self._sinks is not None:
             self._sinks.flush()
 
     def on_checkpoint_end(self, step: int) -> None:
-        """Remember when; the next step reports it."""
+        """Remember step and time; the next step reports them."""
         self._checkpoint_step, self._checkpoint_at = step, time.time()
 
     def on_train_end(self, model: list[Any]) -> None:
-        """Publish the last step while Megatron's writers are open."""
+        """Publish the last step while Megatron's writers are still open."""
         self.flush()
         if self._timer is not None:
             self._timer.remove()
@@ -252,7 +252,7 @@ class TelemetryCallback(Callback):
 
 
 def attach_routers(model: list[Any], counters: RoutingCounters | None) -> None:
-    """Let every measured router of the model chunks count into its row; None stops counting."""
+    """Make every measured router of the model chunks count into its row; None stops counting."""
     for chunk in model:
         for module in chunk.modules():
             if isinstance(module, MeasuredRouter):
@@ -261,7 +261,7 @@ def attach_routers(model: list[Any], counters: RoutingCounters | None) -> None:
 
 
 def _sees_own_tokens() -> bool:
-    """Whether no other rank routes the tokens that this one routes."""
+    """Whether this rank's counts enter the totals: no token may be counted on two ranks."""
     sequence_parallel = bool(get_args().sequence_parallel)
     return sequence_parallel or mpu.get_tensor_model_parallel_rank() == 0
 

@@ -1,7 +1,7 @@
 """Routing in TensorBoard and W&B, through the writers that Megatron opened.
 
-Megatron opens them on the last rank, by its own flags (--tensorboard-dir, --wandb-project), and
-writes loss and learning rate itself. What routers did goes beside that, under the names of the
+Megatron opens them on the last rank if its own flags (--tensorboard-dir, --wandb-project) ask for
+it, and writes loss and learning rate itself. This module adds the routing, under the names of the
 metric catalog, at the interval of Megatron's --tensorboard-log-interval. It does not know how
 routing is measured.
 """
@@ -23,7 +23,7 @@ class RoutingWriters:
     Args:
         tensorboard: A `SummaryWriter`, or None.
         wandb: The `wandb` module with a run open, or None.
-        interval: Steps between what is written.
+        interval: Number of steps from one written step to the next.
     """
 
     def __init__(self, tensorboard: Any, wandb: Any, interval: int) -> None:
@@ -33,18 +33,18 @@ class RoutingWriters:
 
     @classmethod
     def of_megatron(cls) -> Self | None:
-        """Megatron's writers on the rank that has any; None on the others."""
+        """Megatron's writers, on the rank that has any; None on the others."""
         tensorboard, wandb = get_tensorboard_writer(), get_wandb_writer()
         if tensorboard is None and wandb is None:
             return None
         return cls(tensorboard, wandb, get_args().tensorboard_log_interval)
 
     def wants(self, step: int) -> bool:
-        """Whether this step is one of those that are written."""
+        """Whether this step is written."""
         return step % self._interval == 0
 
     def write(self, routing: RoutingSnapshot) -> None:
-        """Write one step: each layer's values, their mean over layers, and all loads."""
+        """Write one step: values per layer, their means over layers, and a histogram of loads."""
         scalars = {
             f"{name}/{layer}": value
             for name, values in layer_values(routing).items()

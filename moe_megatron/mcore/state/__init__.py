@@ -1,1 +1,1 @@
-"""Weights and checkpoints: what goes into Megatron's model, and what comes out of it."""
+"""Weights and checkpoints, to and from Megatron's model."""

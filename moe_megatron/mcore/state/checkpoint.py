@@ -1,7 +1,7 @@
 """What we add to Megatron's checkpoints.
 
-That is a resolved configuration and a routing profile beside the tensors, a check that a checkpoint
-fits the model, and errors that name the remedy.
+That is a resolved configuration and a tokenizer beside the tensors, a check that a checkpoint fits
+the model, and errors that name the remedy.
 
 Tensors, formats and resharding are Megatron's. This module does not know sinks or the loop.
 """
@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 RELEASE = "release"
 """Megatron's name for a checkpoint that holds weights alone: training starts at step 0."""
 HUGGING_FACE = "hf"
-"""Folder of a converted checkpoint with the tokenizer and configuration of its origin."""
+"""Folder in a converted checkpoint with the tokenizer and configuration of its origin."""
 _TRACKER_FILE = "latest_checkpointed_iteration.txt"
 
 _LOADING_FAILURES = (
@@ -62,8 +62,8 @@ def latest_checkpoint(checkpoints: Path) -> Path | None:
     """Folder of the newest complete checkpoint; None where there is none.
 
     Raises:
-        CheckpointError: Megatron's tracker file holds something else than a step or "release",
-            which stands for a converted checkpoint: weights, and no optimizer.
+        CheckpointError: Megatron's tracker file holds neither a step nor "release", which stands
+            for a converted checkpoint: weights without an optimizer.
     """
     try:
         text = (checkpoints / _TRACKER_FILE).read_text(encoding="utf-8", errors="replace").strip()
@@ -73,18 +73,18 @@ def latest_checkpoint(checkpoints: Path) -> Path | None:
         return checkpoints / RELEASE
     if not text.isdecimal():
         raise CheckpointError(
-            f"{checkpoints / _TRACKER_FILE} holds {text[:40]!r} where a step was expected; write "
-            "the number of a complete iter_* folder into it."
+            f"{checkpoints / _TRACKER_FILE} holds {text[:40]!r} instead of a step; write the "
+            "number of a complete iter_* folder into it."
         )
     return iteration_dir(checkpoints, int(text))
 
 
 def check_loadable(checkpoints: Path, config: RunConfig) -> Path:
-    """Find the checkpoint to load and make sure that it belongs to this model.
+    """Find the checkpoint to load and check that it belongs to this model.
 
     Args:
-        checkpoints: Folder that holds `iter_*` folders, or `release`.
-        config: The run that wants to load.
+        checkpoints: Folder that contains `iter_*` folders, or `release`.
+        config: The run that loads it.
 
     Returns:
         The folder of the newest checkpoint.
@@ -100,7 +100,7 @@ def check_loadable(checkpoints: Path, config: RunConfig) -> Path:
         )
     if not folder.is_dir():
         raise CheckpointError(
-            f"{checkpoints / _TRACKER_FILE} names {folder.name}, and {folder} is missing; write "
+            f"{checkpoints / _TRACKER_FILE} names {folder.name}, but {folder} is missing; write "
             "the number of a complete iter_* folder into it."
         )
     saved = _saved_config(folder)
@@ -137,10 +137,10 @@ def _differences(saved: RunConfig, wanted: RunConfig) -> list[str]:
 
 
 def check_writable(folder: Path) -> None:
-    """Make sure that checkpoints can be written, before hours are spent.
+    """Check that checkpoints can be written, before hours of training are lost.
 
     Raises:
-        CheckpointError: The folder cannot be made or written.
+        CheckpointError: The folder cannot be created or written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -161,11 +161,11 @@ def write_side_files(
     """Save the resolved configuration and the tokenizer beside a checkpoint.
 
     Args:
-        folder: Of the checkpoint.
+        folder: Folder of the checkpoint.
         config: The run.
-        loaded: The checkpoint that it began from; where that came from a Hugging Face model, what
-            is known of it travels on.
-        tokenizer: Folder of the tokenizer; one that came from a Hugging Face model goes first.
+        loaded: The checkpoint from which the run started; if it was converted from a Hugging Face
+            model, its `hf` folder is copied.
+        tokenizer: Folder of the tokenizer; a tokenizer in the copied `hf` folder takes precedence.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if loaded is not None and (loaded / HUGGING_FACE).is_dir() and loaded != folder:
@@ -173,9 +173,9 @@ def write_side_files(
     if tokenizer is not None:
         _copy_tokenizer(tokenizer, folder / HUGGING_FACE)
     target = folder / CONFIG_FILE
-    beside = target.with_suffix(".tmp")
-    beside.write_text(dump_yaml(config), encoding="utf-8")
-    beside.replace(target)
+    temporary = target.with_suffix(".tmp")
+    temporary.write_text(dump_yaml(config), encoding="utf-8")
+    temporary.replace(target)
 
 
 def _copy_tokenizer(source: Path, target: Path) -> None:
@@ -197,7 +197,7 @@ def explained_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        # The whole run is in here: an unreadable data file is none of our business.
+        # The whole run is in this context: an unreadable data file is not a checkpoint error.
         if not _concerns(error, folder):
             raise
         raise _explained(error, folder) from error
@@ -215,7 +215,7 @@ def explained_loading(folder: Path | None) -> Iterator[None]:
     """Turn what Megatron raises about a damaged or incomplete checkpoint into `CheckpointError`.
 
     Args:
-        folder: The checkpoint that the run loads; None where it loads none.
+        folder: The checkpoint that the run loads; None if it loads none.
 
     Raises:
         CheckpointError: While loading, in place of Megatron's own error.
@@ -250,7 +250,7 @@ def _concerns(error: OSError, folder: Path) -> bool:
 
 
 def _write_error(folder: Path) -> OSError | None:
-    """What keeps a file from being written now; Megatron's writer loses the reason."""
+    """The error from writing a test file, if any; Megatron's writer does not report its own."""
     probe = _existing(folder) / f".write_test_{os.getpid()}"
     try:
         probe.write_bytes(bytes(2**20))
@@ -268,9 +268,9 @@ def _explained(error: BaseException, folder: Path) -> CheckpointError:
     if code in _FULL or "No space left" in text:
         free = shutil.disk_usage(_existing(folder)).free / 2**30
         return CheckpointError(
-            f"the disk of {folder} is full or its quota used up ({free:.2f} GiB free) and the "
+            f"the disk of {folder} is full or its quota used up ({free:.2f} GiB free), so the "
             "checkpoint could not be written. Free space or choose another folder with --run-dir; "
-            "earlier checkpoints are untouched, and the run continues from the newest one."
+            "earlier checkpoints are intact, and the run can resume from the newest one."
         )
     if code in _FORBIDDEN:
         return CheckpointError(
@@ -292,14 +292,14 @@ def _existing(path: Path) -> Path:
 
 @contextlib.contextmanager
 def saving_without_helper_process() -> Iterator[None]:
-    """Give Megatron's checkpoint writer a plain queue for its results meanwhile.
+    """Let Megatron's checkpoint writer use a plain queue for its results inside the context.
 
-    Left alone, a synchronous save starts a manager process with `spawn`, which runs the user's
-    script a second time and costs several seconds, though writer and reader are this very process.
+    By default a synchronous save starts a manager process with `spawn`, which runs the user's
+    script a second time and takes several seconds, although this process is both writer and reader.
     """
     filesystem_async._results_queue = queue.Queue()
     try:
         yield
     finally:
-        # A later run may save in the background, to which a plain queue does not reach.
+        # A later run may save in another process, which a plain queue cannot reach.
         filesystem_async._results_queue = None

@@ -1,8 +1,8 @@
 """Megatron's model of a run in one CPU process, with the weights of one layer in memory at a time.
 
-For looking at checkpoints, not for training. Which tensors a layer asks for, under which keys and
-with which offsets, is Megatron's own decision (`sharded_state_dict`); the caller reads them, so
-nothing here knows files or mapping tables.
+It is for inspecting checkpoints, not for training. Megatron's `sharded_state_dict` says which
+tensors a layer needs, under which keys and with which offsets; the caller reads them. This module
+knows neither files nor mapping tables.
 """
 
 import contextlib
@@ -34,36 +34,36 @@ from moe_megatron.platform.device import DEVICE_VARIABLE
 from moe_megatron.platform.lazy_weights import load_while_running, make_room, weights_left_out
 
 Read = Callable[[str, Sequence[int], Sequence[int]], Tensor]
-"""Gives a box of a saved tensor, of its key, the offsets of the box and its sizes."""
+"""`read(key, offsets, sizes)` returns a box (a rectangular part) of a saved tensor."""
 
 Logits = Callable[[Tensor], Tensor]
-"""From tokens, int64 [batch, sequence], to logits, float32 [batch, sequence, vocabulary]."""
+"""Maps tokens, int64 [batch, sequence], to logits, float32 [batch, sequence, vocabulary]."""
 
 
 @contextlib.contextmanager
 def layered_model(config: RunConfig, read: Read, *, precision: str = "fp32") -> Iterator[Logits]:
-    """The model of a run, as a function, until the context ends.
+    """The model of a run as a function, usable inside the context.
 
-    Besides one layer, the embedding, the last norm and the output projection are in memory.
-    Layers of multi-token prediction are left out: they take no part in the logits.
+    In memory are the embedding, the final norm, the output projection and one layer at a time.
+    Layers for multi-token prediction are left out: they do not affect the logits.
 
     Args:
-        config: The run; its parallel sizes do not matter.
+        config: The run; its parallel sizes are ignored.
         read: Reads the checkpoint.
-        precision: "fp32" or "bf16", in which it computes.
+        precision: Precision of the computation, "fp32" or "bf16".
 
     Raises:
-        BackendUnavailableError: This process trains already, or sees a GPU.
+        BackendUnavailableError: This process already holds a Megatron run, or sees a GPU.
         ConfigError: Megatron refuses the model.
     """
     if torch.cuda.is_available():
         raise BackendUnavailableError(
-            "checkpoints are compared on the CPU and this process sees a GPU; set "
+            "checkpoints are compared on the CPU, but this process sees a GPU; set "
             f"{DEVICE_VARIABLE}=cpu before it starts."
         )
     if parallel_state.is_initialized():
         raise BackendUnavailableError(
-            "this process holds a Megatron run already; compare checkpoints in another one."
+            "this process already holds a Megatron run; compare checkpoints in another process."
         )
     with contextlib.ExitStack() as stack:
         if not dist.is_initialized():
@@ -84,13 +84,13 @@ def _in_one_process(config: RunConfig) -> RunConfig:
 
 
 def bare_model(config: RunConfig, precision: str = "fp32") -> Any:
-    """Megatron's model of a run in one CPU process, as its checkpoints see it, and no more.
+    """Megatron's model of a run in one CPU process, with the shapes of its checkpoints.
 
     The vocabulary is not padded, and weights are not initialized. Megatron's process groups must
-    be there; its global variables are set.
+    already exist; its global variables are set here.
 
     Args:
-        config: The run; its parallel sizes are 1.
+        config: The run; its parallel sizes must be 1.
         precision: "fp32" or "bf16".
 
     Raises:
@@ -140,7 +140,7 @@ def _build(config: RunConfig, precision: str) -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep Megatron's remarks on a model that is not going to be trained from the terminal."""
+    """Silence Megatron's output, which is about training and does not apply here."""
     logger = logging.getLogger("megatron")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -152,9 +152,9 @@ def _quiet() -> Iterator[None]:
 
 
 def _outside(model: Any) -> list[nn.Module]:
-    """The modules outside of the layers."""
-    around = [model.embedding, model.output_layer, model.decoder.final_layernorm]
-    return [module for module in around if module is not None]
+    """The modules that are not part of a layer."""
+    modules = [model.embedding, model.output_layer, model.decoder.final_layernorm]
+    return [module for module in modules if module is not None]
 
 
 def _loader(model: Any, layer: nn.Module, read: Read) -> Callable[[], None]:
@@ -162,7 +162,7 @@ def _loader(model: Any, layer: nn.Module, read: Read) -> Callable[[], None]:
 
 
 def _with_layers(model: Any, layers: Sequence[nn.Module]) -> Any:
-    """The same model with some of its layers; each knows its own number."""
+    """A shallow copy of the model with only the given layers; each knows its own number."""
     view, decoder = copy.copy(model), copy.copy(model.decoder)
     decoder._modules = {**decoder._modules, "layers": nn.ModuleList(layers)}
     view._modules = {**view._modules, "decoder": decoder}
@@ -170,7 +170,7 @@ def _with_layers(model: Any, layers: Sequence[nn.Module]) -> Any:
 
 
 def _load(model: Any, modules: Sequence[nn.Module], read: Read) -> None:
-    """Fill modules of a model with what it asks for."""
+    """Read the tensors of the given modules of a model from the checkpoint."""
     for module in modules:
         make_room(module)
     storages = {

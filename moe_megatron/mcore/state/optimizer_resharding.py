@@ -1,10 +1,10 @@
 """Lets an optimizer state move between layouts with and without expert parallelism.
 
 With expert parallelism Megatron chains two optimizers, one for the experts and one for the rest;
-without it, one optimizer holds both. The tensors of a fully reshardable checkpoint do not care, but
-the small common part (hyper-parameters and step count of each parameter group) is stored in the
-shape of the run that saved it, and Megatron 0.19 refuses another number of optimizers. Here the
-common part is brought into the shape of the run that loads it.
+without it, one optimizer holds both. The tensors of a fully reshardable checkpoint fit both cases,
+but the small common part (hyper-parameters and step count of each parameter group) is stored in the
+structure of the run that saved it, and Megatron 0.19 refuses a different number of optimizers. This
+module converts the common part to the structure of the run that loads it.
 """
 
 import itertools
@@ -24,7 +24,7 @@ State = dict[Any, Any]
 
 @contextmanager
 def resharding_optimizer_states() -> Iterator[None]:
-    """Let `ChainedOptimizer.load_state_dict` accept states of either shape meanwhile."""
+    """Make `ChainedOptimizer.load_state_dict` accept states of either structure, meanwhile."""
     original = ChainedOptimizer.load_state_dict
 
     def load_state_dict(self: Any, state_dict: State | list[State]) -> None:
@@ -40,12 +40,12 @@ def resharding_optimizer_states() -> Iterator[None]:
 
 
 def reshape_state(state: State, num_optimizers: int) -> State:
-    """Bring the common part of a loaded state into the shape of the optimizers that take it.
+    """Convert the common part of a loaded state to the structure of the optimizers that load it.
 
     Args:
-        state: Tensors in the shape of the loading run, common part in that of the saving run: at
-            the top for a single optimizer, under 0, 1, ... for chained ones.
-        num_optimizers: Optimizers of the loading run.
+        state: Tensors in the structure of the loading run, the common part in that of the saving
+            run: at the top level for a single optimizer, under 0, 1, ... for chained ones.
+        num_optimizers: Number of optimizers of the loading run.
 
     Returns:
         The state with its common part where the loading run looks for it.
@@ -65,7 +65,7 @@ def reshape_state(state: State, num_optimizers: int) -> State:
 
 
 def _for_all_parameters(groups_of_optimizers: list[list[State]]) -> list[State]:
-    """The parameter groups of all optimizers, as if experts were ordinary parameters."""
+    """The parameter groups of all optimizers, with experts treated as ordinary parameters."""
     groups: dict[Any, State] = {}
     for group in itertools.chain.from_iterable(groups_of_optimizers):
         plain = {**group, _EXPERT: False}
@@ -74,5 +74,5 @@ def _for_all_parameters(groups_of_optimizers: list[list[State]]) -> list[State]:
 
 
 def _for_experts_too(groups: list[State]) -> list[State]:
-    """Each group twice: for ordinary parameters and for experts."""
+    """Each group twice: once for ordinary parameters, once for experts."""
     return [{**group, _EXPERT: expert} for expert in (False, True) for group in groups]

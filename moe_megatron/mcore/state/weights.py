@@ -1,8 +1,8 @@
-"""Weights between a plain `MoEModel` and Megatron's model chunks, under any parallel layout.
+"""Copies weights between a plain `MoEModel` and Megatron's model chunks, in any parallel layout.
 
-Two descriptions meet here. Links say which rows of `MoEModel`'s parameters make up each matrix of a
-Megatron checkpoint; Megatron's `sharded_state_dict` says which part of which matrix every tensor of
-this rank is. So neither layouts nor names are known to this module.
+It combines two descriptions. Links say which rows of `MoEModel`'s parameters make up each matrix of
+a Megatron checkpoint; Megatron's `sharded_state_dict` says which part of which matrix every tensor
+of this rank is. So this module knows neither layouts nor names.
 """
 
 from collections.abc import Iterator, Mapping
@@ -30,19 +30,19 @@ WeightMap = dict[str, Tensor]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Box:
-    """A tensor of this rank and the part of a matrix that it is."""
+    """A tensor of this rank and its position in a whole matrix."""
 
     link: Link
-    """Whose matrix."""
+    """The link of the matrix."""
     row: int
     column: int
     local: Tensor
-    """[rows, columns], a view of the tensor; without the rows that pad the vocabulary."""
+    """[rows, columns], a view of the tensor without the rows that pad the vocabulary."""
     primary: bool
-    """Whether this rank is the first of those that hold the same part."""
+    """Whether this rank is the main replica among those that hold the same part."""
 
     def of(self, matrix: Tensor) -> Tensor:
-        """The same part of a whole matrix, as a view."""
+        """The part of a whole matrix at this position, as a view."""
         rows, columns = self.local.shape
         whole = matrix.view(matrix_size(self.link.shape))
         return whole[self.row : self.row + rows, self.column : self.column + columns]
@@ -56,32 +56,34 @@ def load_weights(
     Args:
         model: Megatron's model chunks, wrapped or not.
         weights: Every parameter and buffer of the `MoEModel`, by name.
-        architecture: Which model both are.
+        architecture: Architecture of both models.
 
     Raises:
-        MappingError: A tensor has no counterpart, or another shape.
+        MappingError: A tensor has no counterpart, or its shape differs.
     """
     matrices: dict[int, Tensor] = {}
     with torch.no_grad():
         for box in boxes_of(model, architecture):
             if id(box.link) not in matrices:
                 _check_weights(box.link, weights)
-                matrices = {id(box.link): gathered(box.link, weights)}  # boxes of one link follow
+                matrices = {
+                    id(box.link): gathered(box.link, weights)
+                }  # a link's boxes are consecutive
             box.local.copy_(box.of(matrices[id(box.link)]))
 
 
 def collect_weights(model: list[Any], architecture: Architecture) -> WeightMap:
-    """Bring the whole weights together on every rank; all ranks must call it.
+    """Collect the whole weights on every rank; all ranks must call it.
 
     Args:
         model: Megatron's model chunks, wrapped or not.
-        architecture: Which model they are.
+        architecture: Architecture of the model.
 
     Returns:
-        float32 tensors on the CPU, by the names of `MoEModel`.
+        float32 tensors on the CPU, by their names in `MoEModel`.
 
     Raises:
-        MappingError: A tensor has no counterpart, or another shape.
+        MappingError: A tensor has no counterpart, or its shape differs.
     """
     device = next(model[0].parameters()).device
     boxes: dict[tuple[object, ...], list[Box]] = {}
@@ -100,10 +102,10 @@ def collect_weights(model: list[Any], architecture: Architecture) -> WeightMap:
 
 
 def boxes_of(model: list[Any], architecture: Architecture) -> Iterator[Box]:
-    """Every tensor of the chunks that a checkpoint holds, as part of a matrix.
+    """Every tensor of the chunks that checkpoints hold, with its position in a matrix.
 
     Raises:
-        MappingError: `MoEModel` has no such tensor, or one of another shape.
+        MappingError: `MoEModel` has no such tensor, or its shape differs.
     """
     links = {
         name: link
@@ -128,8 +130,8 @@ def _box(tensor: ShardedTensor, link: Link) -> Box:
     shape, offset = tensor.global_shape[leading:], tensor.global_offset[leading:]
     if tuple(shape) != link.shape and not is_of_vocabulary(tensor.key):
         raise MappingError(
-            f"Megatron's {tensor.key} is {list(shape)} and that of the model {list(link.shape)}; "
-            "build both from one configuration."
+            f"Megatron's {tensor.key} has the shape {list(shape)} and MoEModel's "
+            f"{list(link.shape)}; build both from one configuration."
         )
     row, column = offset[0], offset[1] if len(offset) > 1 else 0
     local = tensor.data.detach().view(matrix_size(tensor.local_shape))
@@ -151,7 +153,7 @@ def _check_weights(link: Link, weights: Mapping[str, Tensor]) -> None:
             )
         if tuple(weights[block.name].shape) != block.shape:
             raise MappingError(
-                f"{block.name} is {list(weights[block.name].shape)} and must be "
+                f"{block.name} has the shape {list(weights[block.name].shape)} and must have "
                 f"{list(block.shape)}; build both models from one configuration."
             )
 

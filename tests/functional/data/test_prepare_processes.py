@@ -129,7 +129,7 @@ def test_workers_number_bad_lines_within_the_file(tmp_path, tokenizer, plain_wri
 def test_error_in_a_worker_reaches_the_caller(tmp_path, source, tokenizer, plain_writer):
     broken = tmp_path / "x.jsonl.gz"
     broken.write_bytes(gzip.compress(source.read_bytes())[:-9])
-    with pytest.raises(DataError, match="damaged or cut off"):
+    with pytest.raises(DataError, match="damaged or truncated"):
         prepare_dataset(
             [source, broken],
             tokenizer,

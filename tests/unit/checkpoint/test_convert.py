@@ -92,7 +92,7 @@ def test_layers_of_mixed_models_can_be_chosen(name: str, tmp_path: Path, tensors
             Selection(experts=(0, 4)),
             r"experts \[0, 4\] .* the model has 4; give numbers from 0 to 3",
         ),
-        (Selection(layers=()), r"layers \[\] were asked for and the model has 3"),
+        (Selection(layers=()), r"layers \[\] were requested, but the model has 3"),
     ],
 )
 def test_selection_outside_of_the_model_is_an_error(
@@ -188,10 +188,13 @@ def test_integers_are_no_weights(source: Path, tmp_path: Path) -> None:
     ("change", "message"),
     [
         (lambda w: w.pop("model.norm.weight"), r"lacks model\.norm\.weight"),
-        (lambda w: w.update(extra=torch.zeros(2)), r"holds extra, which this family has no place"),
+        (
+            lambda w: w.update(extra=torch.zeros(2)),
+            r"holds extra, for which this family has no counterpart",
+        ),
         (
             lambda w: w.update({"model.norm.weight": torch.zeros(47)}),
-            r"model\.norm\.weight has the shape \[47\] and config\.json asks for \[48\]",
+            r"model\.norm\.weight has the shape \[47\], but config\.json requires \[48\]",
         ),
     ],
 )
@@ -214,7 +217,9 @@ def test_index_that_leads_outside_is_refused(source: Path, tmp_path: Path) -> No
     (source / "model.safetensors").rename(tmp_path / "outside.safetensors")
     index = {"weight_map": {"model.norm.weight": "../outside.safetensors"}}
     (source / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(CheckpointError, match=r"'\.\./outside\.safetensors', which is no file of"):
+    with pytest.raises(
+        CheckpointError, match=r"'\.\./outside\.safetensors', which is not a file of"
+    ):
         import_checkpoint(source, tmp_path / "megatron", execution=QUIET)
 
 

@@ -102,7 +102,7 @@ def test_malformed_lines_below_the_limit_are_left_out_and_named(prepare, jsonl, 
         1,
         1,
     )
-    assert "1 of 10 lines (10.00%) are malformed and left out" in caplog.text
+    assert "1 of 10 lines (10.00%) are malformed and were left out" in caplog.text
     assert f"{path}:9: not JSON" in caplog.text
 
 
@@ -156,9 +156,9 @@ def test_file_of_another_tool_is_never_overwritten(prepare, tmp_path, name):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_workers": 0}, "num_workers is 0 but must be at least 1"),
-        ({"max_bad_line_ratio": 1.5}, "is 1.5 but is a share between 0 and 1"),
-        ({"max_bad_line_ratio": float("nan")}, "is nan but is a share between 0 and 1"),
+        ({"num_workers": 0}, r"num_workers \(0\) must be at least 1"),
+        ({"max_bad_line_ratio": 1.5}, r"\(1.5\) must be a share between 0 and 1"),
+        ({"max_bad_line_ratio": float("nan")}, r"\(nan\) must be a share between 0 and 1"),
     ],
 )
 def test_number_out_of_range_names_the_range(prepare, options, message):

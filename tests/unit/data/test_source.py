@@ -51,7 +51,7 @@ def test_weights_are_normalised():
     ("paths", "weights", "message"),
     [
         ([], None, "data.paths is empty; name text files"),
-        (["demo"], [1, 2], "2 weights for 1 data paths; give one weight a path"),
+        (["demo"], [1, 2], "2 weights for 1 data paths; give one weight per path"),
         (["demo", "x"], [1, 0], "must be positive; drop unused paths"),
         (["demo", "x"], [1, float("nan")], "must be positive"),
     ],
@@ -103,7 +103,7 @@ def test_same_text_for_two_tokenizers_is_kept_twice(resolve, jsonl, tmp_path, te
 
 def test_dataset_of_another_tokenizer_is_refused(resolve, prefix, tmp_path, texts):
     other = train_tokenizer(texts, tmp_path / "other", vocab_size=290)
-    with pytest.raises(DataError, match=r"tokenised with another tokenizer than .* prepare its"):
+    with pytest.raises(DataError, match=r"was not tokenised with .* prepare its"):
         resolve(prefix, tokenizer=str(other.directory))
 
 

@@ -33,7 +33,7 @@ def test_trained_tokenizer_has_the_wanted_size_and_ends_documents(tokenizer):
 
 
 def test_too_small_vocabulary_names_the_minimum(tmp_path):
-    with pytest.raises(DataError, match=r"vocab_size is 256, but .* at least 257"):
+    with pytest.raises(DataError, match=r"vocab_size \(256\) must be at least 257"):
         train_tokenizer(["x"], tmp_path / "t", vocab_size=256)
 
 

@@ -69,7 +69,7 @@ def routed(score_function: str, asked: torch.Tensor | None = None) -> Routed:
     moe = MoEConfig(num_experts=EXPERTS, router={"score_function": score_function})
     logits = torch.randn(TOKENS, EXPERTS, device=GPU)
     routing_map = torch.zeros(TOKENS, EXPERTS, dtype=torch.bool, device=GPU)
-    return Routed(logits, logits, routing_map, route=bind(moe), asked_map_TE=asked)
+    return Routed(logits, logits, routing_map, route=bind(moe), assigned_map_TE=asked)
 
 
 def padding(masked: bool) -> torch.Tensor | None:

@@ -90,7 +90,7 @@ def generate_together(rank):
 def refuse_and_collect(folder, rank):
     with pytest.raises(TopologyError, match=r"2 processes, which must divide num_experts \(3\)"):
         build(num_experts=3).set_expert_parallel_group(dist.group.WORLD)
-    with pytest.raises(TopologyError, match=r"process 1 .* other weights .*torch.manual_seed"):
+    with pytest.raises(TopologyError, match=r"process 1 .* different weights .*torch.manual_seed"):
         build(seed=rank).set_expert_parallel_group(dist.group.WORLD)
     model, original = build(), build()
     model.set_expert_parallel_group(dist.group.WORLD)

@@ -206,15 +206,15 @@ def test_mask_and_labels_of_another_shape_are_refused(build, tokens):
 
 def test_more_tokens_than_learned_positions_are_refused(build, tokens):
     model = build(position_embedding="learned_absolute", max_position_embeddings=8)
-    with pytest.raises(DataError, match=r"12 tokens are longer than .* \(8\)"):
+    with pytest.raises(DataError, match=r"12 tokens exceed .* \(8\)"):
         model(tokens)
 
 
 @pytest.mark.parametrize(
     ("model", "moe", "vocab_size", "message"),
     [
-        ({}, {}, 0, "vocab_size must be a whole number from 1, not 0"),
-        ({}, {}, "8k", "vocab_size must be a whole number from 1, not '8k'"),
+        ({}, {}, 0, "vocab_size must be a whole number of at least 1, not 0"),
+        ({}, {}, "8k", "vocab_size must be a whole number of at least 1, not '8k'"),
         ({"position_embedding": "learned_absolute"}, {}, 8, "needs model.max_position_embeddings"),
         (
             {},

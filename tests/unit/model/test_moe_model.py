@@ -47,7 +47,7 @@ def test_options_become_configuration():
                                    "'swich'. Did you mean 'switch'?"),
         ({"router_type": "switch", "experts_per_token": 2}, r"sends each token to 1 expert, not "
                                                             r"experts_per_token \(2\)"),
-        ({"router_type": "switch", "router": "sparse_mixer"}, "is the router 'top_k', and `rout"),
+        ({"router_type": "switch", "router": "sparse_mixer"}, "is the router 'top_k', but `rout"),
         ({"router": {"jitter": 1}}, "the router 'top_k' has no option 'jitter'"),
         ({"top_k": 2}, "no option 'top_k'; it is called experts_per_token"),
         ({"num_head": 2}, "no option 'num_head'"),

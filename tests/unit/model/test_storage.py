@@ -97,7 +97,7 @@ def test_tensors_that_do_not_fit_are_refused(saved):
     tensors = load_file(saved / "model.safetensors")
     tensors["final_norm.weight"] = tensors["final_norm.weight"][:-1]
     save_file(tensors, saved / "model.safetensors")
-    with pytest.raises(CheckpointError, match=r"final_norm.weight is \[31\] and must be \[32\]"):
+    with pytest.raises(CheckpointError, match=r"final_norm.weight .* \[31\] and must have \[32\]"):
         MoEModel.from_pretrained(saved)
     del tensors["final_norm.weight"]
     save_file(tensors, saved / "model.safetensors")
@@ -105,7 +105,7 @@ def test_tensors_that_do_not_fit_are_refused(saved):
         MoEModel.from_pretrained(saved)
     tensors |= {"final_norm.weight": torch.ones(32), "a.weight": torch.ones(1)}
     save_file(tensors, saved / "model.safetensors")
-    with pytest.raises(CheckpointError, match=r"first: a.weight has no place"):
+    with pytest.raises(CheckpointError, match=r"first: a.weight is unexpected"):
         MoEModel.from_pretrained(saved)
 
 

@@ -35,7 +35,7 @@ def test_run_that_fails_leaves_its_target_for_prometheus_to_miss(tmp_path, error
     assert (run_dir / TARGETS_FILE).exists() is left
 
 
-def test_number_of_words_is_that_of_the_loaded_model_or_else_of_the_tokenizer(tmp_path):
+def test_size_of_the_vocabulary_is_that_of_the_loaded_model_or_else_of_the_tokenizer(tmp_path):
     fresh = load_config("test_tiny")
     assert _with_vocabulary(fresh, 300).data.vocab_size == 300
     (tmp_path / "latest_checkpointed_iteration.txt").write_text("release")
@@ -45,7 +45,9 @@ def test_number_of_words_is_that_of_the_loaded_model_or_else_of_the_tokenizer(tm
     saved = dump_yaml(apply_overrides(fresh, {"data.vocab_size": 384}))
     (tmp_path / "release" / "config.yaml").write_text(saved)
     assert _with_vocabulary(loading, 300).data.vocab_size == 384
-    with pytest.raises(ConfigError, match=r"tokenizer has 385 words and the model in .* has 384;"):
+    with pytest.raises(
+        ConfigError, match=r"tokenizer has 385 tokens and the model in .* only 384;"
+    ):
         _with_vocabulary(loading, 385)
 
 

@@ -167,7 +167,7 @@ def test_rank_that_fails_is_said_first_and_the_others_are_ended(
     message = str(RankError(ends))
     assert message.startswith(said)
     assert ("ValueError: this rank cannot go on" in message) == (how == "raise")
-    assert "rank 0 still ran and was ended:\nwaiting for the other" in message
+    assert "rank 0 was still running and was killed:\nwaiting for the other" in message
 
 
 def test_failure_of_all_holds_what_they_wrote() -> None:
@@ -193,7 +193,7 @@ def test_children_that_a_rank_leaves_behind_end_with_it(
 
 
 def test_output_that_never_comes_is_an_error() -> None:
-    said = r"rank 0 did not write 'steady'\nrank 0 still ran and was ended:\nready"
+    said = r"rank 0 did not write 'steady'\nrank 0 was still running and was killed:\nready"
     with start_ranks(wait_for_ctrl_c, world_size=1) as ranks:
         ranks.wait_for("ready")
         with pytest.raises(RankError, match=said):

@@ -1,9 +1,9 @@
-"""Megatron-Core on a machine without CUDA: `install()` before the first `import megatron`.
+"""Megatron-Core on a machine without CUDA: call `install()` before the first `import megatron`.
 
-Megatron's modules get their own view of `torch` (torch_view.py), put in place by an import hook
-(import_hook.py). The real `torch` is never changed, so `torch.cuda.is_available()` stays False for
-the rest of the process. With a CUDA device present nothing is installed and nothing is patched.
-This package does not import Megatron and knows only the names of the modules it looks after.
+An import hook (import_hook.py) gives Megatron's modules their own view of `torch` (torch_view.py).
+The real `torch` is never changed, so `torch.cuda.is_available()` stays False for the rest of the
+process. With a CUDA device present nothing is installed and nothing is patched. This package does
+not import Megatron and knows only the names of the modules it changes.
 """
 
 import sys
@@ -15,7 +15,7 @@ def install() -> None:
     """Make later imports of `megatron.*` run on the CPU. Calling it again does nothing.
 
     Raises:
-        BackendUnavailableError: Megatron was imported before, with the real `torch`.
+        BackendUnavailableError: Megatron has already been imported, with the real `torch`.
     """
     from moe_megatron.mcore.cpu import fast
     from moe_megatron.mcore.cpu.emulation import import_hook

@@ -1,9 +1,10 @@
-"""Collectives that Megatron calls with NCCL's abilities, done with what a CPU can do.
+"""Collectives as Megatron calls them, which assumes NCCL, on a CPU.
 
-Each function has the signature of its namesake in `torch.distributed`. What Gloo lacks is built
-from what it has: tensors as split sizes, unequal shapes in `all_gather` and `reduce_scatter`, and
-averages. Ranks of one host exchange tensors through shared memory (shared_memory.py) where that is
-quicker; what they compute from them is the same to the bit. Everything else goes to Gloo.
+Each function has the signature of its namesake in `torch.distributed`. Gloo does not support
+tensors as split sizes, unequal shapes in `all_gather` and `reduce_scatter`, or averages; these are
+built from what it does support. Ranks of one host exchange tensors through shared memory
+(shared_memory.py) where that is faster, with bitwise identical results. Everything else goes to
+Gloo.
 """
 
 import math
@@ -18,11 +19,11 @@ from moe_megatron.mcore.cpu.fast.shared_memory import Channel, channel_of
 Group = dist.ProcessGroup | None
 
 _PIECE = 2**22
-"""Bytes for each rank that are exchanged at once, of what may be as long as the model."""
+"""Bytes exchanged with each rank at a time; the whole tensor may be as large as the model."""
 
 
 class _Done:
-    """A finished piece of work, for callers that asked for an asynchronous one."""
+    """A work handle that has already completed, for callers that passed `async_op=True`."""
 
     def wait(self, *_: Any) -> bool:
         return True
@@ -32,7 +33,7 @@ class _Done:
 
 
 def names() -> dict[str, Any]:
-    """The names of `torch.distributed` that Megatron sees differently."""
+    """The functions that replace those of `torch.distributed` in Megatron's view, by name."""
     return {
         "all_reduce": all_reduce,
         "all_gather": all_gather,
@@ -48,7 +49,7 @@ def all_reduce(
 ) -> Any:
     """`torch.distributed.all_reduce`, averages included.
 
-    Two ranks add in shared memory; of more, the order of addition is Gloo's, and so is the work.
+    Two ranks add through shared memory. With more, Gloo does it, in its own order of addition.
     """
     is_average = op == dist.ReduceOp.AVG
     channel = None
@@ -136,8 +137,8 @@ def reduce_scatter_tensor(
 ) -> Any:
     """`torch.distributed.reduce_scatter_tensor`, averages included.
 
-    Gloo reduces everything everywhere and throws most of it away; for sums it is quicker to send
-    each rank its parts and add them there. `output` may be a part of `input`, as torch allows.
+    Gloo reduces the whole input on every rank and discards most of it; for sums it is faster to
+    send each rank its parts and add them there. `output` may be a view of `input`, as in torch.
     """
     size = dist.get_world_size(group)
     if size == 1:
@@ -157,7 +158,7 @@ def reduce_scatter_tensor(
 
 
 def _exchanged(parts: torch.Tensor, group: Group) -> torch.Tensor:
-    """Send row r to each rank r; returns one row from each."""
+    """Send row r to rank r, for every r; returns one row from each rank."""
     received = torch.empty_like(parts, memory_format=torch.contiguous_format)
     channel = channel_of(group)
     if channel is None:
@@ -180,7 +181,7 @@ def all_to_all_single(
     group: Group = None,
     async_op: bool = False,
 ) -> Any:
-    """`torch.distributed.all_to_all_single` with split sizes as any sequence of numbers."""
+    """`torch.distributed.all_to_all_single`; split sizes may be any sequence of numbers."""
     channel = channel_of(group)
     received, sent = _int_list(output_split_sizes), _int_list(input_split_sizes)
     if channel is None:
@@ -197,7 +198,7 @@ def _int_list(sizes: Any) -> list[int] | None:
 
 
 def _parts(tensor: torch.Tensor, rows: list[int] | None, count: int) -> Sequence[torch.Tensor]:
-    """The bytes for each rank: so many rows of the first dimension, or equal parts."""
+    """The bytes for each rank: `rows[r]` rows of the first dimension, or equal parts if None."""
     row = tensor.element_size() * math.prod(tensor.shape[1:])
     sizes = [row * n for n in rows] if rows else [tensor.nbytes // count] * count
     return torch.split(_bytes(tensor), sizes)

@@ -2,9 +2,9 @@
 
 Each Megatron module gets a private `__import__`: where the import system would hand it `torch`,
 `torch.cuda`, `torch.distributed` or `torch.optim`, it receives the view from torch_view.py. Methods
-of tensors cannot be viewed that way, so calls such as `x.cuda()` are rewritten, while the module is
-compiled, into calls of functions in tensor_methods.py. Bytecode of rewritten modules is not cached
-on disk: other programs share the installed package.
+of tensors cannot be replaced that way, so calls such as `x.cuda()` are rewritten, when the module
+is compiled, into calls of functions in tensor_methods.py. The bytecode of rewritten modules is not
+cached on disk, because other programs share the installed package.
 """
 
 import ast
@@ -24,7 +24,7 @@ _METHODS_NAME = "__moe_tensor_methods__"
 
 
 class _TensorMethodRewriter(ast.NodeTransformer):
-    """Turns `x.cuda(...)` into `__moe_tensor_methods__.cuda(x, ...)`, and its likes."""
+    """Turns `x.cuda(...)` into `__moe_tensor_methods__.cuda(x, ...)`; likewise all REWRITTEN."""
 
     def __init__(self) -> None:
         self.count = 0

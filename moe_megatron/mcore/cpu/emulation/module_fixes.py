@@ -1,6 +1,6 @@
-"""Changes to single Megatron modules that a different view of torch cannot make.
+"""Changes to individual Megatron modules that the view of torch cannot make.
 
-Each fix receives the module right after it was executed on a machine without CUDA.
+Each fix receives its module right after the module was executed, on machines without CUDA only.
 """
 
 import importlib
@@ -33,17 +33,17 @@ def _fix_rng_tracker(module: ModuleType) -> None:
 
 
 def _fix_async_writer(module: ModuleType) -> None:
-    """Let the process that writes checkpoints in the background see Megatron as this one does."""
+    """Give the background process that writes checkpoints the same view of torch as this one."""
     module.original_async_loop = module.PersistentAsyncCaller.async_loop  # type: ignore[attr-defined]
     module.PersistentAsyncCaller.async_loop = staticmethod(write_in_background)
 
 
 def write_in_background(*args: Any) -> None:
-    """Megatron's background writer; a fresh process, in which Megatron is not imported yet.
+    """Run Megatron's background writer in a fresh process, which has not imported Megatron yet.
 
-    Left alone, it would import Megatron with the real torch, fail to find a GPU and die, and
-    training would wait for it forever. Finding this function has imported `moe_megatron.mcore`,
-    which makes Megatron importable.
+    Megatron's own entry point would import Megatron with the real torch, fail to find a GPU and
+    die, and training would wait for it forever. To unpickle this function, the process imports
+    `moe_megatron.mcore`, which makes Megatron importable.
     """
     warnings.simplefilter("ignore")
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
@@ -51,7 +51,7 @@ def write_in_background(*args: Any) -> None:
 
 
 def _fix_cross_entropy(module: ModuleType) -> None:
-    """Compute the losses of an unsplit vocabulary in one pass over the logits."""
+    """Compute the losses in one pass over the logits where the vocabulary is not split."""
     original = module.vocab_parallel_cross_entropy
 
     def vocab_parallel_cross_entropy(

@@ -1,10 +1,11 @@
 """The AdamW that Megatron's distributed optimizer wraps where Transformer Engine is absent.
 
-torch's AdamW keeps a step count for each parameter. Megatron 0.19 expects one for all of a rank's
-parameters, in the parameter groups, as Transformer Engine's optimizer has it: saving asserts that
-the state holds exactly one value (an empty shard has none), loading hands every parameter the SAME
-step tensor (torch would then advance it once a parameter), and loading a resharded state fails on
-the key. So this one counts by group, and shows Megatron the per-parameter counts it looks for.
+torch's AdamW keeps one step count per parameter. Megatron 0.19 expects one per parameter group, as
+in Transformer Engine's optimizer: saving asserts that all step counts of the state have exactly one
+value (an empty shard has none), loading hands every parameter the SAME step tensor (which torch
+would then advance once per parameter), and loading a resharded state fails on the missing key. So
+this optimizer counts steps per group, and adds the per-parameter counts when Megatron asks for its
+state.
 """
 
 from collections.abc import Callable
@@ -18,7 +19,7 @@ _EMPTY_SHARD = "empty_shard"
 
 
 class MegatronAdamW(torch.optim.AdamW):
-    """`torch.optim.AdamW`, by torch's fused CPU kernel, with one step count a parameter group."""
+    """`torch.optim.AdamW` on torch's fused CPU kernel, with one step count per parameter group."""
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -57,7 +58,7 @@ class MegatronAdamW(torch.optim.AdamW):
         return state
 
     def state_dict(self) -> dict[str, Any]:
-        """The state, with the step count in every entry, and an entry even where there is none."""
+        """The state with the step count in every entry; an empty shard gets a placeholder entry."""
         state = super().state_dict()
         counts = [float(group["step"]) for group in self.param_groups if group.get("step")]
         step = torch.tensor(max(counts, default=0.0))
@@ -65,7 +66,7 @@ class MegatronAdamW(torch.optim.AdamW):
         return {**state, "state": entries or {_EMPTY_SHARD: {"step": step}}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state; the counts are those of the groups."""
+        """Load a state; step counts are taken from its parameter groups."""
         entries = {
             key: {name: value for name, value in entry.items() if name != "step"}
             for key, entry in state_dict["state"].items()
@@ -74,5 +75,5 @@ class MegatronAdamW(torch.optim.AdamW):
         super().load_state_dict({**state_dict, "state": entries})
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        # AdamW's own method upgrades old checkpoints and insists on a count in every entry.
+        # AdamW's own method upgrades old checkpoints and requires a step count in every entry.
         torch.optim.Optimizer.__setstate__(self, state)

@@ -1,7 +1,7 @@
-"""CPU stand-ins for tensor and module methods that Megatron calls and that need a GPU.
+"""CPU stand-ins for the tensor and module methods that Megatron calls and that need a GPU.
 
-The import hook rewrites `x.cuda(...)` in `megatron.*` into `cuda(x, ...)` of this module. A
-receiver that is neither a tensor nor a module keeps its own method.
+The import hook rewrites `x.cuda(...)` in `megatron.*` into `cuda(x, ...)` of this module. An object
+that is neither a tensor nor a module keeps its own method.
 """
 
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 REWRITTEN = frozenset({"cuda", "type", "pin_memory"})
-"""Names of the methods that have a function of the same name below."""
+"""Method names whose calls are rewritten; each has a function of the same name below."""
 
 _CUDA_TYPE_NAMES = {
     "torch.FloatTensor": "torch.cuda.FloatTensor",
@@ -34,7 +34,7 @@ def pin_memory(receiver: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def type(receiver: Any, *args: Any, **kwargs: Any) -> Any:
-    """Answer `x.type()` with the CUDA name of the type, which Megatron's optimizers compare to."""
+    """Answer `x.type()` with the CUDA type name, which Megatron's optimizers compare against."""
     if isinstance(receiver, torch.Tensor) and not args and not kwargs:
         name = receiver.type()
         return _CUDA_TYPE_NAMES.get(name, name)

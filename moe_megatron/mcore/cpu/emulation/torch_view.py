@@ -1,7 +1,7 @@
 """What `torch`, `torch.cuda`, `torch.distributed` and `torch.optim` look like from inside Megatron.
 
-A view answers a few names itself and hands every other name through to the real module. It knows
-nothing about who imports it; import_hook.py gives it to `megatron.*` modules only.
+A view defines a few names itself and passes every other name through to the real module. It does
+not know who imports it; import_hook.py gives it to `megatron.*` modules only.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ _FACTORIES = (
 
 
 class ModuleView(ModuleType):
-    """A module that answers some names itself and the rest from the module it stands for."""
+    """A module that defines a few names itself and takes the rest from the real module."""
 
     def __init__(self, real: ModuleType, own: Mapping[str, Any]) -> None:
         super().__init__(real.__name__, real.__doc__)
@@ -36,7 +36,7 @@ class ModuleView(ModuleType):
         value = getattr(self.__dict__["_real"], name)
         if isinstance(value, ModuleType):
             value = view_of(value)
-        # Functions, classes and modules do not change once imported; values may, and are not kept.
+        # Functions, classes and modules are cached: they do not change. Other values may.
         if callable(value) or isinstance(value, ModuleType):
             self.__dict__[name] = value
         return value
@@ -56,7 +56,7 @@ def _views() -> dict[str, ModuleType]:
         "torch": _torch_names(),
         "torch.cuda": _cuda_names(),
         "torch.cuda.random": _rng_names(),
-        "torch.cuda.nvtx": {"range_push": _nothing, "range_pop": _nothing},
+        "torch.cuda.nvtx": {"range_push": _no_op, "range_pop": _no_op},
         "torch.distributed": gloo.names(),
         "torch.optim": {"AdamW": MegatronAdamW},
     }
@@ -100,16 +100,16 @@ class _DeviceMeta(type):
 
 
 class _Device(metaclass=_DeviceMeta):
-    """`torch.device`, where every CUDA device is the CPU."""
+    """`torch.device`, except that every CUDA device is the CPU."""
 
 
 def _no_compile(function: Callable[..., Any] | None = None, **_: Any) -> Any:
-    """Run fusions eagerly: they need a C++ compiler, and cost more start-up time than they save."""
+    """`torch.compile` that compiles nothing: it would need a C++ compiler and slow the start."""
     return (lambda f: f) if function is None else function
 
 
 class _Stream:
-    """The one queue of work a CPU has: nothing to wait for."""
+    """The only stream of a CPU; work on it is already done, so there is nothing to wait for."""
 
     cuda_stream = 0
     priority = 0
@@ -135,7 +135,7 @@ class _Stream:
 
 
 class _Event:
-    """A point in that queue that has always been reached."""
+    """An event that has always happened already."""
 
     def __init__(self, *_: Any, **__: Any) -> None: ...
 
@@ -158,7 +158,7 @@ _CPU_PROPERTIES = SimpleNamespace(
 )
 
 
-def _nothing(*_: Any, **__: Any) -> None:
+def _no_op(*_: Any, **__: Any) -> None:
     return None
 
 
@@ -183,10 +183,10 @@ def _cuda_names() -> dict[str, Any]:
         "is_initialized": lambda: True,
         "device_count": lambda: 1,
         "current_device": lambda: CPU,
-        "set_device": _nothing,
+        "set_device": _no_op,
         "device": _no_context,
         "get_device_name": lambda *_: "CPU",
-        # Old enough that no kernel for a newer GPU is chosen.
+        # So low that Megatron never chooses a kernel for newer GPUs.
         "get_device_capability": lambda *_: (0, 0),
         "get_device_properties": lambda *_: _CPU_PROPERTIES,
         "Stream": _Stream,
@@ -195,9 +195,9 @@ def _cuda_names() -> dict[str, Any]:
         "stream": _no_context,
         "current_stream": lambda *_: _STREAM,
         "default_stream": lambda *_: _STREAM,
-        "set_stream": _nothing,
-        "synchronize": _nothing,
-        "empty_cache": _nothing,
+        "set_stream": _no_op,
+        "synchronize": _no_op,
+        "empty_cache": _no_op,
         "is_current_stream_capturing": lambda: False,
         "memory_allocated": lambda *_: 0,
         "memory_reserved": lambda *_: 0,
@@ -205,7 +205,7 @@ def _cuda_names() -> dict[str, Any]:
         "max_memory_reserved": lambda *_: 0,
         "memory_stats": lambda *_: _ZeroStatistics(),
         "_lazy_call": lambda callback, **_: callback(),
-        "_lazy_init": _nothing,
+        "_lazy_init": _no_op,
         "FloatTensor": torch.FloatTensor,
         "HalfTensor": torch.HalfTensor,
         "BFloat16Tensor": torch.BFloat16Tensor,
@@ -216,7 +216,7 @@ def _cuda_names() -> dict[str, Any]:
 
 
 class _ZeroStatistics(dict[str, int]):
-    """Memory statistics of a device that has no memory of its own."""
+    """Memory statistics of a device without memory of its own: every value is 0."""
 
     def __missing__(self, key: str) -> int:
         return 0

@@ -1,9 +1,9 @@
 """What makes Megatron faster on a CPU, and the one switch that turns it off.
 
-With `MOE_MEGATRON_PLAIN=1` Megatron's own code runs in place of every accelerator: slower, and the
-first thing to try where a number looks wrong. The names of single ones, with commas between them,
-turn only those off, to find the one at fault. What Megatron needs in order to run on a CPU at all
-is in `emulation`, and stays.
+With `MOE_MEGATRON_PLAIN=1` Megatron's own code runs in place of every accelerator: slower, but the
+first thing to try when a number looks wrong. A comma-separated list of names turns off only those,
+to find the one at fault. What Megatron needs in order to run on a CPU at all is in `emulation` and
+stays on.
 """
 
 import functools
@@ -24,14 +24,14 @@ ACCELERATORS: dict[Accelerator, str] = {
     "shared_memory": "processes of one host exchange tensors without sockets",
     "allocator": "freed memory stays in the process for the next step",
 }
-"""What each one is, by name."""
+"""Name and description of each accelerator."""
 
 
 def enabled(name: Accelerator) -> bool:
-    """Whether an accelerator is used.
+    """Whether an accelerator is in use.
 
     Raises:
-        ConfigError: `MOE_MEGATRON_PLAIN` holds something else than 0, 1 or names of accelerators.
+        ConfigError: `MOE_MEGATRON_PLAIN` is neither 0, 1 nor a list of accelerators.
     """
     return name not in _switched_off(os.environ.get(SWITCH, ""))
 
@@ -43,7 +43,7 @@ def _switched_off(value: str) -> frozenset[str]:
         return frozenset(ACCELERATORS)
     if unknown := sorted(words - ACCELERATORS.keys()):
         raise ConfigError(
-            f"{SWITCH} ({value}) must be 1, to run without any accelerator, or name some of "
-            f"{join_words(list(ACCELERATORS), 'and')}; {join_words(unknown)} is none of them."
+            f"{SWITCH} ({value}) must be 1, to switch off every accelerator, or a comma-separated "
+            f"list of {join_words(list(ACCELERATORS))}; it must not contain {join_words(unknown)}."
         )
     return frozenset(words)

@@ -1,7 +1,7 @@
 """Causal attention without the half of the scores that the mask throws away.
 
-Queries go in blocks, each against the keys up to its own end, and one autograd function keeps what
-the backward pass needs.
+Queries are processed in blocks, each against the keys up to the end of the block only. One autograd
+function keeps what the backward pass needs.
 """
 
 from itertools import pairwise
@@ -10,19 +10,19 @@ from typing import Any
 import torch
 
 _BLOCK = {torch.bfloat16: 128, torch.float32: 64}
-"""Queries of one block; the fastest for sequences of 256."""
+"""Queries per block; measured to be fastest for sequences of 256."""
 
 
 class CausalAttention(torch.autograd.Function):
-    """Softmax attention of every query to the keys up to its own position."""
+    """softmax(scale * Q K^T + causal mask) V: each query attends up to its own position."""
 
     @staticmethod
     def forward(
         ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
     ) -> torch.Tensor:
-        """Attend: three [sequence, batch, heads, width] to [sequence, batch, heads * width].
+        """Map three [sequence, batch, heads, width] to [sequence, batch, heads * width].
 
-        Values may have a width of their own, which is then that of the result.
+        If the width of the values differs, the result has the width of the values.
         """
         length, batch = query.shape[:2]
         q, k, v = (_rows(x) for x in (query * scale, key, value))

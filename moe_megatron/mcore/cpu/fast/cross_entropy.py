@@ -1,8 +1,8 @@
-"""The token losses of a whole vocabulary, a few rows at a time.
+"""Token losses over an unsplit vocabulary, a few rows at a time.
 
 Megatron's cross entropy passes over all logits about ten times; with a vocabulary of 8192 that was
 an eighth of a step of the demonstration model. Here a block of rows stays in the cache from reading
-its logits to writing its result. It knows neither Megatron nor split vocabularies.
+its logits to writing its result. This module knows neither Megatron nor split vocabularies.
 """
 
 from typing import Any
@@ -10,21 +10,21 @@ from typing import Any
 import torch
 
 _BLOCK_BYTES = 2**20
-"""Logits of one block in fp32: what fits in a core's cache."""
+"""Size of one block of fp32 logits, chosen to fit in a core's cache."""
 
 
 class TokenLosses(torch.autograd.Function):
-    """Cross entropy of every token: `apply(logits, target) -> losses`."""
+    """`apply(logits, target) -> losses`: loss = logsumexp(logits) - logits[target], per token."""
 
     @staticmethod
     def forward(ctx: Any, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """Compute the losses.
 
         Args:
-            ctx: Autograd's.
+            ctx: Autograd's context.
             logits: [..., vocabulary], any floating type. The backward pass overwrites them with
                 their gradient.
-            target: int64 [...] token numbers.
+            target: int64 [...], token ids.
 
         Returns:
             fp32 [...], in nats.
@@ -40,7 +40,7 @@ class TokenLosses(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
-        """Turn the logits into their gradient: softmax minus one at the target, times `grad`."""
+        """d_logits = (softmax(logits) - one_hot(target)) * grad, written over the logits."""
         rows, tokens = ctx.saved_tensors
         weights = grads[0].reshape(-1, 1)
         for part in _blocks(rows):

@@ -1,9 +1,9 @@
-"""Keeps freed memory in the process, for the next step to use again.
+"""Keeps freed memory in the process, for the next step to reuse.
 
-glibc returns every large block to the system when it is freed and asks for it anew, zeroed page by
-page, a moment later. A training step allocates the same large tensors again and again: measured on
-the demonstration model, an elementwise operation on the logits spent three quarters of its time in
-page faults. It knows nothing about torch or Megatron.
+glibc returns every large block to the system when it is freed, only to request it again, zeroed
+page by page, a moment later. A training step allocates the same large tensors again and again:
+measured on the demonstration model, an elementwise operation on the logits spent three quarters of
+its time in page faults. This module knows nothing about torch or Megatron.
 """
 
 import ctypes
@@ -15,10 +15,10 @@ _NEVER = 2**31 - 1
 
 
 def keep_freed_memory() -> bool:
-    """Tell the allocator to keep what is freed; for the rest of the process.
+    """Make the allocator keep freed memory, for the rest of the process.
 
     Returns:
-        Whether it did; other C libraries than glibc have no such setting.
+        Whether that succeeded; C libraries other than glibc have no such setting.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -1,7 +1,8 @@
-"""Megatron's routing and permutation of tokens, with kernels for what torch is slow at.
+"""Megatron's routing and token permutation, with kernels where torch is slow.
 
 Each function here has the name and arguments of one in `megatron.core.transformer.moe.moe_utils`.
-It computes the same in the usual case, and returns None for every other, which is the original's.
+It computes the same in the usual case and returns None in every other, which is left to the
+original.
 """
 
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from moe_megatron.mcore.cpu.fast.kernels import routing, rows
 
 
 def fix_moe_utils(module: ModuleType) -> None:
-    """Let a module's functions try ours first."""
+    """Make each function of the module try ours first."""
     for ours in (
         z_loss_func,
         topk_routing_with_score_function,
@@ -23,10 +24,10 @@ def fix_moe_utils(module: ModuleType) -> None:
         unpermute,
     ):
         name = ours.__name__
-        setattr(module, name, _tried_first(ours, getattr(module, name)))
+        setattr(module, name, _with_fallback(ours, getattr(module, name)))
 
 
-def _tried_first(ours: Callable[..., Any], original: Callable[..., Any]) -> Callable[..., Any]:
+def _with_fallback(ours: Callable[..., Any], original: Callable[..., Any]) -> Callable[..., Any]:
     def function(*args: Any, **kwargs: Any) -> Any:
         result = ours(*args, **kwargs)
         return original(*args, **kwargs) if result is None else result
@@ -37,7 +38,7 @@ def _tried_first(ours: Callable[..., Any], original: Callable[..., Any]) -> Call
 def z_loss_func(
     logits: torch.Tensor, z_loss_coeff: float, padding_mask: torch.Tensor | None = None
 ) -> torch.Tensor | None:
-    """The loss on large logits, without padding."""
+    """L_z = z_loss_coeff * mean over tokens of logsumexp(logits)^2; without padding."""
     if padding_mask is not None or not routing.computes(logits):
         return None
     logsumexp: torch.Tensor = routing.Softmax.apply(logits)[1]
@@ -54,7 +55,7 @@ def topk_routing_with_score_function(
     score_function: str = "softmax",
     **others: Any,
 ) -> Any:
-    """Combine weights and routing map, where weights are the softmax over the chosen experts."""
+    """Combine weights (softmax over the chosen experts) and routing map, both [tokens, experts]."""
     unusual = (
         use_pre_softmax
         or group_topk
@@ -73,7 +74,7 @@ def compute_routing_scores_for_aux_loss(
     fused: bool = False,
     padding_mask: torch.Tensor | None = None,
 ) -> Any:
-    """Routing map and softmax scores, without padding."""
+    """Routing map and softmax scores, both [tokens, experts]; without padding."""
     unusual = score_function != "softmax" or fused or padding_mask is not None
     if unusual or not routing.computes(logits):
         return None
@@ -92,7 +93,7 @@ def permute(
     tokens_per_expert: torch.Tensor | None = None,
     align_size: int = 0,
 ) -> Any:
-    """Tokens and combine weights in the order of experts, without buffers of a capacity."""
+    """Tokens and combine weights in the order of their experts; without padding to a capacity."""
     unusual = fused or drop_and_pad or routing_map.dtype != torch.bool or num_out_tokens is None
     if unusual or not rows.moves(tokens):
         return None
@@ -111,7 +112,7 @@ def unpermute(
     probs: torch.Tensor | None = None,
     **others: Any,
 ) -> Any:
-    """The sums of what `permute` placed, in the order of tokens."""
+    """The inverse of `permute`: sums the permuted rows of each token, in the order of tokens."""
     unusual = probs is not None or others.get("fused") or others.get("drop_and_pad")
     if unusual or not rows.moves(permuted_tokens):
         return None

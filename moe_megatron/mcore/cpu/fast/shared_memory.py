@@ -1,10 +1,11 @@
-"""Exchanges of bytes between the processes of one host, through memory that they share.
+"""Exchanges bytes between the processes of one host through shared memory.
 
-Gloo sends every byte through a TCP socket and wakes two threads a rank for it. Here a rank copies
-what it sends into memory that the others have mapped, tells them through a pipe, and they copy it
-out. The pipe also orders the two copies, on every processor. Memory (memfd) and pipes have no
-names: nothing is left in /dev/shm, and the kernel frees them with the last process that holds
-them, however it ended. It knows ranks and bytes, and nothing about collectives.
+Gloo sends every byte through a TCP socket and wakes two threads per rank for it. Here the sender
+copies its bytes into memory that the receivers have mapped and sends them a message through a pipe,
+and they copy the bytes out. The pipe also guarantees the order of the two copies, on every
+processor. Memory (memfd) and pipes have no names: nothing is left in /dev/shm, and the kernel frees
+them with the last process that holds them, however it ended. This module knows ranks and bytes, and
+nothing about collectives.
 """
 
 import functools
@@ -27,17 +28,17 @@ import torch.distributed as dist
 from moe_megatron.mcore.cpu import fast
 
 _SPIN_SECONDS = 2e-3
-"""How long to look for a message before sleeping, where every rank has a core of its own."""
+"""How long to poll for a message before sleeping, if every rank has a core of its own."""
 _ALIGNMENT = 64
 _SMALLEST_BUFFER = 2**20
 _MESSAGE = struct.Struct("=5q")
-"""Number of the exchange; descriptor and generation of the buffer; first byte, number of bytes."""
+"""Number of the exchange, descriptor and generation of the buffer, start and length in bytes."""
 
 _log = logging.getLogger(__name__)
 
 
 class Buffer:
-    """Shared memory of one process, made anew where it is too small."""
+    """Shared memory of one process; replaced by a larger one when it is too small."""
 
     def __init__(self) -> None:
         self.descriptor = -1
@@ -48,19 +49,19 @@ class Buffer:
         """Make room for `size` bytes; what the buffer held may be lost.
 
         Raises:
-            OSError: The machine has not that much memory.
+            OSError: The machine does not have that much memory.
         """
         if size <= len(self.bytes):
             return
         self.close()
         self.descriptor = os.memfd_create("moe_megatron")
         self.generation += 1
-        # Takes the memory now: later, the lack of it would be a signal instead of an error.
+        # Allocates the pages now: running out later would be a SIGBUS instead of an OSError.
         os.posix_fallocate(self.descriptor, 0, max(_SMALLEST_BUFFER, 1 << (size - 1).bit_length()))
         self.bytes = _mapped(self.descriptor)
 
     def close(self) -> None:
-        """Give the memory back; processes that have it mapped keep it until they unmap it."""
+        """Free the memory; processes that have it mapped keep it until they unmap it."""
         self.bytes = self.bytes.new_empty(0)
         if self.descriptor >= 0:
             os.close(self.descriptor)
@@ -69,37 +70,37 @@ class Buffer:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Offer:
-    """What a rank tells the others of its group, so that they can reach it."""
+    """What a rank sends to the others of its group, so that they can connect to it."""
 
-    place: tuple[str, ...]
-    """Host and process namespace; ranks of different places share no memory."""
+    host: tuple[str, ...]
+    """Host and process namespace; only ranks that agree in both can share memory."""
     process: int
     pipes: dict[int, int]
-    """The descriptor that each peer shall open to write to this rank."""
+    """The descriptor that each peer must open to write to this rank."""
     failure: str
-    """Why this rank cannot take part, if so."""
+    """Why this rank cannot take part; empty if it can."""
 
 
 class Channel:
     """The exchanges of one group of ranks, all on this host."""
 
     def __init__(self, rank: int, size: int, *, timeout: timedelta, spin_seconds: float) -> None:
-        """Make this rank's part; `accept` and `start` join it to the others'.
+        """Create this rank's end; `accept` and `start` connect it to the others.
 
         Args:
-            rank: Of this process, within the group.
+            rank: Rank of this process within the group.
             size: Number of ranks in the group.
             timeout: How long to wait for another rank.
-            spin_seconds: How much of that time to spend looking instead of sleeping.
+            spin_seconds: How much of that time to poll before sleeping.
         """
         self._rank = rank
-        # Each rank begins with another peer, so that not all read from the same one.
+        # Each rank begins with a different peer, so that they do not all read from the same one.
         self._peers = [(rank + step) % size for step in range(1, size)]
         self._timeout = timeout
         self._spin_seconds = spin_seconds
         self._count = 0
-        # A rank that sends its message of exchange n is done with all buffers of exchange n - 1.
-        # So two buffers that take turns never change under a reader.
+        # A rank that sends its message of exchange n has finished reading the buffers of exchange
+        # n - 1, so two alternating buffers are never overwritten while somebody reads them.
         self._buffers = (Buffer(), Buffer())
         self._windows: dict[tuple[int, int], tuple[int, torch.Tensor]] = {}
         self._incoming: dict[int, int] = {}
@@ -111,14 +112,14 @@ class Channel:
 
     @property
     def offered(self) -> dict[int, int]:
-        """The descriptor that each peer shall open to write to this rank."""
+        """The descriptor that each peer must open to write to this rank."""
         return dict(self._offered)
 
     def accept(self, offers: Sequence[Offer]) -> None:
         """Open the other ranks' pipes.
 
         Raises:
-            OSError: This process may not look into another one.
+            OSError: This process may not open the descriptors of another one.
         """
         for peer in self._peers:
             self._processes[peer] = offers[peer].process
@@ -126,7 +127,7 @@ class Channel:
             self._outgoing[peer] = os.open(path, os.O_WRONLY)
 
     def start(self) -> None:
-        """Close what was offered, once all have accepted: a pipe then ends with its writer."""
+        """Close the offered ends once all ranks have accepted: a pipe then ends with its writer."""
         for descriptor in self._offered.values():
             os.close(descriptor)
         self._offered.clear()
@@ -142,17 +143,17 @@ class Channel:
         self._windows.clear()
 
     def exchange(self, outgoing: Sequence[torch.Tensor], incoming: Sequence[torch.Tensor]) -> None:
-        """Send `outgoing[r]` to each rank r and fill `incoming[r]` with what r sends here.
+        """Send `outgoing[r]` to each rank r and fill `incoming[r]` with what r sends to this rank.
 
-        All ranks of the group must call it in the same order.
+        All ranks of the group must make their calls in the same order.
 
         Args:
-            outgoing: Bytes (uint8 [n]) for each rank; one tensor may stand there several times.
-            incoming: Bytes from each rank; must be as many as that rank sends.
+            outgoing: Bytes (uint8 [n]) for each rank; the same tensor may occur several times.
+            incoming: Space for the bytes from each rank, exactly as many as that rank sends.
 
         Raises:
-            torch.distributed.DistBackendError: A rank ended, is too late, or sends another
-                number of bytes.
+            torch.distributed.DistBackendError: A rank ended, did not answer in time, or sent an
+                unexpected number of bytes.
         """
         self._send(outgoing)
         incoming[self._rank].copy_(outgoing[self._rank])
@@ -206,7 +207,7 @@ class Channel:
         part.copy_(self._windows[key][1][place : place + size])
 
     def _wait(self, peer: int) -> bytes:
-        """The next message of a rank."""
+        """Wait for the next message of a rank."""
         pipe = self._incoming[peer]
         sleep_from = time.perf_counter() + self._spin_seconds
         while True:
@@ -241,9 +242,9 @@ _channels: weakref.WeakKeyDictionary[dist.ProcessGroup, Channel | None] = (
 
 
 def channel_of(group: dist.ProcessGroup | None) -> Channel | None:
-    """The channel of a Gloo group, or None where its ranks share no memory.
+    """The channel of a Gloo group, or None where its ranks cannot share memory.
 
-    The first call for a group is a collective: every rank of it must make one.
+    The first call for a group is a collective operation: every rank of the group must make it.
     """
     group = dist.group.WORLD if group is None else group
     assert group is not None, "torch.distributed is not initialized"
@@ -270,22 +271,22 @@ def _connect(group: dist.ProcessGroup) -> Channel | None:
         except (OSError, AttributeError) as error:  # Only Linux has pipe2 and memfd_create.
             failure = str(error)
     offer = Offer(
-        place=_place(),
+        host=_host(),
         process=os.getpid(),
         pipes=channel.offered if channel else {},
         failure=failure,
     )
-    offers = _told_by_all(offer, group)
+    offers = _all_gather_objects(offer, group)
     failure = next((o.failure for o in offers if o.failure), "")
-    if not failure and len({o.place for o in offers}) > 1:
+    if not failure and len({o.host for o in offers}) > 1:
         failure = "its processes run on several hosts or in several containers"
     if channel and not failure:
         try:
             channel.accept(offers)
         except OSError as error:
             failure = str(error)
-    # Also the moment from which all have opened what was offered to them.
-    failure = next(filter(None, _told_by_all(failure, group)), "")
+    # Also a barrier: after it, every rank has opened the pipes that were offered to it.
+    failure = next(filter(None, _all_gather_objects(failure, group)), "")
     if channel and not failure:
         channel.start()
         weakref.finalize(group, channel.close)
@@ -293,25 +294,25 @@ def _connect(group: dist.ProcessGroup) -> Channel | None:
     if channel:
         channel.close()
     if group.rank() == 0:
-        _note_once(failure)
+        _warn_once(failure)
     return None
 
 
 @functools.cache
-def _note_once(failure: str) -> None:
+def _warn_once(failure: str) -> None:
     _log.warning("Processes exchange tensors through Gloo, not shared memory: %s.", failure)
 
 
-def _told_by_all(value: Any, group: dist.ProcessGroup) -> list[Any]:
-    # Not all_gather_object: Megatron may be collecting all_gathers, to start them together later.
-    told = [[value] for _ in range(group.size())]
-    for rank, word in enumerate(told):
-        dist.broadcast_object_list(word, group=group, group_src=rank)
-    return [word[0] for word in told]
+def _all_gather_objects(value: Any, group: dist.ProcessGroup) -> list[Any]:
+    # Not dist.all_gather_object: Megatron may be batching all_gathers, to start them later.
+    received = [[value] for _ in range(group.size())]
+    for rank, cell in enumerate(received):
+        dist.broadcast_object_list(cell, group=group, group_src=rank)
+    return [cell[0] for cell in received]
 
 
-def _place() -> tuple[str, ...]:
-    """Tells hosts, and the containers of a host, apart."""
+def _host() -> tuple[str, ...]:
+    """Identifies this host, and this container on it."""
     boot = Path("/proc/sys/kernel/random/boot_id")
     try:
         return boot.read_text().strip(), os.readlink("/proc/self/ns/pid")
@@ -324,5 +325,5 @@ def _path(process: int, descriptor: int) -> str:
 
 
 def _mapped(descriptor: int) -> torch.Tensor:
-    """All bytes of a file, as a tensor that shares them."""
+    """All bytes of a file as a tensor that shares its memory."""
     return torch.frombuffer(mmap.mmap(descriptor, 0), dtype=torch.uint8)

@@ -1,11 +1,12 @@
 """The SwiGLU experts of one process on the CPU, computed together.
 
-Each expert has its own matrix products, which on a CPU are as fast as grouped ones; all of them,
-with the SwiGLU and the combine weights, are one autograd function instead of about sixty operations
-an expert.
+Each expert has its own matrix products, which on a CPU are as fast as grouped ones. Together with
+the SwiGLU and the combine weights they form one autograd function, in place of about sixty
+operations per expert.
 
-In bf16 every new shape costs oneDNN a millisecond to compile a kernel for it, and the tokens of an
-expert are a new number in every step. There, an expert works on a multiple of `_BF16_ROWS` rows.
+In bf16, oneDNN takes a millisecond to compile a kernel for every new shape, and the number of
+tokens of an expert changes with every step. So in bf16 an expert processes a multiple of
+`_BF16_ROWS` rows.
 """
 
 import dataclasses
@@ -22,11 +23,11 @@ _BF16_ROWS = 32
 
 
 class SwiGluExperts(torch.autograd.Function):
-    """`apply(x, probs, counts, *fc1, *fc2)`: prob * fc2(silu(gate) * up), gate and up from fc1.
+    """`apply(x, probs, counts, *fc1, *fc2)`: y = prob * (silu(gate) * up) @ fc2.T.
 
-    One expert after the other, so that what a matrix product wrote is still in the cache when the
-    elementwise work reads it. An expert works on a window that may reach into the rows of those
-    behind it; what it writes there is overwritten when their turn comes.
+    [gate, up] = x @ fc1.T. Experts run one after the other, so that the result of a matrix product
+    is still in the cache when the elementwise work reads it. The window of an expert may extend
+    into the rows of the experts after it; what it writes there is overwritten by theirs.
     """
 
     @staticmethod
@@ -37,20 +38,20 @@ class SwiGluExperts(torch.autograd.Function):
         counts: Sequence[int],
         *weights: torch.Tensor,
     ) -> torch.Tensor:
-        """Run the tokens of each expert, [tokens, hidden] -> [tokens, hidden]."""
+        """Run every token through its expert, [tokens, hidden] -> [tokens, hidden]."""
         fc1, fc2 = weights[: len(counts)], weights[len(counts) :]
         ctx.windows = windows = _windows(counts, _BF16_ROWS if x.dtype == torch.bfloat16 else 1)
         room = max(window.rows.stop for window in windows)
         inner, output = x.new_empty(room, fc1[0].shape[0]), x.new_empty(room, x.shape[1])
-        # The next expert overwrites it, and the backward pass makes it again.
-        (products,) = _for_any(windows, x, fc2[0].shape[1])
+        # Every expert overwrites the products of the one before; the backward recomputes them.
+        (products,) = _scratch(windows, x, fc2[0].shape[1])
         for window, w1, w2 in zip(windows, fc1, fc2, strict=True):
             at, product = window.rows, products[: window.size]
             torch.mm(_rows(x, at), w1.t(), out=inner[at])
             swiglu(inner[at], product)
             torch.mm(product, w2.t(), out=output[at])
         output = output[: len(x)]
-        # Weighing the outputs equals weighing the activations, and they are narrower.
+        # Weighting the outputs equals weighting the activations, which are wider.
         ctx.save_for_backward(x, probs, inner, output, *weights)
         return weigh(output, probs)
 
@@ -64,14 +65,14 @@ class SwiGluExperts(torch.autograd.Function):
         d_output[len(x) :].zero_()
         d_probs = weigh_backward(grads[0], output, probs, d_output[: len(x)])
         width = fc2[0].shape[1]
-        products, d_products, d_inner = _for_any(windows, x, width, width, 2 * width)
+        products, d_products, d_inner = _scratch(windows, x, width, width, 2 * width)
         d_fc1, d_fc2 = [], []
         for window, w1, w2 in zip(windows, fc1, fc2, strict=True):
             at = window.rows
             product, d_product, d_both = (t[: window.size] for t in (products, d_products, d_inner))
             torch.mm(d_output[at], w2, out=d_product)
             swiglu_backward(inner[at], d_product, d_both, product)
-            # Rows of other experts must not count here.
+            # Rows of other experts must not contribute to this expert's weight gradients.
             product[window.count :].zero_()
             d_both[window.count :].zero_()
             d_fc2.append(torch.mm(d_output[at].t(), product) if w2.requires_grad else None)
@@ -82,7 +83,7 @@ class SwiGluExperts(torch.autograd.Function):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Window:
-    """The rows that the matrix products of one expert work on; the first `count` are its own."""
+    """The rows that the matrix products of one expert process; the first `count` are its own."""
 
     start: int
     count: int
@@ -94,7 +95,7 @@ class _Window:
 
 
 def _windows(counts: Sequence[int], multiple: int) -> list[_Window]:
-    """A window for each expert, of a multiple of so many rows."""
+    """A window for each expert; its number of rows is a multiple of `multiple`."""
     starts = itertools.accumulate(counts, initial=0)
     return [
         _Window(start, count, -(-count // multiple) * multiple)
@@ -103,14 +104,14 @@ def _windows(counts: Sequence[int], multiple: int) -> list[_Window]:
 
 
 def _rows(x: torch.Tensor, window: slice) -> torch.Tensor:
-    """The rows of a window, with zeros where it reaches beyond the last one."""
+    """The rows of a window, zero-padded where it extends beyond the last row."""
     missing = window.stop - len(x)
     return x[window] if missing <= 0 else torch.nn.functional.pad(x[window], (0, 0, 0, missing))
 
 
-def _for_any(
+def _scratch(
     windows: Sequence[_Window], like: torch.Tensor, *widths: int
 ) -> Iterator[torch.Tensor]:
-    """Memory of several widths for the rows of any one window."""
+    """Scratch memory of each width, large enough for any one window."""
     size = max(window.size for window in windows)
     return (like.new_empty(size, width) for width in widths)

@@ -167,7 +167,7 @@ def test_a_changed_configuration_is_named(pair: tuple[Path, Path]) -> None:
     report = found(*pair)
     assert not report.passed
     assert len(report.structure) == 2
-    assert "config.json says rms_norm_eps 0.5" in report.structure[1]
+    assert "config.json has rms_norm_eps 0.5" in report.structure[1]
 
 
 def test_a_cast_is_compared_as_it_was_made(mixtral: Path, tmp_path: Path) -> None:
@@ -220,7 +220,7 @@ def test_a_folder_that_is_no_checkpoint_is_refused(mixtral: Path, tmp_path: Path
     [
         ("{", "cannot be read"),
         ('{"algorithm": "md5", "ranges": []}', "KeyError"),
-        ('{"algorithm": "crc32", "ranges": [["../x", 0, 1, "0"]]}', "no file of its folder"),
+        ('{"algorithm": "crc32", "ranges": [["../x", 0, 1, "0"]]}', "not a file of its folder"),
     ],
 )
 def test_damaged_checksums_are_an_error(pair: tuple[Path, Path], text: str, message: str) -> None:

@@ -54,7 +54,7 @@ def test_dry_run_prints_the_plan(
             "--layout has no effect when the source is a",
         ),
         (["{mixtral}", "x", "--dtype", "int4"], "cannot be converted to 'int4'; use bf16, fp16 or"),
-        (["{mixtral}", "x", "--experts", "7"], "experts [7] were asked for and the model has 4"),
+        (["{mixtral}", "x", "--experts", "7"], "experts [7] were requested, but the model has 4"),
     ],
 )
 def test_wrong_input_is_one_paragraph(
@@ -95,7 +95,7 @@ def test_experts_are_kept_and_made_by_options(
     [
         (["--top-k", "2"], "--top-k has no effect without --upcycle; add it."),
         (["--profile", "p"], "--profile has no effect without --keep-experts or --merge-experts"),
-        (["--keep-experts", "2", "--merge-experts", "2"], "exclude each other; give the one"),
+        (["--keep-experts", "2", "--merge-experts", "2"], "exclude each other; give only one"),
         (["--keep-experts", "9"], "9 experts"),
         (["--upcycle", "4"], "dense"),
     ],
@@ -116,7 +116,7 @@ def test_id_of_the_hub_that_is_nowhere_is_explained(
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert main(["convert", "nobody/nothing", str(tmp_path / "x")]) == 2
-    assert "nobody/nothing is no folder here, and could not be" in capsys.readouterr().err
+    assert "nobody/nothing is not a local folder, and could not be" in capsys.readouterr().err
 
 
 def test_selection_of_a_megatron_checkpoint_is_refused(
@@ -144,7 +144,7 @@ def test_what_is_no_list_of_numbers_is_named(text: str) -> None:
 )
 def test_sizes(text: str, nbytes: int | None) -> None:
     if nbytes is None:
-        with pytest.raises(argparse.ArgumentTypeError, match="'2 GB' is no size"):
+        with pytest.raises(argparse.ArgumentTypeError, match="'2 GB' is not a size"):
             size(text)
     else:
         assert size(text) == nbytes

@@ -48,8 +48,8 @@ def test_missing_source_is_explained(place, capsys):
 def test_inspect_of_nothing_is_explained(place, capsys):
     assert main(["data", "inspect", "nothing"]) == 2
     assert capsys.readouterr().err == (
-        "error: nothing is no indexed dataset (nothing.bin and .idx are missing); give the prefix "
-        "that 'moe-megatron data prepare --output' was given.\n"
+        "error: nothing is not an indexed dataset (nothing.bin and .idx are missing); give the "
+        "prefix that was given to 'moe-megatron data prepare --output'.\n"
     )
 
 

@@ -123,7 +123,7 @@ def test_resume_of_a_run_without_checkpoint_says_how_to_start_anew(place, launch
     finished_run(place / "run", steps=())
     assert main(["train", "--resume", "run"]) == 2
     assert capsys.readouterr().err == (
-        "error: run holds no checkpoint to resume from: it ended before the first one, or "
+        "error: run holds no checkpoint to resume from: the run ended before its first one, or "
         "checkpoint.save_interval was null. Start it again with: moe-megatron train --config "
         "run/config.yaml\n"
     )

@@ -17,7 +17,7 @@ from megatron.core.transformer.moe.moe_utils import get_default_pg_collection
 from moe_megatron.mcore.cpu.fast.swiglu_experts import SwiGluExperts, _windows
 from moe_megatron.mcore.layers.local_experts import (
     LocalExperts,
-    _drawn_from_own_seeds,
+    _seeded_per_expert,
 )
 
 HIDDEN, INNER, EXPERTS = 16, 24, 4
@@ -186,7 +186,7 @@ def test_initial_weights_depend_on_the_number_of_an_expert_and_not_on_its_proces
     def draw(first: int, count: int) -> list[torch.Tensor]:
         torch.manual_seed(3)
         linear = partial(torch.nn.Linear, 4, 2)
-        modules = _drawn_from_own_seeds(MLPSubmodules(linear_fc1=linear, linear_fc2=linear), first)
+        modules = _seeded_per_expert(MLPSubmodules(linear_fc1=linear, linear_fc2=linear), first)
         weights = [build().weight for _ in range(count) for build in _builders(modules)]
         return [*weights, torch.rand(1)]
 

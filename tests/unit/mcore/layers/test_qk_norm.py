@@ -44,5 +44,7 @@ def test_scale_is_saved_whole() -> None:
 
 @pytest.mark.usefixtures("world")
 def test_other_norms_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"'all_heads' needs model\.norm 'RMSNorm' and it is 'La"):
+    with pytest.raises(
+        ConfigError, match=r"'all_heads' needs model\.norm 'RMSNorm', and model\.norm is 'La"
+    ):
         NORMS["q_layernorm"](config=config(normalization="LayerNorm"), hidden_size=WIDTH)

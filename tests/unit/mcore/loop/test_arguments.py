@@ -251,7 +251,7 @@ def test_refusal_of_megatron_is_a_config_error(monkeypatch: pytest.MonkeyPatch) 
     argv = megatron_argv(tiny(**{"megatron.fp16": True}), machine(CPU, precision="bf16"), PATHS)
     with pytest.raises(
         ConfigError,
-        match=r"(?s)^Megatron refuses these settings: .*\. Change the flag or field it names; "
+        match=r"(?s)^Megatron refuses these settings: .*\. Change the flag or field that it names; "
         r"--print-config shows the resolved configuration\.$",
     ) as caught:
         parse(argv)

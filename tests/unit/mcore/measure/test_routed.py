@@ -34,7 +34,7 @@ def route_of(score_function: str) -> BoundRouter:
 def routed_of(
     logits_TE: torch.Tensor,
     score_function: str = "softmax",
-    asked_map_TE: torch.Tensor | None = None,
+    assigned_map_TE: torch.Tensor | None = None,
 ) -> Routed:
     """What a top-k router without limits does."""
     chosen = logits_TE.topk(TOP_K).indices
@@ -42,9 +42,9 @@ def routed_of(
     return Routed(
         logits_TE,
         torch.where(map_TE, 0.5, 0.0),
-        map_TE if asked_map_TE is None else asked_map_TE,
+        map_TE if assigned_map_TE is None else assigned_map_TE,
         route=route_of(score_function),
-        asked_map_TE=asked_map_TE,
+        assigned_map_TE=assigned_map_TE,
     )
 
 
@@ -105,9 +105,9 @@ def test_padding_counts_nowhere_even_where_a_measure_is_not_finite(
     def reached(routed: Routed) -> torch.Tensor:
         return routed.routing_map_TE.sum(dim=-1).float().masked_fill(padding_T, math.nan)
 
-    asked_map_TE = torch.ones_like(logits_TE, dtype=torch.bool)
+    assigned_map_TE = torch.ones_like(logits_TE, dtype=torch.bool)
     row = row_with(logits_TE.device, measured("reached", reached))
-    count(row, routed_of(logits_TE, asked_map_TE=asked_map_TE), padding_T)
+    count(row, routed_of(logits_TE, assigned_map_TE=assigned_map_TE), padding_T)
     valid = int((~padding_T).sum())
     assert row.tokens.item() == valid == 8
     assert row.sums[0].item() == row.tokens_per_expert.sum().item() == valid * EXPERTS
@@ -119,15 +119,15 @@ def test_different_numbers_of_experts_a_token_are_counted_before_dropping(
 ) -> None:
     """Token t asks for t modulo 4 experts; what asks for the first one is dropped."""
     number = torch.arange(TOKENS, device=logits_TE.device)[:, None] % 4
-    asked_map_TE = torch.arange(EXPERTS, device=logits_TE.device)[None] < number
-    kept_map_TE = asked_map_TE.clone()
+    assigned_map_TE = torch.arange(EXPERTS, device=logits_TE.device)[None] < number
+    kept_map_TE = assigned_map_TE.clone()
     kept_map_TE[:, 0] = False
     row = row_with(logits_TE.device)
     count(
         row,
         Routed(
             logits_TE, kept_map_TE.float(), kept_map_TE,
-            route=route_of("softmax"), asked_map_TE=asked_map_TE,
+            route=route_of("softmax"), assigned_map_TE=assigned_map_TE,
         ),
     )  # fmt: skip
     assigned = sum(t % 4 for t in range(TOKENS))
@@ -174,5 +174,5 @@ def test_measure_that_gives_no_value_a_token_is_refused(
     logits_TE: torch.Tensor, measure: Measure, found: str
 ) -> None:
     row = row_with(logits_TE.device, measured("odd", measure))
-    with pytest.raises(ConfigError, match=rf"'odd' must give one value a token, .* gave {found}\."):
+    with pytest.raises(ConfigError, match=rf"'odd' must return one value .* returned {found}\."):
         count(row, routed_of(logits_TE))

@@ -154,5 +154,5 @@ def test_derived_quantity_sees_the_sums_of_the_step(logits: torch.Tensor) -> Non
 @pytest.mark.parametrize("value", [np.zeros(3), np.zeros(2, np.float32), 1.5])
 def test_derived_quantity_of_another_shape_is_refused(logits: torch.Tensor, value: Any) -> None:
     wrong = Quantity(name="odd", help="For a test.", title="Odd", derive=lambda sums: value)
-    with pytest.raises(ConfigError, match=r"'odd' must be derived as one value a layer, .* \[2\]"):
+    with pytest.raises(ConfigError, match=r"'odd' must be derived as one value .* \[2\]"):
         make_snapshot(1, LAYERS, TOP_K, totals_of(logits), [wrong])

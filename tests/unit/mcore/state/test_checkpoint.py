@@ -52,7 +52,7 @@ def test_tracker_without_a_step_is_an_error(content: bytes, tmp_path: Path) -> N
     (tmp_path / TRACKER).write_bytes(content)
     with pytest.raises(
         CheckpointError,
-        match=r"holds '.*' where a step was expected; write the number of a complete iter_\* "
+        match=r"holds '.*' instead of a step; write the number of a complete iter_\* "
         r"folder into it\.$",
     ):
         checkpoint.latest_checkpoint(tmp_path)
@@ -74,7 +74,7 @@ def test_folder_without_a_checkpoint_is_an_error(tmp_path: Path, config: RunConf
 def test_tracker_that_names_a_missing_folder_is_an_error(saved: Path, config: RunConfig) -> None:
     (saved / TRACKER).write_text("9")
     message = (
-        f"{saved / TRACKER} names iter_0000009, and {saved / 'iter_0000009'} is missing; write the "
+        f"{saved / TRACKER} names iter_0000009, but {saved / 'iter_0000009'} is missing; write the "
         "number of a complete iter_* folder into it."
     )
     with pytest.raises(CheckpointError, match=literally(message)):
@@ -176,9 +176,9 @@ def raise_it(error: BaseException) -> Any:
 
 
 FULL = (
-    r"^the disk of {} is full or its quota used up \(\d+\.\d\d GiB free\) and the checkpoint could "
+    r"^the disk of {} is full or its quota used up \(\d+\.\d\d GiB free\), so the checkpoint could "
     r"not be written\. Free space or choose another folder with --run-dir; earlier checkpoints are "
-    r"untouched, and the run continues from the newest one\.$"
+    r"intact, and the run can resume from the newest one\.$"
 )
 FAILED = (
     r"^the checkpoint in {} could not be written or read: %s\. Check the folder and its disk; "

@@ -1,4 +1,4 @@
-/* Numbers in bf16, and an exponential, for loops that the compiler vectorizes on any processor. */
+/* bf16 conversions and an exponential, in a form that compilers vectorize on any processor. */
 
 #ifndef MOE_MEGATRON_ARITHMETIC_H
 #define MOE_MEGATRON_ARITHMETIC_H
@@ -18,20 +18,20 @@ static inline float widened(bf16 value) {
     return of_bits((uint32_t)value << 16);
 }
 
-/* To the nearest, ties to even. A NaN stays one: those that come here are of operands in bf16 or of
- * the processor, and end with sixteen zeros, from which the addition carries nothing upwards. */
+/* Rounds to nearest, ties to even. A NaN stays a NaN: NaNs here come from bf16 operands or from the
+ * processor, so their low sixteen bits are zero and the addition cannot carry into the high ones. */
 static inline bf16 rounded(float value) {
     uint32_t bits;
     memcpy(&bits, &value, sizeof bits);
     return (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
 }
 
-/* e^x to 1e-6 of it between -10 and 10, and to 1e-5 beyond; below -87 what it is there, above 88.4
- * infinity. libm's is one number at a time. */
+/* e^x with a relative error of 1e-6 between -10 and 10 and 1e-5 beyond; x below -87 counts as -87,
+ * and above 88.4 the result is infinity. libm's expf takes one number at a time. */
 static inline float exponential(float x) {
     x = x < -87.0f ? -87.0f : x;
     x = x > 89.0f ? 89.0f : x;
-    float power = x * 1.44269504f; /* of two */
+    float power = x * 1.44269504f; /* e^x = 2^power */
     float whole = __builtin_rintf(power);
     float rest = power - whole; /* -0.5 to 0.5 */
     /* 2^rest by the Taylor series of e^(rest * ln 2). */

@@ -1,9 +1,9 @@
-"""Functions in C that are compiled on the machine that runs them, once.
+"""C functions that are compiled once, on the machine that runs them.
 
-Where that does not work, for want of a compiler for example, a warning says so and the caller
-computes the same with torch. The library lies in the cache, under a name that stands for source,
-compiler, processor and user: machines that share a home directory do not share libraries that
-only some of them can run, and nobody loads what another user put there.
+Where compiling fails, for example without a compiler, a warning says so and the caller computes the
+same with torch. The library is cached under a hash of source, compiler, processor and user, so that
+machines with a common home directory do not share libraries that only some of them can run, and
+nobody loads a file that another user wrote.
 """
 
 import ctypes
@@ -26,7 +26,7 @@ from moe_megatron.mcore.cpu import fast
 from moe_megatron.platform.compiler import COMPILERS, c_compiler
 
 POINTER, SIZE = ctypes.c_void_p, ctypes.c_int64
-"""Types of what kernels are given."""
+"""Argument types of the kernels."""
 
 _FLAGS = "-O3 -march=native -fno-math-errno -fno-trapping-math -fPIC -fopenmp"
 _SECONDS = 60
@@ -35,18 +35,18 @@ _log = logging.getLogger(__name__)
 
 
 def library(source: Path, **arguments: Sequence[type]) -> Callable[[], ctypes.CDLL | None]:
-    """The functions of a C file, compiled and loaded when they are first asked for.
+    """The functions of a C file, compiled and loaded on first use.
 
-    `CC` names the compiler, else the first of cc, gcc and clang is taken.
+    `CC` names the compiler; by default it is the first of cc, gcc and clang that is installed.
 
     Args:
-        source: The file. It may include headers that lie beside it. Its loops may be OpenMP's; they
-            run on the threads of torch.
-        arguments: For each function, the types of what it is given; it returns a number or nothing.
+        source: The C file. It may include headers from its own folder, and use OpenMP loops, which
+            run on torch's threads.
+        arguments: Argument types of each function. A function returns an integer or nothing.
 
     Returns:
-        A function that gives the loaded library; None where it cannot be had, which a warning
-        explains once, and where accelerators are switched off.
+        A function that returns the loaded library, or None where it cannot be compiled (which a
+        warning explains once) or kernels are switched off.
     """
     load = functools.cache(lambda: _loaded(source, arguments))
     return lambda: load() if fast.enabled("kernels") else None
@@ -57,7 +57,7 @@ def _loaded(source: Path, arguments: Mapping[str, Sequence[type]]) -> ctypes.CDL
         library = ctypes.CDLL(str(_built(source)))
     except (DataError, OSError, _NotCompiledError) as error:
         if world.rank() == 0:
-            _note_once(str(error))
+            _warn_once(str(error))
         return None
     for name, types in arguments.items():
         function = getattr(library, name)
@@ -66,23 +66,23 @@ def _loaded(source: Path, arguments: Mapping[str, Sequence[type]]) -> ctypes.CDL
 
 
 @functools.cache
-def _note_once(why: str) -> None:
-    _log.warning("C is not compiled (%s): torch computes the same in more steps.", why)
+def _warn_once(why: str) -> None:
+    _log.warning("C kernels cannot be compiled (%s); torch computes the same, more slowly.", why)
 
 
 def call(loaded: ctypes.CDLL | None, function: str, *values: torch.Tensor | int) -> int:
-    """Call a function of a library that was loaded.
+    """Call a function of a loaded library.
 
     Args:
-        loaded: What `library` gave.
-        function: Its name.
-        values: Numbers, and tensors, which must be contiguous: it is given their address.
+        loaded: The library, as the function from `library` returned it.
+        function: Name of the C function.
+        values: Its arguments: integers, and contiguous tensors, which are passed by address.
 
     Returns:
-        What it returns; anything, if that is nothing.
+        The result of the function; meaningless if it returns nothing.
     """
-    given = (v.data_ptr() if isinstance(v, torch.Tensor) else v for v in values)
-    return int(getattr(loaded, function)(*given))
+    arguments = (v.data_ptr() if isinstance(v, torch.Tensor) else v for v in values)
+    return int(getattr(loaded, function)(*arguments))
 
 
 class _NotCompiledError(Exception):
@@ -102,13 +102,13 @@ def _built(source: Path) -> Path:
         if status.st_uid != os.getuid() or status.st_mode & 0o022:
             raise _NotCompiledError(f"{library} is not this user's alone; remove it")
         return library
-    # No lock: ranks that come here together compile the same, and the last one's stays.
+    # No lock: ranks that get here together compile identical files, and the last rename wins.
     with explained_writes(library):
         library.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=library.parent) as folder:
             unit, partial = Path(folder, "unit.o"), Path(folder, library.name)
             _run([*compiler, *_FLAGS.split(), "-c", str(source), "-o", str(unit)])
-            # Without -fopenmp: a library of its own would bring threads besides those of torch.
+            # Linked without -fopenmp: a second OpenMP library would start threads beside torch's.
             _run([*compiler, "-shared", str(unit), "-o", str(partial)])
             partial.chmod(0o755)
             rename_into_place(partial, library)
@@ -129,7 +129,7 @@ def _run(command: list[str]) -> None:
 
 
 def _processor() -> str:
-    """What tells processors apart for which a compiler makes different code."""
+    """Text that differs between processors for which -march=native produces different code."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

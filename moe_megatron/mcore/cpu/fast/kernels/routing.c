@@ -1,7 +1,7 @@
-/* What a router does with the logits of its tokens: [rows, width] numbers in fp32.
+/* Softmax and top-k over router logits: fp32 [rows, width], one row per token, one column per expert.
  *
- * Experts are few, so that one row is a handful of numbers. LANES rows are turned on their side and
- * worked on together, each in a lane of the processor's vectors. Built and called by routing.py.
+ * Experts are few, so a row is only a handful of numbers. LANES rows are therefore transposed and
+ * processed together, each in one lane of the processor's vectors. Built and called by routing.py.
  */
 
 #include "arithmetic.h"
@@ -9,15 +9,15 @@
 
 #define LANES 16
 
-/* columns[i][lane] = rows[lane][i], for `count` rows; the lanes beyond repeat the first. */
-static inline void turn(const float *restrict rows, float (*restrict columns)[LANES], int64_t count,
+/* columns[i][lane] = rows[lane][i], for `count` rows; unused lanes repeat the first row. */
+static inline void transpose(const float *restrict rows, float (*restrict columns)[LANES], int64_t count,
                         int64_t width) {
     for (int64_t lane = 0; lane < LANES; lane++)
         for (int64_t i = 0; i < width; i++)
             columns[i][lane] = rows[(lane < count ? lane : 0) * width + i];
 }
 
-static inline void turn_back(float (*restrict columns)[LANES], float *restrict rows, int64_t count,
+static inline void transpose_back(float (*restrict columns)[LANES], float *restrict rows, int64_t count,
                              int64_t width) {
     for (int64_t lane = 0; lane < count; lane++)
         for (int64_t i = 0; i < width; i++)
@@ -30,14 +30,14 @@ static inline int64_t lanes_of(int64_t row, int64_t rows) {
 
 #define EACH_LANE _Pragma("omp simd") for (int64_t lane = 0; lane < LANES; lane++)
 
-/* scores = softmax(logits), and the logarithm of its denominator. */
+/* scores = softmax(logits); logsumexp = ln(sum of e^logits). */
 void softmax(const float *restrict logits, float *restrict scores, float *restrict logsumexp,
              int64_t rows, int64_t width) {
 #pragma omp parallel for
     for (int64_t row = 0; row < rows; row += LANES) {
         int64_t count = lanes_of(row, rows);
         float x[width][LANES], highest[LANES], sum[LANES];
-        turn(logits + row * width, x, count, width);
+        transpose(logits + row * width, x, count, width);
         EACH_LANE highest[lane] = x[0][lane];
         for (int64_t i = 1; i < width; i++)
             EACH_LANE highest[lane] = x[i][lane] > highest[lane] ? x[i][lane] : highest[lane];
@@ -46,14 +46,14 @@ void softmax(const float *restrict logits, float *restrict scores, float *restri
             EACH_LANE sum[lane] += x[i][lane] = exponential(x[i][lane] - highest[lane]);
         for (int64_t i = 0; i < width; i++)
             EACH_LANE x[i][lane] /= sum[lane];
-        turn_back(x, scores + row * width, count, width);
+        transpose_back(x, scores + row * width, count, width);
         for (int64_t lane = 0; lane < count; lane++)
             logsumexp[row + lane] = highest[lane] + logf(sum[lane]);
     }
 }
 
-/* The gradient of logits whose softmax, over all or over some of a row, is `scores`: zero for the
- * others. */
+/* d_logits = scores * (d_scores - sum over the row of scores * d_scores). Where the softmax was taken
+ * over part of a row, scores and hence gradients are zero elsewhere. */
 void softmax_backward(const float *restrict scores, const float *restrict d_scores,
                       float *restrict d_logits, int64_t rows, int64_t width) {
 #pragma omp parallel for
@@ -70,18 +70,18 @@ void softmax_backward(const float *restrict scores, const float *restrict d_scor
     }
 }
 
-/* The `chosen_count` highest logits of each row: `chosen` is 1 there, and `weights` their softmax
- * among themselves; both are 0 elsewhere. Of equal ones the first is taken; a NaN is higher than
- * any number, as for torch.topk. */
+/* Top-k: at the `chosen_count` highest logits of each row, `chosen` is 1 and `weights` is the softmax
+ * over just these logits; both are 0 elsewhere. Of equal logits the first wins; a NaN is higher than
+ * any number, as in torch.topk. */
 void choose(const float *restrict logits, uint8_t *restrict chosen, float *restrict weights,
             int64_t rows, int64_t width, int64_t chosen_count) {
 #pragma omp parallel for
     for (int64_t row = 0; row < rows; row += LANES) {
         int64_t count = lanes_of(row, rows);
-        /* From the highest down: the logit, then its weight; and which expert's it is. */
+        /* Sorted, highest first: the logit (later its weight), and the expert it belongs to. */
         float x[width][LANES], best[chosen_count][LANES], sum[LANES];
         int32_t expert[chosen_count][LANES];
-        turn(logits + row * width, x, count, width);
+        transpose(logits + row * width, x, count, width);
         for (int64_t j = 0; j < chosen_count; j++)
             EACH_LANE best[j][lane] = -INFINITY, expert[j][lane] = -1;
         for (int32_t i = 0; i < width; i++) {

@@ -1,7 +1,7 @@
 """Softmax and top-k over the experts of each token, with their gradients.
 
-torch spends more on each row than a row of few experts has arithmetic. Logits are fp32 [tokens,
-experts], contiguous, on the CPU: `computes` tells. Callers have another way for everything else.
+With few experts, torch's overhead per row exceeds the arithmetic in it. Logits must be fp32
+[tokens, experts], contiguous and on the CPU, which `computes` checks; otherwise callers use torch.
 """
 
 from pathlib import Path
@@ -21,7 +21,7 @@ _compiled = library(
 
 
 def computes(logits: torch.Tensor) -> bool:
-    """Whether this module can work on these logits, on this machine."""
+    """Whether this module can process these logits on this machine."""
     return (
         logits.device.type == "cpu"
         and logits.dtype == torch.float32
@@ -33,15 +33,15 @@ def computes(logits: torch.Tensor) -> bool:
 
 
 class TopKSoftmax(torch.autograd.Function):
-    """The k highest logits: `apply(logits, k) -> weights, chosen`.
+    """`apply(logits, k) -> weights, chosen`: the softmax over each token's k highest logits.
 
-    weights: fp32 [tokens, experts], the softmax over those of a token, zero elsewhere.
-    chosen: bool [tokens, experts]. Of equal logits the first is taken.
+    weights: fp32 [tokens, experts], zero for experts that were not chosen.
+    chosen: bool [tokens, experts]. Of equal logits the first wins.
     """
 
     @staticmethod
     def forward(ctx: Any, logits: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Choose."""
+        """Choose the experts and weigh them."""
         weights = torch.empty_like(logits)
         chosen = torch.empty_like(logits, dtype=torch.bool)
         if not 0 < k <= logits.shape[1]:
@@ -59,11 +59,11 @@ class TopKSoftmax(torch.autograd.Function):
 
 
 class Softmax(torch.autograd.Function):
-    """`apply(logits) -> scores, logsumexp`: fp32 [tokens, experts] and [tokens]."""
+    """`apply(logits) -> softmax(logits), logsumexp(logits)`: fp32 [tokens, experts], [tokens]."""
 
     @staticmethod
     def forward(ctx: Any, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Softmax, and the logarithm of its denominator."""
+        """Compute both."""
         scores, logsumexp = torch.empty_like(logits), logits.new_empty(len(logits))
         call(_compiled(), "softmax", logits, scores, logsumexp, *logits.shape)
         ctx.set_materialize_grads(False)

@@ -1,10 +1,10 @@
-/* Tokens in the order of their experts, and back. Built and called by rows.py. */
+/* Permutes tokens into the order of their experts, and back. Built and called by rows.py. */
 
 #include "arithmetic.h"
 
-/* Where the tokens of each expert come to lie, one expert after the other: the token and the entry
- * of `map`, [tokens, experts], of each of `rows` places. Returns how many entries are set; places
- * are written only where that is `rows`. */
+/* The permuted order of tokens, one expert after the other: token_of[place] is the token at each of
+ * `rows` places, entry_of[place] its flat index into `map`, [tokens, experts]. Returns the number of
+ * set entries of `map`; if that is not `rows`, nothing is written. */
 int64_t places(const uint8_t *restrict map, int64_t *restrict token_of,
                int64_t *restrict entry_of, int64_t tokens, int64_t experts, int64_t rows) {
     int64_t next[experts];
@@ -30,7 +30,7 @@ int64_t places(const uint8_t *restrict map, int64_t *restrict token_of,
     return total;
 }
 
-/* to[place] = from[token_of[place]], rows of so many bytes. */
+/* to[place] = from[token_of[place]], for rows of `bytes` bytes. */
 void gather(const char *restrict from, const int64_t *restrict token_of, char *restrict to,
             int64_t rows, int64_t bytes) {
 #pragma omp parallel for
@@ -38,8 +38,8 @@ void gather(const char *restrict from, const int64_t *restrict token_of, char *r
         memcpy(to + place * bytes, from + token_of[place] * bytes, bytes);
 }
 
-/* The places of each token, ascending: those of token t are place_of[first[t]] up to, and without,
- * place_of[first[t + 1]]. `first` has room for tokens + 2 numbers. */
+/* The places of each token, ascending: those of token t are place_of[first[t]:first[t + 1]]. `first`
+ * has room for tokens + 2 numbers. */
 void invert(const int64_t *restrict token_of, int64_t *restrict first, int64_t *restrict place_of,
             int64_t rows, int64_t tokens) {
     memset(first, 0, (tokens + 2) * sizeof *first);

@@ -1,8 +1,8 @@
-"""Tokens in the order of their experts, and back.
+"""Permutes tokens into the order of their experts, and back.
 
-Megatron sorts the whole routing map to find that order; one pass counts. Tokens are [tokens,
-hidden] in bf16 or fp32, contiguous, on the CPU: `moves` tells. Callers have another way for
-everything else.
+Megatron finds that order by sorting the whole routing map; here a counting sort does it in linear
+time. Tokens must be bf16 or fp32 [tokens, hidden], contiguous and on the CPU, which `moves` checks;
+otherwise callers use torch.
 """
 
 from pathlib import Path
@@ -37,15 +37,15 @@ def moves(tokens: torch.Tensor) -> bool:
 
 
 def places(routing_map: torch.Tensor, rows: int) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """Where the tokens of each expert come to lie, one expert after the other.
+    """The permuted order of tokens, one expert after the other.
 
     Args:
         routing_map: bool [tokens, experts], on the CPU.
-        rows: How many of its entries are set.
+        rows: Number of its entries that are set.
 
     Returns:
-        The token, and the number of the entry, of each place: int64 [rows] both; None where another
-        number of entries is set.
+        For each place in the permuted order, int64 [rows]: the token, and the flat index of its
+        entry in the routing map. None if the number of set entries is not `rows`.
     """
     token_of, entry_of = torch.empty(2, rows, dtype=torch.int64)
     tokens, experts = routing_map.shape
@@ -59,7 +59,7 @@ class Gather(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, tokens: torch.Tensor, token_of: torch.Tensor) -> torch.Tensor:
-        """Copy to each place its token."""
+        """out[place] = tokens[token_of[place]]."""
         ctx.save_for_backward(token_of)
         ctx.count = len(tokens)
         return _gathered(tokens, token_of)
@@ -83,7 +83,7 @@ class Sum(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        """Copy to each place its token's."""
+        """d_rows[place] = grad[token_of[place]]."""
         return _gathered(grads[0].contiguous(), ctx.saved_tensors[0]), None, None
 
 

@@ -1,7 +1,7 @@
-/* SwiGLU of bf16 numbers, forward and backward, each in one pass over memory.
+/* SwiGLU in bf16, forward and backward, each in one pass over memory.
  *
- * A row of `both` holds gate and up, each `width` long. All arithmetic is in fp32, and only results
- * are rounded. Built and called by swiglu.py.
+ * A row of `both` holds gate and up, each `width` long. All arithmetic is in fp32; only results are
+ * rounded. Built and called by swiglu.py.
  */
 
 #include "arithmetic.h"
@@ -25,7 +25,8 @@ void swiglu(const bf16 *restrict both, bf16 *restrict product, int64_t rows, int
     }
 }
 
-/* The gradients of gate and up; and product again, which its reader needs now. */
+/* d_up = d * silu(gate); d_gate = d * up * silu'(gate); and `product` once more, which the gradient
+ * of the next matrix needs. */
 void swiglu_backward(const bf16 *restrict both, const bf16 *restrict d_product,
                      bf16 *restrict d_both, bf16 *restrict product, int64_t rows, int64_t width) {
 #pragma omp parallel for

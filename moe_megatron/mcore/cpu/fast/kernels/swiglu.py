@@ -1,7 +1,7 @@
 """`silu(gate) * up`, forward and backward, between the matrix products of an expert on the CPU.
 
-torch takes seven passes over bf16 numbers for it, and converts them to fp32 and back in each;
-swiglu.c takes two. Without a C compiler, and in fp32, torch computes it.
+torch needs seven passes over bf16 numbers, each with conversions to fp32 and back; swiglu.c needs
+two. In fp32, or without a C compiler, torch computes it.
 """
 
 from pathlib import Path
@@ -22,7 +22,7 @@ def swiglu(both: torch.Tensor, product: torch.Tensor) -> None:
 
     Args:
         both: [tokens, 2 * width], gate and up; contiguous.
-        product: [tokens, width]; written.
+        product: [tokens, width]; output.
     """
     if _in_c(both):
         call(_compiled(), "swiglu", both, product, *product.shape)
@@ -40,8 +40,8 @@ def swiglu_backward(
     Args:
         both: [tokens, 2 * width], gate and up; contiguous.
         d_product: [tokens, width], gradient of the product; may be overwritten.
-        d_both: [tokens, 2 * width]; written.
-        product: [tokens, width]; written.
+        d_both: [tokens, 2 * width], gradients of gate and up; output.
+        product: [tokens, width]; output.
     """
     if _in_c(both):
         call(_compiled(), "swiglu_backward", both, d_product, d_both, product, *product.shape)

@@ -1,4 +1,4 @@
-/* Rows in bf16 times one number each, and back. Built and called by weighing.py. */
+/* bf16 rows times one fp32 weight each, forward and backward. Built and called by weighing.py. */
 
 #include "arithmetic.h"
 
@@ -13,7 +13,7 @@ void weigh(const bf16 *restrict rows, const float *restrict weights, bf16 *restr
     }
 }
 
-/* The gradients of rows and weights. */
+/* d_rows[row] = weight[row] * d_product[row]; d_weight[row] = d_product[row] . rows[row] */
 void weigh_backward(const bf16 *restrict d_product, const bf16 *restrict rows,
                     const float *restrict weights, bf16 *restrict d_rows,
                     float *restrict d_weights, int64_t count, int64_t width) {

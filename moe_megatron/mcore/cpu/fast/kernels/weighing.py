@@ -1,6 +1,7 @@
-"""Rows times one weight each: what an expert's outputs count for their tokens.
+"""product[i] = weights[i] * rows[i]: expert outputs times the combine weights of their tokens.
 
-In C where rows are bf16 and weights fp32, which torch cannot multiply without a rounding between.
+Done in C where rows are bf16 and weights fp32, which torch cannot multiply without an intermediate
+rounding.
 """
 
 from pathlib import Path
@@ -24,7 +25,7 @@ def weigh(rows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         weights: [count], any floating type.
 
     Returns:
-        [count, width], of the type of rows.
+        [count, width], in the dtype of rows.
     """
     if not _in_c(rows, weights):
         return rows * weights.to(rows.dtype).unsqueeze(-1)
@@ -36,16 +37,16 @@ def weigh(rows: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
 def weigh_backward(
     d_product: torch.Tensor, rows: torch.Tensor, weights: torch.Tensor, d_rows: torch.Tensor
 ) -> torch.Tensor:
-    """Compute the gradients of rows and weights.
+    """d_rows[i] = weights[i] * d_product[i]; d_weights[i] = d_product[i] . rows[i].
 
     Args:
         d_product: [count, width], gradient of the product.
         rows: [count, width], contiguous.
         weights: [count].
-        d_rows: [count, width], contiguous; written.
+        d_rows: [count, width], contiguous; output.
 
     Returns:
-        [count], the gradient of the weights, of their type.
+        [count], the gradient of the weights, in their dtype.
     """
     if not _in_c(rows, weights):
         torch.mul(d_product, weights.to(rows.dtype).unsqueeze(-1), out=d_rows)

@@ -31,7 +31,7 @@ def join(size: int, timeout: float = 20.0, spin: float = 0.0) -> list[Channel]:
         for rank in range(size)
     ]
     offers = [
-        Offer(place=(), process=os.getpid(), pipes=channel.offered, failure="")
+        Offer(host=(), process=os.getpid(), pipes=channel.offered, failure="")
         for channel in channels
     ]
     for channel in channels:
@@ -212,7 +212,7 @@ def connect() -> str:
     dist.init_process_group("gloo")
     place = os.environ.get("PLACE")
     if place:
-        shared_memory._place = lambda: (place,)
+        shared_memory._host = lambda: (place,)
     found = "channel" if channel_of(None) else "gloo"
     dist.barrier()
     dist.destroy_process_group()

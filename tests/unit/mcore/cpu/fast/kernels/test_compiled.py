@@ -17,7 +17,7 @@ ANSWER = "int answer(void) { return %d; }\n"
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("MOE_MEGATRON_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("CC", raising=False)
-    compiled._note_once.cache_clear()
+    compiled._warn_once.cache_clear()
     return tmp_path / "cache" / "compiled"
 
 
@@ -131,7 +131,7 @@ def test_one_reason_is_told_once(
     monkeypatch.setenv("CC", "false")
     assert library(source)() is None
     assert library(source)() is None
-    assert caplog.text.count("C is not compiled (false: exit code 1)") == 1
+    assert caplog.text.count("C kernels cannot be compiled (false: exit code 1)") == 1
 
 
 @pytest.mark.usefixtures("compiler")
