@@ -129,7 +129,7 @@ EXPECTED = {
     ),
     "experts": "expert_parallel_size (3) must divide num_experts (4); try 1, 2 or 4.",
     "no data file": "data file missing.jsonl does not exist; check the path",
-    "empty data file": "data file empty.jsonl is empty; write the text again or drop it.",
+    "empty data file": "data file empty.jsonl is empty; write it again, or leave it out.",
     "garbage": "garbage.yaml: line 2 is not valid YAML",
     "no mapping": "words.yaml: the file needs a mapping of sections, such as 'model:', at its top.",
     "unknown key": ("unknown_key.yaml: unknown key 'topk' in section 'moe'. Did you mean 'top_k'?"),
@@ -142,7 +142,7 @@ EXPECTED = {
         "as runs/demo_moe."
     ),
     "resume without checkpoint": (
-        "unsaved holds no checkpoint to resume from: it ended before the first one, or "
+        "unsaved holds no checkpoint to resume from: the run ended before its first one, or "
         "checkpoint.save_interval was null. Start it again with: moe-megatron train --config "
         "unsaved/config.yaml"
     ),

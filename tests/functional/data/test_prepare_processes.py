@@ -228,7 +228,7 @@ def test_processes_that_prepare_the_same_share_the_work(
         (
             "from moe_megatron.data.readers import read_texts\n"
             "list(read_texts(['Salesforce/no-such-data:config']))",
-            "Salesforce/no-such-data:config is no local file.*save_to_disk",
+            "Salesforce/no-such-data:config is not a local file.*save_to_disk",
         ),
         (
             "from moe_megatron.data.tokenizer import load_tokenizer\n"
