@@ -74,7 +74,7 @@ def detect_device() -> Choice[Device]:
         BackendUnavailableError: It requests CUDA, which this process cannot use.
     """
     requested = os.environ.get(DEVICE_VARIABLE, "").strip().lower()
-    if requested not in {"", "auto", "cpu", "cuda"}:
+    if requested not in {"", "cpu", "cuda"}:
         raise ConfigError(
             f"{DEVICE_VARIABLE} ({requested}) must be cpu or cuda; set one of them, or unset it to "
             "have the device detected."

@@ -153,12 +153,18 @@ class MoETrainer:
             text_key: Column or key of the text.
 
         Raises:
+            ConfigError: There is no token to predict.
             DataError: There is no text, or it cannot be read.
         """
         prefix, _ = text_data.index_texts(dataset, self._tokenizer(), text_key)
         tokens = torch.from_numpy(read_tokens(prefix).astype("int64"))
-        length = sequence_length or self._default_length()
-        total, count = 0.0, 0
+        length = self._default_length() if sequence_length is None else sequence_length
+        if length < 2 or len(tokens) < 2:
+            raise ConfigError(
+                f"sequences of {min(length, len(tokens))} token(s) have none to predict; give text "
+                "and a sequence_length of at least 2 tokens."
+            )
+        total, count, was_training = 0.0, 0, self.model.training
         self.model.eval()
         with torch.no_grad():
             for batch in torch.split(_rows(tokens, length), batch_size):
@@ -167,7 +173,7 @@ class MoETrainer:
                 predicted = int(valid[:, 1:].sum())
                 assert output.lm_loss is not None
                 total, count = total + float(output.lm_loss) * predicted, count + predicted
-        self.model.train()
+        self.model.train(was_training)
         return EvalResult(loss=total / count, tokens=count)
 
     def save_model(self, path: str | Path) -> None:

@@ -36,7 +36,7 @@ def test_thresholds_are_read_by_name():
 @pytest.mark.parametrize(
     ("word", "message"),
     [
-        ("drop_ration=1", "knows no 'drop_ration'. Did you mean 'drop_ratio'?"),
+        ("drop_ration=1", "there is no threshold 'drop_ration'. Did you mean 'drop_ratio'?"),
         ("drop_ratio", "drop_ratio must be a positive number, not ''"),
         ("drop_ratio=-1", "drop_ratio must be a positive number, not '-1'"),
         ("drop_ratio=nan", "drop_ratio must be a positive number, not 'nan'"),

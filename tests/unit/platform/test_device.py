@@ -39,9 +39,12 @@ def test_detect_device_cpu_requested_is_honoured(monkeypatch, asked):
     assert choice.reason == "MOE_MEGATRON_DEVICE=cpu asks for it"
 
 
-def test_detect_device_unknown_request_is_refused(monkeypatch):
-    monkeypatch.setenv(DEVICE_VARIABLE, "tpu")
-    with pytest.raises(ConfigError, match=r"MOE_MEGATRON_DEVICE \(tpu\) must be cpu or cuda; set"):
+@pytest.mark.parametrize("asked", ["tpu", "auto"])
+def test_detect_device_unknown_request_is_refused(monkeypatch, asked):
+    monkeypatch.setenv(DEVICE_VARIABLE, asked)
+    with pytest.raises(
+        ConfigError, match=rf"MOE_MEGATRON_DEVICE \({asked}\) must be cpu or cuda; set"
+    ):
         detect_device()
 
 

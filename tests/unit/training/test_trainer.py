@@ -57,6 +57,20 @@ def test_evaluate_reads_no_more_than_the_model_can(build):
     assert trainer.evaluate(TEXTS) == trainer.evaluate(TEXTS, sequence_length=16)
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_evaluate_leaves_the_model_in_its_mode(build, training):
+    trainer = build()
+    trainer.model.train(training)
+    trainer.evaluate(TEXTS)
+    assert trainer.model.training is training
+
+
+@pytest.mark.parametrize("length", [0, 1])
+def test_evaluate_without_a_token_to_predict_is_refused(build, length):
+    with pytest.raises(ConfigError, match=f"sequences of {length} token.* have none to predict"):
+        build().evaluate(TEXTS, sequence_length=length)
+
+
 def test_evaluate_reads_another_column(build):
     import datasets
 
