@@ -5,9 +5,9 @@ It needs no GPU, no process group and no model, and memory use does not grow wit
 
 import gc
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,65 +16,29 @@ from moe_megatron.checkpoint.edit.edits import edit
 from moe_megatron.checkpoint.edit.fewer_experts import FewerExperts
 from moe_megatron.checkpoint.edit.selection import Model, Selection
 from moe_megatron.checkpoint.edit.upcycle import Upcycling
-from moe_megatron.checkpoint.execute.executor import Outcome, execute
-from moe_megatron.checkpoint.execute.publish import check_free, publish, staging_of
-from moe_megatron.checkpoint.formats import byte_ranges, description, dtypes, side_files
+from moe_megatron.checkpoint.execute.conversion import Execution, Report, carry_out, tensors_at
+from moe_megatron.checkpoint.execute.publish import check_free
+from moe_megatron.checkpoint.formats import description, dtypes, side_files
 from moe_megatron.checkpoint.formats.hf_folder import CONFIG, HfFolder
+from moe_megatron.checkpoint.formats.recorded_types import (
+    changed_dtypes,
+    exported_config,
+    imported_config,
+    known_dtypes,
+)
 from moe_megatron.checkpoint.formats.torch_dist import TRACKER, TorchDist
 from moe_megatron.checkpoint.formats.view import View
 from moe_megatron.checkpoint.plan.exporting import ExportOptions, plan_export
 from moe_megatron.checkpoint.plan.importing import ImportOptions, check_source, plan_import
-from moe_megatron.checkpoint.plan.tasks import Plan
 from moe_megatron.config import CONFIG_FILE, dump_yaml
 from moe_megatron.config.mapping import from_mapping
 from moe_megatron.errors import CheckpointError
 from moe_megatron.families import Geometry, family_of
-from moe_megatron.families.links import Link
 from moe_megatron.files import replace_file
 
-CHECKSUMS = "checksums.json"
+__all__ = ["Execution", "Report", "export_checkpoint", "import_checkpoint"]
+
 _ITERATION = "release"
-_TORCH_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Report:
-    """What a conversion did, or would do."""
-
-    plan: Plan
-    destination: Path
-    """Folder that holds the result."""
-    family: str
-    limits: tuple[str, ...]
-    """Sentences that say what Megatron computes differently from the Hugging Face model."""
-    outcome: Outcome | None
-    """None after a dry run."""
-    nonfinite: tuple[str, ...] = ()
-    """Tensors of the Hugging Face side that hold infinities or NaN; they are converted as is."""
-
-    @property
-    def gigabytes_per_second(self) -> float:
-        """Speed of this attempt: bytes written in 10^9, without resumed ones, / seconds."""
-        if self.outcome is None:
-            return 0.0
-        written = self.plan.nbytes - self.outcome.resumed_bytes
-        return written / 1e9 / max(self.outcome.seconds, 1e-9)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Execution:
-    """How to carry out a conversion; the result does not depend on it."""
-
-    workers: int | None = None
-    """Number of threads; None means one per core, up to four."""
-    resume: bool = True
-    """Continue where an interrupted attempt stopped."""
-    overwrite: bool = False
-    """Replace the destination once everything is written."""
-    dry_run: bool = False
-    """Only make the plan."""
-    progress: bool = True
-    """Show progress on stderr."""
 
 
 @contextmanager
@@ -123,20 +87,7 @@ def import_checkpoint(
     """
     execution = execution or Execution()
     folder = HfFolder(_folder(source))
-    family = family_of(folder.config)
-    _refuse_packed(folder)
-    geometry = family.geometry(folder.config, folder.tensors)
-    fused = family.has_fused_names(folder.tensors)
-    links = family.links(geometry, fused=fused)
-    options = ImportOptions(
-        stacked=geometry.homogeneous,
-        ignored=family.ignorable(geometry),
-        dtype=None if dtype is None else dtypes.parse(dtype),
-        scale_block=_scale_block(folder.config),
-    )
-    check_source(folder, links, options)
-    config = _imported_config(folder, links, options.dtype)
-    whole = Model(family=family, config=config, geometry=geometry, links=links)
+    whole, options = _whole_model(folder, dtype)
     model = edit(
         whole,
         folder,
@@ -145,22 +96,14 @@ def import_checkpoint(
         upcycling=upcycling,
         dtype=options.dtype,
     )
-    family, config, geometry, links = model.family, model.config, model.geometry, model.links
-    root = Path(destination).expanduser()
+    root = _folder(destination)
     target = root / _ITERATION
-    values = family.run_config(config, geometry)
-    if side_files.has_tokenizer(folder.path):
-        values["data"]["tokenizer"] = str(target.absolute() / side_files.HF_FOLDER)
-    run = from_mapping(values)
-    origin = {"fused": fused, "dtypes": _changed_dtypes(folder, links, options)}
     options = replace(
         options,
-        stacked=geometry.homogeneous,
-        arguments=_arguments(geometry),
+        stacked=model.geometry.homogeneous,
+        arguments=_arguments(model.geometry),
         tables=(
-            (CONFIG_FILE, lambda: dump_yaml(run).encode()),
-            (description.BASE_CONFIG, lambda: _json(config)),
-            (description.ORIGIN, lambda: _json(origin)),
+            *_notes(folder, model, target, options),
             *side_files.to_megatron(folder.path, profile=model is whole),
         ),
     )
@@ -169,21 +112,55 @@ def import_checkpoint(
     # can be loaded, and the next attempt finishes. The other way round, a complete folder without a
     # tracker would remain, and the next attempt would refuse to overwrite it.
     write_tracker = partial(replace_file, root / TRACKER, [_ITERATION.encode()])
-    plan = plan_import(folder, links, options)
-    outcome = _carry_out(plan, target, execution, before=write_tracker)
+    plan = plan_import(folder, model.links, options)
+    outcome = carry_out(plan, target, execution, before=write_tracker)
+    moves = [] if outcome is None else [move for task in outcome.nonfinite for move in task.moves]
     sources = {number: source.path.name for number, source in enumerate(plan.sources)}
-    read = (
-        []
-        if outcome is None
-        else [p.view for t in outcome.nonfinite for p in t.moves if isinstance(p.source, View)]
-    )
     return Report(
         plan=plan,
         destination=target,
-        family=family.name,
-        limits=family.limits(config),
+        family=model.family.name,
+        limits=model.family.limits(model.config),
         outcome=outcome,
-        nonfinite=_tensors_at(read, sources, folder),
+        nonfinite=tensors_at(
+            [move.view for move in moves if isinstance(move.source, View)], sources, folder
+        ),
+    )
+
+
+def _whole_model(folder: HfFolder, dtype: str | None) -> tuple[Model, ImportOptions]:
+    """The model of a folder before any edit, and how its tensors are read."""
+    family = family_of(folder.config)
+    _refuse_packed(folder)
+    geometry = family.geometry(folder.config, folder.tensors)
+    links = family.links(geometry, fused=family.has_fused_names(folder.tensors))
+    options = ImportOptions(
+        stacked=geometry.homogeneous,
+        ignored=family.ignorable(geometry),
+        dtype=None if dtype is None else dtypes.parse(dtype),
+        scale_block=_scale_block(folder.config),
+    )
+    check_source(folder, links, options)
+    config = imported_config(folder, links, options.dtype)
+    return Model(family=family, config=config, geometry=geometry, links=links), options
+
+
+def _notes(
+    folder: HfFolder, model: Model, target: Path, options: ImportOptions
+) -> tuple[tuple[str, Callable[[], bytes]], ...]:
+    """Files beside the weights: the run configuration, config.json, and what an export restores."""
+    values = model.family.run_config(model.config, model.geometry)
+    if side_files.has_tokenizer(folder.path):
+        values["data"]["tokenizer"] = str(target.absolute() / side_files.HF_FOLDER)
+    run = from_mapping(values)
+    origin = {
+        "fused": family_of(folder.config).has_fused_names(folder.tensors),
+        "dtypes": {} if options.dtype else changed_dtypes(folder, model.links),
+    }
+    return (
+        (CONFIG_FILE, lambda: dump_yaml(run).encode()),
+        (description.BASE_CONFIG, lambda: _json(model.config)),
+        (description.ORIGIN, lambda: _json(origin)),
     )
 
 
@@ -223,10 +200,10 @@ def export_checkpoint(
         geometry = family.geometry(config, saved.tensors)
         layout = bool(origin.get("fused")) if fused is None else fused
         links = family.links(geometry, fused=layout)
-        config = _exported_config(config, saved, wanted)
+        config = exported_config(config, saved, wanted)
         options = ExportOptions(
             dtype=wanted,
-            dtypes=_known_dtypes(origin),
+            dtypes=known_dtypes(origin),
             max_shard_bytes=max_shard_bytes,
             tables=(
                 *side_files.to_hugging_face(saved.path),
@@ -235,7 +212,7 @@ def export_checkpoint(
         )
         check_free(target, overwrite=execution.overwrite)
         plan = plan_export(saved, links, options)
-        outcome = _carry_out(plan, target, execution)
+        outcome = carry_out(plan, target, execution)
     written = [] if outcome is None else [p.target for t in outcome.nonfinite for p in t.moves]
     targets = {number: file.name for number, file in enumerate(plan.targets)}
     return Report(
@@ -244,58 +221,16 @@ def export_checkpoint(
         family=family.name,
         limits=family.limits(config),
         outcome=outcome,
-        nonfinite=_tensors_at(written, targets, HfFolder(target)) if written else (),
+        nonfinite=tensors_at(written, targets, HfFolder(target)) if written else (),
     )
 
 
-def _carry_out(
-    plan: Plan, target: Path, execution: Execution, before: Callable[[], object] = lambda: None
-) -> Outcome | None:
-    """Execute a plan, call `before`, and publish the result."""
-    if execution.dry_run:
-        return None
-    staging = staging_of(target)
-    try:
-        staging.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CheckpointError(
-            f"{staging.parent} cannot be created ({error.strerror}); choose another destination."
-        ) from error
-    outcome = execute(
-        plan,
-        staging,
-        workers=execution.workers,
-        resume=execution.resume,
-        progress=execution.progress,
-    )
-    ranges = {"algorithm": byte_ranges.DEFAULT, "ranges": outcome.ranges}
-    (staging / CHECKSUMS).write_bytes(_json(ranges, indent=None))
-    before()
-    publish(staging, target)
-    return outcome
-
-
-def _tensors_at(
-    views: Iterable[View], files: Mapping[int, str], folder: HfFolder
-) -> tuple[str, ...]:
-    """Names of the tensors of a folder that contain the beginning of one of the views."""
-    starts = {(files[view.file], view.offset) for view in views}
-    return tuple(
-        name
-        for name, tensor in folder.tensors.items()
-        if any(
-            file == tensor.file and tensor.offset <= offset < tensor.offset + tensor.nbytes
-            for file, offset in starts
-        )
-    )
+def _json(value: object) -> bytes:
+    return (json.dumps(value, indent=2) + "\n").encode()
 
 
 def _folder(path: str | Path) -> Path:
     return Path(path).expanduser()
-
-
-def _json(value: object, indent: int | None = 2) -> bytes:
-    return (json.dumps(value, indent=indent) + "\n").encode()
 
 
 def _check_root(root: Path, *, overwrite: bool) -> None:
@@ -330,44 +265,6 @@ def _scale_block(config: Mapping[str, Any]) -> int:
     return size[0]
 
 
-def _imported_config(folder: HfFolder, links: Sequence[Link], dtype: str | None) -> dict[str, Any]:
-    """The configuration of the folder with the type that the weights will have."""
-    config = dict(folder.config)
-    quantised = any(
-        folder.tensors[block.name].dtype in dtypes.EIGHT_BIT_FLOATS
-        for link in links
-        for block in link.blocks
-    )
-    if quantised:
-        config.pop("quantization_config", None)
-    return _with_dtype(config, dtype or "BF16") if quantised or dtype else config
-
-
-def _with_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:
-    key = "torch_dtype" if "torch_dtype" in config and "dtype" not in config else "dtype"
-    return config | {key: _TORCH_NAMES[dtype]}
-
-
-def _changed_dtypes(
-    folder: HfFolder, links: Sequence[Link], options: ImportOptions
-) -> dict[str, str]:
-    """Original types of the tensors that Megatron requires in another type."""
-    return {
-        block.name: folder.tensors[block.name].dtype
-        for link in links
-        if link.dtype is not None and options.dtype is None
-        for block in link.blocks
-        if folder.tensors[block.name].dtype != link.dtype
-    }
-
-
-def _known_dtypes(origin: Mapping[str, Any]) -> dict[str, str]:
-    found = origin.get("dtypes")
-    if not isinstance(found, dict):
-        return {}
-    return {str(k): v for k, v in found.items() if isinstance(v, str) and v in dtypes.FLOATS}
-
-
 def _arguments(geometry: Geometry) -> dict[str, Any]:
     """The arguments that Megatron compares when it loads."""
     return {
@@ -378,11 +275,3 @@ def _arguments(geometry: Geometry) -> dict[str, Any]:
         "tensor_model_parallel_size": 1,
         "pipeline_model_parallel_size": 1,
     }
-
-
-def _exported_config(config: dict[str, Any], saved: TorchDist, dtype: str | None) -> dict[str, Any]:
-    """The configuration with the type that the exported weights have."""
-    embedding = saved.tensors.get("embedding.word_embeddings.weight")
-    if dtype is None and embedding is not None and config.keys() & {"dtype", "torch_dtype"}:
-        dtype = embedding.dtype
-    return config if dtype is None else _with_dtype(config, dtype)

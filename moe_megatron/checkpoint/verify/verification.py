@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from moe_megatron.checkpoint.convert import CHECKSUMS
+from moe_megatron.checkpoint.execute.conversion import CHECKSUMS
 from moe_megatron.checkpoint.formats import byte_ranges, description
 from moe_megatron.checkpoint.formats.hf_folder import CONFIG, HfFolder
 from moe_megatron.checkpoint.formats.torch_dist import METADATA, TRACKER, TorchDist
