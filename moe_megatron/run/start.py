@@ -5,7 +5,8 @@ and programs that fine-tune or recover. It parses no arguments, and prints only 
 `say`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -95,35 +96,24 @@ def start(
         data = prepare_data(config, progress=rank == 0)
     config = _with_vocabulary(config, data.vocab_size)
     make_run_dir(run_dir)
-    sinks, configured = None, list[Sink]()
     if rank == 0:
         write_config(config, run_dir)
-        configured = configured_sinks(config, run_dir)
-        sinks = SinkSet([history, *configured, *attached.sinks])
-    job = TrainingJob(
-        config=config,
-        data_paths=data.paths,
-        data_cache=data.cache,
-        vocab_size=config.data.vocab_size,
-        end_of_document=data.end_of_document,
-        validation_paths=data.validation_paths,
-        tokenizer=data.tokenizer,
-        run_dir=run_dir,
-        sinks=sinks,
-        callbacks=tuple(attached.callbacks),
-        model_hooks=tuple(attached.model_hooks),
-        megatron_log=run_dir / "logs" / f"rank{rank}.log" if quiet_megatron else None,
-    )
-    try:
+    with _sinks_of(config, [history], attached.sinks) as sinks:
+        job = TrainingJob(
+            config=config,
+            data_paths=data.paths,
+            data_cache=data.cache,
+            vocab_size=config.data.vocab_size,
+            end_of_document=data.end_of_document,
+            validation_paths=data.validation_paths,
+            tokenizer=data.tokenizer,
+            run_dir=run_dir,
+            sinks=sinks,
+            callbacks=tuple(attached.callbacks),
+            model_hooks=tuple(attached.model_hooks),
+            megatron_log=run_dir / "logs" / f"rank{rank}.log" if quiet_megatron else None,
+        )
         outcome = backend(job, machine.settings)
-    except Exception:
-        for sink in configured:
-            if isinstance(sink, PrometheusSink):
-                sink.run_failed = True
-        raise
-    finally:
-        if sinks is not None:
-            sinks.close()
     saved = job.checkpoints and iteration_dir(job.checkpoints, outcome.steps)
     return RunResult(
         config=config,
@@ -132,6 +122,31 @@ def start(
         history=history,
         checkpoint=saved if saved and saved.exists() else None,
     )
+
+
+@contextmanager
+def _sinks_of(
+    config: RunConfig, first: Sequence[Sink], last: Sequence[Sink]
+) -> Iterator[SinkSet | None]:
+    """The sinks of a run, around those that are configured; None except on rank 0.
+
+    They are closed at the end. If the run fails, the exporter's target file stays behind, so that
+    Prometheus misses the run.
+    """
+    if world.rank() != 0:
+        yield None
+        return
+    configured = configured_sinks(config, Path(config.run_dir))
+    sinks = SinkSet([*first, *configured, *last])
+    try:
+        yield sinks
+    except Exception:
+        for sink in configured:
+            if isinstance(sink, PrometheusSink):
+                sink.run_failed = True
+        raise
+    finally:
+        sinks.close()
 
 
 def _with_vocabulary(config: RunConfig, entries: int) -> RunConfig:
