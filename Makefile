@@ -21,7 +21,7 @@ TARGET ?= cpu
 COMPILE = --python-version 3.12 --python-platform x86_64-manylinux_2_28 --generate-hashes \
 	--no-emit-index-url --no-header --quiet
 
-.PHONY: help setup dev base train report test test-deep test-fast lint format lock grafana-up grafana-down docker-build clean
+.PHONY: help setup dev base train report gpu-report test test-deep test-fast lint format lock grafana-up grafana-down docker-build clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ train: base ## train (PRESET=demo_moe, ARGS="..." for further options)
 report: base ## write the HTML report of a run (RUN=runs/...; the newest by default)
 	@test -n "$(RUN)" || { echo "no run to report on: runs/ is empty; run 'make train' or give RUN=<run folder>" >&2; exit 2; }
 	@$(BIN)/moe-megatron report $(RUN) $(ARGS)
+
+gpu-report: dev ## what works on this GPU and how fast, in a dated folder (9 minutes; ARGS="--profile tiny" on a CPU)
+	@$(BIN)/python -m benchmarks.gpu_report $(ARGS)
 
 test: lint ## the CPU suite, after lint (WORKERS=2, ARGS="-k name")
 	@tools/system_packages.sh

@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
-import torch
-
 _PACKAGES = ("torch", "megatron-core", "transformers")
 
 
 def heading(title: str, notes: Sequence[str] = ()) -> str:
     """Title, date, command, machine and versions of a result file."""
+    import torch  # takes seconds, and the other functions do without it
+
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in _PACKAGES)
     words = " ".join(shlex.quote(word) for word in sys.argv[1:])
     module = sys.modules["__main__"].__spec__

@@ -103,10 +103,15 @@ class Contender:
 
 
 def run_ranks(
-    module: str, task: Mapping[str, Any], *, processes: int = 2, threads: int = 1
+    module: str,
+    task: Mapping[str, Any],
+    *,
+    processes: int = 2,
+    threads: int = 1,
+    timeout: float = 7200.0,
 ) -> dict[str, Any]:
     """Run one contender alone; arguments, result and errors are those of `Contender`."""
-    return Contender(module, task, processes=processes, threads=threads).result()
+    return Contender(module, task, processes=processes, threads=threads).result(timeout)
 
 
 def task() -> dict[str, Any]:

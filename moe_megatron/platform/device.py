@@ -27,6 +27,7 @@ type TransformerImpl = Literal["local", "transformer_engine"]
 _BF16_CAPABILITY = (8, 0)
 # Two processes show expert parallelism without overloading a small machine.
 _CPU_PROCESSES = 2
+_FUSED_GRADIENT_MODULE = "fused_weight_gradient_mlp_cuda"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -193,6 +194,18 @@ def choose_transformer_impl(
             "transformer_impl=local, or use a GPU machine with transformer-engine[pytorch]."
         )
     return Choice(value="local", reason=obstacle)
+
+
+def choose_accumulation_fusion() -> Choice[bool]:
+    """Choose whether one kernel computes a weight's gradient and adds it to the sum.
+
+    Returns:
+        Whether Apex's kernel is there, which Megatron demands for the output projection even where
+        Transformer Engine does without it for all else.
+    """
+    if importlib.util.find_spec(_FUSED_GRADIENT_MODULE) is None:
+        return Choice(value=False, reason=f"{_FUSED_GRADIENT_MODULE} of Apex is not installed")
+    return Choice(value=True, reason=f"{_FUSED_GRADIENT_MODULE} of Apex is installed")
 
 
 def _cpu_multiplies_bf16() -> bool:

@@ -1,6 +1,5 @@
 """What the machine determines about a run: device, communication, layers, precision, and why."""
 
-import importlib.util
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +9,7 @@ from moe_megatron.mcore.loop.arguments import MachineSettings, prepare_environme
 from moe_megatron.platform.choice import Choice
 from moe_megatron.platform.device import (
     Device,
+    choose_accumulation_fusion,
     choose_backend,
     choose_precision,
     choose_transformer_impl,
@@ -25,6 +25,8 @@ class MachineChoices:
     backend: Choice[Any]
     transformer_impl: Choice[Any]
     precision: Choice[str]
+    accumulation_fusion: Choice[bool]
+    """Whether gradients of weights are added up in the kernel that computes them."""
     settings: MachineSettings = field(repr=False)
 
     def lines(self) -> list[str]:
@@ -35,7 +37,11 @@ class MachineChoices:
             "layers": self.transformer_impl,
             "precision": self.precision,
         }
-        return [f"{name}: {choice.value} ({choice.reason})" for name, choice in named.items()]
+        lines = [f"{name}: {choice.value} ({choice.reason})" for name, choice in named.items()]
+        if self.transformer_impl.value == "transformer_engine":
+            fused = "fused" if self.accumulation_fusion.value else "not fused"
+            lines.append(f"gradient accumulation: {fused} ({self.accumulation_fusion.reason})")
+        return lines
 
 
 def choose_machine(config: RunConfig) -> MachineChoices:
@@ -63,18 +69,19 @@ def choose_machine(config: RunConfig) -> MachineChoices:
             f"{implementation.reason}; set parallel.context_parallel_size to 1, or use a GPU "
             "machine with transformer-engine[pytorch]."
         )
-    grouped = config.moe.grouped_gemm
+    grouped, fusion = config.moe.grouped_gemm, choose_accumulation_fusion()
     settings = MachineSettings(
         backend=choose_backend(device.value).value,
         transformer_impl=implementation.value,
         precision=precision.value,
         grouped_gemm=with_engine if grouped is None else grouped,
-        accumulation_fusion=importlib.util.find_spec("fused_weight_gradient_mlp_cuda") is not None,
+        accumulation_fusion=fusion.value,
     )
     return MachineChoices(
         device=device,
         backend=choose_backend(device.value),
         transformer_impl=implementation,
         precision=precision,
+        accumulation_fusion=fusion,
         settings=settings,
     )

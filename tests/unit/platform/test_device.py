@@ -11,6 +11,7 @@ from moe_megatron.platform.device import (
     DEVICE_VARIABLE,
     Device,
     Gpu,
+    choose_accumulation_fusion,
     choose_backend,
     choose_num_processes,
     choose_precision,
@@ -179,6 +180,20 @@ def test_choose_transformer_impl_engine_broken_is_local_and_says_why(fake_engine
     choice = choose_transformer_impl(cuda(HOPPER))
     assert choice.value == "local"
     assert choice.reason == "Transformer Engine does not load: libcublas.so.13: cannot open"
+
+
+def test_choose_accumulation_fusion_without_the_kernel_is_off_and_says_why():
+    name = "fused_weight_gradient_mlp_cuda"
+    choice = choose_accumulation_fusion()
+    assert choice == Choice(value=False, reason=f"{name} of Apex is not installed")
+
+
+def test_choose_accumulation_fusion_with_the_kernel_is_on(tmp_path, monkeypatch):
+    name = "fused_weight_gradient_mlp_cuda"
+    (tmp_path / f"{name}.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    choice = choose_accumulation_fusion()
+    assert choice == Choice(value=True, reason=f"{name} of Apex is installed")
 
 
 def test_device_as_text_names_kind_and_gpus():

@@ -1,0 +1,42 @@
+"""What a run says of the machine, for machines that this one is not."""
+
+import pytest
+
+from moe_megatron.mcore.loop.arguments import MachineSettings
+from moe_megatron.platform.choice import Choice
+from moe_megatron.platform.device import Device, Gpu
+from moe_megatron.run.machine import MachineChoices
+
+HOPPER = Gpu(name="H200", compute_capability=(9, 0), memory_bytes=139 * 2**30)
+
+
+def on_gpu(implementation: str, *, fused: bool) -> list[str]:
+    return MachineChoices(
+        device=Choice(value=Device(kind="cuda", gpus=(HOPPER,)), reason="torch can use CUDA here"),
+        backend=Choice(value="nccl", reason="it connects GPUs directly"),
+        transformer_impl=Choice(value=implementation, reason="it is there"),
+        precision=Choice(value="bf16", reason="it was requested"),
+        accumulation_fusion=Choice(value=fused, reason="the kernel decides"),
+        settings=MachineSettings(
+            backend="nccl",
+            transformer_impl=implementation,
+            precision="bf16",
+            grouped_gemm=True,
+            accumulation_fusion=fused,
+        ),
+    ).lines()
+
+
+@pytest.mark.parametrize(("fused", "word"), [(True, "fused"), (False, "not fused")])
+def test_engine_says_whether_gradients_are_fused_and_why(fused: bool, word: str) -> None:
+    assert on_gpu("transformer_engine", fused=fused) == [
+        "device: 1 x H200 (torch can use CUDA here)",
+        "communication: nccl (it connects GPUs directly)",
+        "layers: transformer_engine (it is there)",
+        "precision: bf16 (it was requested)",
+        f"gradient accumulation: {word} (the kernel decides)",
+    ]
+
+
+def test_local_layers_never_fuse_and_say_nothing_of_it() -> None:
+    assert len(on_gpu("local", fused=True)) == 4
