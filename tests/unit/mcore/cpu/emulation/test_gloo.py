@@ -198,6 +198,7 @@ def run_checks() -> dict[str, str]:
                 check(dist.get_rank(), async_op)
             except AssertionError:
                 found[name] += traceback.format_exc()
+    dist.barrier()  # the store ends with rank 0, and a new group of the others needs it
     dist.destroy_process_group()
     return found
 
