@@ -6,16 +6,19 @@ or `MoEConfig`, together with what changing its value affects; code that compare
 reads those declarations (`settings_of`) and keeps no list of its own.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
+from itertools import groupby
 from typing import Any
 
-from moe_megatron.config.fields import Changes, settings_of
+from moe_megatron.config.conform import annotations_of, group_of
+from moe_megatron.config.fields import Changes, Setting, settings_of
 from moe_megatron.config.model import ModelConfig
 from moe_megatron.config.moe import MoEConfig
 from moe_megatron.config.router import RouterConfig
 
 VOCABULARY = "data.vocab_size"
+_SECTIONS: Mapping[str, type] = {"model": ModelConfig, "moe": MoEConfig}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,6 +75,8 @@ class Architecture:
     def field_names(self, *changes: Changes, adjustable: bool = True) -> Iterator[str]:
         """Dotted names of the fields whose value affects `changes`; a group counts as one field.
 
+        A group may be adjustable only if all of its fields are.
+
         Fields that mean nothing in this model are left out: experts in a dense model, dense MLPs in
         a model without any, rotary positions where there are none.
 
@@ -79,13 +84,23 @@ class Architecture:
             *changes: What the fields affect: "tensors", "function" or "training".
             adjustable: Also include fields whose value may differ when a checkpoint is loaded.
         """
-        for section, config_type in (("model", ModelConfig), ("moe", MoEConfig)):
-            for setting in settings_of(config_type):
-                name = f"{section}.{setting.path[0]}"
-                wanted = setting.changes in changes and (adjustable or not setting.adjustable)
-                if len(setting.path) == 1 and wanted and self._matters(name):
+        for section, config_type in _SECTIONS.items():
+            for settings in _by_field(config_type):
+                name = f"{section}.{settings[0].path[0]}"
+                may_differ = all(setting.adjustable for setting in settings)
+                wanted = settings[0].changes in changes and (adjustable or not may_differ)
+                if wanted and self._matters(name):
                     yield name
         yield VOCABULARY
+
+    def leaf_names(self, *changes: Changes) -> Iterator[str]:
+        """As `field_names`, with the fields of a group in place of a group that the model has."""
+        for name in self.field_names(*changes):
+            value = self.value(name)
+            if is_dataclass(value) and not isinstance(value, RouterConfig):
+                yield from (f"{name}.{field.name}" for field in fields(value))
+            else:
+                yield name
 
     def differences(self, other: "Architecture", names: Iterator[str]) -> list[Difference]:
         """The fields among `names` in which another model differs from this one.
@@ -121,10 +136,18 @@ class Architecture:
 
 
 def default_of(name: str) -> Any:
-    """The default of a field of `ModelConfig` or `MoEConfig`, by its dotted name."""
-    section, _, field = name.partition(".")
-    kind = {"model": ModelConfig, "moe": MoEConfig}[section]
-    return next(it.default for it in fields(kind) if it.name == field)
+    """The default of a field of `ModelConfig` or `MoEConfig`, or of a group, by its dotted name."""
+    section, *path = name.split(".")
+    kind: Any = _SECTIONS[section]
+    for part in path[:-1]:
+        kind = group_of(annotations_of(kind)[part])
+    return next(field.default for field in fields(kind) if field.name == path[-1])
+
+
+def _by_field(config_type: type) -> Iterator[list[Setting]]:
+    """The settings of each field of a section: its own, followed by those of its group."""
+    for _, settings in groupby(settings_of(config_type), key=lambda setting: setting.path[0]):
+        yield list(settings)
 
 
 def _differences(name: str, ours: Any, theirs: Any) -> Iterator[Difference]:

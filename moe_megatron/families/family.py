@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from moe_megatron.config import Architecture, ModelConfig, MoEConfig, RouterConfig, RunConfig
+from moe_megatron.config import Architecture, MoEConfig, RouterConfig, RunConfig
 from moe_megatron.config.architecture import Difference
 from moe_megatron.config.mapping import from_mapping, to_mapping
 from moe_megatron.errors import MappingError
@@ -269,17 +269,18 @@ class Family:
         """Dotted names of the model fields that the family's configurations can express."""
         names = {entry.ours for entry in self.fields} | {"moe.layer_frequency"}
         if self._has_rope:
-            names |= {"model.rotary_base", "model.rope_scaling"}
+            names |= {"model.rotary_base"}
+            names |= {f"model.rope_scaling.{field}" for field in rope.EXPRESSED}
         if "partial_rotary_factor" in self.hf_constants:
             names.add("model.rotary_fraction")
-        return frozenset(names | {name.rsplit(".", 1)[0] for name in names if name.count(".") > 1})
+        return frozenset(names)
 
     def misfits(self, architecture: Architecture) -> list[Difference]:
         """The fields of a model that no member of the family has; `theirs` is the family's value.
 
         An empty list is no proof of fit: a field that the family has may still not allow the value.
         """
-        fixed = self._fixed("model", ModelConfig)
+        fixed = self._fixed("model", architecture.model)
         nearest = Architecture(
             model=replace(architecture.model, **fixed),
             moe=self._nearest_experts(architecture.moe),
@@ -301,17 +302,28 @@ class Family:
         )
         router |= {option: ours.get(option) for option in variable}
         _leave_out_other_options(router)
-        fixed = self._fixed("moe", MoEConfig)
+        fixed = self._fixed("moe", moe)
         fixed["router"] = RouterConfig(name=router.pop("name"), options=router)
         return replace(moe, **fixed)
 
-    def _fixed(self, section: str, config_type: type) -> dict[str, Any]:
-        """The fields of a section that are the same in every member, with their values."""
-        return {
-            f.name: self.constants.get(f"{section}.{f.name}", f.default)
-            for f in fields(config_type)
-            if f"{section}.{f.name}" not in self._variable_fields
-        }
+    def _fixed(self, name: str, ours: Any) -> dict[str, Any]:
+        """The fields that are the same in every member of the family, with their values.
+
+        Args:
+            name: Dotted name of a section or group.
+            ours: The section or group of a model, for the fields of its groups that may vary.
+        """
+        found: dict[str, Any] = {}
+        for each in fields(ours):
+            dotted = f"{name}.{each.name}"
+            if dotted in self._variable_fields:
+                continue
+            value: Any = getattr(ours, each.name)
+            if not any(other.startswith(f"{dotted}.") for other in self._variable_fields):
+                found[each.name] = self.constants.get(dotted, each.default)
+            elif value is not None and not isinstance(value, RouterConfig):
+                found[each.name] = replace(value, **self._fixed(dotted, value))
+        return found
 
 
 def _finish_moe(moe: dict[str, Any]) -> None:

@@ -19,6 +19,19 @@ _LLAMA3 = {
 _YARN = {"beta_fast": 32, "beta_slow": 1, "original_max_position_embeddings": 4096}
 
 
+EXPRESSED = (
+    "kind",
+    "factor",
+    "original_max_position_embeddings",
+    "beta_fast",
+    "beta_slow",
+    "mscale",
+    "mscale_all_dim",
+    "round_range",
+)
+"""Fields of `model.rope_scaling` that `config.json` can express."""
+
+
 def parameters(config: HfConfig) -> dict[str, Any]:
     """Kind, base and scaling of the rotary positions, from old and new configurations alike.
 

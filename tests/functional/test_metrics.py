@@ -21,8 +21,8 @@ from moe_megatron.testing.distributed import RankError, start_ranks
 pytestmark = pytest.mark.distributed
 
 TOKEN = "only-for-this-test"
-# It is killed long before it would save again.
-NUM_STEPS, SAVE_INTERVAL, KILLED_AFTER = 32, 10, 12
+# It is killed long after it has saved, and long before it would save again.
+NUM_STEPS, SAVE_INTERVAL, KILLED_AFTER = 60, 20, 30
 
 
 def scrape(url):
@@ -177,7 +177,7 @@ def test_json_logs_are_one_object_a_line_without_training_text(recorded, corpus)
     assert {line["run_id"] for line in lines} == {"run"}
     assert len({line["trace_id"] for line in lines}) == 1
     of_steps = [line for line in lines if line["message"] == "step"]
-    assert of_steps[-1]["step"] == 30
+    assert of_steps[-1]["step"] == NUM_STEPS
     assert of_steps[-1]["loss"] > 0
 
 

@@ -6,6 +6,7 @@ a `RoutingRow`, in training only and once per token: activation recomputation ru
 pass first without gradients, which is not counted, and then again with them, which is.
 """
 
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -13,12 +14,25 @@ from megatron.core.transformer.moe.moe_utils import apply_router_token_dropping
 from megatron.core.transformer.moe.router import TopKRouter
 from torch import Tensor
 
+from moe_megatron.config.flags import RULES
 from moe_megatron.mcore.measure.counters import RoutingRow
 from moe_megatron.mcore.measure.routed import Routed, count
 from moe_megatron.routing import BoundRouter, Routing
 
-NATIVE = "top_k"
+_NATIVE = "top_k"
 """The router that Megatron has itself, with its kernels and assignment algorithms."""
+_FLAGGED = frozenset(rule.field for rule in RULES)
+
+
+def is_native(route: BoundRouter) -> bool:
+    """Whether Megatron's own routing computes a router: every option set is one of its flags."""
+    if route.router.name != _NATIVE:
+        return False
+    return all(
+        f"moe.router.{option.name}" in _FLAGGED
+        or getattr(route.options, option.name) == option.default
+        for option in fields(route.options)
+    )
 
 
 class MeasuredRouter(TopKRouter):
@@ -34,6 +48,7 @@ class MeasuredRouter(TopKRouter):
     def __init__(self, *args: Any, route: BoundRouter, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._route = route
+        self._is_native = is_native(route)
 
     def attach(self, row: RoutingRow | None) -> None:
         """Count into `row` from now on; None stops counting."""
@@ -56,7 +71,7 @@ class MeasuredRouter(TopKRouter):
             probs and routing_map, both [sequence * batch, experts].
         """
         assigned_TE = None
-        if self._route.router.name == NATIVE:
+        if self._is_native:
             probs_TE, map_TE = super().routing(logits, padding_mask=padding_mask)
         else:
             probs_TE, map_TE, assigned_TE = self._choose(logits, padding_mask)

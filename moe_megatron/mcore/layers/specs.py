@@ -57,9 +57,8 @@ def use_our_layers(model_config: GPTModelConfig, config: RunConfig) -> None:
 
 def _check_known(architecture: Architecture) -> None:
     flags = {rule.field for rule in RULES}
-    for name in architecture.field_names("tensors", "function"):
-        by_flag = any(field == name or field.startswith(f"{name}.") for field in flags)
-        if by_flag or name in APPLIED or name == VOCABULARY:
+    for name in architecture.leaf_names("tensors", "function"):
+        if name in flags or name in APPLIED or name == VOCABULARY:
             continue
         if architecture.value(name) != default_of(name):
             raise ConfigError(

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import pytest
@@ -14,7 +14,7 @@ from megatron.core.transformer.moe.router import TopKRouter
 
 from moe_megatron.config import RouterConfig, RunConfig, apply_overrides
 from moe_megatron.config.flags import split_flags
-from moe_megatron.mcore.layers.measured_router import MeasuredRouter
+from moe_megatron.mcore.layers.measured_router import MeasuredRouter, is_native
 from moe_megatron.mcore.measure.counters import RoutingRow
 from moe_megatron.routing import BoundRouter, Routing, bind, registered_router
 from moe_megatron.routing.sparse_mixer import route_sparse_mixer
@@ -379,3 +379,15 @@ def test_detached_router_counts_nothing(build: Build, x: torch.Tensor) -> None:
 def test_counting_leaves_no_trace_in_the_checkpoint(build: Build) -> None:
     router, _ = build()
     assert set(router.state_dict()) == set(plain_router(router).state_dict())
+
+
+@dataclass(frozen=True, kw_only=True)
+class MoreOptions(TopKOptions):
+    temperature: float = 1.0
+
+
+@pytest.mark.parametrize("option", ["temperature", None])
+def test_an_option_that_no_flag_of_megatron_expresses_is_computed_by_our_function(option):
+    route = bind(apply_overrides(RunConfig(), {"moe.num_experts": EXPERTS}).moe)
+    options = MoreOptions(**({} if option is None else {option: 2.0}))
+    assert is_native(replace(route, options=options)) is (option is None)
