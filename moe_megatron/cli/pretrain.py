@@ -12,6 +12,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from moe_megatron.config import RunConfig, apply_overrides, dump_yaml, load_config, parse_override
@@ -31,6 +32,12 @@ Every Megatron flag is accepted in addition to the options below and overrides t
 _EPILOG = """\
 example:
   torchrun --nproc-per-node 2 pretrain_moe.py --config demo_moe --train-iters 50"""
+
+
+def program() -> list[str]:
+    """The words with which torchrun starts this: the repository's script, or else the module."""
+    script = Path(__file__).parents[2] / "pretrain_moe.py"
+    return [str(script)] if script.exists() else ["-m", "moe_megatron.cli.pretrain"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

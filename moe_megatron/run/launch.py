@@ -5,7 +5,7 @@ the resolved configuration in the run folder; a batch system can be given the sa
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,11 +17,10 @@ from moe_megatron.routing import resolve
 from moe_megatron.run.folder import fresh_run_dir, write_config
 from moe_megatron.run.prepared_data import prepare_data
 
-_SCRIPT = Path(__file__).parents[2] / "pretrain_moe.py"
-
 
 def launch(
     config: RunConfig,
+    program: Sequence[str],
     *,
     num_processes: int | None = None,
     fresh: bool = True,
@@ -32,6 +31,7 @@ def launch(
 
     Args:
         config: The run.
+        program: The words with which torchrun starts the program of a rank, which reads `--config`.
         num_processes: Number of processes on this machine; None chooses it.
         fresh: If the run folder already holds a run, use the next free name instead.
         debug: Show tracebacks and the output of Megatron and torchrun.
@@ -57,10 +57,9 @@ def launch(
         config = apply_overrides(config, {"run_dir": str(fresh_run_dir(Path(config.run_dir)))})
     words = ["--config", str(write_config(config, Path(config.run_dir)))]
     words += ["--debug"] if debug else []
-    shown = " ".join(["pretrain_moe.py", *words])
+    shown = " ".join([*(Path(word).name for word in program), *words])
     say(f"running: torchrun --nproc-per-node {processes.value} {shown}")
-    target = [str(_SCRIPT)] if _SCRIPT.exists() else ["-m", "moe_megatron.cli.pretrain"]
-    return run_torchrun(torchrun_command(processes.value, [*target, *words]), debug=debug)
+    return run_torchrun(torchrun_command(processes.value, [*program, *words]), debug=debug)
 
 
 def fit_expert_parallelism(config: RunConfig, num_processes: int) -> Choice[int]:

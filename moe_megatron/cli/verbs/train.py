@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from moe_megatron.cli.pretrain import option_parser, read_options
+from moe_megatron.cli.pretrain import option_parser, program, read_options
 from moe_megatron.config import CONFIG_FILE, dump_yaml
 
 _EPILOG = """\
@@ -46,6 +46,7 @@ def run(argv: Sequence[str]) -> int:
 
     return launch(
         options.config,
+        program(),
         num_processes=ours.num_processes,
         fresh=resumed is None,
         debug=options.debug,
