@@ -51,6 +51,16 @@ def _natural(value: Any) -> str | None:
     return None if type(value) is int and value >= 0 else f"must be a whole number, not {value!r}"
 
 
+def _percent(value: Any) -> str | None:
+    good = type(value) is int and 0 <= value <= 100
+    return None if good else f"must be a whole number from 0 to 100, not {value!r}"
+
+
+def _share(value: Any) -> str | None:
+    good = type(value) in {int, float} and 0 < value <= 1
+    return None if good else f"must be above 0 and at most 1, not {value!r}"
+
+
 _GRID = {"h": _natural, "w": _natural, "x": _natural, "y": _natural}
 _LEGEND = {
     "?calcs": [{"lastNotNull"}],
@@ -85,7 +95,7 @@ OPTIONS: Mapping[str, Shape] = {
         "alignValue": {"left"},
         "legend": _LEGEND,
         "mergeValues": bool,
-        "rowHeight": float,
+        "rowHeight": _share,
         "showValue": {"never"},
         "tooltip": _TOOLTIP,
     },
@@ -96,7 +106,7 @@ OPTIONS: Mapping[str, Shape] = {
 CUSTOM: Mapping[str, Shape] = {
     "timeseries": {
         "drawStyle": {"line"},
-        "fillOpacity": int,
+        "fillOpacity": _percent,
         "lineWidth": int,
         "showPoints": {"auto"},
         "spanNulls": bool,
@@ -106,7 +116,7 @@ CUSTOM: Mapping[str, Shape] = {
         "hideFrom": {"legend": bool, "tooltip": bool, "viz": bool},
         "scaleDistribution": {"type": {"linear"}},
     },
-    "state-timeline": {"fillOpacity": int, "lineWidth": int},
+    "state-timeline": {"fillOpacity": _percent, "lineWidth": int},
 }
 
 _TARGET = {

@@ -178,6 +178,10 @@ MUTANTS = {
     ),
     "many numbers in one": (edit("Busiest expert", "max(", "max by (layer) ("), "one number"),
     "no expression": (put("", "targets", 0, "expr", title=LEAST_BUSY), "must be a text"),
+    "opacity of more than everything": (
+        put(300, *DEFAULTS, "custom", "fillOpacity", title="Router entropy"),
+        "must be a whole number from 0 to 100, not 300",
+    ),
     "misspelt expression": (
         rename("expr", "exprs", "targets", 0, title=LEAST_BUSY),
         "unknown key 'exprs'",
