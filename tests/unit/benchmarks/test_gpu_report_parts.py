@@ -218,6 +218,11 @@ def test_stages_of_a_profile_have_names_of_their_own(name: str) -> None:
     assert len(set(names)) == len(names)
 
 
+def test_every_stage_gets_its_turn_however_long_others_take() -> None:
+    profile, at_the_start = PROFILES["gpu"], 20
+    assert sum(stage.limit for stage in profile.stages) + at_the_start <= profile.budget
+
+
 def test_gpu_tests_are_found_by_their_mark() -> None:
     (tests,) = (stage for stage in PROFILES["gpu"].stages if stage.name == "tests")
     assert "tests/functional/test_gpu.py" in tests.command
