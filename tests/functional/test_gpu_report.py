@@ -74,17 +74,20 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return read(root)
 
 
+@pytest.mark.deep
 def test_every_stage_that_needs_no_gpu_is_ok(tiny: dict[str, Any]) -> None:
     needs = {stage.name: stage.needs for stage in PROFILES["tiny"].stages}
     wanted = {name: "ok" if need is None else "not run" for name, need in needs.items()}
     assert statuses(tiny) == wanted, tiny["table"]
 
 
+@pytest.mark.deep
 def test_fp8_says_what_it_needs(tiny: dict[str, Any]) -> None:
     reason = "needs a GPU with Transformer Engine (Transformer Engine needs a CUDA device)"
     assert f"| main job, fp8 |  | not run |  | {reason} |  |" in tiny["table"].splitlines()
 
 
+@pytest.mark.deep
 def test_every_case_has_its_numbers(tiny: dict[str, Any]) -> None:
     cases = {
         (stage["name"], case["name"]): case["numbers"]
@@ -117,12 +120,14 @@ def test_every_case_has_its_numbers(tiny: dict[str, Any]) -> None:
     assert trained["last_loss"] < trained["first_loss"]
 
 
+@pytest.mark.deep
 def test_forced_routing_is_more_even_than_real_routing(tiny: dict[str, Any]) -> None:
     (shapes,) = (stage for stage in tiny["stages"] if stage["name"] == "shapes, fp32")
     busiest = {case["name"]: case["numbers"]["busiest_expert"] for case in shapes["cases"]}
     assert busiest["8 experts, forced routing"] < busiest["8 experts, real routing"]
 
 
+@pytest.mark.deep
 def test_report_says_where_it_was_made(tiny: dict[str, Any]) -> None:
     assert tiny["folder"].name == f"{tiny['date'][:10]}-tiny-report"
     assert tiny["command"].startswith("python -m benchmarks.gpu_report --profile tiny")
@@ -132,6 +137,7 @@ def test_report_says_where_it_was_made(tiny: dict[str, Any]) -> None:
     assert tiny["budget"] == PROFILES["tiny"].budget
 
 
+@pytest.mark.deep
 def test_every_stage_that_ran_has_a_log(tiny: dict[str, Any]) -> None:
     ran = [stage["log"] for stage in tiny["stages"] if stage["status"] != "not run"]
     files = {path.name for path in tiny["folder"].iterdir()}
