@@ -4,7 +4,7 @@ One group of processes runs a list of jobs one after another. Every run but the 
 fraction of the time, and shows that earlier runs left nothing behind.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,7 @@ def run_jobs(
     )
 
 
-def run_on_this_rank(jobs: Sequence[Job]) -> None:
+def run_on_this_rank(jobs: Iterable[Job]) -> None:
     """The part of `run_jobs` that runs on each rank."""
     from moe_megatron.mcore import world
     from moe_megatron.mcore.loop import engine

@@ -351,6 +351,14 @@ def test_telemetry_page_names_every_field_of_its_records() -> None:
     assert sorted(name for name in names if f"`{name}`" not in page) == []
 
 
+def test_cpu_page_lists_every_accelerator_in_a_table_near_its_top() -> None:
+    from moe_megatron.mcore.cpu.fast import ACCELERATORS
+
+    page = (ROOT / "docs" / "megatron_on_cpu.md").read_text()
+    first_chapter = page.split("\n## ")[1]
+    assert re.findall(r"^\| `(\w+)` \|", first_chapter, re.MULTILINE) == [*ACCELERATORS]
+
+
 def test_architecture_page_lists_every_package() -> None:
     page = (ROOT / "docs" / "ARCHITECTURE.md").read_text()
     packages = [path.parent.name for path in PACKAGE.glob("*/__init__.py")]

@@ -3,8 +3,8 @@
 Each function has the signature of its namesake in `torch.distributed`. Gloo does not support
 tensors as split sizes, unequal shapes in `all_gather` and `reduce_scatter`, or averages; these are
 built from what it does support. Ranks of one host exchange tensors through shared memory
-(shared_memory.py) where that is faster, with bitwise identical results. Everything else goes to
-Gloo.
+(shared_memory.py) where that is faster, with bitwise identical results, and add the parts of a
+reduce-scatter themselves. Everything else goes to Gloo.
 """
 
 import math
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from moe_megatron.mcore.cpu import fast
 from moe_megatron.mcore.cpu.fast.shared_memory import Channel, channel_of
 
 Group = dist.ProcessGroup | None
@@ -137,24 +138,35 @@ def reduce_scatter_tensor(
 ) -> Any:
     """`torch.distributed.reduce_scatter_tensor`, averages included.
 
-    Gloo reduces the whole input on every rank and discards most of it; for sums it is faster to
-    send each rank its parts and add them there. `output` may be a view of `input`, as in torch.
+    `output` may be a view of `input`, as in torch.
     """
     size = dist.get_world_size(group)
+    is_average = op == dist.ReduceOp.AVG
     if size == 1:
         _copy_unless_same(output, input)
-    elif op in (dist.ReduceOp.SUM, dist.ReduceOp.AVG):
-        parts, sums = input.contiguous().view(size, -1), output.view(-1)
-        step = _PIECE // input.element_size()
-        for start in range(0, len(sums), step):
-            piece = slice(start, start + step)
-            received = _exchanged(parts[:, piece], group)
-            torch.sum(received, dim=0, out=sums[piece])
-        if op == dist.ReduceOp.AVG:
+    elif (is_average or op == dist.ReduceOp.SUM) and fast.enabled("reduce_scatter"):
+        _add_parts(output, input, group)
+        if is_average:
             output.div_(size)
     else:
+        if is_average:
+            # Before the sum, as in NCCL: Gloo may add in the background.
+            input, op = input / size, dist.ReduceOp.SUM
         return dist.reduce_scatter_tensor(output, input, op=op, group=group, async_op=async_op)
     return _Done() if async_op else None
+
+
+def _add_parts(output: torch.Tensor, input: torch.Tensor, group: Group) -> None:
+    """Send each rank its parts and add them there.
+
+    Gloo adds the whole input on every rank and discards most of the sums.
+    """
+    parts, sums = input.contiguous().view(dist.get_world_size(group), -1), output.view(-1)
+    step = _PIECE // input.element_size()
+    for start in range(0, len(sums), step):
+        piece = slice(start, start + step)
+        received = _exchanged(parts[:, piece], group)
+        torch.sum(received, dim=0, out=sums[piece])
 
 
 def _exchanged(parts: torch.Tensor, group: Group) -> torch.Tensor:

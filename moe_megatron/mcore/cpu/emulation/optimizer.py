@@ -14,12 +14,14 @@ from typing import Any
 import torch
 from torch.optim.adamw import adamw
 
+from moe_megatron.mcore.cpu import fast
+
 _EMPTY_SHARD = "empty_shard"
 """Key of a state entry that stands for "this rank owns no parameter"; never stored."""
 
 
 class MegatronAdamW(torch.optim.AdamW):
-    """`torch.optim.AdamW` on torch's fused CPU kernel, with one step count per parameter group."""
+    """`torch.optim.AdamW` with one step count per parameter group, by torch's fused kernel."""
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -37,9 +39,9 @@ class MegatronAdamW(torch.optim.AdamW):
                 [state["exp_avg"] for state in states],
                 [state["exp_avg_sq"] for state in states],
                 [],
-                # The kernel advances these before it uses them.
+                # adamw advances these before it uses them.
                 list(torch.full((len(params),), group["step"] - 1.0).unbind()),
-                fused=True,
+                fused=fast.enabled("optimizer"),
                 amsgrad=False,
                 beta1=group["betas"][0],
                 beta2=group["betas"][1],

@@ -3,7 +3,7 @@
 With `MOE_MEGATRON_PLAIN=1` Megatron's own code runs in place of every accelerator: slower, but the
 first thing to try when a number looks wrong. A comma-separated list of names turns off only those,
 to find the one at fault. What Megatron needs in order to run on a CPU at all is in `emulation` and
-stays on.
+stays on. Whoever enters an accelerator asks `enabled` first; tests count the entries in a run.
 """
 
 import functools
@@ -15,13 +15,24 @@ from moe_megatron.errors import ConfigError
 
 SWITCH = "MOE_MEGATRON_PLAIN"
 
-Accelerator = Literal["kernels", "attention", "experts", "losses", "shared_memory", "allocator"]
+Accelerator = Literal[
+    "kernels",
+    "attention",
+    "experts",
+    "losses",
+    "shared_memory",
+    "reduce_scatter",
+    "optimizer",
+    "allocator",
+]
 ACCELERATORS: dict[Accelerator, str] = {
     "kernels": "routing, permutation, SwiGLU and combine weights in C",
     "attention": "causal attention without the masked half",
     "experts": "the experts of a process in one autograd function",
     "losses": "token losses in one pass over the logits",
     "shared_memory": "processes of one host exchange tensors without sockets",
+    "reduce_scatter": "each rank receives and adds only the parts that it keeps",
+    "optimizer": "AdamW in torch's fused kernel",
     "allocator": "freed memory stays in the process for the next step",
 }
 """Name and description of each accelerator."""

@@ -1,4 +1,7 @@
-"""Collectives over two real processes against slow, obvious twins."""
+"""Collectives over two real processes against slow, obvious twins.
+
+Through shared memory, through Gloo, and without accelerators, where Gloo adds the parts as well.
+"""
 
 import os
 import traceback
@@ -203,7 +206,11 @@ def run_checks() -> dict[str, str]:
     return found
 
 
-@pytest.fixture(scope="module", params=["", "shared_memory"], ids=["shared_memory", "gloo"])
+@pytest.fixture(
+    scope="module",
+    params=["", "shared_memory", "1"],
+    ids=["shared_memory", "gloo", "plain_gloo"],
+)
 def answers(request: pytest.FixtureRequest) -> list[dict[str, str]]:
     """What each of two processes found."""
     return run_distributed(run_checks, environment={SWITCH: request.param})

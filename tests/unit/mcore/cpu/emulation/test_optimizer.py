@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from moe_megatron.mcore.cpu.emulation.optimizer import MegatronAdamW
+from moe_megatron.mcore.cpu.fast import SWITCH
 
 SHAPES = [[(4, 3), (5,)], [(2, 2)], [(7,)]]
 """Of three groups; the parameters of the last never get a gradient."""
@@ -68,6 +69,16 @@ def test_five_steps_equal_torch(pair: tuple[MegatronAdamW, torch.optim.AdamW]) -
         theirs.state[p]["exp_avg_sq"] for g in theirs.param_groups[:-1] for p in g["params"]
     ]
     torch.testing.assert_close(moments, expected)
+
+
+def test_five_steps_without_the_fused_kernel_are_those_of_torch_to_the_bit(
+    pair: tuple[MegatronAdamW, torch.optim.AdamW], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(SWITCH, "optimizer")
+    for optimizer in pair:
+        run(optimizer, range(5))
+    ours, theirs = (parameters(optimizer.param_groups) for optimizer in pair)
+    assert all(map(torch.equal, ours, theirs))
 
 
 def test_learning_rate_of_a_scheduler_is_used(
