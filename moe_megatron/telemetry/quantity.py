@@ -6,8 +6,9 @@
 
 A measured quantity is a function of what a router just did with some tokens. Its values are summed
 on the device over the tokens, micro-batches and ranks of a step. A derived quantity is a function
-of the sums of the whole step. `catalog` lists the quantities. Nothing here imports torch: a measure
-uses the methods of the tensors it gets.
+of the sums of the whole step. There is no other reduction: what is not a mean over tokens, such as
+a maximum over experts or a ratio, is derived. `catalog` lists the quantities. Nothing here imports
+torch: a measure uses the methods of the tensors it gets.
 """
 
 import re
