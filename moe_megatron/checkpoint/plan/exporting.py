@@ -166,13 +166,13 @@ def _tensor_tasks(
     """Tasks that fill a tensor; blocks that share rows of it are grouped together."""
     width = matrix_size(tensor.shape)[1]
     row_bytes = width * dtypes.item_size(tensor.dtype)
-    groups: dict[tuple[int, int], list[Move]] = defaultdict(list)
+    moves_to: dict[tuple[int, int], list[Move]] = defaultdict(list)
     for part in parts:
-        group = groups[part.block.start, part.block.rows]
-        group.extend(part.moves(number, offset, tensor.dtype))
-    for (start, rows), moves in sorted(groups.items()):
+        rows = part.block.start, part.block.rows
+        moves_to[rows].extend(part.moves(number, offset, tensor.dtype))
+    for (start, height), moves in sorted(moves_to.items()):
         begin: int = offset + start * row_bytes
-        yield from fill(number, begin, (rows, width), tensor.dtype, moves)
+        yield from fill(number, begin, (height, width), tensor.dtype, moves)
 
 
 def _matrices(tensor: SavedTensor, read: Iterable[tuple[int, ...]]) -> int:
