@@ -156,7 +156,7 @@ def _merged(
     for link in links:
         if link.layer is not None and link.key.endswith(_ROUTER):
             members[link.layer] = _members(link, kept[link.layer], expert_groups, folder)
-    by_place = {(link.key, link.layer, link.expert): link for link in links}
+    by_identity = {link.identity: link for link in links}
     found = []
     for link in links:
         joined = members.get(link.layer, {}).get(link.expert, [])
@@ -166,7 +166,7 @@ def _merged(
             terms = tuple(
                 Term(
                     weight=count / total if total else 1 / len(joined),
-                    blocks=by_place[link.key, link.layer, expert].blocks,
+                    blocks=by_identity[link.key, link.layer, expert].blocks,
                 )
                 for expert, count in zip(joined, counts, strict=True)
             )

@@ -99,5 +99,5 @@ def _shard(name: str, tensors: Sequence[NewTensor]) -> Shard:
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-(len(text) + 8) % _ALIGNMENT)
     start = struct.pack("<Q", len(text)) + text
-    places = zip(tensors, offsets, strict=True)
-    return Shard(name, start, tuple((tensor, len(start) + offset) for tensor, offset in places))
+    starts = [len(start) + offset for offset in offsets]
+    return Shard(name, start, tuple(zip(tensors, starts, strict=True)))
