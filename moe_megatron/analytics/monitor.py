@@ -5,7 +5,7 @@ It sums on the model's device and transfers the sums once for each `track` block
 analysis. For the decisions about single tokens see `analyzer`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
@@ -14,9 +14,11 @@ import numpy as np
 
 from moe_megatron.analytics.routers import Decision, RouterHooks
 from moe_megatron.errors import DataError
+from moe_megatron.telemetry.catalog import quantities
+from moe_megatron.telemetry.quantity import Quantity, StepSums
 from moe_megatron.telemetry.values.expert_load import part_of_maximum
+from moe_megatron.telemetry.values.json_fields import Float64Array
 from moe_megatron.telemetry.values.profile import RoutingProfile
-from moe_megatron.telemetry.values.snapshot import RoutingSnapshot
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -79,6 +81,7 @@ class RouterMonitor:
     def __init__(self, model: "nn.Module") -> None:
         self._hooks = RouterHooks(model)
         self._sums: dict[int, _Sums] = {}
+        self._quantities: tuple[Quantity, ...] = ()
         self._profile = self._empty()
 
     @property
@@ -93,7 +96,7 @@ class RouterMonitor:
         Raises:
             ConfigError: the model recomputes activations, so that layers run twice.
         """
-        self._sums = {}
+        self._sums, self._quantities = {}, quantities()
         try:
             with self._hooks.listening(self._add):
                 yield
@@ -148,81 +151,76 @@ class RouterMonitor:
         )
 
     def _add(self, decision: Decision) -> None:
-        new = _Sums.of(decision)
+        new = _Sums.of(decision, self._quantities)
         old = self._sums.get(decision.layer)
         self._sums[decision.layer] = new if old is None else old.plus(new)
 
     def _finish(self) -> None:
         """Adds the block to the profile."""
-        layers, top_k = self.layers, self._hooks.shape.top_k
+        layers = self.layers
         if not self._sums:
             return
         sums = [self._sums[layer] for layer in layers if layer in self._sums]
-        tokens = [int(layer.tokens) for layer in sums]
+        tokens = [layer.tokens for layer in sums]
         if len(sums) < len(layers) or len(set(tokens)) > 1:
             seen = dict(zip(sorted(self._sums), tokens, strict=True))
             raise DataError(
                 "a tracked block must run every layer on the same tokens, but of the layers "
                 f"{layers} these ran, with so many tokens: {seen}; run the whole model"
             )
-        counts = np.stack([_fetch(layer.counts).astype(np.int64) for layer in sums])
-        relative_load = counts / np.maximum(counts.sum(1, keepdims=True), 1) * counts.shape[1]
-        probability = np.stack([_fetch(layer.scores) for layer in sums]) / max(tokens[0], 1)
-        self._profile.add(
-            RoutingSnapshot(
-                step=self._profile.steps + 1,
-                tokens=tokens[0],
-                top_k=top_k,
-                layers=layers,
-                tokens_per_expert=counts,
-                assigned=np.array([int(layer.assigned) for layer in sums], dtype=np.int64),
-                dropped=np.array([int(layer.dropped) for layer in sums], dtype=np.int64),
-                per_layer={
-                    "entropy": np.array([float(s.entropy) for s in sums]) / max(tokens[0], 1),
-                    "aux_loss": (relative_load * probability).sum(axis=1),
-                    "z_loss": np.array([float(s.z_loss) for s in sums]) / max(tokens[0], 1),
-                },
-            )
+
+        def stack(values: Iterable["Tensor"]) -> Float64Array:
+            return np.stack([_fetch(value) for value in values])
+
+        step = StepSums(
+            tokens=tokens[0],
+            top_k=self._hooks.shape.top_k,
+            tokens_per_expert=stack(layer.tokens_per_expert for layer in sums).astype(np.int64),
+            assigned=stack(layer.assigned for layer in sums).astype(np.int64),
+            prob_sums=stack(layer.prob_sums for layer in sums),
+            means={
+                quantity.name: stack(layer.sums[place] for layer in sums) / max(tokens[0], 1)
+                for place, quantity in enumerate(_measured(self._quantities))
+            },
         )
+        self._profile.add(step.snapshot(self._profile.steps + 1, layers, self._quantities))
 
 
 @dataclass(frozen=True, slots=True)
 class _Sums:
     """Sums over the tokens of one layer, on its device."""
 
-    tokens: "Tensor"
-    counts: "Tensor"
+    tokens: int
+    tokens_per_expert: "Tensor"
     assigned: "Tensor"
-    dropped: "Tensor"
-    scores: "Tensor"
-    entropy: "Tensor"
-    z_loss: "Tensor"
+    prob_sums: "Tensor"
+    sums: tuple["Tensor", ...]
+    """Of the measured quantities."""
 
     @classmethod
-    def of(cls, decision: Decision) -> "_Sums":
-        tokens = (decision.indices[..., 0] >= 0).sum()
-        scores = decision.scores.flatten(0, -2).double()
+    def of(cls, decision: Decision, quantities: Iterable[Quantity]) -> "_Sums":
+        routed = decision.routed
         return cls(
-            tokens=tokens,
-            counts=decision.tokens_per_expert,
+            tokens=len(routed.logits_TE),
+            tokens_per_expert=routed.routing_map_TE.sum(0),
             assigned=(decision.indices >= 0).sum(),
-            dropped=decision.dropped,
-            scores=scores.sum(0),
-            entropy=-scores.xlogy(scores).sum(),
-            z_loss=decision.z_loss.double() * tokens,
+            prob_sums=routed.scores_TE.double().sum(0),
+            sums=tuple(it.of_tokens(routed).double().sum() for it in _measured(quantities)),
         )
 
     def plus(self, other: "_Sums") -> "_Sums":
         return _Sums(
             self.tokens + other.tokens,
-            self.counts + other.counts,
+            self.tokens_per_expert + other.tokens_per_expert,
             self.assigned + other.assigned,
-            self.dropped + other.dropped,
-            self.scores + other.scores,
-            self.entropy + other.entropy,
-            self.z_loss + other.z_loss,
+            self.prob_sums + other.prob_sums,
+            tuple(mine + its for mine, its in zip(self.sums, other.sums, strict=True)),
         )
 
 
-def _fetch(values: "Tensor") -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+def _measured(quantities: Iterable[Quantity]) -> list[Quantity]:
+    return [quantity for quantity in quantities if quantity.measure is not None]
+
+
+def _fetch(values: "Tensor") -> Float64Array:
     return np.asarray(values.cpu().numpy(), dtype=np.float64)

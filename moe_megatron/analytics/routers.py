@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from moe_megatron.analytics.routed import Routed
 from moe_megatron.errors import ConfigError
 from moe_megatron.families import FAMILIES, Family
 
@@ -32,17 +33,13 @@ class Decision:
         layer: global layer number, from 1.
         indices: int64 [batch, seq, top_k], chosen experts, best first; -1 for padding.
         scores: float32 [batch, seq, experts], router distribution; 0 for padding.
-        tokens_per_expert: int64 [experts], assignments to each expert, without dropped ones.
-        dropped: int64 scalar, assignments dropped because the expert was full.
-        z_loss: scalar, mean of logsumexp(logits)^2 over the tokens.
+        routed: what the router did with the tokens, without padding and dropped assignments.
     """
 
     layer: int
     indices: "Tensor"
     scores: "Tensor"
-    tokens_per_expert: "Tensor"
-    dropped: "Tensor"
-    z_loss: "Tensor"
+    routed: Routed
 
 
 Listener = Callable[[Decision], None]
@@ -120,7 +117,7 @@ class RouterHooks:
         handles = []
         try:
             for module in self._ours.values():
-                handles.append(module.register_forward_hook(_own_hook(listener)))
+                handles += _hook_own(module, listener)
             if self._theirs:
                 before = self._model.register_forward_pre_hook(self._note_batch, with_kwargs=True)
                 after = self._model.register_forward_hook(self._forget_batch, always_call=True)
@@ -153,17 +150,16 @@ class RouterHooks:
 
     def _foreign_hook(self, layer: int, listener: Listener) -> Callable[..., None]:
         def hook(module: "nn.Module", args: Any, output: tuple["Tensor", ...]) -> None:
-            logits, indices = output[0].detach().float(), output[2].detach()
+            logits, weights, indices = (part.detach() for part in output[:3])
+            logits = logits.float()
             scores = logits.sigmoid() if self._sigmoid else logits.softmax(-1)
             if self._sigmoid:
                 scores = scores / (scores.sum(-1, keepdim=True) + _EPSILON)
-            squares = logits.logsumexp(-1).square()
             batch = self._batch or (1, logits.shape[0])
-            valid = self._valid
-            chosen = indices
-            if valid is not None:
-                flat = valid.reshape(-1).to(logits.device)
-                squares, chosen = squares[flat], indices[flat]
+            parts = logits, scores, weights, indices
+            if self._valid is not None:
+                flat = self._valid.reshape(-1).to(logits.device)
+                parts = logits[flat], scores[flat], weights[flat], indices[flat]
                 indices = indices.masked_fill(~flat[:, None], -1)
                 scores = scores * flat[:, None]
             listener(
@@ -171,30 +167,39 @@ class RouterHooks:
                     layer=layer,
                     indices=indices.reshape(*batch, -1),
                     scores=scores.reshape(*batch, -1),
-                    tokens_per_expert=chosen.reshape(-1).bincount(minlength=logits.shape[-1]),
-                    dropped=chosen.new_zeros(()),
-                    z_loss=squares.sum() / max(len(squares), 1),
+                    routed=Routed.of_indices(*parts),
                 )
             )
 
         return hook
 
 
-def _own_hook(listener: Listener) -> Callable[..., None]:
-    def hook(module: "nn.Module", args: Any, output: tuple["Tensor", Any]) -> None:
+def _hook_own(layer: Any, listener: Listener) -> list[Any]:
+    """Hooks on a layer and on its router, which sees the logits; returns their handles."""
+    seen: dict[str, Any] = {}
+
+    def keep(module: "nn.Module", args: Any, output: tuple["Tensor", Any]) -> None:
+        seen["logits_TE"], seen["routing"] = output
+
+    def report(module: "nn.Module", args: Any, output: tuple["Tensor", Any]) -> None:
         info = output[1]
+        logits_TE, routing = seen.pop("logits_TE").detach(), seen.pop("routing")
         listener(
             Decision(
                 layer=info.layer,
-                indices=info.indices.detach(),
-                scores=info.scores.detach(),
-                tokens_per_expert=info.tokens_per_expert.detach(),
-                dropped=info.dropped.detach(),
-                z_loss=info.z_loss.detach(),
+                indices=info.indices,
+                scores=info.scores,
+                routed=Routed(
+                    top_k=layer.config.top_k,
+                    logits_TE=logits_TE.float(),
+                    scores_TE=layer.router.route.distribution(logits_TE),
+                    probs_TE=routing.probs.detach(),
+                    routing_map_TE=routing.routing_map,
+                ),
             )
         )
 
-    return hook
+    return [layer.router.register_forward_hook(keep), layer.register_forward_hook(report)]
 
 
 def _find_own(model: "nn.Module") -> dict[int, Any]:

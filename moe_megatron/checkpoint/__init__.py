@@ -10,7 +10,8 @@ The parts of tensors have these names:
     block   consecutive rows of a Hugging Face tensor; a link has one or more
     term    one summand of a matrix that is a weighted sum; made of blocks, as a link is
     chunk   a part of a tensor that a Megatron checkpoint saved as one record (torch's word)
-    region  the position of a chunk in the matrix of a link
+    record  the bytes of a file that hold one chunk or object, an archive of torch.save
+    region  the position of a chunk, or of a rank's tensor, in the matrix of a link
     box     a part of a saved tensor, by offsets and sizes, as Megatron requests it
     view    a matrix in a file: offset, rows, columns and steps
     move    elements of one view that are copied to another; a task consists of moves

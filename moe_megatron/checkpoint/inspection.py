@@ -145,8 +145,8 @@ def _is_weight(key: str, tensor: SavedTensor) -> bool:
 
 def _payload(tensor: SavedTensor) -> Any:
     """Position of a tensor's first byte, which identifies it: two keys may name the same bytes."""
-    places = [(chunk.place.file, chunk.place.offset) for chunk in tensor.chunks]
-    return min(places, default=tensor.key)
+    starts = [(chunk.record.file, chunk.record.offset) for chunk in tensor.chunks]
+    return min(starts, default=tensor.key)
 
 
 def _expert_axis(weights: list[SavedTensor]) -> int:

@@ -24,7 +24,7 @@ from moe_megatron.checkpoint.plan.importing import ImportOptions, check_source
 from moe_megatron.config import CONFIG_FILE, Architecture, DataConfig, RunConfig
 from moe_megatron.errors import CheckpointError
 from moe_megatron.families import Family, family_of, family_of_run
-from moe_megatron.families.links import Link
+from moe_megatron.families.links import Identity, Link
 from moe_megatron.families.moe_model import model_links
 from moe_megatron.model.foreign import LoadedModel, connect
 from moe_megatron.model.matrices import gathered, scatter
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _CARRIED = "hugging_face."
-Place = tuple[str, int | None, int | None]
-"""Key, layer and expert of a Megatron matrix."""
 
 
 def load(source: str | Path, *, expected: str | None = None) -> LoadedModel:
@@ -65,12 +63,12 @@ def _load_hugging_face(path: Path, expected: str | None) -> LoadedModel:
     ignored = family.ignorable(geometry)
     check_source(folder, links, ImportOptions(stacked=geometry.homogeneous, ignored=ignored))
     architecture, left_out = _computed(path, geometry.architecture, family.limits(folder.config))
-    by_place = {_place(link): link for link in without_prediction(links, geometry)}
+    by_identity = {link.identity: link for link in without_prediction(links, geometry)}
     wanted = model_links(architecture)
-    _check_places(path, {_place(link) for link in wanted}, by_place)
+    _check_same(path, {link.identity for link in wanted}, by_identity)
 
     def matrix(link: Link) -> "Tensor":
-        return read_matrix(by_place[_place(link)], folder)
+        return read_matrix(by_identity[link.identity], folder)
 
     return LoadedModel(
         architecture=architecture,
@@ -157,9 +155,9 @@ def _write_hugging_face(
     config = family.hf_config(run)
     config["dtype"] = str(tensors["embed_tokens.weight"].dtype).removeprefix("torch.")
     links = family.links(family.geometry(config))
-    own = {_place(link): link for link in model_links(architecture)}
-    _check_places(folder, own.keys(), {_place(link): link for link in links})
-    found = _assembled(links, lambda link: gathered(own[_place(link)], tensors).cpu())
+    own = {link.identity: link for link in model_links(architecture)}
+    _check_same(folder, own.keys(), {link.identity: link for link in links})
+    found = _assembled(links, lambda link: gathered(own[link.identity], tensors).cpu())
     try:
         folder.mkdir(parents=True, exist_ok=True)
         save_file(found, folder / "model.safetensors", metadata={"format": "pt"})
@@ -174,10 +172,6 @@ def _assembled(links: Iterable[Link], matrix: Callable[[Link], "Tensor"]) -> dic
     for link in links:
         scatter(matrix(link), link, found)
     return found
-
-
-def _place(link: Link) -> Place:
-    return link.key, link.layer, link.expert
 
 
 def _check_family(path: Path, family: Family, expected: str | None) -> None:
@@ -210,10 +204,10 @@ def _computed(
     return architecture, left_out
 
 
-def _check_places(path: Path, ours: Iterable[Place], theirs: Mapping[Place, Link]) -> None:
+def _check_same(path: Path, ours: Iterable[Identity], theirs: Mapping[Identity, Link]) -> None:
     """Check that both sides have the same matrices, apart from tensors that are only copied."""
     own = set(ours)
-    others = {place for place in theirs if not place[0].startswith(_CARRIED)}
+    others = {it for it in theirs if not it[0].startswith(_CARRIED)}
     if own != others:
         key, layer, expert = sorted(own ^ others, key=str)[0]
         raise CheckpointError(

@@ -195,7 +195,7 @@ def split_flags(words: Sequence[str]) -> dict[str, Any]:
     """
     overrides: dict[str, Any] = {}
     implied: dict[str, Any] = {}
-    for flag, values in _grouped(words):
+    for flag, values in _with_values(words):
         if flag in _PRECISION_FLAGS:
             overrides.setdefault("training.precision", _PRECISION_FLAGS[flag])
             if flag == "fp8-format":
@@ -251,18 +251,18 @@ def _plain(values: Values) -> MegatronValue:
     return values[0] if len(values) == 1 else values
 
 
-def _grouped(words: Sequence[str]) -> list[tuple[str, Values]]:
-    groups: list[tuple[str, Values]] = []
+def _with_values(words: Sequence[str]) -> list[tuple[str, Values]]:
+    found: list[tuple[str, Values]] = []
     for word in words:
         if word.startswith("--"):
             flag, equals, value = word[2:].partition("=")
-            groups.append((flag, (value,) if equals else ()))
-        elif groups:
-            flag, values = groups[-1]
-            groups[-1] = (flag, (*values, word))
+            found.append((flag, (value,) if equals else ()))
+        elif found:
+            flag, values = found[-1]
+            found[-1] = (flag, (*values, word))
         else:
             raise ConfigError(
                 f"'{word}' is not a flag; give flags as in '--num-layers 6', after the "
                 "configuration."
             )
-    return groups
+    return found

@@ -67,13 +67,13 @@ def check_widths(model: ModelConfig, moe: MoEConfig, parallel: ParallelConfig) -
     """Heads and inner widths must divide among the processes that share them."""
     tensor = parallel.tensor_parallel_size
     _check_divides("tensor_parallel_size", tensor, "num_attention_heads", model.num_attention_heads)
-    groups = model.key_value_heads
-    # With fewer groups than processes Megatron copies a group to several of them.
-    if groups % tensor and tensor % groups:
+    query_groups = model.key_value_heads
+    # With fewer query groups than processes Megatron copies a group to several of them.
+    if query_groups % tensor and tensor % query_groups:
         raise TopologyError(
-            f"num_query_groups ({groups}) must be a multiple or a divisor of "
+            f"num_query_groups ({query_groups}) must be a multiple or a divisor of "
             f"tensor_parallel_size ({tensor}); "
-            f"try tensor_parallel_size {checks.join_words(checks.divisors(groups))}."
+            f"try tensor_parallel_size {checks.join_words(checks.divisors(query_groups))}."
         )
     moe_layers = len(moe.layer_numbers(model.num_layers))
     if moe_layers < model.num_layers:

@@ -23,7 +23,6 @@ IDENTITY = ("job", "cluster", "run", "instance")
 """Labels of every series of a run. A run has one target, so each has a single value."""
 
 _NEED_COUNTER = {"rate", "irate", "increase"}
-_NEED_GAUGE = {"deriv", "delta", "idelta", "predict_linear"}
 _FOR_BOTH = {"changes", "resets", "last_over_time", "present_over_time", "count_over_time"}
 _COMPARISONS = {"==", "!=", ">", "<", ">=", "<="}
 _SETS = {"and", "or", "unless"}

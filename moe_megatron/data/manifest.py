@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_megatron.data.index import bin_path, idx_path
-from moe_megatron.data.shards import Source, SourceFile, expand_sources
+from moe_megatron.data.shards import SourceFile
 from moe_megatron.errors import DataError
 
 FORMAT = "moe_megatron prepared dataset 1"
@@ -93,32 +93,6 @@ def find_prepared(
     if sizes != manifest["bytes"] or dataset.bad_lines > max_bad_line_ratio * dataset.lines:
         return None
     return dataset
-
-
-def is_up_to_date(
-    prefix: Path,
-    sources: Sequence[Source],
-    fingerprint: str,
-    eod_id: int,
-    *,
-    text_key: str = "text",
-    max_bad_line_ratio: float = 0.001,
-) -> bool:
-    """Whether `prepare_dataset` would have nothing to do.
-
-    Args:
-        prefix: Path of the dataset without suffix.
-        sources: Sources of the text.
-        fingerprint: `TokenizerInfo.fingerprint`.
-        eod_id: `TokenizerInfo.eod_id`.
-        text_key: JSON key or column of the text.
-        max_bad_line_ratio: Largest accepted share of malformed lines.
-
-    Raises:
-        DataError: If a source is missing or empty.
-    """
-    origin = describe_origin(expand_sources(sources), fingerprint, eod_id, text_key)
-    return find_prepared(Path(prefix).absolute(), origin, max_bad_line_ratio) is not None
 
 
 def refuse_foreign_files(prefix: Path) -> None:

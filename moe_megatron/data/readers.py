@@ -201,10 +201,10 @@ class ShardReader:
     def _parquet_rows(self) -> Iterator[Any]:
         file = open_parquet(self.shard.path)
         _require_column(self.text_key, file.schema_arrow.names, self.shard.path)
-        groups = file.metadata.num_row_groups
-        stop = groups if self.shard.stop == END else self.shard.stop
+        row_groups = file.metadata.num_row_groups
+        stop = row_groups if self.shard.stop == END else self.shard.stop
         wanted = list(range(self.shard.start, stop))
-        rows = sum(file.metadata.row_group(group).num_rows for group in wanted)
+        rows = sum(file.metadata.row_group(number).num_rows for number in wanted)
         batches = file.iter_batches(_BATCH_ROWS, row_groups=wanted, columns=[self.text_key])
         for batch in batches:
             self.position = self.shard.size * (self.lines + len(batch)) // max(rows, 1)

@@ -197,13 +197,13 @@ def _blend(
     entries: Sequence[BlendEntry], parts: Sequence[Sequence[_Part]], tokenizer_dir: Path
 ) -> ResolvedBlend:
     """weight(part) = weight(entry) * tokens(part) / tokens(entry)."""
-    all_tokens = sum(tokens for group in parts for _, tokens in group)
+    all_tokens = sum(tokens for of_entry in parts for _, tokens in of_entry)
     weights = []
-    for entry, group in zip(entries, parts, strict=True):
-        group_tokens = sum(tokens for _, tokens in group)
-        share = group_tokens / all_tokens if entry.weight is None else entry.weight
-        weights += [share * tokens / group_tokens for _, tokens in group]
-    flat = [part for group in parts for part in group]
+    for entry, of_entry in zip(entries, parts, strict=True):
+        entry_tokens = sum(tokens for _, tokens in of_entry)
+        share = entry_tokens / all_tokens if entry.weight is None else entry.weight
+        weights += [share * tokens / entry_tokens for _, tokens in of_entry]
+    flat = [part for of_entry in parts for part in of_entry]
     return ResolvedBlend(
         prefixes=tuple(prefix for prefix, _ in flat),
         weights=tuple(weights),

@@ -128,10 +128,10 @@ def _batches(texts: ShardReader) -> Iterator[list[str]]:
 
 def _encode(tokenizer: TokenizerInfo, texts: list[str]) -> Iterator[list[int]]:
     pieces = [_pieces(text) for text in texts]
-    encoded = iter(tokenizer.encode_batch([piece for group in pieces for piece in group]))
-    for group in pieces:
+    encoded = iter(tokenizer.encode_batch([piece for of_text in pieces for piece in of_text]))
+    for of_text in pieces:
         ids: list[int] = []
-        for _ in group:
+        for _ in of_text:
             ids += next(encoded)
         yield ids
 

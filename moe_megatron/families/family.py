@@ -40,7 +40,7 @@ _SIZES = {
     "layers": "model.num_layers",
     "hidden": "model.hidden_size",
     "heads": "model.num_attention_heads",
-    "groups": "model.num_query_groups",
+    "key/value heads": "model.num_query_groups",
     "head_dim": "model.head_dim",
     "vocab": "data.vocab_size",
     "ffn": "model.ffn_hidden_size",
@@ -362,10 +362,10 @@ def _check_sizes(values: Mapping[str, Any], *, is_moe: bool) -> None:
             raise MappingError(
                 f"config.json gives {size(name)} {what}; at most {maximum} are allowed."
             )
-    heads, groups = size("model.num_attention_heads"), size("model.num_query_groups")
-    if groups and heads % groups:
+    heads, query_groups = size("model.num_attention_heads"), size("model.num_query_groups")
+    if query_groups and heads % query_groups:
         raise MappingError(
-            f"config.json has {heads} query heads and {groups} key/value heads; "
+            f"config.json has {heads} query heads and {query_groups} key/value heads; "
             "the second number must divide the first. Correct config.json."
         )
     if is_moe and size("moe.top_k") > size("moe.num_experts"):

@@ -89,11 +89,6 @@ class Geometry:
         """Whether the model's output projection has a bias."""
         return self._model.lm_head_bias
 
-    @property
-    def norm_bias(self) -> bool:
-        """Whether norms have a bias."""
-        return self._model.norm == "LayerNorm"
-
     # --- attention ---
 
     @property

@@ -113,8 +113,8 @@ def latent_limits(config: HfConfig, geometry: Geometry) -> list[str]:
     found = []
     if config.get("rope_interleave") is False:
         found.append("Megatron rotates adjacent pairs of features (rope_interleave true).")
-    groups, chosen = (max(1, read_int(config, key, 1)) for key in ("n_group", "topk_group"))
-    if groups > chosen:
+    expert_groups, chosen = (max(1, read_int(config, key, 1)) for key in ("n_group", "topk_group"))
+    if expert_groups > chosen:
         summed = 1 if geometry.family == "deepseek_v2" else 2
         if geometry.top_k // chosen != summed:
             found.append(

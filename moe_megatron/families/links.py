@@ -95,6 +95,9 @@ class Term:
     """As for a link."""
 
 
+Identity = tuple[str, int | None, int | None]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Link:
     """One matrix (or vector) of the Megatron checkpoint and the blocks that make it up."""
@@ -120,6 +123,11 @@ class Link:
     """Terms of a matrix that is a sum (imports only); `blocks` are then those of the first."""
     noise: Noise | None = None
     """Random numbers to add (imports only); without blocks they are the whole matrix."""
+
+    @property
+    def identity(self) -> Identity:
+        """Key, layer and expert, which no two links of a model share."""
+        return self.key, self.layer, self.expert
 
 
 def matrix_size(shape: Sequence[int]) -> tuple[int, int]:

@@ -14,7 +14,6 @@ from moe_megatron.config.fields import settings_of
 from moe_megatron.config.run import SECTIONS
 from moe_megatron.families.hf_config import HfConfig, read_float, read_int, read_list
 
-Default = Callable[[HfConfig], Any]
 _ABSENT = object()
 
 

@@ -62,7 +62,7 @@ def agree_on_text(text: str) -> str:
     return bytes(letters.cpu().tolist()).decode()
 
 
-def groups() -> list[dist.ProcessGroup]:
+def process_groups() -> list[dist.ProcessGroup]:
     """The process groups of this process, oldest first."""
     return list(dist.distributed_c10d._world.pg_map)
 

@@ -91,7 +91,7 @@ class KeyValueCache:
         self._layers: dict[int, tuple[Tensor, Tensor]] = {}
 
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Append [batch, groups, seq, head_dim]; returns all keys and values, cached ones first."""
+        """Append [batch, kv_heads, seq, head_dim]; returns all keys and values, old ones first."""
         if layer in self._layers:
             old_keys, old_values = self._layers[layer]
             keys = torch.cat((old_keys, keys), dim=2)
@@ -112,16 +112,16 @@ class Attention(nn.Module):
         self.layer = layer
         self.head_dim = config.attention_head_dim
         self.dropout = config.attention_dropout
-        queries = config.num_attention_heads * self.head_dim
-        groups = config.key_value_heads * self.head_dim
+        query_width = config.num_attention_heads * self.head_dim
+        kv_width = config.key_value_heads * self.head_dim
         qkv_bias = bias or config.qkv_bias
-        self.q_proj = nn.Linear(hidden, queries, bias=qkv_bias)
-        self.k_proj = nn.Linear(hidden, groups, bias=qkv_bias)
-        self.v_proj = nn.Linear(hidden, groups, bias=qkv_bias)
-        self.o_proj = nn.Linear(queries, hidden, bias=bias or config.attention_output_bias)
+        self.q_proj = nn.Linear(hidden, query_width, bias=qkv_bias)
+        self.k_proj = nn.Linear(hidden, kv_width, bias=qkv_bias)
+        self.v_proj = nn.Linear(hidden, kv_width, bias=qkv_bias)
+        self.o_proj = nn.Linear(query_width, hidden, bias=bias or config.attention_output_bias)
         self.scale = config.softmax_scale
         self.norm_all_heads = config.qk_norm_scope == "all_heads"
-        widths = (queries, groups) if self.norm_all_heads else (self.head_dim, self.head_dim)
+        widths = (query_width, kv_width) if self.norm_all_heads else (self.head_dim,) * 2
         self.q_norm, self.k_norm = (
             build_norm(config, width) if config.qk_norm else None for width in widths
         )

@@ -37,24 +37,26 @@ def share_experts(model: nn.Module, group: dist.ProcessGroup) -> None:
         kept = {str(rank * per_process + index) for index in range(per_process)}
         for name in set(experts) - kept:
             del experts[name]
-        experts.group = group
+        experts.process_group = group
 
 
 def collect_experts(model: nn.Module) -> None:
     """Undo `share_experts`: every process gets all experts. All of the group must call it."""
     for experts in _expert_layers(model):
-        if experts.group is None:
+        if experts.process_group is None:
             continue
-        per_process = experts.num_experts // dist.get_world_size(experts.group)
+        per_process = experts.num_experts // dist.get_world_size(experts.process_group)
         local, template = dict(experts), next(iter(experts.values()))
         experts.clear()
         for number in range(experts.num_experts):
             expert = local.get(str(number))
             expert = copy.deepcopy(template) if expert is None else expert
             for parameter in expert.parameters():
-                dist.broadcast(parameter.data, group=experts.group, group_src=number // per_process)
+                dist.broadcast(
+                    parameter.data, group=experts.process_group, group_src=number // per_process
+                )
             experts[str(number)] = expert
-        experts.group = None
+        experts.process_group = None
 
 
 def _expert_layers(model: nn.Module) -> list[Experts]:

@@ -21,7 +21,7 @@ class Experts(nn.ModuleDict):
     def __init__(self, config: ModelConfig, num_experts: int, inner_size: int) -> None:
         super().__init__({str(e): FeedForward(config, inner_size) for e in range(num_experts)})
         self.num_experts = num_experts
-        self.group: dist.ProcessGroup | None = None
+        self.process_group: dist.ProcessGroup | None = None
         """The processes that share the experts, in equal consecutive parts; None: all are here."""
 
     def forward(self, hidden: Tensor, routing: Routing) -> Tensor:
@@ -41,10 +41,10 @@ class Experts(nn.ModuleDict):
         assignments = assignments[experts.argsort(stable=True)]
         tokens = assignments // top_k
         rows = hidden[tokens]
-        if self.group is None:
+        if self.process_group is None:
             outputs = self._run(rows, routing.tokens_per_expert)
         else:
-            outputs = self._run_elsewhere(rows, routing.tokens_per_expert, self.group)
+            outputs = self._run_elsewhere(rows, routing.tokens_per_expert, self.process_group)
         weights = routing.weights.flatten()[assignments].unsqueeze(1)
         weighted = (outputs * weights).to(hidden.dtype)
         return torch.zeros_like(hidden).index_add(0, tokens, weighted)

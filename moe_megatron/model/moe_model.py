@@ -121,7 +121,7 @@ class MoEModel(LanguageModel):
     @property
     def expert_parallel_group(self) -> dist.ProcessGroup | None:
         """The processes that share the experts; None if all are here."""
-        return next((layer.experts.group for layer in self._moe_layers()), None)
+        return next((layer.experts.process_group for layer in self._moe_layers()), None)
 
     @torch.no_grad()
     def generate(

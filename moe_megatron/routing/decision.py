@@ -95,11 +95,6 @@ class Routing:
         """Tokens that reach each expert, int64 [E]."""
         return torch.bincount(self.indices[self.kept], minlength=self.num_experts)
 
-    @property
-    def num_assigned(self) -> Tensor:
-        """Number of (token, expert) pairs that the router selected, int64 []."""
-        return self.assigned.sum()
-
     def _dense(self, slots_TK: Tensor) -> Tensor:
         dense = slots_TK.new_zeros(self.indices.shape[0], self.num_experts, dtype=torch.uint8)
         return dense.scatter_add(1, self.indices, slots_TK.to(torch.uint8)) > 0

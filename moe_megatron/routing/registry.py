@@ -15,7 +15,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,12 +38,6 @@ CONTEXT = {
 RouterFunction = Callable[..., Routing]
 Distribution = Callable[[Tensor], Tensor]
 """From logits to the router's distribution over experts, float32 [T, E], rows summing to 1."""
-
-
-class RouterOptions(Protocol):
-    """Options of a router: a frozen dataclass, optionally with a method `check(moe)`."""
-
-    __dataclass_fields__: Any
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

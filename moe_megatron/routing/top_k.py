@@ -79,27 +79,27 @@ class TopKOptions:
                 "moe.expert_bias needs a score function that scores experts independently; set "
                 "moe.router.score_function to 'sigmoid' or 'sqrtsoftplus', not 'softmax'."
             )
-        self._check_groups(moe.num_experts or 0, moe.top_k)
+        self._check_expert_groups(moe.num_experts or 0, moe.top_k)
 
-    def _check_groups(self, num_experts: int, top_k: int) -> None:
-        groups, chosen = self.expert_groups, self.group_top_k
-        if groups is None and chosen is None:
+    def _check_expert_groups(self, num_experts: int, top_k: int) -> None:
+        expert_groups, chosen = self.expert_groups, self.group_top_k
+        if expert_groups is None and chosen is None:
             return
-        if groups is None or chosen is None:
+        if expert_groups is None or chosen is None:
             raise ConfigError(
-                f"moe.router.expert_groups ({groups}) and moe.router.group_top_k ({chosen}) belong "
-                "together; set both, or neither."
+                f"moe.router.expert_groups ({expert_groups}) and moe.router.group_top_k "
+                f"({chosen}) belong together; set both, or neither."
             )
-        if num_experts % groups:
+        if num_experts % expert_groups:
             raise ConfigError(
-                f"moe.router.expert_groups ({groups}) must divide moe.num_experts "
+                f"moe.router.expert_groups ({expert_groups}) must divide moe.num_experts "
                 f"({num_experts}); try {checks.join_words(checks.divisors(num_experts))}."
             )
-        reachable = chosen * (num_experts // groups)
-        if not chosen <= min(groups, top_k) or reachable < top_k:
+        reachable = chosen * (num_experts // expert_groups)
+        if not chosen <= min(expert_groups, top_k) or reachable < top_k:
             raise ConfigError(
                 f"moe.router.group_top_k ({chosen}) must not exceed moe.router.expert_groups "
-                f"({groups}) or moe.top_k ({top_k}), and its groups must hold top_k experts "
+                f"({expert_groups}) or moe.top_k ({top_k}), and its groups must hold top_k experts "
                 f"(they hold {reachable})."
             )
 
@@ -193,12 +193,12 @@ def _independent(score_function: str) -> Callable[[Tensor], Tensor]:
     return _INDEPENDENT[score_function]
 
 
-def _only_best_groups(scores_TE: Tensor, num_groups: int, group_top_k: int, best: int) -> Tensor:
+def _only_best_groups(scores_TE: Tensor, expert_groups: int, group_top_k: int, best: int) -> Tensor:
     """The scores, with minus infinity for experts outside the token's `group_top_k` best groups.
 
     The score of a group is the sum of its `best` largest scores.
     """
-    grouped_TGE = scores_TE.view(len(scores_TE), num_groups, -1)
+    grouped_TGE = scores_TE.view(len(scores_TE), expert_groups, -1)
     group_scores_TG = grouped_TGE.topk(best, dim=-1).values.sum(dim=-1)
     chosen_TG = group_scores_TG.topk(group_top_k, dim=-1).indices
     excluded_TG = torch.ones_like(group_scores_TG, dtype=torch.bool).scatter(-1, chosen_TG, False)

@@ -6,18 +6,20 @@
 
 A measured quantity is a function of what a router just did with some tokens. Its values are summed
 on the device over the tokens, micro-batches and ranks of a step. A derived quantity is a function
-of the sums of the whole step. `catalog` lists the quantities. Nothing here imports torch: a measure
-uses the methods of the tensors it gets.
+of the sums of the whole step. There is no other reduction: what is not a mean over tokens, such as
+a maximum over experts or a ratio, is derived. `catalog` lists the quantities. Nothing here imports
+torch: a measure uses the methods of the tensors it gets.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from moe_megatron.errors import ConfigError
 from moe_megatron.telemetry.values.json_fields import Float64Array, Int64Array
 from moe_megatron.telemetry.values.per_layer import find_name_problem
+from moe_megatron.telemetry.values.snapshot import RoutingSnapshot
 
 _GAUGE = re.compile(r"moe(_[a-z0-9]+)+")
 _UNITS_IN_NAMES = ("bytes", "ratio", "seconds")
@@ -86,6 +88,30 @@ class StepSums:
     prob_sums: Float64Array
     means: Mapping[str, Float64Array]
 
+    def snapshot(
+        self, step: int, layers: tuple[int, ...], quantities: Iterable["Quantity"]
+    ) -> RoutingSnapshot:
+        """The snapshot of the step, where dropped = assigned - sum_e tokens_per_expert.
+
+        Args:
+            step: 1-based step.
+            layers: global 1-based numbers of the MoE layers.
+            quantities: those that were measured and those to derive.
+
+        Raises:
+            ConfigError: a derived quantity is not one value per layer.
+        """
+        return RoutingSnapshot(
+            step=step,
+            tokens=self.tokens,
+            top_k=self.top_k,
+            layers=layers,
+            tokens_per_expert=self.tokens_per_expert,
+            assigned=self.assigned,
+            dropped=self.assigned - self.tokens_per_expert.sum(axis=1),
+            per_layer={quantity.name: quantity.of_step(self) for quantity in quantities},
+        )
+
 
 Measure = Callable[[RoutedTokens], Any]
 Derive = Callable[[StepSums], Float64Array]
@@ -127,6 +153,39 @@ class Quantity:
     def __post_init__(self) -> None:
         if problem := find_name_problem(self.name) or self._find_problem():
             raise ConfigError(f"{problem}.")
+
+    def of_tokens(self, routed: RoutedTokens) -> Any:
+        """`measure(routed)`: a tensor [T], one value per token, of any dtype.
+
+        Raises:
+            ConfigError: the measure returns something else.
+        """
+        assert self.measure is not None
+        values_T, length = self.measure(routed), routed.logits_TE.shape[0]
+        shape = getattr(values_T, "shape", None)
+        if shape != (length,):
+            found = f"a {type(values_T).__name__}" if shape is None else list(shape)
+            raise ConfigError(
+                f"the measure of the quantity '{self.name}' must return one value per token, a "
+                f"tensor [{length}], and returned {found}."
+            )
+        return values_T
+
+    def of_step(self, sums: StepSums) -> Float64Array:
+        """`derive(sums)`, or the mean of what was measured: float64 [L], one value per layer.
+
+        Raises:
+            ConfigError: the quantity is derived, but not as one value per layer.
+        """
+        if self.derive is None:
+            return sums.means[self.name]
+        values, num_layers = self.derive(sums), len(sums.assigned)
+        if getattr(values, "dtype", None) != "float64" or values.shape != (num_layers,):
+            raise ConfigError(
+                f"the quantity '{self.name}' must be derived as one value per layer, a float64 "
+                f"array [{num_layers}], and is {values!r:.80}."
+            )
+        return values
 
     @property
     def shown_unit(self) -> str:

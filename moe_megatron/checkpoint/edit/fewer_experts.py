@@ -42,10 +42,10 @@ class KeepMostUsed(FewerExperts):
 
 
 class MergeLeastUsed(FewerExperts):
-    """W = sum over a group's members m of tokens_m / tokens_group * W_m, one group per kept expert.
+    """W = sum over a cluster's members m of tokens_m / tokens_cluster * W_m, one per kept expert.
 
     This follows M-SMoE (Li et al., "Merge, Then Compress", arXiv:2310.01334): the most used experts
-    lead the groups, and each other expert joins the leader to which tokens are routed most
+    lead the clusters, and each other expert joins the leader to which tokens are routed most
     similarly. Two things differ: similarity is the cosine of the router's rows, because there is no
     text to route here, and the inner features of the members are not permuted to match before they
     are averaged.
@@ -67,15 +67,18 @@ def with_fewer_experts(model: Model, wanted: FewerExperts, folder: HfFolder) -> 
         DataError: The profile's file cannot be read.
     """
     geometry = model.geometry
-    groups = _num_groups(model)
-    _check(model, wanted.num_experts, groups)
+    expert_groups = _num_expert_groups(model)
+    _check(model, wanted.num_experts, expert_groups)
     uses = _uses(model, wanted, folder.path)
     config = config_without_prediction(model.config, model.family)
     config = with_experts(config, wanted.num_experts, model.family)
     links = without_prediction(model.links, geometry)
-    kept = {layer: _most_used(counts, wanted.num_experts, groups) for layer, counts in uses.items()}
+    kept = {
+        layer: _most_used(counts, wanted.num_experts, expert_groups)
+        for layer, counts in uses.items()
+    }
     if isinstance(wanted, MergeLeastUsed):
-        links = _merged(links, uses, kept, groups, folder)
+        links = _merged(links, uses, kept, expert_groups, folder)
     taken = [
         new
         for link in links
@@ -86,12 +89,12 @@ def with_fewer_experts(model: Model, wanted: FewerExperts, folder: HfFolder) -> 
     return model.changed(config, taken)
 
 
-def _num_groups(model: Model) -> int:
+def _num_expert_groups(model: Model) -> int:
     field = next((f for f in model.family.fields if f.ours == "moe.router.expert_groups"), None)
     return max(1, int(field.value(model.config))) if field else 1
 
 
-def _check(model: Model, wanted: int, groups: int) -> None:
+def _check(model: Model, wanted: int, expert_groups: int) -> None:
     geometry = model.geometry
     if not geometry.experts:
         raise CheckpointError(f"a {model.family.name} model has no experts to keep or merge.")
@@ -99,8 +102,8 @@ def _check(model: Model, wanted: int, groups: int) -> None:
         raise CheckpointError(
             f"{model.family.name} models are converted whole; their experts cannot be reduced."
         )
-    if not geometry.top_k <= wanted <= geometry.experts or wanted % groups:
-        multiple = f", in multiples of its {groups} groups" if groups > 1 else ""
+    if not geometry.top_k <= wanted <= geometry.experts or wanted % expert_groups:
+        multiple = f", in multiples of its {expert_groups} groups" if expert_groups > 1 else ""
         raise CheckpointError(
             f"cannot keep {wanted} experts: this model has {geometry.experts} and sends a token to "
             f"{geometry.top_k}. Keep {geometry.top_k} to {geometry.experts}{multiple}."
@@ -131,13 +134,13 @@ def _uses(model: Model, wanted: FewerExperts, folder: Path) -> dict[int, list[in
     return {layer - 1: counts[row] for row, layer in enumerate(layers)}
 
 
-def _most_used(counts: Sequence[int], wanted: int, groups: int) -> tuple[int, ...]:
-    """The numbers of the most used experts of each group; of equal ones, the first wins."""
-    size = len(counts) // groups
+def _most_used(counts: Sequence[int], wanted: int, expert_groups: int) -> tuple[int, ...]:
+    """The numbers of the most used experts of each expert group; of equal ones, the first wins."""
+    size = len(counts) // expert_groups
     found: list[int] = []
     for first in range(0, len(counts), size):
         ranked = sorted(range(first, first + size), key=lambda expert: -counts[expert])
-        found += sorted(ranked[: wanted // groups])
+        found += sorted(ranked[: wanted // expert_groups])
     return tuple(found)
 
 
@@ -145,15 +148,15 @@ def _merged(
     links: list[Link],
     uses: Mapping[int, Sequence[int]],
     kept: Mapping[int, Sequence[int]],
-    groups: int,
+    expert_groups: int,
     folder: HfFolder,
 ) -> list[Link]:
-    """All links, with those of kept experts turned into weighted sums over their groups."""
+    """All links, with those of kept experts turned into weighted sums over their clusters."""
     members: dict[int | None, dict[int | None, list[int]]] = {}
     for link in links:
         if link.layer is not None and link.key.endswith(_ROUTER):
-            members[link.layer] = _members(link, kept[link.layer], groups, folder)
-    by_place = {(link.key, link.layer, link.expert): link for link in links}
+            members[link.layer] = _members(link, kept[link.layer], expert_groups, folder)
+    by_identity = {link.identity: link for link in links}
     found = []
     for link in links:
         joined = members.get(link.layer, {}).get(link.expert, [])
@@ -163,7 +166,7 @@ def _merged(
             terms = tuple(
                 Term(
                     weight=count / total if total else 1 / len(joined),
-                    blocks=by_place[link.key, link.layer, expert].blocks,
+                    blocks=by_identity[link.key, link.layer, expert].blocks,
                 )
                 for expert, count in zip(joined, counts, strict=True)
             )
@@ -173,7 +176,7 @@ def _merged(
 
 
 def _members(
-    router: Link, kept: Sequence[int], groups: int, folder: HfFolder
+    router: Link, kept: Sequence[int], expert_groups: int, folder: HfFolder
 ) -> dict[int | None, list[int]]:
     """The experts merged into each kept expert, itself first."""
     import torch
@@ -184,7 +187,9 @@ def _members(
     for expert in range(experts):
         if expert in found:
             continue
-        near = [k for k in kept if k * groups // experts == expert * groups // experts]
+        near = [
+            k for k in kept if k * expert_groups // experts == expert * expert_groups // experts
+        ]
         similarities = rows[near] @ rows[expert]
         found[near[int(similarities.argmax())]].append(expert)
     return found

@@ -81,18 +81,18 @@ def choose_workers(requested: int | None) -> int:
 
 def units_of(plan: Plan) -> tuple[Unit, ...]:
     """Group the tasks of a plan into units."""
-    groups: list[list[Task]] = []
+    of_units: list[list[Task]] = []
     filled = 0
     for task in plan.tasks:
-        last = groups[-1][-1] if groups else None
+        last = of_units[-1][-1] if of_units else None
         together = last is not None and last.file == task.file
         assert task.offset == (last.end if last and together else 0), "tasks leave no gaps"
         if not together or filled + task.nbytes > _UNIT_BYTES:
-            groups.append([])
+            of_units.append([])
             filled = 0
-        groups[-1].append(task)
+        of_units[-1].append(task)
         filled += task.nbytes
-    return tuple(Unit(number, tuple(tasks)) for number, tasks in enumerate(groups))
+    return tuple(Unit(number, tuple(tasks)) for number, tasks in enumerate(of_units))
 
 
 def execute(

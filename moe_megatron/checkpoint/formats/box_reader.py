@@ -67,7 +67,7 @@ class BoxReader:
             here = [slice(b - o, e - o) for (b, e), o in zip(spans, chunk.offsets, strict=True)]
             offset = self._saved.data_offset(tensor, chunk)
             flat = torch.frombuffer(
-                self._map(chunk.place.file),
+                self._map(chunk.record.file),
                 dtype=box.dtype,
                 count=prod(chunk.sizes),
                 offset=offset,

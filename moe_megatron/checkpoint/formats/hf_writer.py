@@ -58,16 +58,17 @@ def lay_out(tensors: Sequence[NewTensor], max_shard_bytes: int | None = None) ->
     """
     total = sum(tensor.nbytes for tensor in tensors)
     limit = max_shard_bytes or min(max(total // 8, _SMALLEST_SHARD), _LARGEST_SHARD)
-    groups: list[list[NewTensor]] = [[]]
+    of_shards: list[list[NewTensor]] = [[]]
     filled = 0
     for tensor in tensors:
-        if groups[-1] and filled + tensor.nbytes > limit:
-            groups.append([])
+        if of_shards[-1] and filled + tensor.nbytes > limit:
+            of_shards.append([])
             filled = 0
-        groups[-1].append(tensor)
+        of_shards[-1].append(tensor)
         filled += tensor.nbytes
     return tuple(
-        _shard(_shard_name(number, len(groups)), group) for number, group in enumerate(groups, 1)
+        _shard(_shard_name(number, len(of_shards)), inside)
+        for number, inside in enumerate(of_shards, 1)
     )
 
 
@@ -98,5 +99,5 @@ def _shard(name: str, tensors: Sequence[NewTensor]) -> Shard:
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-(len(text) + 8) % _ALIGNMENT)
     start = struct.pack("<Q", len(text)) + text
-    places = zip(tensors, offsets, strict=True)
-    return Shard(name, start, tuple((tensor, len(start) + offset) for tensor, offset in places))
+    starts = [len(start) + offset for offset in offsets]
+    return Shard(name, start, tuple(zip(tensors, starts, strict=True)))

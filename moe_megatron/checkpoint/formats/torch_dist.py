@@ -31,8 +31,8 @@ Sizes = tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """The position of a record, which is a torch.save archive inside a file."""
+class ByteRange:
+    """Where a record is, which is a torch.save archive inside a file."""
 
     file: int
     """Index into `TorchDist.files`."""
@@ -46,7 +46,7 @@ class Chunk:
 
     offsets: Sizes
     sizes: Sizes
-    place: Place
+    record: ByteRange
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,8 +161,10 @@ class TorchDist:
         """
         legacy = self.path / _LEGACY_COMMON_STATE
         if COMMON_STATE in self.objects:
-            place = self.objects[COMMON_STATE]
-            found = load_inert(self._record(place, COMMON_STATE).pickle, f"{self.path}'s state")
+            where = self.objects[COMMON_STATE]
+            found = load_inert(
+                self._read_record(where, COMMON_STATE).pickle, f"{self.path}'s state"
+            )
             found = found[0] if isinstance(found, list) and found else found
         elif legacy.is_file():
             descriptor = os.open(legacy, os.O_RDONLY)
@@ -200,13 +202,13 @@ class TorchDist:
         self._check_files()
         numbers = {name: number for number, name in enumerate(names)}
         self.tensors: dict[str, SavedTensor] = {}
-        self.objects: dict[str, Place] = {}
+        self.objects: dict[str, ByteRange] = {}
         for key, description in metadata.get("state_dict_metadata").items():
-            places = {offset: self._place(key, i, numbers) for offset, i in storage[key].items()}
+            records = {offset: self._range(key, i, numbers) for offset, i in storage[key].items()}
             if type(description).__name__ == "TensorStorageMetadata":
-                self.tensors[key] = self._tensor(key, description, places)
-            elif None in places:
-                self.objects[key] = places[None]
+                self.tensors[key] = self._tensor(key, description, records)
+            elif None in records:
+                self.objects[key] = records[None]
 
     def _check_files(self) -> None:
         self._sizes = []
@@ -221,23 +223,25 @@ class TorchDist:
                 raise CheckpointError(f"{path} is missing; copy the whole folder again.")
             self._sizes.append(path.stat().st_size)
 
-    def _place(self, key: str, info: Inert, numbers: dict[str, int]) -> Place:
+    def _range(self, key: str, info: Inert, numbers: dict[str, int]) -> ByteRange:
         if info.get("transform_descriptors"):
             raise CheckpointError(
                 f"{self.path}: {key} is compressed ({info.get('transform_descriptors')}); save the "
                 "checkpoint without compression."
             )
-        place = Place(numbers[info.get("relative_path")], info.get("offset"), info.get("length"))
-        size = self._sizes[place.file]
-        if place.offset < 0 or place.length < 0 or place.offset + place.length > size:
+        found = ByteRange(
+            numbers[info.get("relative_path")], info.get("offset"), info.get("length")
+        )
+        size = self._sizes[found.file]
+        if found.offset < 0 or found.length < 0 or found.offset + found.length > size:
             raise CheckpointError(
-                f"{self.path / self.files[place.file]} has {size} bytes, but {key} should end at "
-                f"byte {place.offset + place.length}: the file is truncated; copy it again."
+                f"{self.path / self.files[found.file]} has {size} bytes, but {key} should end at "
+                f"byte {found.offset + found.length}: the file is truncated; copy it again."
             )
-        return place
+        return found
 
     def _tensor(
-        self, key: str, description: Inert, places: dict[Sizes | None, Place]
+        self, key: str, description: Inert, records: dict[Sizes | None, ByteRange]
     ) -> SavedTensor:
         torch_name = description.get("properties").state[0]
         dtype = dtypes.from_torch_name(torch_name.removeprefix("torch."))
@@ -246,12 +250,12 @@ class TorchDist:
         chunks = []
         for box in description.get("chunks"):
             offsets, sizes = tuple(box.get("offsets")), tuple(box.get("sizes"))
-            if offsets not in places:
+            if offsets not in records:
                 raise CheckpointError(
                     f"{self.path / METADATA} lacks the position of {key} at {offsets}; the "
                     "checkpoint is incomplete."
                 )
-            chunks.append(Chunk(offsets, sizes, places[offsets]))
+            chunks.append(Chunk(offsets, sizes, records[offsets]))
         return SavedTensor(key, dtype, tuple(description.get("size")), tuple(chunks))
 
     def _matrix(self, tensor: SavedTensor, index: Sizes, link: Link) -> FoundMatrix:
@@ -291,7 +295,7 @@ class TorchDist:
             before = before * size + at - start
         row, column = (*chunk.offsets[leading:], 0)[:2]
         offset = self.data_offset(tensor, chunk) + before * rows * columns * item
-        return Region(row, column, packed(chunk.place.file, offset, rows, columns, item))
+        return Region(row, column, packed(chunk.record.file, offset, rows, columns, item))
 
     def _check_complete(
         self, tensor: SavedTensor, matrix: Sizes, regions: tuple[Region, ...]
@@ -311,8 +315,8 @@ class TorchDist:
             CheckpointError: Its record is damaged, or names code to execute.
         """
         item = dtypes.item_size(tensor.dtype)
-        record = self._record(chunk.place, tensor.key)
-        what = f"{self.path / self.files[chunk.place.file]}: {tensor.key} at {chunk.offsets}"
+        record = self._read_record(chunk.record, tensor.key)
+        what = f"{self.path / self.files[chunk.record.file]}: {tensor.key} at {chunk.offsets}"
         key = (record.pickle, chunk.sizes)
         if key not in self._checked:
             self._checked[key] = _first_element(load_inert(record.pickle, what), chunk.sizes, what)
@@ -322,15 +326,15 @@ class TorchDist:
             raise CheckpointError(f"{what}: its record is too small; the checkpoint is damaged.")
         return record.data[0][0] + first
 
-    def _record(self, place: Place, key: str) -> Record:
-        path = self.path / self.files[place.file]
-        if place.file not in self._descriptors:
+    def _read_record(self, where: ByteRange, key: str) -> Record:
+        path = self.path / self.files[where.file]
+        if where.file not in self._descriptors:
             try:
-                self._descriptors[place.file] = os.open(path, os.O_RDONLY)
+                self._descriptors[where.file] = os.open(path, os.O_RDONLY)
             except OSError as error:
                 raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
-        descriptor = self._descriptors[place.file]
-        return read_record(descriptor, place.offset, place.length, f"{path}: {key}")
+        descriptor = self._descriptors[where.file]
+        return read_record(descriptor, where.offset, where.length, f"{path}: {key}")
 
 
 def _overlap(a: Region, b: Region) -> bool:

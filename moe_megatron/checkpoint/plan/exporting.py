@@ -59,9 +59,9 @@ class _Exporter:
         self._saved, self._links, self._options = saved, links, options
 
     def plan(self) -> Plan:
-        parts, shapes = self._parts()
+        written, shapes = self._written_blocks()
         coverage.check_tensors(self._links, shapes, (), "the exported folder")
-        tensors = [NewTensor(n, self._dtype(n, parts[n]), shape) for n, shape in shapes.items()]
+        tensors = [NewTensor(n, self._dtype(n, written[n]), shape) for n, shape in shapes.items()]
         shards = lay_out(tensors, self._options.max_shard_bytes)
         several = ((INDEX, lambda: index_text(shards).encode()),) if len(shards) > 1 else ()
         sources = [self._saved.path / name for name in self._saved.files]
@@ -70,15 +70,17 @@ class _Exporter:
             sources=tuple(SourceFile.of(path) for path in sources),
             targets=tuple(TargetFile(shard.name, shard.size) for shard in shards),
             tasks=tuple(
-                task for n, shard in enumerate(shards) for task in _shard_tasks(n, shard, parts)
+                task for n, shard in enumerate(shards) for task in _shard_tasks(n, shard, written)
             ),
             tables=(*several, *self._options.tables),
             summary=summarize(self._links),
         )
 
-    def _parts(self) -> tuple[dict[str, list["_Part"]], dict[str, tuple[int, ...]]]:
+    def _written_blocks(
+        self,
+    ) -> tuple[dict[str, list["_WrittenBlock"]], dict[str, tuple[int, ...]]]:
         """The positions of the blocks of each Hugging Face tensor, and the shape of each tensor."""
-        parts: dict[str, list[_Part]] = defaultdict(list)
+        written: dict[str, list[_WrittenBlock]] = defaultdict(list)
         shapes: dict[str, tuple[int, ...]] = {}
         missing = []
         read: dict[str, set[tuple[int, ...]]] = defaultdict(set)
@@ -90,7 +92,8 @@ class _Exporter:
             read[found.tensor.key].add(found.index)
             for row, rows, block in blocks.rows_of(link):
                 shapes.setdefault(block.name, block.shape)
-                parts[block.name].append(_Part(block, row, rows, matrix_size(link.shape)[1], found))
+                columns = matrix_size(link.shape)[1]
+                written[block.name].append(_WrittenBlock(block, row, rows, columns, found))
         if missing:
             names = list(dict.fromkeys(missing))
             raise MappingError(
@@ -98,7 +101,7 @@ class _Exporter:
                 "checkpoint belongs to another configuration."
             )
         self._check_all_read(read)
-        return parts, shapes
+        return written, shapes
 
     def _check_all_read(self, read: Mapping[str, set[tuple[int, ...]]]) -> None:
         same = {
@@ -120,8 +123,8 @@ class _Exporter:
                 "trained as."
             )
 
-    def _dtype(self, name: str, parts: Sequence["_Part"]) -> str:
-        types = sorted({part.found.tensor.dtype for part in parts})
+    def _dtype(self, name: str, written: Sequence["_WrittenBlock"]) -> str:
+        types = sorted({block.found.tensor.dtype for block in written})
         wanted = self._options.dtype or self._options.dtypes.get(name)
         if wanted is None and len(types) > 1:
             raise CheckpointError(
@@ -132,8 +135,8 @@ class _Exporter:
 
 
 @dataclass(frozen=True, slots=True)
-class _Part:
-    """A block of a Hugging Face tensor and the rows of a Megatron matrix that correspond to it."""
+class _WrittenBlock:
+    """A block that is written, and the rows of a Megatron matrix that correspond to it."""
 
     block: Block
     row: int
@@ -154,25 +157,27 @@ class _Part:
             yield Move(source, self.found.tensor.dtype, target)
 
 
-def _shard_tasks(number: int, shard: Shard, parts: Mapping[str, Sequence[_Part]]) -> Iterator[Task]:
+def _shard_tasks(
+    number: int, shard: Shard, written: Mapping[str, Sequence[_WrittenBlock]]
+) -> Iterator[Task]:
     yield Task(number, 0, len(shard.header), "U8", literal=shard.header)
     for tensor, offset in shard.tensors:
-        yield from _tensor_tasks(number, tensor, offset, parts[tensor.name])
+        yield from _tensor_tasks(number, tensor, offset, written[tensor.name])
 
 
 def _tensor_tasks(
-    number: int, tensor: NewTensor, offset: int, parts: Iterable[_Part]
+    number: int, tensor: NewTensor, offset: int, written: Iterable[_WrittenBlock]
 ) -> Iterator[Task]:
     """Tasks that fill a tensor; blocks that share rows of it are grouped together."""
     width = matrix_size(tensor.shape)[1]
     row_bytes = width * dtypes.item_size(tensor.dtype)
-    groups: dict[tuple[int, int], list[Move]] = defaultdict(list)
-    for part in parts:
-        group = groups[part.block.start, part.block.rows]
-        group.extend(part.moves(number, offset, tensor.dtype))
-    for (start, rows), moves in sorted(groups.items()):
+    moves_to: dict[tuple[int, int], list[Move]] = defaultdict(list)
+    for it in written:
+        rows = it.block.start, it.block.rows
+        moves_to[rows].extend(it.moves(number, offset, tensor.dtype))
+    for (start, height), moves in sorted(moves_to.items()):
         begin: int = offset + start * row_bytes
-        yield from fill(number, begin, (rows, width), tensor.dtype, moves)
+        yield from fill(number, begin, (height, width), tensor.dtype, moves)
 
 
 def _matrices(tensor: SavedTensor, read: Iterable[tuple[int, ...]]) -> int:

@@ -90,8 +90,8 @@ def plan_import(folder: HfFolder, links: Sequence[Link], options: ImportOptions)
 
 
 @dataclass(frozen=True, slots=True)
-class _Part:
-    """Consecutive rows of a matrix that come from one source tensor."""
+class _ReadBlock:
+    """A block that is read: the rows of a matrix that come from it, and its view."""
 
     row: int
     """First row in the matrix."""
@@ -177,7 +177,7 @@ class _Importer:
         index = names[0][1]
         leading = self._shapes[names[0][0]]
         rows, columns = matrix_size(link.shape)
-        parts = list(self._parts(link, columns))
+        read = list(self._read_blocks(link, columns))
         size = (link.shape[0] // link.chunks, *link.shape[1:])
         for chunk in range(link.chunks):
             record = layout.add_tensor(
@@ -189,15 +189,15 @@ class _Importer:
             )
             height = rows // link.chunks
             target = _target(record, height, columns)
-            moves = list(self._inside(parts, chunk * height, target))
+            moves = list(self._inside(read, chunk * height, target))
             if link.noise is not None:
                 noise = link.noise.rows_from(chunk * height, height)
                 moves.append(Move(noise, "F32", target, weight=1.0))
             data = fill(record.file, record.data, (height, columns), dtype, moves)
             yield from _framed(record, data)
 
-    def _parts(self, link: Link, columns: int) -> Iterator["_Part"]:
-        """The parts of a matrix, one per block of the link or, for a sum, of its terms."""
+    def _read_blocks(self, link: Link, columns: int) -> Iterator[_ReadBlock]:
+        """The blocks of the link or, for a sum, of its terms."""
         terms: list[tuple[tuple[Block, ...], float | None]]
         terms = [(term.blocks, term.weight) for term in link.terms]
         for own, weight in terms or [(link.blocks, None if link.noise is None else 1.0)]:
@@ -205,18 +205,18 @@ class _Importer:
                 tensor = self._folder.tensors[block.name]
                 file = self._files[tensor.file]
                 view = blocks.view_of(block, columns, file, tensor.offset, tensor.dtype)
-                yield _Part(row, view, tensor, weight)
+                yield _ReadBlock(row, view, tensor, weight)
 
-    def _inside(self, parts: Sequence["_Part"], first: int, target: View) -> Iterator[Move]:
+    def _inside(self, read: Sequence[_ReadBlock], first: int, target: View) -> Iterator[Move]:
         """The moves into a chunk that begins at row `first` of the matrix."""
-        for part in parts:
-            begin = max(part.row, first)
-            end = min(part.row + part.view.rows, first + target.rows)
+        for block in read:
+            begin = max(block.row, first)
+            end = min(block.row + block.view.rows, first + target.rows)
             if begin < end:
-                source = part.view.rows_from(begin - part.row, end - begin)
+                source = block.view.rows_from(begin - block.row, end - begin)
                 into = target.rows_from(begin - first, end - begin)
-                scale = self._scale(source, part.tensor)
-                yield Move(source, part.tensor.dtype, into, scale, part.weight)
+                scale = self._scale(source, block.tensor)
+                yield Move(source, block.tensor.dtype, into, scale, block.weight)
 
     def _objects(self, layout: Layout) -> Iterator[Task]:
         matrices = []

@@ -44,8 +44,8 @@ class LocalAttention(DotProductAttention):
 
         Args:
             query: [sequence, batch, heads, width].
-            key: [sequence, batch, groups, width].
-            value: [sequence, batch, groups, value width].
+            key: [sequence, batch, query groups, width].
+            value: [sequence, batch, query groups, value width].
             attention_mask: None for the causal mask alone.
             attn_mask_type: Kind of mask; None for the layer's own.
             attention_bias: Added to the scores; not supported by Megatron's class.

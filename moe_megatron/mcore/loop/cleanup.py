@@ -26,7 +26,7 @@ def forget_run(groups_before: Sequence[dist.ProcessGroup]) -> None:
     loop.destroy_global_state()
     destroy_moe_metrics_tracker()
     kept = {*groups_before, dist.group.WORLD}
-    for group in world.groups():
+    for group in world.process_groups():
         if group not in kept:
             dist.destroy_process_group(group)
 

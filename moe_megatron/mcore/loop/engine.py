@@ -129,7 +129,7 @@ def run(job: TrainingJob, machine: MachineSettings) -> JobOutcome:
         callbacks.append(_SideFiles(job, telemetry, load))
     started = time.perf_counter()
     with contextlib.ExitStack() as stack:
-        stack.callback(forget_run, world.groups())
+        stack.callback(forget_run, world.process_groups())
         stack.callback(release.release)
         stack.enter_context(_output_to(job.megatron_log))
         args = parse(megatron_argv(config, machine, paths), verbose=True)

@@ -10,12 +10,10 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from moe_megatron.errors import ConfigError
 from moe_megatron.mcore.cpu.fast.kernels import routing
 from moe_megatron.mcore.measure.counters import RoutingRow
 from moe_megatron.routing import BoundRouter
 from moe_megatron.routing.registry import softmax
-from moe_megatron.telemetry.quantity import Quantity
 
 _MANY_EXPERTS = 16
 """From this number of experts on, a row fills the processor's vectors and torch is faster."""
@@ -95,8 +93,7 @@ def count(row: RoutingRow, routed: Routed, padding_T: Tensor | None = None) -> N
     Raises:
         ConfigError: The measure of a quantity does not return one value per token.
     """
-    length: int = routed.logits_TE.shape[0]
-    num_tokens: int | Tensor = length
+    num_tokens: int | Tensor = routed.logits_TE.shape[0]
     scores_TE, map_TE, assigned_TE = routed.scores_TE, routed.routing_map_TE, routed.assigned_map_TE
     if padding_T is not None:
         valid_T = ~padding_T
@@ -109,18 +106,7 @@ def count(row: RoutingRow, routed: Routed, padding_T: Tensor | None = None) -> N
         row.beyond_top_k.add_(assigned_TE.sum() - num_tokens * routed.top_k)
     row.prob_sums.add_(scores_TE.sum(dim=0))
     for quantity, total in zip(row.quantities, row.sums, strict=True):
-        assert quantity.measure is not None
-        value_T = quantity.measure(routed)
-        if getattr(value_T, "shape", None) != (length,):
-            raise _wrong_measure(quantity, value_T, length)
+        value_T = quantity.of_tokens(routed)
         if padding_T is not None:
             value_T = value_T.masked_fill(padding_T, 0)
         total.add_(value_T.sum(dtype=_SUMMED_IN.get(value_T.dtype)))
-
-
-def _wrong_measure(quantity: Quantity, value: object, length: int) -> ConfigError:
-    found = list(value.shape) if isinstance(value, Tensor) else f"a {type(value).__name__}"
-    return ConfigError(
-        f"the measure of the quantity '{quantity.name}' must return one value per token, a tensor "
-        f"[{length}], and returned {found}."
-    )

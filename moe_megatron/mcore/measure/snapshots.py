@@ -2,11 +2,9 @@
 
 from collections.abc import Sequence
 
-from moe_megatron.errors import ConfigError
 from moe_megatron.mcore.measure.counters import StepTotals
 from moe_megatron.telemetry.catalog import quantities as registered_quantities
 from moe_megatron.telemetry.quantity import Quantity, StepSums
-from moe_megatron.telemetry.values.json_fields import Float64Array
 from moe_megatron.telemetry.values.snapshot import RoutingSnapshot
 
 
@@ -19,7 +17,7 @@ def make_snapshot(
 ) -> RoutingSnapshot:
     """Make the snapshot of one step from its sums.
 
-    assigned = tokens * top_k + beyond_top_k; dropped = assigned - sum_e tokens_per_expert.
+    assigned = tokens * top_k + beyond_top_k.
 
     Args:
         step: 1-based step.
@@ -50,25 +48,4 @@ def make_snapshot(
         means={name: values * per_token for name, values in totals.sums.items()},
     )
     chosen = registered_quantities() if quantities is None else quantities
-    return RoutingSnapshot(
-        step=step,
-        tokens=num_tokens,
-        top_k=top_k,
-        layers=layers,
-        tokens_per_expert=totals.tokens_per_expert,
-        assigned=assigned,
-        dropped=assigned - reached,
-        per_layer={quantity.name: _value(quantity, sums) for quantity in chosen},
-    )
-
-
-def _value(quantity: Quantity, sums: StepSums) -> Float64Array:
-    if quantity.derive is None:
-        return sums.means[quantity.name]
-    values, num_layers = quantity.derive(sums), len(sums.assigned)
-    if getattr(values, "dtype", None) != "float64" or values.shape != (num_layers,):
-        raise ConfigError(
-            f"the quantity '{quantity.name}' must be derived as one value per layer, a float64 "
-            f"array [{num_layers}], and is {values!r:.80}."
-        )
-    return values
+    return sums.snapshot(step, layers, chosen)

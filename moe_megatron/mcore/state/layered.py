@@ -69,7 +69,7 @@ def layered_model(config: RunConfig, read: Read, *, precision: str = "fp32") -> 
         if not dist.is_initialized():
             stack.callback(dist.destroy_process_group)
             dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
-        stack.callback(forget_run, world.groups())
+        stack.callback(forget_run, world.process_groups())
         with _quiet():
             model = _build(_in_one_process(config), precision)
         _load(_with_layers(model, []), _outside(model), read)
@@ -97,8 +97,10 @@ def bare_model(config: RunConfig, precision: str = "fp32") -> Any:
         ConfigError: Megatron refuses the model.
     """
     model_config = _model_config(config, precision)
-    groups = ProcessGroupCollection.use_mpu_process_groups()
-    model = GPTModelBuilder(model_config).build_model(groups, pre_process=True, post_process=True)
+    process_groups = ProcessGroupCollection.use_mpu_process_groups()
+    model = GPTModelBuilder(model_config).build_model(
+        process_groups, pre_process=True, post_process=True
+    )
     return compose_hooks(model_config.pre_wrap_hooks)([model])[0]
 
 

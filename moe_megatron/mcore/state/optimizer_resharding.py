@@ -55,24 +55,24 @@ def reshape_state(state: State, num_optimizers: int) -> State:
     single = {key: value for key, value in state.items() if key not in {*tensors, *chained}}
     if num_optimizers == 1 and chained:
         saved = [part for _, part in sorted(chained.items()) if _HYPER in part]
-        groups = _for_all_parameters([part[_HYPER][_GROUPS] for part in saved])
-        return {**saved[0], **tensors, _HYPER: {**saved[0][_HYPER], _GROUPS: groups}}
+        param_groups = _for_all_parameters([part[_HYPER][_GROUPS] for part in saved])
+        return {**saved[0], **tensors, _HYPER: {**saved[0][_HYPER], _GROUPS: param_groups}}
     if num_optimizers > 1 and single:
-        groups = _for_experts_too(single[_HYPER][_GROUPS])
-        common = {**single, _HYPER: {**single[_HYPER], _GROUPS: groups}}
+        param_groups = _for_experts_too(single[_HYPER][_GROUPS])
+        common = {**single, _HYPER: {**single[_HYPER], _GROUPS: param_groups}}
         return {index: {**state.get(index, {}), **common} for index in range(num_optimizers)}
     return state
 
 
 def _for_all_parameters(groups_of_optimizers: list[list[State]]) -> list[State]:
     """The parameter groups of all optimizers, with experts treated as ordinary parameters."""
-    groups: dict[Any, State] = {}
+    param_groups: dict[Any, State] = {}
     for group in itertools.chain.from_iterable(groups_of_optimizers):
         plain = {**group, _EXPERT: False}
-        groups.setdefault(tuple(plain.get(key) for key in param_group_identifier_keys), plain)
-    return list(groups.values())
+        param_groups.setdefault(tuple(plain.get(key) for key in param_group_identifier_keys), plain)
+    return list(param_groups.values())
 
 
-def _for_experts_too(groups: list[State]) -> list[State]:
+def _for_experts_too(param_groups: list[State]) -> list[State]:
     """Each group twice: once for ordinary parameters, once for experts."""
-    return [{**group, _EXPERT: expert} for expert in (False, True) for group in groups]
+    return [{**group, _EXPERT: expert} for expert in (False, True) for group in param_groups]

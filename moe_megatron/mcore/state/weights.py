@@ -21,7 +21,7 @@ from torch import Tensor
 
 from moe_megatron.config import Architecture
 from moe_megatron.errors import MappingError
-from moe_megatron.families.links import Link, is_of_vocabulary, matrix_size, saved_names
+from moe_megatron.families.links import Identity, Link, is_of_vocabulary, matrix_size, saved_names
 from moe_megatron.families.moe_model import model_links
 from moe_megatron.model.matrices import gathered, scatter
 
@@ -29,8 +29,8 @@ WeightMap = dict[str, Tensor]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Box:
-    """A tensor of this rank and its position in a whole matrix."""
+class LocalRegion:
+    """A region of a matrix that this rank holds, and the tensor that holds it."""
 
     link: Link
     """The link of the matrix."""
@@ -63,13 +63,13 @@ def load_weights(
     """
     matrices: dict[int, Tensor] = {}
     with torch.no_grad():
-        for box in boxes_of(model, architecture):
-            if id(box.link) not in matrices:
-                _check_weights(box.link, weights)
+        for region in local_regions(model, architecture):
+            if id(region.link) not in matrices:
+                _check_weights(region.link, weights)
                 matrices = {
-                    id(box.link): gathered(box.link, weights)
-                }  # a link's boxes are consecutive
-            box.local.copy_(box.of(matrices[id(box.link)]))
+                    id(region.link): gathered(region.link, weights)
+                }  # a link's regions are consecutive
+            region.local.copy_(region.of(matrices[id(region.link)]))
 
 
 def collect_weights(model: list[Any], architecture: Architecture) -> WeightMap:
@@ -86,22 +86,22 @@ def collect_weights(model: list[Any], architecture: Architecture) -> WeightMap:
         MappingError: A tensor has no counterpart, or its shape differs.
     """
     device = next(model[0].parameters()).device
-    boxes: dict[tuple[object, ...], list[Box]] = {}
-    for box in boxes_of(model, architecture):
-        if box.primary:
-            boxes.setdefault(_place(box.link), []).append(box)
+    regions: dict[Identity, list[LocalRegion]] = {}
+    for region in local_regions(model, architecture):
+        if region.primary:
+            regions.setdefault(region.link.identity, []).append(region)
     weights: WeightMap = {}
     with torch.no_grad():
         for link in model_links(architecture):  # in the same order on all ranks
             matrix = torch.zeros(link.shape, dtype=torch.float32, device=device)
-            for box in boxes.get(_place(link), ()):
-                box.of(matrix).copy_(box.local)
+            for region in regions.get(link.identity, ()):
+                region.of(matrix).copy_(region.local)
             dist.all_reduce(matrix)
             scatter(matrix.cpu(), link, weights)
     return weights
 
 
-def boxes_of(model: list[Any], architecture: Architecture) -> Iterator[Box]:
+def local_regions(model: list[Any], architecture: Architecture) -> Iterator[LocalRegion]:
     """Every tensor of the chunks that checkpoints hold, with its position in a matrix.
 
     Raises:
@@ -118,14 +118,14 @@ def boxes_of(model: list[Any], architecture: Architecture) -> Iterator[Box]:
         apply_factories(state)
         for tensor in nested_values(state):
             if isinstance(tensor, ShardedTensor):
-                place = tensor.global_offset[: tensor.prepend_axis_num]
-                link = links.get((tensor.key, tuple(place)))
+                index = tensor.global_offset[: tensor.prepend_axis_num]
+                link = links.get((tensor.key, tuple(index)))
                 if link is None:
                     raise MappingError(f"MoEModel has no counterpart of Megatron's {tensor.key}.")
-                yield _box(tensor, link)
+                yield _local_region(tensor, link)
 
 
-def _box(tensor: ShardedTensor, link: Link) -> Box:
+def _local_region(tensor: ShardedTensor, link: Link) -> LocalRegion:
     leading = tensor.prepend_axis_num
     shape, offset = tensor.global_shape[leading:], tensor.global_offset[leading:]
     if tuple(shape) != link.shape and not is_of_vocabulary(tensor.key):
@@ -136,7 +136,7 @@ def _box(tensor: ShardedTensor, link: Link) -> Box:
     row, column = offset[0], offset[1] if len(offset) > 1 else 0
     local = tensor.data.detach().view(matrix_size(tensor.local_shape))
     used = max(0, min(len(local), link.shape[0] - row))
-    return Box(
+    return LocalRegion(
         link=link,
         row=row,
         column=column,
@@ -156,10 +156,6 @@ def _check_weights(link: Link, weights: Mapping[str, Tensor]) -> None:
                 f"{block.name} has the shape {list(weights[block.name].shape)} and must have "
                 f"{list(block.shape)}; build both models from one configuration."
             )
-
-
-def _place(link: Link) -> tuple[object, ...]:
-    return link.key, link.layer, link.expert
 
 
 def _unwrapped(chunk: Any) -> Any:

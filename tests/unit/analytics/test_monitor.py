@@ -2,6 +2,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -9,6 +10,8 @@ from torch import Tensor, nn
 from moe_megatron.analytics import RouterMonitor
 from moe_megatron.errors import ConfigError, DataError
 from moe_megatron.model import MoEModel
+from moe_megatron.telemetry.catalog import quantity_names, registered
+from moe_megatron.telemetry.quantity import Quantity, RoutedTokens
 from moe_megatron.testing import tiny_models
 
 Make = Callable[..., MoEModel]
@@ -86,6 +89,68 @@ def test_models_of_transformers_give_the_statistics_of_their_router_logits(
         squares += [math.log(sum(math.exp(x) for x in row)) ** 2 for row in kept.tolist()]
     assert_equals_slow(monitor, layers)
     assert monitor.get_stats().z_loss == pytest.approx(sum(squares) / len(squares), rel=1e-5)
+
+
+def spread_of_logits(routed: RoutedTokens) -> Tensor:
+    return routed.logits_TE.amax(-1) - routed.logits_TE.amin(-1)
+
+
+REGISTERED: dict[str, dict[str, Any]] = {
+    "spread": {"measure": spread_of_logits},
+    "weight": {"measure": lambda routed: routed.probs_TE.sum(-1)},
+    "experts": {"measure": lambda routed: routed.routing_map_TE.sum(-1)},
+    "confidence": {"measure": lambda routed: routed.log_softmax_TE.exp().amax(-1)},
+    "busiest": {"derive": lambda sums: sums.tokens_per_expert.max(axis=1).astype(np.float64)},
+    "spread_squared": {"derive": lambda sums: sums.means["spread"] ** 2},
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["ours", "transformers"])
+def test_registered_quantities_are_measured_on_every_kind_of_model(
+    make_model: Make, padded: tuple[Tensor, Tensor], kind: str
+) -> None:
+    ids, mask = padded
+    model = make_model() if kind == "ours" else tiny_models.build("olmoe")
+    routers = [it for name, it in model.named_modules() if name.endswith(("router", "mlp.gate"))]
+    logits: list[Tensor] = []
+    for router in routers:
+        router.register_forward_hook(lambda _, __, output: logits.append(output[0]))
+    monitor = RouterMonitor(model)
+    added = [Quantity(name=name, help="A.", title="A", **how) for name, how in REGISTERED.items()]
+    with registered(*added), monitor.track():
+        model(ids, attention_mask=mask)
+        names = set(quantity_names())
+    profile = monitor.profile()
+    assert set(profile.per_layer) == names
+    assert len(logits) == len(profile.layers)
+    real = slice(None) if kind == "ours" else mask.flatten().bool()  # ours routes no padding
+    for layer, of_layer in enumerate(logits):
+        rows, values = of_layer[real].tolist(), {k: v[layer] for k, v in profile.per_layer.items()}
+        spread = sum(max(row) - min(row) for row in rows) / len(rows)
+        best = sum(math.exp(max(row)) / sum(map(math.exp, row)) for row in rows) / len(rows)
+        assert values["spread"] == pytest.approx(spread, rel=1e-5)
+        assert values["spread_squared"] == pytest.approx(spread**2, rel=1e-5)
+        assert values["confidence"] == pytest.approx(best, rel=1e-5)
+        assert values["experts"] == profile.top_k
+        assert 0.0 < values["weight"] <= 1.0 + 1e-6
+        assert values["busiest"] == profile.tokens_per_expert[layer].max()
+
+
+@torch.no_grad()
+def test_blocks_measure_what_is_registered_when_they_start(
+    make_model: Make, tokens: Tensor
+) -> None:
+    model = make_model()
+    monitor = RouterMonitor(model)
+    with monitor.track():
+        model(tokens)
+    spread = Quantity(name="spread", help="For a test.", title="S", measure=spread_of_logits)
+    with registered(spread), monitor.track():
+        model(tokens)
+    means = monitor.profile().means
+    assert (means["spread"].tokens == tokens.numel()).all()
+    assert (means["entropy"].tokens == 2 * tokens.numel()).all()
 
 
 @torch.no_grad()

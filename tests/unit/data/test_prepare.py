@@ -5,9 +5,9 @@ import resource
 import pytest
 
 from moe_megatron.data.index import inspect
-from moe_megatron.data.manifest import is_up_to_date
+from moe_megatron.data.manifest import describe_origin, find_prepared
 from moe_megatron.data.prepare import choose_num_workers, prepare_dataset
-from moe_megatron.data.shards import InMemory, SourceFile
+from moe_megatron.data.shards import InMemory, SourceFile, expand_sources
 from moe_megatron.errors import ConfigError, DataError
 
 
@@ -77,20 +77,21 @@ def test_changed_source_key_or_lost_file_prepares_again(prepare, jsonl):
     assert inspect(changed.prefix).documents == 2
 
 
-def test_is_up_to_date_follows_sources_tokenizer_and_ratio(prepare, jsonl, tokenizer):
+def test_prepared_dataset_is_found_for_its_sources_tokenizer_and_ratio_only(
+    prepare, jsonl, tokenizer
+):
     path = jsonl([{"text": "x"}] * 9 + [b"broken"])
-    prefix = prepare(path, max_bad_line_ratio=0.1).prefix
+    dataset = prepare(path, max_bad_line_ratio=0.1)
 
-    def check(fingerprint=tokenizer.fingerprint, ratio=0.1):
-        return is_up_to_date(
-            prefix, [path], fingerprint, tokenizer.eod_id, max_bad_line_ratio=ratio
-        )
+    def find(fingerprint=tokenizer.fingerprint, ratio=0.1):
+        origin = describe_origin(expand_sources([path]), fingerprint, tokenizer.eod_id, "text")
+        return find_prepared(dataset.prefix, origin, ratio)
 
-    assert check()
-    assert not check(fingerprint="other")
-    assert not check(ratio=0.05)
+    assert find() == dataset
+    assert find(fingerprint="other") is None
+    assert find(ratio=0.05) is None
     jsonl([{"text": "y"}])
-    assert not check()
+    assert find() is None
 
 
 def test_malformed_lines_below_the_limit_are_left_out_and_named(prepare, jsonl, caplog):

@@ -143,7 +143,7 @@ def test_configuration_of_an_unknown_family_is_refused(
         ({"hidden_size": 4.5}, "gives hidden_size as 4.5; a whole number of 0 or more is needed"),
         ({"vocab_size": float("nan")}, "gives vocab_size as nan; a number is needed"),
         ({"num_key_value_heads": 4}, "6 query heads and 4 key/value heads"),
-        ({"num_key_value_heads": 0}, "0 groups; at least 1"),
+        ({"num_key_value_heads": 0}, "0 key/value heads; at least 1"),
         ({"num_attention_heads": 0, "head_dim": None}, "0 heads; at least 1"),
         ({"num_hidden_layers": 0}, "0 layers; at least 1"),
         ({"num_hidden_layers": 10**9}, "1000000000 layers; at most 4096 are allowed"),

@@ -159,4 +159,4 @@ def test_balancing_of_different_numbers_counts_the_choice(logits: torch.Tensor) 
     routing = route(logits, **given())
     chosen = route.balancing_map(route.distribution(logits), routing)
     assert torch.equal(chosen, logits.softmax(-1) > 1 / EXPERTS)
-    assert int(routing.num_assigned) == int(chosen.sum()) != 2 * TOKENS
+    assert int(routing.assigned.sum()) == int(chosen.sum()) != 2 * TOKENS

@@ -108,7 +108,7 @@ def test_bytes_that_changed_after_the_conversion_are_found(pair: tuple[Path, Pat
     with TorchDist(converted) as saved:
         tensor = saved.tensors["output_layer.weight"]
         offset = saved.data_offset(tensor, tensor.chunks[0])
-        path = saved.path / saved.files[tensor.chunks[0].place.file]
+        path = saved.path / saved.files[tensor.chunks[0].record.file]
     with path.open("r+b") as file:
         file.seek(offset)
         file.write(bytes([77] * 4))

@@ -109,11 +109,11 @@ def test_step_is_reported_before_megatron_logs_and_clears_it(events: list[Any]) 
         ("b", "step"),
         ("loop", "training_log"),
     ]
-    told = events[1][2]
-    assert (told.step, told.learning_rate, told.grad_norm, told.skipped) == (5, 0.1, 0.5, True)
-    assert told.losses is losses
-    assert told.seconds >= 0
-    assert told.phase_seconds.keys() == {"optimizer", "other"}
+    end = events[1][2]
+    assert (end.step, end.learning_rate, end.grad_norm, end.skipped) == (5, 0.1, 0.5, True)
+    assert end.losses is losses
+    assert end.seconds >= 0
+    assert end.phase_seconds.keys() == {"optimizer", "other"}
     arguments, named = events[0][2:]
     assert (arguments[:6], named) == (("forward", *"dmosc"), {"iteration": 4})
     assert arguments[6]() == "forward and backward"
@@ -168,8 +168,8 @@ def test_phases_are_those_of_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_evaluation_knows_its_step_and_split(prefix: str, split: str, events: list[Any]) -> None:
     loop.evaluate_and_print_results(prefix, "forward", "data", "model", 6)
     answer = loop.evaluate("forward")
-    told = next(event[2] for event in events if event[1] == "evaluation")
-    assert (told.step, told.split, told.losses) == (6, split, answer[0])
+    end = next(event[2] for event in events if event[1] == "evaluation")
+    assert (end.step, end.split, end.losses) == (6, split, answer[0])
 
 
 def test_evaluation_that_ran_out_of_time_is_not_reported(monkeypatch: pytest.MonkeyPatch) -> None:
