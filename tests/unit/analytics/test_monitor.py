@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from moe_megatron.analytics import RouterMonitor
 from moe_megatron.errors import ConfigError, DataError
 from moe_megatron.model import MoEModel
+from moe_megatron.routing import Routing, registered_router
 from moe_megatron.telemetry.catalog import quantity_names, registered
 from moe_megatron.telemetry.quantity import Quantity, RoutedTokens
 from moe_megatron.testing import tiny_models
@@ -296,3 +297,25 @@ def test_stats_are_plain_numbers_by_name(make_model: Make, tokens: Tensor) -> No
     stats = monitor.get_stats().as_dict()
     assert {"load_variance", "drop_rate", "entropy"} <= stats.keys()
     assert all(type(value) in {int, float} for value in stats.values())
+
+
+def route_certain(logits_TE: Tensor, *, top_k: int) -> Routing:
+    probs_TE = logits_TE.softmax(-1)
+    return Routing.of_map(probs_TE, probs_TE > 0.3)
+
+
+@torch.no_grad()
+def test_token_without_an_expert_is_a_token(
+    make_model: Make, padded: tuple[Tensor, Tensor]
+) -> None:
+    with registered_router("certain", route_certain, fixed_number=False):
+        model = make_model(router_type="certain")
+        monitor = RouterMonitor(model)
+        with monitor.track():
+            output = model(*padded)
+    valid = padded[1].bool()
+    chosen = [(info.indices[valid] >= 0).sum(-1) for info in output.routing]
+    assert any((layer == 0).any() for layer in chosen)
+    assert monitor.get_stats().tokens == 16
+    means = [float(info.entropy) for info in output.routing]
+    assert monitor.profile().per_layer["entropy"] == pytest.approx(means, rel=1e-5)
