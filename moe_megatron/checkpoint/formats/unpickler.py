@@ -11,46 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_megatron.errors import CheckpointError
-
-_DCP = "torch.distributed.checkpoint"
-_ALLOWED: frozenset[tuple[str, str]] = frozenset(
-    (module, name)
-    for module, names in {
-        f"{_DCP}.metadata": "Metadata TensorStorageMetadata BytesStorageMetadata "
-        "ChunkStorageMetadata TensorProperties MetadataIndex StorageMeta _MEM_FORMAT_ENCODING",
-        f"{_DCP}.filesystem": "_StorageInfo _StoragePrefix",
-        f"{_DCP}.planner": "SavePlan WriteItem WriteItemType TensorWriteData",
-        "torch": "Size device Tensor BFloat16Storage HalfStorage FloatStorage DoubleStorage "
-        "ByteStorage CharStorage ShortStorage IntStorage LongStorage BoolStorage",
-        "torch.storage": "UntypedStorage",
-        "torch.serialization": "_get_layout",
-        "torch._utils": "_rebuild_tensor_v2 _rebuild_tensor_v3 _rebuild_parameter",
-        "collections": "OrderedDict",
-        "builtins": "set frozenset slice complex bytearray",
-        "pathlib": "PosixPath PurePosixPath Path",
-        "pathlib._local": "PosixPath PurePosixPath Path",
-        "argparse": "Namespace",
-        "types": "SimpleNamespace",
-        "signal": "Signals",
-        "numpy": "ndarray dtype",
-        "numpy.dtypes": "UInt32DType",
-        "numpy.core.multiarray": "_reconstruct scalar",
-        "numpy._core.multiarray": "_reconstruct scalar",
-        "_codecs": "encode",
-        "megatron.core.enums": "ModelType",
-        "megatron.core.optimizer.optimizer_config": "OptimizerConfig",
-        "megatron.core.rerun_state_machine": "RerunDiagnostic RerunMode RerunState",
-        "megatron.core.transformer.enums": "AttnBackend AttnMaskType CudaGraphModule "
-        "CudaGraphScope InferenceCudaGraphScope LayerType",
-    }.items()
-    for name in names.split()
-)
-
-_TORCH_TYPES = frozenset(
-    "bool uint8 int8 int16 int32 int64 uint16 uint32 uint64 float16 bfloat16 float32 float64 "
-    "float8_e4m3fn float8_e5m2 float8_e8m0fnu complex64 complex128 strided contiguous_format "
-    "preserve_format channels_last".split()
-)
+from moe_megatron.pickle_names import check_name, is_torch_type
 
 
 class Inert:
@@ -81,16 +42,10 @@ class _RestrictedUnpickler(pickle.Unpickler):
         self._classes: dict[tuple[str, str], type[Inert]] = {}
 
     def find_class(self, module: str, name: str) -> Any:
-        is_type = module == "torch" and name in _TORCH_TYPES
-        if not is_type and (module, name) not in _ALLOWED:
-            raise CheckpointError(
-                f"{self._what} names {module}.{name}, which no Megatron checkpoint needs: reading "
-                "it could execute code by whoever wrote the file. It is not read; use a checkpoint "
-                "that you trust."
-            )
+        check_name(module, name, self._what)
         if (module, name) == ("torch", "Size"):
             return tuple
-        if is_type:
+        if is_torch_type(module, name):
             return f"{module}.{name}"
         return self._classes.setdefault((module, name), type(name, (Inert,), {}))
 

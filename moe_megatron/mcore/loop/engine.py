@@ -40,6 +40,7 @@ from moe_megatron.mcore.loop.forward import forward_step
 from moe_megatron.mcore.measure.phases import PhaseClock
 from moe_megatron.mcore.measure.telemetry import TelemetryCallback
 from moe_megatron.mcore.state import checkpoint
+from moe_megatron.mcore.state.guarded_reading import guarded_reading
 from moe_megatron.mcore.state.optimizer_resharding import resharding_optimizer_states
 from moe_megatron.telemetry.sinks.sink_set import SinkSet
 from moe_megatron.telemetry.values.profile import PROFILE_FILE, RoutingProfile
@@ -137,6 +138,7 @@ def run(job: TrainingJob, machine: MachineSettings) -> JobOutcome:
         stack.enter_context(callbacks_installed(callbacks, clock))
         stack.enter_context(resharding_optimizer_states())
         stack.enter_context(checkpoint.explained_loading(load))
+        stack.enter_context(guarded_reading())
         if not args.async_save:
             stack.enter_context(checkpoint.saving_without_helper_process())
         stack.enter_context(checkpoint.explained_errors(job.checkpoints or load or Path.cwd()))

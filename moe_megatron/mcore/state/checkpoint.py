@@ -11,6 +11,7 @@ import errno
 import logging
 import os
 import queue
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -26,6 +27,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from moe_megatron.config import CONFIG_FILE, RunConfig, dump_yaml, load_config
 from moe_megatron.data.tokenizer import TOKENIZER_FILES
 from moe_megatron.errors import CheckpointError, ConfigError
+from moe_megatron.pickle_names import refusal
 from moe_megatron.routing import resolve
 
 logger = logging.getLogger(__name__)
@@ -48,6 +50,8 @@ _LOADING_FAILURES = (
     UnpicklingError,
     ValueError,
 )
+
+_REFUSED_BY_TORCH = re.compile(r"\bGLOBAL (\S+)")
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST})
@@ -226,8 +230,13 @@ def explained_loading(folder: Path | None) -> Iterator[None]:
         try:
             return original(*args, **kwargs)
         except _LOADING_FAILURES as error:
+            cause = _cause(error)
+            if isinstance(cause, CheckpointError):
+                raise cause from error
+            if named := _REFUSED_BY_TORCH.search(str(cause)):
+                raise refusal(named[1], str(folder)) from error
             raise CheckpointError(
-                f"{folder} cannot be loaded ({type(error).__name__}: {_first_line(error)}). If it "
+                f"{folder} cannot be loaded ({type(cause).__name__}: {_first_line(cause)}). If it "
                 "was saved without the optimizer, give --no-load-optim; if it is damaged, write "
                 f"the step of an earlier one into {_TRACKER_FILE}."
             ) from error
@@ -237,6 +246,13 @@ def explained_loading(folder: Path | None) -> Iterator[None]:
         yield
     finally:
         loop.load_checkpoint = original
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What went wrong on the first rank that failed, where torch collected that of all ranks."""
+    if isinstance(error, CheckpointException) and error.failures:
+        return error.failures[min(error.failures)][0]
+    return error
 
 
 def _first_line(error: BaseException) -> str:
