@@ -5,7 +5,6 @@ case that it was in. It does not know what is measured.
 """
 
 import json
-import math
 import statistics
 import traceback
 from collections.abc import Iterator, Mapping
@@ -16,6 +15,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from moe_megatron.telemetry.sinks.jsonl import METRICS_FILE, read_metrics
+from moe_megatron.telemetry.values.json_fields import write_float
 from moe_megatron.telemetry.values.records import EvalRecord, StepRecord
 
 RESULTS = "results.jsonl"
@@ -105,7 +105,7 @@ def read_tests(folder: Path) -> list[Case]:
 def finite(numbers: Mapping[str, Any]) -> dict[str, Any]:
     """The numbers as JSON has them: "nan" and "inf" as text."""
     return {
-        name: str(value) if isinstance(value, float) and not math.isfinite(value) else value
+        name: write_float(value) if isinstance(value, float) else value
         for name, value in numbers.items()
     }
 

@@ -95,7 +95,7 @@ def measure(config: RunConfig, precision: str) -> dict[str, Any]:
         ),
         "last_loss": last([step.loss for step in steps if step.loss is not None]),
         "peak_memory_gib": torch.cuda.max_memory_allocated() / 2**30 if on_gpu else None,
-        "busiest_expert": None if load is None else _busiest(load),
+        "busiest_expert": None if load is None else float(load.imbalance.max()),
     }
 
 
@@ -107,11 +107,6 @@ def median_step(steps: Sequence[StepRecord]) -> float:
     """
     ends = [step.runtime.ended_at for step in steps if step.runtime is not None]
     return statistics.median(end - start for start, end in itertools.pairwise(ends))
-
-
-def _busiest(routing: RoutingSnapshot) -> float:
-    load_LE = routing.tokens_per_expert
-    return float((load_LE.max(axis=1) / load_LE.mean(axis=1)).max())
 
 
 def _release() -> None:
