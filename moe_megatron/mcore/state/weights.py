@@ -17,6 +17,7 @@ from megatron.core.dist_checkpointing.mapping import (
     apply_factories,
     is_main_replica,
 )
+from megatron.core.utils import unwrap_model
 from torch import Tensor
 
 from moe_megatron.config import Architecture
@@ -61,15 +62,14 @@ def load_weights(
     Raises:
         MappingError: A tensor has no counterpart, or its shape differs.
     """
-    matrices: dict[int, Tensor] = {}
+    link: Link | None = None
     with torch.no_grad():
         for region in local_regions(model, architecture):
-            if id(region.link) not in matrices:
-                _check_weights(region.link, weights)
-                matrices = {
-                    id(region.link): gathered(region.link, weights)
-                }  # a link's regions are consecutive
-            region.local.copy_(region.of(matrices[id(region.link)]))
+            if region.link is not link:  # often the link of the region before
+                link = region.link
+                _check_weights(link, weights)
+                matrix = gathered(link, weights)
+            region.local.copy_(region.of(matrix))
 
 
 def collect_weights(model: list[Any], architecture: Architecture) -> WeightMap:
@@ -113,8 +113,8 @@ def local_regions(model: list[Any], architecture: Architecture) -> Iterator[Loca
         for key in (link.key, *link.aliases)
         for name in saved_names(key, link)
     }
-    for chunk in model:
-        state = _unwrapped(chunk).sharded_state_dict()
+    for chunk in unwrap_model(model):
+        state = chunk.sharded_state_dict()
         apply_factories(state)
         for tensor in nested_values(state):
             if isinstance(tensor, ShardedTensor):
@@ -156,9 +156,3 @@ def _check_weights(link: Link, weights: Mapping[str, Tensor]) -> None:
                 f"{block.name} has the shape {list(weights[block.name].shape)} and must have "
                 f"{list(block.shape)}; build both models from one configuration."
             )
-
-
-def _unwrapped(chunk: Any) -> Any:
-    while hasattr(chunk, "module"):
-        chunk = chunk.module
-    return chunk
