@@ -314,12 +314,13 @@ class Family:
             ours: The section or group of a model, for the fields of its groups that may vary.
         """
         found: dict[str, Any] = {}
+        variable = self._variable_fields
         for each in fields(ours):
             dotted = f"{name}.{each.name}"
-            if dotted in self._variable_fields:
+            if dotted in variable:
                 continue
             value: Any = getattr(ours, each.name)
-            if not any(other.startswith(f"{dotted}.") for other in self._variable_fields):
+            if not any(other.startswith(f"{dotted}.") for other in variable):
                 found[each.name] = self.constants.get(dotted, each.default)
             elif value is not None and not isinstance(value, RouterConfig):
                 found[each.name] = replace(value, **self._fixed(dotted, value))

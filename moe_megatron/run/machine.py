@@ -52,6 +52,7 @@ def choose_machine(config: RunConfig) -> MachineChoices:
     """
     prepare_environment(config)
     device = detect_device()
+    backend = choose_backend(device.value)
     implementation = choose_transformer_impl(device.value)
     precision: Choice[str] = Choice(value=config.training.precision, reason="it was requested")
     if config.training.precision == "auto":
@@ -71,7 +72,7 @@ def choose_machine(config: RunConfig) -> MachineChoices:
         )
     grouped, fusion = config.moe.grouped_gemm, choose_accumulation_fusion()
     settings = MachineSettings(
-        backend=choose_backend(device.value).value,
+        backend=backend.value,
         transformer_impl=implementation.value,
         precision=precision.value,
         grouped_gemm=with_engine if grouped is None else grouped,
@@ -79,7 +80,7 @@ def choose_machine(config: RunConfig) -> MachineChoices:
     )
     return MachineChoices(
         device=device,
-        backend=choose_backend(device.value),
+        backend=backend,
         transformer_impl=implementation,
         precision=precision,
         accumulation_fusion=fusion,

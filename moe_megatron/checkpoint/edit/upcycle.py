@@ -88,9 +88,9 @@ def upcycled(model: Model, wanted: Upcycling, folder: HfFolder, dtype: str | Non
     geometry = target.geometry(config)
     _check_same(model, target, config)
     dense = {(link.key, link.layer): link for link in model.links}
+    router_dtype, std = _router_dtype(dense, folder, dtype), _std(config)
     links = [
-        _link(link, wanted, dense, geometry, _router_dtype(dense, folder, dtype), _std(config))
-        for link in target.links(geometry)
+        _link(link, wanted, dense, geometry, router_dtype, std) for link in target.links(geometry)
     ]
     return Model(family=target, config=config, geometry=geometry, links=links)
 
