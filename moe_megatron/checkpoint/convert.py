@@ -26,11 +26,12 @@ from moe_megatron.checkpoint.formats.recorded_types import (
     imported_config,
     known_dtypes,
 )
-from moe_megatron.checkpoint.formats.torch_dist import TRACKER, TorchDist
+from moe_megatron.checkpoint.formats.torch_dist import TorchDist
 from moe_megatron.checkpoint.formats.view import View
 from moe_megatron.checkpoint.plan.exporting import ExportOptions, plan_export
 from moe_megatron.checkpoint.plan.importing import ImportOptions, check_source, plan_import
 from moe_megatron.config import CONFIG_FILE, dump_yaml
+from moe_megatron.config.checkpoint_files import TRACKER
 from moe_megatron.config.mapping import from_mapping
 from moe_megatron.errors import CheckpointError
 from moe_megatron.families import Geometry, family_of

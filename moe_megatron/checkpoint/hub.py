@@ -12,7 +12,7 @@ from pathlib import Path
 
 from moe_megatron.checkpoint.formats.hf_folder import CONFIG, INDEX, HfFolder
 from moe_megatron.checkpoint.formats.side_files import PATTERNS
-from moe_megatron.checkpoint.formats.torch_dist import METADATA, TRACKER
+from moe_megatron.config.checkpoint_files import is_megatron_checkpoint
 from moe_megatron.errors import CheckpointError
 from moe_megatron.telemetry.values.profile import PROFILE_FILE
 
@@ -85,7 +85,7 @@ def push_to_hub(
             reached.
     """
     path = Path(folder).expanduser()
-    if (path / METADATA).is_file() or (path / TRACKER).is_file():
+    if is_megatron_checkpoint(path):
         raise CheckpointError(
             f"{path} is a Megatron checkpoint; convert it first (moe-megatron convert {path} "
             "my_model) and push that folder."

@@ -11,9 +11,10 @@ from typing import Any
 
 from moe_megatron.checkpoint.formats import description
 from moe_megatron.checkpoint.formats.hf_folder import CONFIG, HfFolder
-from moe_megatron.checkpoint.formats.torch_dist import METADATA, TRACKER, SavedTensor, TorchDist
+from moe_megatron.checkpoint.formats.torch_dist import SavedTensor, TorchDist
 from moe_megatron.checkpoint.plan.importing import ImportOptions, check_source
 from moe_megatron.config import RunConfig
+from moe_megatron.config.checkpoint_files import METADATA, TRACKER, is_megatron_checkpoint
 from moe_megatron.errors import CheckpointError, MoEError
 from moe_megatron.families import family_of
 from moe_megatron.telemetry.values.profile import PROFILE_FILE, RoutingProfile
@@ -66,7 +67,7 @@ def inspect_checkpoint(path: Path) -> Inspection:
         CheckpointError: It is neither, or is damaged; the message names the file.
         MappingError: The family is unknown, or the tensors are not those of the family.
     """
-    if (path / METADATA).is_file() or (path / TRACKER).is_file():
+    if is_megatron_checkpoint(path):
         return _inspect_torch_dist(path)
     if (path / CONFIG).is_file():
         return _inspect_hugging_face(path)

@@ -17,11 +17,12 @@ from moe_megatron.checkpoint.edit.selection import without_prediction
 from moe_megatron.checkpoint.execute.publish import check_free, publish, staging_of
 from moe_megatron.checkpoint.formats import description
 from moe_megatron.checkpoint.formats.hf_folder import CONFIG, HfFolder
-from moe_megatron.checkpoint.formats.torch_dist import METADATA, TRACKER, TorchDist
+from moe_megatron.checkpoint.formats.torch_dist import TorchDist
 from moe_megatron.checkpoint.hub import local_folder
 from moe_megatron.checkpoint.matrices import read_matrix, read_saved_matrix
 from moe_megatron.checkpoint.plan.importing import ImportOptions, check_source
 from moe_megatron.config import CONFIG_FILE, Architecture, DataConfig, RunConfig
+from moe_megatron.config.checkpoint_files import is_megatron_checkpoint
 from moe_megatron.errors import CheckpointError
 from moe_megatron.families import Family, family_of, family_of_run
 from moe_megatron.families.links import Identity, Link
@@ -49,7 +50,7 @@ def load(source: str | Path, *, expected: str | None = None) -> LoadedModel:
         MappingError: The family is unknown, or the tensors are not those of the family.
     """
     path = local_folder(source)
-    if (path / METADATA).is_file() or (path / TRACKER).is_file():
+    if is_megatron_checkpoint(path):
         return _load_megatron(path, expected)
     return _load_hugging_face(path, expected)
 

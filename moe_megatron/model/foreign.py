@@ -12,12 +12,12 @@ from typing import Literal, Protocol
 from torch import Tensor
 
 from moe_megatron.config import Architecture
+from moe_megatron.config.checkpoint_files import is_megatron_checkpoint
 from moe_megatron.errors import BackendUnavailableError
 from moe_megatron.model import storage
 
 Format = Literal["moe_megatron", "hugging_face", "megatron"]
 """Format of a saved model: ours, a Hugging Face folder, or a Megatron checkpoint for `--load`."""
-_MEGATRON_FILES = (".metadata", "latest_checkpointed_iteration.txt")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +73,7 @@ def bridge() -> Bridge:
 
 def is_foreign(path: Path) -> bool:
     """Whether a path is anything but a folder that `MoEModel.save_pretrained` wrote."""
-    if not path.exists() or any((path / name).is_file() for name in _MEGATRON_FILES):
+    if not path.exists() or is_megatron_checkpoint(path):
         return True
     model_type = storage.model_type(path)
     return model_type is not None and model_type != storage.MODEL_TYPE

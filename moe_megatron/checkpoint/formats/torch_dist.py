@@ -18,12 +18,11 @@ from moe_megatron.checkpoint.formats import dtypes
 from moe_megatron.checkpoint.formats.unpickler import Inert, load_inert, load_inert_file
 from moe_megatron.checkpoint.formats.view import View, packed
 from moe_megatron.checkpoint.formats.zip_record import Record, read_record
+from moe_megatron.config.checkpoint_files import METADATA, TRACKER
 from moe_megatron.errors import CheckpointError, MappingError
 from moe_megatron.families.links import Link, is_of_vocabulary, matrix_size, saved_names
 
-METADATA = ".metadata"
 BACKEND = "metadata.json"
-TRACKER = "latest_checkpointed_iteration.txt"
 COMMON_STATE = "common_state/shard_0_1"
 _LEGACY_COMMON_STATE = "common.pt"
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from moe_megatron.checkpoint.formats import dtypes
 from moe_megatron.checkpoint.formats.hf_folder import HfFolder, TensorInfo
-from moe_megatron.checkpoint.formats.torch_dist import BACKEND, METADATA, Sizes
+from moe_megatron.checkpoint.formats.torch_dist import BACKEND, Sizes
 from moe_megatron.checkpoint.formats.torch_dist_writer import (
     Layout,
     TensorRecord,
@@ -28,6 +28,7 @@ from moe_megatron.checkpoint.plan.tasks import (
     Task,
     fill,
 )
+from moe_megatron.config.checkpoint_files import METADATA
 from moe_megatron.errors import CheckpointError
 from moe_megatron.families.links import Block, Link, matrix_size, saved_names
 

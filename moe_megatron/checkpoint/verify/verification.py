@@ -13,7 +13,7 @@ from typing import Any
 from moe_megatron.checkpoint.execute.conversion import CHECKSUMS
 from moe_megatron.checkpoint.formats import byte_ranges, description
 from moe_megatron.checkpoint.formats.hf_folder import CONFIG, HfFolder
-from moe_megatron.checkpoint.formats.torch_dist import METADATA, TRACKER, TorchDist
+from moe_megatron.checkpoint.formats.torch_dist import TorchDist
 from moe_megatron.checkpoint.plan.exporting import ExportOptions, plan_export
 from moe_megatron.checkpoint.plan.importing import ImportOptions, check_source
 from moe_megatron.checkpoint.progress import show_progress
@@ -24,6 +24,7 @@ from moe_megatron.checkpoint.verify.logits import (
     random_tokens,
 )
 from moe_megatron.checkpoint.verify.weights import WeightsReport, compare_weights
+from moe_megatron.config.checkpoint_files import METADATA, TRACKER, is_megatron_checkpoint
 from moe_megatron.errors import BackendUnavailableError, CheckpointError, MappingError
 from moe_megatron.families import Family, family_of
 from moe_megatron.families.links import Link
@@ -135,7 +136,7 @@ def verify(
 
 
 def _is_megatron(path: Path) -> bool:
-    if (path / METADATA).is_file() or (path / TRACKER).is_file():
+    if is_megatron_checkpoint(path):
         return True
     if (path / CONFIG).is_file():
         return False

@@ -15,9 +15,9 @@ from moe_megatron.checkpoint.edit.fewer_experts import FewerExperts, KeepMostUse
 from moe_megatron.checkpoint.edit.selection import Selection
 from moe_megatron.checkpoint.edit.upcycle import Upcycling
 from moe_megatron.checkpoint.formats.hf_folder import CONFIG
-from moe_megatron.checkpoint.formats.torch_dist import METADATA, TRACKER
 from moe_megatron.checkpoint.hub import local_folder
 from moe_megatron.checkpoint.progress import amount
+from moe_megatron.config.checkpoint_files import METADATA, TRACKER, is_megatron_checkpoint
 from moe_megatron.errors import CheckpointError
 
 _EPILOG = """\
@@ -183,7 +183,7 @@ def _is_megatron(source: Path) -> bool:
             f"{source} is not a folder; give the folder of a Hugging Face model or of a Megatron "
             "checkpoint."
         )
-    if (source / METADATA).is_file() or (source / TRACKER).is_file():
+    if is_megatron_checkpoint(source):
         return True
     if (source / CONFIG).is_file():
         return False

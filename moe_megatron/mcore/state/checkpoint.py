@@ -25,6 +25,7 @@ from megatron.training import training as loop
 from torch.distributed.checkpoint.api import CheckpointException
 
 from moe_megatron.config import CONFIG_FILE, RunConfig, dump_yaml, load_config
+from moe_megatron.config.checkpoint_files import TRACKER
 from moe_megatron.data.tokenizer import TOKENIZER_FILES
 from moe_megatron.errors import CheckpointError, ConfigError
 from moe_megatron.pickle_names import refusal
@@ -36,7 +37,6 @@ RELEASE = "release"
 """Megatron's name for a checkpoint that holds weights alone: training starts at step 0."""
 HUGGING_FACE = "hf"
 """Folder in a converted checkpoint with the tokenizer and configuration of its origin."""
-_TRACKER_FILE = "latest_checkpointed_iteration.txt"
 
 _LOADING_FAILURES = (
     AssertionError,
@@ -70,14 +70,14 @@ def latest_checkpoint(checkpoints: Path) -> Path | None:
             for a converted checkpoint: weights without an optimizer.
     """
     try:
-        text = (checkpoints / _TRACKER_FILE).read_text(encoding="utf-8", errors="replace").strip()
+        text = (checkpoints / TRACKER).read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
         return None
     if text == RELEASE:
         return checkpoints / RELEASE
     if not text.isdecimal():
         raise CheckpointError(
-            f"{checkpoints / _TRACKER_FILE} holds {text[:40]!r} instead of a step; write the "
+            f"{checkpoints / TRACKER} holds {text[:40]!r} instead of a step; write the "
             "number of a complete iter_* folder into it."
         )
     return iteration_dir(checkpoints, int(text))
@@ -99,12 +99,12 @@ def check_loadable(checkpoints: Path, config: RunConfig) -> Path:
     folder = latest_checkpoint(checkpoints)
     if folder is None:
         raise CheckpointError(
-            f"{checkpoints} holds no complete checkpoint ({_TRACKER_FILE} is missing). Give the "
+            f"{checkpoints} holds no complete checkpoint ({TRACKER} is missing). Give the "
             "folder that contains the iter_* folders, or leave --load out to start anew."
         )
     if not folder.is_dir():
         raise CheckpointError(
-            f"{checkpoints / _TRACKER_FILE} names {folder.name}, but {folder} is missing; write "
+            f"{checkpoints / TRACKER} names {folder.name}, but {folder} is missing; write "
             "the number of a complete iter_* folder into it."
         )
     saved = _saved_config(folder)
@@ -238,7 +238,7 @@ def explained_loading(folder: Path | None) -> Iterator[None]:
             raise CheckpointError(
                 f"{folder} cannot be loaded ({type(cause).__name__}: {_first_line(cause)}). If it "
                 "was saved without the optimizer, give --no-load-optim; if it is damaged, write "
-                f"the step of an earlier one into {_TRACKER_FILE}."
+                f"the step of an earlier one into {TRACKER}."
             ) from error
 
     loop.load_checkpoint = load_checkpoint
