@@ -6,6 +6,11 @@ is an `AssertionError` and has no place here.
 """
 
 EXIT_CODE = 2
+"""A mistake that a person must mend."""
+AGAIN = 75
+"""Exit code of a run that was stopped before its last step and can go on from a checkpoint."""
+NO_PROGRESS = 93
+"""Exit code of a job that ended at the checkpoint it began with: starting it again is no use."""
 
 
 class MoEError(Exception):

@@ -1,0 +1,107 @@
+"""RUN/events.jsonl: what happened to a run beside its steps, in the order in which it happened.
+
+One JSON object a line, with `time` (seconds since 1970), `kind` and further fields. The file only
+grows: unlike metrics.jsonl, it is not rewound when a run resumes. The launcher and rank 0 append
+whole lines, which the kernel keeps apart. It does not know what readers make of the events.
+"""
+
+import json
+import logging
+import os
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+logger = logging.getLogger(__name__)
+
+EVENTS_FILE = "events.jsonl"
+
+EventKind = Literal[
+    "launched",  # the launcher has started the ranks: host, pid, processes
+    "attempt",  # the ranks are about to build the model: attempt, world_size, host, pid
+    "resumed",  # an attempt has loaded a checkpoint: step, reached (last step made before), seconds
+    "first_step",  # the first step of an attempt has ended: step
+    "saving",  # a checkpoint is about to be written: step
+    "saved",  # a checkpoint is complete: step, seconds (the time the loop waited)
+    "set_aside",  # a checkpoint was found damaged: step, reason
+    "removed",  # retention removed a checkpoint: step
+    "skipped",  # a step made no update: step, reason
+    "rolled_back",  # the run went back to a checkpoint: step, to_step, reason
+    "masked",  # an expert was taken out of routing: step, layer, expert, reason
+    "unmasked",  # an expert takes part again: step, layer, expert
+    "hang",  # no step ended in time: rank, seconds, stacks (file)
+    "sink_failed",  # a log or sink cannot be written: sink, reason
+    "sink_restored",  # it can again: sink
+    "rank_died",  # a process of the run ended by itself: rank, reason
+    "restarting",  # the launcher starts the ranks again: attempt, reason
+    "stopping",  # a signal asks the run to end: signal
+    "ended",  # the run or an attempt is over: code (see `moe_megatron.errors`), reason
+]
+"""The kinds of events, with the fields each has."""
+
+_KINDS = frozenset(get_args(EventKind))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """One line of the journal."""
+
+    time: float
+    """When it happened, in seconds since 1970."""
+    kind: EventKind
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+
+def note(run_dir: Path | None, kind: EventKind, **fields: Any) -> None:
+    """Append one event to the journal of a run.
+
+    A journal that cannot be written is no reason to end a run: the event is logged instead.
+
+    Args:
+        run_dir: Folder of the run; None writes nothing.
+        kind: What happened.
+        fields: JSON values that describe it.
+    """
+    assert kind in _KINDS, f"unknown kind of event: {kind}"
+    if run_dir is None:
+        return
+    line = json.dumps({"time": round(time.time(), 3), "kind": kind, **fields}) + "\n"
+    try:
+        # One write of a file opened for appending is not interleaved with those of others.
+        descriptor = os.open(run_dir / EVENTS_FILE, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            os.write(descriptor, line.encode())
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        logger.warning("cannot note %s in %s: %s", line.strip(), EVENTS_FILE, error.strerror)
+
+
+def read_events(run_dir: Path) -> Iterator[Event]:
+    """Yield the events of a run, oldest first; none if there is no journal.
+
+    Lines that are no event (half-written on a full disk, or of a later version) are skipped.
+    """
+    try:
+        file = (run_dir / EVENTS_FILE).open(encoding="utf-8", errors="replace")
+    except OSError:
+        return
+    with file:
+        for line in file:
+            if event := _parse(line):
+                yield event
+
+
+def _parse(line: str) -> Event | None:
+    try:
+        data = json.loads(line)
+    except ValueError:
+        return None
+    if not isinstance(data, dict) or data.get("kind") not in _KINDS:
+        return None
+    moment, kind = data.pop("time", None), data.pop("kind")
+    if not isinstance(moment, int | float):
+        return None
+    return Event(time=float(moment), kind=kind, fields=data)
