@@ -109,6 +109,13 @@ _BALANCE = Section(
             Query(latest("moe_expert_load_stddev_ratio", "layer"), _LAYER),
             defaults=layer_link(),
         ),
+        lines(
+            "Imbalance across layers",
+            "suffix:x",
+            "Load of the busiest expert in the best (min), the middle (p50) and the worst (max) of "
+            "all layers; 90 % of the layers are below p90. A mean would hide one bad layer.",
+            Query(latest("moe_layer_imbalance_ratio", "stat"), "{{stat}}"),
+        ),
         heatmap(
             "Load of all experts of all layers",
             "suffix:x",

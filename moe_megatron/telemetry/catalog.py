@@ -119,6 +119,9 @@ ROUTING = (
            "Entropy of the experts' load over its maximum ln E; 1.0 is even.", "layer"),
     _gauge("moe_expert_load_max_ratio", "ratio",
            "Load of the busiest expert of the layer, in fair shares.", "layer"),
+    _gauge("moe_layer_imbalance_ratio", "ratio",
+           "Distribution of moe_expert_load_max_ratio across the layers: min is the best "
+           "balanced layer, max the worst.", "stat"),
     _gauge("moe_expert_load_min_ratio", "ratio",
            "Load of the least busy expert of the layer, in fair shares.", "layer"),
     _gauge("moe_expert_load_stddev_ratio", "ratio",

@@ -23,6 +23,9 @@ STEP_SECONDS_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 1
 EXTREMES = 3
 """How many of the most and least loaded experts of a layer `ExpertDetail.TOPK` exports."""
 
+LAYER_QUANTILES = {"min": 0.0, "p50": 0.5, "p90": 0.9, "max": 1.0}
+"""Where the distribution of a value across the layers is shown: a mean hides one bad layer."""
+
 MAX_RANKS = 256
 """With more processes than this, only extremes are exported and no series per process."""
 
@@ -58,6 +61,7 @@ class Shape:
             "position": min(EXTREMES, self.experts),
             "rank": self.ranks if self.ranks <= MAX_RANKS else 0,
             "ep_rank": self.expert_ranks if self.layers and self.expert_ranks <= MAX_RANKS else 0,
+            "stat": len(LAYER_QUANTILES) if self.layers else 0,
             "phase": len(PHASES),
             "kind": 2,
             "split": 2,

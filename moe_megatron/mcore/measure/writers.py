@@ -11,7 +11,8 @@ from typing import Any, Self
 import numpy as np
 from megatron.training import get_args, get_tensorboard_writer, get_wandb_writer
 
-from moe_megatron.telemetry.values.layer_values import layer_values
+from moe_megatron.telemetry.metric import LAYER_QUANTILES
+from moe_megatron.telemetry.values.layer_values import across_layers, layer_values
 from moe_megatron.telemetry.values.snapshot import RoutingSnapshot
 
 _LOAD = "moe_expert_load_ratio"
@@ -44,7 +45,7 @@ class RoutingWriters:
         return step % self._interval == 0
 
     def write(self, routing: RoutingSnapshot) -> None:
-        """Write one step: values per layer, their means over layers, and a histogram of loads."""
+        """Write one step: values per layer, their mean and quantiles, and a histogram of loads."""
         scalars = {
             f"{name}/{layer}": value
             for name, values in layer_values(routing).items()
@@ -64,4 +65,5 @@ class RoutingWriters:
 def _named(layers: tuple[int, ...], values: Any) -> list[tuple[str, float]]:
     named = [(f"layer_{layer}", value) for layer, value in zip(layers, values, strict=True)]
     finite = values[np.isfinite(values)]
-    return [*named, ("mean", finite.mean() if finite.size else float("nan"))]
+    named.append(("mean", finite.mean() if finite.size else float("nan")))
+    return [*named, *zip(LAYER_QUANTILES, across_layers(values).tolist(), strict=True)]

@@ -15,9 +15,9 @@ from prometheus_client.samples import Sample
 
 from moe_megatron.telemetry.catalog import RUN_INFO_LABELS, find_metric
 from moe_megatron.telemetry.exporter.run_state import Histograms, RunState, RunView
-from moe_megatron.telemetry.metric import EXTREMES, MAX_RANKS, ExpertDetail
+from moe_megatron.telemetry.metric import EXTREMES, LAYER_QUANTILES, MAX_RANKS, ExpertDetail
 from moe_megatron.telemetry.values.json_fields import Float64Array, Int64Array
-from moe_megatron.telemetry.values.layer_values import layer_values
+from moe_megatron.telemetry.values.layer_values import across_layers, layer_values
 from moe_megatron.telemetry.values.snapshot import RoutingSnapshot
 
 Labels = dict[str, str]
@@ -89,6 +89,7 @@ class RunCollector(Collector):
         if view.routing is not None:
             for name, values in layer_values(view.routing).items():
                 yield _family(name, layers, values)
+            yield _layer_quantiles("moe_layer_imbalance_ratio", view.routing.imbalance)
             yield from _expert_ranks(view.routing, view.run.expert_ranks)
             if self._detail >= ExpertDetail.TOPK:
                 yield from self._extremes(view.routing.relative_load)
@@ -172,6 +173,11 @@ def _ranks(view: RunView) -> Iterator[Family]:
         yield _single("moe_rank_compute_slowest_rank", float(seconds.argmax()))
         if len(ranks) <= MAX_RANKS:
             yield _family("moe_rank_compute_seconds", ranks, seconds)
+
+
+def _layer_quantiles(name: str, values: Float64Array) -> Family:
+    labels = [{"stat": stat} for stat in LAYER_QUANTILES]
+    return _family(name, labels, across_layers(values))
 
 
 def _expert_ranks(routing: RoutingSnapshot, number: int) -> Iterator[Family]:

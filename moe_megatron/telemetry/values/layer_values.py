@@ -1,4 +1,4 @@
-"""The gauges of the catalog that have one value per layer, computed from one step's routing.
+"""The gauges of the catalog that have one value per layer, and how a value differs between layers.
 
 Prometheus, TensorBoard and W&B show them under the same names. It does not know how they are sent.
 """
@@ -8,6 +8,7 @@ import math
 import numpy as np
 
 from moe_megatron.telemetry.catalog import quantities
+from moe_megatron.telemetry.metric import LAYER_QUANTILES
 from moe_megatron.telemetry.quantity import Quantity
 from moe_megatron.telemetry.values.expert_load import load_share, part_of_maximum
 from moe_megatron.telemetry.values.json_fields import Float64Array, Int64Array
@@ -32,6 +33,13 @@ def layer_values(routing: RoutingSnapshot) -> dict[str, Float64Array]:
             if quantity.gauge is not None and quantity.name in routing.per_layer
         },
     }
+
+
+def across_layers(values: Float64Array) -> Float64Array:
+    """The `LAYER_QUANTILES` of a value of each layer [L], without NaN; all NaN if there is none."""
+    known = values[np.isfinite(values)]
+    quantiles = list(LAYER_QUANTILES.values())
+    return np.quantile(known, quantiles) if known.size else np.full(len(quantiles), np.nan)
 
 
 def shown_values(quantity: Quantity, load: RoutingSnapshot | RoutingProfile) -> Float64Array:

@@ -40,12 +40,14 @@ def test_tensorboard_gets_every_layer_their_mean_and_the_loads(tmp_path):
     assert set(events.Tags()["scalars"]) == {
         f"{name}/{place}"
         for name in layer_values(snapshot())
-        for place in ("layer_2", "layer_5", "mean")
+        for place in ("layer_2", "layer_5", "mean", "min", "p50", "p90", "max")
     }
     value = {tag: events.Scalars(tag)[0].value for tag in events.Tags()["scalars"]}
     assert value["moe_expert_load_max_ratio/layer_2"] == 1.5
     assert value["moe_expert_load_max_ratio/layer_5"] == 2.0
     assert value["moe_expert_load_max_ratio/mean"] == 1.75
+    assert value["moe_expert_load_max_ratio/p50"] == 1.75
+    assert value["moe_expert_load_max_ratio/p90"] == pytest.approx(1.95)
     assert value["moe_router_aux_loss/layer_5"] == 2.0
     assert value["moe_experts_per_token/mean"] == 1.0
     (histogram,) = events.Histograms("moe_expert_load_ratio")
@@ -88,6 +90,7 @@ def test_layers_without_tokens_do_not_spoil_the_mean(tmp_path):
     calls = Calls()
     RoutingWriters(calls, None, interval=1).write(snapshot(counts=((6, 2), (0, 0))))
     assert calls.scalars["moe_expert_load_max_ratio/mean"] == 1.5
+    assert calls.scalars["moe_expert_load_max_ratio/min"] == 1.5
     assert calls.histograms == 0  # NaN has no place in one
 
 

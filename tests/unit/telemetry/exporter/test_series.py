@@ -22,7 +22,7 @@ from moe_megatron.telemetry.exporter.run_state import RunState
 from moe_megatron.telemetry.exporter.series import RunCollector
 from moe_megatron.telemetry.metric import ExpertDetail, Shape
 from moe_megatron.telemetry.quantity import Quantity
-from moe_megatron.telemetry.values.layer_values import load_entropy_ratio
+from moe_megatron.telemetry.values.layer_values import across_layers, load_entropy_ratio
 from moe_megatron.telemetry.values.records import EvalRecord, RunInfo, StepRecord, StepRuntime
 from moe_megatron.telemetry.values.snapshot import RoutingSnapshot
 
@@ -187,6 +187,22 @@ def test_values_are_those_of_the_steps():
     assert found["moe_rank_compute_slowest_rank",] == 3
     assert found["moe_rank_compute_max_ratio",] == pytest.approx(2 / 1.5)
     assert found["moe_eval_loss", ("split", "test")] == 2.25
+
+
+def test_quantiles_of_imbalance_are_those_of_the_sorted_layers():
+    registry, snapshots, _ = complete(replace(SMALL, layers=11))
+    found = samples(registry)
+    counts = snapshots[-1].tokens_per_expert
+    ordered = sorted(max(row) * 8 / sum(row) for row in counts.tolist())
+    for stat, place in (("min", 0), ("p50", 5), ("p90", 9), ("max", 10)):
+        value = found["moe_layer_imbalance_ratio", ("stat", stat)]
+        assert value == pytest.approx(ordered[place])
+
+
+def test_layers_without_tokens_are_not_in_the_quantiles():
+    nan = math.nan
+    assert across_layers(np.array([nan, 1.5, 2.5])).tolist() == pytest.approx([1.5, 2.0, 2.4, 2.5])
+    assert np.isnan(across_layers(np.array([nan, nan]))).all()
 
 
 def test_registered_quantity_is_exported_where_the_run_has_it():
