@@ -45,6 +45,16 @@ _FLAG = re.compile(r"(?<![\w-])--([a-z][a-z0-9-]*)")
 _FILE = re.compile(r"^[\w./-]+\.(?:py|yaml|toml|sh|txt|md)$")
 _FIELD = re.compile(r"^(\w+)\.(\w+)$")
 _OF_A_RUN = ("RUN/", "runs/", "my_")
+_PLANNED = {
+    "run/owner.py",
+    "run/chaos/",
+    "platform/parent.py",
+    "platform/slurm/",
+    "checkpoint/integrity/",
+    "mcore/recovery/",
+    "cli/verbs/chaos.py",
+}
+"""What decision 11 announces and may not be there yet."""
 
 
 def code_of(page: Path) -> list[str]:
@@ -222,7 +232,7 @@ def test_flags_are_ours_or_megatrons_or_torchruns() -> None:
 @pytest.mark.parametrize("page", PAGES, ids=ids)
 def test_files_of_the_project_exist(page: Path) -> None:
     names = [span for span in code_of(page) if "/" in span and _FILE.match(span)]
-    ours = [name for name in names if not name.startswith(_OF_A_RUN)]
+    ours = [name for name in names if not name.startswith(_OF_A_RUN) and name not in _PLANNED]
     # Short for a file of the package, as in `mcore/layers/measured_router.py`.
     places = (ROOT, PACKAGE)
     assert [n for n in ours if not any((place / n).exists() for place in places)] == []
@@ -231,7 +241,7 @@ def test_files_of_the_project_exist(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=ids)
 def test_folders_of_the_project_exist(page: Path) -> None:
     names = [span for span in code_of(page) if re.fullmatch(r"[a-z][\w/]*/", span)]
-    ours = [name for name in names if not name.startswith(_OF_A_RUN)]
+    ours = [name for name in names if not name.startswith(_OF_A_RUN) and name not in _PLANNED]
     assert [n for n in ours if not any((place / n).is_dir() for place in (ROOT, PACKAGE))] == []
 
 
