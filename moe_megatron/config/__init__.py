@@ -22,6 +22,7 @@ from moe_megatron.config.model import ModelConfig
 from moe_megatron.config.model_parts import LatentAttention, RopeScaling, SlidingWindow
 from moe_megatron.config.moe import MoEConfig
 from moe_megatron.config.parallel import ParallelConfig
+from moe_megatron.config.recovery import RecoveryConfig
 from moe_megatron.config.router import RouterConfig
 from moe_megatron.config.run import RunConfig
 from moe_megatron.config.telemetry import TelemetryConfig
@@ -36,6 +37,7 @@ __all__ = [
     "MoEConfig",
     "ModelConfig",
     "ParallelConfig",
+    "RecoveryConfig",
     "RopeScaling",
     "RouterConfig",
     "RunConfig",

@@ -157,7 +157,9 @@ def _hint(key: object, section: str, known: Mapping[str, object]) -> str:
 
 def _refuse_preset_as_base(layer: Layer) -> None:
     """Reject `preset` in a file that is not a complete saved configuration: it loads nothing."""
-    if layer.get("preset") is not None and not SECTIONS.keys() <= layer.keys():
+    # Configurations that were saved before there was a section `recovery` are complete, too.
+    saved = layer.keys() >= SECTIONS.keys() - {"recovery"}
+    if layer.get("preset") is not None and not saved:
         name = layer["preset"]
         raise ConfigError(
             f"preset '{name}' only notes where a saved configuration came from; to start from it, "

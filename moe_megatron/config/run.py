@@ -1,4 +1,4 @@
-"""The whole configuration of a run: seven sections, and Megatron flags that none of them covers.
+"""The whole configuration of a run: eight sections, and Megatron flags that none of them covers.
 
 It checks that the sections fit together. It does not read files (`loader`), nor translate fields
 to Megatron flags (`flags`).
@@ -15,6 +15,7 @@ from moe_megatron.config.data import DataConfig
 from moe_megatron.config.model import ModelConfig
 from moe_megatron.config.moe import MoEConfig
 from moe_megatron.config.parallel import ParallelConfig
+from moe_megatron.config.recovery import RecoveryConfig
 from moe_megatron.config.telemetry import TelemetryConfig
 from moe_megatron.config.training import TrainingConfig
 from moe_megatron.errors import ConfigError
@@ -33,6 +34,7 @@ SECTIONS: dict[str, type] = {
         ParallelConfig,
         CheckpointConfig,
         TelemetryConfig,
+        RecoveryConfig,
     )
 }
 """The sections by name, in the order in which a file lists them."""
@@ -66,6 +68,9 @@ class RunConfig:
 
     telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
     """What the run reports."""
+
+    recovery: RecoveryConfig = field(default_factory=RecoveryConfig)
+    """What happens after a fault."""
 
     run_dir: str = "runs/moe"
     """Folder of everything the run writes: metrics, checkpoints, report."""

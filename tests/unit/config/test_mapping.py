@@ -61,6 +61,12 @@ def test_from_mapping_wrong_content_is_refused(values: dict[Any, Any], message: 
         from_mapping(values)
 
 
+def test_from_mapping_reads_a_run_that_was_saved_without_recovery() -> None:
+    values = to_mapping(from_mapping({})) | {"preset": "demo_moe"}
+    del values["recovery"]
+    assert from_mapping(values).recovery == RunConfig().recovery
+
+
 def test_apply_overrides_changes_only_what_is_named() -> None:
     config = RunConfig()
     changed = apply_overrides(
