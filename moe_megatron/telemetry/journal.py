@@ -20,11 +20,13 @@ EVENTS_FILE = "events.jsonl"
 
 EventKind = Literal[
     "launched",  # the launcher has started the ranks: host, pid, processes
-    "attempt",  # the ranks are about to build the model: attempt, world_size, host, pid
-    "resumed",  # an attempt has loaded a checkpoint: step, reached (last step made before), seconds
-    "first_step",  # the first step of an attempt has ended: step
+    "attempt",  # the ranks are about to build the model: attempt, world_size, host, pid, started
+    "resumed",  # an attempt goes on from a checkpoint, or anew: step, seconds, and what is lost:
+    # reached (last step made before), reached_at (time), lost_steps, lost_seconds
+    "first_step",  # the first step of an attempt has ended: step, seconds
     "saving",  # a checkpoint is about to be written: step
     "saved",  # a checkpoint is complete: step, seconds (the time the loop waited)
+    "evaluated",  # an evaluation has ended: step, seconds
     "set_aside",  # a checkpoint was found damaged: step, reason
     "removed",  # retention removed a checkpoint: step
     "skipped",  # a step made no update: step, reason
@@ -36,6 +38,7 @@ EventKind = Literal[
     "sink_restored",  # it can again: sink
     "rank_died",  # a process of the run ended by itself: rank, reason
     "restarting",  # the launcher starts the ranks again: attempt, reason
+    "trained",  # the ranks have left the training loop in order: step, interrupted (by a signal)
     "stopping",  # a signal asks the run to end: signal
     "ended",  # the run or an attempt is over: code (see `moe_megatron.errors`), reason
 ]

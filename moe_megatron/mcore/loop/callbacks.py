@@ -47,6 +47,9 @@ class EvaluationEnd:
 class Callback:
     """Override what you need. Every method is called on every rank, at the same points."""
 
+    def on_load_end(self, step: int, seconds: float) -> None:
+        """The checkpoint of `step` has been loaded, in this time; the data is opened after it."""
+
     def on_train_start(self, model: list[Any], start_step: int) -> None:
         """The model is built and loaded; it has made `start_step` steps so far."""
 
@@ -58,6 +61,9 @@ class Callback:
 
     def on_evaluation_end(self, event: EvaluationEnd) -> None:
         """An evaluation has ended."""
+
+    def on_evaluations_end(self, step: int, seconds: float) -> None:
+        """All evaluations after `step` have ended, and took this time together."""
 
     def on_checkpoint_start(self, step: int) -> None:
         """A checkpoint is about to be written."""
@@ -79,6 +85,7 @@ def callbacks_installed(
     wrappers = _Wrappers(callbacks, clock or PhaseClock())
     with ExitStack() as stack:
         for name in (
+            "load_checkpoint",
             "train",
             "train_step",
             "training_log",
@@ -100,6 +107,16 @@ class _Wrappers:
         self._clock = clock
         self._step_started = 0.0
         self._evaluation = (0, "validation")
+
+    def load_checkpoint(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def load_checkpoint(*args: Any, **kwargs: Any) -> Any:
+            started = time.perf_counter()
+            step, operations = original(*args, **kwargs)
+            for callback in self._callbacks:
+                callback.on_load_end(step, time.perf_counter() - started)
+            return step, operations
+
+        return load_checkpoint
 
     def train(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def train(forward_step: Any, model: list[Any], *args: Any, **kwargs: Any) -> Any:
@@ -203,8 +220,12 @@ class _Wrappers:
             prefix: str, forward_step: Any, data: Any, model: Any, step: int, *args: Any, **kw: Any
         ) -> Any:
             self._evaluation = (step, "test" if "test set" in prefix else "validation")
+            started = time.perf_counter()
             with self._clock.measure("evaluation"):
-                return original(prefix, forward_step, data, model, step, *args, **kw)
+                result = original(prefix, forward_step, data, model, step, *args, **kw)
+            for callback in self._callbacks:
+                callback.on_evaluations_end(step, time.perf_counter() - started)
+            return result
 
         return evaluate_and_print_results
 

@@ -37,6 +37,7 @@ from moe_megatron.mcore.loop.callbacks import Callback, callbacks_installed
 from moe_megatron.mcore.loop.cleanup import ModelRelease, forget_run
 from moe_megatron.mcore.loop.datasets import train_valid_test_datasets
 from moe_megatron.mcore.loop.forward import forward_step
+from moe_megatron.mcore.measure.attempt_journal import AttemptJournal
 from moe_megatron.mcore.measure.phases import PhaseClock
 from moe_megatron.mcore.measure.telemetry import TelemetryCallback
 from moe_megatron.mcore.state import checkpoint
@@ -128,6 +129,9 @@ def run(job: TrainingJob, machine: MachineSettings) -> JobOutcome:
     if job.checkpoints is not None:
         checkpoint.check_writable(job.checkpoints)
         callbacks.append(_SideFiles(job, telemetry, load))
+    journal = AttemptJournal(job.run_dir, job.checkpoints)
+    journal.begin(loads=load is not None)
+    callbacks.append(journal)  # last: it notes what is complete
     started = time.perf_counter()
     with contextlib.ExitStack() as stack:
         stack.callback(forget_run, world.process_groups())
@@ -143,6 +147,7 @@ def run(job: TrainingJob, machine: MachineSettings) -> JobOutcome:
             stack.enter_context(checkpoint.saving_without_helper_process())
         stack.enter_context(checkpoint.explained_errors(job.checkpoints or load or Path.cwd()))
         interrupted = _pretrain(args, job, clock)
+        journal.end(interrupted=interrupted)
         telemetry.flush()
     return JobOutcome(
         steps=telemetry.last_step,

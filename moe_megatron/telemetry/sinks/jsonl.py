@@ -218,6 +218,17 @@ def read_metrics(path: Path) -> Iterator[StepRecord | EvalRecord]:
     return _read_lines(path, _parse_metrics)
 
 
+def read_metrics_after(path: Path, step: int) -> Iterator[StepRecord | EvalRecord]:
+    """Yields the records after `step`, newest first, without reading earlier ones.
+
+    A half-written last line is skipped.
+
+    Raises:
+        DataError: the file is missing, or a line is malformed (the message names it).
+    """
+    return _read_after(path, step, _parse_metrics)
+
+
 def read_routing(path: Path) -> Iterator[RoutingSnapshot]:
     """Yields the snapshots of a routing.jsonl in the order they were written.
 
@@ -237,20 +248,26 @@ def read_routing_after(path: Path, step: int) -> Iterator[RoutingSnapshot]:
     Raises:
         DataError: the file is missing, or a line is malformed (the message names it).
     """
+    return _read_after(path, step, RoutingSnapshot.from_json_dict)
+
+
+def _read_after[T: (StepRecord | EvalRecord, RoutingSnapshot)](
+    path: Path, step: int, parse: Callable[[object], T]
+) -> Iterator[T]:
     with _open(path) as file:
         for number, line in enumerate(_lines_from_the_end(file)):
             if number == 0 and not _is_json(line):
                 continue
             try:
-                snapshot = RoutingSnapshot.from_json_dict(json.loads(line))
+                record = parse(json.loads(line))
             except (ValueError, DataError) as error:
                 raise DataError(
                     f"{path}: line {number + 1} from the end: {error}; move the file away or "
                     "remove that line"
                 ) from error
-            if snapshot.step <= step:
+            if record.step <= step:
                 return
-            yield snapshot
+            yield record
 
 
 def _lines_from_the_end(file: BinaryIO) -> Iterator[bytes]:

@@ -18,6 +18,7 @@ from moe_megatron.mcore.measure.phases import PhaseClock
 from moe_megatron.telemetry.metric import PHASES
 
 WRAPPED = (
+    "load_checkpoint",
     "train",
     "train_step",
     "training_log",
@@ -30,6 +31,12 @@ WRAPPED = (
 class Recorder(Callback):
     def __init__(self, name: str, events: list[Any]) -> None:
         self.name, self.events = name, events
+
+    def on_load_end(self, step: int, seconds: float) -> None:
+        self.events.append((self.name, "loaded", step, seconds))
+
+    def on_evaluations_end(self, step: int, seconds: float) -> None:
+        self.events.append((self.name, "evaluated", step, seconds))
 
     def on_train_start(self, model: list[Any], start_step: int) -> None:
         self.events.append((self.name, "start", model, start_step))
@@ -60,10 +67,10 @@ def events(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
         return function
 
     loss = {"lm loss": torch.tensor(2.0)}
-    results = {name: f"result of {name}" for name in WRAPPED}
+    results: dict[str, Any] = {name: f"result of {name}" for name in WRAPPED}
+    results |= {"evaluate": (loss, "collected", False), "load_checkpoint": (4, 1e9)}
     for name in WRAPPED:
-        result = (loss, "collected", False) if name == "evaluate" else results[name]
-        monkeypatch.setattr(loop, name, record(name, result))
+        monkeypatch.setattr(loop, name, record(name, results[name]))
     monkeypatch.setattr(loop, "get_args", lambda: SimpleNamespace(iteration=4))
     with callbacks_installed([Recorder("a", happened), Recorder("b", happened)]):
         yield happened
@@ -172,6 +179,19 @@ def test_evaluation_knows_its_step_and_split(prefix: str, split: str, events: li
     assert (end.step, end.split, end.losses) == (6, split, answer[0])
 
 
+def test_evaluations_are_reported_with_their_time(events: list[Any]) -> None:
+    answer = loop.evaluate_and_print_results("iteration 6", "forward", "data", "model", 6)
+    assert answer == "result of evaluate_and_print_results"
+    assert [event[:3] for event in events[1:]] == [("a", "evaluated", 6), ("b", "evaluated", 6)]
+    assert all(event[3] >= 0 for event in events[1:])
+
+
+def test_loaded_step_is_reported_with_the_time(events: list[Any]) -> None:
+    assert loop.load_checkpoint("model") == (4, 1e9)
+    assert [event[:3] for event in events[1:]] == [("a", "loaded", 4), ("b", "loaded", 4)]
+    assert all(event[3] >= 0 for event in events[1:])
+
+
 def test_evaluation_that_ran_out_of_time_is_not_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     events: list[Any] = []
     monkeypatch.setattr(loop, "evaluate", lambda: (None, None, True))
@@ -216,6 +236,8 @@ def test_nested_runs_each_get_their_own_calls(monkeypatch: pytest.MonkeyPatch) -
 
 def test_callback_without_methods_is_one() -> None:
     callback = Callback()
+    callback.on_load_end(1, 0.1)
     callback.on_train_start([], 0)
+    callback.on_evaluations_end(1, 0.1)
     callback.on_checkpoint_start(1)
     callback.on_checkpoint_end(1)
