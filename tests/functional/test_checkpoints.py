@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from moe_megatron.config import load_config
 from moe_megatron.telemetry.sinks.jsonl import METRICS_FILE, read_metrics
@@ -15,6 +16,7 @@ from moe_megatron.telemetry.values.profile import PROFILE_FILE, RoutingProfile
 from moe_megatron.telemetry.values.records import StepRecord
 from moe_megatron.testing.distributed import run_distributed
 from moe_megatron.testing.jobs import Job, run_jobs
+from moe_megatron.testing.saved_tensors import whole_tensors
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
 
@@ -69,6 +71,17 @@ def test_background_writer_leaves_complete_checkpoints(runs: Path) -> None:
     assert losses(runs / "background") == {
         step: loss for step, loss in losses(runs / "straight").items() if step <= 4
     }
+
+
+@pytest.mark.parametrize("step", [2, 4])
+def test_background_writer_writes_the_state_of_the_step_at_which_it_was_called(
+    step: int, runs: Path
+) -> None:
+    folder = Path("checkpoints", f"iter_{step:07d}")
+    expected = whole_tensors(runs / "straight" / folder)
+    written = whole_tensors(runs / "background" / folder)
+    assert written.keys() == expected.keys()
+    assert [key for key in written if not torch.equal(written[key], expected[key])] == []
 
 
 @pytest.mark.parametrize("name", ["alone", "two"])

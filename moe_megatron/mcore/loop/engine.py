@@ -43,6 +43,8 @@ from moe_megatron.mcore.measure.telemetry import TelemetryCallback
 from moe_megatron.mcore.state import checkpoint
 from moe_megatron.mcore.state.guarded_reading import guarded_reading
 from moe_megatron.mcore.state.optimizer_resharding import resharding_optimizer_states
+from moe_megatron.mcore.state.optimizer_shards import saving_own_shards
+from moe_megatron.mcore.state.writing_in_place import writing_in_place
 from moe_megatron.telemetry.sinks.sink_set import SinkSet
 from moe_megatron.telemetry.values.profile import PROFILE_FILE, RoutingProfile
 
@@ -141,6 +143,8 @@ def run(job: TrainingJob, machine: MachineSettings) -> JobOutcome:
         stack.enter_context(_stop_on_interrupt())
         stack.enter_context(callbacks_installed(callbacks, clock))
         stack.enter_context(resharding_optimizer_states())
+        stack.enter_context(saving_own_shards())
+        stack.enter_context(writing_in_place())
         stack.enter_context(checkpoint.explained_loading(load))
         stack.enter_context(guarded_reading())
         if not args.async_save:
