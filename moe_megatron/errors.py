@@ -33,6 +33,10 @@ class CheckpointError(MoEError):
     """A checkpoint that cannot be written, or does not belong to this model."""
 
 
+class RecoveryError(MoEError):
+    """A harm to training that its recovery policies could not mend."""
+
+
 class MappingError(CheckpointError):
     """A tensor or configuration key that has no place on the other side of a conversion."""
 

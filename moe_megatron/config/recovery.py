@@ -4,6 +4,7 @@ It does not know how processes are started (`platform.launch`), nor what happens
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 from moe_megatron.config import checks
 from moe_megatron.config.conform import conform
@@ -21,6 +22,31 @@ class RecoveryConfig:
     """How often `moe-megatron train` starts the processes again after a fault, from the newest
     checkpoint; a checkpoint newer than that of the attempt before starts the count anew."""
 
+    on_nonfinite: Literal["skip", "rollback", "stop"] = "skip"
+    """What to do with a step whose gradients are NaN or infinite: make no update, go back to the
+    newest checkpoint and leave out the data up to the step, or end the run."""
+
+    repeat_nonfinite: bool = True
+    """Compute such a step once more before anything else; a flipped bit does not happen twice."""
+
+    on_spike: Literal["ignore", "skip", "rollback"] = "ignore"
+    """What to do with a step whose loss stands out from those before."""
+
+    spike_window: int = 100
+    """Updates whose losses a loss is compared with."""
+
+    spike_deviations: float = 10.0
+    """Distance from their median that makes a spike, in standard deviations estimated from the
+    median absolute deviation."""
+
+    max_skips: int = 10
+    """Most skipped steps of the last 1000; one more ends the run."""
+
+    max_rollbacks: int = 3
+    """Most rollbacks of a run; one more ends it."""
+
     def __post_init__(self) -> None:
         conform(self)
-        checks.at_least(self, 0, "max_restarts")
+        checks.at_least(self, 0, "max_restarts", "max_skips", "max_rollbacks")
+        checks.at_least(self, 3, "spike_window")
+        checks.positive(self, "spike_deviations")

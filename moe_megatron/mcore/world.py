@@ -51,14 +51,14 @@ def single_process_store() -> Any:
     return dist.HashStore()  # type: ignore[attr-defined]
 
 
-def agree_on_text(text: str) -> str:
-    """The text of rank 0, on every rank; call it after `join`."""
+def agree_on_text(text: str, source: int = 0) -> str:
+    """The text of one rank, on every rank; call it after `join`."""
     length = torch.tensor([len(text.encode())], device=device())
-    dist.broadcast(length, src=0)
+    dist.broadcast(length, src=source)
     letters = torch.zeros(int(length), dtype=torch.uint8, device=device())
-    if dist.get_rank() == 0:
+    if dist.get_rank() == source:
         letters.copy_(torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8))
-    dist.broadcast(letters, src=0)
+    dist.broadcast(letters, src=source)
     return bytes(letters.cpu().tolist()).decode()
 
 

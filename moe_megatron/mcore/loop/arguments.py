@@ -75,6 +75,8 @@ def megatron_argv(config: RunConfig, machine: MachineSettings, paths: RunPaths) 
         *(["--exit-signal-handler"] if _in_main_thread() else []),
         *("--dataloader-type", "single"),
         *("--ckpt-format", "torch_dist"),
+        # Megatron would end the run with a traceback; the policies of mcore/recovery decide.
+        "--no-check-for-nan-in-loss-and-grad",
         *to_flags(_plain_fields(config)),
     ]
     if config.model.max_position_embeddings is None:

@@ -56,8 +56,14 @@ class Callback:
     def on_train_end(self, model: list[Any]) -> None:
         """Training has ended, with its last step or by a signal; not called after an error."""
 
+    def on_step_start(self, step: int) -> None:
+        """A step begins; not called for steps that are left out."""
+
     def on_step_end(self, event: StepEnd) -> None:
         """A step has ended; called once per step."""
+
+    def on_step_discarded(self, step: int) -> None:
+        """What has been computed of a step does not count: it is computed again, or undone."""
 
     def on_evaluation_end(self, event: EvaluationEnd) -> None:
         """An evaluation has ended."""
@@ -149,9 +155,12 @@ class _Wrappers:
             config: Any,
             forward_backward: Callable[..., Any],
             *args: Any,
+            iteration: int,
             **kwargs: Any,
         ) -> Any:
             self._step_started = time.perf_counter()
+            for callback in self._callbacks:
+                callback.on_step_start(iteration + 1)
             with self._clock.measure("optimizer"):  # the rest of the step, without inner phases
                 return original(
                     forward_step,
@@ -162,6 +171,7 @@ class _Wrappers:
                     config,
                     self._measured("forward_backward", forward_backward),
                     *args,
+                    iteration=iteration,
                     **kwargs,
                 )
 

@@ -40,6 +40,8 @@ from moe_megatron.mcore.loop.forward import forward_step
 from moe_megatron.mcore.measure.attempt_journal import AttemptJournal
 from moe_megatron.mcore.measure.phases import PhaseClock
 from moe_megatron.mcore.measure.telemetry import TelemetryCallback
+from moe_megatron.mcore.recovery.build import configured_policies, guarded
+from moe_megatron.mcore.recovery.rollback import RollBack
 from moe_megatron.mcore.state import checkpoint
 from moe_megatron.mcore.state.guarded_reading import guarded_reading
 from moe_megatron.mcore.state.optimizer_resharding import resharding_optimizer_states
@@ -127,7 +129,9 @@ def run(job: TrainingJob, machine: MachineSettings) -> JobOutcome:
     )
     clock = PhaseClock()
     release = ModelRelease()
+    rollback = RollBack(job.checkpoints, None if load is None else job.run_dir)
     callbacks: list[Callback] = [release, telemetry, *job.callbacks]
+    callbacks += configured_policies(config.recovery)
     if job.checkpoints is not None:
         checkpoint.check_writable(job.checkpoints)
         callbacks.append(_SideFiles(job, telemetry, load))
@@ -140,7 +144,9 @@ def run(job: TrainingJob, machine: MachineSettings) -> JobOutcome:
         stack.callback(release.release)
         stack.enter_context(_output_to(job.megatron_log))
         args = parse(megatron_argv(config, machine, paths), verbose=True)
+        args.iterations_to_skip.extend(rollback.left_out())
         stack.enter_context(_stop_on_interrupt())
+        stack.enter_context(guarded(config.recovery, callbacks, rollback, job.run_dir))
         stack.enter_context(callbacks_installed(callbacks, clock))
         stack.enter_context(resharding_optimizer_states())
         stack.enter_context(saving_own_shards())

@@ -187,6 +187,11 @@ class RoutingCounters:
                 "process before training starts."
             )
 
+    def discard(self) -> None:
+        """Forget what was counted since the last reduction."""
+        self._counts.zero_()
+        self._sums.zero_()
+
     def collect(
         self, *, contributes: bool, loss: torch.Tensor | None, own: RankValues | None = None
     ) -> PendingTotals:
@@ -200,8 +205,7 @@ class RoutingCounters:
             own: Time and memory of this rank; None reports zeros.
         """
         counts, sums = self._counts.clone(), self._sums.clone()
-        self._counts.zero_()
-        self._sums.zero_()
+        self.discard()
         if not contributes:
             counts.zero_()
             sums.zero_()

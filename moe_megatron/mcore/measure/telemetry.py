@@ -179,6 +179,11 @@ class TelemetryCallback(Callback):
             checkpoint_at=self._checkpoint_at,
         )
 
+    def on_step_discarded(self, step: int) -> None:
+        """Forget what the routers counted in this step."""
+        if self._counters is not None:
+            self._counters.discard()
+
     def on_evaluation_end(self, event: EvaluationEnd) -> None:
         """Publish the last step, then the evaluation; Megatron repeats the final evaluation."""
         self.flush()

@@ -41,6 +41,9 @@ class Recorder(Callback):
     def on_train_start(self, model: list[Any], start_step: int) -> None:
         self.events.append((self.name, "start", model, start_step))
 
+    def on_step_start(self, step: int) -> None:
+        self.events.append((self.name, "begins", step))
+
     def on_step_end(self, event: StepEnd) -> None:
         self.events.append((self.name, "step", event))
 
@@ -110,6 +113,8 @@ def test_step_is_reported_before_megatron_logs_and_clears_it(events: list[Any]) 
     loop.train_step("forward", *"dmosc", lambda: "forward and backward", iteration=4)
     words = (losses, {}, 0.1, 5, 1.0, False, 1, 0.5, None, None)
     assert loop.training_log(*words, is_first_iteration=True) == "result of training_log"
+    assert events[:2] == [("a", "begins", 5), ("b", "begins", 5)]
+    events = events[2:]
     assert [event[:2] for event in events] == [
         ("loop", "train_step"),
         ("a", "step"),
@@ -134,7 +139,7 @@ def test_phases_are_those_of_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
         nonlocal now
         now += seconds
 
-    def train_step(*args: Any) -> None:
+    def train_step(*args: Any, iteration: int) -> None:
         spend(1.0)
         args[6]()
         spend(2.0)
@@ -147,7 +152,7 @@ def test_phases_are_those_of_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = PhaseClock(lambda: now)
     with callbacks_installed([Recorder("a", happened)], clock):
         for step in (1, 2):
-            loop.train_step(*"fdmosc", lambda: spend(32.0))
+            loop.train_step(*"fdmosc", lambda: spend(32.0), iteration=step - 1)
             loop.training_log({}, {}, 0.1, step, 1.0, False, 0, 0.5)
             loop.evaluate_and_print_results("", "f", "d", "m", step)
             loop.save_checkpoint_and_time(step)

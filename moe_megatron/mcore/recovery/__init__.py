@@ -1,0 +1,1 @@
+"""What to do about a bad step: repeat it, skip it, or roll back. One policy is one file."""

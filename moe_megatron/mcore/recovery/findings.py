@@ -1,0 +1,100 @@
+"""Finds what in a model is not finite first: which module's output, or which parameter.
+
+Every rank looks at its own part, and all agree on one finding in words: that of the first rank that
+has one. It is called only when something is wrong already, and does not know what follows.
+"""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from moe_megatron.mcore import world
+
+_INSIDE_EXPERTS = ".local_experts."
+
+
+class FirstNonFinite:
+    """Watches one forward pass for the first module whose output is not finite.
+
+    Single experts are not watched: their fast path does not run hooks.
+
+    Args:
+        model: Model chunks.
+    """
+
+    def __init__(self, model: list[Any]) -> None:
+        self._found: str | None = None
+        self._handles = [
+            module.register_forward_hook(self._hook(name))
+            for chunk in model
+            for name, module in chunk.named_modules()
+            if name and _INSIDE_EXPERTS not in name
+        ]
+
+    def _hook(self, name: str) -> Any:
+        def after(module: torch.nn.Module, inputs: Any, output: Any) -> None:
+            first = output[0] if isinstance(output, tuple) and output else output
+            if self._found is not None or not isinstance(first, torch.Tensor):
+                return
+            if first.is_floating_point() and not bool(torch.isfinite(first).all()):
+                self._found = f"the output of {_short(name)}"
+
+        return after
+
+    def remove(self) -> str | None:
+        """Stop watching; returns what was found on this rank, in words."""
+        for handle in self._handles:
+            handle.remove()
+        return self._found
+
+
+@torch.no_grad()
+def nonfinite_parameter(model: list[Any], output: str | None = None) -> str:
+    """What is not finite, in words that are the same on every rank; every rank must call it.
+
+    Args:
+        model: Model chunks.
+        output: What this rank found in a forward pass, if anything.
+
+    Returns:
+        A parameter with non-finite weights if there is one, else the output, else a parameter with
+        a non-finite gradient.
+    """
+    named = [(_short(name), p) for chunk in model for name, p in chunk.named_parameters()]
+    weights = next((name for name, p in named if not _finite(p)), None)
+    gradient = next((name for name, p in named if not _finite(gradient_of(p))), None)
+    findings = (
+        weights and f"the weights of {weights}",
+        output,
+        gradient and f"the gradient of {gradient}",
+    )
+    for finding in findings:
+        if (agreed := _agree(finding)) is not None:
+            return agreed
+    return "nothing that is left to see"
+
+
+def _agree(finding: str | None) -> str | None:
+    """The finding of the first rank that has one, on every rank."""
+    none = world.size()
+    first = torch.tensor([none if finding is None else world.rank()], device=world.device())
+    dist.all_reduce(first, op=dist.ReduceOp.MIN)
+    return None if int(first) == none else world.agree_on_text(finding or "", source=int(first))
+
+
+def _short(name: str) -> str:
+    """A parameter's name without the wrappers of mixed precision and data parallelism."""
+    while name.startswith("module."):
+        name = name.removeprefix("module.")
+    return name
+
+
+def gradient_of(parameter: torch.nn.Parameter) -> torch.Tensor | None:
+    """The gradient of a parameter, where Megatron adds it up."""
+    gradient: torch.Tensor | None = getattr(parameter, "main_grad", None)
+    return parameter.grad if gradient is None else gradient
+
+
+def _finite(tensor: torch.Tensor | None) -> bool:
+    return tensor is None or bool(torch.isfinite(tensor).all())

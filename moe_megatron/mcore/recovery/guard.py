@@ -1,0 +1,244 @@
+"""Asks the recovery policies about every step before its update, and carries out their answers.
+
+Megatron's `train_step` computes gradients, their norm and then the update, in one call; the guard
+stands between norm and update, and around the call. It counts: a run that skips or rolls back too
+often ends with the reason. It does not know what the policies look for.
+"""
+
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.training import training as loop
+
+from moe_megatron.errors import RecoveryError
+from moe_megatron.mcore import world
+from moe_megatron.mcore.loop.callbacks import Callback
+from moe_megatron.mcore.recovery.policy import Action, Answer, Policy, Step
+from moe_megatron.mcore.recovery.rollback import BackTo, RollBack, dummy_train_step
+from moe_megatron.mcore.recovery.undo import StepUndo
+from moe_megatron.telemetry.journal import note
+
+logger = logging.getLogger(__name__)
+
+SKIP_WINDOW = 1000
+"""Steps over which skipped ones are counted."""
+_LOSS = "lm loss"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Bounds:
+    """How much a run may do by itself."""
+
+    skips: int
+    """Most skipped steps of the last `SKIP_WINDOW`."""
+    rollbacks: int
+    """Most rollbacks of a run, all its attempts together."""
+
+
+class StepGuard:
+    """Stands between gradients and update of every step.
+
+    Args:
+        policies: Asked in order; the first that answers decides.
+        bounds: How often answers are carried out.
+        callbacks: Told of steps that do not count.
+        rollback: Carries out rollbacks.
+        run_dir: Folder of the run, whose journal gets what happens; None writes nothing.
+    """
+
+    def __init__(
+        self,
+        policies: Sequence[Policy],
+        bounds: Bounds,
+        *,
+        callbacks: Sequence[Callback],
+        rollback: RollBack,
+        run_dir: Path | None,
+    ) -> None:
+        self._policies = tuple(policies)
+        self._bounds = bounds
+        self._callbacks = tuple(callbacks)
+        self._rollback = rollback
+        self._journal = run_dir if world.rank() == 0 else None
+        self._needs_loss = any(policy.needs_loss for policy in policies)
+        self._skips: deque[int] = deque()
+        self._reports: list[dict[str, torch.Tensor]] = []
+        self._grad_norm: float | None = None
+        self._number = self._repeats = 0
+        self._answer: Answer | None = None
+        self._undo = StepUndo([])
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """Guard Megatron's loop for as long as the context is open."""
+        with ExitStack() as stack:
+            replaced = {
+                "train": self._train(loop.train),
+                "train_step": self._train_step(loop.train_step),
+                "dummy_train_step": dummy_train_step,
+            }
+            for name, function in replaced.items():
+                stack.callback(setattr, loop, name, getattr(loop, name))
+                setattr(loop, name, function)
+            stack.enter_context(self._rollback.watching_data())
+            yield
+
+    def _train(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def train(forward: Any, model: Any, optimizer: Any, *args: Any, **kwargs: Any) -> Any:
+            self._undo = StepUndo(model)
+            with self._watching(optimizer):
+                while True:
+                    try:
+                        return original(forward, model, optimizer, *args, **kwargs)
+                    except BackTo as request:
+                        self._go_back(request, model, optimizer, args)
+
+        return train
+
+    @contextmanager
+    def _watching(self, optimizer: Any) -> Iterator[None]:
+        """See the optimizer's gradient norm, and decide about its update."""
+        get_norm, update = optimizer.get_grad_norm, optimizer.step_with_ready_grads
+
+        def get_grad_norm() -> Any:
+            self._grad_norm = get_norm()
+            return self._grad_norm
+
+        def step_with_ready_grads() -> bool:
+            self._answer = self._judge()
+            return self._answer is None and bool(update())
+
+        optimizer.get_grad_norm = get_grad_norm
+        optimizer.step_with_ready_grads = step_with_ready_grads
+        try:
+            yield
+        finally:
+            del optimizer.get_grad_norm, optimizer.step_with_ready_grads
+
+    def _judge(self) -> Answer | None:
+        grad_norm = 0.0 if self._grad_norm is None else float(self._grad_norm)
+        finite = grad_norm - grad_norm == 0.0
+        step = Step(
+            number=self._number,
+            repeats=self._repeats,
+            loss=self._loss() if self._needs_loss or not finite else None,
+            grad_norm=grad_norm,
+        )
+        for policy in self._policies:
+            if (answer := policy.judge(step)) is not None:
+                return self._bounded(step, answer)
+        return None
+
+    def _bounded(self, step: Step, answer: Answer) -> Answer:
+        """The answer as it can be carried out.
+
+        Raises:
+            RecoveryError: It was given too often.
+        """
+        action, reason = answer.action, answer.reason
+        if action is Action.REPEAT and not self._undo.can_repeat:
+            action = Action.SKIP
+        if action is Action.ROLL_BACK:
+            problem = self._rollback.find_problem(step.number)
+            if problem is not None:
+                action, reason = Action.SKIP, f"{reason}; {problem}"
+            elif self._rollback.number >= self._bounds.rollbacks:
+                raise RecoveryError(
+                    f"step {step.number} asks for one more rollback than the "
+                    f"{self._bounds.rollbacks} of recovery.max_rollbacks: {reason}. Lower "
+                    "training.learning_rate or look at the data, then resume; a larger "
+                    "recovery.max_rollbacks lets the run go on."
+                )
+        if action is Action.SKIP:
+            self._count_skip(step.number, reason)
+        return Answer(action=action, reason=reason)
+
+    def _count_skip(self, number: int, reason: str) -> None:
+        self._skips.append(number)
+        while self._skips[0] <= number - SKIP_WINDOW:
+            self._skips.popleft()
+        if len(self._skips) > self._bounds.skips:
+            raise RecoveryError(
+                f"step {number} would be skipped number {len(self._skips)} of the last "
+                f"{SKIP_WINDOW} steps, more than the {self._bounds.skips} of recovery.max_skips: "
+                f"{reason}. Resume from a checkpoint before the first of them with a lower "
+                "training.learning_rate, or set recovery.on_nonfinite to rollback."
+            )
+
+    def _loss(self) -> float | None:
+        """Loss of the global batch, from what the last pipeline stage reported; on every rank."""
+        total = torch.zeros(2, dtype=torch.float64, device=world.device())
+        for report in self._reports:
+            if _LOSS in report:
+                total += report[_LOSS]
+        dist.all_reduce(total)
+        loss, tokens = total.tolist()
+        return loss / tokens if tokens else None
+
+    def _train_step(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def train_step(
+            forward: Any,
+            data: Any,
+            model: Any,
+            optimizer: Any,
+            scheduler: Any,
+            config: Any,
+            forward_backward: Callable[..., Any],
+            *args: Any,
+            iteration: int,
+            **kwargs: Any,
+        ) -> Any:
+            def keep_reports(*inner: Any, **named: Any) -> Any:
+                self._reports = forward_backward(*inner, **named)
+                return self._reports
+
+            self._number, self._repeats = iteration + 1, 0
+            self._undo.remember()
+            while True:
+                self._answer = self._grad_norm = None
+                words = (forward, data, model, optimizer, scheduler, config, keep_reports)
+                result = original(*words, *args, iteration=iteration, **kwargs)
+                if self._is_over(data):
+                    return result
+                self._repeats += 1
+
+        return train_step
+
+    def _is_over(self, data: Any) -> bool:
+        """Carry out the answer about a step; returns whether the step is over."""
+        answer = self._answer
+        if answer is None:
+            return True
+        self._undo.restore()
+        if answer.action is not Action.SKIP:
+            for callback in self._callbacks:
+                callback.on_step_discarded(self._number)
+        if answer.action is Action.REPEAT:
+            self._tell("repeated", answer)
+            self._undo.rewind(data)
+            return False
+        if answer.action is Action.ROLL_BACK:
+            raise BackTo(self._number, answer)
+        self._tell("skipped", answer)
+        note(self._journal, "skipped", step=self._number, reason=answer.reason)
+        return True
+
+    def _go_back(self, request: BackTo, model: Any, optimizer: Any, rest: tuple[Any, ...]) -> None:
+        checkpoint, step = self._rollback.go_back(request, model, optimizer, rest)
+        for policy in self._policies:
+            policy.on_rolled_back(checkpoint, step)
+        self._skips.clear()
+        reason = request.answer.reason
+        self._tell(f"rolled back to step {step}, without the data up to it", request.answer)
+        note(self._journal, "rolled_back", step=request.step, to_step=step, reason=reason)
+
+    def _tell(self, done: str, answer: Answer) -> None:
+        if world.rank() == 0:
+            logger.warning("step %d is %s: %s", self._number, done, answer.reason)
