@@ -1,19 +1,19 @@
 """What both directions of a conversion share: how it is carried out, and its report."""
 
-import json
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from moe_megatron.checkpoint.execute import journal
 from moe_megatron.checkpoint.execute.executor import Outcome, execute
 from moe_megatron.checkpoint.execute.publish import publish, staging_of
-from moe_megatron.checkpoint.formats import byte_ranges
 from moe_megatron.checkpoint.formats.hf_folder import HfFolder
 from moe_megatron.checkpoint.formats.view import View
+from moe_megatron.checkpoint.integrity.manifest import Block
+from moe_megatron.checkpoint.integrity.seal import seal
 from moe_megatron.checkpoint.plan.tasks import Plan
 from moe_megatron.errors import CheckpointError
-
-CHECKSUMS = "checksums.json"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,11 +76,18 @@ def carry_out(
         resume=execution.resume,
         progress=execution.progress,
     )
-    ranges = {"algorithm": byte_ranges.DEFAULT, "ranges": outcome.ranges}
-    (staging / CHECKSUMS).write_bytes((json.dumps(ranges) + "\n").encode())
+    seal(staging, known=_blocks(outcome), without=(journal.FILE,))
     before()
     publish(staging, target)
     return outcome
+
+
+def _blocks(outcome: Outcome) -> dict[str, tuple[Block, ...]]:
+    """Checksums of what was written, which fills each file from its beginning without gaps."""
+    blocks: dict[str, list[Block]] = defaultdict(list)
+    for file, _, nbytes, digest in sorted(outcome.ranges):
+        blocks[file].append((nbytes, digest))
+    return {file: tuple(of_file) for file, of_file in blocks.items()}
 
 
 def tensors_at(

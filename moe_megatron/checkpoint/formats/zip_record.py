@@ -8,6 +8,7 @@ import io
 import os
 import struct
 import zipfile
+from collections.abc import Buffer
 from dataclasses import dataclass
 
 from moe_megatron.errors import CheckpointError
@@ -49,12 +50,11 @@ class _Range(io.RawIOBase):
         self._at = max(0, base + offset)
         return self._at
 
-    def read(self, size: int | None = -1) -> bytes:
-        left = max(0, self._length - self._at)
-        wanted = left if size is None or size < 0 else min(size, left)
-        found = os.pread(self._descriptor, wanted, self._start + self._at)
-        self._at += len(found)
-        return found
+    def readinto(self, buffer: Buffer, /) -> int:
+        room = memoryview(buffer)[: max(0, self._length - self._at)]
+        count = os.preadv(self._descriptor, [room], self._start + self._at) if len(room) else 0
+        self._at += count
+        return count
 
 
 def read_record(descriptor: int, offset: int, length: int, what: str) -> Record:
@@ -145,3 +145,12 @@ def _local_header(descriptor: int, offset: int, head: bytes, at: int) -> int:
     if fields[0] != b"PK\x03\x04":
         raise ValueError("no member")
     return _LOCAL_HEADER.size + int(fields[9]) + int(fields[10])
+
+
+def is_intact(descriptor: int, offset: int, length: int) -> bool:
+    """Whether the checksums that an archive has of its own match its content."""
+    try:
+        with zipfile.ZipFile(io.BufferedReader(_Range(descriptor, offset, length))) as archive:
+            return archive.testzip() is None
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError, OSError):
+        return False

@@ -4,16 +4,16 @@ It works in both directions and compares two folders, independently of how they 
 difference is part of the report, not an error; errors are for folders that cannot be read.
 """
 
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from moe_megatron.checkpoint.execute.conversion import CHECKSUMS
-from moe_megatron.checkpoint.formats import byte_ranges, description
+from moe_megatron.checkpoint.formats import description
 from moe_megatron.checkpoint.formats.hf_folder import CONFIG, HfFolder
 from moe_megatron.checkpoint.formats.torch_dist import TorchDist
+from moe_megatron.checkpoint.integrity.check import check_folder
+from moe_megatron.checkpoint.integrity.manifest import MANIFEST
 from moe_megatron.checkpoint.plan.exporting import ExportOptions, plan_export
 from moe_megatron.checkpoint.plan.importing import ImportOptions, check_source
 from moe_megatron.checkpoint.progress import show_progress
@@ -60,10 +60,10 @@ class Verification:
     family: str
     structure: tuple[str, ...]
     """Sentences about structural differences; empty if every tensor has a counterpart."""
-    ranges: int | None
-    """Number of byte ranges whose checksums were verified; None if the result has no checksums."""
+    blocks: int | None
+    """Number of checksums of the result; None if it has none."""
     checksums: tuple[str, ...]
-    """Sentences about the ranges whose checksum has changed."""
+    """Sentences about files whose checksums do not match."""
     weights: WeightsReport | None
     """None if the structure differs."""
     logits: LogitsReport | None
@@ -114,7 +114,8 @@ def verify(
         links, structure = _structure(folder, saved, family)
         weights = logits = None
         skipped = "the structure differs" if structure else ""
-        ranges, broken = _checksums(saved.path if to_megatron else folder.path)
+        result = saved.path if to_megatron else folder.path
+        found = check_folder(result) if (result / MANIFEST).exists() else None
         if not structure:
             weights = _weights(folder, saved, links, to_megatron, options)
         if not structure and not options.logits:
@@ -126,8 +127,8 @@ def verify(
         converted=converted,
         family=family.name,
         structure=structure,
-        ranges=ranges,
-        checksums=broken,
+        blocks=None if found is None else found.blocks,
+        checksums=() if found is None else found.problems,
         weights=weights,
         logits=logits,
         logits_skipped=skipped,
@@ -220,40 +221,3 @@ def _logits(
     except BackendUnavailableError as error:
         return None, str(error)
     return found, ""
-
-
-def _checksums(folder: Path) -> tuple[int | None, tuple[str, ...]]:
-    """The number of ranges that the conversion recorded, and sentences about changed ones."""
-    path = folder / CHECKSUMS
-    if not path.is_file():
-        return None, ()
-    try:
-        recorded = json.loads(path.read_bytes())
-        algorithm = byte_ranges.ALGORITHMS[recorded["algorithm"]]
-        ranges = [
-            (str(name), int(offset), int(nbytes), str(digest))
-            for name, offset, nbytes, digest in recorded["ranges"]
-        ]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{path} cannot be read ({type(error).__name__}: {error}); remove it."
-        ) from None
-    broken = []
-    for name, offset, nbytes, digest in ranges:
-        if name != Path(name).name:
-            raise CheckpointError(
-                f"{path} names {name!r}, which is not a file of its folder; remove it."
-            )
-        if _digest(folder / name, offset, nbytes, algorithm) != digest:
-            broken.append(f"{folder / name}: bytes {offset} to {offset + nbytes} changed.")
-    return len(ranges), tuple(broken)
-
-
-def _digest(
-    path: Path, offset: int, nbytes: int, algorithm: Callable[[], byte_ranges.Checksum]
-) -> str:
-    try:
-        with path.open("rb") as file:
-            return byte_ranges.digest(file.fileno(), offset, nbytes, algorithm)
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error

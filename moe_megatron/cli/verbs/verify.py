@@ -115,16 +115,17 @@ def _text(found: "Verification") -> str:
     lines += [f"structure  {problem}" for problem in found.structure]
     if not found.structure:
         lines.append("structure  every tensor has a counterpart of the same shape")
-    if found.ranges is None:
-        lines.append("checksums  none in the converted folder")
-    else:
-        intact = found.ranges - len(found.checksums)
-        lines.append(f"checksums  {intact} of {found.ranges} byte ranges match")
-        lines += [f"           {problem}" for problem in found.checksums]
+    lines += _checksums(found.blocks, found.checksums)
     lines += _weights(found)
     lines += _logits(found)
     lines += [f"note       {limit}" for limit in found.limits]
     return "\n".join([*lines, "the same" if found.passed else "NOT the same"])
+
+
+def _checksums(blocks: int | None, problems: Sequence[str]) -> list[str]:
+    if problems:
+        return [f"checksums  {problem}" for problem in problems]
+    return [f"checksums  {'none' if blocks is None else f'all {blocks} match'}"]
 
 
 def _weights(found: "Verification") -> list[str]:

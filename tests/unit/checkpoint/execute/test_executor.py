@@ -1,6 +1,5 @@
 """Conversions that are killed, disturbed, or have no room, and what is left of them."""
 
-import json
 import multiprocessing
 import os
 import random
@@ -17,6 +16,7 @@ from moe_megatron.checkpoint.execute import executor as execution
 from moe_megatron.checkpoint.execute.executor import execute
 from moe_megatron.checkpoint.execute.journal import FILE, Journal
 from moe_megatron.checkpoint.execute.publish import check_free, staging_of
+from moe_megatron.checkpoint.integrity.manifest import read_manifest
 from moe_megatron.errors import CheckpointError
 from moe_megatron.testing.random_checkpoint import write_random
 
@@ -239,10 +239,15 @@ def test_workers_are_at_least_one(source: Path, tmp_path: Path) -> None:
 def test_checksums_are_those_of_the_files(imported: Path) -> None:
     import xxhash
 
-    noted = json.loads((imported / "release" / "checksums.json").read_text())
-    assert noted["algorithm"] == "xxh3"
-    for name, offset, nbytes, digest in noted["ranges"]:
-        data = (imported / "release" / name).read_bytes()[offset : offset + nbytes]
-        assert xxhash.xxh3_64(data).hexdigest() == digest
-    covered = sum(nbytes for _, _, nbytes, _ in noted["ranges"])
-    assert covered == sum(p.stat().st_size for p in (imported / "release").glob("*.distcp"))
+    release = imported / "release"
+    manifest = read_manifest(release)
+    assert manifest is not None
+    assert manifest.algorithm == "xxh3"
+    on_disk = {str(p.relative_to(release)) for p in release.rglob("*") if p.is_file()}
+    assert set(manifest.files) == on_disk - {"checksums.json"}
+    for name, blocks in manifest.files.items():
+        data, at = (release / name).read_bytes(), 0
+        for nbytes, digest in blocks:
+            assert xxhash.xxh3_64(data[at : at + nbytes]).hexdigest() == digest
+            at += nbytes
+        assert at == len(data)

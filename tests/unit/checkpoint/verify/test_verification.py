@@ -46,7 +46,7 @@ def test_an_import_is_the_same_as_its_source(mixtral: Path, imported: Path) -> N
     assert report.passed
     assert report.family == "mixtral"
     assert report.structure == report.checksums == report.limits == ()
-    assert report.ranges is not None
+    assert report.blocks is not None
     assert report.weights is not None
     assert report.weights.differences == ()
     assert report.weights.casts == {}
@@ -75,7 +75,7 @@ def test_an_export_is_the_same_as_its_source(imported: Path, tmp_path: Path) -> 
     export_checkpoint(imported, tmp_path / "back", fused=True, execution=QUIET)
     report = verify(imported, tmp_path / "back", Options(length=8, progress=False))
     assert report.passed
-    assert report.ranges is not None
+    assert report.blocks is not None
     assert report.logits is not None
 
 
@@ -116,7 +116,7 @@ def test_bytes_that_changed_after_the_conversion_are_found(pair: tuple[Path, Pat
     assert not report.passed
     (range_,) = report.checksums
     assert path.name in range_
-    assert "changed" in range_
+    assert "is damaged between bytes" in range_
     assert report.weights is not None
     assert "output_layer.weight and lm_head.weight: 1 of" in report.weights.differences[0]
 
@@ -215,22 +215,17 @@ def test_a_folder_that_is_no_checkpoint_is_refused(mixtral: Path, tmp_path: Path
         verify(mixtral, tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("{", "cannot be read"),
-        ('{"algorithm": "md5", "ranges": []}', "KeyError"),
-        ('{"algorithm": "crc32", "ranges": [["../x", 0, 1, "0"]]}', "not a file of its folder"),
-    ],
-)
-def test_damaged_checksums_are_an_error(pair: tuple[Path, Path], text: str, message: str) -> None:
+@pytest.mark.parametrize("text", ["{", '{"digest": "0", "content": "{}"}', "[]"])
+def test_damaged_checksums_are_a_mismatch(text: str, pair: tuple[Path, Path]) -> None:
     (pair[1] / "release" / "checksums.json").write_text(text)
-    with pytest.raises(CheckpointError, match=message):
-        found(*pair)
+    report = found(*pair)
+    assert not report.passed
+    (problem,) = report.checksums
+    assert "checksums.json is damaged" in problem
 
 
 def test_a_result_without_checksums_is_compared_all_the_same(pair: tuple[Path, Path]) -> None:
     (pair[1] / "release" / "checksums.json").unlink()
     report = found(*pair)
     assert report.passed
-    assert report.ranges is None
+    assert report.blocks is None

@@ -1,0 +1,113 @@
+"""Writes the manifest of a complete folder: alone, or each rank for the files that it wrote.
+
+Bytes are vouched for as they are read back, which is after the save: damage that happens between
+the two is not noticed. Ranks meet in the folder itself, so that no collective operation is needed
+and the training thread is not involved.
+"""
+
+import json
+import re
+import time
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from moe_megatron.checkpoint.integrity.blocks import blocks_of
+from moe_megatron.checkpoint.integrity.check import files_of
+from moe_megatron.checkpoint.integrity.manifest import MANIFEST, Block, Manifest, write_manifest
+from moe_megatron.errors import CheckpointError
+from moe_megatron.files import replace_file
+
+_OF_RANK = re.compile(r"__(\d+)_\d+\.distcp")
+_POLL_SECONDS = 0.05
+PATIENCE_SECONDS = 1800.0
+"""How long rank 0 waits for the checksums of other ranks."""
+
+
+def seal(
+    folder: Path,
+    *,
+    known: Mapping[str, tuple[Block, ...]] | None = None,
+    without: Collection[str] = (),
+    notes: Mapping[str, Any] | None = None,
+) -> None:
+    """Write the manifest of a folder.
+
+    Args:
+        folder: A complete folder.
+        known: Blocks of files that need not be read again.
+        without: Files that will not stay.
+        notes: Stored in the manifest.
+
+    Raises:
+        OSError: A file cannot be read, or the manifest not be written.
+    """
+    files = dict(known or {})
+    others = set(files_of(folder)) - files.keys() - set(without)
+    files |= {name: blocks_of(folder / name) for name in others}
+    write_manifest(folder, Manifest(files=files, notes=notes or {}))
+
+
+def unseal(folder: Path) -> None:
+    """Remove the manifest of a folder that is about to be written again, and what led to it."""
+    for path in (folder / MANIFEST, *folder.glob(_part("*"))):
+        path.unlink(missing_ok=True)
+
+
+def seal_together(
+    folder: Path, rank: int, world_size: int, *, notes: Mapping[str, Any] | None = None
+) -> bool:
+    """Compute the checksums of this rank's files; rank 0 then writes the manifest.
+
+    Args:
+        folder: A complete checkpoint, on a file system that all ranks share.
+        rank: This rank.
+        world_size: Number of ranks that wrote it, each of which calls this.
+        notes: Stored in the manifest, by rank 0.
+
+    Returns:
+        Whether the manifest was written by this call.
+
+    Raises:
+        OSError: A file cannot be read or written.
+        CheckpointError: Another rank did not finish.
+    """
+    names = list(files_of(folder))
+    mine = {n: blocks_of(folder / n) for n in names if _owner(n, world_size) == rank}
+    if rank != 0:
+        if mine:
+            replace_file(folder / _part(str(rank)), [json.dumps(mine).encode()])
+        return False
+    for other in sorted({_owner(name, world_size) for name in names} - {0}):
+        mine |= _wait_for(folder / _part(str(other)))
+    write_manifest(folder, Manifest(files=mine, notes=notes or {}))
+    for path in folder.glob(_part("*")):
+        path.unlink(missing_ok=True)
+    return True
+
+
+def _owner(name: str, world_size: int) -> int:
+    """The rank that wrote a file, as torch names them; rank 0 for all that is beside tensors."""
+    match = _OF_RANK.fullmatch(name)
+    rank = int(match[1]) if match else 0
+    return rank if rank < world_size else 0
+
+
+def _part(rank: str) -> str:
+    return f".checksums-{rank}.json"
+
+
+def _wait_for(path: Path) -> dict[str, tuple[Block, ...]]:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not path.exists():
+        if time.monotonic() > deadline:
+            raise CheckpointError(
+                f"{path.parent} gets no checksums: {path.name} of another rank did not appear. "
+                "All ranks need to see the folder of checkpoints."
+            )
+        time.sleep(_POLL_SECONDS)
+    return {name: _blocks(blocks) for name, blocks in json.loads(path.read_bytes()).items()}
+
+
+def _blocks(pairs: Iterable[tuple[int, str]]) -> tuple[Block, ...]:
+    return tuple((int(nbytes), str(digest)) for nbytes, digest in pairs)
