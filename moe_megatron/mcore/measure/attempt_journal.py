@@ -59,7 +59,8 @@ class AttemptJournal(Callback):
 
     def on_load_end(self, step: int, seconds: float) -> None:
         """Note where the run goes on, and what was made after that and is lost."""
-        if not self._loaded:
+        # Later loads roll back within the attempt: metrics.jsonl then holds what is made again.
+        if not self._loaded and not self._stepped:
             self._loaded = True
             self._note_resume(step, seconds)
 
