@@ -76,6 +76,8 @@ def read_options(ours: argparse.Namespace, flags: Sequence[str]) -> PretrainOpti
     for field in _TELEMETRY_OPTIONS:
         if (value := getattr(ours, field)) is not None:
             overrides[f"telemetry.{field}"] = value
+    if ours.expert_failure_policy is not None:
+        overrides["recovery.expert_failure"] = ours.expert_failure_policy
     config = apply_overrides(config, overrides)
     return PretrainOptions(config=config, print_config=ours.print_config, debug=ours.debug)
 
@@ -101,6 +103,11 @@ def option_parser(**kwargs: Any) -> argparse.ArgumentParser:
         default=[],
         metavar="FIELD=VALUE",
         help="override one field, such as moe.top_k=4 (repeatable)",
+    )
+    parser.add_argument(
+        "--expert-failure-policy",
+        metavar="POLICY",
+        help="mask an expert with non-finite weights or gradients, or stop (default)",
     )
     _add_telemetry_options(parser)
     parser.add_argument(

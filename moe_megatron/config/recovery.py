@@ -45,6 +45,15 @@ class RecoveryConfig:
     max_rollbacks: int = 3
     """Most rollbacks of a run; one more ends it."""
 
+    expert_failure: Literal["stop", "mask"] = "stop"
+    """What to do with an expert whose weights or gradients are not finite: treat the step like any
+    other that is not finite, or take the expert out of routing and go on without it."""
+
+    restore_experts: Literal["none", "restore", "reinitialize"] = "none"
+    """What to do at the start with experts that are masked in the checkpoint: keep them masked,
+    give them their weights of the newest checkpoint in which they were not masked, or the mean of
+    the layer's living experts."""
+
     def __post_init__(self) -> None:
         conform(self)
         checks.at_least(self, 0, "max_restarts", "max_skips", "max_rollbacks")

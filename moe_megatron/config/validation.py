@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from moe_megatron.config import checks
 from moe_megatron.config.data import DataConfig
 from moe_megatron.config.model import ModelConfig
-from moe_megatron.config.moe import MoEConfig
+from moe_megatron.config.moe import BALANCES_WITHOUT_LOSS, MoEConfig
 from moe_megatron.config.parallel import ParallelConfig
+from moe_megatron.config.recovery import RecoveryConfig
 from moe_megatron.config.training import TrainingConfig
 from moe_megatron.errors import ConfigError, TopologyError
 
@@ -102,6 +103,16 @@ def check_moe_splitting(model: ModelConfig, moe: MoEConfig, parallel: ParallelCo
         raise TopologyError(
             f"experts with a bias cannot be split by expert_tensor_parallel_size "
             f"({parallel.expert_tensor_size}); set it to 1, or model.add_bias to false."
+        )
+
+
+def check_expert_failure(moe: MoEConfig, recovery: RecoveryConfig) -> None:
+    """Balancing without a loss assigns tokens by itself, to masked experts, too."""
+    if recovery.expert_failure == "mask" and moe.load_balancing in BALANCES_WITHOUT_LOSS:
+        raise ConfigError(
+            f"recovery.expert_failure 'mask' does not work with moe.load_balancing "
+            f"'{moe.load_balancing}', which cannot leave experts out; use 'stop', or "
+            "balance with a loss."
         )
 
 

@@ -42,6 +42,13 @@ def _layer() -> Section:
                 defaults=thresholds((1, "orange")),
             ),
             number(
+                "Masked",
+                "locale",
+                "Experts taken out of routing because they failed.",
+                _of_layer("moe_experts_masked"),
+                defaults=thresholds((1, "red")),
+            ),
+            number(
                 "Load entropy",
                 "percentunit",
                 "Entropy of the experts' load over its maximum: 100 % is even.",

@@ -146,6 +146,22 @@ CASES = (
         },
     ),
     Case(
+        alert="MoEExpertMasked",
+        series={
+            'moe_experts_masked{run="a",layer="3"': "0x20 1x40",
+            'moe_experts_masked{run="a",layer="4"': "0x60",
+        },
+        expected={
+            "4m": [],
+            "6m": [
+                Firing(
+                    layer="3",
+                    summary="a: 1 of the experts of layer 3 failed and were taken out of routing",
+                )
+            ],
+        },
+    ),
+    Case(
         alert="MoETokenDropSpike",
         series={
             'moe_tokens_dropped_total{run="a",layer="3"': "0+10x200 2000+300x40",

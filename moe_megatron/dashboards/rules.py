@@ -199,6 +199,17 @@ def _routing_alerts(limits: Thresholds) -> Sequence[Alert]:
             "moe.aux_loss_coef or a lower learning rate.",
         ),
         Alert(
+            name="MoEExpertMasked",
+            severity="critical",
+            expr=f"{_latest('moe_experts_masked', _LAYER)} > 0",
+            hold=0,
+            summary="{{ $labels.run }}: {{ $value }} of the experts of layer {{ $labels.layer }} "
+            "failed and were taken out of routing",
+            action="The run goes on without them. See the lines masked in events.jsonl for which "
+            "and why; check the memory of the machine that holds them, and resume with "
+            "recovery.restore_experts to give them weights again.",
+        ),
+        Alert(
             name="MoETokenDropSpike",
             severity="warning",
             expr=(

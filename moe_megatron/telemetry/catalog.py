@@ -128,6 +128,8 @@ ROUTING = (
            "Standard deviation of the load of the layer's experts, in fair shares.", "layer"),
     _gauge("moe_experts_dead", "experts",
            "Experts that got less than 1 % of a fair share in the last step.", "layer"),
+    _gauge("moe_experts_masked", "experts",
+           "Experts taken out of routing because they failed.", "layer"),
     _counter("moe_tokens_routed_total", "assignments",
              "Assignments of a token to an expert, not counting dropped ones.", "layer"),
     _counter("moe_tokens_dropped_total", "assignments",

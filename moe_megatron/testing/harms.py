@@ -15,6 +15,7 @@ import torch
 
 from moe_megatron.mcore import world
 from moe_megatron.mcore.loop.callbacks import Callback
+from moe_megatron.mcore.recovery.expert_parameters import expert_parameters
 
 
 def once(run_dir: Path, name: str) -> bool:
@@ -86,6 +87,44 @@ class Scaled(Harm):
         return output * 100.0
 
 
+class BadExpert(Harm):
+    """Makes a weight of one expert NaN, on the ranks that have a part of it.
+
+    Args:
+        step: See `Harm`.
+        layer: Global number of the layer, from 1.
+        expert: Number of the expert, from 0.
+        gradients: Harm its gradient instead, each time one is computed from that step on.
+    """
+
+    def __init__(self, step: int, layer: int, expert: int, *, gradients: bool = False) -> None:
+        super().__init__(step)
+        self._layer, self._expert, self._gradients = layer, expert, gradients
+        self._weights: list[torch.nn.Parameter] = []
+
+    def on_train_start(self, model: list[Any], start_step: int) -> None:
+        """Find the expert."""
+        self._weights = [
+            it.tensor
+            for it in expert_parameters(model)
+            if (it.layer, it.expert) == (self._layer, self._expert)
+        ][:1]
+        for weight in self._weights if self._gradients else ():
+            weight.register_hook(self._gradient)  # type: ignore[no-untyped-call]
+
+    def on_step_start(self, step: int) -> None:
+        """Harm the weight once, when the step begins."""
+        super().on_step_start(step)
+        if step == self.step and not self._gradients:
+            with torch.no_grad():
+                for weight in self._weights:
+                    weight.view(-1)[0] = math.nan
+
+    def _gradient(self, gradient: torch.Tensor) -> torch.Tensor | None:
+        # An expert without tokens has a gradient of zeros, if any.
+        return gradient * math.nan if self.now >= self.step and bool(gradient.any()) else None
+
+
 class Stopped(Harm):
     """Stops the process as SIGSTOP does, once."""
 
@@ -107,5 +146,6 @@ def _module(model: list[Any], name: str) -> Any:
 HARMS: dict[str, Callable[..., Callback]] = {
     "nan": NanOutput,
     "spike": Scaled,
+    "expert": BadExpert,
     "stop": Stopped,
 }

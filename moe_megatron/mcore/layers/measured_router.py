@@ -15,6 +15,7 @@ from megatron.core.transformer.moe.router import TopKRouter
 from torch import Tensor
 
 from moe_megatron.config.flags import RULES
+from moe_megatron.mcore.layers.expert_mask import ExpertMask
 from moe_megatron.mcore.measure.counters import RoutingRow
 from moe_megatron.mcore.measure.routed import Routed, count
 from moe_megatron.routing import BoundRouter, Routing
@@ -42,6 +43,8 @@ class MeasuredRouter(TopKRouter):
         route: The router; all other arguments are those of `TopKRouter`.
     """
 
+    mask: ExpertMask | None = None
+    """Experts that get no tokens; None for the usual case that all do."""
     _row: RoutingRow | None = None
     _hidden: Tensor | None = None
 
@@ -70,6 +73,12 @@ class MeasuredRouter(TopKRouter):
         Returns:
             probs and routing_map, both [sequence * batch, experts].
         """
+        if self.mask is None:
+            return self._route_all(logits, padding_mask)
+        with self.mask.bias_of(self):
+            return self._route_all(self.mask.logits(logits), padding_mask)
+
+    def _route_all(self, logits: Tensor, padding_mask: Tensor | None) -> tuple[Tensor, Tensor]:
         assigned_TE = None
         if self._is_native:
             probs_TE, map_TE = super().routing(logits, padding_mask=padding_mask)

@@ -40,7 +40,7 @@ from moe_megatron.mcore.loop.forward import forward_step
 from moe_megatron.mcore.measure.attempt_journal import AttemptJournal
 from moe_megatron.mcore.measure.phases import PhaseClock
 from moe_megatron.mcore.measure.telemetry import TelemetryCallback
-from moe_megatron.mcore.recovery.build import configured_policies, guarded
+from moe_megatron.mcore.recovery.build import configured_policies, guarded, number_masked
 from moe_megatron.mcore.recovery.rollback import RollBack
 from moe_megatron.mcore.state import checkpoint
 from moe_megatron.mcore.state.guarded_reading import guarded_reading
@@ -120,18 +120,22 @@ def run(job: TrainingJob, machine: MachineSettings) -> JobOutcome:
         checkpoints=None if job.checkpoints is None else str(job.checkpoints),
         load=None if load is None else str(load.parent),
     )
+    policies = configured_policies(
+        config, checkpoints=job.checkpoints, loaded=load, run_dir=job.run_dir
+    )
     telemetry = TelemetryCallback(
         config,
         job.sinks,
         job.run_dir,
         None if load is None else load / PROFILE_FILE,
         saves_checkpoints=job.checkpoints is not None,
+        number_masked=number_masked(policies),
     )
     clock = PhaseClock()
     release = ModelRelease()
     rollback = RollBack(job.checkpoints, None if load is None else job.run_dir)
     callbacks: list[Callback] = [release, telemetry, *job.callbacks]
-    callbacks += configured_policies(config.recovery)
+    callbacks += policies
     if job.checkpoints is not None:
         checkpoint.check_writable(job.checkpoints)
         callbacks.append(_SideFiles(job, telemetry, load))

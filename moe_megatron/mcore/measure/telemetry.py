@@ -8,6 +8,7 @@ how counters are filled (routed.py) or what sinks do.
 import copy
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,7 @@ class TelemetryCallback(Callback):
         run_dir: The run's folder, which is passed to the sinks.
         load_profile: Routing profile of the checkpoint that the run loads, if any.
         saves_checkpoints: Whether the run writes checkpoints.
+        number_masked: Gives the number of masked experts of each MoE layer; () for none.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class TelemetryCallback(Callback):
         load_profile: Path | None = None,
         *,
         saves_checkpoints: bool = False,
+        number_masked: Callable[[], tuple[int, ...]] = tuple,
     ) -> None:
         self._config = config
         self._sinks = sinks
@@ -79,6 +82,7 @@ class TelemetryCallback(Callback):
         self.last_step = 0
         self._evaluated: set[tuple[int, str]] = set()
         self._saves_checkpoints = saves_checkpoints
+        self._number_masked = number_masked
         self._checkpoint_step: int | None = None
         self._checkpoint_at: float | None = None
         self._timer: ComputeTimer | None = None
@@ -252,6 +256,7 @@ class TelemetryCallback(Callback):
                 rank_memory_bytes=totals.rank_memory_bytes,
                 checkpoint_step=pending.checkpoint_step,
                 checkpoint_at=pending.checkpoint_at,
+                masked_experts=self._number_masked(),
             ),
         )
 

@@ -1,30 +1,56 @@
 """From the configuration of a run to its recovery: which policies judge it, within which bounds."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from moe_megatron.config import RecoveryConfig
+from moe_megatron.config import RecoveryConfig, RunConfig
 from moe_megatron.mcore.loop.callbacks import Callback
+from moe_megatron.mcore.recovery.expert_failure import ExpertFailure
 from moe_megatron.mcore.recovery.guard import Bounds, StepGuard
+from moe_megatron.mcore.recovery.masked_experts import read_masked
 from moe_megatron.mcore.recovery.nonfinite import NonFinite
 from moe_megatron.mcore.recovery.policy import Policy
 from moe_megatron.mcore.recovery.rollback import RollBack
 from moe_megatron.mcore.recovery.spikes import LossSpikes
 
 
-def configured_policies(config: RecoveryConfig) -> list[Policy]:
-    """The policies of a run, in the order in which they are asked."""
-    policies: list[Policy] = [NonFinite(config.on_nonfinite, repeats=config.repeat_nonfinite)]
-    if config.on_spike != "ignore":
+def configured_policies(
+    config: RunConfig, *, checkpoints: Path | None, loaded: Path | None, run_dir: Path | None
+) -> list[Policy]:
+    """The policies of a run, in the order in which they are asked.
+
+    Args:
+        config: The run.
+        checkpoints: Folder in which the run saves; None if it saves nothing.
+        loaded: The checkpoint that the run loads; None if it loads none.
+        run_dir: Folder of the run, for its journal.
+    """
+    recovery, policies = config.recovery, list[Policy]()
+    masks = recovery.expert_failure == "mask"
+    if config.moe_layers and (masks or (loaded is not None and read_masked(loaded))):
         policies.append(
-            LossSpikes(
-                config.on_spike,
-                window=config.spike_window,
-                deviations=config.spike_deviations,
+            ExpertFailure(
+                config.moe,
+                config.moe_layers,
+                checkpoints=checkpoints,
+                loaded=loaded,
+                run_dir=run_dir,
+                masks=masks,
+                repeats=recovery.repeat_nonfinite,
+                returning=recovery.restore_experts,
             )
         )
+    policies.append(NonFinite(recovery.on_nonfinite, repeats=recovery.repeat_nonfinite))
+    if recovery.on_spike != "ignore":
+        window, deviations = recovery.spike_window, recovery.spike_deviations
+        policies.append(LossSpikes(recovery.on_spike, window=window, deviations=deviations))
     return policies
+
+
+def number_masked(policies: Sequence[Policy]) -> Callable[[], tuple[int, ...]]:
+    """The function that gives the number of masked experts of each layer; () for none."""
+    return next((it.number_masked for it in policies if isinstance(it, ExpertFailure)), tuple)
 
 
 def guarded(

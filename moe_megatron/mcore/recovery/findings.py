@@ -62,8 +62,8 @@ def nonfinite_parameter(model: list[Any], output: str | None = None) -> str:
         a non-finite gradient.
     """
     named = [(_short(name), p) for chunk in model for name, p in chunk.named_parameters()]
-    weights = next((name for name, p in named if not _finite(p)), None)
-    gradient = next((name for name, p in named if not _finite(gradient_of(p))), None)
+    weights = next((name for name, p in named if not is_finite(p)), None)
+    gradient = next((name for name, p in named if not is_finite(gradient_of(p))), None)
     findings = (
         weights and f"the weights of {weights}",
         output,
@@ -96,5 +96,6 @@ def gradient_of(parameter: torch.nn.Parameter) -> torch.Tensor | None:
     return parameter.grad if gradient is None else gradient
 
 
-def _finite(tensor: torch.Tensor | None) -> bool:
+def is_finite(tensor: torch.Tensor | None) -> bool:
+    """Whether all values of a tensor are finite, if there is one."""
     return tensor is None or bool(torch.isfinite(tensor).all())

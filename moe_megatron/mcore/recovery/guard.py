@@ -93,6 +93,8 @@ class StepGuard:
     def _train(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def train(forward: Any, model: Any, optimizer: Any, *args: Any, **kwargs: Any) -> Any:
             self._undo = StepUndo(model)
+            for policy in self._policies:
+                policy.on_optimizer(optimizer)
             with self._watching(optimizer):
                 while True:
                     try:

@@ -7,6 +7,7 @@ It does not know how an answer is carried out (`guard.py`), nor who else is aske
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
 from moe_megatron.mcore.loop.callbacks import Callback
 
@@ -63,6 +64,9 @@ class Policy(Callback):
             RecoveryError: Nothing can be done any more; the run ends with its message.
         """
         return None
+
+    def on_optimizer(self, optimizer: Any) -> None:
+        """The optimizer of the run, Megatron's; called once, after `on_train_start`."""
 
     def on_rolled_back(self, checkpoint: Path, step: int) -> None:
         """The run has gone back to this checkpoint, which was made after step `step`."""

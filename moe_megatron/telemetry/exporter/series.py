@@ -86,6 +86,8 @@ class RunCollector(Collector):
             yield _histogram("moe_expert_load_ratio", layers, view.loads)
         if self._detail >= ExpertDetail.FULL:
             yield _family("moe_expert_tokens_total", self._experts, totals.routed.ravel())
+        masked = view.runtime.masked_experts if view.runtime is not None else ()
+        yield _family("moe_experts_masked", layers, masked or [0] * len(layers))
         if view.routing is not None:
             for name, values in layer_values(view.routing).items():
                 yield _family(name, layers, values)

@@ -41,6 +41,7 @@ class StepRuntime:
         rank_memory_bytes: float64 [W], memory of each process.
         checkpoint_step: step of the newest checkpoint; None when the run saves none.
         checkpoint_at: when this process wrote it, or when training started; seconds since 1970.
+        masked_experts: number of experts that are masked in each MoE layer; () for none.
     """
 
     ended_at: float
@@ -49,6 +50,7 @@ class StepRuntime:
     rank_memory_bytes: Float64Array
     checkpoint_step: int | None = None
     checkpoint_at: float | None = None
+    masked_experts: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -31,6 +31,15 @@ def changed(overrides: dict[str, Any]) -> RunConfig:
             "training.eval_interval (100) needs a validation share in data.split, which is '1,0,0'",
         ),
         (
+            {
+                "recovery.expert_failure": "mask",
+                "moe.num_experts": 4,
+                "moe.load_balancing": "sinkhorn",
+                "moe.aux_loss_coef": 0.0,
+            },
+            "recovery.expert_failure 'mask' does not work with moe.load_balancing 'sinkhorn'",
+        ),
+        (
             {"training.decay_style": "WSD"},
             "training.decay_style 'WSD' needs the length of its decay; set "
             "megatron.lr-wsd-decay-iters",
