@@ -12,6 +12,7 @@ from typing import Any
 from moe_megatron.checkpoint.formats import description
 from moe_megatron.checkpoint.formats.hf_folder import CONFIG, HfFolder
 from moe_megatron.checkpoint.formats.torch_dist import SavedTensor, TorchDist
+from moe_megatron.checkpoint.integrity.manifest import MANIFEST
 from moe_megatron.checkpoint.plan.importing import ImportOptions, check_source
 from moe_megatron.config import RunConfig
 from moe_megatron.config.checkpoint_files import METADATA, TRACKER, is_megatron_checkpoint
@@ -48,6 +49,8 @@ class Inspection:
     has_optimizer: bool = False
     routing: str | None = None
     """One line about the routing profile beside the weights."""
+    checksums: bool = False
+    """Whether checksums of all files are beside the weights."""
     limits: tuple[str, ...] = ()
     """Sentences that say what Megatron computes differently from this model."""
 
@@ -100,6 +103,7 @@ def _inspect_hugging_face(path: Path) -> Inspection:
         files=len(files),
         nbytes=sum((path / file).stat().st_size for file in files),
         routing=_routing(path),
+        checksums=(path / MANIFEST).is_file(),
         limits=family.limits(folder.config),
     )
 
@@ -130,6 +134,7 @@ def _inspect_torch_dist(path: Path) -> Inspection:
         iteration=iteration if isinstance(iteration, int) else None,
         has_optimizer=any(_OPTIMIZER.search(key) for key in saved.tensors),
         routing=_routing(saved.path),
+        checksums=(saved.path / MANIFEST).is_file(),
     )
 
 

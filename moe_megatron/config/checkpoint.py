@@ -24,6 +24,9 @@ class CheckpointConfig:
     load: str | None = setting(None, flag="load")
     """Folder of checkpoints to continue from; null: start with new weights."""
 
+    fallback: bool = True
+    """Go on from an older checkpoint where the newest is damaged; false: end with an error."""
+
     async_save: bool = setting(False, flag="async-save")
     """Write in the background while training goes on."""
 
@@ -33,7 +36,16 @@ class CheckpointConfig:
     save_optimizer: bool = setting(True, flag=switch("no-save-optim", on=False, off=True))
     """Include the optimizer; without it a checkpoint is smaller and cannot continue exactly."""
 
+    keep_last: int | None = None
+    """How many of the newest checkpoints to keep, at least; null with the two below: keep all."""
+
+    keep_every: int | None = None
+    """Keep also those whose step is a multiple of this."""
+
+    keep_best: int | None = None
+    """Keep also so many with the lowest validation loss, of those evaluated at their step."""
+
     def __post_init__(self) -> None:
         conform(self)
-        checks.at_least(self, 1, "save_interval")
+        checks.at_least(self, 1, "save_interval", "keep_last", "keep_every", "keep_best")
         checks.not_empty(self, "load")

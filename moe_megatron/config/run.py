@@ -121,6 +121,7 @@ class RunConfig:
         validation.check_sequence(self.model, self.data, self.parallel)
         validation.check_expert_failure(self.moe, self.recovery)
         validation.check_schedule(self.training, self.data, self.megatron)
+        validation.check_retention(self.checkpoint, self.training)
         self.parallel.validate_experts(self.moe.num_experts)
         if not any(flag in self.megatron for flag in validation.UNEVEN_PIPELINE_FLAGS):
             self.parallel.validate_layers(self.model.num_layers)

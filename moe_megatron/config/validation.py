@@ -6,9 +6,11 @@ mistake shows on a laptop, before the job is queued. Rules that need only one se
 section's class.
 """
 
+import math
 from collections.abc import Mapping
 
 from moe_megatron.config import checks
+from moe_megatron.config.checkpoint import CheckpointConfig
 from moe_megatron.config.data import DataConfig
 from moe_megatron.config.model import ModelConfig
 from moe_megatron.config.moe import BALANCES_WITHOUT_LOSS, MoEConfig
@@ -172,3 +174,16 @@ def _check_divides(size_name: str, size: int, width_name: str, width: int) -> No
 def _nearest_multiples(number: int, step: int) -> str:
     below = number // step * step
     return checks.join_words([count for count in (below, below + step) if count])
+
+
+def check_retention(checkpoint: CheckpointConfig, training: TrainingConfig) -> None:
+    """Check that the best checkpoints can be told, if they are to be kept."""
+    interval, evaluated = checkpoint.save_interval, training.eval_interval
+    if checkpoint.keep_best is None or interval is None:
+        return
+    if evaluated is None or math.lcm(interval, evaluated) > training.train_steps:
+        raise ConfigError(
+            f"checkpoint.keep_best ({checkpoint.keep_best}) needs evaluations at steps that are "
+            f"saved, but checkpoint.save_interval is {interval} and training.eval_interval is "
+            f"{evaluated}; make one a multiple of the other."
+        )

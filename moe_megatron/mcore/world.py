@@ -55,11 +55,24 @@ def agree_on_text(text: str, source: int = 0) -> str:
     """The text of one rank, on every rank; call it after `join`."""
     length = torch.tensor([len(text.encode())], device=device())
     dist.broadcast(length, src=source)
+    if not length:
+        return ""
     letters = torch.zeros(int(length), dtype=torch.uint8, device=device())
     if dist.get_rank() == source:
         letters.copy_(torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8))
     dist.broadcast(letters, src=source)
     return bytes(letters.cpu().tolist()).decode()
+
+
+def gather_texts(text: str) -> list[str]:
+    """The texts of all ranks, by rank, on every rank; cheap where most are empty."""
+    lengths = torch.zeros(dist.get_world_size(), dtype=torch.int64, device=device())
+    lengths[dist.get_rank()] = len(text)
+    dist.all_reduce(lengths)
+    return [
+        agree_on_text(text, source) if length else ""
+        for source, length in enumerate(lengths.tolist())
+    ]
 
 
 def process_groups() -> list[dist.ProcessGroup]:

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from moe_megatron.checkpoint.integrity.newest_valid import candidates
 from moe_megatron.config import CONFIG_FILE, RunConfig, dump_yaml
-from moe_megatron.config.checkpoint_files import TRACKER
 from moe_megatron.errors import CheckpointError
 from moe_megatron.files import replace_file
 from moe_megatron.telemetry.sinks.jsonl import METRICS_FILE
@@ -66,7 +66,7 @@ def check_resumable(run_dir: Path) -> None:
             f"{run_dir} holds no run to resume ({config.name} is missing). Give the folder of a "
             "run, such as runs/demo_moe."
         )
-    if not (run_dir / CHECKPOINTS / TRACKER).exists():
+    if not candidates(run_dir / CHECKPOINTS):
         raise CheckpointError(
             f"{run_dir} holds no checkpoint to resume from: the run ended before its first one, or "
             "checkpoint.save_interval was null. Start it again with: moe-megatron train --config "

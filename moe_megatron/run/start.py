@@ -11,18 +11,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from moe_megatron.config import CONFIG_FILE, RunConfig, apply_overrides, load_config
+from moe_megatron.config.checkpoint_files import iteration_dir
 from moe_megatron.errors import ConfigError
 from moe_megatron.mcore import world
 from moe_megatron.mcore.loop import engine
 from moe_megatron.mcore.loop.arguments import MachineSettings
 from moe_megatron.mcore.loop.callbacks import Callback
 from moe_megatron.mcore.loop.engine import JobOutcome, ModelHook, TrainingJob
-from moe_megatron.mcore.state.checkpoint import iteration_dir, latest_checkpoint
 from moe_megatron.routing import resolve
 from moe_megatron.run.folder import fresh_run_dir, make_run_dir, write_config
 from moe_megatron.run.history import History
+from moe_megatron.run.keeper import Keeper
 from moe_megatron.run.machine import choose_machine
 from moe_megatron.run.prepared_data import PreparedData, prepare_data
+from moe_megatron.run.resume import choose_checkpoint
 from moe_megatron.run.sinks import configured_sinks
 from moe_megatron.telemetry.exporter.prometheus_sink import PrometheusSink
 from moe_megatron.telemetry.sinks.sink_set import Sink, SinkSet
@@ -94,7 +96,8 @@ def start(
         say(line)
     if data is None:
         data = prepare_data(config, progress=rank == 0)
-    config = _with_vocabulary(config, data.vocab_size)
+    loaded = choose_checkpoint(config, machine.settings.backend, say)
+    config = _with_vocabulary(config, data.vocab_size, loaded)
     make_run_dir(run_dir)
     if rank == 0:
         write_config(config, run_dir)
@@ -107,13 +110,14 @@ def start(
             end_of_document=data.end_of_document,
             validation_paths=data.validation_paths,
             tokenizer=data.tokenizer,
+            load=loaded,
             run_dir=run_dir,
             sinks=sinks,
             callbacks=tuple(attached.callbacks),
             model_hooks=tuple(attached.model_hooks),
             megatron_log=run_dir / "logs" / f"rank{rank}.log" if quiet_megatron else None,
         )
-        outcome = backend(job, machine.settings)
+        outcome = backend(_looked_after(job, loaded, history), machine.settings)
     saved = job.checkpoints and iteration_dir(job.checkpoints, outcome.steps)
     return RunResult(
         config=config,
@@ -149,12 +153,25 @@ def _sinks_of(
         sinks.close()
 
 
-def _with_vocabulary(config: RunConfig, entries: int) -> RunConfig:
+def _looked_after(job: TrainingJob, loaded: Path | None, history: History) -> TrainingJob:
+    """The job with checksums for its checkpoints, and with old ones removed."""
+    if job.checkpoints is None or job.run_dir is None:
+        return job
+    keeper = Keeper(
+        job.checkpoints,
+        job.config.checkpoint,
+        loaded=loaded,
+        run_dir=job.run_dir,
+        history=history,
+    )
+    return replace(job, callbacks=(*job.callbacks, keeper))
+
+
+def _with_vocabulary(config: RunConfig, entries: int, folder: Path | None) -> RunConfig:
     """Set the size of the vocabulary: that of the checkpoint to load, else that of the tokenizer.
 
     A model may have more tokens than its tokenizer, as published models often do.
     """
-    folder = config.checkpoint.load and latest_checkpoint(Path(config.checkpoint.load))
     if folder and (folder / CONFIG_FILE).is_file():
         loaded = load_config(folder / CONFIG_FILE).data.vocab_size
         if entries > loaded:

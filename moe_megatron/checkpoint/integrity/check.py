@@ -63,7 +63,7 @@ def check_folder(folder: Path, *, part: int = 0, parts: int = 1) -> Finding:
         problems = tuple(_structure(folder))
         return Finding(folder, "damaged" if problems else "unverified", problems)
     blocks = sum(map(len, manifest.files.values()))
-    problems = (*_names_and_sizes(folder, manifest), *_content(folder, manifest, part, parts))
+    problems = (*names_and_sizes(folder, manifest), *_content(folder, manifest, part, parts))
     return Finding(folder, "damaged" if problems else "valid", problems, blocks)
 
 
@@ -89,7 +89,8 @@ def files_of(folder: Path) -> Iterator[str]:
                 yield str(path.relative_to(folder))
 
 
-def _names_and_sizes(folder: Path, manifest: Manifest) -> Iterator[str]:
+def names_and_sizes(folder: Path, manifest: Manifest) -> Iterator[str]:
+    """Sentences about files that are missing, were added, or have another size."""
     for name, blocks in manifest.files.items():
         expected = size_of(blocks)
         try:

@@ -54,6 +54,7 @@ def _text(found: Inspection) -> str:
         "files": f"{found.files}, {found.nbytes / 1e9:.3f} GB",
         "iteration": found.iteration,
         "optimizer": "yes" if found.has_optimizer else None,
+        "checksums": "yes (moe-megatron verify checks them)" if found.checksums else "none",
         "routing": found.routing,
     }
     lines = [f"{name:<11} {value}" for name, value in rows.items() if value is not None]

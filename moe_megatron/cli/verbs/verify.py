@@ -1,4 +1,4 @@
-"""`moe-megatron verify`: check that a conversion produced the same model."""
+"""`moe-megatron verify`: check the bytes of a checkpoint, or that a conversion kept the model."""
 
 import argparse
 import json
@@ -7,6 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from moe_megatron.checkpoint.formats.torch_dist import resolve
+from moe_megatron.checkpoint.integrity.check import check_folder
+from moe_megatron.checkpoint.integrity.manifest import MANIFEST
+from moe_megatron.checkpoint.integrity.seal import seal
 from moe_megatron.checkpoint.progress import amount
 from moe_megatron.platform.device import DEVICE_VARIABLE
 
@@ -20,6 +24,7 @@ _EPILOG = """\
 The exit code is 0 if nothing differs, 1 on a mismatch, and 2 if a folder cannot be read.
 
 examples:
+  moe-megatron verify runs/demo_moe/checkpoints
   moe-megatron verify path/to/olmoe checkpoints/olmoe
   moe-megatron verify runs/demo_moe/checkpoints exported/demo_moe --no-logits
   moe-megatron verify path/to/qwen3_moe checkpoints/qwen3_moe --length 256 --json"""
@@ -38,7 +43,12 @@ def run(argv: Sequence[str]) -> int:
         CheckpointError: A folder is not a checkpoint, or is damaged.
         MappingError: The model family is unknown.
     """
-    options = _parser().parse_args(argv)
+    parser = _parser()
+    options = parser.parse_args(argv)
+    if options.seal and options.converted is not None:
+        parser.error("--seal takes one folder")
+    if options.converted is None:
+        return _verify_bytes(options.source, write=options.seal, as_json=options.json)
     os.environ[DEVICE_VARIABLE] = "cpu"  # before torch is imported: both sides run on the CPU
     from moe_megatron.checkpoint.verify import verification
 
@@ -61,14 +71,20 @@ def run(argv: Sequence[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="moe-megatron verify",
-        description="Compare a conversion with its source, in either direction: every tensor has a "
-        "counterpart, checksums match, all weights are identical, and both sides compute the same "
-        "logits on the CPU. Keeps one layer of a model in memory at a time.",
+        description="With one folder: check every byte of a Megatron checkpoint against its "
+        "checksums. With two: compare a conversion with its source, in either direction: every "
+        "tensor has a counterpart, checksums match, all weights are identical, and both sides "
+        "compute the same logits on the CPU. Keeps one layer of a model in memory at a time.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("source", type=Path, help="folder that was converted")
-    parser.add_argument("converted", type=Path, help="folder that the conversion wrote")
+    parser.add_argument("source", type=Path, help="folder that was converted, or the only one")
+    parser.add_argument("converted", type=Path, nargs="?", help="folder that the conversion wrote")
+    parser.add_argument(
+        "--seal",
+        action="store_true",
+        help="write checksums of the only folder as it is now, after a change on purpose",
+    )
     parser.add_argument("--no-logits", action="store_true", help="compare weights only")
     parser.add_argument(
         "--sequences",
@@ -108,6 +124,20 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of at least 1")
     return int(text)
+
+
+def _verify_bytes(path: Path, *, write: bool, as_json: bool) -> int:
+    folder = path if (path / MANIFEST).is_file() else resolve(path)
+    if write:
+        seal(folder)
+    found = check_folder(folder)
+    if as_json:
+        told = {"path": str(found.folder), "state": found.state, "problems": found.problems}
+        print(json.dumps(told, indent=2))
+    else:
+        lines = found.problems or ([found.reason] if found.state != "valid" else [])
+        print("\n".join([f"{found.folder}: {found.state}", *(f"  {line}" for line in lines)]))
+    return 0 if found.state == "valid" else MISMATCH
 
 
 def _text(found: "Verification") -> str:

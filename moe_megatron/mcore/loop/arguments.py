@@ -62,6 +62,8 @@ class RunPaths:
     """Folder to save checkpoints in; None saves none."""
     load: str | None
     """Folder to load the newest checkpoint from."""
+    load_step: int | None = None
+    """Step of the checkpoint to load, if it is not the newest."""
 
 
 def megatron_argv(config: RunConfig, machine: MachineSettings, paths: RunPaths) -> list[str]:
@@ -142,6 +144,7 @@ def _path_flags(config: RunConfig, paths: RunPaths) -> list[str]:
             words += ["--async-strategy", "mcore"]
     if paths.load is not None:
         words += ["--load", paths.load]
+        words += [] if paths.load_step is None else ["--ckpt-step", str(paths.load_step)]
         if "use-checkpoint-opt_param-scheduler" not in config.megatron:
             # The configuration wins where it differs from that of the checkpoint.
             words += ["--override-opt-param-scheduler"]

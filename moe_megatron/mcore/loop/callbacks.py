@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import wraps
 from typing import Any
 
+from megatron.training import async_utils
 from megatron.training import training as loop
 
 from moe_megatron.mcore.measure.phases import PhaseClock
@@ -77,6 +78,9 @@ class Callback:
     def on_checkpoint_end(self, step: int) -> None:
         """A checkpoint has been written, or handed to the asynchronous writer."""
 
+    def on_checkpoint_complete(self, step: int) -> None:
+        """All files of a checkpoint are written, by the asynchronous writer too."""
+
 
 @contextmanager
 def callbacks_installed(
@@ -98,6 +102,7 @@ def callbacks_installed(
             "evaluate",
             "evaluate_and_print_results",
             "save_checkpoint_and_time",
+            "maybe_finalize_async_save",
         ):
             original = getattr(loop, name)
             setattr(loop, name, getattr(wrappers, name)(original))
@@ -113,6 +118,8 @@ class _Wrappers:
         self._clock = clock
         self._step_started = 0.0
         self._evaluation = (0, "validation")
+        self._unfinished: list[int] = []
+        """Steps whose checkpoints are being written, oldest first."""
 
     def load_checkpoint(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def load_checkpoint(*args: Any, **kwargs: Any) -> Any:
@@ -259,6 +266,23 @@ class _Wrappers:
                 result = original(step, *args, **kwargs)
                 for callback in self._callbacks:
                     callback.on_checkpoint_end(step)
+                self._unfinished.append(step)
+                self._report_finished()
             return result
 
         return save_checkpoint_and_time
+
+    def maybe_finalize_async_save(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def maybe_finalize_async_save(*args: Any, **kwargs: Any) -> None:
+            original(*args, **kwargs)
+            self._report_finished()
+
+        return maybe_finalize_async_save
+
+    def _report_finished(self) -> None:
+        queue = async_utils._async_calls_queue
+        writing = queue.get_num_unfinalized_calls() if queue is not None else 0
+        while len(self._unfinished) > writing:
+            step = self._unfinished.pop(0)
+            for callback in self._callbacks:
+                callback.on_checkpoint_complete(step)

@@ -24,6 +24,7 @@ from megatron.training import pretrain
 from megatron.training.argument_utils import gpt_config_from_args, pretrain_cfg_container_from_args
 
 from moe_megatron.config import RunConfig
+from moe_megatron.config.checkpoint_files import iteration_dir
 from moe_megatron.errors import BackendUnavailableError
 from moe_megatron.mcore import world
 from moe_megatron.mcore.layers.specs import use_our_layers
@@ -69,6 +70,8 @@ class TrainingJob:
     """As `data_paths`, for separate validation data; empty to split `data_paths`."""
     tokenizer: Path | None = None
     """Folder of the tokenizer, which is copied beside each checkpoint."""
+    load: Path | None = None
+    """Folder of the checkpoint to start from; None: the newest in `config.checkpoint.load`."""
     run_dir: Path | None = None
     """Folder of the run; None writes nothing."""
     sinks: SinkSet | None = None
@@ -119,6 +122,7 @@ def run(job: TrainingJob, machine: MachineSettings) -> JobOutcome:
         end_of_document=job.end_of_document,
         checkpoints=None if job.checkpoints is None else str(job.checkpoints),
         load=None if load is None else str(load.parent),
+        load_step=None if load is None else checkpoint.step_to_ask_for(load),
     )
     policies = configured_policies(
         config, checkpoints=job.checkpoints, loaded=load, run_dir=job.run_dir
@@ -210,7 +214,7 @@ class _SideFiles(Callback):
         """Write the files, on rank 0."""
         if self._job.checkpoints is None or dist.get_rank() != 0:
             return
-        folder = checkpoint.iteration_dir(self._job.checkpoints, step)
+        folder = iteration_dir(self._job.checkpoints, step)
         checkpoint.write_side_files(
             folder, self._job.config, loaded=self._load, tokenizer=self._job.tokenizer
         )
@@ -219,6 +223,8 @@ class _SideFiles(Callback):
 
 
 def _find_checkpoint(job: TrainingJob) -> Path | None:
+    if job.load is not None:
+        return checkpoint.check_same_model(job.load, job.config)
     if job.config.checkpoint.load is None:
         return None
     return checkpoint.check_loadable(Path(job.config.checkpoint.load), job.config)

@@ -141,7 +141,11 @@ def _load(folder: Path, model: Any, optimizer: Any, scheduler: Any, context: Any
     # Megatron expects the counters of a run that begins, and adds to the schedule's.
     args.consumed_train_samples = args.skipped_train_samples = args.consumed_valid_samples = 0
     scheduler.num_steps = 0
-    changed = {"load": str(folder.parent), **dict.fromkeys(_PARTIAL_LOADS, False)}
+    changed = {
+        "load": str(folder.parent),
+        "ckpt_step": None,
+        **dict.fromkeys(_PARTIAL_LOADS, False),
+    }
     saved = {name: getattr(args, name) for name in changed}
     vars(args).update(changed)
     try:

@@ -25,7 +25,7 @@ from megatron.training import training as loop
 from torch.distributed.checkpoint.api import CheckpointException
 
 from moe_megatron.config import CONFIG_FILE, RunConfig, dump_yaml, load_config
-from moe_megatron.config.checkpoint_files import TRACKER
+from moe_megatron.config.checkpoint_files import RELEASE, TRACKER, iteration_dir, step_of
 from moe_megatron.data.tokenizer import TOKENIZER_FILES
 from moe_megatron.errors import CheckpointError, ConfigError
 from moe_megatron.pickle_names import refusal
@@ -33,8 +33,6 @@ from moe_megatron.routing import resolve
 
 logger = logging.getLogger(__name__)
 
-RELEASE = "release"
-"""Megatron's name for a checkpoint that holds weights alone: training starts at step 0."""
 HUGGING_FACE = "hf"
 """Folder in a converted checkpoint with the tokenizer and configuration of its origin."""
 
@@ -55,11 +53,6 @@ _REFUSED_BY_TORCH = re.compile(r"\bGLOBAL (\S+)")
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST})
-
-
-def iteration_dir(checkpoints: Path, step: int) -> Path:
-    """Folder of the checkpoint of one step."""
-    return checkpoints / f"iter_{step:07d}"
 
 
 def latest_checkpoint(checkpoints: Path) -> Path | None:
@@ -107,6 +100,15 @@ def check_loadable(checkpoints: Path, config: RunConfig) -> Path:
             f"{checkpoints / TRACKER} names {folder.name}, but {folder} is missing; write "
             "the number of a complete iter_* folder into it."
         )
+    return check_same_model(folder, config)
+
+
+def check_same_model(folder: Path, config: RunConfig) -> Path:
+    """Check that the checkpoint of one step belongs to the model of a run; returns its folder.
+
+    Raises:
+        CheckpointError: Another model was saved.
+    """
     saved = _saved_config(folder)
     if saved is None:
         return folder
@@ -118,6 +120,23 @@ def check_loadable(checkpoints: Path, config: RunConfig) -> Path:
             "this model."
         )
     return folder
+
+
+def step_to_ask_for(folder: Path) -> int | None:
+    """The step by which Megatron finds this checkpoint; None if its tracker file names it.
+
+    Raises:
+        CheckpointError: The tracker file is damaged; Megatron insists on reading it.
+    """
+    if latest_checkpoint(folder.parent) == folder:
+        return None
+    step = step_of(folder)
+    if step is None:
+        raise CheckpointError(
+            f"{folder.parent / TRACKER} does not name {folder.name}; write '{RELEASE}' into it to "
+            "load that one."
+        )
+    return step
 
 
 def _saved_config(folder: Path) -> RunConfig | None:

@@ -162,6 +162,10 @@ def test_fields_without_a_flag_are_the_ones_the_engine_resolves() -> None:
         "model.residual_multiplier",
         "model.logits_divisor",
         "model.sliding_window",  # its fields have flags
+        "checkpoint.fallback",
+        "checkpoint.keep_last",
+        "checkpoint.keep_every",
+        "checkpoint.keep_best",
         "moe.router",  # what is not top_k's is told to the layers
     }
 

@@ -52,6 +52,5 @@ def test_only_a_run_with_a_checkpoint_can_be_resumed(tmp_path):
     write_config(load_config("test_tiny"), tmp_path)
     with pytest.raises(CheckpointError, match="holds no checkpoint to resume from"):
         check_resumable(tmp_path)
-    (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints" / "latest_checkpointed_iteration.txt").write_text("1")
+    (tmp_path / "checkpoints" / "iter_0000001").mkdir(parents=True)
     check_resumable(tmp_path)

@@ -37,18 +37,17 @@ def test_run_that_fails_leaves_its_target_for_prometheus_to_miss(tmp_path, error
 
 def test_size_of_the_vocabulary_is_that_of_the_loaded_model_or_else_of_the_tokenizer(tmp_path):
     fresh = load_config("test_tiny")
-    assert _with_vocabulary(fresh, 300).data.vocab_size == 300
-    (tmp_path / "latest_checkpointed_iteration.txt").write_text("release")
-    (tmp_path / "release").mkdir()
-    loading = apply_overrides(fresh, {"checkpoint.load": str(tmp_path)})
-    assert _with_vocabulary(loading, 300).data.vocab_size == 300
+    assert _with_vocabulary(fresh, 300, None).data.vocab_size == 300
+    release = tmp_path / "release"
+    release.mkdir()
+    assert _with_vocabulary(fresh, 300, release).data.vocab_size == 300
     saved = dump_yaml(apply_overrides(fresh, {"data.vocab_size": 384}))
-    (tmp_path / "release" / "config.yaml").write_text(saved)
-    assert _with_vocabulary(loading, 300).data.vocab_size == 384
+    (release / "config.yaml").write_text(saved)
+    assert _with_vocabulary(fresh, 300, release).data.vocab_size == 384
     with pytest.raises(
         ConfigError, match=r"tokenizer has 385 tokens and the model in .* only 384;"
     ):
-        _with_vocabulary(loading, 385)
+        _with_vocabulary(fresh, 385, release)
 
 
 def test_everything_that_was_chosen_is_written_and_returned(tmp_path):

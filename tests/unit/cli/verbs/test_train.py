@@ -41,8 +41,8 @@ def finished_run(folder, steps=("iter_0000002",)):
     config = apply_overrides(load_config("test_tiny"), {"run_dir": str(folder)})
     (folder / "config.yaml").write_text(dump_yaml(config))
     (folder / "metrics.jsonl").touch()
-    if steps:
-        (folder / "checkpoints" / "latest_checkpointed_iteration.txt").write_text("2")
+    for step in steps:
+        (folder / "checkpoints" / step).mkdir()
 
 
 def test_print_config_shows_what_would_run(capsys):

@@ -1,6 +1,7 @@
 """`moe-megatron verify` as a user calls it: exit codes, text and JSON."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -77,3 +78,26 @@ def test_lengths_are_whole_numbers(
     with pytest.raises(SystemExit):
         main(["verify", *pair, f"--length={value}"])
     assert "is not a whole number of at least 1" in capsys.readouterr().err
+
+
+def test_one_folder_is_checked_byte_by_byte_and_can_be_vouched_for_again(
+    pair: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "megatron"
+    shutil.copytree(pair[1], folder)
+    assert main(["verify", str(folder)]) == 0
+    assert capsys.readouterr().out == f"{folder / 'release'}: valid\n"
+    with (folder / "release" / "config.yaml").open("a") as file:
+        file.write("# mine\n")
+    assert main(["verify", str(folder), "--json"]) == 1
+    told = json.loads(capsys.readouterr().out)
+    assert told["state"] == "damaged"
+    assert "config.yaml has grown" in told["problems"][0]
+    assert main(["verify", str(folder / "release"), "--seal"]) == 0
+    (folder / "release" / "checksums.json").unlink()
+    capsys.readouterr()
+    assert main(["verify", str(folder)]) == 1
+    assert "unverified\n  it has no checksums.json" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["verify", *pair, "--seal"])
+    assert "--seal takes one folder" in capsys.readouterr().err

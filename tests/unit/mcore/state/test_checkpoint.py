@@ -37,8 +37,16 @@ def saved(tmp_path: Path, config: RunConfig) -> Path:
 
 def test_newest_step_is_what_the_tracker_says(saved: Path) -> None:
     assert checkpoint.latest_checkpoint(saved) == saved / "iter_0000007"
-    assert checkpoint.iteration_dir(saved, 7) == saved / "iter_0000007"
+    assert checkpoint.step_to_ask_for(saved / "iter_0000007") is None
     assert checkpoint.latest_checkpoint(saved / "nowhere") is None
+
+
+def test_other_step_than_the_newest_is_asked_for(saved: Path) -> None:
+    assert checkpoint.step_to_ask_for(saved / "iter_0000005") == 5
+    (saved / TRACKER).unlink()
+    assert checkpoint.step_to_ask_for(saved / "iter_0000007") == 7
+    with pytest.raises(CheckpointError, match="does not name release; write 'release' into it"):
+        checkpoint.step_to_ask_for(saved / "release")
 
 
 def test_release_is_a_checkpoint_too(tmp_path: Path, config: RunConfig) -> None:

@@ -1,0 +1,81 @@
+"""Which checkpoints of a run to keep, and the removal of the others.
+
+The newest always stays, and so does the newest that looks valid. Readers see a checkpoint whole or
+not at all: it is renamed to a hidden name before it is deleted.
+"""
+
+import shutil
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+from moe_megatron.checkpoint.integrity.check import names_and_sizes
+from moe_megatron.checkpoint.integrity.manifest import Manifest, read_manifest
+from moe_megatron.config.checkpoint_files import METADATA, step_of
+from moe_megatron.errors import CheckpointError
+
+VALIDATION_LOSS = "validation_loss"
+"""Note in a manifest: the loss of the evaluation at its step."""
+_LEAVING = ".{}.removing"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Keep:
+    """What to keep; with all three None, everything."""
+
+    last: int | None = None
+    every: int | None = None
+    best: int | None = None
+
+
+def surplus(root: Path, keep: Keep, protected: Collection[Path] = ()) -> list[Path]:
+    """The checkpoints that need not be kept, oldest first. Incomplete ones are none.
+
+    Args:
+        root: Folder of the `iter_*` folders of a run that saves none of them at the moment.
+        keep: The rule.
+        protected: Folders that stay in any case.
+    """
+    if keep == Keep():
+        return []
+    steps = {step: path for path in root.iterdir() if (step := step_of(path)) is not None}
+    newest_first = [s for s in sorted(steps, reverse=True) if (steps[s] / METADATA).is_file()]
+    manifests = {step: _manifest(steps[step]) for step in newest_first}
+    kept = set(newest_first[: keep.last or 1])
+    kept |= {step for step in newest_first if keep.every and step % keep.every == 0}
+    losses = {s: float(m.notes[VALIDATION_LOSS]) for s, m in manifests.items() if m and _loss(m)}
+    kept |= set(sorted(losses, key=lambda step: (losses[step], -step))[: keep.best or 0])
+    kept |= set([step for step in newest_first if manifests[step]][:1])
+    kept |= {step for step in newest_first if steps[step] in protected}
+    return [steps[step] for step in reversed(newest_first) if step not in kept]
+
+
+def _loss(manifest: Manifest) -> bool:
+    return isinstance(manifest.notes.get(VALIDATION_LOSS), int | float)
+
+
+def _manifest(folder: Path) -> Manifest | None:
+    """The manifest of a folder whose files have the sizes that it says."""
+    try:
+        manifest = read_manifest(folder)
+    except CheckpointError:
+        return None
+    return manifest if manifest and not any(names_and_sizes(folder, manifest)) else None
+
+
+def remove(folder: Path) -> None:
+    """Remove a checkpoint, out of sight first.
+
+    Raises:
+        OSError: It cannot be removed.
+    """
+    hidden = folder.with_name(_LEAVING.format(folder.name))
+    shutil.rmtree(hidden, ignore_errors=True)
+    folder.rename(hidden)
+    shutil.rmtree(hidden)
+
+
+def finish_removals(root: Path) -> None:
+    """Delete what a killed removal has left."""
+    for path in root.glob(_LEAVING.format("iter_*")):
+        shutil.rmtree(path, ignore_errors=True)

@@ -1,0 +1,104 @@
+"""What a run does about its checkpoints once they are written: checksums, and removing old ones.
+
+Both happen in a thread of each rank, so that training does not wait. A checkpoint that cannot be
+given checksums is no reason to end a run: it stays unverified.
+"""
+
+import logging
+import os
+import queue
+import threading
+from pathlib import Path
+from typing import Any
+
+from moe_megatron.checkpoint.integrity.retention import (
+    VALIDATION_LOSS,
+    Keep,
+    finish_removals,
+    remove,
+    surplus,
+)
+from moe_megatron.checkpoint.integrity.seal import seal_together, unseal
+from moe_megatron.config import CheckpointConfig
+from moe_megatron.config.checkpoint_files import iteration_dir, step_of
+from moe_megatron.errors import MoEError
+from moe_megatron.mcore import world
+from moe_megatron.mcore.loop.callbacks import Callback
+from moe_megatron.run.history import History
+from moe_megatron.telemetry.journal import note
+
+logger = logging.getLogger(__name__)
+
+_NICE = 10
+"""The thread gives way to training."""
+
+
+class Keeper(Callback):
+    """Looks after the checkpoints that a run writes.
+
+    Args:
+        checkpoints: Folder of the `iter_*` folders.
+        config: Which of them to keep.
+        loaded: The checkpoint that the run started from, which stays.
+        run_dir: Folder of the run, for its journal.
+        history: Evaluations of the run so far, on rank 0.
+    """
+
+    def __init__(
+        self,
+        checkpoints: Path,
+        config: CheckpointConfig,
+        *,
+        loaded: Path | None,
+        run_dir: Path,
+        history: History,
+    ) -> None:
+        self._checkpoints = checkpoints
+        self._keep = Keep(last=config.keep_last, every=config.keep_every, best=config.keep_best)
+        self._loaded, self._run_dir, self._history = loaded, run_dir, history
+        self._complete: queue.Queue[tuple[int, float | None]] = queue.Queue()
+        self._thread: threading.Thread | None = None
+
+    def on_checkpoint_start(self, step: int) -> None:
+        """A checkpoint that is written again has no checksums until it is complete."""
+        if world.rank() == 0:
+            unseal(iteration_dir(self._checkpoints, step))
+
+    def on_checkpoint_complete(self, step: int) -> None:
+        """Hand the checkpoint to the thread."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="checksums", daemon=True)
+            self._thread.start()
+        self._complete.put((step, self._validation_loss(step)))
+
+    def on_train_end(self, model: list[Any]) -> None:
+        """Wait until every checkpoint has its checksums."""
+        self._complete.join()
+
+    def _validation_loss(self, step: int) -> float | None:
+        made = (r for r in reversed(self._history.evaluations) if r.split == "validation")
+        return next((record.loss for record in made if record.step == step), None)
+
+    def _work(self) -> None:
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
+        while True:
+            step, loss = self._complete.get()
+            try:
+                self._seal(step, loss)
+            except (OSError, MoEError) as error:
+                logger.warning("the checkpoint of step %d stays unverified: %s", step, error)
+            finally:
+                self._complete.task_done()
+
+    def _seal(self, step: int, loss: float | None) -> None:
+        folder = iteration_dir(self._checkpoints, step)
+        notes = {"step": step} if loss is None else {"step": step, VALIDATION_LOSS: loss}
+        if seal_together(folder, world.rank(), world.size(), notes=notes):
+            self._remove_old()
+
+    def _remove_old(self) -> None:
+        finish_removals(self._checkpoints)
+        protected = () if self._loaded is None else (self._loaded,)
+        for folder in surplus(self._checkpoints, self._keep, protected):
+            remove(folder)
+            note(self._run_dir, "removed", step=step_of(folder))
