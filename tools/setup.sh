@@ -77,7 +77,7 @@ fetch_uv() { # installs the pinned uv in .uv/ with any Python's pip, or that of 
     local python part=.uv.part
     say "no uv on this machine: fetching the pinned one into .uv/"
     # A user's pip settings for ordinary installs (--user, constraints) do not fit --target.
-    export PIP_USER=0 PIP_CONSTRAINT= PIP_DISABLE_PIP_VERSION_CHECK=1
+    export PIP_USER=0 PIP_CONSTRAINT='' PIP_DISABLE_PIP_VERSION_CHECK=1
     for python in $(type -aP python3) "$pyenv_versions"/3.*/bin/python3; do
         rm -rf $part $part.venv
         if "$python" -m pip --version > /dev/null 2>&1; then
@@ -170,9 +170,9 @@ install() { # uv pip install ...; an ordinary failure leaves .venv usable, a kil
 }
 
 build() {
-    local share=${MOE_PYTHON:-$(built_on)} had="" requirements ignored
+    local share=${MOE_PYTHON:-$(built_on)} had="" requirements _
     # An environment that had the test packages keeps them, in matching versions.
-    if [ -r $stamp ]; then read -r had ignored < $stamp || true; fi
+    if [ -r $stamp ]; then read -r had _ < $stamp || true; fi
     if [ "$had" = dev ]; then kind=dev; fi
     requirements=requirements/$kind.txt
 
@@ -192,14 +192,14 @@ build() {
     install --no-deps --require-hashes -r "$requirements"
     # setuptools is among the requirements, so this needs no package index.
     install --quiet --offline --no-deps --no-build-isolation --editable .
-    echo "$kind $(digest $kind)" > $stamp.part
+    echo "$kind $(digest "$kind")" > $stamp.part
     rm -f $busy
     mv $stamp.part $stamp
     say "$venv is ready"
 }
 
 case $kind in
-    base | dev) if up_to_date $kind; then exit 0; fi ;;
+    base | dev) if up_to_date "$kind"; then exit 0; fi ;;
     uv) ;;
     *) die "unknown environment '$kind': expected base, dev or uv." ;;
 esac
@@ -213,9 +213,9 @@ fi
 # uv must use the interpreter it is told to, and never download one.
 unset VIRTUAL_ENV UV_PYTHON UV_SYSTEM_PYTHON
 export UV_PYTHON_DOWNLOADS=never UV_HTTP_TIMEOUT="${UV_HTTP_TIMEOUT:-300}"
-if [ $kind = uv ]; then
+if [ "$kind" = uv ]; then
     ensure_uv
     echo "$uv"
-elif ! up_to_date $kind; then
+elif ! up_to_date "$kind"; then
     build
 fi

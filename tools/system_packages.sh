@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Installs the non-Python programs that tests start: a C compiler, Prometheus, promtool, Alertmanager,
-# openssl and a browser. Returns at once if all are installed. If it may not install them (not root, or
-# no apt-get), it prints the command; the tests that need them are then skipped, and fail in CI.
+# openssl, a browser, SLURM and shellcheck. Returns at once if all are installed. If it may not install
+# them (not root, or no apt-get), it prints the command; the tests that need them are then skipped, and
+# fail in CI.
 set -euo pipefail
 
 # program=Debian package
@@ -12,6 +13,9 @@ needed=(
     prometheus-alertmanager=prometheus-alertmanager
     openssl=openssl
     chromium=chromium
+    sbatch=slurm-wlm
+    munge=munge
+    shellcheck=shellcheck
 )
 policy=/usr/sbin/policy-rc.d
 

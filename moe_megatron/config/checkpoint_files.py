@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+CHECKPOINTS = "checkpoints"
+"""In a run folder: the folder of its checkpoints."""
 METADATA = ".metadata"
 """In the folder of one step: what its tensors are and where they lie."""
 TRACKER = "latest_checkpointed_iteration.txt"

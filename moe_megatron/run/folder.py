@@ -4,11 +4,10 @@ from pathlib import Path
 
 from moe_megatron.checkpoint.integrity.newest_valid import candidates
 from moe_megatron.config import CONFIG_FILE, RunConfig, dump_yaml
+from moe_megatron.config.checkpoint_files import CHECKPOINTS
 from moe_megatron.errors import CheckpointError
 from moe_megatron.files import replace_file
 from moe_megatron.telemetry.sinks.jsonl import METRICS_FILE
-
-CHECKPOINTS = "checkpoints"
 
 
 def fresh_run_dir(wanted: Path) -> Path:

@@ -17,9 +17,8 @@ from moe_megatron.checkpoint.integrity.newest_valid import (
     set_aside,
 )
 from moe_megatron.config import RunConfig
-from moe_megatron.config.checkpoint_files import step_of
+from moe_megatron.config.checkpoint_files import CHECKPOINTS, step_of
 from moe_megatron.mcore import world
-from moe_megatron.run.folder import CHECKPOINTS
 from moe_megatron.telemetry.journal import note
 
 

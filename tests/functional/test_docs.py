@@ -38,6 +38,7 @@ PAGES = [
     ROOT / "benchmarks" / "README.md",
     *sorted(page for page in (ROOT / "docs").rglob("*.md") if page.name not in _PLANS),
 ]
+SCRIPTS = [path for path in (ROOT / "examples" / "slurm").iterdir() if path.is_file()]
 README = (ROOT / "README.md").read_text()
 
 _BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -213,6 +214,11 @@ def _our_flags() -> set[str]:
     }
 
 
+def _slurm_flags() -> set[str]:
+    """Options of the commands of SLURM, from the scripts that use them."""
+    return {flag for path in SCRIPTS for flag in _FLAG.findall(path.read_text())}
+
+
 def _torchrun_flags() -> set[str]:
     from torch.distributed.run import get_args_parser
 
@@ -228,7 +234,9 @@ def test_flags_are_ours_or_megatrons_or_torchruns() -> None:
     from moe_megatron.mcore.loop.arguments import _known_flags
 
     megatron = {flag.removeprefix("--") for flag in _known_flags()}
-    assert named(_FLAG.pattern) - megatron - _our_flags() - _torchrun_flags() == set()
+    assert (
+        named(_FLAG.pattern) - megatron - _our_flags() - _torchrun_flags() - _slurm_flags() == set()
+    )
 
 
 @pytest.mark.parametrize("page", PAGES, ids=ids)
@@ -267,7 +275,7 @@ def test_dotted_fields_exist(page: Path) -> None:
 
 
 def test_environment_variables_are_read() -> None:
-    sources = [*PACKAGE.rglob("*.py"), ROOT / "tools" / "setup.sh", ROOT / "Makefile"]
+    sources = [*PACKAGE.rglob("*.py"), *SCRIPTS, ROOT / "tools" / "setup.sh", ROOT / "Makefile"]
     code = "\n".join(path.read_text() for path in sources)
     assert [name for name in named(r"\b(MOE_[A-Z_]+)\b") if name not in code] == []
 

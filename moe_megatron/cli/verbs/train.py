@@ -5,6 +5,7 @@ from pathlib import Path
 
 from moe_megatron.cli.pretrain import option_parser, program, read_options
 from moe_megatron.config import CONFIG_FILE, dump_yaml
+from moe_megatron.config.checkpoint_files import CHECKPOINTS
 
 _EPILOG = """\
 examples:
@@ -32,7 +33,7 @@ def run(argv: Sequence[str]) -> int:
     ours, flags = parser.parse_known_args(argv)
     resumed: Path | None = ours.resume
     if resumed is not None:
-        from moe_megatron.run.folder import CHECKPOINTS, check_resumable
+        from moe_megatron.run.folder import check_resumable
 
         check_resumable(resumed)
         ours.config = ours.config or str(resumed / CONFIG_FILE)

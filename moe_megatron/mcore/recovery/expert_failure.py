@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 
 from moe_megatron.config import MoEConfig
+from moe_megatron.config.checkpoint_files import iteration_dir
 from moe_megatron.errors import RecoveryError
 from moe_megatron.mcore import world
 from moe_megatron.mcore.layers.expert_mask import ExpertMask
@@ -36,7 +37,6 @@ from moe_megatron.mcore.recovery.masked_experts import (
 )
 from moe_megatron.mcore.recovery.policy import Action, Answer, Policy, Step
 from moe_megatron.mcore.recovery.unmask import reinitialize, restore
-from moe_megatron.mcore.state.checkpoint import iteration_dir
 from moe_megatron.telemetry.journal import note
 
 logger = logging.getLogger(__name__)

@@ -19,11 +19,13 @@ def count_weights(config: RunConfig, experts: int) -> int:
 
 def test_list_presets_is_complete() -> None:
     assert list_presets() == (
+        "deepseek_v3",
         "demo_dense",
         "demo_moe",
         "mixtral_8x7b",
         "olmoe_1b_7b",
         "qwen3_30b_a3b",
+        "switch_base_128",
         "test_tiny",
     )
 
@@ -43,6 +45,10 @@ def test_list_presets_is_complete() -> None:
         ("mixtral_8x7b", 64),
         ("qwen3_30b_a3b", 16),
         ("qwen3_30b_a3b", 64),
+        ("switch_base_128", 8),
+        ("switch_base_128", 64),
+        ("deepseek_v3", 1024),
+        ("deepseek_v3", 2048),
     ],
 )
 def test_preset_fits_its_processes(preset: str, world_size: int) -> None:
@@ -91,3 +97,42 @@ def test_qwen3_vocabulary_is_padded_to_the_published_rows() -> None:
     tokenizer_size = 151669
     assert isinstance(step, int)
     assert -(-tokenizer_size // step) * step == 151936
+
+
+def test_deepseek_v3_has_as_many_weights_as_published() -> None:
+    config = load_config("deepseek_v3")
+    model, moe, latent = config.model, config.moe, config.model.latent_attention
+    assert latent is not None
+    assert latent.q_lora_rank is not None
+    heads, width = model.num_attention_heads, model.hidden_size
+    key = latent.qk_head_dim + latent.qk_pos_emb_head_dim
+    attention = (
+        width * latent.q_lora_rank
+        + latent.q_lora_rank * heads * key
+        + width * (latent.kv_lora_rank + latent.qk_pos_emb_head_dim)
+        + latent.kv_lora_rank * heads * (latent.qk_head_dim + latent.v_head_dim)
+        + heads * latent.v_head_dim * width
+    )
+    expert = 3 * width * config.expert_hidden_size
+    moe_layers = len(config.moe_layers)
+    dense = (model.num_layers - moe_layers) * 3 * width * model.dense_ffn_size
+    shared = moe_layers * 3 * width * (moe.shared_expert_hidden_size or 0)
+    router = moe_layers * width * (moe.num_experts or 0)
+    common = model.num_layers * attention + dense + shared + router + 2 * 129280 * width
+    assert (common + moe_layers * (moe.num_experts or 0) * expert) / 1e9 == pytest.approx(
+        671, rel=0.005
+    )
+    assert (common + moe_layers * moe.top_k * expert) / 1e9 == pytest.approx(37, rel=0.02)
+
+
+def test_deepseek_v3_cuts_61_layers_into_32_virtual_stages() -> None:
+    stages = str(load_config("deepseek_v3").megatron["pipeline-model-parallel-layout"])
+    first, middle, last = stages.split("|(tt|)*29")[0], "tt" * 29, stages.split("*29")[1]
+    assert (first, last) == ("Et*3", "m|L")
+    assert 3 + len(middle) == load_config("deepseek_v3").model.num_layers
+
+
+def test_switch_base_128_has_the_experts_of_the_paper() -> None:
+    config = load_config("switch_base_128")
+    expert = 2 * config.model.hidden_size * config.expert_hidden_size  # two matrices: no gate
+    assert len(config.moe_layers) * 128 * expert / 1e9 == pytest.approx(3.62, rel=0.01)

@@ -1,0 +1,1 @@
+../../moe_megatron/platform/slurm/job.sh
