@@ -179,18 +179,21 @@ def report_error(error: MoEError, *, debug: bool) -> None:
 def _train(options: PretrainOptions) -> int:
     # Imported here because they load torch and Megatron, which --help and --print-config can skip.
     from moe_megatron.cli.logs import configure_logging
+    from moe_megatron.cli.output import lasting_output
     from moe_megatron.mcore import world
     from moe_megatron.run.ending import conclude
     from moe_megatron.run.start import start
 
-    result = start(
-        options.config,
-        attached=configure_logging(options.config, _rank()),
-        quiet_megatron=not options.debug,
-        say=lambda line: print(line, flush=True),
-    )
-    if _rank() == 0:
-        print(f"\n{conclude(result)}")
+    attached = configure_logging(options.config, _rank())
+    with lasting_output(attached.health):
+        result = start(
+            options.config,
+            attached=attached,
+            quiet_megatron=not options.debug,
+            say=lambda line: print(line, flush=True),
+        )
+        if _rank() == 0:
+            print(f"\n{conclude(result)}")
     world.leave()
     return 0
 

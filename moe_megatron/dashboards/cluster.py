@@ -128,6 +128,21 @@ _EXPORTER = Section(
             Query(increase("moe_exporter_missed_steps_total"), "missed"),
         ),
         lines(
+            "Failed sinks",
+            "none",
+            "1 while a log or sink of the first process cannot be written, often for want of disk "
+            "space. Training goes on, and the sink is tried again.",
+            Query(latest("moe_sink_failed", "sink"), "{{sink}}"),
+        ),
+        lines(
+            "What sinks lost",
+            "locale",
+            "Records that were dropped after too many had waited for a failed sink, and how often "
+            "a sink failed.",
+            Query(increase("moe_sink_dropped_records_total"), "dropped records"),
+            Query(increase("moe_sink_outages_total"), "outages"),
+        ),
+        lines(
             "Share of time spent on telemetry and logging",
             "percentunit",
             "Wall time of the first process in the phase telemetry, as a share of all its time.",

@@ -17,11 +17,12 @@ _TARGET = f'job="{JOB}",cluster="c",instance="node:1"'
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Firing:
-    """An alert that must fire: its summary, run and layer."""
+    """An alert that must fire: its summary, run, and layer or sink."""
 
     summary: str
     run: str = "a"
     layer: str | None = None
+    sink: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -200,6 +201,25 @@ CASES = (
             "16m": [Firing(layer="3", summary="a: 6.25% of the experts of layer 3 are dead")],
         },
     ),
+    Case(
+        alert="MoESinkFailed",
+        series={
+            'moe_sink_failed{run="a",sink="history"': "0x20 1x10 0x60",
+            # An outage between two scrapes.
+            'moe_sink_outages_total{run="b",sink="console"': "0x20 1x70",
+            'moe_sink_dropped_records_total{run="c",sink="history"': "7x90",
+        },
+        expected={
+            "5m": [],
+            "5m15s": [],
+            "6m": [
+                Firing(run=run, sink=sink, summary=f"{run}: {sink} {text}")
+                for run, sink in (("a", "history"), ("b", "console"))
+                for text in ("cannot be written or has lost records",)
+            ],
+            "20m": [],
+        },
+    ),
 )
 
 
@@ -219,6 +239,8 @@ def _test(case: Case) -> Json:
         labels = {"severity": rule.severity, "job": JOB, "cluster": "c", "run": firing.run}
         if firing.layer is not None:
             labels["layer"] = firing.layer
+        if firing.sink is not None:
+            labels["sink"] = firing.sink
         annotations = {"summary": firing.summary, "action": rule.action}
         return {"exp_labels": labels, "exp_annotations": annotations}
 

@@ -18,6 +18,7 @@ Severity = Literal["critical", "warning"]
 _JOB = f'job="{JOB}"'
 _RUN = "job, cluster, run"
 _LAYER = f"{_RUN}, layer"
+_SINK = f"{_RUN}, sink"
 _STEP_SECONDS = "run:moe_train_step_duration_seconds:mean5m"
 _DROP_RATIO = "run_layer:moe_tokens_dropped:ratio5m"
 
@@ -104,7 +105,7 @@ def recording_rules(limits: Thresholds) -> dict[str, str]:
 
 def alerts(limits: Thresholds) -> Sequence[Alert]:
     """All alerts, the most urgent first."""
-    return (*_run_alerts(limits), *_routing_alerts(limits))
+    return (*_run_alerts(limits), *_routing_alerts(limits), _sink_alert(limits))
 
 
 def _run_alerts(limits: Thresholds) -> Sequence[Alert]:
@@ -249,6 +250,26 @@ def _routing_alerts(limits: Thresholds) -> Sequence[Alert]:
             "expert bias (moe.expert_bias); see the histogram of the layer for how many are "
             "close to dying.",
         ),
+    )
+
+
+def _sink_alert(limits: Thresholds) -> Alert:
+    window = limits.span(300)
+    outages = select("moe_sink_outages_total", _JOB)
+    dropped = select("moe_sink_dropped_records_total", _JOB)
+    return Alert(
+        name="MoESinkFailed",
+        severity="warning",
+        expr=(
+            f"{_latest('moe_sink_failed', _SINK)} > 0\n"
+            f"or sum by ({_SINK}) (increase({outages}[{window}])) > 0\n"
+            f"or sum by ({_SINK}) (increase({dropped}[{window}])) > 0"
+        ),
+        hold=30,
+        summary="{{ $labels.run }}: {{ $labels.sink }} cannot be written or has lost records",
+        action="Training goes on. See sink_failed in events.jsonl of the run folder for the "
+        "reason, usually a full disk or a folder that was removed; free space. Records of a short "
+        "outage are written later, those of a long one are lost.",
     )
 
 

@@ -1,5 +1,8 @@
 """The end of a run: writes its report and summarizes it."""
 
+from pathlib import Path
+
+from moe_megatron.errors import MoEError
 from moe_megatron.run.start import RunResult
 from moe_megatron.telemetry.sinks.console import format_summary
 from moe_megatron.telemetry.sinks.jsonl import METRICS_FILE
@@ -12,16 +15,28 @@ def conclude(result: RunResult) -> str:
     Returns:
         The summary, followed by the command that resumes the run if a signal stopped it.
     """
+    report, problem = _report(result.run_dir)
     summary = format_summary(
         evaluation=result.history.last_evaluation,
         load=result.outcome.profile,
         checkpoint=result.checkpoint,
         metrics=result.run_dir / METRICS_FILE,
-        report=write_report(result.run_dir),
+        report=report,
     )
+    if problem:
+        summary += f"\n\n{problem}"
     if not result.outcome.interrupted:
         return summary
     return (
         f"{summary}\n\nstopped by a signal after step {result.outcome.steps}; resume with: "
         f"moe-megatron train --resume {result.run_dir}"
     )
+
+
+def _report(run_dir: Path) -> tuple[Path | None, str]:
+    """The report, or why there is none: a run that has ended well stays one."""
+    try:
+        return write_report(run_dir), ""
+    except (OSError, MoEError) as error:
+        remedy = f"write it later with: moe-megatron report {run_dir}"
+        return None, f"the report could not be written ({error}); {remedy}"

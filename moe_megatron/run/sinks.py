@@ -18,19 +18,22 @@ from moe_megatron.telemetry.history.location import history_address
 from moe_megatron.telemetry.identity import run_name
 from moe_megatron.telemetry.metric import ExpertDetail
 from moe_megatron.telemetry.sinks.console import ConsoleSink
+from moe_megatron.telemetry.sinks.delivery import Sink
+from moe_megatron.telemetry.sinks.health import SinkHealth
 from moe_megatron.telemetry.sinks.jsonl import MetricsLog, RoutingLog
-from moe_megatron.telemetry.sinks.sink_set import Sink
 
 TOKEN_VARIABLE = "MOE_MEGATRON_METRICS_TOKEN"
 
 
-def configured_sinks(config: RunConfig, run_dir: Path | None) -> list[Sink]:
+def configured_sinks(
+    config: RunConfig, run_dir: Path | None, health: SinkHealth | None = None
+) -> list[Sink]:
     """The sinks that a configuration asks for, in the order in which they must be called.
 
     Raises:
         ConfigError: The token file cannot be read, or the history's address cannot be used.
     """
-    exporter = make_exporter(config, run_dir)
+    exporter = make_exporter(config, run_dir, health)
     # On a resume the exporter reads the logs before they are rewound; it publishes after them.
     sinks: list[Sink] = [] if exporter is None else [exporter.earlier]
     sinks.append(MetricsLog())
@@ -54,7 +57,9 @@ def _console_sink(interval: int, plain: bool | None) -> ConsoleSink:
     return ConsoleSink(interval=interval, console=console)
 
 
-def make_exporter(config: RunConfig, run_dir: Path | None) -> PrometheusSink | None:
+def make_exporter(
+    config: RunConfig, run_dir: Path | None, health: SinkHealth | None = None
+) -> PrometheusSink | None:
     """The exporter that a configuration asks for, if any.
 
     Raises:
@@ -81,7 +86,9 @@ def make_exporter(config: RunConfig, run_dir: Path | None) -> PrometheusSink | N
     )
     # Bound now: Megatron's own output is redirected away from sys.stdout while it runs.
     stdout = sys.stdout
-    return PrometheusSink(options, announce=lambda line: print(line, file=stdout, flush=True))
+    return PrometheusSink(
+        options, health=health, announce=lambda line: print(line, file=stdout, flush=True)
+    )
 
 
 def _read_token(file: str | None) -> str | None:

@@ -7,7 +7,7 @@ and programs that fine-tune or recover. It parses no arguments, and prints only 
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from moe_megatron.config import CONFIG_FILE, RunConfig, apply_overrides, load_config
@@ -27,7 +27,9 @@ from moe_megatron.run.prepared_data import PreparedData, prepare_data
 from moe_megatron.run.resume import choose_checkpoint
 from moe_megatron.run.sinks import configured_sinks
 from moe_megatron.telemetry.exporter.prometheus_sink import PrometheusSink
-from moe_megatron.telemetry.sinks.sink_set import Sink, SinkSet
+from moe_megatron.telemetry.sinks.delivery import Sink
+from moe_megatron.telemetry.sinks.health import SinkHealth
+from moe_megatron.telemetry.sinks.sink_set import SinkSet
 
 Backend = Callable[[TrainingJob, MachineSettings], JobOutcome]
 """The function that trains; it must call the job's sinks and callbacks as Megatron's loop does."""
@@ -41,6 +43,8 @@ class Attachments:
     """Sinks in addition to the configured ones, on rank 0."""
     callbacks: Sequence[Callback] = ()
     """Callbacks from the training loop, on every rank."""
+    health: SinkHealth = field(default_factory=SinkHealth)
+    """Is told which sinks fail, by those of the run and by others of this process."""
     model_hooks: Sequence[ModelHook] = ()
     """Functions that change the model before training: freeze, add or load parameters."""
 
@@ -64,7 +68,7 @@ def start(
     *,
     data: PreparedData | None = None,
     fresh: bool = False,
-    attached: Attachments = Attachments(),
+    attached: Attachments | None = None,
     backend: Backend = engine.run,
     quiet_megatron: bool = True,
     say: Callable[[str], None] = lambda line: None,
@@ -83,6 +87,7 @@ def start(
     Raises:
         MoEError: The run cannot start or continue; the message names the remedy.
     """
+    attached = attached or Attachments()
     config = replace(config, moe=resolve(config.moe))
     config.validate(world.size())
     machine = choose_machine(config)
@@ -101,7 +106,9 @@ def start(
     make_run_dir(run_dir)
     if rank == 0:
         write_config(config, run_dir)
-    with _sinks_of(config, [history], attached.sinks) as sinks:
+    health = attached.health
+    health.run_dir = run_dir
+    with _sinks_of(config, [history], attached.sinks, health) as sinks:
         job = TrainingJob(
             config=config,
             data_paths=data.paths,
@@ -115,6 +122,7 @@ def start(
             sinks=sinks,
             callbacks=tuple(attached.callbacks),
             model_hooks=tuple(attached.model_hooks),
+            health=health,
             megatron_log=run_dir / "logs" / f"rank{rank}.log" if quiet_megatron else None,
         )
         outcome = backend(_looked_after(job, loaded, history), machine.settings)
@@ -130,7 +138,7 @@ def start(
 
 @contextmanager
 def _sinks_of(
-    config: RunConfig, first: Sequence[Sink], last: Sequence[Sink]
+    config: RunConfig, first: Sequence[Sink], last: Sequence[Sink], health: SinkHealth
 ) -> Iterator[SinkSet | None]:
     """The sinks of a run, around those that are configured; None except on rank 0.
 
@@ -140,8 +148,8 @@ def _sinks_of(
     if world.rank() != 0:
         yield None
         return
-    configured = configured_sinks(config, Path(config.run_dir))
-    sinks = SinkSet([*first, *configured, *last])
+    configured = configured_sinks(config, Path(config.run_dir), health)
+    sinks = SinkSet([*first, *configured, *last], health=health)
     try:
         yield sinks
     except Exception:

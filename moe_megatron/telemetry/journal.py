@@ -5,6 +5,7 @@ grows: unlike metrics.jsonl, it is not rewound when a run resumes. The launcher 
 whole lines, which the kernel keeps apart. It does not know what readers make of the events.
 """
 
+import errno
 import json
 import logging
 import os
@@ -67,19 +68,34 @@ def note(run_dir: Path | None, kind: EventKind, **fields: Any) -> None:
         kind: What happened.
         fields: JSON values that describe it.
     """
+    try:
+        append_event(run_dir, kind, fields)
+    except OSError as error:
+        logger.warning("cannot note %s %s in %s: %s", kind, fields, EVENTS_FILE, error.strerror)
+
+
+def append_event(run_dir: Path | None, kind: EventKind, fields: Mapping[str, Any]) -> None:
+    """As `note`, for callers that try again; `fields` may hold the `time` at which it happened.
+
+    Raises:
+        OSError: It cannot be written.
+    """
     assert kind in _KINDS, f"unknown kind of event: {kind}"
     if run_dir is None:
         return
-    line = json.dumps({"time": round(time.time(), 3), "kind": kind, **fields}) + "\n"
+    line = json.dumps({"time": round(time.time(), 3), "kind": kind, **fields})
+    data = f"{line}\n".encode()
+    descriptor = os.open(run_dir / EVENTS_FILE, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
     try:
         # One write of a file opened for appending is not interleaved with those of others.
-        descriptor = os.open(run_dir / EVENTS_FILE, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        try:
-            os.write(descriptor, line.encode())
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        logger.warning("cannot note %s in %s: %s", line.strip(), EVENTS_FILE, error.strerror)
+        end = os.fstat(descriptor).st_size
+        written = os.write(descriptor, data)
+        if written < len(data):  # a full disk takes what fits: half a line is removed again
+            if os.fstat(descriptor).st_size == end + written:
+                os.ftruncate(descriptor, end)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    finally:
+        os.close(descriptor)
 
 
 def read_events(run_dir: Path) -> Iterator[Event]:

@@ -20,6 +20,12 @@ LOAD_BUCKETS = (0.0, 0.01, 0.25, 0.5, 0.75, 0.9, 1.1, 1.25, 1.5, 2.0, 3.0, 4.0, 
 
 STEP_SECONDS_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 
+SINKS = (
+    "metrics.jsonl", "routing.jsonl", "history", "console", "exporter", "discovery", "json_log",
+    "megatron_log", "tensorboard", "wandb", "other",
+)  # fmt: skip
+"""Names of sinks and logs; "other" stands for all sinks that were attached from outside."""
+
 EXTREMES = 3
 """How many of the most and least loaded experts of a layer `ExpertDetail.TOPK` exports."""
 
@@ -63,6 +69,7 @@ class Shape:
             "ep_rank": self.expert_ranks if self.layers and self.expert_ranks <= MAX_RANKS else 0,
             "stat": len(LAYER_QUANTILES) if self.layers else 0,
             "phase": len(PHASES),
+            "sink": len(SINKS),
             "kind": 2,
             "split": 2,
         }[label]

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from moe_megatron.cli.output import lasting_output
 from moe_megatron.cli.pretrain import option_parser, program, read_options
 from moe_megatron.config import CONFIG_FILE, dump_yaml
 from moe_megatron.config.checkpoint_files import CHECKPOINTS
@@ -45,11 +46,12 @@ def run(argv: Sequence[str]) -> int:
         return 0
     from moe_megatron.run.launch import launch  # loads torch, which --help can do without
 
-    return launch(
-        options.config,
-        program(),
-        num_processes=ours.num_processes,
-        fresh=resumed is None,
-        debug=options.debug,
-        say=lambda line: print(line, flush=True),
-    )
+    with lasting_output():
+        return launch(
+            options.config,
+            program(),
+            num_processes=ours.num_processes,
+            fresh=resumed is None,
+            debug=options.debug,
+            say=lambda line: print(line, flush=True),
+        )

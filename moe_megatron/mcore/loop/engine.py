@@ -12,7 +12,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ from moe_megatron.mcore.loop.cleanup import ModelRelease, forget_run
 from moe_megatron.mcore.loop.datasets import train_valid_test_datasets
 from moe_megatron.mcore.loop.forward import forward_step
 from moe_megatron.mcore.measure.attempt_journal import AttemptJournal
+from moe_megatron.mcore.measure.lasting_writers import lasting_writers
 from moe_megatron.mcore.measure.phases import PhaseClock
 from moe_megatron.mcore.measure.telemetry import TelemetryCallback
 from moe_megatron.mcore.recovery.build import configured_policies, guarded, number_masked
@@ -48,6 +49,8 @@ from moe_megatron.mcore.state.guarded_reading import guarded_reading
 from moe_megatron.mcore.state.optimizer_resharding import resharding_optimizer_states
 from moe_megatron.mcore.state.optimizer_shards import saving_own_shards
 from moe_megatron.mcore.state.writing_in_place import writing_in_place
+from moe_megatron.telemetry.sinks.health import SinkHealth
+from moe_megatron.telemetry.sinks.log_file import LogFile
 from moe_megatron.telemetry.sinks.sink_set import SinkSet
 from moe_megatron.telemetry.values.profile import PROFILE_FILE, RoutingProfile
 
@@ -81,6 +84,8 @@ class TrainingJob:
     """Called with the model chunks before they are wrapped; each returns the chunks."""
     megatron_log: Path | None = None
     """File for Megatron's own output on this rank; None leaves it on the terminal."""
+    health: SinkHealth = field(default_factory=SinkHealth)
+    """Is told when that file, TensorBoard or W&B cannot be written."""
 
     @property
     def checkpoints(self) -> Path | None:
@@ -150,7 +155,8 @@ def run(job: TrainingJob, machine: MachineSettings) -> JobOutcome:
     with contextlib.ExitStack() as stack:
         stack.callback(forget_run, world.process_groups())
         stack.callback(release.release)
-        stack.enter_context(_output_to(job.megatron_log))
+        stack.enter_context(_output_to(job.megatron_log, job.health))
+        stack.enter_context(lasting_writers(job.health))  # before `parse`, which opens them
         args = parse(megatron_argv(config, machine, paths), verbose=True)
         args.iterations_to_skip.extend(rollback.left_out())
         stack.enter_context(_stop_on_interrupt())
@@ -240,14 +246,13 @@ def _skip_missing_makefile() -> None:
 
 
 @contextlib.contextmanager
-def _output_to(path: Path | None) -> Iterator[None]:
+def _output_to(path: Path | None, health: SinkHealth) -> Iterator[None]:
     """Send what Megatron prints and logs on this rank to a file."""
     if path is None:
         yield
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
     megatron_logger = logging.getLogger("megatron")
-    with path.open("a", encoding="utf-8", buffering=1) as file:
+    with LogFile(path, "megatron_log", health) as file:
         handler = logging.StreamHandler(file)
         megatron_logger.addHandler(handler)
         propagate, megatron_logger.propagate = megatron_logger.propagate, False

@@ -9,16 +9,21 @@ import json
 import logging
 import os
 import socket
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from moe_megatron.files import replace_file
+from moe_megatron.telemetry.sinks.health import SinkHealth
 
 TARGETS_FILE = "prometheus_targets.json"
 """Name of the file in the run directory."""
 
 JOB = "moe-train"
 """The `job` label of every training run."""
+
+LOOK_SECONDS = 5.0
+"""Time between two looks whether the files are there."""
 
 logger = logging.getLogger(__name__)
 
@@ -44,32 +49,58 @@ def target_labels(run_id: str, cluster: str, scheme: str = "http") -> dict[str, 
 class TargetFiles:
     """The files of one target, written on construction and deleted by `remove`.
 
-    A file that cannot be written is reported and skipped.
+    A file that cannot be written, or that somebody has removed, is written by `keep`.
+
+    Args:
+        paths: The files.
+        address: HOST:PORT.
+        labels: Of every series of the target.
+        health: Is told of files that cannot be written.
     """
 
-    def __init__(self, paths: Sequence[Path], address: str, labels: dict[str, str]) -> None:
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        address: str,
+        labels: dict[str, str],
+        health: SinkHealth | None = None,
+    ) -> None:
         text = json.dumps([{"targets": [address], "labels": labels}], indent=1) + "\n"
         self._text = text.encode()
-        self._written: list[Path] = []
-        for path in paths:
-            try:
+        self._health = health or SinkHealth()
+        self._paths = tuple(paths)
+        self._looked_at = time.monotonic()
+        self._write()
+
+    def keep(self) -> None:
+        """Write again the files that are not there; looks only every few seconds.
+
+        A file with other content is left alone: another process has replaced it.
+        """
+        if time.monotonic() - self._looked_at >= LOOK_SECONDS:
+            self._looked_at = time.monotonic()
+            self._write(missing_only=True)
+
+    def _write(self, *, missing_only: bool = False) -> None:
+        path = Path()
+        try:
+            for path in self._paths:
+                if missing_only and path.exists():
+                    continue
                 path.parent.mkdir(parents=True, exist_ok=True)
                 replace_file(path, [self._text])
-            except OSError as error:
-                logger.warning(
-                    "%s cannot be written (%s): Prometheus will not find this run there",
-                    path,
-                    error.strerror,
-                )
-            else:
-                self._written.append(path)
+        except OSError as error:
+            reason = f"{path} cannot be written ({error.strerror}): Prometheus finds no run there"
+            self._health.failed("discovery", reason)
+        else:
+            self._health.restored("discovery")
 
     def remove(self) -> None:
         """Delete the files, unless another process has replaced them."""
-        for path in self._written:
+        for path in self._paths:
             try:
                 if path.read_bytes() == self._text:
                     path.unlink()
             except OSError as error:
                 logger.debug("%s was not removed: %s", path, error)
-        self._written = []
+        self._paths = ()

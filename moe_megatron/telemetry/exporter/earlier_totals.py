@@ -26,6 +26,8 @@ class EarlierTotals:
     checkpoint and the end of routing.jsonl: that file may hold many gigabytes.
     """
 
+    name = "exporter"
+
     def __init__(self) -> None:
         self.until_checkpoint: RunTotals | None = None
         self.in_logs: RunTotals | None = None

@@ -1,8 +1,7 @@
 """The Prometheus exporter: a sink that keeps the newest state of a run and serves it over HTTP.
 
-Recording a step copies a few numbers; series are built only when Prometheus scrapes. If the sink
-fails it is reported once and disabled like any other sink, and training continues. It knows neither
-metrics by name (`series`) nor HTTP (`metrics_server`).
+Recording a step copies a few numbers; series are built only when Prometheus scrapes. It knows
+neither metrics by name (`series`) nor HTTP (`metrics_server`).
 """
 
 import logging
@@ -26,6 +25,7 @@ from moe_megatron.telemetry.exporter.metrics_server import MetricsServer, Server
 from moe_megatron.telemetry.exporter.run_state import RunState
 from moe_megatron.telemetry.exporter.series import RunCollector
 from moe_megatron.telemetry.metric import ExpertDetail, Shape
+from moe_megatron.telemetry.sinks.health import SinkHealth
 from moe_megatron.telemetry.values.records import EvalRecord, RunInfo, StepRecord
 from moe_megatron.telemetry.values.snapshot import RoutingSnapshot
 
@@ -64,14 +64,19 @@ class PrometheusSink:
         options: How to export.
         announce: Receives one line with the address of the metrics.
         registry: Where the collector is registered; a new one by default.
+        health: The state of all sinks, which is exported; is told of target files.
     """
+
+    name = "exporter"
 
     def __init__(
         self,
         options: ExporterOptions,
         announce: Callable[[str], None] = logger.info,
         registry: CollectorRegistry | None = None,
+        health: SinkHealth | None = None,
     ) -> None:
+        self._health = health or SinkHealth()
         self.earlier = EarlierTotals()
         self.url: str | None = None
         self.run_failed = False
@@ -92,14 +97,14 @@ class PrometheusSink:
         self._state = RunState(
             run, time.time(), self.earlier.until_checkpoint, self.earlier.in_logs
         )
-        self._collector = RunCollector(self._state, detail)
-        self._registry.register(self._collector)
         self._server = MetricsServer(self._registry, options.server)
+        self._collector = RunCollector(self._state, detail, health=self._health)
+        self._registry.register(self._collector)
         address = target_address(options.server.host, self._server.port)
         self.url = f"{self._server.scheme}://{address}/metrics"
         self._announce(f"metrics: {self.url}")
         labels = target_labels(options.run_id, options.cluster, self._server.scheme)
-        self._targets = TargetFiles(self._target_paths(run), address, labels)
+        self._targets = TargetFiles(self._target_paths(run), address, labels, self._health)
 
     def _target_paths(self, run: RunInfo) -> Sequence[Path]:
         paths = [] if run.run_dir is None else [run.run_dir / TARGETS_FILE]
@@ -110,6 +115,8 @@ class PrometheusSink:
     def step(self, record: StepRecord, routing: RoutingSnapshot | None) -> None:
         """Records one step."""
         assert self._state is not None
+        assert self._targets is not None
+        self._targets.keep()
         self._state.add_step(record, routing)
 
     def evaluation(self, record: EvalRecord) -> None:

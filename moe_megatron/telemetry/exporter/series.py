@@ -6,7 +6,7 @@ the series or how they are sent.
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 from prometheus_client import Metric as Family
@@ -15,7 +15,8 @@ from prometheus_client.samples import Sample
 
 from moe_megatron.telemetry.catalog import RUN_INFO_LABELS, find_metric
 from moe_megatron.telemetry.exporter.run_state import Histograms, RunState, RunView
-from moe_megatron.telemetry.metric import EXTREMES, LAYER_QUANTILES, MAX_RANKS, ExpertDetail
+from moe_megatron.telemetry.metric import EXTREMES, LAYER_QUANTILES, MAX_RANKS, SINKS, ExpertDetail
+from moe_megatron.telemetry.sinks.health import SinkHealth, SinkState
 from moe_megatron.telemetry.values.json_fields import Float64Array, Int64Array
 from moe_megatron.telemetry.values.layer_values import across_layers, layer_values
 from moe_megatron.telemetry.values.snapshot import RoutingSnapshot
@@ -31,6 +32,7 @@ class RunCollector(Collector):
         state: The run.
         detail: What to export about single experts.
         clock: A monotonic clock in seconds, to time the collection.
+        health: The state of all sinks.
     """
 
     def __init__(
@@ -38,8 +40,10 @@ class RunCollector(Collector):
         state: RunState,
         detail: ExpertDetail,
         clock: Callable[[], float] = time.perf_counter,
+        health: SinkHealth | None = None,
     ) -> None:
         self._state = state
+        self._health = health or SinkHealth()
         self._clock = clock
         run = state.view().run
         experts, positions = range(run.num_experts), range(1, min(EXTREMES, run.num_experts) + 1)
@@ -74,6 +78,7 @@ class RunCollector(Collector):
         yield from _ranks(view)
         if self._layers:
             yield from self._routing(view)
+        yield from _sinks(self._health.states())
 
     def _routing(self, view: RunView) -> Iterator[Family]:
         layers, totals = self._layers, view.totals
@@ -180,6 +185,18 @@ def _ranks(view: RunView) -> Iterator[Family]:
 def _layer_quantiles(name: str, values: Float64Array) -> Family:
     labels = [{"stat": stat} for stat in LAYER_QUANTILES]
     return _family(name, labels, across_layers(values))
+
+
+def _sinks(states: Mapping[str, SinkState]) -> Iterator[Family]:
+    totals = dict.fromkeys(SINKS, SinkState())
+    for name, state in states.items():
+        known = name if name in totals else "other"
+        totals[known] = totals[known] + state
+    labels = [{"sink": name} for name in totals]
+    found = totals.values()
+    yield _family("moe_sink_failed", labels, [state.broken for state in found])
+    yield _family("moe_sink_outages_total", labels, [state.outages for state in found])
+    yield _family("moe_sink_dropped_records_total", labels, [state.dropped for state in found])
 
 
 def _expert_ranks(routing: RoutingSnapshot, number: int) -> Iterator[Family]:

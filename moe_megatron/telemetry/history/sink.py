@@ -3,8 +3,9 @@
 `step` copies one snapshot into the unfinished chunk of each array. A writer thread writes full
 chunks, and every `flush_seconds` also unfinished ones, so that a slow disk or bucket delays neither
 training nor the other sinks. `step` waits only if the next chunk is full before the last one is
-written. A killed run loses what came after the last flush. `SinkSet.flush` writes everything before
-a checkpoint, so a resumed run finds all steps up to its own.
+written. What could not be written is kept and written by the next attempt. A killed run loses what
+came after the last flush. `SinkSet.flush` writes everything before a checkpoint, so a resumed run
+finds all steps up to its own.
 """
 
 import logging
@@ -47,12 +48,16 @@ class HistorySink:
         ConfigError: the address is none of these.
     """
 
+    name = "history"
+
     def __init__(self, address: str | Path, flush_seconds: float = 10.0) -> None:
         self._location = parse_location(address)
         self._flush_seconds = flush_seconds
         self._store: HistoryStore | None = None
         self._tails: dict[str, _Tail] = {}
         self._writing: _Writing | None = None
+        self._failed: Callable[[], None] | None = None
+        self._begun_anew = False
         self._last_step = 0
         self._unwritten = False
         self._flushed_at = 0.0
@@ -72,6 +77,7 @@ class HistorySink:
             top_k=run.top_k,
             quantities=run.quantities,
         )
+        self._set_aside_earlier(run.start_step)
         self._store = _open_or_create(self._location, layout, run.start_step)
         self._tails = {
             array.name: _Tail(array, self._store.chunk_steps(array.name))
@@ -86,12 +92,20 @@ class HistorySink:
         self._unwritten = run.start_step > 0
         self._flushed_at = time.monotonic()
 
+    def _set_aside_earlier(self, start_step: int) -> None:
+        """Moves away the history of an earlier run, once: `start` may be called again."""
+        folder = self._location.folder
+        if start_step == 0 and folder is not None and not self._begun_anew:
+            if read_description(self._location) is not None:
+                _set_aside(folder)
+            self._begun_anew = True
+
     def step(self, record: StepRecord, routing: RoutingSnapshot | None) -> None:
         """Keeps `routing`, if the step measured it.
 
         Raises:
             DataError: the step is not after the last one, or has too many tokens for int32.
-            OSError: an earlier flush failed.
+            OSError: an earlier flush failed; it is tried again by the next call.
         """
         if self._store is None or routing is None:
             return
@@ -104,6 +118,11 @@ class HistorySink:
             raise DataError(
                 f"a step has {routing.tokens} tokens; a history counts at most {_LARGEST_COUNT}"
             )
+        # Before the step is kept: a step for which this raises is given again.
+        if self._failed is not None:
+            self._finish_writing()
+        if time.monotonic() - self._flushed_at >= self._flush_seconds and self._is_idle():
+            self._start_writing()
         row = routing.step - 1
         if any(row >= tail.end for tail in self._tails.values()):
             self._start_writing()
@@ -115,8 +134,6 @@ class HistorySink:
             if name in values:  # a quantity that this run lacks stays NaN
                 tail.set_row(row, values[name])
         self._last_step, self._unwritten = routing.step, True
-        if time.monotonic() - self._flushed_at >= self._flush_seconds and self._is_idle():
-            self._start_writing()
 
     def evaluation(self, record: EvalRecord) -> None:
         """Keeps nothing: evaluations do not train routers."""
@@ -158,11 +175,13 @@ class HistorySink:
 
     def _finish_writing(self) -> None:
         writing, self._writing = self._writing, None
+        if self._failed is not None:
+            writing, self._failed = _Writing(self._failed), None
         if writing is not None:
             try:
                 writing.finish()
             except BaseException:
-                self._store = None  # no retry: the sink set closes a sink that raises
+                self._failed = writing.write  # its rows are nowhere else
                 raise
 
 
@@ -171,14 +190,14 @@ class _Writing(threading.Thread):
 
     def __init__(self, write: Callable[[], None]) -> None:
         super().__init__(name="routing-history", daemon=True)
-        self._write = write
+        self.write = write
         self._error: BaseException | None = None
         self.start()
 
     def run(self) -> None:
         """Writes, and keeps any error for `finish`."""
         try:
-            self._write()
+            self.write()
         except BaseException as error:
             self._error = error
 
@@ -229,10 +248,7 @@ class _Tail:
 
 def _open_or_create(location: Location, layout: HistoryLayout, start_step: int) -> HistoryStore:
     found = read_description(location)
-    if found is not None and start_step == 0 and location.folder is not None:
-        _set_aside(location.folder)
-        found = None
-    if found is None:
+    if found is None or (start_step == 0 and location.folder is not None):
         description = Description(layout=layout, first_step=start_step + 1, last_step=start_step)
         return HistoryStore(location, description, for_writing=True, create=True)
     if replace(found.layout, quantities=layout.quantities) != layout:

@@ -66,6 +66,8 @@ class ConsoleSink:
         clock: a monotonic clock in seconds, for the refresh rate.
     """
 
+    name = "console"
+
     def __init__(
         self,
         interval: int = 10,

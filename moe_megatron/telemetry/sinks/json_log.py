@@ -55,6 +55,8 @@ class JsonFormatter(logging.Formatter):
 class LogSink:
     """Sink that logs the start, every `interval` steps and every evaluation at level INFO."""
 
+    name = "json_log"
+
     def __init__(self, interval: int) -> None:
         self._interval = interval
 

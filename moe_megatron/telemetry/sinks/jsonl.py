@@ -1,9 +1,10 @@
 """The records of a run in two files, metrics.jsonl and routing.jsonl, one JSON object per line.
 
 Each line is handed to the operating system as it is appended, so a killed process loses at most the
-line it was writing (a power cut may lose more). A resumed run first removes what came after its
-checkpoint, so that the files read like those of an uninterrupted run. Readers are lazy: a file may
-be larger than memory. It knows the form of lines, not what the numbers mean.
+line it was writing (a power cut may lose more); of a line for which the disk has no room, nothing
+stays. A resumed run first removes what came after its checkpoint, so that the files read like those
+of an uninterrupted run. Readers are lazy: a file may be larger than memory. It knows the form of
+lines, not what the numbers mean.
 """
 
 import json
@@ -12,10 +13,11 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, TextIO
+from typing import Any, BinaryIO
 
 from moe_megatron.errors import DataError
 from moe_megatron.files import replace_file
+from moe_megatron.telemetry.sinks.appended_file import AppendedFile
 from moe_megatron.telemetry.values.records import EvalRecord, RunInfo, StepRecord
 from moe_megatron.telemetry.values.snapshot import RoutingSnapshot
 
@@ -34,21 +36,23 @@ class _JsonLinesFile:
     """Appends objects to one file of the run directory; writes nothing without a directory."""
 
     def __init__(self, name: str) -> None:
-        self._name = name
-        self._file: TextIO | None = None
+        self.name = name
+        self._file: AppendedFile | None = None
 
     def start(self, run: RunInfo) -> None:
         """Opens the file and, on resume, removes the records after `run.start_step`."""
         if run.run_dir is None:
             return
         run.run_dir.mkdir(parents=True, exist_ok=True)
-        path = run.run_dir / self._name
+        path = run.run_dir / self.name
         if path.exists():
             if run.start_step == 0:
                 _set_aside(path)
             else:
                 rewind(path, run.start_step)
-        self._file = path.open("a", encoding="utf-8", buffering=1)
+        file = AppendedFile(path)
+        file.open()
+        self._file = file
 
     def close(self) -> None:
         """Closes the file; later records are ignored."""
@@ -58,7 +62,7 @@ class _JsonLinesFile:
 
     def _append(self, data: dict[str, Any]) -> None:
         if self._file is not None:
-            self._file.write(json.dumps(data, allow_nan=False) + "\n")
+            self._file.append(f"{json.dumps(data, allow_nan=False)}\n".encode())
 
 
 class MetricsLog(_JsonLinesFile):

@@ -3,7 +3,8 @@
 The training thread only puts a record on a queue. One background thread passes it to each sink in
 turn, so sinks need no locks. Failures are contained here:
 
-- A sink that raises is reported once, closed and removed; the others continue.
+- A sink that raises gets its records later: `delivery` keeps some and tries again. The others
+  continue.
 - When sinks are slower than training and the queue is full, step records are dropped, counted and
   reported once. Evaluations are few and never dropped.
 - `close` delivers everything queued. Ctrl-C during `close` abandons the rest of the queue.
@@ -18,40 +19,14 @@ import logging
 import queue
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from typing import Protocol, runtime_checkable
+from functools import partial
 
+from moe_megatron.telemetry.sinks.delivery import Call, Delivery, Sink
+from moe_megatron.telemetry.sinks.health import SinkHealth
 from moe_megatron.telemetry.values.records import EvalRecord, RunInfo, StepRecord
 from moe_megatron.telemetry.values.snapshot import RoutingSnapshot
 
 logger = logging.getLogger(__name__)
-
-
-class Sink(Protocol):
-    """Receives the records of one run, in order, all calls on one thread."""
-
-    def start(self, run: RunInfo) -> None:
-        """Called once, before the first record."""
-
-    def step(self, record: StepRecord, routing: RoutingSnapshot | None) -> None:
-        """Called for each step; `routing` is None when the step measured none."""
-
-    def evaluation(self, record: EvalRecord) -> None:
-        """Called for each evaluation."""
-
-    def close(self) -> None:
-        """Called once, at the end of the run or after another method raised."""
-
-
-@runtime_checkable
-class BufferingSink(Protocol):
-    """A sink that keeps records in memory until they are flushed."""
-
-    def flush(self) -> None:
-        """Writes every record so far and returns when it is done. Called before checkpoints."""
-
-
-_Delivery = Callable[[Sink], None]
 
 
 class SinkSet:
@@ -61,16 +36,20 @@ class SinkSet:
 
     Args:
         sinks: the sinks, which receive records in this order.
+        health: is told which sinks fail.
         queue_size: largest number of step records that wait. One of a large model (61 layers, 256
             experts) has 125 KB, so the default bounds the queue at 32 MB.
     """
 
-    def __init__(self, sinks: Sequence[Sink], queue_size: int = 256) -> None:
-        self._sinks = list(sinks)
+    def __init__(
+        self, sinks: Sequence[Sink], queue_size: int = 256, health: SinkHealth | None = None
+    ) -> None:
+        health = health or SinkHealth()
+        self._deliveries = [Delivery(sink, health) for sink in sinks]
         self._queue_size = queue_size
         # Unbounded on purpose: the bound is checked only for step records, so that evaluations and
         # the end mark always fit. Its `put` is atomic even when Ctrl-C interrupts it.
-        self._queue: queue.SimpleQueue[_Delivery | threading.Event | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Call | threading.Event | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._busy_sink = "none"
         self._dropped = 0
@@ -85,7 +64,7 @@ class SinkSet:
         """Starts the background thread and passes the run to the sinks."""
         if self._thread is not None or self._closed:
             return
-        self._queue.put(lambda sink: sink.start(run))
+        self._queue.put(Call(lambda sink: sink.start(run), needed=True))
         # A daemon, so that a hanging sink cannot keep the process alive; `atexit` covers callers
         # that never reach `close`.
         self._thread = threading.Thread(target=self._deliver, name="telemetry", daemon=True)
@@ -107,12 +86,12 @@ class SinkSet:
                     record.step,
                 )
             return
-        self._queue.put(lambda sink: sink.step(record, routing))
+        self._queue.put(Call(lambda sink: sink.step(record, routing)))
 
     def evaluation(self, record: EvalRecord) -> None:
         """Queues one evaluation."""
         if not self._closed:
-            self._queue.put(lambda sink: sink.evaluation(record))
+            self._queue.put(Call(lambda sink: sink.evaluation(record)))
 
     def flush(self, timeout: float = 10.0) -> bool:
         """Waits until the sinks have received and written everything queued so far.
@@ -158,31 +137,18 @@ class SinkSet:
         """The background thread: one queued item after the other, each to every sink."""
         while (item := self._queue.get()) is not None:
             if isinstance(item, threading.Event):
-                self._deliver_to_all(_flush)
+                self._of_all(lambda delivery: delivery.flush())
                 item.set()
             else:
-                self._deliver_to_all(item)
-        self._deliver_to_all(lambda sink: sink.close())
+                self._of_all(partial(_deliver, item))
+        self._of_all(lambda delivery: delivery.close())
 
-    def _deliver_to_all(self, delivery: _Delivery) -> None:
-        for sink in list(self._sinks):
-            name = type(sink).__name__
-            self._busy_sink = name
-            try:
-                delivery(sink)
-            except BaseException as error:  # even SystemExit: it would end the thread for all sinks
-                self._sinks.remove(sink)
-                logger.warning(
-                    "telemetry sink %s failed and is disabled for the rest of the run: %s: %s",
-                    name,
-                    type(error).__name__,
-                    error,
-                )
-                with suppress(BaseException):  # it may hold a file; its failure is already reported
-                    sink.close()
+    def _of_all(self, work: Callable[[Delivery], None]) -> None:
+        for delivery in self._deliveries:
+            self._busy_sink = delivery.name
+            work(delivery)
         self._busy_sink = "none"
 
 
-def _flush(sink: Sink) -> None:
-    if isinstance(sink, BufferingSink):
-        sink.flush()
+def _deliver(call: Call, delivery: Delivery) -> None:
+    delivery.deliver(call)

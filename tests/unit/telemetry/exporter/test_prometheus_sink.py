@@ -139,7 +139,7 @@ def test_port_in_use_leaves_the_sink_out_and_training_alone(make_run, make_step,
         sinks.step(make_step(step), None)
     sinks.close()
     first.close()
-    (message,) = [m for m in caplog.messages if "PrometheusSink failed" in m]
+    (message,) = [m for m in caplog.messages if "sink exporter failed" in m]
     assert "ConfigError: metrics cannot be served" in message
     assert len((make_run().run_dir / "metrics.jsonl").read_text().splitlines()) == 2
 

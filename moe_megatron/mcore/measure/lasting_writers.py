@@ -1,0 +1,91 @@
+"""TensorBoard and W&B as Megatron opens them, except that they never raise.
+
+Megatron calls its writers in the middle of a step, so that a full disk under TensorBoard would end
+the run; and TensorBoard's writer, once it has failed, refuses everything. Here a writer that fails
+is left out for a while, then opened again and goes on in another file. It does not know what is
+written.
+"""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import Any
+
+from megatron.training import global_vars
+
+from moe_megatron.telemetry.sinks.backoff import Backoff
+from moe_megatron.telemetry.sinks.health import SinkHealth
+
+logger = logging.getLogger(__name__)
+
+_WRITES = frozenset({"log", "save", "finish", "alert", "flush", "close"})
+
+
+class LastingWriter:
+    """Stands for a `SummaryWriter`, or for the `wandb` module with a run open.
+
+    Args:
+        writer: What Megatron has opened.
+        name: Of the sink, for `health`.
+        health: Is told of outages.
+    """
+
+    def __init__(self, writer: Any, name: str, health: SinkHealth) -> None:
+        self._writer = writer
+        self._name = name
+        self._health = health
+        self._backoff = Backoff()
+
+    def __getattr__(self, attribute: str) -> Any:
+        found = getattr(self._writer, attribute)
+        if attribute in _WRITES or attribute.startswith("add_"):
+            return partial(self._write, found)
+        return found
+
+    def _write(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if self._backoff.waiting:
+            self._health.dropped(self._name)
+            return None
+        try:
+            answer = method(*args, **kwargs)
+        except Exception as error:  # whatever a client of a server raises
+            self._backoff.failed()
+            self._health.dropped(self._name)
+            self._health.failed(self._name, f"{type(error).__name__}: {error}")
+            self._reopen()
+            return None
+        self._backoff.worked()
+        self._health.restored(self._name)
+        return answer
+
+    def _reopen(self) -> None:
+        """Make a `SummaryWriter` begin another file with its next value."""
+        if hasattr(self._writer, "file_writer"):
+            with suppress(Exception):
+                self._writer.close()
+            self._writer.file_writer = self._writer.all_writers = None
+
+
+@contextmanager
+def lasting_writers(health: SinkHealth) -> Iterator[None]:
+    """Have Megatron open writers that last, for as long as the context is open."""
+    openers = {
+        "tensorboard": ("_set_tensorboard_writer", "_GLOBAL_TENSORBOARD_WRITER"),
+        "wandb": ("_set_wandb_writer", "_GLOBAL_WANDB_WRITER"),
+    }
+    originals = {opener: getattr(global_vars, opener) for opener, _ in openers.values()}
+
+    def opening(original: Callable[[Any], None], name: str, variable: str, args: Any) -> None:
+        original(args)
+        writer = getattr(global_vars, variable)
+        if writer is not None:
+            setattr(global_vars, variable, LastingWriter(writer, name, health))
+
+    try:
+        for name, (opener, variable) in openers.items():
+            setattr(global_vars, opener, partial(opening, originals[opener], name, variable))
+        yield
+    finally:
+        for opener, original in originals.items():
+            setattr(global_vars, opener, original)
