@@ -2,8 +2,12 @@
 
 import os
 import shutil
+import signal
+import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -11,13 +15,13 @@ import torch
 
 from moe_megatron.checkpoint.formats.torch_dist import TorchDist
 from moe_megatron.checkpoint.integrity.check import check_folder
-from moe_megatron.checkpoint.integrity.manifest import read_manifest
+from moe_megatron.checkpoint.integrity.manifest import MANIFEST, read_manifest
 from moe_megatron.config import apply_overrides, load_config
 from moe_megatron.telemetry.journal import read_events
 from moe_megatron.telemetry.sinks.jsonl import METRICS_FILE, ROUTING_FILE, read_metrics
 from moe_megatron.telemetry.values.profile import PROFILE_FILE, RoutingProfile
 from moe_megatron.telemetry.values.records import StepRecord
-from moe_megatron.testing.distributed import RankError, run_distributed
+from moe_megatron.testing.distributed import RankError, run_distributed, start_ranks
 from moe_megatron.testing.saved_tensors import whole_tensors
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
@@ -177,3 +181,121 @@ def test_where_no_checkpoint_is_whole_the_run_ends_and_lists_the_damage(stopped:
     for step in (2, 4, 6):
         assert f"iter_{step:07d}: {saved(stopped, step)}/__0_0.distcp is truncated" in text
         assert saved(stopped, step).is_dir(), "nothing was renamed"
+
+
+# --- killed at once ------------------------------------------------------------------------------
+
+
+def train_until_killed(folder: str, moment: str, overrides: Mapping[str, Any]) -> None:
+    """A rank's part: SIGKILL to all ranks while step 4 is saved, or before it has checksums."""
+    from moe_megatron.mcore.loop.callbacks import Callback
+    from moe_megatron.run.start import Attachments, start
+
+    config = apply_overrides(load_config("test_tiny"), {**SHAPE, **overrides, "run_dir": folder})
+    file = saved(Path(folder), 4) / "__0_0.distcp"
+
+    def die() -> None:
+        while not file.exists():
+            time.sleep(0.0005)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    class Dies(Callback):
+        def on_checkpoint_start(self, step: int) -> None:
+            if step == 4 and moment == "writing":
+                threading.Thread(target=die, daemon=True).start()
+
+        def on_checkpoint_complete(self, step: int) -> None:
+            if step == 4:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    start(config, attached=Attachments(callbacks=[Dies()]))
+
+
+def is_empty(group: int) -> bool:
+    for _ in range(300):
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.01)
+    return False
+
+
+@pytest.mark.parametrize(
+    ("moment", "background"), [("writing", False), ("complete", False), ("writing", True)]
+)
+def test_run_that_is_killed_while_it_saves_loses_no_more_than_since_the_checkpoint_before(
+    moment: str, background: bool, straight: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    overrides = {"checkpoint.async_save": background}
+    with start_ranks(train_until_killed, str(folder), moment, overrides, world_size=2) as ranks:
+        ends = ranks.wait()
+        groups = list(ranks.processes)
+    assert all(map(is_empty, groups)), "a writer has outlived its rank"
+    assert any(end.exit_code == -signal.SIGKILL and not end.was_ended for end in ends)
+    run({folder: resume(folder)})
+    (resumed,) = [event for event in read_events(folder) if event.kind == "resumed"]
+    assert resumed.fields["step"] == 2
+    check_same_end(folder, straight)
+    for step in (2, 4, 6, 8):
+        assert check_folder(saved(folder, step)).state == "valid"
+
+
+# --- every byte counts ---------------------------------------------------------------------------
+
+
+def flip(path: Path, random: Random) -> None:
+    data = bytearray(path.read_bytes())
+    data[random.randrange(len(data))] ^= 1 << random.randrange(8)
+    path.write_bytes(data)
+
+
+def truncate(path: Path, random: Random) -> None:
+    os.truncate(path, random.randrange(path.stat().st_size))
+
+
+def zero_a_page(path: Path, random: Random) -> None:
+    data = path.read_bytes()
+    pages = [at for at in range(0, len(data), 4096) if any(data[at : at + 4096])]
+    at = random.choice(pages)
+    size = len(data[at : at + 4096])
+    path.write_bytes(data[:at] + bytes(size) + data[at + 4096 :])
+
+
+def append(path: Path, random: Random) -> None:
+    path.write_bytes(path.read_bytes() + random.randbytes(random.randint(1, 5000)))
+
+
+def delete(path: Path, random: Random) -> None:
+    path.unlink()
+
+
+def swap(path: Path, random: Random) -> None:
+    others = [it for it in path.parent.iterdir() if it != path]
+    other = random.choice(others)
+    mine, theirs = path.read_bytes(), other.read_bytes()
+    path.write_bytes(theirs)
+    other.write_bytes(mine)
+
+
+@pytest.mark.deep
+def test_none_of_500_mutations_is_accepted_and_each_is_named(
+    straight: Path, tmp_path: Path
+) -> None:
+    original, folder, random = saved(straight, 8), tmp_path / "iter_0000008", Random(12)
+    names = sorted(path.name for path in original.iterdir())
+    harms = [flip, truncate, zero_a_page, append, delete, swap]
+    for number in range(500):
+        shutil.copytree(original, folder)
+        name, harm = random.choice(names), random.choice(harms)
+        harm(folder / name, random)
+        found = check_folder(folder)
+        case = (number, harm.__name__, name)
+        if harm is delete and name == MANIFEST:
+            assert found.state == "unverified", case
+        else:
+            assert found.state == "damaged", case
+            assert name in "".join(found.problems) or harm is swap, (case, found.problems)
+            assert found.problems, case
+        shutil.rmtree(folder)

@@ -70,7 +70,7 @@ def megatron_argv(config: RunConfig, machine: MachineSettings, paths: RunPaths) 
     """Megatron's command line for a run; flags in `config.megatron` come last and win."""
     words = [
         *_machine_flags(config, machine),
-        *_path_flags(config, paths),
+        *_path_flags(config, machine, paths),
         "--attention-softmax-in-fp32",
         "--no-create-attention-mask-in-dataloader",
         # Python allows signal handlers only in the main thread; a notebook may train in another.
@@ -128,7 +128,7 @@ def _machine_flags(config: RunConfig, machine: MachineSettings) -> list[str]:
     return words
 
 
-def _path_flags(config: RunConfig, paths: RunPaths) -> list[str]:
+def _path_flags(config: RunConfig, machine: MachineSettings, paths: RunPaths) -> list[str]:
     words = ["--data-path", *paths.data] if paths.data else ["--mock-data"]
     if paths.validation:
         words = ["--train-data-path", *paths.data, "--valid-data-path", *paths.validation]
@@ -138,7 +138,9 @@ def _path_flags(config: RunConfig, paths: RunPaths) -> list[str]:
     if paths.checkpoints is not None:
         words += ["--save", paths.checkpoints]
         words += ["--save-interval", str(config.checkpoint.save_interval)]
-    if config.checkpoint.async_save:
+    if config.checkpoint.async_save and machine.backend == "gloo":
+        words += ["--async-strategy", "mcore"]
+    elif config.checkpoint.async_save:
         words += ["--use-persistent-ckpt-worker"]
         if importlib.util.find_spec("nvidia_resiliency_ext") is None:
             words += ["--async-strategy", "mcore"]

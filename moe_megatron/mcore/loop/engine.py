@@ -45,6 +45,7 @@ from moe_megatron.mcore.measure.telemetry import TelemetryCallback
 from moe_megatron.mcore.recovery.build import configured_policies, guarded, number_masked
 from moe_megatron.mcore.recovery.rollback import RollBack
 from moe_megatron.mcore.state import checkpoint
+from moe_megatron.mcore.state.background import saving_in_a_fork
 from moe_megatron.mcore.state.guarded_reading import guarded_reading
 from moe_megatron.mcore.state.optimizer_resharding import resharding_optimizer_states
 from moe_megatron.mcore.state.optimizer_shards import saving_own_shards
@@ -167,6 +168,8 @@ def run(job: TrainingJob, machine: MachineSettings) -> JobOutcome:
         stack.enter_context(writing_in_place())
         stack.enter_context(checkpoint.explained_loading(load))
         stack.enter_context(guarded_reading())
+        if args.async_save and not args.use_persistent_ckpt_worker:
+            stack.enter_context(saving_in_a_fork())
         if not args.async_save:
             stack.enter_context(checkpoint.saving_without_helper_process())
         stack.enter_context(checkpoint.explained_errors(job.checkpoints or load or Path.cwd()))
