@@ -31,12 +31,10 @@ from tests.functional.scripts import run_as_main
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "moe_megatron"
-_PLANS = {"0011-survival.md"}
-"""Decisions that are being built, and name what is not there yet."""
 PAGES = [
     *(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md")),
     ROOT / "benchmarks" / "README.md",
-    *sorted(page for page in (ROOT / "docs").rglob("*.md") if page.name not in _PLANS),
+    *sorted((ROOT / "docs").rglob("*.md")),
 ]
 SCRIPTS = [path for path in (ROOT / "examples" / "slurm").iterdir() if path.is_file()]
 README = (ROOT / "README.md").read_text()
