@@ -9,6 +9,8 @@ EXIT_CODE = 2
 """A mistake that a person must mend."""
 AGAIN = 75
 """Exit code of a run that was stopped before its last step and can go on from a checkpoint."""
+INTERRUPTED = 130
+"""Exit code of a command that was stopped with nothing to go on from, as after Ctrl-C in shells."""
 NO_PROGRESS = 93
 """Exit code of a job that ended at the checkpoint it began with: starting it again is no use."""
 
@@ -35,6 +37,10 @@ class CheckpointError(MoEError):
 
 class RecoveryError(MoEError):
     """A harm to training that its recovery policies could not mend."""
+
+
+class OccupiedError(CheckpointError):
+    """A run folder that another job is writing."""
 
 
 class MappingError(CheckpointError):

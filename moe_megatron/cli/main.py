@@ -10,9 +10,9 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 from moe_megatron.cli import verbs
-from moe_megatron.cli.pretrain import INTERRUPTED, report_error
+from moe_megatron.cli.pretrain import report_error
 from moe_megatron.config.checks import join_words, nearest
-from moe_megatron.errors import EXIT_CODE, ConfigError, MoEError
+from moe_megatron.errors import EXIT_CODE, INTERRUPTED, ConfigError, MoEError
 
 Verb = Callable[[Sequence[str]], int]
 

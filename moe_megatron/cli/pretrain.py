@@ -7,6 +7,7 @@ as one paragraph with exit code 2.
 
 import argparse
 import os
+import signal
 import sys
 import time
 import traceback
@@ -17,11 +18,12 @@ from typing import Any
 
 from moe_megatron.config import RunConfig, apply_overrides, dump_yaml, load_config, parse_override
 from moe_megatron.config.flags import split_flags
-from moe_megatron.errors import EXIT_CODE, MoEError
+from moe_megatron.errors import EXIT_CODE, INTERRUPTED, MoEError
+from moe_megatron.platform.death import is_lost_peer, note_failure
+from moe_megatron.platform.parent import end_with_launcher
 
 DEFAULT_CONFIG = "demo_moe"
-INTERRUPTED = 130
-"""Exit code of a command that Ctrl-C ended early, as in shells."""
+_FAULT = 1
 
 _PATIENCE_SECONDS = 10.0
 
@@ -146,6 +148,7 @@ def _add_telemetry_options(parser: argparse.ArgumentParser) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train on this rank; returns the exit code."""
+    end_with_launcher()
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     try:
@@ -154,7 +157,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if _rank() == 0:
                 print(dump_yaml(options.config), end="")
             return 0
-        return _train(options)
+        return _explained(options)
     except MoEError as error:
         report_error(error, debug=debug)
         return EXIT_CODE
@@ -176,6 +179,25 @@ def report_error(error: MoEError, *, debug: bool) -> None:
         print(f"error on rank {_rank()}: {error}", file=sys.stderr)
 
 
+def _explained(options: PretrainOptions) -> int:
+    """Train, and explain a failure that is nobody's mistake."""
+    try:
+        return _train(options)
+    except MoEError as error:
+        note_failure(error, EXIT_CODE)
+        raise
+    except Exception as error:
+        note_failure(error)
+        log = Path(options.config.run_dir) / "logs" / f"rank{_rank()}.log"
+        if options.debug or not is_lost_peer(error) or not log.exists():
+            traceback.print_exception(error)
+        else:  # the cause is another rank's to tell
+            with log.open("a", encoding="utf-8") as file:
+                traceback.print_exception(error, file=file)
+            print(f"rank {_rank()} lost its connection to another rank", file=sys.stderr)
+        return _FAULT
+
+
 def _train(options: PretrainOptions) -> int:
     # Imported here because they load torch and Megatron, which --help and --print-config can skip.
     from moe_megatron.cli.logs import configure_logging
@@ -194,8 +216,12 @@ def _train(options: PretrainOptions) -> int:
         )
         if _rank() == 0:
             print(f"\n{conclude(result)}")
+    # A launcher that sees one rank leave with a code ends the others, who may still be writing.
+    world.wait_for_all()
+    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(signum, signal.SIG_IGN)
     world.leave()
-    return 0
+    return result.exit_code
 
 
 def _rank() -> int:

@@ -125,9 +125,10 @@ def _run_alerts(limits: Thresholds) -> Sequence[Alert]:
             expr=f"max by ({_RUN}) (up{{{_JOB}}}) == 0",
             hold=60,
             summary="{{ $labels.run }}: the run cannot be scraped",
-            action="The first process was killed, or its machine or the network failed. See "
-            "logs/rank0.log in the run folder; resume with moe-megatron train --resume. If the run "
-            "was ended on purpose, remove its target file.",
+            action="The first process was killed, or its machine or the network failed. See the "
+            "line rank_died in events.jsonl and logs/launcher.log in the run folder for who died "
+            "first and why, then logs/rank0.log; resume with moe-megatron train --resume. If the "
+            "run was ended on purpose, remove its target file.",
         ),
         Alert(
             name="MoENonFinite",

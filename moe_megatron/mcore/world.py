@@ -4,6 +4,7 @@ It knows torch's process groups but not Megatron's.
 """
 
 import os
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -27,11 +28,12 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def join(backend: str) -> None:
+def join(backend: str, timeout: timedelta | None = None) -> None:
     """Initialize the world group before a run does, so that processes can agree on something.
 
     Args:
         backend: "gloo" or "nccl".
+        timeout: How long processes wait for each other; None: as long as torch does.
     """
     if dist.is_initialized():
         return
@@ -39,9 +41,9 @@ def join(backend: str) -> None:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     store = single_process_store()
     if store is None:
-        dist.init_process_group(backend)
+        dist.init_process_group(backend, timeout=timeout)
     else:
-        dist.init_process_group(backend, store=store, rank=0, world_size=1)
+        dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
 
 
 def single_process_store() -> Any:
@@ -78,6 +80,12 @@ def gather_texts(text: str) -> list[str]:
 def process_groups() -> list[dist.ProcessGroup]:
     """The process groups of this process, oldest first."""
     return list(dist.distributed_c10d._world.pg_map)
+
+
+def wait_for_all() -> None:
+    """Wait until every process is here."""
+    if dist.is_initialized():
+        dist.barrier()
 
 
 def leave() -> None:

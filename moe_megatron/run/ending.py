@@ -13,7 +13,7 @@ def conclude(result: RunResult) -> str:
     """Write the report of a run; call it on rank 0 only.
 
     Returns:
-        The summary, followed by the command that resumes the run if a signal stopped it.
+        The summary, followed by the command that resumes the run if it was stopped.
     """
     report, problem = _report(result.run_dir)
     summary = format_summary(
@@ -25,10 +25,12 @@ def conclude(result: RunResult) -> str:
     )
     if problem:
         summary += f"\n\n{problem}"
-    if not result.outcome.interrupted:
+    if not result.was_stopped:
         return summary
+    if result.checkpoint is None:
+        return f"{summary}\n\nstopped after step {result.outcome.steps}; nothing was saved"
     return (
-        f"{summary}\n\nstopped by a signal after step {result.outcome.steps}; resume with: "
+        f"{summary}\n\nstopped after step {result.outcome.steps}; resume with: "
         f"moe-megatron train --resume {result.run_dir}"
     )
 

@@ -1,22 +1,67 @@
 """Run folders: one folder holds one run, and a new run never overwrites an old one."""
 
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 from moe_megatron.checkpoint.integrity.newest_valid import candidates
-from moe_megatron.config import CONFIG_FILE, RunConfig, dump_yaml
-from moe_megatron.config.checkpoint_files import CHECKPOINTS
-from moe_megatron.errors import CheckpointError
+from moe_megatron.config import CONFIG_FILE, RunConfig, apply_overrides, dump_yaml
+from moe_megatron.config.checkpoint_files import CHECKPOINTS, is_megatron_checkpoint, step_of
+from moe_megatron.errors import CheckpointError, OccupiedError
 from moe_megatron.files import replace_file
+from moe_megatron.run.owner import Claim, claim
 from moe_megatron.telemetry.sinks.jsonl import METRICS_FILE
+
+_ONLY_AT_THE_START = ("finetune", "no-load-optim", "no-load-rng", "ckpt-step")
+"""Megatron flags that say how a run begins from a checkpoint of another one."""
 
 
 def fresh_run_dir(wanted: Path) -> Path:
     """A folder without a run: the wanted one, or the first free of "<name>-2", "<name>-3", ..."""
-    candidate, number = wanted, 1
-    while (candidate / METRICS_FILE).exists():
-        number += 1
-        candidate = wanted.with_name(f"{wanted.name}-{number}")
-    return candidate
+    return next(_free_names(wanted))
+
+
+def claim_fresh(wanted: Path) -> Claim:
+    """Become the owner of a folder without a run, which no other job is about to write, either.
+
+    Raises:
+        CheckpointError: It cannot be written.
+    """
+    for candidate in _free_names(wanted):
+        try:
+            return claim(candidate)
+        except OccupiedError:
+            continue
+    raise AssertionError("unreachable")
+
+
+def _free_names(wanted: Path) -> Iterator[Path]:
+    for number in count(1):
+        name = wanted if number == 1 else wanted.with_name(f"{wanted.name}-{number}")
+        if not (name / METRICS_FILE).exists():
+            yield name
+
+
+def checkpoints_of(config: RunConfig) -> Path:
+    """Where a run saves its checkpoints, if it does."""
+    return Path(str(config.megatron.get("save", Path(config.run_dir) / CHECKPOINTS)))
+
+
+def last_saved_step(config: RunConfig) -> int | None:
+    """The step of the newest checkpoint that a run has saved; None if there is none."""
+    # The first one may have been half written when the run was killed.
+    saved = [it for it in candidates(checkpoints_of(config)) if is_megatron_checkpoint(it)]
+    return step_of(saved[0]) if saved else None
+
+
+def continued(config: RunConfig) -> RunConfig:
+    """The run as it goes on from its own newest checkpoint; unchanged if it has none yet."""
+    if last_saved_step(config) is None:
+        return config
+    flags = {name: it for name, it in config.megatron.items() if name not in _ONLY_AT_THE_START}
+    own = {"checkpoint.load": str(checkpoints_of(config))}
+    return apply_overrides(replace(config, megatron=flags), own)
 
 
 def make_run_dir(run_dir: Path) -> None:

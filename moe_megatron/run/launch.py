@@ -12,9 +12,12 @@ from pathlib import Path
 from moe_megatron.config import RunConfig, apply_overrides
 from moe_megatron.platform.choice import Choice
 from moe_megatron.platform.device import choose_num_processes, detect_device
-from moe_megatron.platform.launch import run_torchrun, torchrun_command
+from moe_megatron.platform.scratch import scratch_folder
 from moe_megatron.routing import resolve
-from moe_megatron.run.folder import fresh_run_dir, write_config
+from moe_megatron.run.attempts import Attempts
+from moe_megatron.run.folder import claim_fresh, write_config
+from moe_megatron.run.heartbeat import holding
+from moe_megatron.run.owner import claim
 from moe_megatron.run.prepared_data import prepare_data
 
 
@@ -43,6 +46,20 @@ def launch(
     Raises:
         MoEError: The run cannot start.
     """
+    with scratch_folder() as scratch:  # first: whatever is imported may leave something behind
+        return _launch(config, program, scratch, num_processes, fresh=fresh, debug=debug, say=say)
+
+
+def _launch(
+    config: RunConfig,
+    program: Sequence[str],
+    scratch: Path,
+    num_processes: int | None,
+    *,
+    fresh: bool,
+    debug: bool,
+    say: Callable[[str], None],
+) -> int:
     processes = choose_num_processes(detect_device().value, num_processes)
     say(f"processes: {processes}")
     experts = fit_expert_parallelism(config, processes.value)
@@ -52,14 +69,21 @@ def launch(
     config = replace(config, moe=resolve(config.moe))
     config.validate(processes.value)
     _check_megatron_flags(config)
-    prepare_data(config)
-    if fresh:
-        config = apply_overrides(config, {"run_dir": str(fresh_run_dir(Path(config.run_dir)))})
-    words = ["--config", str(write_config(config, Path(config.run_dir)))]
-    words += ["--debug"] if debug else []
-    shown = " ".join([*(Path(word).name for word in program), *words])
-    say(f"running: torchrun --nproc-per-node {processes.value} {shown}")
-    return run_torchrun(torchrun_command(processes.value, [*program, *words]), debug=debug)
+    wanted = Path(config.run_dir)
+    with holding(claim_fresh(wanted) if fresh else claim(wanted)) as ours:
+        config = apply_overrides(config, {"run_dir": str(ours.run_dir)})
+        prepare_data(config)
+        file = write_config(config, ours.run_dir)
+        shown = " ".join([*(Path(word).name for word in program), "--config", str(file)])
+        say(f"running: torchrun --nproc-per-node {processes.value} {shown}")
+        return Attempts(
+            config=config,
+            program=program,
+            num_processes=processes.value,
+            claim=ours,
+            scratch=scratch,
+            debug=debug,
+        ).run()
 
 
 def fit_expert_parallelism(config: RunConfig, num_processes: int) -> Choice[int]:

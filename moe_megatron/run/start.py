@@ -5,31 +5,38 @@ and programs that fine-tune or recover. It parses no arguments, and prints only 
 `say`.
 """
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from pathlib import Path
 
 from moe_megatron.config import CONFIG_FILE, RunConfig, apply_overrides, load_config
 from moe_megatron.config.checkpoint_files import iteration_dir
-from moe_megatron.errors import ConfigError
+from moe_megatron.errors import AGAIN, INTERRUPTED, ConfigError
 from moe_megatron.mcore import world
 from moe_megatron.mcore.loop import engine
 from moe_megatron.mcore.loop.arguments import MachineSettings
 from moe_megatron.mcore.loop.callbacks import Callback
 from moe_megatron.mcore.loop.engine import JobOutcome, ModelHook, TrainingJob
+from moe_megatron.platform.parent import end_with_launcher
 from moe_megatron.routing import resolve
-from moe_megatron.run.folder import fresh_run_dir, make_run_dir, write_config
+from moe_megatron.run.folder import continued, make_run_dir, write_config
 from moe_megatron.run.history import History
 from moe_megatron.run.keeper import Keeper
-from moe_megatron.run.machine import choose_machine
+from moe_megatron.run.machine import MachineChoices, choose_machine
 from moe_megatron.run.prepared_data import PreparedData, prepare_data
+from moe_megatron.run.rank_folder import FolderWatch, claimed_folder, noted_end
 from moe_megatron.run.resume import choose_checkpoint
 from moe_megatron.run.sinks import configured_sinks
 from moe_megatron.telemetry.exporter.prometheus_sink import PrometheusSink
 from moe_megatron.telemetry.sinks.delivery import Sink
 from moe_megatron.telemetry.sinks.health import SinkHealth
 from moe_megatron.telemetry.sinks.sink_set import SinkSet
+
+_TIMEOUT_MINUTES = 10
+"""Megatron's default for how long ranks wait for each other."""
 
 Backend = Callable[[TrainingJob, MachineSettings], JobOutcome]
 """The function that trains; it must call the job's sinks and callbacks as Megatron's loop does."""
@@ -62,6 +69,20 @@ class RunResult:
     checkpoint: Path | None
     """Folder of the last step's checkpoint; None if there is none."""
 
+    @property
+    def was_stopped(self) -> bool:
+        """Whether a signal or a limit of time ended the run before its last step."""
+        by_samples = "train-samples" in self.config.megatron
+        left = by_samples or self.outcome.steps < self.config.training.train_steps
+        return self.outcome.interrupted and left
+
+    @property
+    def exit_code(self) -> int:
+        """With which code the processes of the run leave."""
+        if not self.was_stopped:
+            return 0
+        return AGAIN if self.checkpoint is not None else INTERRUPTED
+
 
 def start(
     config: RunConfig,
@@ -87,14 +108,36 @@ def start(
     Raises:
         MoEError: The run cannot start or continue; the message names the remedy.
     """
+    end_with_launcher()
     attached = attached or Attachments()
     config = replace(config, moe=resolve(config.moe))
     config.validate(world.size())
     machine = choose_machine(config)
-    if fresh:
-        world.join(machine.settings.backend)
-        folder = world.agree_on_text(str(fresh_run_dir(Path(config.run_dir))))
-        config = apply_overrides(config, {"run_dir": folder})
+    minutes = config.megatron.get("distributed-timeout-minutes", _TIMEOUT_MINUTES)
+    with claimed_folder(
+        Path(config.run_dir),
+        fresh=fresh,
+        backend=machine.settings.backend,
+        timeout=timedelta(minutes=float(str(minutes))),
+    ) as folder:
+        config = apply_overrides(config, {"run_dir": str(folder)})
+        if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")):
+            config = continued(config)  # torchrun has started the ranks again, as they were
+        with noted_end(folder) as ended:
+            result = _start(config, data, machine, attached, backend, quiet_megatron, say)
+            ended(result.exit_code)
+        return result
+
+
+def _start(
+    config: RunConfig,
+    data: PreparedData | None,
+    machine: MachineChoices,
+    attached: Attachments,
+    backend: Backend,
+    quiet_megatron: bool,
+    say: Callable[[str], None],
+) -> RunResult:
     config = apply_overrides(config, {"training.precision": machine.precision.value})
     rank, run_dir, history = world.rank(), Path(config.run_dir), History()
     for line in machine.lines() if rank == 0 else ():
@@ -120,7 +163,7 @@ def start(
             load=loaded,
             run_dir=run_dir,
             sinks=sinks,
-            callbacks=tuple(attached.callbacks),
+            callbacks=(FolderWatch(run_dir), *attached.callbacks),
             model_hooks=tuple(attached.model_hooks),
             health=health,
             megatron_log=run_dir / "logs" / f"rank{rank}.log" if quiet_megatron else None,

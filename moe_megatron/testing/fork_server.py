@@ -27,7 +27,6 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection, wait
-from pathlib import Path
 from socket import socketpair
 from threading import Lock
 from typing import NoReturn
@@ -60,16 +59,16 @@ class ForkServer:
             preloaded: Modules to import, in this order.
         """
         ours, its = socketpair()
-        log, path = tempfile.mkstemp(prefix="fork_server", suffix=".log")
-        self._log = Path(path)
-        with its, open(log, "wb") as output:
+        # Without a name, so that nothing is left of it, however this process ends.
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 (closed by close)
+        with its:
             code = f"from {__name__} import serve; serve({its.fileno()}, {tuple(preloaded)})"
             self._process = subprocess.Popen(
                 [sys.executable, "-c", code],
                 env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
                 pass_fds=[its.fileno()],
                 stdin=subprocess.DEVNULL,
-                stdout=output,
+                stdout=self._log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C goes to the tests only; the server ends with them
             )
@@ -105,7 +104,7 @@ class ForkServer:
         if os.getpid() == self._owner:
             self._connection.close()
             self._process.wait()
-            self._log.unlink(missing_ok=True)
+            self._log.close()
 
     @property
     def is_usable(self) -> bool:
@@ -118,7 +117,8 @@ class ForkServer:
             yield
         except (EOFError, OSError) as error:
             self._process.wait()
-            output = self._log.read_text()
+            self._log.seek(0)
+            output = self._log.read().decode(errors="replace")
             raise RuntimeError(f"the fork server has ended:\n{output}") from error
 
 

@@ -269,18 +269,19 @@ def _output_to(path: Path | None, health: SinkHealth) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _stop_on_interrupt() -> Iterator[None]:
-    """Make the first Ctrl-C save and end the run after the current step, as SIGTERM does."""
+    """Make the first Ctrl-C save and end the run after the current step, as SIGTERM does.
+
+    SIGUSR1, with which batch systems announce that time is nearly up, does the same.
+    """
 
     def stop(signum: int, frame: Any) -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if signum == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    try:
-        previous = signal.signal(signal.SIGINT, stop)
-    except ValueError:  # not the main thread: the interrupt belongs to somebody else
+    with contextlib.ExitStack() as stack:
+        # Signals belong to the main thread; a notebook may train in another.
+        with contextlib.suppress(ValueError):
+            for signum in (signal.SIGINT, signal.SIGUSR1):
+                stack.callback(signal.signal, signum, signal.signal(signum, stop))
         yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)

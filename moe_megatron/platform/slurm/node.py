@@ -17,6 +17,7 @@ from typing import Self
 
 from moe_megatron.errors import AGAIN, BackendUnavailableError
 from moe_megatron.platform.launch import run_torchrun
+from moe_megatron.platform.scratch import scratch_folder
 from moe_megatron.platform.slurm.run_progress import newest_step
 from moe_megatron.telemetry.journal import note
 
@@ -99,10 +100,11 @@ def run_node(place: Place, run_dir: Path, words: Sequence[str], *, debug: bool =
             step=newest_step(run_dir),
         )
     _stop_on_usr1()
-    code = run_torchrun(words, debug=debug)
+    with scratch_folder() as scratch:
+        end = run_torchrun(words, scratch, debug=debug)
     if first:
-        note(run_dir, "ended", code=code)
-    return 0 if code == AGAIN else code
+        note(run_dir, "ended", code=end.code)
+    return 0 if end.code == AGAIN else end.code
 
 
 def _stop_on_usr1() -> None:

@@ -15,12 +15,15 @@ ROOT = Path(__file__).parents[3]
 
 LAUNCHER = """
 import sys
+from pathlib import Path
 from moe_megatron.platform.launch import run_torchrun, torchrun_command
 try:
-    code = run_torchrun(torchrun_command(2, [sys.argv[1], *sys.argv[2:]]))
+    end = run_torchrun(torchrun_command(2, sys.argv[2:]), Path(sys.argv[1]))
 except KeyboardInterrupt:
-    code = "interrupted"
-print("CODE", code, flush=True)
+    print("interrupted", flush=True)
+for death in end.deaths:
+    print(death.explain(end.memory_kills), flush=True)
+print("CODE", end.code, flush=True)
 """
 ENDS = "import sys, os; sys.exit(int(sys.argv[1]) if os.environ['RANK'] == '1' else 0)"
 PEACEFUL = """
@@ -36,6 +39,33 @@ print("ready", flush=True)
 while True:
     time.sleep(100)
 """
+KILLED = """
+import os, signal, sys, time
+from moe_megatron.platform.death import note_failure
+there = sys.argv[1]
+if os.environ["RANK"] == "1":
+    open(there, "w").close()
+    os.kill(os.getpid(), signal.SIGKILL)
+while not os.path.exists(there):
+    time.sleep(0.05)
+time.sleep(0.2)
+note_failure(RuntimeError("Connection closed by peer [127.0.0.1]:1"))
+sys.exit(1)
+"""
+FAILS_SLOWLY = """
+import os, sys, time
+from moe_megatron.platform.death import note_failure
+there = sys.argv[1]
+if os.environ["RANK"] == "1":
+    note_failure(ValueError("the first cause"))
+    open(there, "w").close()
+    time.sleep(100)
+else:
+    while not os.path.exists(there):
+        time.sleep(0.05)
+    note_failure(RuntimeError("Connection reset by peer"))
+sys.exit(1)
+"""
 UNPREPARED = "import time; print('ready', flush=True); time.sleep(100)"
 
 
@@ -49,7 +79,7 @@ def launch(tmp_path):
         path.write_text(script)
         with log.open("wb") as file:
             process = subprocess.Popen(
-                [sys.executable, "-c", LAUNCHER, path, *words],
+                [sys.executable, "-c", LAUNCHER, tmp_path / "scratch", path, *words],
                 cwd=ROOT,
                 stdout=file,
                 stderr=subprocess.STDOUT,
@@ -89,7 +119,20 @@ def test_exit_code_is_that_of_the_worker_that_failed(code, launch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("script", "code", "cause"),
+    [
+        (KILLED, 137, "rank 1 was killed by signal 9 (SIGKILL), "),
+        (FAILS_SLOWLY, 1, "rank 1 failed with ValueError: the first cause\n"),
+    ],
+)
+def test_rank_that_died_first_is_named(script, code, cause, launch, tmp_path):
+    _, wait_for = launch(script, tmp_path / "there")
+    assert wait_for(f"CODE {code}\n").startswith(cause)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_stop_lets_workers_end_by_themselves(signum, launch):
     process, wait_for = launch(PEACEFUL)
     wait_for("ready", times=2)
@@ -103,8 +146,10 @@ def test_stop_lets_workers_end_by_themselves(signum, launch):
 def test_second_stop_kills_the_workers(launch):
     process, wait_for = launch(STUBBORN)
     wait_for("ready", times=2)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGUSR1)
     wait_for("saving", times=2)
+    process.send_signal(signal.SIGTERM)  # of a batch system, whose time is up: they go on saving
+    assert process.poll() is None
     process.send_signal(signal.SIGINT)
     output = wait_for("CODE 130\n")
     assert "stopping now" in output

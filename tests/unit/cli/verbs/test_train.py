@@ -3,7 +3,9 @@ import pytest
 from moe_megatron.cli.main import main
 from moe_megatron.cli.verbs.train import run as train
 from moe_megatron.config import apply_overrides, dump_yaml, load_config
-from moe_megatron.run import launch
+from moe_megatron.errors import EXIT_CODE
+from moe_megatron.platform.launch import End
+from moe_megatron.run import attempts
 
 MOCK = ["--config", "test_tiny", "--mock-data"]
 
@@ -20,11 +22,11 @@ def launched(monkeypatch):
     """The commands that torchrun would have been given."""
     commands = []
 
-    def run(command, *, debug):
+    def run(command, scratch, *, debug, on_stop):
         commands.append(list(command))
-        return 7
+        return End(code=EXIT_CODE)
 
-    monkeypatch.setattr(launch, "run_torchrun", run)
+    monkeypatch.setattr(attempts, "run_torchrun", run)
     return commands
 
 
@@ -53,7 +55,7 @@ def test_print_config_shows_what_would_run(capsys):
 
 
 def test_processes_are_started_with_one_file(launched, place, capsys):
-    assert train([*MOCK, "--seed", "9", "--num-processes=2"]) == 7
+    assert train([*MOCK, "--seed", "9", "--num-processes=2"]) == EXIT_CODE
     command = launched[0]
     assert command[:2] == ["--nproc-per-node", "2"]
     assert command[-1] == "runs/test_tiny/config.yaml"
