@@ -94,11 +94,11 @@ class Keeper(Callback):
         folder = iteration_dir(self._checkpoints, step)
         notes = {"step": step} if loss is None else {"step": step, VALIDATION_LOSS: loss}
         if seal_together(folder, world.rank(), world.size(), notes=notes):
-            self._remove_old()
+            self._remove_old(step)
 
-    def _remove_old(self) -> None:
+    def _remove_old(self, newest: int) -> None:
         finish_removals(self._checkpoints)
         protected = () if self._loaded is None else (self._loaded,)
-        for folder in surplus(self._checkpoints, self._keep, protected):
+        for folder in surplus(self._checkpoints, self._keep, newest, protected):
             remove(folder)
             note(self._run_dir, "removed", step=step_of(folder))

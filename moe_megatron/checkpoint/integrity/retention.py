@@ -28,17 +28,18 @@ class Keep:
     best: int | None = None
 
 
-def surplus(root: Path, keep: Keep, protected: Collection[Path] = ()) -> list[Path]:
+def surplus(root: Path, keep: Keep, newest: int, protected: Collection[Path] = ()) -> list[Path]:
     """The checkpoints that need not be kept, oldest first. Incomplete ones are none.
 
     Args:
-        root: Folder of the `iter_*` folders of a run that saves none of them at the moment.
+        root: Folder of the `iter_*` folders of a run.
         keep: The rule.
+        newest: Step of the newest complete one; what is newer may be being written.
         protected: Folders that stay in any case.
     """
     if keep == Keep():
         return []
-    steps = {step: path for path in root.iterdir() if (step := step_of(path)) is not None}
+    steps = {s: path for path in root.iterdir() if (s := step_of(path)) is not None and s <= newest}
     newest_first = [s for s in sorted(steps, reverse=True) if (steps[s] / METADATA).is_file()]
     manifests = {step: _manifest(steps[step]) for step in newest_first}
     kept = set(newest_first[: keep.last or 1])

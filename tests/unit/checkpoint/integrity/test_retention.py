@@ -43,7 +43,7 @@ def root(tmp_path: Path) -> Path:
     ],
 )
 def test_rules_add_up(keep: Keep, left: list[int], root: Path) -> None:
-    for folder in surplus(root, keep):
+    for folder in surplus(root, keep, 60):
         remove(folder)
     kept = sorted(path.name for path in root.iterdir())
     others = ["iter_0000060.damaged", "iter_0000070", "notes.txt"]
@@ -53,12 +53,16 @@ def test_rules_add_up(keep: Keep, left: list[int], root: Path) -> None:
 def test_newest_that_looks_valid_stays(root: Path) -> None:
     unseal(root / "iter_0000060")
     (root / "iter_0000050" / ".metadata").write_text("tensors and more")
-    assert [path.name[-2:] for path in surplus(root, Keep(last=1))] == ["10", "20", "30", "50"]
+    assert [path.name[-2:] for path in surplus(root, Keep(last=1), 60)] == ["10", "20", "30", "50"]
 
 
 def test_checkpoint_that_the_run_started_from_stays(root: Path) -> None:
     start = root / "iter_0000030"
-    assert start not in surplus(root, Keep(last=1), [start])
+    assert start not in surplus(root, Keep(last=1), 60, [start])
+
+
+def test_what_is_newer_than_the_newest_complete_one_may_be_being_written(root: Path) -> None:
+    assert [path.name[-2:] for path in surplus(root, Keep(last=1), 40)] == ["10", "20", "30"]
 
 
 def test_removal_that_was_killed_is_finished(root: Path) -> None:
