@@ -54,8 +54,15 @@ class RecoveryConfig:
     give them their weights of the newest checkpoint in which they were not masked, or the mean of
     the layer's living experts."""
 
+    hang_seconds: float | None = None
+    """Longest time without progress, ten times as long in checkpoints and evaluations; null: 60
+    plus ten times the median of the last steps."""
+
+    end_hangs: bool = True
+    """End the processes of a run that hangs, so that the launcher can start them again."""
+
     def __post_init__(self) -> None:
         conform(self)
         checks.at_least(self, 0, "max_restarts", "max_skips", "max_rollbacks")
         checks.at_least(self, 3, "spike_window")
-        checks.positive(self, "spike_deviations")
+        checks.positive(self, "spike_deviations", "hang_seconds")

@@ -61,6 +61,9 @@ class TrainingConfig:
     seed: int = setting(1234, flag="seed")
     """Seed of initialization, data order and dropout."""
 
+    deterministic: bool = setting(False, flag="deterministic-mode")
+    """Use only operations that give the same bits every time, on the same machines and layout."""
+
     precision: Precision = "auto"
     """Number format of the computation; auto chooses by device and logs the reason."""
 

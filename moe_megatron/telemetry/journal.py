@@ -34,7 +34,7 @@ EventKind = Literal[
     "rolled_back",  # the run went back to a checkpoint: step, to_step, reason
     "masked",  # an expert was taken out of routing: step, layer, expert, reason
     "unmasked",  # an expert takes part again: step, layer, expert
-    "hang",  # no step ended in time: rank, seconds, stacks (file)
+    "hang",  # nothing moved in time: rank (null: all wait), host, step, seconds, stacks
     "sink_failed",  # a log or sink cannot be written: sink, reason
     "sink_restored",  # it can again: sink
     "rank_died",  # a process of the run ended by itself: rank, reason

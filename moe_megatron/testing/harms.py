@@ -7,6 +7,7 @@ the same run. They do not know what a run does about them.
 import math
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,15 @@ class Stopped(Harm):
             os.kill(os.getpid(), signal.SIGSTOP)
 
 
+class Stuck(Harm):
+    """Makes one rank wait for something that never comes."""
+
+    def harm(self, output: torch.Tensor) -> None:
+        """Wait."""
+        while True:
+            time.sleep(1)
+
+
 def _module(model: list[Any], name: str) -> Any:
     found = (m for chunk in model for n, m in chunk.named_modules() if n.endswith(name))
     return next(found, torch.nn.Identity())
@@ -148,4 +158,5 @@ HARMS: dict[str, Callable[..., Callback]] = {
     "spike": Scaled,
     "expert": BadExpert,
     "stop": Stopped,
+    "stuck": Stuck,
 }

@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from megatron.training.arguments import add_megatron_arguments, parse_and_validate_args
+from megatron.training.determinism import apply_determinism_env
 
 from moe_megatron.config import RunConfig
 from moe_megatron.config.flags import to_flags
@@ -189,11 +190,23 @@ def _in_main_thread() -> bool:
 
 
 def prepare_environment(config: RunConfig) -> None:
-    """Set CUDA_DEVICE_MAX_CONNECTIONS=1, on which Megatron insists, before CUDA starts.
+    """Set the variables on which Megatron insists, before CUDA starts.
 
-    A single hardware queue keeps communication and computation in the order in which tensor and
-    context parallelism issue them. Without these, a GPU is faster with more queues.
+    CUDA_DEVICE_MAX_CONNECTIONS=1: a single hardware queue keeps communication and computation in
+    the order in which tensor and context parallelism issue them. Without these, a GPU is faster
+    with more queues. Deterministic runs also fix the algorithms of NCCL, cuBLAS and Transformer
+    Engine.
+
+    Raises:
+        ConfigError: The environment asks for an algorithm that is not deterministic.
     """
+    if config.training.deterministic:
+        try:
+            apply_determinism_env(os.environ)
+        except AssertionError as error:
+            raise ConfigError(
+                f"training.deterministic does not fit the environment: {error} Unset the variable."
+            ) from error
     if config.parallel.tensor_parallel_size * config.parallel.context_parallel_size > 1:
         os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
 

@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from megatron.core.datasets import utils as dataset_utils
 from megatron.core.enums import ModelType
@@ -42,7 +43,12 @@ from moe_megatron.mcore.measure.attempt_journal import AttemptJournal
 from moe_megatron.mcore.measure.lasting_writers import lasting_writers
 from moe_megatron.mcore.measure.phases import PhaseClock
 from moe_megatron.mcore.measure.telemetry import TelemetryCallback
-from moe_megatron.mcore.recovery.build import configured_policies, guarded, number_masked
+from moe_megatron.mcore.recovery.build import (
+    configured_policies,
+    configured_watchdogs,
+    guarded,
+    number_masked,
+)
 from moe_megatron.mcore.recovery.rollback import RollBack
 from moe_megatron.mcore.state import checkpoint
 from moe_megatron.mcore.state.background import saving_in_a_fork
@@ -146,6 +152,8 @@ def run(job: TrainingJob, machine: MachineSettings) -> JobOutcome:
     rollback = RollBack(job.checkpoints, None if load is None else job.run_dir)
     callbacks: list[Callback] = [release, telemetry, *job.callbacks]
     callbacks += policies
+    watchdogs = configured_watchdogs(config.recovery, job.run_dir, clock.current)
+    callbacks += watchdogs
     if job.checkpoints is not None:
         checkpoint.check_writable(job.checkpoints)
         callbacks.append(_SideFiles(job, telemetry, load))
@@ -155,6 +163,11 @@ def run(job: TrainingJob, machine: MachineSettings) -> JobOutcome:
     started = time.perf_counter()
     with contextlib.ExitStack() as stack:
         stack.callback(forget_run, world.process_groups())
+        stack.callback(
+            torch.use_deterministic_algorithms, torch.are_deterministic_algorithms_enabled()
+        )
+        for watchdog in watchdogs:
+            stack.callback(watchdog.close)
         stack.callback(release.release)
         stack.enter_context(_output_to(job.megatron_log, job.health))
         stack.enter_context(lasting_writers(job.health))  # before `parse`, which opens them

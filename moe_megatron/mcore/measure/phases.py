@@ -25,15 +25,23 @@ class PhaseClock:
         self._lap_started = clock()
         self._nested = [0.0]
         """Time spent in nested phases: first outside of any phase, then for each open phase."""
+        self._open: list[str] = []
+
+    def current(self) -> str:
+        """The innermost open phase; other threads may ask."""
+        phases = self._open
+        return phases[-1] if phases else OTHER
 
     @contextmanager
     def measure(self, phase: str) -> Iterator[None]:
         """Add the time inside the context to a phase, minus that of phases nested in it."""
         started = self._clock()
         self._nested.append(0.0)
+        self._open = [*self._open, phase]
         try:
             yield
         finally:
+            self._open = self._open[:-1]
             elapsed = self._clock() - started
             own = elapsed - self._nested.pop()
             self._seconds[phase] = self._seconds.get(phase, 0.0) + own

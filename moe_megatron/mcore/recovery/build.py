@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from moe_megatron.config import RecoveryConfig, RunConfig
+from moe_megatron.mcore import world
 from moe_megatron.mcore.loop.callbacks import Callback
 from moe_megatron.mcore.recovery.expert_failure import ExpertFailure
 from moe_megatron.mcore.recovery.guard import Bounds, StepGuard
@@ -13,6 +14,7 @@ from moe_megatron.mcore.recovery.nonfinite import NonFinite
 from moe_megatron.mcore.recovery.policy import Policy
 from moe_megatron.mcore.recovery.rollback import RollBack
 from moe_megatron.mcore.recovery.spikes import LossSpikes
+from moe_megatron.mcore.recovery.watchdog import Watchdog
 
 
 def configured_policies(
@@ -51,6 +53,17 @@ def configured_policies(
 def number_masked(policies: Sequence[Policy]) -> Callable[[], tuple[int, ...]]:
     """The function that gives the number of masked experts of each layer; () for none."""
     return next((it.number_masked for it in policies if isinstance(it, ExpertFailure)), tuple)
+
+
+def configured_watchdogs(
+    config: RecoveryConfig, run_dir: Path | None, phase: Callable[[], str]
+) -> list[Watchdog]:
+    """The watchdog of a run, if it has a folder; `phase` gives the phase in which the loop is."""
+    if run_dir is None:
+        return []
+    # A process alone waits for nobody, but perhaps for a debugger: it is not ended.
+    ends = config.end_hangs and world.size() > 1
+    return [Watchdog(run_dir, seconds=config.hang_seconds, ends=ends, phase=phase)]
 
 
 def guarded(
