@@ -36,6 +36,8 @@ class MonitorOptions:
 
     Attributes:
         port: port of Prometheus; 0 for any free one.
+        external_url: where others reach this Prometheus, for the links of alerts; its own
+            address by default.
         interval: between scrapes, and between evaluations of rules.
         alertmanagers: addresses, HOST:PORT, that alerts are sent to.
         limits: thresholds of the alerts.
@@ -44,6 +46,7 @@ class MonitorOptions:
     """
 
     port: int = 0
+    external_url: str | None = None
     interval: str = "5s"
     alertmanagers: tuple[str, ...] = ()
     limits: Thresholds = field(default_factory=Thresholds)
@@ -83,6 +86,8 @@ class LocalPrometheus:
             f"--storage.tsdb.path={self.folder / 'data'}",
             "--storage.tsdb.retention.time=10y",
             f"--web.listen-address={HOST}:{self.port}",
+            f"--web.external-url={options.external_url or self.url}",
+            "--web.route-prefix=/",
         ]
         with self._log.open("wb") as log:
             # In a session of its own, so that Ctrl-C does not reach it and `close` ends it.

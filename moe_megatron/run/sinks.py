@@ -15,7 +15,7 @@ from moe_megatron.telemetry.exporter.metrics_server import ServerOptions
 from moe_megatron.telemetry.exporter.prometheus_sink import ExporterOptions, PrometheusSink
 from moe_megatron.telemetry.history import HistorySink
 from moe_megatron.telemetry.history.location import history_address
-from moe_megatron.telemetry.identity import run_name
+from moe_megatron.telemetry.identity import run_id
 from moe_megatron.telemetry.metric import ExpertDetail
 from moe_megatron.telemetry.sinks.console import ConsoleSink
 from moe_megatron.telemetry.sinks.delivery import Sink
@@ -80,7 +80,7 @@ def make_exporter(
         ),
         detail=ExpertDetail[telemetry.metrics_expert_detail.upper()],
         max_series=telemetry.metrics_max_series,
-        run_id=run_name(run_dir),
+        run_id=run_id(run_dir),
         cluster=telemetry.cluster,
         discovery_dir=None if discovery is None else Path(discovery),
     )

@@ -111,7 +111,8 @@ def watched(
     with ExitStack() as stack:
         started: dict[str, Ranks] = {}
         for fault in EXPECTED:
-            ranks = start_ranks(main, place, fault, environment={"MOE_MEGATRON_CACHE": str(cache)})
+            environment = {"MOE_MEGATRON_CACHE": str(cache), "NEMO_LENS_RUN_ID": fault}
+            ranks = start_ranks(main, place, fault, environment=environment)
             started[fault] = stack.enter_context(ranks)
             if len(started) == 1:  # it fills the cache, which the others find
                 ranks.wait_for("step 1/")

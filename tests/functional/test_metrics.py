@@ -14,6 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from moe_megatron.cli import pretrain
 from moe_megatron.telemetry.catalog import metrics
+from moe_megatron.telemetry.identity import run_id
 from moe_megatron.telemetry.sinks.jsonl import read_metrics, read_routing
 from moe_megatron.telemetry.values.records import StepRecord
 from moe_megatron.testing.distributed import RankError, start_ranks
@@ -174,7 +175,7 @@ def test_json_logs_are_one_object_a_line_without_training_text(recorded, corpus)
     assert "quick brown fox" in corpus.read_text()
     keys = ["time", "level", "logger", "message", "run_id", "rank", "trace_id", "span_id", "step"]
     assert all(list(line)[: len(keys)] == keys for line in lines)
-    assert {line["run_id"] for line in lines} == {"run"}
+    assert {line["run_id"] for line in lines} == {run_id(recorded[2] / "run")}
     assert len({line["trace_id"] for line in lines}) == 1
     of_steps = [line for line in lines if line["message"] == "step"]
     assert of_steps[-1]["step"] == NUM_STEPS

@@ -24,6 +24,7 @@ from moe_megatron.dashboards.artifacts import dashboard_json
 from moe_megatron.dashboards.check import all_panels, variable_queries
 from moe_megatron.telemetry.catalog import metrics
 from moe_megatron.telemetry.exporter.discovery import TARGETS_FILE
+from moe_megatron.telemetry.identity import run_id
 from moe_megatron.telemetry.sinks.jsonl import ROUTING_FILE, read_routing
 from moe_megatron.testing.distributed import start_ranks
 from moe_megatron.testing.prometheus_api import PrometheusApi
@@ -63,7 +64,7 @@ class Recorded:
             "__rate_interval": f"{4 * INTERVAL:g}s",
             "__range": f"{math.ceil(self.end - self.start)}s",
             "cluster": "local",
-            "run": RUN,
+            "run": run_id(self.run_dir),
             "layer": "2",
             "price": "2.5",
         }
@@ -89,7 +90,11 @@ def recorded(
         scrapes = "count_over_time(moe_eval_loss[1h])"
         wait_until(lambda: (prometheus.value(scrapes) or 0) >= SCRAPES)
         target = json.loads((place / RUN / TARGETS_FILE).read_text())
-        assert target[0]["labels"] == {"job": "moe-train", "cluster": "local", "run": RUN}
+        assert target[0]["labels"] == {
+            "job": "moe-train",
+            "cluster": "local",
+            "run": run_id(place / RUN),
+        }
         # Of the lines that were scraped, so that a pause of this process does not matter.
         times = [float(t) for t, _ in prometheus.query("moe_train_lm_loss[1h]")[0]["values"]]
         training.send_signal(signal.SIGTERM)
@@ -136,7 +141,7 @@ def test_query_of_a_variable_has_values(recorded, file):
     for name, query in variable_queries(DASHBOARDS[file]).items():
         selector, label = re.fullmatch(r"label_values\((.+), (\w+)\)", query).groups()
         values = recorded.prometheus.label_values(label, recorded.fill_in(selector))
-        expected = {"cluster": ["local"], "run": [RUN], "layer": ["1", "2"]}
+        expected = {"cluster": ["local"], "run": [run_id(recorded.run_dir)], "layer": ["1", "2"]}
         assert values == expected[name]
 
 

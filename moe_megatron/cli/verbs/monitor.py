@@ -2,7 +2,9 @@
 
 import argparse
 import math
+import re
 import signal
+import time
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -13,6 +15,9 @@ from moe_megatron.dashboards.local_prometheus import LocalPrometheus, MonitorOpt
 from moe_megatron.dashboards.rules import Thresholds
 from moe_megatron.errors import BackendUnavailableError, ConfigError
 from moe_megatron.telemetry.exporter.discovery import TARGETS_FILE
+
+_TIME = re.compile(r"(?:\d+d)?(?:\d+h)?(?:\d+m)?(?:\d+s)?(?:\d+ms)?")
+_LOOK_SECONDS = 0.5
 
 _EPILOG = """\
 example:
@@ -31,21 +36,29 @@ def run(argv: Sequence[str]) -> int:
 
     Raises:
         BackendUnavailableError: Prometheus is not installed, does not start, or exits by itself.
-        ConfigError: The port is invalid or taken, or a threshold is invalid.
-        DataError: The folder does not exist.
+        ConfigError: The port is invalid or taken, or a threshold, time or address is invalid.
+        DataError: The folder of the run is a file.
     """
     options = _parser().parse_args(argv)
     if not 0 <= options.port <= 65535:
         raise ConfigError(f"--port must be 0 (a free port) to 65535, not {options.port}.")
+    check_interval(options.interval)
+    check_external_url(options.external_url)
     run_dir: Path = options.run_dir
     for number in (signal.SIGINT, signal.SIGTERM):
         # SIGINT as well: a shell without job control starts background jobs with SIGINT ignored.
         signal.signal(number, _interrupt)
+    try:
+        _wait_for(run_dir)
+    except KeyboardInterrupt:
+        print("stopped before the run began", flush=True)
+        return 0
     server = LocalPrometheus(
         run_dir,
         MonitorOptions(
             port=options.port,
             interval=options.interval,
+            external_url=options.external_url,
             alertmanagers=tuple(options.alertmanager),
             limits=read_thresholds(options.threshold),
             token_file=options.metrics_token_file,
@@ -79,6 +92,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--port", type=int, default=0, help="port of Prometheus (default: a free one)")
     add("--interval", default="5s", metavar="TIME", help="time between scrapes (default: 5s)")
     add(
+        "--external-url",
+        metavar="URL",
+        help="address of this Prometheus in links of alerts (default: its own on this machine)",
+    )
+    add(
         "--alertmanager",
         action="append",
         default=[],
@@ -102,6 +120,40 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--debug", action="store_true", help="show tracebacks of errors")
     return parser
+
+
+def check_interval(text: str) -> None:
+    """Check a time as Prometheus reads it.
+
+    Raises:
+        ConfigError: It is none, or zero.
+    """
+    if not _TIME.fullmatch(text) or not re.search("[1-9]", text):
+        raise ConfigError(
+            f"--interval must be a time such as 500ms, 5s or 1m30s, not '{text}'; a run rarely "
+            "needs less than 5s."
+        )
+
+
+def check_external_url(text: str | None) -> None:
+    """Check the address under which others reach Prometheus.
+
+    Raises:
+        ConfigError: It is no http address.
+    """
+    if text is not None and not re.fullmatch(r"https?://[^\s/]+\S*", text):
+        raise ConfigError(
+            f"--external-url must be an address such as https://prometheus.example.org, not "
+            f"'{text}'."
+        )
+
+
+def _wait_for(run_dir: Path) -> None:
+    """Wait until the folder of a run exists: the run may start after its monitor."""
+    if not run_dir.exists():
+        print(f"waiting for {run_dir}, which does not exist yet; Ctrl-C stops it", flush=True)
+    while not run_dir.exists():
+        time.sleep(_LOOK_SECONDS)
 
 
 def read_thresholds(words: Sequence[str]) -> Thresholds:

@@ -139,6 +139,9 @@ def _path_flags(config: RunConfig, machine: MachineSettings, paths: RunPaths) ->
     if paths.checkpoints is not None:
         words += ["--save", paths.checkpoints]
         words += ["--save-interval", str(config.checkpoint.save_interval)]
+    if "wandb-project" in config.megatron and "wandb-save-dir" not in config.megatron:
+        # Megatron would put W&B's files among the checkpoints, whatever W&B's own variable says.
+        words += ["--wandb-save-dir", os.environ.get("WANDB_DIR") or config.run_dir]
     if config.checkpoint.async_save and machine.backend == "gloo":
         words += ["--async-strategy", "mcore"]
     elif config.checkpoint.async_save:

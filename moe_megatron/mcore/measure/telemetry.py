@@ -29,7 +29,7 @@ from moe_megatron.mcore.measure.snapshots import make_snapshot
 from moe_megatron.mcore.measure.writers import RoutingWriters
 from moe_megatron.platform.peak import peak_tflops
 from moe_megatron.telemetry.catalog import quantities
-from moe_megatron.telemetry.identity import run_name
+from moe_megatron.telemetry.identity import run_id
 from moe_megatron.telemetry.quantity import Quantity
 from moe_megatron.telemetry.sinks.sink_set import SinkSet
 from moe_megatron.telemetry.values.profile import RoutingProfile
@@ -120,7 +120,7 @@ class TelemetryCallback(Callback):
         peak = config.telemetry.peak_tflops or peak_tflops(name)
         parallel = config.parallel
         labels = {
-            "run_id": run_name(self._run_dir),
+            "run_id": run_id(self._run_dir),
             "preset": config.preset or "",
             "version": package_version(),
             "device": name,

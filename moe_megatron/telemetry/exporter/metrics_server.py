@@ -1,8 +1,7 @@
 """An HTTP server for one registry: /metrics, on its own threads, optionally with token and TLS.
 
 The server of `prometheus_client` checks no token, so this one is built on the standard library's.
-A client that is slow or silent occupies one thread for at most ten seconds and nothing else. It
-does not know what the registry holds.
+What clients may occupy is bounded (`bounded_server`). It does not know what the registry holds.
 """
 
 import gzip
@@ -15,17 +14,20 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from wsgiref.simple_server import WSGIRequestHandler, make_server
+from wsgiref.simple_server import make_server
 
 from prometheus_client import CollectorRegistry
-from prometheus_client.exposition import ThreadingWSGIServer
 
 from moe_megatron.errors import ConfigError
+from moe_megatron.telemetry.exporter.bounded_server import (
+    CONNECTION_SECONDS,
+    BoundedHandler,
+    BoundedServer,
+)
 from moe_megatron.telemetry.exporter.exposition import CONTENT_TYPE, write_text
 
 logger = logging.getLogger(__name__)
 
-_CLIENT_SECONDS = 10.0
 _GZIP_LEVEL = 1
 """The fastest level, since the time to compress adds to every scrape."""
 
@@ -64,12 +66,10 @@ class MetricsServer:
     def __init__(self, registry: CollectorRegistry, options: ServerOptions) -> None:
         context = _tls_context(options)
         family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
-        server_class = type(
-            "_Server", (ThreadingWSGIServer,), {"address_family": family, "daemon_threads": True}
-        )
+        server_class = type("_Server", (BoundedServer,), {"address_family": family})
         app = _App(registry, options.token)
         try:
-            server: Any = make_server(options.host, options.port, app, server_class, _Handler)
+            server: Any = make_server(options.host, options.port, app, server_class, BoundedHandler)
         except OSError as error:
             raise ConfigError(
                 f"metrics cannot be served on {options.host} port {options.port} "
@@ -94,7 +94,7 @@ class MetricsServer:
         """Stops listening."""
         self._server.shutdown()
         self._server.server_close()
-        self._thread.join(_CLIENT_SECONDS)
+        self._thread.join(CONNECTION_SECONDS)
 
 
 class _App:
@@ -138,22 +138,6 @@ def _answer(
 ) -> Iterable[bytes]:
     start_response(status, [*headers, ("Content-Length", str(len(body)))])
     return [body]
-
-
-class _Handler(WSGIRequestHandler):
-    """Handles one connection, without logging and with a time limit."""
-
-    timeout = _CLIENT_SECONDS
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Does nothing: requests are not events of the run."""
-
-    def handle(self) -> None:
-        """Answer the request, unless the client disconnects or speaks another protocol."""
-        try:
-            super().handle()
-        except (OSError, ssl.SSLError):
-            logger.debug("a metrics client went away", exc_info=True)
 
 
 def _tls_context(options: ServerOptions) -> ssl.SSLContext | None:

@@ -271,3 +271,16 @@ def test_value_that_megatron_cannot_read_is_a_config_error(
     ):
         parse(argv)
     assert capsys.readouterr() == ("", "")
+
+
+def test_files_of_wandb_are_in_the_run_folder_or_where_wandb_dir_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    logged = tiny(**{"run_dir": "runs/a", "megatron.wandb-project": "moe"})
+    monkeypatch.delenv("WANDB_DIR", raising=False)
+    assert value_after(megatron_argv(logged, CPU, PATHS), "--wandb-save-dir") == "runs/a"
+    monkeypatch.setenv("WANDB_DIR", "/elsewhere")
+    assert value_after(megatron_argv(logged, CPU, PATHS), "--wandb-save-dir") == "/elsewhere"
+    chosen = tiny(**{"megatron.wandb-project": "moe", "megatron.wandb-save-dir": "mine"})
+    assert megatron_argv(chosen, CPU, PATHS).count("--wandb-save-dir") == 1
+    assert "--wandb-save-dir" not in megatron_argv(tiny(), CPU, PATHS)

@@ -1,9 +1,13 @@
 """The real server on loopback, asked by real clients."""
 
+import contextlib
 import gzip
+import os
 import socket
 import ssl
 import subprocess
+import threading
+import time
 import urllib.error
 import urllib.request
 
@@ -12,6 +16,7 @@ from prometheus_client import CollectorRegistry, Gauge, generate_latest
 from prometheus_client.registry import Collector
 
 from moe_megatron.errors import ConfigError
+from moe_megatron.telemetry.exporter import bounded_server
 from moe_megatron.telemetry.exporter.metrics_server import MetricsServer, ServerOptions
 
 
@@ -159,3 +164,62 @@ def test_closed_server_lets_its_port_go(registry):
     server = MetricsServer(registry, ServerOptions())
     server.close()
     MetricsServer(registry, ServerOptions(port=server.port)).close()
+
+
+def held(server, number):
+    """Connections that send nothing."""
+    return [socket.create_connection(("127.0.0.1", server.port), timeout=20) for _ in range(number)]
+
+
+def handler_threads():
+    return [t for t in threading.enumerate() if "process_request_thread" in t.name]
+
+
+def wait_until(condition):
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_flood_of_silent_clients_neither_keeps_out_a_scraper_nor_leaves_anything(serve, registry):
+    server = serve()
+    before, threads = len(os.listdir("/proc/self/fd")), len(handler_threads())
+    clients = held(server, 200)
+    status, _, body = ask(server)
+    assert (status, body) == (200, generate_latest(registry))
+    wait_until(lambda: len(handler_threads()) <= threads + bounded_server.MAX_CONNECTIONS)
+    for client in clients:
+        client.close()
+    wait_until(lambda: len(handler_threads()) == threads)
+    wait_until(lambda: len(os.listdir("/proc/self/fd")) <= before)
+
+
+def test_client_that_sends_a_byte_now_and_then_is_cut(serve, monkeypatch):
+    monkeypatch.setattr(bounded_server, "CONNECTION_SECONDS", 1.0)
+    (client,) = held(serve(), 1)
+    client.sendall(b"GET /metrics HTTP/1.1\r\nX: ")
+    client.settimeout(0.1)
+    deadline = time.monotonic() + 60
+    while True:
+        assert time.monotonic() < deadline
+        try:
+            client.sendall(b"x")
+            if client.recv(1) == b"":
+                break
+        except TimeoutError:
+            continue
+        except OSError:
+            break
+    client.close()
+
+
+def test_request_that_is_too_large_is_closed_without_an_answer(serve, registry):
+    server = serve()
+    (client,) = held(server, 1)
+    with contextlib.suppress(OSError):
+        client.sendall(b"GET /metrics HTTP/1.1\r\n" + b"X: " + b"y" * 20_000 + b"\r\n")
+    with contextlib.suppress(ConnectionResetError):
+        assert client.recv(100) == b""
+    client.close()
+    assert ask(server)[0] == 200

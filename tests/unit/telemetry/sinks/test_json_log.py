@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from moe_megatron.telemetry.identity import Identity, run_name
+from moe_megatron.telemetry.identity import Identity
 from moe_megatron.telemetry.sinks.json_log import JsonFormatter, LogSink
 from moe_megatron.telemetry.values.records import EvalRecord
 
@@ -72,7 +72,7 @@ def test_all_processes_of_a_run_share_a_trace(tmp_path, monkeypatch):
     monkeypatch.delenv("TRACEPARENT", raising=False)
     monkeypatch.delenv("NEMO_LENS_RUN_ID", raising=False)
     first, second = (Identity.of_process(tmp_path / "run", rank) for rank in (0, 1))
-    assert (first.run_id, first.rank, second.rank) == ("run", 0, 1)
+    assert (first.run_id, first.rank, second.rank) == (second.run_id, 0, 1)
     assert first.trace_id == second.trace_id != Identity.of_process(tmp_path / "b", 0).trace_id
     assert first.span_id != second.span_id
     assert re.fullmatch("[0-9a-f]{32}", first.trace_id)
@@ -85,10 +85,3 @@ def test_trace_of_whoever_started_the_run_is_taken_over(tmp_path, monkeypatch):
     assert Identity.of_process(tmp_path, 0).trace_id == trace
     monkeypatch.setenv("TRACEPARENT", "nonsense")
     assert Identity.of_process(tmp_path, 0).trace_id != trace
-
-
-def test_run_is_named_by_its_folder_or_by_lens(tmp_path, monkeypatch):
-    monkeypatch.delenv("NEMO_LENS_RUN_ID", raising=False)
-    assert (run_name(tmp_path / "a"), run_name(None)) == ("a", "moe")
-    monkeypatch.setenv("NEMO_LENS_RUN_ID", "given")
-    assert run_name(tmp_path / "a") == "given"
