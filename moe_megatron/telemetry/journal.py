@@ -20,7 +20,8 @@ logger = logging.getLogger(__name__)
 EVENTS_FILE = "events.jsonl"
 
 EventKind = Literal[
-    "launched",  # the launcher has started the ranks: host, pid, processes
+    "launched",  # the launcher has started the ranks: host, pid, processes; in a batch job also
+    # job, restart, step (of the newest checkpoint)
     "attempt",  # the ranks are about to build the model: attempt, world_size, host, pid, started
     "resumed",  # an attempt goes on from a checkpoint, or anew: step, seconds, and what is lost:
     # reached (last step made before), reached_at (time), lost_steps, lost_seconds

@@ -237,12 +237,14 @@ class SlurmCluster:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _steps(self) -> Sequence[psutil.Process]:
-        """The daemons of steps, which outlive that of their node."""
+        """The daemons of steps, which outlive that of their node, by the sockets they listen on."""
         found = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
-                conf = process.environ().get("SLURM_CONF")
-                if conf == self.environment["SLURM_CONF"] and "slurm" in process.name():
+                # Their titles overwrite what /proc says of their environment.
+                if "slurmstepd" in process.name() and any(
+                    str(self.folder) in str(own.laddr) for own in process.net_connections("unix")
+                ):
                     found.append(process)
         return found
 

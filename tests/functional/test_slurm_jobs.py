@@ -206,3 +206,50 @@ def test_commands_submit_watch_and_show_a_run(cluster, site, tmp_path, monkeypat
         assert text in shown
     assert main(["slurm", "logs", "runs/a", "--node", "7"]) == 2
     assert "node7.log does not exist; nodes are numbered from 0" in capsys.readouterr().err
+
+
+@pytest.mark.deep
+def test_job_is_submitted_anew_where_slurm_excludes_no_nodes_from_one_that_waits(
+    cluster, site, submit, tmp_path, monkeypatch
+) -> None:
+    site_check(site, '[ "$SLURMD_NODENAME" != n1 ]')
+    shim = '#!/bin/sh\n[ "$1" != update ] || exit 1\nexec /usr/bin/scontrol "$@"\n'
+    (site / "scontrol").write_text(shim)
+    (site / "scontrol").chmod(0o755)
+    job = submit(f"save {STEPS}")
+    deadline = time.monotonic() + 90
+    while not attempts(tmp_path):
+        assert time.monotonic() < deadline, said(tmp_path)
+        time.sleep(0.2)
+    (line,) = attempts(tmp_path)
+    again, node = line.split()
+    assert (int(again) > int(job), node) == (True, "n2")
+    cluster.wait_for(again, "COMPLETED")
+    assert "submitting anew without n1" in said(tmp_path)
+    assert cluster.field(job, "JobState") == "CANCELLED"
+
+
+def test_programs_run_in_the_container_that_the_site_names(
+    cluster, site, submit, tmp_path, monkeypatch
+) -> None:
+    """A program in the place of apptainer notes how it is called, and runs the rest."""
+    program = site / "apptainer"
+    shift = 'until [ "$1" = moe.sif ]; do shift; done; shift'
+    program.write_text(f'#!/bin/bash\necho "$@" >> {site}/calls\n{shift}\nexec "$@"\n')
+    program.chmod(0o755)
+    for name, value in (("CONTAINER", "apptainer"), ("IMAGE", "moe.sif"), ("MOUNTS", "/a:/b")):
+        monkeypatch.setenv(f"MOE_{name}", value)
+    job = submit(f"save {STEPS}")
+    assert end_of(cluster, job, tmp_path).startswith("0:0"), said(tmp_path)
+    calls = (site / "calls").read_text().splitlines()
+    start = f"exec --bind {ROOT},/a:/b --pwd {ROOT} moe.sif moe-megatron slurm "
+    assert [call.removeprefix(start).split()[0] for call in calls] == [
+        *("verdict", "check-node", "node", "verdict")
+    ]
+
+
+def test_container_that_is_not_known_is_refused(cluster, submit, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("MOE_CONTAINER", "docker")
+    job = submit("exit 0")
+    assert end_of(cluster, job, tmp_path).startswith("2:0")
+    assert "it must be none, pyxis or apptainer" in said(tmp_path)

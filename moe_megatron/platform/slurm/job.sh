@@ -13,6 +13,9 @@
 bad=       # nodes that failed their check, with commas
 stopping=0 # 1 after SLURM has said that time is short
 step=      # the process id of the srun that trains
+script_words=("$@")
+# Since 22.05 srun forgets what sbatch was told, and would give each task one core.
+[ -z "${SLURM_CPUS_PER_TASK-}" ] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
 
 say() { echo "== $(date +%FT%T) job ${SLURM_JOB_ID-} attempt ${SLURM_RESTART_COUNT:-0}: $*"; }
 
@@ -136,7 +139,8 @@ train() {
     mkdir -p "$logs"
     if [ $stopping = 0 ]; then
         say "training on $SLURM_JOB_NODELIST; output is in $logs"
-        srun --ntasks-per-node=1 --kill-on-bad-exit=1 --output="$logs/node%n.log" \
+        # The ranks of a node share its cores: torchrun, the one task there, is bound to none.
+        srun --ntasks-per-node=1 --kill-on-bad-exit=1 --cpu-bind=none --output="$logs/node%n.log" \
             "${step_options[@]}" "${inside[@]}" \
             moe-megatron slurm node --processes "$MOE_PROCESSES_PER_NODE" "${words[@]}" "${resume[@]}" &
         step=$!
@@ -211,6 +215,7 @@ exclude() {
         say "submitting anew without $bad: this SLURM excludes no nodes from a job that waits"
         scontrol write batch_script "$SLURM_JOB_ID" "$MOE_RUN/slurm/again.sbatch" > /dev/null
         scancel "$1"
-        sbatch --exclude="${before:+$before,}$bad" "$MOE_RUN/slurm/again.sbatch"
+        sbatch --exclude="${before:+$before,}$bad" --nodes="$SLURM_JOB_NUM_NODES" \
+            --job-name="$SLURM_JOB_NAME" "$MOE_RUN/slurm/again.sbatch" "${script_words[@]}"
     fi
 }
