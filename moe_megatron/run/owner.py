@@ -148,6 +148,23 @@ def owner_of(run_dir: Path) -> Owner | None:
     return _read(run_dir, max(_records(run_dir), default=0))
 
 
+def outlast(run_dir: Path, job: str, *, patience: float = STALE_SECONDS + 5) -> None:
+    """Wait until another job that owned the folder is known to be dead.
+
+    The next job of a chain starts seconds after one that was killed, which from another machine
+    looks alive for `STALE_SECONDS`. If it does live, `claim` says so.
+    """
+    deadline = time.monotonic() + patience
+    while time.monotonic() < deadline:
+        number = max(_records(run_dir), default=0)
+        owner = _read(run_dir, number)
+        if owner is None or owner.job in (None, job):
+            return
+        if not is_alive(run_dir, number, owner, Owner.this()):
+            return
+        time.sleep(0.5)
+
+
 def is_alive(run_dir: Path, number: int, owner: Owner, asking: Owner) -> bool:
     """Whether the owner of a record can still write, as far as somebody else can know."""
     if owner.machine == asking.machine:

@@ -99,25 +99,30 @@ def run_node(place: Place, run_dir: Path, words: Sequence[str], *, debug: bool =
             restart=place.restart,
             step=newest_step(run_dir),
         )
-    _stop_on_usr1()
+    told = run_dir if first else None
+    _stop_on_usr1(told)
     with scratch_folder() as scratch:
         end = run_torchrun(words, scratch, debug=debug)
-    if first:
-        note(run_dir, "ended", code=end.code)
+    reason = end.deaths[0].explain(end.memory_kills) if end.deaths else ""
+    if end.deaths:
+        note(run_dir, "rank_died", rank=end.deaths[0].rank, reason=reason)
+    note(told, "ended", code=end.code, reason=reason)
     return 0 if end.code == AGAIN else end.code
 
 
-def _stop_on_usr1() -> None:
+def _stop_on_usr1(told: Path | None) -> None:
     """Take SIGUSR1, by which a batch script says that time is short, as SIGTERM.
 
     srun sends it to every process of the step, down to the helpers of ranks, and most of them would
     die of it. Here it is blocked, which ranks inherit; a thread waits for it and asks for the end
-    once, of this process, which passes it on.
+    once, of this process, which passes it on. Only this is noted as a stop: SIGTERM comes from srun
+    as well, when another node has failed.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
 
     def wait() -> None:
         signal.sigwait({signal.SIGUSR1})
+        note(told, "stopping", signal="SIGUSR1")
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=wait, name="time is short", daemon=True).start()

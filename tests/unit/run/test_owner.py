@@ -22,7 +22,9 @@ from moe_megatron.run.owner import (
     TOKEN_VARIABLE,
     Owner,
     claim,
+    is_alive,
     is_ours,
+    outlast,
     owner_of,
     release,
     writing,
@@ -191,3 +193,27 @@ def test_place_that_cannot_be_written_is_explained(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(CheckpointError, match=r"file/run cannot be written \(Not a directory\)"):
         claim(Path(tmp_path / "file" / "run"))
+
+
+def test_job_of_a_chain_outlasts_a_killed_one_of_another_machine(tmp_path):
+    killed = replace(Owner.this(), machine="elsewhere", job="6")
+    (tmp_path / OWNER).mkdir()
+    record = tmp_path / OWNER / "1"
+    record.write_text(json.dumps(asdict(killed)))
+    refreshed = time.time() - STALE_SECONDS + 1.5
+    os.utime(record, (refreshed, refreshed))
+    asking = Owner.this()
+    assert is_alive(tmp_path, 1, killed, asking)
+    outlast(tmp_path, "7")
+    assert not is_alive(tmp_path, 1, killed, asking)
+    outlast(tmp_path, "7")  # nobody is left to wait for
+
+
+def test_job_does_not_wait_for_itself_or_for_one_that_lives(tmp_path):
+    (tmp_path / OWNER).mkdir()
+    record = tmp_path / OWNER / "1"
+    for job in ("7", None, "6"):
+        alive = replace(Owner.this(), machine="elsewhere", job=job)
+        record.write_text(json.dumps(asdict(alive)))
+        outlast(tmp_path, "7", patience=0.1)
+        assert is_alive(tmp_path, 1, alive, Owner.this())

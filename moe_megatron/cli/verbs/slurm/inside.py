@@ -14,6 +14,7 @@ from moe_megatron.platform.slurm.node_health import Needs, examine
 from moe_megatron.platform.slurm.run_progress import read_progress
 from moe_megatron.platform.slurm.targets import remove_targets
 from moe_megatron.platform.slurm.verdict import FAULT, judge, judge_before, meaning
+from moe_megatron.run.owner import outlast
 
 
 def verdict(argv: Sequence[str]) -> int:
@@ -84,6 +85,8 @@ def node(argv: Sequence[str]) -> int:
     config = read_options(ours, flags).config
     place = Place.from_environment(os.environ)
     config.validate(place.nodes * ours.processes)
+    if place.node == 0:
+        outlast(Path(config.run_dir), place.job)
     rank_words = _without_processes(argv)
     words = torchrun_words(place, ours.processes, [*program(), *rank_words])
     print(f"node {place.node}: torchrun {' '.join(words)}", flush=True)
