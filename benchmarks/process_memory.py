@@ -4,9 +4,11 @@ Linux only. It does not know what the processes do.
 """
 
 import contextlib
+import itertools
 import os
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -31,7 +33,7 @@ def descendants(process: int) -> list[int]:
 class Sampler:
     """Samples the memory of everything below this process while its `with` block lasts."""
 
-    def __init__(self, interval: float = 0.02) -> None:
+    def __init__(self, interval: float = 0.1) -> None:
         self._interval = interval
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._sample, daemon=True)
@@ -46,9 +48,18 @@ class Sampler:
         self._stop.set()
         self._thread.join()
 
-    def peak(self, begin: float, end: float) -> int:
-        """The largest sample between two times."""
-        return max(nbytes for at, nbytes in self.samples if begin <= at <= end)
+    def peaks(self, begins: Sequence[tuple[str, float]]) -> dict[str, int]:
+        """The largest sample in each part of a run.
+
+        Args:
+            begins: Names of parts in their order, and when each began; a name may come again. The
+                last marks the end.
+        """
+        largest: dict[str, int] = {}
+        for (name, begin), (_, end) in itertools.pairwise(begins):
+            within = (nbytes for at, nbytes in self.samples if begin <= at <= end)
+            largest[name] = max(largest.get(name, 0), *within, 0)
+        return largest
 
     def _sample(self) -> None:
         while not self._stop.wait(self._interval):

@@ -17,6 +17,7 @@ from moe_megatron.routing import resolve
 from moe_megatron.run.attempts import Attempts
 from moe_megatron.run.folder import claim_fresh, write_config
 from moe_megatron.run.heartbeat import holding
+from moe_megatron.run.memory_check import memory_lines
 from moe_megatron.run.owner import claim
 from moe_megatron.run.prepared_data import prepare_data
 
@@ -60,15 +61,16 @@ def _launch(
     debug: bool,
     say: Callable[[str], None],
 ) -> int:
-    processes = choose_num_processes(detect_device().value, num_processes)
+    device = detect_device().value
+    processes = choose_num_processes(device, num_processes)
     say(f"processes: {processes}")
     experts = fit_expert_parallelism(config, processes.value)
     if experts.value != config.parallel.expert_parallel_size:
         say(f"expert parallel size: {experts}")
-        config = apply_overrides(config, {"parallel.expert_parallel_size": experts.value})
-    config = replace(config, moe=resolve(config.moe))
-    config.validate(processes.value)
+    config = fitted(config, processes.value)
     _check_megatron_flags(config)
+    for line in memory_lines(config, processes.value, device):
+        say(line)
     wanted = Path(config.run_dir)
     with holding(claim_fresh(wanted) if fresh else claim(wanted)) as ours:
         config = apply_overrides(config, {"run_dir": str(ours.run_dir)})
@@ -84,6 +86,19 @@ def _launch(
             scratch=scratch,
             debug=debug,
         ).run()
+
+
+def fitted(config: RunConfig, num_processes: int) -> RunConfig:
+    """The run as so many processes make it, with every option of its router.
+
+    Raises:
+        MoEError: They cannot.
+    """
+    experts = fit_expert_parallelism(config, num_processes).value
+    config = apply_overrides(config, {"parallel.expert_parallel_size": experts})
+    config = replace(config, moe=resolve(config.moe))
+    config.validate(num_processes)
+    return config
 
 
 def fit_expert_parallelism(config: RunConfig, num_processes: int) -> Choice[int]:

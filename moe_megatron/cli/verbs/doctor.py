@@ -40,14 +40,19 @@ _NEEDED_MEGATRON = "0.19"
 _ABSENT = "not found"
 
 
-def collect() -> dict[str, Any]:
+def collect(config: str | None = None, num_processes: int | None = None) -> dict[str, Any]:
     """Examine the machine.
 
+    Args:
+        config: Preset or YAML file of a run whose memory shall be estimated.
+        num_processes: Its processes on this machine; None chooses as `train` does.
+
     Returns:
-        `{"ok": bool, "found": {name: value}, "used": {name: {"value", "reason"}}, "problems":
-        [text]}`, in plain JSON types. `ok` says whether training can work; each problem says what
-        to do about it.
+        `{"ok": bool, "found": {name: value}, "used": {name: {"value", "reason"}}, "memory":
+        [text], "problems": [text]}`, in plain JSON types. `ok` says whether training can work; each
+        problem says what to do about it.
     """
+    memory: list[str] = []
     problems: list[str] = []
     found = _software(problems) | _hardware()
     used: dict[str, dict[str, Any]] = {}
@@ -62,11 +67,19 @@ def collect() -> dict[str, Any]:
                 f"torch is built without {backend} (it has: {found['torch backends']}), which "
                 f"{device.value.kind} runs need; install another build of torch, or run make setup."
             )
+        if config is not None:
+            memory = _memory(config, device.value, num_processes)
     except MoEError as error:
         problems.append(str(error))
     except (ImportError, OSError) as error:
         problems.append(f"torch cannot be imported ({error}); run make setup.")
-    return {"ok": not problems, "found": found, "used": used, "problems": problems}
+    return {
+        "ok": not problems,
+        "found": found,
+        "used": used,
+        "memory": memory,
+        "problems": problems,
+    }
 
 
 def run(argv: Sequence[str]) -> int:
@@ -81,24 +94,33 @@ def run(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="moe-megatron doctor",
         description="Show what this machine has, what a run would use, and what is missing.",
-        epilog="example:\n  moe-megatron doctor --json",
+        epilog="examples:\n  moe-megatron doctor --json\n  moe-megatron doctor --config demo_moe",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument(
+        "--config", metavar="RUN", help="estimate the memory of this run: a preset or YAML file"
+    )
+    parser.add_argument("--num-processes", type=int, help="its processes on this machine")
     parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
-    return run_doctor(json_output=parser.parse_args(argv).json)
+    options = parser.parse_args(argv)
+    return run_doctor(options.json, options.config, options.num_processes)
 
 
-def run_doctor(json_output: bool = False) -> int:
+def run_doctor(
+    json_output: bool = False, config: str | None = None, num_processes: int | None = None
+) -> int:
     """Print what `collect` found.
 
     Args:
         json_output: Print one JSON object instead of tables.
+        config: As for `collect`.
+        num_processes: As for `collect`.
 
     Returns:
         The exit code: 0 when training can work here, 1 when it cannot.
     """
-    report = collect()
+    report = collect(config, num_processes)
     if json_output:
         print(json.dumps(report, indent=2))
     else:
@@ -117,6 +139,9 @@ def _print_tables(report: dict[str, Any], console: Console) -> None:
         for name, choice in report["used"].items():
             used.add_row(name, str(choice["value"]), choice["reason"])
         console.print(used, markup=False)
+    for line in report["memory"]:
+        style = "bold yellow" if line.startswith("warning") else ""
+        console.print(line, style=style, markup=False, highlight=False)
     for problem in report["problems"]:
         console.print(f"Problem: {problem}", style="bold red", markup=False, highlight=False)
     if report["ok"]:
@@ -233,6 +258,16 @@ def _choices(device: Choice[Device]) -> dict[str, dict[str, Any]]:
         }
         for name, choice in choices.items()
     }
+
+
+def _memory(config: str, device: Device, num_processes: int | None) -> list[str]:
+    """What the memory of a run would be on `device`."""
+    from moe_megatron.config import load_config
+    from moe_megatron.run.launch import fitted
+    from moe_megatron.run.memory_check import memory_lines
+
+    processes = choose_num_processes(device, num_processes).value
+    return memory_lines(fitted(load_config(config), processes), processes, device)
 
 
 def _nearest_existing(path: Path) -> Path:

@@ -1,10 +1,11 @@
 """The doctor's report on this machine, and on installations it must complain about."""
 
 import json
+import re
 
 import pytest
 
-from moe_megatron.cli.verbs.doctor import collect, run_doctor
+from moe_megatron.cli.verbs.doctor import collect, run, run_doctor
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +48,7 @@ def test_collect_here_finds_everything_and_says_what_is_used():
 def test_run_doctor_json_is_the_collected_report(capsys):
     assert run_doctor(json_output=True) == 0
     printed = json.loads(capsys.readouterr().out)
-    assert printed.keys() == {"ok", "found", "used", "problems"}
+    assert printed.keys() == {"ok", "found", "used", "memory", "problems"}
     assert printed["used"]["device"]["reason"] == "MOE_MEGATRON_DEVICE=cpu asks for it"
 
 
@@ -57,6 +58,26 @@ def test_run_doctor_table_names_choices_and_reasons(capsys, monkeypatch):
     printed = capsys.readouterr().out
     for expected in ("Megatron-Core", "gloo", "precision", "Training can run on this machine."):
         assert expected in printed
+
+
+def test_run_doctor_estimates_the_memory_of_a_run(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "400")
+    assert run(["--config", "demo_moe", "--num-processes", "2"]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"memory: about \d\.\d GiB for training, .* \(2 process\(es\)", printed)
+    assert "warning" not in printed
+
+
+def test_run_doctor_warns_of_a_run_that_does_not_fit(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "400")
+    assert run(["--config", "qwen3_30b_a3b", "--num-processes", "8"]) == 0
+    assert "the system may kill the run" in capsys.readouterr().out
+
+
+def test_run_doctor_of_a_run_that_cannot_be_says_why(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "400")
+    assert run(["--config", "demo_nothing"]) == 1
+    assert "Problem: " in capsys.readouterr().out
 
 
 def test_run_doctor_unknown_device_fails_with_remedy(capsys, monkeypatch):

@@ -1,0 +1,134 @@
+"""How much memory a run takes, told from its configuration before anything is started.
+
+What is stored for each parameter is counted exactly; a process and activations are estimates that
+were fitted to measured runs on CPUs (`benchmarks/results`), within a fifth of them. Saving and
+resuming add nothing to training, because optimizer states are saved and loaded where they are; in
+the background a fork writes what it found, and keeps at most a copy of all that training changes
+meanwhile. It knows no machine.
+"""
+
+from dataclasses import dataclass
+from math import prod
+
+from moe_megatron.config import RunConfig
+from moe_megatron.families.moe_model import model_links
+
+_PROCESS = 600e6
+"""A process on a CPU with torch and Megatron loaded, before it has a model."""
+_TENSOR_PARALLEL = 450e6
+"""What a process of tensor parallelism takes beyond the rest; measured at one size."""
+_GRADIENT = 4
+_MOMENTS = 8
+_MASTER = 4
+_LOGIT = 8
+"""Bytes of each: gradients are summed, and moments and master weights kept, in fp32."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunMemory:
+    """Bytes of all processes of one machine together."""
+
+    training: int
+    saving: int
+    """While a checkpoint is written; as training where the run writes none."""
+    resuming: int
+    """Until a run that loads a checkpoint makes its first step."""
+    stored: int
+    """The part of `training` that is weights, gradients and optimizer states."""
+    checkpoint: int
+    """Size of a whole checkpoint."""
+
+    @property
+    def peak(self) -> int:
+        """The most at any time."""
+        return max(self.training, self.saving, self.resuming)
+
+
+def run_memory(
+    config: RunConfig, *, precision: str, world_size: int, processes: int | None = None
+) -> RunMemory:
+    """Estimate the memory that a run takes on each machine.
+
+    Args:
+        config: The run; it fits the processes.
+        precision: "fp32", "bf16" or "fp8": what "auto" was resolved to.
+        world_size: Number of processes of the run.
+        processes: Number of those on one machine; None: all.
+    """
+    here = world_size if processes is None else processes
+    background = config.checkpoint.async_save and config.checkpoint.save_interval is not None
+    stored = here * _stored(config, precision, world_size)
+    changing = stored + here * _passing(config, precision, world_size)
+    fixed = _PROCESS + (_TENSOR_PARALLEL if config.parallel.tensor_parallel_size > 1 else 0)
+    training = changing + here * fixed
+    return RunMemory(
+        training=round(training),
+        saving=round(training + changing if background else training),
+        resuming=round(training),
+        stored=round(stored),
+        checkpoint=round(_checkpoint(config, precision)),
+    )
+
+
+def _parameters(config: RunConfig) -> tuple[int, int]:
+    """Parameters outside of experts, and in them."""
+    links = model_links(config.architecture)
+    experts = sum(prod(link.shape) for link in links if link.expert is not None)
+    return sum(prod(link.shape) for link in links) - experts, experts
+
+
+def _weight(precision: str) -> int:
+    return 4 if precision == "fp32" else 2
+
+
+def _shares(config: RunConfig, world_size: int) -> tuple[tuple[float, int], tuple[float, int]]:
+    """Parameters of a process, on average over stages, and how many processes hold the same.
+
+    For those outside of experts, and in them.
+    """
+    parallel, (dense, experts) = config.parallel, _parameters(config)
+    cut = parallel.tensor_parallel_size * parallel.pipeline_parallel_size
+    expert_cut = (
+        parallel.expert_tensor_size
+        * parallel.expert_parallel_size
+        * parallel.pipeline_parallel_size
+    )
+    return (dense / cut, world_size // cut), (experts / expert_cut, world_size // expert_cut)
+
+
+def _stored(config: RunConfig, precision: str, world_size: int) -> float:
+    """Weights, gradients and optimizer states of a process."""
+    weight = _weight(precision)
+    states = _MOMENTS + (_MASTER if weight < _MASTER else 0)
+    shards = config.parallel.distributed_optimizer
+    return sum(
+        parameters * (weight + _GRADIENT + states / (replicas if shards else 1))
+        for parameters, replicas in _shares(config, world_size)
+    )
+
+
+def _passing(config: RunConfig, precision: str, world_size: int) -> float:
+    """What a process needs for a step: activations, logits, and gradients on their way."""
+    parallel, model, moe = config.parallel, config.model, config.moe
+    stages, weight = parallel.pipeline_parallel_size, _weight(precision)
+    sharing = parallel.context_parallel_size * parallel.tensor_parallel_size
+    tokens = config.training.micro_batch_size * config.data.sequence_length / sharing
+    hidden, architecture = model.hidden_size, config.architecture
+    dense = 17 * hidden + 4 * model.dense_ffn_size
+    routed = 17 * hidden + moe.top_k * 4 * (architecture.expert_hidden_size + hidden)
+    layers = [
+        routed if n in architecture.moe_layers else dense for n in range(1, model.num_layers + 1)
+    ]
+    if config.training.recompute == "full":
+        kept = len(layers) * 2 * hidden / stages + max(layers)
+    else:
+        kept = sum(layers) / stages
+    in_flight = (stages + 1) / 2  # micro-batches, on average over stages
+    exchanged = sum(n for n, replicas in _shares(config, world_size) if replicas > 1) * _GRADIENT
+    logits = _LOGIT * architecture.vocab_size / stages
+    return tokens * (weight * kept * in_flight + logits) + exchanged
+
+
+def _checkpoint(config: RunConfig, precision: str) -> float:
+    states = _MOMENTS + _MASTER if config.checkpoint.save_optimizer else 0
+    return sum(_parameters(config)) * (_weight(precision) + states)
