@@ -6,6 +6,7 @@ as one paragraph with exit code 2.
 """
 
 import argparse
+import contextlib
 import os
 import signal
 import sys
@@ -189,10 +190,10 @@ def _explained(options: PretrainOptions) -> int:
     except Exception as error:
         note_failure(error)
         log = Path(options.config.run_dir) / "logs" / f"rank{_rank()}.log"
-        if options.debug or not is_lost_peer(error) or not log.exists():
+        if options.debug or not is_lost_peer(error):
             traceback.print_exception(error)
         else:  # the cause is another rank's to tell
-            with log.open("a", encoding="utf-8") as file:
+            with contextlib.suppress(OSError), log.open("a", encoding="utf-8") as file:
                 traceback.print_exception(error, file=file)
             print(f"rank {_rank()} lost its connection to another rank", file=sys.stderr)
         return _FAULT

@@ -5,7 +5,6 @@ The runs are those of the command line, since who starts whom is the subject.
 
 import json
 import os
-import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -148,13 +147,13 @@ def test_killed_launcher_takes_its_ranks_along_and_the_run_can_be_resumed(
 
 
 def test_folder_of_a_running_job_is_refused_and_its_removal_ends_the_job(
-    run: Callable[..., Any], untouched: Path, place: Path
+    run: Callable[..., Any], place: Path
 ) -> None:
-    endless = [*RUN, "--train-iters", 1_000_000]
+    endless = [*RUN, "--train-iters", 1_000_000, "--set", "checkpoint.save_interval=1000000"]
     program = run("mine", *endless)
     program.wait_for("step 10/1000000")
     events = (place / "mine" / "events.jsonl").read_bytes()
-    shutil.copytree(untouched / "checkpoints", place / "mine" / "checkpoints", dirs_exist_ok=True)
+    (place / "mine" / "checkpoints" / "iter_0000001").mkdir()
     second = run("mine", "train", "--resume", "mine", "--num-processes", 2)
     assert second.end() == EXIT_CODE, second.output
     assert f"run folder mine belongs to pid {program.process.pid} on " in second.output
