@@ -11,6 +11,7 @@ from pathlib import PurePosixPath
 from moe_megatron.dashboards.cluster import CLUSTER
 from moe_megatron.dashboards.cost import COST
 from moe_megatron.dashboards.experts import experts_dashboard
+from moe_megatron.dashboards.fleet import FLEET
 from moe_megatron.dashboards.layout import Dashboard
 from moe_megatron.dashboards.overview import OVERVIEW
 from moe_megatron.dashboards.panels import Json
@@ -32,7 +33,7 @@ _IN_CONTAINER = "/var/lib/grafana/dashboards"
 
 def dashboards() -> Sequence[Dashboard]:
     """All dashboards, including the quantities that are registered now."""
-    return (OVERVIEW, routing_dashboard(), experts_dashboard(), CLUSTER, COST)
+    return (FLEET, OVERVIEW, routing_dashboard(), experts_dashboard(), CLUSTER, COST)
 
 
 def dashboard_json() -> dict[str, Json]:

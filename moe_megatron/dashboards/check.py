@@ -19,11 +19,12 @@ from moe_megatron.dashboards.promql import (
     Source,
     analyze,
     exported,
+    of_many_runs,
     variables,
     windows,
     without_variables,
 )
-from moe_megatron.dashboards.queries import RUN
+from moe_megatron.dashboards.queries import RUN, RUNS
 from moe_megatron.dashboards.rules import Thresholds
 from moe_megatron.telemetry.catalog import metrics
 from moe_megatron.telemetry.exporter.discovery import JOB
@@ -34,7 +35,8 @@ MAX_SERIES = 300
 _BUILT_IN = re.compile(r"__[\w.]+")
 _LABEL = re.compile(r"\{\{\s*(\w+)\s*\}\}")
 _LABEL_VALUES = re.compile(r"label_values\((.+), (\w+)\)")
-_ONE_RUN = {("job", JOB), ("cluster", "$cluster"), ("run", "$run")}
+_CLUSTER = {("job", JOB), ("cluster", "$cluster")}
+_ONE_RUN = _CLUSTER | {("run", "$run")}
 _WINDOWS = {"$__rate_interval", "$__range"}
 _HISTOGRAM_PARTS = re.compile(r"_(?:bucket|sum|count)$")
 
@@ -72,7 +74,15 @@ def check_dashboard(
         return faults, frozenset()  # the checks below rely on the shape
     faults += _layout_faults([panel for panel, _ in panels])
     faults += _variable_faults(dashboard)
+    compares = any(variable["name"] == "runs" for variable in dashboard["templating"]["list"])
+    scope, matchers = (_CLUSTER, RUNS) if compares else (_ONE_RUN, RUN)
+    if compares:
+        sources = of_many_runs(sources)
     names: set[str] = set()
+    for annotation in dashboard["annotations"]["list"]:
+        analysis = analyze(without_variables(annotation["expr"]), sources)
+        names |= analysis.names
+        faults += (f"annotation {annotation['name']}: {fault}" for fault in analysis.problems)
     for panel, where in panels:
         for target in panel.get("targets", ()):
             analysis = analyze(without_variables(target["expr"]), sources)
@@ -81,6 +91,9 @@ def check_dashboard(
                 f"{where}, query {target['refId']}: {fault}"
                 for fault in (*analysis.problems, *_query_faults(panel, target, analysis))
             )
+            if not all(selector >= scope for selector in analysis.selectors):
+                faults.append(f"{where}, query {target['refId']}: every selector must select "
+                              f"the run with {matchers}")  # fmt: skip
         if panel["type"] != "row":
             faults += (f"{where}: {fault}" for fault in _panel_faults(panel))
     for variable, query in variable_queries(dashboard).items():
@@ -184,8 +197,6 @@ def _query_faults(panel: Json, target: Json, analysis: Analysis) -> Iterator[str
     expr, answer, instant = target["expr"], analysis.answer, target["instant"]
     for window in sorted(windows(expr) - _WINDOWS):
         yield f"[{window}] is a fixed window; use [$__rate_interval]"
-    if not all(selector >= _ONE_RUN for selector in analysis.selectors):
-        yield f"every selector must select the run with {RUN}"
     if answer.series(instant=instant) > MAX_SERIES:
         yield (
             f"may return {answer.series(instant=instant)} series; at most {MAX_SERIES} are allowed"

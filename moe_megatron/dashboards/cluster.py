@@ -6,6 +6,7 @@ from moe_megatron.dashboards.queries import RUN, age, increase, latest, rate, ra
 
 _SLOWEST = 10
 _COMPUTE = latest("moe_rank_compute_seconds", "rank")
+_HOSTS = latest("moe_rank_info", "rank", "host")
 _PHASES = "moe_train_phase_seconds_total"
 
 _NOW = Section(
@@ -60,7 +61,10 @@ _PROCESSES = Section(
             f"Compute time of the {_SLOWEST} slowest processes",
             "s",
             "Forward time in attention and experts in the last step, without communication.",
-            Query(f"topk({_SLOWEST}, {_COMPUTE})", "rank {{rank}}"),
+            Query(
+                f"topk({_SLOWEST}, {_COMPUTE}) * on (rank) group_left (host) {_HOSTS}",
+                "rank {{rank}} on {{host}}",
+            ),
         ),
         lines(
             "Slowest over median",
@@ -73,7 +77,11 @@ _PROCESSES = Section(
             f"Memory of the {_SLOWEST} largest processes",
             "bytes",
             "Allocated on the GPU, or resident on a CPU. A line that keeps rising is a leak.",
-            Query(f"topk({_SLOWEST}, {latest('moe_rank_memory_bytes', 'rank')})", "rank {{rank}}"),
+            Query(
+                f"topk({_SLOWEST}, {latest('moe_rank_memory_bytes', 'rank')}) "
+                f"* on (rank) group_left (host) {_HOSTS}",
+                "rank {{rank}} on {{host}}",
+            ),
         ),
         bands(
             "Load of expert parallel ranks",

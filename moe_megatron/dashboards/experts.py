@@ -116,8 +116,9 @@ _EXTREMES = Section(
         lines(
             "Which experts are busiest",
             "none",
-            f"Numbers of the experts; a flat line means that it stays the same expert. {_TOPK}",
+            f"Numbers of the experts; a row of points means that it stays the same expert. {_TOPK}",
             Query(_of_layer("moe_expert_load_top_expert", "position"), "position {{position}}"),
+            joined=False,
         ),
         lines(
             "Load of the least busy experts",
@@ -128,8 +129,9 @@ _EXTREMES = Section(
         lines(
             "Which experts are least busy",
             "none",
-            f"Numbers of the experts; a flat line means that it stays the same expert. {_TOPK}",
+            f"Numbers of the experts; a row of points means that it stays the same expert. {_TOPK}",
             Query(_of_layer("moe_expert_load_bottom_expert", "position"), "position {{position}}"),
+            joined=False,
         ),
     ],
 )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from moe_megatron.dashboards.panels import DATASOURCE, Json, Panel
-from moe_megatron.dashboards.queries import RUN
+from moe_megatron.dashboards.queries import RUN, RUNS, select
 from moe_megatron.telemetry.exporter.discovery import JOB
 
 COLUMNS = 24
@@ -36,7 +36,8 @@ class Dashboard:
         title: as listed in Grafana.
         description: one or two sentences.
         sections: from top to bottom.
-        variables: in addition to data source, cluster and run.
+        variables: in addition to data source and cluster, and to run where it shows a single one.
+        scope: matchers that select what it shows.
     """
 
     uid: str
@@ -44,11 +45,12 @@ class Dashboard:
     description: str
     sections: Sequence[Section]
     variables: Sequence[Json] = ()
+    scope: str = RUN
 
     def to_json(self) -> Json:
         """The dashboard as Grafana reads it."""
         return {
-            "annotations": {"list": []},
+            "annotations": {"list": _annotations(self.scope)},
             "description": self.description,
             "editable": False,
             "graphTooltip": 1,
@@ -57,7 +59,7 @@ class Dashboard:
             "refresh": "30s",
             "schemaVersion": _SCHEMA_VERSION,
             "tags": [TAG],
-            "templating": {"list": [*_common_variables(), *self.variables]},
+            "templating": {"list": [*_common_variables(self.scope), *self.variables]},
             "time": {"from": "now-1h", "to": "now"},
             "timezone": "browser",
             "title": self.title,
@@ -81,6 +83,13 @@ def query_variable(name: str, label: str, description: str, query: str, *, sort:
         "sort": sort,
         "type": "query",
     }
+
+
+def runs_variable() -> Json:
+    """The variable that selects the runs of a dashboard that compares them."""
+    runs = f'label_values(moe_run_info{{job="{JOB}",cluster="$cluster"}}, run)'
+    several = {"allValue": ".+", "includeAll": True, "multi": True}
+    return query_variable("runs", "Runs", "The runs to compare.", runs) | several
 
 
 def layer_variable() -> Json:
@@ -114,8 +123,32 @@ def layer_link() -> Json:
     }
 
 
-def _common_variables() -> list[Json]:
+def _annotations(scope: str) -> list[Json]:
+    """Lines across all charts where a run was started, and where it saved a checkpoint."""
+
+    def at(name: str, timestamp: str, colour: str, *, enable: bool) -> Json:
+        return {
+            "datasource": DATASOURCE,
+            "enable": enable,
+            "expr": f"max by (run) ({select(timestamp, scope)}) * 1000",
+            "iconColor": colour,
+            "name": name,
+            "step": "60s",
+            "textFormat": "{{run}}",
+            "titleFormat": name,
+            # The value is the time in milliseconds; each value makes one line.
+            "useValueForTime": "on",
+        }
+
+    one = scope != RUNS
     return [
+        at("Start", "moe_run_start_timestamp_seconds", "orange", enable=True),
+        at("Checkpoint", "moe_checkpoint_last_success_timestamp_seconds", "green", enable=one),
+    ]
+
+
+def _common_variables(scope: str) -> list[Json]:
+    variables = [
         {
             "description": "The Prometheus that scrapes the runs.",
             "label": "Data source",
@@ -137,6 +170,7 @@ def _common_variables() -> list[Json]:
             f'label_values(moe_run_info{{job="{JOB}",cluster="$cluster"}}, run)',
         ),
     ]
+    return variables[:-1] if scope == RUNS else variables
 
 
 def _links() -> Json:

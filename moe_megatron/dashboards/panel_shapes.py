@@ -61,6 +61,10 @@ def _share(value: Any) -> str | None:
     return None if good else f"must be above 0 and at most 1, not {value!r}"
 
 
+def _anything(value: Any) -> str | None:
+    return None
+
+
 _GRID = {"h": _natural, "w": _natural, "x": _natural, "y": _natural}
 _LEGEND = {
     "?calcs": [{"lastNotNull"}],
@@ -105,10 +109,10 @@ OPTIONS: Mapping[str, Shape] = {
 
 CUSTOM: Mapping[str, Shape] = {
     "timeseries": {
-        "drawStyle": {"line"},
+        "drawStyle": {"line", "points"},
         "fillOpacity": _percent,
         "lineWidth": int,
-        "showPoints": {"auto"},
+        "showPoints": {"auto", "always"},
         "spanNulls": bool,
         "stacking": {"group": {"A"}, "mode": {"none", "normal"}},
     },
@@ -134,6 +138,7 @@ _QUERY_VARIABLE = {
     "datasource": _datasource,
     "definition": _text,
     "description": _text,
+    "?allValue": _text,
     "includeAll": bool,
     "label": _text,
     "multi": bool,
@@ -154,8 +159,20 @@ _VARIABLES: Mapping[str, Shape] = {
     },
 }  # fmt: skip
 
+_ANNOTATION = {
+    "datasource": _datasource, "enable": bool, "expr": _text, "iconColor": _COLOURS, "name": _text,
+    "step": {"60s"}, "textFormat": _text, "titleFormat": _text, "useValueForTime": {"on"},
+}  # fmt: skip
+
+_OVERRIDE = {
+    "matcher": {"id": {"byName"}, "options": _text},
+    "properties": [
+        {"id": {"unit", "links", "color", "thresholds", "custom.cellOptions"}, "value": _anything}
+    ],
+}
+
 _DASHBOARD = {
-    "annotations": {"list": list},
+    "annotations": {"list": [_ANNOTATION]},
     "description": _text,
     "editable": {False},
     "graphTooltip": {0, 1, 2},
@@ -219,7 +236,7 @@ def _panel_shape(kind: str) -> Shape:
     panel = {
         "datasource": _datasource,
         "description": _text,
-        "fieldConfig": {"defaults": defaults, "overrides": list},
+        "fieldConfig": {"defaults": defaults, "overrides": [_OVERRIDE]},
         "gridPos": _GRID,
         "id": _natural,
         "options": OPTIONS[kind],
@@ -228,7 +245,8 @@ def _panel_shape(kind: str) -> Shape:
         "type": {kind},
     }
     if kind == "table":
-        panel["transformations"] = [{"id": {"organize"}, "options": {"excludeByName": dict}}]
+        options = {"?excludeByName": dict, "?renameByName": dict}
+        panel["transformations"] = [{"id": {"organize", "merge"}, "options": options}]
     return panel
 
 

@@ -63,6 +63,7 @@ class Panel:
         custom: value of fieldConfig.defaults.custom.
         defaults: further values in fieldConfig.defaults, such as thresholds.
         transformations: of the result, for tables.
+        overrides: of the defaults, for columns of tables.
     """
 
     type: str
@@ -76,6 +77,7 @@ class Panel:
     custom: Json = field(default_factory=dict)
     defaults: Json = field(default_factory=dict)
     transformations: list[Json] = field(default_factory=list)
+    overrides: list[Json] = field(default_factory=list)
 
     def to_json(self, number: int, x: int, y: int) -> Json:
         """The panel with its id and position."""
@@ -86,7 +88,7 @@ class Panel:
         panel: Json = {
             "datasource": DATASOURCE,
             "description": f"{self.description}\n\nMetrics: {', '.join(names)}",
-            "fieldConfig": {"defaults": defaults, "overrides": []},
+            "fieldConfig": {"defaults": defaults, "overrides": self.overrides},
             "gridPos": {"h": self.height, "w": self.width, "x": x, "y": y},
             "id": number,
             "options": self.options,
@@ -113,9 +115,10 @@ def lines(
     *queries: Query,
     width: int = 12,
     stacked: bool = False,
+    joined: bool = True,
     defaults: Json | None = None,
 ) -> Panel:
-    """A panel of values over time."""
+    """A panel of values over time, as points if they are not `joined`: numbers that are names."""
     stacking = {"group": "A", "mode": "normal" if stacked else "none"}
     return Panel(
         type="timeseries",
@@ -135,10 +138,10 @@ def lines(
             "tooltip": {"mode": "multi", "sort": "desc"},
         },
         custom={
-            "drawStyle": "line",
+            "drawStyle": "line" if joined else "points",
             "fillOpacity": 30 if stacked else 0,
             "lineWidth": 1,
-            "showPoints": "auto",
+            "showPoints": "auto" if joined else "always",
             "spanNulls": False,
             "stacking": stacking,
         },
@@ -256,3 +259,47 @@ def table(title: str, description: str, expr: str, hide: tuple[str, ...], width:
             {"id": "organize", "options": {"excludeByName": dict.fromkeys(hide, True)}}
         ],
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of `summary`: its heading, Grafana's unit, a query by run, and colours."""
+
+    heading: str
+    unit: str
+    expr: str
+    colours: Json | None = None
+
+
+def summary(title: str, description: str, *columns: Column) -> Panel:
+    """A table of the newest values with a line for each run, which links to the run's dashboard."""
+    names = {f"Value #{chr(ord('A') + place)}": c.heading for place, c in enumerate(columns)}
+    variables = "${datasource:queryparam}&${cluster:queryparam}&var-run=${__value.raw}"
+    link = {"title": "The dashboard of this run",
+            "url": f"/d/moe-overview?{variables}&${{__url_time_range}}"}  # fmt: skip
+    overrides = [_override("run", {"id": "links", "value": [link]})]
+    for column in columns:
+        properties: list[Json] = [{"id": "unit", "value": column.unit}]
+        if column.colours:
+            properties += [{"id": name, "value": value} for name, value in column.colours.items()]
+            properties.append({"id": "custom.cellOptions", "value": {"type": "color-text"}})
+        overrides.append(_override(column.heading, *properties))
+    return Panel(
+        type="table",
+        title=title,
+        description=description,
+        unit="none",
+        queries=tuple(Query(c.expr, format="table", instant=True) for c in columns),
+        width=24,
+        height=9,
+        options={"cellHeight": "sm", "showHeader": True},
+        overrides=overrides,
+        transformations=[
+            {"id": "merge", "options": {}},
+            {"id": "organize", "options": {"excludeByName": {"Time": True}, "renameByName": names}},
+        ],
+    )
+
+
+def _override(column: str, *properties: Json) -> Json:
+    return {"matcher": {"id": "byName", "options": column}, "properties": list(properties)}

@@ -19,6 +19,9 @@ from moe_megatron.telemetry.metric import ExpertDetail, Shape
 LARGEST = Shape(layers=61, experts=256, ranks=256, expert_ranks=64, detail=ExpertDetail.FULL)
 """The run for which series are counted, with 61 layers of 256 experts like DeepSeek-V3."""
 
+MOST_RUNS = 20
+"""Runs for which the series of a dashboard of several runs are counted."""
+
 IDENTITY = ("job", "cluster", "run", "instance")
 """Labels of every series of a run. A run has one target, so each has a single value."""
 
@@ -58,6 +61,14 @@ def exported() -> dict[str, Source]:
         else:
             sources[metric.name] = Source(labels, counter=metric.type == "counter")
     return sources
+
+
+def of_many_runs(sources: Mapping[str, Source]) -> dict[str, Source]:
+    """The sources, as a Prometheus that scrapes many runs has them."""
+    return {
+        name: Source({**source.labels, "run": MOST_RUNS}, source.counter)
+        for name, source in sources.items()
+    }
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,8 @@
 """Builds PromQL queries of the exported metrics; every name is looked up in the catalog.
 
-Dashboards show one run at a time. Each query aggregates over the identity labels, so that a run
-that resumes on another machine stays one line. It does not know panels.
+Dashboards show one run at a time, but for that of the fleet. Each query aggregates over the
+identity labels, so that a run that resumes on another machine stays one line. It does not know
+panels.
 """
 
 from moe_megatron.telemetry.catalog import find_metric
@@ -9,6 +10,9 @@ from moe_megatron.telemetry.exporter.discovery import JOB
 
 RUN = f'job="{JOB}",cluster="$cluster",run="$run"'
 """Matchers that select the run that a dashboard shows."""
+
+RUNS = f'job="{JOB}",cluster="$cluster",run=~"$runs"'
+"""Matchers that select the runs that a dashboard compares."""
 
 _WINDOW = "$__rate_interval"
 
@@ -23,6 +27,11 @@ def select(name: str, matchers: str = RUN) -> str:
 def latest(name: str, *by: str, matchers: str = RUN) -> str:
     """The newest value of a gauge, for each value of the labels `by`."""
     return _aggregate("max", by, select(name, matchers))
+
+
+def last(name: str, *by: str, matchers: str = RUN) -> str:
+    """The newest value of a counter that goes on when a run is resumed."""
+    return _aggregate("max", by, f"last_over_time({select(name, matchers)}[{_WINDOW}])")
 
 
 def rate(name: str, *by: str, matchers: str = RUN) -> str:

@@ -241,7 +241,7 @@ def _test(case: Case) -> Json:
             labels["layer"] = firing.layer
         if firing.sink is not None:
             labels["sink"] = firing.sink
-        annotations = {"summary": firing.summary, "action": rule.action}
+        annotations = rule.annotations | {"summary": firing.summary}
         return {"exp_labels": labels, "exp_annotations": annotations}
 
     return {

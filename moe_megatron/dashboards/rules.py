@@ -13,6 +13,9 @@ from moe_megatron.dashboards.panels import Json
 from moe_megatron.dashboards.queries import select
 from moe_megatron.telemetry.exporter.discovery import JOB
 
+RUNBOOK = "docs/runbook.md"
+"""The page with a section for each alert; a site puts the address of its copy in front."""
+
 Severity = Literal["critical", "warning"]
 
 _JOB = f'job="{JOB}"'
@@ -85,6 +88,16 @@ class Alert:
     summary: str
     action: str
 
+    @property
+    def runbook_url(self) -> str:
+        """The section of the runbook about this alert."""
+        return f"{RUNBOOK}#{self.name.lower()}"
+
+    @property
+    def annotations(self) -> dict[str, str]:
+        """The texts that go with the alert."""
+        return {"summary": self.summary, "action": self.action, "runbook_url": self.runbook_url}
+
 
 def recording_rules(limits: Thresholds) -> dict[str, str]:
     """Expressions, by the names under which their results are recorded."""
@@ -125,10 +138,10 @@ def _run_alerts(limits: Thresholds) -> Sequence[Alert]:
             expr=f"max by ({_RUN}) (up{{{_JOB}}}) == 0",
             hold=60,
             summary="{{ $labels.run }}: the run cannot be scraped",
-            action="The first process was killed, or its machine or the network failed. See the "
-            "line rank_died in events.jsonl and logs/launcher.log in the run folder for who died "
-            "first and why, then logs/rank0.log; resume with moe-megatron train --resume. If the "
-            "run was ended on purpose, remove its target file.",
+            action="The first process was killed, or its machine or the network failed. "
+            "moe-megatron uptime RUN says who died first and why, and how to go on; "
+            "logs/launcher.log and logs/rank0.log have more. If the run was ended on purpose, "
+            "remove its target file.",
         ),
         Alert(
             name="MoENonFinite",
@@ -294,5 +307,5 @@ def _rule(alert: Alert, limits: Thresholds) -> Json:
     if alert.hold:
         rule["for"] = limits.span(alert.hold)
     rule["labels"] = {"severity": alert.severity}
-    rule["annotations"] = {"summary": alert.summary, "action": alert.action}
+    rule["annotations"] = alert.annotations
     return rule

@@ -4,6 +4,7 @@ It knows torch's process groups but not Megatron's.
 """
 
 import os
+import socket
 from datetime import timedelta
 from typing import Any
 
@@ -75,6 +76,20 @@ def gather_texts(text: str) -> list[str]:
         agree_on_text(text, source) if length else ""
         for source, length in enumerate(lengths.tolist())
     ]
+
+
+def gather_hosts() -> tuple[str, ...]:
+    """The name of each process's machine, by rank; every rank must call it, after `join`.
+
+    Names longer than 63 bytes, which DNS does not allow, are cut.
+    """
+    name = socket.gethostname().encode()[:63]
+    mine = torch.zeros(64, dtype=torch.uint8)
+    mine[: len(name)] = torch.frombuffer(bytearray(name), dtype=torch.uint8)
+    mine = mine.to(device())
+    everybody = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+    dist.all_gather(everybody, mine)
+    return tuple(bytes(one.tolist()).rstrip(b"\0").decode(errors="replace") for one in everybody)
 
 
 def process_groups() -> list[dist.ProcessGroup]:

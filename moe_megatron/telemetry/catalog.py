@@ -56,6 +56,13 @@ RUN_INFO_LABELS = (
 TRAINING = (
     _gauge("moe_run_info", "", "Always 1; the labels describe the run.", *RUN_INFO_LABELS),
     _gauge("moe_run_start_timestamp_seconds", "seconds", "When this process started to train."),
+    _gauge("moe_attempt", "", "How often the processes of the run have been started.",
+           optional=True),
+    _gauge("moe_goodput_ratio", "ratio", "Time of the steps that were kept over the time since the "
+           "run was first launched.", optional=True),
+    _counter("moe_lost_seconds_total", "seconds", "Time since the run was first launched that was "
+             "lost, by `moe-megatron uptime`; continues in a resumed run.", "reason",
+             optional=True),
     _gauge("moe_train_devices", "devices", "Processes that train, one for each device."),
     _gauge("moe_train_step", "steps", "Last finished global step; continues in a resumed run."),
     _gauge("moe_train_planned_steps", "steps", "Global step at which the run will end."),
@@ -100,6 +107,9 @@ TRAINING = (
 """Exported by every run, with experts or without."""
 
 RANKS = (
+    _gauge("moe_rank_info", "", "Always 1; the labels name the machine of a process. With more "
+           f"than {MAX_RANKS} processes, only that of the slowest one.", "rank", "host",
+           optional=True),
     _gauge("moe_rank_compute_seconds", "seconds",
            "Forward time of a process in attention and experts in the last step, without "
            f"communication; absent with more than {MAX_RANKS} processes.", "rank", optional=True),

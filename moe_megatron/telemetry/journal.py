@@ -104,14 +104,29 @@ def read_events(run_dir: Path) -> Iterator[Event]:
 
     Lines that are no event (half-written on a full disk, or of a later version) are skipped.
     """
-    try:
-        file = (run_dir / EVENTS_FILE).open(encoding="utf-8", errors="replace")
-    except OSError:
-        return
-    with file:
-        for line in file:
-            if event := _parse(line):
-                yield event
+    yield from JournalReader(run_dir).new()
+
+
+class JournalReader:
+    """Reads the events of a run, each once, as `read_events` does."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._path = run_dir / EVENTS_FILE
+        self._position = 0
+
+    def new(self) -> Iterator[Event]:
+        """Yield the events that were written since the last call."""
+        try:
+            file = self._path.open("rb")
+        except OSError:
+            return
+        with file:
+            file.seek(self._position)
+            for line in file:
+                if line.endswith(b"\n"):
+                    self._position += len(line)
+                if event := _parse(line.decode(errors="replace")):
+                    yield event
 
 
 def _parse(line: str) -> Event | None:

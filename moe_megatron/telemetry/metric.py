@@ -15,6 +15,11 @@ MetricType = Literal["gauge", "counter", "histogram"]
 PHASES = ("data", "forward_backward", "optimizer", "evaluation", "checkpoint", "telemetry", "other")
 """The parts that the wall time of the first process is divided into; they do not overlap."""
 
+LOST_TIME = (
+    "startup", "load", "warmup", "save", "recomputed", "skipped", "hang", "waiting",
+)  # fmt: skip
+"""The kinds of lost time of a run; `uptime.account` says what each is."""
+
 LOAD_BUCKETS = (0.0, 0.01, 0.25, 0.5, 0.75, 0.9, 1.1, 1.25, 1.5, 2.0, 3.0, 4.0, 8.0)
 """Upper bounds, in fair shares. Below 0.01 an expert counts as dead (`expert_load`)."""
 
@@ -71,6 +76,8 @@ class Shape:
             "phase": len(PHASES),
             "sink": len(SINKS),
             "kind": 2,
+            "reason": len(LOST_TIME),
+            "host": 1,  # of a rank
             "split": 2,
         }[label]
 
@@ -117,4 +124,6 @@ class Metric:
             return 0
         if self.name == "moe_run_info":
             return 1
+        if self.name == "moe_rank_info" and shape.ranks > MAX_RANKS:
+            return 1  # the slowest
         return prod(shape.label_values(label) for label in self.labels) * self._samples

@@ -65,6 +65,7 @@ class Recorded:
             "__range": f"{math.ceil(self.end - self.start)}s",
             "cluster": "local",
             "run": run_id(self.run_dir),
+            "runs": ".+",
             "layer": "2",
             "price": "2.5",
         }
@@ -141,7 +142,8 @@ def test_query_of_a_variable_has_values(recorded, file):
     for name, query in variable_queries(DASHBOARDS[file]).items():
         selector, label = re.fullmatch(r"label_values\((.+), (\w+)\)", query).groups()
         values = recorded.prometheus.label_values(label, recorded.fill_in(selector))
-        expected = {"cluster": ["local"], "run": [run_id(recorded.run_dir)], "layer": ["1", "2"]}
+        run = [run_id(recorded.run_dir)]
+        expected = {"cluster": ["local"], "run": run, "runs": run, "layer": ["1", "2"]}
         assert values == expected[name]
 
 

@@ -9,7 +9,7 @@ import copy
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from megatron.training.training import num_floating_point_operations
 
 from moe_megatron.config import RunConfig
 from moe_megatron.errors import DataError
+from moe_megatron.mcore import world
 from moe_megatron.mcore.layers.measured_router import MeasuredRouter
 from moe_megatron.mcore.loop.callbacks import Callback, EvaluationEnd, StepEnd
 from moe_megatron.mcore.measure.counters import PendingTotals, RoutingCounters, StepTotals
@@ -106,11 +107,14 @@ class TelemetryCallback(Callback):
             self._writers = RoutingWriters.of_megatron()
         if self._saves_checkpoints:
             self._checkpoint_step, self._checkpoint_at = start_step, time.time()
+        hosts = world.gather_hosts()
         if self._sinks is None:
             return
         if layers:
             self.profile = self._initial_profile(layers, num_experts)
-        self._sinks.start(self._run_info(start_step, layers, num_experts, device))
+        self._sinks.start(
+            replace(self._run_info(start_step, layers, num_experts, device), hosts=hosts)
+        )
 
     def _run_info(
         self, start_step: int, layers: tuple[int, ...], num_experts: int, device: torch.device

@@ -26,6 +26,7 @@ from moe_megatron.telemetry.exporter.run_state import RunState
 from moe_megatron.telemetry.exporter.series import RunCollector
 from moe_megatron.telemetry.metric import ExpertDetail, Shape
 from moe_megatron.telemetry.sinks.health import SinkHealth
+from moe_megatron.telemetry.uptime.live import LiveAccount
 from moe_megatron.telemetry.values.records import EvalRecord, RunInfo, StepRecord
 from moe_megatron.telemetry.values.snapshot import RoutingSnapshot
 
@@ -86,6 +87,7 @@ class PrometheusSink:
         self._announce = announce
         self._registry = CollectorRegistry() if registry is None else registry
         self._state: RunState | None = None
+        self._live: LiveAccount | None = None
         self._collector: RunCollector | None = None
         self._server: MetricsServer | None = None
         self._targets: TargetFiles | None = None
@@ -94,8 +96,14 @@ class PrometheusSink:
         """Starts serving, and writes the target files for Prometheus."""
         options = self._options
         detail = choose_detail(run, options.detail, options.max_series)
+        if run.run_dir is not None:
+            self._live = LiveAccount(run.run_dir)
         self._state = RunState(
-            run, time.time(), self.earlier.until_checkpoint, self.earlier.in_logs
+            run,
+            time.time(),
+            self.earlier.until_checkpoint,
+            self.earlier.in_logs,
+            account=lambda: None if self._live is None else self._live.take(),
         )
         self._server = MetricsServer(self._registry, options.server)
         self._collector = RunCollector(self._state, detail, health=self._health)
@@ -118,6 +126,8 @@ class PrometheusSink:
         assert self._targets is not None
         self._targets.keep()
         self._state.add_step(record, routing)
+        if self._live is not None:
+            self._live.add(record)
 
     def evaluation(self, record: EvalRecord) -> None:
         """Records one evaluation."""

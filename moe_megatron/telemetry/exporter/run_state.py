@@ -5,13 +5,14 @@ to the same step. It does not know names of metrics (`series` does).
 """
 
 import threading
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from moe_megatron.telemetry.exporter.run_totals import RunTotals
 from moe_megatron.telemetry.metric import LOAD_BUCKETS, PHASES, STEP_SECONDS_BUCKETS
+from moe_megatron.telemetry.uptime.account import Account
 from moe_megatron.telemetry.values.json_fields import Float64Array, Int64Array
 from moe_megatron.telemetry.values.records import EvalRecord, RunInfo, StepRecord, StepRuntime
 from moe_megatron.telemetry.values.snapshot import RoutingSnapshot
@@ -73,6 +74,10 @@ class RunView:
     routing: RoutingSnapshot | None = None
     evaluations: Mapping[str, EvalRecord]
     """The newest evaluation of each split."""
+    account: Account | None = None
+    """Where the time of the run went; None if it has no journal."""
+    lost_seconds: Mapping[str, float] = field(default_factory=dict)
+    """The lost time of `account` by kind, which never decreases."""
 
 
 class RunState:
@@ -83,6 +88,7 @@ class RunState:
         started_at: When this process started to train, in seconds since 1970.
         totals: Totals of the earlier steps, to continue from.
         published: Totals that may already have been published; see `RunTotals.at_least`.
+        account: Gives the account of the run's time.
     """
 
     def __init__(
@@ -91,10 +97,13 @@ class RunState:
         started_at: float,
         totals: RunTotals | None = None,
         published: RunTotals | None = None,
+        account: Callable[[], Account | None] = lambda: None,
     ) -> None:
         num_layers = len(run.layers)
         empty = RunTotals.empty(num_layers, run.num_experts)
         self._lock = threading.Lock()
+        self._account = account
+        self._lost: dict[str, float] = {}
         self._published = empty if published is None else published
         self._totals = empty.copy() if totals is None else totals.copy()
         self._newest = RunView(
@@ -140,10 +149,16 @@ class RunState:
 
     def view(self) -> RunView:
         """The current state, all of the same step; later records do not change it."""
+        account = self._account()
         with self._lock:
             now = self._newest
+            for kind, seconds in () if account is None else account.lost.items():
+                # Not the sum of what happened but a judgement, which may still move a little.
+                self._lost[kind] = max(seconds, self._lost.get(kind, 0.0))
             return replace(
                 now,
+                account=account,
+                lost_seconds=dict(self._lost),
                 totals=self._totals.at_least(self._published),
                 step_seconds=now.step_seconds.copy(),
                 loads=now.loads.copy(),

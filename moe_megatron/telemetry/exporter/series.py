@@ -118,6 +118,11 @@ def _about_run(view: RunView) -> Iterator[Family]:
     info = {name: run.labels.get(name, "") for name in RUN_INFO_LABELS}
     yield _family("moe_run_info", [info], [1.0])
     yield _single("moe_run_start_timestamp_seconds", view.started_at)
+    if view.account is not None:
+        yield _single("moe_attempt", view.account.attempts)
+        yield _single("moe_goodput_ratio", view.account.goodput)
+        reasons = [{"reason": reason} for reason in view.lost_seconds]
+        yield _family("moe_lost_seconds_total", reasons, view.lost_seconds.values())
     yield _single("moe_train_devices", run.world_size)
     yield _single("moe_train_planned_steps", run.total_steps)
 
@@ -172,6 +177,11 @@ def _ranks(view: RunView) -> Iterator[Family]:
         return
     seconds, memory = view.runtime.rank_compute_seconds, view.runtime.rank_memory_bytes
     ranks = [{"rank": str(rank)} for rank in range(len(seconds))]
+    if view.run.hosts:
+        every = len(ranks) <= MAX_RANKS
+        named = range(len(ranks)) if every else [int(seconds.argmax())]
+        hosts = [{"rank": str(rank), "host": view.run.hosts[rank]} for rank in named]
+        yield _family("moe_rank_info", hosts, [1.0] * len(hosts))
     yield _single("moe_rank_memory_max_bytes", memory.max())
     if len(ranks) <= MAX_RANKS:
         yield _family("moe_rank_memory_bytes", ranks, memory)

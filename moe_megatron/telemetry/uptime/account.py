@@ -36,6 +36,8 @@ class Account:
     """When the run was launched, in seconds since 1970."""
     wall: float
     """From then to the end, or to now."""
+    attempts: int
+    """How often the ranks were started."""
     kept: float
     """Steps that were kept and made an update, without the warm-up of first steps."""
     kept_steps: int
@@ -108,6 +110,7 @@ def account(
     return Account(
         started=started,
         wall=wall,
+        attempts=len(listed),
         kept=kept,
         kept_steps=steps.kept,
         lost_steps=steps.lost_steps + sum(a.lost_steps for a in _counted(listed)),

@@ -185,6 +185,7 @@ class RunInfo:
         flops_per_token: operations of the model, forward and backward; None when not known.
         peak_flops: peak operations per second of all devices together; None when not known.
         saves_checkpoints: whether checkpoints are written.
+        hosts: name of each process's machine, by rank; empty where not known.
         earlier_routing: routing of the first `start_step` steps, from the checkpoint; None when
             there is none. Sinks must not change it.
     """
@@ -204,4 +205,5 @@ class RunInfo:
     flops_per_token: float | None = None
     peak_flops: float | None = None
     saves_checkpoints: bool = False
+    hosts: tuple[str, ...] = ()
     earlier_routing: RoutingProfile | None = None

@@ -1,6 +1,7 @@
 """The check of dashboards finds nothing in ours, and each of many single faults put into them."""
 
 import copy
+import json
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -250,6 +251,14 @@ MUTANTS = {
     "long uid": (put("x" * 41, "uid"), "must be 1 to 40"),
     "refresh without unit": (put(30, "refresh"), "must be a time"),
     "editable": (put(True, "editable"), "must be one of"),
+    "annotation of a metric that is gone": (
+        put("max(moe_restart_time) * 1000", "annotations", "list", 0, "expr"),
+        "annotation Start: moe_restart_time is not exported",
+    ),
+    "annotation without a colour": (
+        lambda d: d["annotations"]["list"][0].pop("iconColor"),
+        "'iconColor' is missing",
+    ),
     "link without variables": (put(False, "links", 0, "includeVars"), "must be one of"),
 }
 
@@ -269,6 +278,25 @@ def test_single_fault_is_found(name):
         assert faults == []
     else:
         assert any(words in fault for fault in faults), faults
+
+
+FLEET_MUTANTS = {
+    "other clusters": ('cluster="$cluster",run=~"$runs"', 'run=~"$runs"', "every selector must"),
+    "one line for all runs": (
+        "max by (run) (moe_train_lm", "max by (job) (moe_train_lm", "uses the label run, which"
+    ),
+    "runs without a legend": ("{{run}}", "all", "does not distinguish series that differ in run"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FLEET_MUTANTS)
+def test_single_fault_of_the_fleet_is_found(name):
+    old, new, words = FLEET_MUTANTS[name]
+    before = json.dumps(DASHBOARDS["fleet.json"])
+    after = before.replace(json.dumps(old)[1:-1], json.dumps(new)[1:-1])
+    assert after != before
+    faults, _ = check_dashboard(json.loads(after), SOURCES)
+    assert any(words in fault for fault in faults), faults
 
 
 def test_two_dashboards_with_one_uid_are_found():

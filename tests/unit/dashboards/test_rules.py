@@ -11,10 +11,10 @@ import pytest
 import yaml
 
 from moe_megatron.config import load_config, to_mapping
-from moe_megatron.dashboards.artifacts import repository_files
+from moe_megatron.dashboards.artifacts import dashboards, repository_files
 from moe_megatron.dashboards.build import write_files
 from moe_megatron.dashboards.rule_tests import CASES
-from moe_megatron.dashboards.rules import Thresholds, alerts
+from moe_megatron.dashboards.rules import RUNBOOK, Thresholds, alert_file, alerts
 
 ROOT = Path(__file__).parents[3]
 ALERTS = alerts(Thresholds())
@@ -119,3 +119,28 @@ def test_amtool_accepts_the_configuration(folder):
 )  # fmt: skip
 def test_times_are_scaled_and_written_as_prometheus_reads_them(scale, seconds, text):
     assert Thresholds(time_scale=scale).span(seconds) == text
+
+
+def test_every_alert_has_a_section_of_the_runbook_and_every_section_an_alert() -> None:
+    page = (ROOT / RUNBOOK).read_text()
+    sections = dict(re.findall(r"^## (MoE\w+)\n(.*?)(?=^## |\Z)", page, re.MULTILINE | re.DOTALL))
+    assert sections.keys() == {alert.name for alert in ALERTS}
+    for alert in ALERTS:
+        assert alert.runbook_url == f"{RUNBOOK}#{alert.name.lower()}"
+        for part in ("**Means:**", "**Look:**", "**Do:**"):
+            assert part in sections[alert.name], alert.name
+
+
+def test_runbook_names_panels_that_exist() -> None:
+    titles = {panel.title for board in dashboards() for part in board.sections
+              for panel in part.panels}  # fmt: skip
+    text = (ROOT / RUNBOOK).read_text()
+    quoted = [" ".join(words.split()) for words in re.findall(r'"([A-Z][^"]+)"', text)]
+    assert len(quoted) > 5
+    assert [words for words in quoted if words not in titles] == []
+
+
+def test_rules_of_the_repository_lead_to_the_runbook() -> None:
+    rules = alert_file(Thresholds())["groups"][0]["rules"]
+    links = [rule["annotations"]["runbook_url"] for rule in rules]
+    assert len(set(links)) == len(links) == len(ALERTS)

@@ -80,8 +80,8 @@ def test_formula_says_what_series_computes() -> None:
     [
         (100_000, ExpertDetail.FULL),
         (5000, ExpertDetail.TOPK),
-        (2500, ExpertDetail.HISTOGRAM),
-        (1500, ExpertDetail.NONE),
+        (2800, ExpertDetail.HISTOGRAM),
+        (1800, ExpertDetail.NONE),
         (100, None),
     ],
 )

@@ -22,6 +22,7 @@ from moe_megatron.telemetry.exporter.run_state import RunState
 from moe_megatron.telemetry.exporter.series import RunCollector
 from moe_megatron.telemetry.metric import ExpertDetail, Shape
 from moe_megatron.telemetry.quantity import Quantity
+from moe_megatron.telemetry.uptime.account import LOST, Account
 from moe_megatron.telemetry.values.layer_values import across_layers, load_entropy_ratio
 from moe_megatron.telemetry.values.records import EvalRecord, RunInfo, StepRecord, StepRuntime
 from moe_megatron.telemetry.values.snapshot import RoutingSnapshot
@@ -43,6 +44,7 @@ def make_run(shape: Shape, **fields) -> RunInfo:
         "flops_per_token": 1e6,
         "peak_flops": 1e9,
         "saves_checkpoints": True,
+        "hosts": tuple(f"node{rank // 8}" for rank in range(shape.ranks)),
     }
     return RunInfo(**(values | fields))
 
@@ -89,7 +91,12 @@ def make_step(run: RunInfo, step: int, **fields) -> StepRecord:
 def complete(shape: Shape) -> tuple[CollectorRegistry, list[RoutingSnapshot], RunState]:
     """A registry of a run that has everything the catalog lists."""
     run = make_run(shape)
-    state, registry, snapshots = RunState(run, started_at=900.0), CollectorRegistry(), []
+    account = Account(
+        started=800.0, wall=200.0, attempts=2, kept=150.0, kept_steps=3, lost_steps=1,
+        evaluation=5.0, lost={kind: float(n) for n, kind in enumerate(LOST)}, other=17.0,
+    )  # fmt: skip
+    state = RunState(run, started_at=900.0, account=lambda: account)
+    registry, snapshots = CollectorRegistry(), []
     for step in (1, 2, 3):
         if run.layers:
             snapshots.append(make_snapshot(run, step))
