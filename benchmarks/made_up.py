@@ -45,12 +45,12 @@ def step(run: RunInfo, number: int, rng: np.random.Generator) -> tuple[StepRecor
         per_layer={name: 1 + rng.random(num_layers) for name in quantity_names()},
     )
     runtime = StepRuntime(
-        ended_at=time.time(),
+        ended_at=time.monotonic(),
         phase_seconds=dict.fromkeys(PHASES, 0.1),
         rank_compute_seconds=rng.random(run.world_size),
         rank_memory_bytes=rng.random(run.world_size) * 8e10,
         checkpoint_step=0,
-        checkpoint_at=time.time(),
+        checkpoint_at=time.monotonic(),
     )
     record = StepRecord(
         step=number,

@@ -2,7 +2,7 @@
 
 from moe_megatron.dashboards.layout import Dashboard, Section
 from moe_megatron.dashboards.panels import Query, bands, lines, number, thresholds
-from moe_megatron.dashboards.queries import RUN, age, increase, latest, rate, ratio
+from moe_megatron.dashboards.queries import RUN, increase, latest, rate, ratio, youngest
 
 _SLOWEST = 10
 _COMPUTE = latest("moe_rank_compute_seconds", "rank")
@@ -29,7 +29,7 @@ _NOW = Section(
             "Up for",
             "s",
             "Time since the newest start of the training processes.",
-            age("moe_run_start_timestamp_seconds"),
+            youngest("moe_run_age_seconds"),
         ),
         number(
             "Slowest over median",

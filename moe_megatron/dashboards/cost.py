@@ -6,7 +6,7 @@ hours until someone enters a price.
 
 from moe_megatron.dashboards.layout import Dashboard, Section, text_variable
 from moe_megatron.dashboards.panels import Query, lines, number, thresholds
-from moe_megatron.dashboards.queries import RUN, age, increase, latest, rate, ratio
+from moe_megatron.dashboards.queries import RUN, increase, latest, rate, ratio, youngest
 
 _RANGE = "$__range"
 _DEVICES = latest("moe_train_devices")
@@ -21,7 +21,7 @@ _MONEY = Section(
             "Since the start",
             "currencyUSD",
             "Devices * hours * price, since the training processes were last started.",
-            f"({age('moe_run_start_timestamp_seconds')}) * {_PRICE_PER_SECOND}",
+            f"{youngest('moe_run_age_seconds')} * {_PRICE_PER_SECOND}",
         ),
         number(
             "Per hour",
@@ -116,7 +116,7 @@ _WASTE = Section(
             "Cost at risk",
             "currencyUSD",
             "What a crash now would lose: time since the newest checkpoint * devices * price.",
-            f"({age('moe_checkpoint_last_success_timestamp_seconds')}) * {_PRICE_PER_SECOND}",
+            f"{youngest('moe_checkpoint_age_seconds')} * {_PRICE_PER_SECOND}",
             width=6,
         ),
         number(

@@ -2,7 +2,7 @@
 
 from moe_megatron.dashboards.layout import Dashboard, Section, runs_variable
 from moe_megatron.dashboards.panels import Column, Query, lines, summary, thresholds
-from moe_megatron.dashboards.queries import RUNS, last, latest, rate, ratio
+from moe_megatron.dashboards.queries import RUNS, last, latest, rate, ratio, youngest
 
 _RUN = "{{run}}"
 # The value and not its increase, as a resumed run is a new series to Prometheus.
@@ -18,7 +18,7 @@ def _rate(name: str) -> str:
 
 
 def _age(name: str) -> str:
-    return f"time() - {_latest(name)}"
+    return youngest(name, "run", matchers=RUNS)
 
 
 _TABLE = summary(
@@ -35,10 +35,10 @@ _TABLE = summary(
     Column(
         "last step ended",
         "s",
-        _age("moe_train_last_step_timestamp_seconds"),
+        _age("moe_train_last_step_age_seconds"),
         thresholds((120, "orange"), (600, "red")),
     ),
-    Column("checkpoint saved", "s", _age("moe_checkpoint_last_success_timestamp_seconds")),
+    Column("checkpoint saved", "s", _age("moe_checkpoint_age_seconds")),
     Column("starts", "locale", _latest("moe_attempt")),
     Column(
         "goodput",
@@ -79,7 +79,7 @@ _SPEED = [
         "Last step ended",
         "s",
         "Time since the last step ended. It grows while a run hangs.",
-        Query(_age("moe_train_last_step_timestamp_seconds"), _RUN),
+        Query(_age("moe_train_last_step_age_seconds"), _RUN),
     ),
 ]
 
@@ -108,7 +108,7 @@ _TIME = [
         "Age of the newest checkpoint",
         "s",
         "Time that a crash now would lose. No data means that the run saves no checkpoints.",
-        Query(_age("moe_checkpoint_last_success_timestamp_seconds"), _RUN),
+        Query(_age("moe_checkpoint_age_seconds"), _RUN),
     ),
 ]
 

@@ -4,7 +4,6 @@ from moe_megatron.dashboards.layout import Dashboard, Section
 from moe_megatron.dashboards.panels import Query, lines, number, table, thresholds
 from moe_megatron.dashboards.queries import (
     RUN,
-    age,
     increase,
     last,
     latest,
@@ -12,6 +11,7 @@ from moe_megatron.dashboards.queries import (
     rate,
     ratio,
     select,
+    youngest,
 )
 
 _STEPS_LEFT = f"({latest('moe_train_planned_steps')} - {latest('moe_train_step')})"
@@ -41,7 +41,7 @@ _NOW = Section(
             "Last step ended",
             "s",
             "Time since the last step ended. It grows while the run hangs.",
-            age("moe_train_last_step_timestamp_seconds"),
+            youngest("moe_train_last_step_age_seconds"),
             defaults=thresholds((120, "orange"), (600, "red")),
         ),
         number(
@@ -171,7 +171,7 @@ _RUN = Section(
             "Age of the newest checkpoint",
             "s",
             "Time that a crash now would lose. No data means that the run saves no checkpoints.",
-            Query(age("moe_checkpoint_last_success_timestamp_seconds"), "age"),
+            Query(youngest("moe_checkpoint_age_seconds"), "age"),
         ),
         lines(
             "Steps since the newest checkpoint",

@@ -27,6 +27,7 @@ IDENTITY = ("job", "cluster", "run", "instance")
 
 _NEED_COUNTER = {"rate", "irate", "increase"}
 _FOR_BOTH = {"changes", "resets", "last_over_time", "present_over_time", "count_over_time"}
+_CLOCKS = {"time", "timestamp"}
 _COMPARISONS = {"==", "!=", ">", "<", ">=", "<="}
 _SETS = {"and", "or", "unless"}
 
@@ -179,6 +180,11 @@ class _Reader:
 
     def _call(self, node: Any) -> Answer:
         name = node.func.name
+        if name in _CLOCKS:
+            self.problems.append(
+                f"{name}() is the clock of Prometheus' machine, which may not agree with that of "
+                "the run; export an age instead"
+            )
         arguments = [
             self._selector(argument.vector_selector, name)
             if isinstance(argument, parser.MatrixSelector)

@@ -55,9 +55,9 @@ def ratio(part: str, whole: str, *on: str) -> str:
     return f"{part} /{matching} ({whole} > 0)"
 
 
-def age(timestamp: str) -> str:
-    """Seconds since the time that a gauge holds."""
-    return f"time() - {latest(timestamp)}"
+def youngest(name: str, *by: str, matchers: str = RUN) -> str:
+    """The value of a gauge of an age; of a run that has just moved, that of its newest process."""
+    return _aggregate("min", by, select(name, matchers))
 
 
 def _aggregate(how: str, by: tuple[str, ...], inner: str) -> str:

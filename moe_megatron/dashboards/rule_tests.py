@@ -78,18 +78,18 @@ CASES = (
         alert="MoETrainingStalled",
         series={
             # Steps of 5 s until 10m.
-            'moe_run_start_timestamp_seconds{run="a"': "0x140",
-            'moe_train_last_step_timestamp_seconds{run="a"': "0+15x40 600x100",
+            'moe_run_age_seconds{run="a"': "0+15x140",
+            'moe_train_last_step_age_seconds{run="a"': "0 5x38 0+15x100",
             'moe_train_step_duration_seconds_sum{run="a"': "0+15x40 600x100",
             'moe_train_step_duration_seconds_count{run="a"': "0+3x40 120x100",
             # Steps of 60 s until 10m: ten of them are ten minutes.
-            'moe_run_start_timestamp_seconds{run="b"': "0x140",
-            'moe_train_last_step_timestamp_seconds{run="b"': "0+15x40 600x100",
+            'moe_run_age_seconds{run="b"': "0+15x140",
+            'moe_train_last_step_age_seconds{run="b"': "0 5x38 0+15x100",
             'moe_train_step_duration_seconds_sum{run="b"': "0+15x40 600x100",
             'moe_train_step_duration_seconds_count{run="b"': "0+0.25x40 10x100",
             # Never made a step.
-            'moe_run_start_timestamp_seconds{run="c"': "0x140",
-            'moe_train_last_step_timestamp_seconds{run="c"': "0x140",
+            'moe_run_age_seconds{run="c"': "0+15x140",
+            'moe_train_last_step_age_seconds{run="c"': "0+15x140",
             'moe_train_step_duration_seconds_sum{run="c"': "0x140",
             'moe_train_step_duration_seconds_count{run="c"': "0x140",
         },
@@ -110,8 +110,8 @@ CASES = (
     Case(
         alert="MoECheckpointTooOld",
         series={
-            'moe_checkpoint_last_success_timestamp_seconds{run="a"': "0x600",
-            'moe_checkpoint_last_success_timestamp_seconds{run="b"': "0x400 6000x200",
+            'moe_checkpoint_age_seconds{run="a"': "0+15x600",
+            'moe_checkpoint_age_seconds{run="b"': "0+15x399 0+15x200",
         },
         expected={
             "2h": [],

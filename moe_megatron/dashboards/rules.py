@@ -122,10 +122,9 @@ def alerts(limits: Thresholds) -> Sequence[Alert]:
 
 
 def _run_alerts(limits: Thresholds) -> Sequence[Alert]:
-    last_step = _latest("moe_train_last_step_timestamp_seconds", _RUN)
-    since_step = f"time() - {last_step}"
-    # The two times are equal until the first step has ended.
-    stepped = f"({last_step} > {_latest('moe_run_start_timestamp_seconds', _RUN)})"
+    since_step = _youngest("moe_train_last_step_age_seconds")
+    # The two ages are equal until the first step has ended.
+    stepped = f"({since_step} < {_youngest('moe_run_age_seconds')})"
     step_seconds = f"max_over_time({_STEP_SECONDS}[{limits.span(3600)}])"
     window = limits.span(300)
     bad = select("moe_train_nonfinite_total", _JOB)
@@ -177,7 +176,7 @@ def _run_alerts(limits: Thresholds) -> Sequence[Alert]:
             name="MoECheckpointTooOld",
             severity="warning",
             expr=(
-                f"time() - {_latest('moe_checkpoint_last_success_timestamp_seconds', _RUN)} > "
+                f"{_youngest('moe_checkpoint_age_seconds')} > "
                 f"{limits.seconds(limits.checkpoint_seconds)}"
             ),
             hold=60,
@@ -285,6 +284,10 @@ def _sink_alert(limits: Thresholds) -> Alert:
         "reason, usually a full disk or a folder that was removed; free space. Records of a short "
         "outage are written later, those of a long one are lost.",
     )
+
+
+def _youngest(name: str) -> str:
+    return f"min by ({_RUN}) ({select(name, _JOB)})"
 
 
 def _latest(name: str, labels: str) -> str:

@@ -56,6 +56,8 @@ RUN_INFO_LABELS = (
 TRAINING = (
     _gauge("moe_run_info", "", "Always 1; the labels describe the run.", *RUN_INFO_LABELS),
     _gauge("moe_run_start_timestamp_seconds", "seconds", "When this process started to train."),
+    _gauge("moe_run_age_seconds", "seconds", "Time since moe_run_start_timestamp_seconds, by the "
+           "clock of the first process."),
     _gauge("moe_attempt", "", "How often the processes of the run have been started.",
            optional=True),
     _gauge("moe_goodput_ratio", "ratio", "Time of the steps that were kept over the time since the "
@@ -84,8 +86,9 @@ TRAINING = (
         "moe_train_phase_seconds_total", "seconds",
         "Wall time of the first process in each phase, by the clock of the host.", "phase",
     ),
-    _gauge("moe_train_last_step_timestamp_seconds", "seconds",
-           "When the last step ended; before the first, when training started."),
+    _gauge("moe_train_last_step_age_seconds", "seconds",
+           "Time since the last step ended, by the clock of the first process; before the first "
+           "step, moe_run_age_seconds."),
     _counter("moe_train_skipped_steps_total", "steps",
              "Steps without an update because a gradient was not finite."),
     _counter("moe_train_nonfinite_total", "steps",
@@ -100,6 +103,10 @@ TRAINING = (
     _gauge("moe_checkpoint_last_success_timestamp_seconds", "seconds",
            "When this process last wrote a checkpoint or handed it to the asynchronous writer; "
            "before the first, when training started. Absent when the run saves none.",
+           optional=True),
+    _gauge("moe_checkpoint_age_seconds", "seconds",
+           "Time since moe_checkpoint_last_success_timestamp_seconds, by the clock of the first "
+           "process. Absent when the run saves none.",
            optional=True),
     _gauge("moe_checkpoint_last_step", "steps",
            "Step of the newest checkpoint. Absent when the run saves none.", optional=True),

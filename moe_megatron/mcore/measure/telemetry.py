@@ -106,7 +106,7 @@ class TelemetryCallback(Callback):
             attach_routers(model, self._counters)
             self._writers = RoutingWriters.of_megatron()
         if self._saves_checkpoints:
-            self._checkpoint_step, self._checkpoint_at = start_step, time.time()
+            self._checkpoint_step, self._checkpoint_at = start_step, time.monotonic()
         hosts = world.gather_hosts()
         if self._sinks is None:
             return
@@ -182,7 +182,7 @@ class TelemetryCallback(Callback):
         self._pending = _Pending(
             event=event,
             totals=totals,
-            ended_at=time.time(),
+            ended_at=time.monotonic(),
             checkpoint_step=self._checkpoint_step,
             checkpoint_at=self._checkpoint_at,
         )
@@ -210,7 +210,7 @@ class TelemetryCallback(Callback):
 
     def on_checkpoint_end(self, step: int) -> None:
         """Remember step and time; the next step reports them."""
-        self._checkpoint_step, self._checkpoint_at = step, time.time()
+        self._checkpoint_step, self._checkpoint_at = step, time.monotonic()
 
     def on_train_end(self, model: list[Any]) -> None:
         """Publish the last step while Megatron's writers are still open."""

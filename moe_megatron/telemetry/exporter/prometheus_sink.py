@@ -5,7 +5,6 @@ neither metrics by name (`series`) nor HTTP (`metrics_server`).
 """
 
 import logging
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -100,7 +99,6 @@ class PrometheusSink:
             self._live = LiveAccount(run.run_dir)
         self._state = RunState(
             run,
-            time.time(),
             self.earlier.until_checkpoint,
             self.earlier.in_logs,
             account=lambda: None if self._live is None else self._live.take(),

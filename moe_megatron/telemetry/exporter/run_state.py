@@ -1,10 +1,13 @@
 """The newest state of a run and its totals, shared by the thread that writes and those that read.
 
 The telemetry thread adds one step at a time; scrapes take a `RunView`, in which everything belongs
-to the same step. It does not know names of metrics (`series` does).
+to the same step. Times are those of a monotonic clock of this process, and a view says what that
+clock shows: ages are then differences of one clock, and no alert compares the clocks of two
+machines. It does not know names of metrics (`series` does).
 """
 
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -60,7 +63,11 @@ class RunView:
 
     run: RunInfo
     started_at: float
-    """When this process started to train, in seconds since 1970."""
+    """When this process started to train, on the clock of `StepRuntime`."""
+    now: float
+    """When this view was taken, on the same clock."""
+    epoch: float
+    """What to add to a time on that clock for the seconds since 1970."""
     totals: RunTotals
     step_seconds: Histograms
     """One row. Starts empty in each process, like the next two."""
@@ -85,30 +92,36 @@ class RunState:
 
     Args:
         run: The run.
-        started_at: When this process started to train, in seconds since 1970.
         totals: Totals of the earlier steps, to continue from.
         published: Totals that may already have been published; see `RunTotals.at_least`.
         account: Gives the account of the run's time.
+        clock: The clock of `StepRuntime`; the run starts now.
+        wall: The seconds since 1970; read once, so that published times never move.
     """
 
     def __init__(
         self,
         run: RunInfo,
-        started_at: float,
         totals: RunTotals | None = None,
         published: RunTotals | None = None,
         account: Callable[[], Account | None] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
     ) -> None:
         num_layers = len(run.layers)
         empty = RunTotals.empty(num_layers, run.num_experts)
         self._lock = threading.Lock()
         self._account = account
         self._lost: dict[str, float] = {}
+        self._clock = clock
         self._published = empty if published is None else published
         self._totals = empty.copy() if totals is None else totals.copy()
+        started_at = clock()
         self._newest = RunView(
             run=run,
             started_at=started_at,
+            now=started_at,
+            epoch=wall() - started_at,
             totals=self._totals,
             step_seconds=Histograms.empty(1, STEP_SECONDS_BUCKETS),
             loads=Histograms.empty(num_layers, LOAD_BUCKETS),
@@ -159,6 +172,7 @@ class RunState:
                 now,
                 account=account,
                 lost_seconds=dict(self._lost),
+                now=self._clock(),
                 totals=self._totals.at_least(self._published),
                 step_seconds=now.step_seconds.copy(),
                 loads=now.loads.copy(),

@@ -117,7 +117,8 @@ def _about_run(view: RunView) -> Iterator[Family]:
     run = view.run
     info = {name: run.labels.get(name, "") for name in RUN_INFO_LABELS}
     yield _family("moe_run_info", [info], [1.0])
-    yield _single("moe_run_start_timestamp_seconds", view.started_at)
+    yield _single("moe_run_start_timestamp_seconds", view.epoch + view.started_at)
+    yield _single("moe_run_age_seconds", view.now - view.started_at)
     if view.account is not None:
         yield _single("moe_attempt", view.account.attempts)
         yield _single("moe_goodput_ratio", view.account.goodput)
@@ -145,13 +146,14 @@ def _last_step(view: RunView) -> Iterator[Family]:
     run, record, runtime = view.run, view.record, view.runtime
     yield _single("moe_train_step", run.start_step if record is None else record.step)
     ended_at = view.started_at if runtime is None else runtime.ended_at
-    yield _single("moe_train_last_step_timestamp_seconds", ended_at)
+    yield _single("moe_train_last_step_age_seconds", view.now - ended_at)
     if run.saves_checkpoints:
         step, at = run.start_step, view.started_at
         if runtime is not None and runtime.checkpoint_step is not None:
             step, at = runtime.checkpoint_step, runtime.checkpoint_at or view.started_at
         yield _single("moe_checkpoint_last_step", step)
-        yield _single("moe_checkpoint_last_success_timestamp_seconds", at)
+        yield _single("moe_checkpoint_last_success_timestamp_seconds", view.epoch + at)
+        yield _single("moe_checkpoint_age_seconds", view.now - at)
     splits = [{"split": split} for split in view.evaluations]
     if splits:
         losses = [evaluation.loss for evaluation in view.evaluations.values()]

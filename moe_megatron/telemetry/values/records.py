@@ -30,17 +30,17 @@ _MAX_EXPONENT = 20.0  # as in Megatron: an untrained model prints 4.9e8 in place
 class StepRuntime:
     """What the machine did during one step; exported during the run but not kept in a file.
 
-    W is the number of processes.
+    W is the number of processes. Times are those of `time.monotonic` of the first process.
 
     Attributes:
-        ended_at: when the step ended, in seconds since 1970.
+        ended_at: when the step ended.
         phase_seconds: wall time of the first process since the last step, for each of
             `metric.PHASES`.
         rank_compute_seconds: float64 [W], forward time of each process in attention and experts,
             without communication; 0 where it was not measured.
         rank_memory_bytes: float64 [W], memory of each process.
         checkpoint_step: step of the newest checkpoint; None when the run saves none.
-        checkpoint_at: when this process wrote it, or when training started; seconds since 1970.
+        checkpoint_at: when this process wrote it, or when training started.
         masked_experts: number of experts that are masked in each MoE layer; () for none.
     """
 

@@ -122,6 +122,7 @@ MUTANTS = {
         put("", "targets", 0, "legendFormat", title=LEAST_BUSY),
         "does not distinguish series",
     ),
+    "another clock": (edit("Router entropy", "max by", "time() - max by"), "export an age"),
     "syntax": (edit("Router entropy", "max by", "max bye"), "is not PromQL"),
     "unbalanced": (edit("Router entropy", "})", "}"), "is not PromQL"),
     "counter without rate": (
@@ -329,6 +330,7 @@ def test_every_panel_of_a_metric_that_leaves_the_catalog_is_found(metric):
         ({"expr": f"max by (job, cluster, run) ({ROUTER}) >"}, "is not PromQL"),
         ({"expr": f"max({ROUTER}) > 1"}, "must keep the labels job, cluster, run"),
         ({"expr": "sum by (job, cluster, run) (moe_tokens_dropped_total) > 1"}, "needs rate()"),
+        ({"expr": f"time() - max by (job, cluster, run) ({ROUTER}) > 1"}, "export an age"),
         (
             {"summary": "{{ $labels.rank }} is slow"},
             "its text uses the label rank, which it does not have",

@@ -27,7 +27,7 @@ SOURCES = {
         ("max by (run, layer) (load) and limit", {"run", "layer"}, 61),
         ("max(load) or vector(0)", set(), 1),
         ("histogram_quantile(0.9, sum by (le) (rate(seconds_bucket[1m])))", set(), 1),
-        ("time() - max(limit)", set(), 1),
+        ("3 - max(limit)", set(), 1),
         ("-limit", {"run", "layer"}, 61),
         ("1 + 2", set(), 1),
     ],
@@ -58,6 +58,8 @@ def test_topk_bounds_an_instant_and_not_a_range():
         ("load / limit", "never matches: only one side has expert"),
         ("load / on (layer) limit", "the left side of '/' has many series for one"),
         ("limit / on (rank) limit", "on (rank): only one side"),
+        ("time() - max(limit)", "time() is the clock of Prometheus' machine"),
+        ("timestamp(limit) > 1", "export an age instead"),
         ("avg_over_time(limit[1h:1m])", "is not understood by this check"),
     ],
 )

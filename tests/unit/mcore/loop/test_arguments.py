@@ -178,7 +178,7 @@ def test_run_without_data_or_checkpoints_names_neither() -> None:
         ({"model.num_query_groups": 2}, {"--group-query-attention"}, set()),
         ({"training.recompute": "full"}, {"--recompute-method", "uniform"}, set()),
         ({"training.recompute": "selective"}, {"selective"}, {"--recompute-method"}),
-        ({"checkpoint.async_save": True}, {"--use-persistent-ckpt-worker"}, set()),
+        ({"checkpoint.async_save": True}, {"--async-strategy"}, {"--use-persistent-ckpt-worker"}),
     ],
 )  # fmt: skip
 def test_fields_that_imply_further_flags(
@@ -187,6 +187,11 @@ def test_fields_that_imply_further_flags(
     words = set(megatron_argv(tiny(**changes), CPU, PATHS))
     assert present <= words
     assert absent.isdisjoint(words)
+
+
+def test_background_writer_of_megatron_stays_only_on_a_gpu() -> None:
+    saves = tiny(**{"checkpoint.async_save": True})
+    assert "--use-persistent-ckpt-worker" in megatron_argv(saves, GPU, PATHS)
 
 
 def test_run_that_never_evaluates_has_an_interval_that_megatron_can_divide_by() -> None:

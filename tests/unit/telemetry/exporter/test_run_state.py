@@ -30,7 +30,7 @@ def test_histograms_leave_out_what_is_not_a_number():
 
 
 def test_view_is_of_one_step_and_stays(make_run, make_step, make_snapshot):
-    state = RunState(make_run(), started_at=100.0)
+    state = RunState(make_run())
     state.add_step(make_step(1, step_seconds=0.2), make_snapshot(1))
     view = state.view()
     state.add_step(make_step(2), make_snapshot(2))
@@ -45,14 +45,14 @@ def test_view_is_of_one_step_and_stays(make_run, make_step, make_snapshot):
 
 
 def test_step_without_routing_keeps_the_last_routing(make_run, make_step, make_snapshot):
-    state = RunState(make_run(), started_at=0.0)
+    state = RunState(make_run())
     state.add_step(make_step(1), make_snapshot(1))
     state.add_step(make_step(2), None)
     assert state.view().routing.step == 1
 
 
 def test_phases_add_up(make_run, make_step):
-    state = RunState(make_run(), started_at=0.0)
+    state = RunState(make_run())
     for step in (1, 2):
         runtime = StepRuntime(
             ended_at=1.0,
@@ -66,7 +66,7 @@ def test_phases_add_up(make_run, make_step):
 
 
 def test_steps_that_never_arrived_are_counted(make_run, make_step):
-    state = RunState(make_run(start_step=10), started_at=0.0)
+    state = RunState(make_run(start_step=10))
     for step in (11, 12, 15):
         state.add_step(make_step(step), None)
     assert state.view().missed_steps == 2
@@ -79,7 +79,7 @@ def test_resumed_run_waits_until_it_has_caught_up(make_run, make_step, make_snap
         for totals in (checkpoint, logs) if step <= 2 else (logs,):
             totals.add_step(make_step(step))
             totals.add_routing(snapshots[step])
-    state = RunState(make_run(start_step=2), 0.0, checkpoint, logs)
+    state = RunState(make_run(start_step=2), checkpoint, logs)
     seen = [state.view().totals.steps]
     for step in range(3, 7):
         state.add_step(make_step(step), snapshots[step])

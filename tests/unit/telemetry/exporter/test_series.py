@@ -1,8 +1,10 @@
 """What a scrape holds: every metric of the catalog and no other, with the right values."""
 
+import itertools
 import math
 import shutil
 import subprocess
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -88,6 +90,12 @@ def make_step(run: RunInfo, step: int, **fields) -> StepRecord:
     return StepRecord(**(values | fields))
 
 
+def clock(start: float = 900.0, scrape: float = 1150.0) -> Callable[[], float]:
+    """A clock that shows the start of the run when it is first read, and later the scrape."""
+    readings = itertools.chain([start], itertools.repeat(scrape))
+    return lambda: next(readings)
+
+
 def complete(shape: Shape) -> tuple[CollectorRegistry, list[RoutingSnapshot], RunState]:
     """A registry of a run that has everything the catalog lists."""
     run = make_run(shape)
@@ -95,7 +103,7 @@ def complete(shape: Shape) -> tuple[CollectorRegistry, list[RoutingSnapshot], Ru
         started=800.0, wall=200.0, attempts=2, kept=150.0, kept_steps=3, lost_steps=1,
         evaluation=5.0, lost={kind: float(n) for n, kind in enumerate(LOST)}, other=17.0,
     )  # fmt: skip
-    state = RunState(run, started_at=900.0, account=lambda: account)
+    state = RunState(run, account=lambda: account, clock=clock(), wall=lambda: 5000.0)
     registry, snapshots = CollectorRegistry(), []
     for step in (1, 2, 3):
         if run.layers:
@@ -187,9 +195,12 @@ def test_values_are_those_of_the_steps():
     assert found["moe_train_tokens_total",] == 192
     assert found["moe_train_model_flops_total",] == 192e6
     assert found["moe_train_mfu_ratio",] == pytest.approx(64 * 1e6 / 0.5 / 1e9)
-    assert found["moe_train_last_step_timestamp_seconds",] == 1003.0
+    assert found["moe_run_age_seconds",] == 250.0
+    assert found["moe_train_last_step_age_seconds",] == 147.0
     assert found["moe_checkpoint_last_step",] == 2
-    assert found["moe_checkpoint_last_success_timestamp_seconds",] == 993.0
+    assert found["moe_checkpoint_age_seconds",] == 157.0
+    assert found["moe_run_start_timestamp_seconds",] == 5000.0
+    assert found["moe_checkpoint_last_success_timestamp_seconds",] == 5093.0
     assert found["moe_train_phase_seconds_total", ("phase", "data")] == 0.75
     assert found["moe_rank_compute_slowest_rank",] == 3
     assert found["moe_rank_compute_max_ratio",] == pytest.approx(2 / 1.5)
@@ -263,17 +274,18 @@ def test_dense_run_exports_nothing_of_layers():
 def test_before_the_first_step_a_run_is_alive_and_has_no_loss():
     run = make_run(SMALL, start_step=7)
     registry = CollectorRegistry()
-    registry.register(RunCollector(RunState(run, started_at=900.0), ExpertDetail.HISTOGRAM))
+    registry.register(RunCollector(RunState(run, clock=clock()), ExpertDetail.HISTOGRAM))
     found = samples(registry)
     assert found["moe_train_step",] == found["moe_checkpoint_last_step",] == 7
-    assert found["moe_train_last_step_timestamp_seconds",] == 900.0
+    ages = ("moe_run_age_seconds", "moe_train_last_step_age_seconds", "moe_checkpoint_age_seconds")
+    assert [found[age,] for age in ages] == [250.0] * 3
     assert ("moe_train_lm_loss",) not in found
     assert ("moe_router_entropy_ratio", ("layer", "2")) not in found
 
 
 def test_missing_facts_are_missing_series():
     run = make_run(SMALL, flops_per_token=None, saves_checkpoints=False)
-    state, registry = RunState(run, started_at=900.0), CollectorRegistry()
+    state, registry = RunState(run, clock=clock()), CollectorRegistry()
     state.add_step(make_step(run, 1, loss=None, grad_norm=None, runtime=None), None)
     registry.register(RunCollector(state, ExpertDetail.NONE))
     names = {name for name, *_ in samples(registry)}
@@ -283,7 +295,7 @@ def test_missing_facts_are_missing_series():
 
 def test_nan_loss_is_exported_and_counted():
     run = make_run(SMALL)
-    state, registry = RunState(run, started_at=900.0), CollectorRegistry()
+    state, registry = RunState(run, clock=clock()), CollectorRegistry()
     state.add_step(make_step(run, 1, loss=math.nan), None)
     registry.register(RunCollector(state, ExpertDetail.NONE))
     found = samples(registry)
