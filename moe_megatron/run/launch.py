@@ -15,6 +15,7 @@ from moe_megatron.platform.device import choose_num_processes, detect_device
 from moe_megatron.platform.scratch import scratch_folder
 from moe_megatron.routing import resolve
 from moe_megatron.run.attempts import Attempts
+from moe_megatron.run.changes import check_load
 from moe_megatron.run.folder import claim_fresh, write_config
 from moe_megatron.run.heartbeat import holding
 from moe_megatron.run.memory_check import memory_lines
@@ -69,6 +70,9 @@ def _launch(
         say(f"expert parallel size: {experts}")
     config = fitted(config, processes.value)
     _check_megatron_flags(config)
+    if ended := check_load(config):
+        say(ended)
+        return 0
     for line in memory_lines(config, processes.value, device):
         say(line)
     wanted = Path(config.run_dir)

@@ -67,6 +67,17 @@ def check_folder(folder: Path, *, part: int = 0, parts: int = 1) -> Finding:
     return Finding(folder, "damaged" if problems else "valid", problems, blocks)
 
 
+def looks_whole(folder: Path) -> bool:
+    """Whether all files are there in their sizes, as far as can be seen without reading them."""
+    try:
+        manifest = read_manifest(folder)
+    except CheckpointError:
+        return False
+    if manifest is None:
+        return (folder / METADATA).is_file()
+    return not any(names_and_sizes(folder, manifest))
+
+
 def _structure(folder: Path) -> Iterator[str]:
     if not (folder / METADATA).is_file():
         yield f"{folder} is incomplete: {METADATA} is missing, so its save was cut short."

@@ -1,5 +1,6 @@
 """`moe-megatron train`: train a model on this machine's CPU or GPUs."""
 
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -7,6 +8,7 @@ from moe_megatron.cli.output import lasting_output
 from moe_megatron.cli.pretrain import option_parser, program, read_options
 from moe_megatron.config import CONFIG_FILE, dump_yaml
 from moe_megatron.config.checkpoint_files import CHECKPOINTS
+from moe_megatron.errors import ConfigError
 
 _EPILOG = """\
 examples:
@@ -36,6 +38,7 @@ def run(argv: Sequence[str]) -> int:
     if resumed is not None:
         from moe_megatron.run.folder import check_resumable
 
+        _refuse_contradictions(ours, flags)
         check_resumable(resumed)
         ours.config = ours.config or str(resumed / CONFIG_FILE)
         ours.run_dir = str(resumed)
@@ -55,3 +58,22 @@ def run(argv: Sequence[str]) -> int:
             debug=options.debug,
             say=lambda line: print(line, flush=True),
         )
+
+
+_NOT_WITH_RESUME = {
+    "--load": "it resumes from the checkpoints of its own folder",
+    "--finetune": "it would start at step 0 and write over what it resumes",
+    "--run-dir": "it goes on in the folder that it names",
+}
+
+
+def _refuse_contradictions(ours: Namespace, flags: Sequence[str]) -> None:
+    given = {flag.partition("=")[0] for flag in flags}
+    given |= set() if ours.run_dir is None else {"--run-dir"}
+    for flag, why in _NOT_WITH_RESUME.items():
+        if flag in given:
+            raise ConfigError(
+                f"--resume and {flag} contradict each other: {why}. Leave one out; for a new run "
+                f"from the weights of {ours.resume}, give --load {ours.resume / CHECKPOINTS} "
+                "--finetune and another --run-dir."
+            )

@@ -52,8 +52,10 @@ from moe_megatron.mcore.recovery.build import (
 from moe_megatron.mcore.recovery.rollback import RollBack
 from moe_megatron.mcore.state import checkpoint
 from moe_megatron.mcore.state.background import saving_in_a_fork
+from moe_megatron.mcore.state.complete_loading import complete_loading
 from moe_megatron.mcore.state.guarded_reading import guarded_reading
 from moe_megatron.mcore.state.optimizer_resharding import resharding_optimizer_states
+from moe_megatron.mcore.state.optimizer_settings import configured_settings
 from moe_megatron.mcore.state.optimizer_shards import saving_own_shards
 from moe_megatron.mcore.state.writing_in_place import writing_in_place
 from moe_megatron.telemetry.sinks.health import SinkHealth
@@ -176,9 +178,12 @@ def run(job: TrainingJob, machine: MachineSettings) -> JobOutcome:
         stack.enter_context(_stop_on_interrupt())
         stack.enter_context(guarded(config.recovery, callbacks, rollback, job.run_dir))
         stack.enter_context(callbacks_installed(callbacks, clock))
+        if "use-checkpoint-opt_param-scheduler" not in config.megatron:
+            stack.enter_context(configured_settings(checkpoint.batch_growth(load, config)))
         stack.enter_context(resharding_optimizer_states())
         stack.enter_context(saving_own_shards())
         stack.enter_context(writing_in_place())
+        stack.enter_context(complete_loading())
         stack.enter_context(checkpoint.explained_loading(load))
         stack.enter_context(guarded_reading())
         if args.async_save and not args.use_persistent_ckpt_worker:

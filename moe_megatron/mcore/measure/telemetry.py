@@ -160,14 +160,18 @@ class TelemetryCallback(Callback):
         )
 
     def _initial_profile(self, layers: tuple[int, ...], num_experts: int) -> RoutingProfile:
-        if self._load_profile is not None and self._load_profile.exists():
-            try:
-                return RoutingProfile.load(self._load_profile)
-            except DataError as error:
-                logger.warning("starting an empty routing profile: %s", error)
-        return RoutingProfile.empty(
+        empty = RoutingProfile.empty(
             layers=layers, num_experts=num_experts, top_k=self._config.moe.top_k
         )
+        if self._load_profile is None or not self._load_profile.exists():
+            return empty
+        try:
+            profile = RoutingProfile.load(self._load_profile)
+            profile.merge(empty)  # refuses a profile of another top_k
+        except DataError as error:
+            logger.warning("starting an empty routing profile: %s", error)
+            return empty
+        return profile
 
     def on_step_end(self, event: StepEnd) -> None:
         """Start the reduction of this step and publish the previous one."""

@@ -14,7 +14,7 @@ import queue
 import re
 import shutil
 from collections.abc import Iterator
-from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -24,10 +24,10 @@ from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.training import training as loop
 from torch.distributed.checkpoint.api import CheckpointException
 
-from moe_megatron.config import CONFIG_FILE, RunConfig, dump_yaml, load_config
+from moe_megatron.config import CONFIG_FILE, RunConfig, dump_yaml, loading
 from moe_megatron.config.checkpoint_files import RELEASE, TRACKER, iteration_dir, step_of
 from moe_megatron.data.tokenizer import TOKENIZER_FILES
-from moe_megatron.errors import CheckpointError, ConfigError
+from moe_megatron.errors import CheckpointError
 from moe_megatron.pickle_names import refusal
 from moe_megatron.routing import resolve
 
@@ -91,10 +91,7 @@ def check_loadable(checkpoints: Path, config: RunConfig) -> Path:
     """
     folder = latest_checkpoint(checkpoints)
     if folder is None:
-        raise CheckpointError(
-            f"{checkpoints} holds no complete checkpoint ({TRACKER} is missing). Give the "
-            "folder that contains the iter_* folders, or leave --load out to start anew."
-        )
+        raise loading.no_checkpoint(checkpoints)
     if not folder.is_dir():
         raise CheckpointError(
             f"{checkpoints / TRACKER} names {folder.name}, but {folder} is missing; write "
@@ -104,21 +101,12 @@ def check_loadable(checkpoints: Path, config: RunConfig) -> Path:
 
 
 def check_same_model(folder: Path, config: RunConfig) -> Path:
-    """Check that the checkpoint of one step belongs to the model of a run; returns its folder.
+    """Check that the checkpoint of one step belongs to a run; returns its folder.
 
     Raises:
-        CheckpointError: Another model was saved.
+        CheckpointError: Another model was saved, or the run changes what it must keep.
     """
-    saved = _saved_config(folder)
-    if saved is None:
-        return folder
-    differences = _differences(saved, config)
-    if differences:
-        raise CheckpointError(
-            f"{folder} was saved from another model: {'; '.join(differences)}. Load it with the "
-            f"configuration beside it (--config {folder / CONFIG_FILE}), or choose a checkpoint of "
-            "this model."
-        )
+    loading.check_same_run(folder, config, resolve)
     return folder
 
 
@@ -139,24 +127,11 @@ def step_to_ask_for(folder: Path) -> int | None:
     return step
 
 
-def _saved_config(folder: Path) -> RunConfig | None:
-    path = folder / CONFIG_FILE
-    if not path.exists():
-        return None
-    try:
-        return load_config(path)
-    except ConfigError as error:
-        logger.warning("cannot compare with the configuration beside the checkpoint: %s", error)
-        return None
-
-
-def _differences(saved: RunConfig, wanted: RunConfig) -> list[str]:
-    ours, theirs = (replace(run.architecture, moe=resolve(run.moe)) for run in (wanted, saved))
-    names = ours.field_names("tensors", "function", adjustable=False)
-    return [
-        f"{it.name} is {it.theirs} there and {it.ours} here"
-        for it in ours.differences(theirs, names)
-    ]
+def batch_growth(folder: Path | None, config: RunConfig) -> Fraction:
+    """Sequences of a global batch, divided by those of the run that saved the checkpoint."""
+    saved = folder and loading.saved_config(folder)
+    before = saved.training.global_batch_size if saved else config.training.global_batch_size
+    return Fraction(config.training.global_batch_size, before)
 
 
 def check_writable(folder: Path) -> None:

@@ -88,9 +88,10 @@ def test_resume_takes_configuration_and_checkpoints_of_the_run(launched, place):
 
 def test_resume_may_take_another_configuration(launched, place):
     finished_run(place / "run")
-    train(["--resume", "run", *MOCK, "--num-processes", "1", "--load", "elsewhere"])
+    train(["--resume", "run", *MOCK, "--num-processes", "1", "--lr", "1e-3"])
     config = config_of(launched[0])
-    assert (config.run_dir, config.checkpoint.load) == ("run", "elsewhere")
+    assert (config.run_dir, config.checkpoint.load) == ("run", "run/checkpoints")
+    assert config.training.learning_rate == 1e-3
 
 
 def test_tracebacks_are_asked_of_the_ranks(launched):
