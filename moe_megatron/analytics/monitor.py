@@ -41,7 +41,7 @@ class RouterStats:
         entropy_ratio: entropy / ln E, its maximum.
         aux_loss: E * sum_e f_e P_e, Switch load balancing loss, unscaled; 1.0 is perfect balance.
         z_loss: mean_t logsumexp(logits_t)^2, unscaled.
-        dead_experts: number of experts with less than 1 % of a fair share, over all layers.
+        dead_experts: number of experts that no token has reached, over all layers.
     """
 
     tokens: int

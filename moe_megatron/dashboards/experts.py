@@ -37,7 +37,7 @@ def _layer() -> Section:
             number(
                 "Dead",
                 "locale",
-                "Experts that got less than 1 % of a fair share in the last step.",
+                "Experts that no token has reached in the last 100 steps.",
                 _of_layer("moe_experts_dead"),
                 defaults=thresholds((1, "orange")),
             ),

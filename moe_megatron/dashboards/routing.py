@@ -40,8 +40,7 @@ _WORST = Section(
         number(
             "Dead experts",
             "percentunit",
-            "Share of the experts of all layers that got less than 1 % of a fair share in the last "
-            "step. With few tokens in a step, some are dead by chance.",
+            "Share of the experts of all layers that no token has reached in the last 100 steps.",
             ratio(
                 f"sum({latest('moe_experts_dead', 'layer')})",
                 f"sum({latest('moe_experts', 'layer')})",

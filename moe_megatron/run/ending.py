@@ -19,6 +19,7 @@ def conclude(result: RunResult) -> str:
     summary = format_summary(
         evaluation=result.history.last_evaluation,
         load=result.outcome.profile,
+        recent=result.outcome.recent,
         checkpoint=result.checkpoint,
         metrics=result.run_dir / METRICS_FILE,
         report=report,

@@ -144,7 +144,8 @@ ROUTING = (
     _gauge("moe_expert_load_stddev_ratio", "ratio",
            "Standard deviation of the load of the layer's experts, in fair shares.", "layer"),
     _gauge("moe_experts_dead", "experts",
-           "Experts that got less than 1 % of a fair share in the last step.", "layer"),
+           "Experts that no token has reached in the last 100 steps, or since this process "
+           "started.", "layer"),
     _gauge("moe_experts_masked", "experts",
            "Experts taken out of routing because they failed.", "layer"),
     _counter("moe_tokens_routed_total", "assignments",

@@ -21,7 +21,7 @@ LOST_TIME = (
 """The kinds of lost time of a run; `uptime.account` says what each is."""
 
 LOAD_BUCKETS = (0.0, 0.01, 0.25, 0.5, 0.75, 0.9, 1.1, 1.25, 1.5, 2.0, 3.0, 4.0, 8.0)
-"""Upper bounds, in fair shares. Below 0.01 an expert counts as dead (`expert_load`)."""
+"""Upper bounds, in fair shares; 0 counts experts without a token."""
 
 STEP_SECONDS_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 

@@ -16,7 +16,7 @@ import numpy as np
 from moe_megatron.files import replace_file
 from moe_megatron.telemetry.catalog import quantities
 from moe_megatron.telemetry.quantity import Quantity
-from moe_megatron.telemetry.values.expert_load import DEAD_THRESHOLD, Float64Array
+from moe_megatron.telemetry.values.expert_load import Float64Array
 from moe_megatron.telemetry.values.layer_values import shown_values
 from moe_megatron.telemetry.values.profile import RoutingProfile
 from moe_megatron.telemetry.values.records import EvalRecord
@@ -268,25 +268,24 @@ def _values_of(name: str, profile: RoutingProfile) -> Float64Array:
 
 
 def _dead_section(routing: RunRouting) -> str:
-    late, whole = routing.late, routing.whole
-    span = f"steps {late.first_step:,} to {late.last_step:,}"
-    rule = f"less than {DEAD_THRESHOLD:.0%} of the fair share"
-    mask = late.dead_expert_mask()
+    recent, whole = routing.recent, routing.whole
+    span = f"steps {recent.first_step:,} to {recent.last_step:,}"
+    mask = recent.dead()
     rows = []
-    for index, layer in enumerate(late.layers):
+    for index, layer in enumerate(whole.layers):
         dead = np.flatnonzero(mask[index])
         if dead.size:
             shown = ", ".join(map(str, dead[:40].tolist())) + (", ..." if dead.size > 40 else "")
             over_run = whole.relative_load[index, dead].max()
             rows.append(
-                f'<tr><td>{layer}</td><td class="bad">{dead.size} of {late.num_experts}</td>'
+                f'<tr><td>{layer}</td><td class="bad">{dead.size} of {whole.num_experts}</td>'
                 f'<td>{over_run:.2f}x</td><td class="list">{shown}</td></tr>'
             )
     if not rows:
-        text = f"None: in {span} no expert received {rule}."
+        text = f"None: every expert received tokens in {span}."
         return f"<section><h2>Dead experts</h2><p>{text}</p></section>"
     return (
-        f"<section><h2>Dead experts</h2><p>Experts that received {rule} in {span}.</p>"
+        f"<section><h2>Dead experts</h2><p>Experts that received no token in {span}.</p>"
         '<div class="card scroll"><table><thead><tr><th scope="col">layer</th>'
         '<th scope="col">dead</th><th scope="col">their highest load, whole run</th>'
         f'<th scope="col" class="list">experts</th></tr></thead><tbody>{"".join(rows)}'

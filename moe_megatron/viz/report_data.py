@@ -22,11 +22,10 @@ from moe_megatron.telemetry.sinks.jsonl import (
     read_routing,
 )
 from moe_megatron.telemetry.values.profile import RoutingProfile
+from moe_megatron.telemetry.values.recent_use import RecentUse
 from moe_megatron.telemetry.values.records import EvalRecord, StepRecord
 
 MAX_COLUMNS = 200
-LATE_PART = 0.1
-"""Share of the run, at its end, in which dead experts are counted: one may die late or recover."""
 
 
 class _Mergeable(Protocol):
@@ -160,12 +159,12 @@ class RunRouting:
     Attributes:
         columns: one profile for each range of steps.
         whole: the profile of all steps.
-        late: the profile of the last tenth of the steps.
+        recent: when each expert last had a token.
     """
 
     columns: StepColumns[RoutingProfile]
     whole: RoutingProfile
-    late: RoutingProfile
+    recent: RecentUse
 
 
 @dataclass(slots=True, kw_only=True)
@@ -234,7 +233,9 @@ def load_routing(path: Path) -> RunRouting:
         DataError: the file is missing, malformed, empty, or mixes differently shaped models.
     """
     columns: StepColumns[RoutingProfile] = StepColumns()
+    recent = RecentUse()
     for snapshot in RoutingHistory(path).snapshots() if path.is_dir() else read_routing(path):
+        recent.add(snapshot)
         columns.add(snapshot.step, RoutingProfile.from_snapshots([snapshot]))
     if not len(columns):
         raise DataError(
@@ -245,7 +246,7 @@ def load_routing(path: Path) -> RunRouting:
     return RunRouting(
         columns=columns,
         whole=merge_profiles(profiles),
-        late=merge_profiles(profiles[-math.ceil(len(profiles) * LATE_PART) :]),
+        recent=recent,
     )
 
 

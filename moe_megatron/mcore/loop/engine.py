@@ -62,6 +62,7 @@ from moe_megatron.telemetry.sinks.health import SinkHealth
 from moe_megatron.telemetry.sinks.log_file import LogFile
 from moe_megatron.telemetry.sinks.sink_set import SinkSet
 from moe_megatron.telemetry.values.profile import PROFILE_FILE, RoutingProfile
+from moe_megatron.telemetry.values.recent_use import RecentUse
 
 logger = logging.getLogger(__name__)
 
@@ -117,6 +118,8 @@ class JobOutcome:
     seconds: float
     profile: RoutingProfile | None
     """Routing of the whole run; only on rank 0 of MoE runs."""
+    recent: RecentUse | None = None
+    """When experts last had a token; None where `profile` is."""
 
 
 def run(job: TrainingJob, machine: MachineSettings) -> JobOutcome:
@@ -199,6 +202,7 @@ def run(job: TrainingJob, machine: MachineSettings) -> JobOutcome:
         interrupted=interrupted,
         seconds=time.perf_counter() - started,
         profile=telemetry.profile,
+        recent=telemetry.recent if telemetry.profile is not None else None,
     )
 
 

@@ -34,6 +34,7 @@ from moe_megatron.telemetry.identity import run_id
 from moe_megatron.telemetry.quantity import Quantity
 from moe_megatron.telemetry.sinks.sink_set import SinkSet
 from moe_megatron.telemetry.values.profile import RoutingProfile
+from moe_megatron.telemetry.values.recent_use import RecentUse
 from moe_megatron.telemetry.values.records import EvalRecord, RunInfo, StepRecord, StepRuntime
 from moe_megatron.version import package_version
 
@@ -80,6 +81,7 @@ class TelemetryCallback(Callback):
         self._pending: _Pending | None = None
         self._counters: RoutingCounters | None = None
         self.profile: RoutingProfile | None = None
+        self.recent = RecentUse()
         self.last_step = 0
         self._evaluated: set[tuple[int, str]] = set()
         self._saves_checkpoints = saves_checkpoints
@@ -230,15 +232,16 @@ class TelemetryCallback(Callback):
         totals = pending.totals.get()
         step = pending.event.step
         writers = self._writers if self._writers and self._writers.wants(step) else None
-        if self._sinks is None and writers is None:
+        if self._sinks is None and self._writers is None:
             return
         snapshot = None
         if len(totals.tokens):
             snapshot = make_snapshot(
                 step, self._config.moe_layers, self._config.moe.top_k, totals, self._quantities
             )
+            self.recent.add(snapshot)
         if writers is not None and snapshot is not None:
-            writers.write(snapshot)
+            writers.write(snapshot, self.recent.dead())
         if self._sinks is None:
             return
         if snapshot is not None:
@@ -265,6 +268,7 @@ class TelemetryCallback(Callback):
                 checkpoint_step=pending.checkpoint_step,
                 checkpoint_at=pending.checkpoint_at,
                 masked_experts=self._number_masked(),
+                dead_experts=self.recent.dead() if len(totals.tokens) else None,
             ),
         )
 

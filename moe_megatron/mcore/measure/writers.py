@@ -12,6 +12,7 @@ import numpy as np
 from megatron.training import get_args, get_tensorboard_writer, get_wandb_writer
 
 from moe_megatron.telemetry.metric import LAYER_QUANTILES
+from moe_megatron.telemetry.values.expert_load import BoolArray
 from moe_megatron.telemetry.values.layer_values import across_layers, layer_values
 from moe_megatron.telemetry.values.snapshot import RoutingSnapshot
 
@@ -44,11 +45,16 @@ class RoutingWriters:
         """Whether this step is written."""
         return step % self._interval == 0
 
-    def write(self, routing: RoutingSnapshot) -> None:
-        """Write one step: values per layer, their mean and quantiles, and a histogram of loads."""
+    def write(self, routing: RoutingSnapshot, dead: BoolArray | None = None) -> None:
+        """Write one step: values per layer, their mean and quantiles, and a histogram of loads.
+
+        Args:
+            routing: The step.
+            dead: The dead experts; see `layer_values`.
+        """
         scalars = {
             f"{name}/{layer}": value
-            for name, values in layer_values(routing).items()
+            for name, values in layer_values(routing, dead).items()
             for layer, value in _named(routing.layers, values)
         }
         load = routing.relative_load.ravel()

@@ -94,7 +94,8 @@ class RunCollector(Collector):
         masked = view.runtime.masked_experts if view.runtime is not None else ()
         yield _family("moe_experts_masked", layers, masked or [0] * len(layers))
         if view.routing is not None:
-            for name, values in layer_values(view.routing).items():
+            dead = None if view.runtime is None else view.runtime.dead_experts
+            for name, values in layer_values(view.routing, dead).items():
                 yield _family(name, layers, values)
             yield _layer_quantiles("moe_layer_imbalance_ratio", view.routing.imbalance)
             yield from _expert_ranks(view.routing, view.run.expert_ranks)

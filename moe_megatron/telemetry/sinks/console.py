@@ -22,7 +22,9 @@ from rich.table import Table
 from rich.text import Text
 
 from moe_megatron.telemetry.sinks.load_table import describe_dead_experts, load_table
+from moe_megatron.telemetry.values.expert_load import BoolArray
 from moe_megatron.telemetry.values.profile import RoutingProfile
+from moe_megatron.telemetry.values.recent_use import RecentUse
 from moe_megatron.telemetry.values.records import EvalRecord, RunInfo, StepRecord
 from moe_megatron.telemetry.values.snapshot import RoutingSnapshot
 
@@ -133,6 +135,11 @@ class ConsoleSink:
     def _print(self, text: str) -> None:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
+    @property
+    def _dead(self) -> BoolArray | None:
+        runtime = None if self._record is None else self._record.runtime
+        return None if runtime is None else runtime.dead_experts
+
     def _count(self, routing: RoutingSnapshot) -> None:
         if self._since_table is None:
             self._since_table = RoutingProfile.from_snapshots([routing])
@@ -143,7 +150,10 @@ class ConsoleSink:
         load, self._since_table = self._since_table, None
         if load is not None:
             self._print(f"expert load, steps {load.first_step} to {load.last_step}")
-            self._console.print(load_table(load, width=self._console.width, unicode=self._unicode))
+            table = load_table(
+                load, width=self._console.width, unicode=self._unicode, dead=self._dead
+            )
+            self._console.print(table)
 
     def _speed(self) -> float:
         return statistics.median(record.tokens_per_second for record in self._recent)
@@ -193,6 +203,7 @@ class ConsoleSink:
                     width=self._console.width,
                     max_rows=max_rows,
                     unicode=self._unicode,
+                    dead=self._dead,
                 ),
             ]
         return Group(*lines)
@@ -202,6 +213,7 @@ def format_summary(
     *,
     evaluation: EvalRecord | None = None,
     load: RoutingProfile | RoutingSnapshot | None = None,
+    recent: RecentUse | None = None,
     checkpoint: Path | None = None,
     metrics: Path | None = None,
     report: Path | None = None,
@@ -212,6 +224,7 @@ def format_summary(
     Args:
         evaluation: the last evaluation.
         load: the routing to summarize, such as the whole run's profile.
+        recent: when experts last had a token; without it, dead experts are those without any.
         checkpoint: the last checkpoint.
         metrics: the metrics file.
         report: the HTML report.
@@ -228,12 +241,17 @@ def format_summary(
             where = f"{load.steps:,} steps, {load.tokens:,} tokens"
         else:
             where = f"step {load.step:,}, {load.tokens:,} tokens"
+        if recent is None or not recent.last_step:
+            dead, span = load.dead_expert_mask(), ""
+        else:
+            dead = recent.dead()
+            span = f" in steps {recent.first_step:,} to {recent.last_step:,}"
         table = Console(file=io.StringIO(), width=width, color_system=None)
         with table.capture() as drawn:
-            table.print(load_table(load, width=width))
+            table.print(load_table(load, width=width, dead=dead))
         lines += ["", f"expert load ({where})"]
         lines += [line.rstrip() for line in drawn.get().splitlines()]
-        lines.append(f"dead experts: {describe_dead_experts(load)}")
+        lines.append(f"dead experts: {describe_dead_experts(load.layers, dead)}{span}")
     paths = {"checkpoint": checkpoint, "metrics": metrics, "report": report}
     if any(paths.values()):
         lines.append("")

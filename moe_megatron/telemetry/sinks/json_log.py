@@ -79,7 +79,8 @@ class LogSink:
             "skipped": record.skipped,
         }
         if routing is not None:
-            values = layer_values(routing)
+            runtime = record.runtime
+            values = layer_values(routing, None if runtime is None else runtime.dead_experts)
             fields["expert_load_max_ratio"] = write_float(
                 float(values["moe_expert_load_max_ratio"].max())
             )

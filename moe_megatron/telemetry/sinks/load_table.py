@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from moe_megatron.telemetry.catalog import quantities
-from moe_megatron.telemetry.values.expert_load import Float64Array
+from moe_megatron.telemetry.values.expert_load import BoolArray, Float64Array
 from moe_megatron.telemetry.values.layer_values import shown_values
 from moe_megatron.telemetry.values.profile import RoutingProfile
 from moe_megatron.telemetry.values.snapshot import RoutingSnapshot
@@ -52,6 +52,7 @@ def load_table(
     width: int,
     max_rows: int | None = None,
     unicode: bool = True,
+    dead: BoolArray | None = None,
 ) -> Table:
     """Draws the expert load of one step or of a sum of steps.
 
@@ -60,6 +61,7 @@ def load_table(
         width: characters the table may take.
         max_rows: largest number of layers to show; of more, the most imbalanced ones.
         unicode: whether the terminal can show block characters.
+        dead: the dead experts, by `RecentUse`; without it, those that these counts do not have.
     """
     num_experts = load.num_experts
     relative, imbalance = load.relative_load, load.imbalance
@@ -68,7 +70,8 @@ def load_table(
         for quantity in quantities()
         if quantity.column and quantity.name in load.per_layer
     ]
-    dead, drop_rate = load.dead_expert_mask().sum(axis=1), load.drop_rate
+    number_dead = (load.dead_expert_mask() if dead is None else dead).sum(axis=1)
+    drop_rate = load.drop_rate
     has_drops = bool(load.dropped.any())
 
     draw_shares: Callable[[Float64Array], list[Text]]
@@ -95,7 +98,7 @@ def load_table(
             *draw_shares(relative[row]),
             f"{imbalance[row]:.2f}",
             *(f"{values[row]:.2f}" for _, values in columns),
-            Text(str(dead[row]), style="bold red" if dead[row] else ""),
+            Text(str(number_dead[row]), style="bold red" if number_dead[row] else ""),
             *([f"{drop_rate[row]:.1%}"] if has_drops else []),
         )
     if table.row_count < len(load.layers):
@@ -130,12 +133,11 @@ def _rows_to_show(imbalance: Float64Array, max_rows: int | None) -> list[int]:
     return sorted(worst_first[:max_rows].tolist())
 
 
-def describe_dead_experts(load: RoutingSnapshot | RoutingProfile) -> str:
+def describe_dead_experts(layers: Iterable[int], mask: BoolArray) -> str:
     """One line: "none", or the dead experts of each layer, for at most eight layers."""
-    mask = load.dead_expert_mask()
     parts = [
         f"layer {layer}: {_first_eight(np.flatnonzero(row).tolist())}"
-        for layer, row in zip(load.layers, mask, strict=True)
+        for layer, row in zip(layers, mask, strict=True)
         if row.any()
     ]
     if not parts:

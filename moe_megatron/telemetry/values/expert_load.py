@@ -17,9 +17,6 @@ Int64Array = npt.NDArray[np.int64]
 Float64Array = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
 
-DEAD_THRESHOLD = 0.01
-"""An expert with less than this fraction of its fair share (1/E) counts as dead."""
-
 
 def load_share(tokens_per_expert: Int64Array) -> Float64Array:
     """s_e = n_e / sum_i n_i, each expert's share of a layer's assignments; rows sum to 1. [L, E]"""
@@ -51,9 +48,10 @@ def load_variance(tokens_per_expert: Int64Array) -> Float64Array:
     return load_share(tokens_per_expert).var(axis=1)
 
 
-def dead_expert_mask(tokens_per_expert: Int64Array, threshold: float = DEAD_THRESHOLD) -> BoolArray:
-    """r_e < threshold: experts whose load is below `threshold` times the fair share. [L, E]"""
-    return relative_load(tokens_per_expert) < threshold
+def dead_expert_mask(tokens_per_expert: Int64Array) -> BoolArray:
+    """n_e = 0: experts that no token of these counts has reached; see also `recent_use`. [L, E]"""
+    dead: BoolArray = relative_load(tokens_per_expert) == 0
+    return dead
 
 
 def drop_rate(tokens_per_expert: Int64Array, dropped: Int64Array) -> Float64Array:
@@ -135,6 +133,6 @@ class LoadMeasures:
         """See the function `experts_per_token`. [L]"""
         return experts_per_token(self.assigned, self.tokens)
 
-    def dead_expert_mask(self: _Counts, threshold: float = DEAD_THRESHOLD) -> BoolArray:
+    def dead_expert_mask(self: _Counts) -> BoolArray:
         """See the function `dead_expert_mask`. [L, E]"""
-        return dead_expert_mask(self.tokens_per_expert, threshold)
+        return dead_expert_mask(self.tokens_per_expert)

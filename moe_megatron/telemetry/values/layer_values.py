@@ -10,21 +10,29 @@ import numpy as np
 from moe_megatron.telemetry.catalog import quantities
 from moe_megatron.telemetry.metric import LAYER_QUANTILES
 from moe_megatron.telemetry.quantity import Quantity
-from moe_megatron.telemetry.values.expert_load import load_share, part_of_maximum
+from moe_megatron.telemetry.values.expert_load import BoolArray, load_share, part_of_maximum
 from moe_megatron.telemetry.values.json_fields import Float64Array, Int64Array
 from moe_megatron.telemetry.values.profile import RoutingProfile
 from moe_megatron.telemetry.values.snapshot import RoutingSnapshot
 
 
-def layer_values(routing: RoutingSnapshot) -> dict[str, Float64Array]:
-    """The values of all layers, [L], by the name of the metric; NaN where there is none."""
+def layer_values(
+    routing: RoutingSnapshot, dead: BoolArray | None = None
+) -> dict[str, Float64Array]:
+    """The values of all layers, [L], by the name of the metric; NaN where there is none.
+
+    Args:
+        routing: One step.
+        dead: The dead experts [L, E], by `RecentUse`; without it, those of this step alone.
+    """
+    dead = routing.dead_expert_mask() if dead is None else dead
     load = routing.relative_load
     return {
         "moe_load_entropy_ratio": load_entropy_ratio(routing.tokens_per_expert),
         "moe_expert_load_max_ratio": load.max(axis=1),
         "moe_expert_load_min_ratio": load.min(axis=1),
         "moe_expert_load_stddev_ratio": load.std(axis=1),
-        "moe_experts_dead": routing.dead_expert_mask().sum(axis=1).astype(np.float64),
+        "moe_experts_dead": dead.sum(axis=1).astype(np.float64),
         "moe_tokens_dropped_ratio": routing.drop_rate,
         "moe_experts_per_token": routing.experts_per_token,
         **{

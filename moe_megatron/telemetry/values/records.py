@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from moe_megatron.telemetry.catalog import quantity_names
+from moe_megatron.telemetry.values.expert_load import BoolArray
 from moe_megatron.telemetry.values.json_fields import (
     Float64Array,
     read_bool,
@@ -42,6 +43,7 @@ class StepRuntime:
         checkpoint_step: step of the newest checkpoint; None when the run saves none.
         checkpoint_at: when this process wrote it, or when training started.
         masked_experts: number of experts that are masked in each MoE layer; () for none.
+        dead_experts: bool [L, E], the dead experts by `RecentUse`; None if not measured.
     """
 
     ended_at: float
@@ -51,6 +53,7 @@ class StepRuntime:
     checkpoint_step: int | None = None
     checkpoint_at: float | None = None
     masked_experts: tuple[int, ...] = ()
+    dead_experts: BoolArray | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -33,7 +33,7 @@ def slow_statistics(scores: list[list[float]], chosen: list[list[int]], num_expe
         "imbalance": max(shares) * num_experts,
         "entropy": -sum(p * math.log(p) for row in scores for p in row if p > 0) / len(scores),
         "aux_loss": num_experts * sum(f * p for f, p in zip(shares, probability, strict=True)),
-        "dead": sum(share < 0.01 / num_experts for share in shares),
+        "dead": counts.count(0),
     }
 
 

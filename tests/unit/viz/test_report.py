@@ -73,10 +73,11 @@ def test_report_shows_the_facts(make_run_dir: MakeRunDir) -> None:
 
 
 def test_report_lists_dead_experts_or_says_none(make_run_dir: MakeRunDir) -> None:
-    html = report_of(make_run_dir())
+    html = report_of(make_run_dir(205))
     assert '<td class="bad">1 of 4</td>' in html
-    assert "less than 1% of the fair share in steps 37 to 40" in html
-    assert "no expert received less than 1%" in report_of(make_run_dir(healthy=True, name="fine"))
+    assert "Experts that received no token in steps 106 to 205" in html
+    healthy = report_of(make_run_dir(healthy=True, name="fine"))
+    assert "None: every expert received tokens in steps 1 to 40" in healthy
 
 
 def test_report_shows_drops_when_there_are_any(make_run_dir: MakeRunDir) -> None:

@@ -62,9 +62,8 @@ def test_load_condenses_long_runs_without_losing_counts(make_run_dir: MakeRunDir
     assert data.metrics.median_speed == 2000
     assert data.metrics.final_loss == 8.0
     assert sum(column.loss.count for column in data.metrics.columns) == 501
-    assert routing.late.steps < 60
-    assert routing.late.last_step == 501
-    np.testing.assert_array_equal(routing.late.dead_expert_mask()[0], [False, True, False, False])
+    assert (routing.recent.first_step, routing.recent.last_step) == (402, 501)
+    np.testing.assert_array_equal(routing.recent.dead()[0], [False, True, False, False])
     assert not routing.whole.dead_expert_mask().any()
 
 
@@ -116,8 +115,8 @@ def test_history_takes_the_place_of_a_missing_routing_log(make_run_dir: MakeRunD
     assert found is not None
     assert expected is not None
     for mine, theirs in zip(
-        [found.whole, found.late, *found.columns],
-        [expected.whole, expected.late, *expected.columns],
+        [found.whole, *found.columns],
+        [expected.whole, *expected.columns],
         strict=True,
     ):
         assert np.array_equal(mine.tokens_per_expert, theirs.tokens_per_expert)

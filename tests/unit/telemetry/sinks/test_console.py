@@ -2,6 +2,7 @@ import io
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -12,6 +13,7 @@ from moe_megatron.telemetry.sinks.console import (
     format_summary,
 )
 from moe_megatron.telemetry.values.profile import RoutingProfile
+from moe_megatron.telemetry.values.recent_use import RecentUse
 from moe_megatron.telemetry.values.records import EvalRecord, RunInfo, StepRecord
 from moe_megatron.telemetry.values.snapshot import RoutingSnapshot
 
@@ -136,6 +138,25 @@ def test_summary_tells_result_load_and_paths(make_snapshot: Make) -> None:
         "report      run/report.html",
     ]
     assert "\x1b" not in text
+
+
+def test_summary_and_report_agree_on_dead_experts(make_snapshot: Make) -> None:
+    recent, early = RecentUse(), np.array([[97, 3], [50, 50]])
+    late = np.array([[100, 0], [50, 50]])  # expert 1 of the first layer dies after step 20
+    snapshots = [
+        make_snapshot(
+            step,
+            num_experts=2,
+            tokens_per_expert=early if step <= 20 else late,
+            dropped=np.zeros(2, dtype=np.int64),
+        )
+        for step in range(1, 131)
+    ]
+    for snapshot in snapshots:
+        recent.add(snapshot)
+    text = format_summary(load=RoutingProfile.from_snapshots(snapshots), recent=recent)
+    assert text.endswith("dead experts: 1 of 4 (layer 2: 1) in steps 31 to 130")
+    assert [line.split()[-1] for line in text.splitlines()[-3:-1]] == ["1", "0"]
 
 
 def test_summary_leaves_out_what_is_not_known(make_snapshot: Make) -> None:

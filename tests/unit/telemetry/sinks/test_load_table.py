@@ -92,9 +92,13 @@ def test_bars_have_an_ascii_form() -> None:
 
 
 def test_describe_dead_experts(make_snapshot: Make) -> None:
-    assert describe_dead_experts(loads(make_snapshot, [[10, 10]])) == "none"
-    text = describe_dead_experts(loads(make_snapshot, [[20, 0], [10, 10], [0, 20]]))
+    def describe(rows: list[list[int]]) -> str:
+        load = loads(make_snapshot, rows)
+        return describe_dead_experts(load.layers, load.dead_expert_mask())
+
+    assert describe([[10, 10]]) == "none"
+    text = describe([[20, 0], [10, 10], [0, 20]])
     assert text == "2 of 6 (layer 1: 1; layer 3: 0)"
-    many = describe_dead_experts(loads(make_snapshot, [[90] + [0] * 9] * 10))
+    many = describe([[90] + [0] * 9] * 10)
     assert many.startswith("90 of 100 (layer 1: 1, 2, 3, 4, 5, 6, 7, 8, ...;")
     assert many.endswith("; and 2 more layers)")
