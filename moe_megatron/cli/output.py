@@ -41,7 +41,9 @@ class LastingOutput:
         """Hand everything to the operating system, if it takes it."""
         try:
             self._stream.flush()
-        except (OSError, ValueError) as error:
+        except ValueError:  # it is closed: there is nothing left to hand over
+            return
+        except OSError as error:
             self._failed(error)
         else:
             self._health.restored("console")

@@ -66,7 +66,7 @@ def test_load_missing_base_names_the_file_that_asks(tmp_path: Path) -> None:
     path = write(tmp_path / "run.yaml", "base: demo_mo\n")
     message = (
         f"{path}: base 'demo_mo' is neither a file nor a preset. Did you mean 'demo_moe'? "
-        "Presets are: demo_dense, demo_moe,"
+        "Presets are: deepseek_v3, demo_dense, demo_moe,"
     )
     with pytest.raises(ConfigError, match=re.escape(message)):
         load_config(path)

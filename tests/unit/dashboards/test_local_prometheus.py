@@ -17,9 +17,10 @@ def test_missing_prometheus_names_the_command_that_installs_it(tmp_path, monkeyp
     assert list(tmp_path.iterdir()) == []
 
 
-def test_folder_that_does_not_exist_is_named(tmp_path, capsys):
-    assert main(["monitor", str(tmp_path / "gone")]) == EXIT_CODE
-    assert f"{tmp_path / 'gone'} is not a folder" in capsys.readouterr().err
+def test_file_in_place_of_a_folder_is_named(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert main(["monitor", str(tmp_path / "file")]) == EXIT_CODE
+    assert f"{tmp_path / 'file'} is not a folder" in capsys.readouterr().err
 
 
 def test_port_out_of_range_is_refused(tmp_path, capsys):
