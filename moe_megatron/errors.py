@@ -11,6 +11,8 @@ AGAIN = 75
 """Exit code of a run that was stopped before its last step and can go on from a checkpoint."""
 INTERRUPTED = 130
 """Exit code of a command that was stopped with nothing to go on from, as after Ctrl-C in shells."""
+FAULT = 1
+"""Exit code of processes that can be started again."""
 NO_PROGRESS = 93
 """Exit code of a job that ended at the checkpoint it began with: starting it again is no use."""
 
@@ -37,6 +39,10 @@ class CheckpointError(MoEError):
 
 class RecoveryError(MoEError):
     """A harm to training that its recovery policies could not mend."""
+
+
+class FaultError(MoEError):
+    """A harm that no person must mend: the processes can be started again, and are."""
 
 
 class OccupiedError(CheckpointError):

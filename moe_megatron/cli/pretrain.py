@@ -13,18 +13,20 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from moe_megatron.config import RunConfig, apply_overrides, dump_yaml, load_config, parse_override
 from moe_megatron.config.flags import split_flags
-from moe_megatron.errors import EXIT_CODE, INTERRUPTED, MoEError
+from moe_megatron.errors import EXIT_CODE, FAULT, INTERRUPTED, FaultError, MoEError
 from moe_megatron.platform.death import is_lost_peer, note_failure
 from moe_megatron.platform.parent import end_with_launcher
 
+if TYPE_CHECKING:
+    from moe_megatron.mcore.loop.callbacks import Callback
+
 DEFAULT_CONFIG = "demo_moe"
-_FAULT = 1
 
 _PATIENCE_SECONDS = 10.0
 
@@ -147,8 +149,16 @@ def _add_telemetry_options(parser: argparse.ArgumentParser) -> None:
     add("--log-format", metavar="FORMAT", help="text, or json for log collectors")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Train on this rank; returns the exit code."""
+def main(argv: Sequence[str] | None = None, callbacks: "Sequence[Callback]" = ()) -> int:
+    """Train on this rank.
+
+    Args:
+        argv: The words of the command line; None reads those of this process.
+        callbacks: Further callbacks of the training loop.
+
+    Returns:
+        The exit code.
+    """
     end_with_launcher()
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
@@ -158,13 +168,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             if _rank() == 0:
                 print(dump_yaml(options.config), end="")
             return 0
-        return _explained(options)
+        return _explained(options, callbacks)
     except MoEError as error:
         report_error(error, debug=debug)
-        return EXIT_CODE
+        return _exit_code(error)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
+
+
+def _exit_code(error: MoEError) -> int:
+    return FAULT if isinstance(error, FaultError) else EXIT_CODE
 
 
 def report_error(error: MoEError, *, debug: bool) -> None:
@@ -180,12 +194,12 @@ def report_error(error: MoEError, *, debug: bool) -> None:
         print(f"error on rank {_rank()}: {error}", file=sys.stderr)
 
 
-def _explained(options: PretrainOptions) -> int:
+def _explained(options: PretrainOptions, callbacks: "Sequence[Callback]") -> int:
     """Train, and explain a failure that is nobody's mistake."""
     try:
-        return _train(options)
+        return _train(options, callbacks)
     except MoEError as error:
-        note_failure(error, EXIT_CODE)
+        note_failure(error, _exit_code(error))
         raise
     except Exception as error:
         note_failure(error)
@@ -196,10 +210,10 @@ def _explained(options: PretrainOptions) -> int:
             with contextlib.suppress(OSError), log.open("a", encoding="utf-8") as file:
                 traceback.print_exception(error, file=file)
             print(f"rank {_rank()} lost its connection to another rank", file=sys.stderr)
-        return _FAULT
+        return FAULT
 
 
-def _train(options: PretrainOptions) -> int:
+def _train(options: PretrainOptions, callbacks: "Sequence[Callback]") -> int:
     # Imported here because they load torch and Megatron, which --help and --print-config can skip.
     from moe_megatron.cli.logs import configure_logging
     from moe_megatron.cli.output import lasting_output
@@ -211,7 +225,7 @@ def _train(options: PretrainOptions) -> int:
     with lasting_output(attached.health):
         result = start(
             options.config,
-            attached=attached,
+            attached=replace(attached, callbacks=[*attached.callbacks, *callbacks]),
             quiet_megatron=not options.debug,
             say=lambda line: print(line, flush=True),
         )

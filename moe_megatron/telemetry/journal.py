@@ -32,7 +32,7 @@ EventKind = Literal[
     "set_aside",  # a checkpoint was found damaged: step, reason
     "removed",  # retention removed a checkpoint: step
     "skipped",  # a step made no update: step, reason
-    "rolled_back",  # the run went back to a checkpoint: step, to_step, reason
+    "rolled_back",  # the run went back to a checkpoint: step, to_step, left_out, reason
     "masked",  # an expert was taken out of routing: step, layer, expert, reason
     "unmasked",  # an expert takes part again: step, layer, expert
     "hang",  # nothing moved in time: rank (null: all wait), host, step, seconds, stacks

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from moe_megatron.mcore import world
-from moe_megatron.mcore.loop.callbacks import Callback
+from moe_megatron.mcore.loop.callbacks import Callback, StepEnd
 from moe_megatron.mcore.recovery.expert_parameters import expert_parameters
 
 
@@ -96,10 +96,22 @@ class BadExpert(Harm):
         layer: Global number of the layer, from 1.
         expert: Number of the expert, from 0.
         gradients: Harm its gradient instead, each time one is computed from that step on.
+        times: How often the weight is harmed, if the step is made more than once.
+        late: Harm the weight when the step has ended, before it is saved.
     """
 
-    def __init__(self, step: int, layer: int, expert: int, *, gradients: bool = False) -> None:
+    def __init__(
+        self,
+        step: int,
+        layer: int,
+        expert: int,
+        *,
+        gradients: bool = False,
+        times: float = math.inf,
+        late: bool = False,
+    ) -> None:
         super().__init__(step)
+        self._times, self._late = times, late
         self._layer, self._expert, self._gradients = layer, expert, gradients
         self._weights: list[torch.nn.Parameter] = []
 
@@ -114,12 +126,22 @@ class BadExpert(Harm):
             weight.register_hook(self._gradient)  # type: ignore[no-untyped-call]
 
     def on_step_start(self, step: int) -> None:
-        """Harm the weight once, when the step begins."""
+        """Harm the weight when the step begins."""
         super().on_step_start(step)
-        if step == self.step and not self._gradients:
-            with torch.no_grad():
-                for weight in self._weights:
-                    weight.view(-1)[0] = math.nan
+        if not self._late:
+            self._spoil(step)
+
+    def on_step_end(self, event: StepEnd) -> None:
+        """Or harm it when the step has ended."""
+        if self._late:
+            self._spoil(event.step)
+
+    @torch.no_grad()
+    def _spoil(self, step: int) -> None:
+        if step == self.step and not self._gradients and self._times > 0:
+            self._times -= 1
+            for weight in self._weights:
+                weight.view(-1)[0] = math.nan
 
     def _gradient(self, gradient: torch.Tensor) -> torch.Tensor | None:
         # An expert without tokens has a gradient of zeros, if any.

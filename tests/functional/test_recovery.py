@@ -13,7 +13,7 @@ import pytest
 
 from moe_megatron.config import apply_overrides, load_config
 from moe_megatron.config.flags import split_flags
-from moe_megatron.errors import RecoveryError
+from moe_megatron.errors import FaultError, RecoveryError
 from moe_megatron.mcore.layers.measured_router import MeasuredRouter
 from moe_megatron.mcore.recovery.policy import Action, Answer, Policy, Step
 from moe_megatron.telemetry.journal import EVENTS_FILE, Event, read_events
@@ -58,6 +58,14 @@ RUNS = {
     "skipped": Run(harm="nan", options={"step": 5}),
     "rolled_back": Run(
         harm="nan", options={"step": 6}, settings={"recovery.on_nonfinite": "rollback"}
+    ),
+    "replayed": Run(harm="expert", options={"step": 6, "layer": 1, "expert": 1, "times": 1}),
+    "replayed_not_saved": Run(
+        harm="expert", options={"step": 6, "layer": 1, "expert": 1, "times": 1, "late": True}
+    ),
+    "spoiled_at_once": Run(harm="expert", options={"step": 1, "layer": 1, "expert": 1, "times": 1}),
+    "spoiled_at_the_end": Run(
+        harm="expert", options={"step": 8, "layer": 1, "expert": 1, "times": 1, "late": True}
     ),
     "stopped": Run(harm="nan", options={"step": 5}, settings={"recovery.on_nonfinite": "stop"}),
     "no_more_skips": Run(harm="nan", options={"step": 5}, settings={"recovery.max_skips": 0}),
@@ -120,7 +128,7 @@ def train(folder: Path, names: list[str]) -> dict[str, str]:
         config = apply_overrides(load_config("test_tiny"), given)
         try:
             start(config, attached=Attachments(callbacks=harms))
-        except RecoveryError as error:
+        except (FaultError, RecoveryError) as error:
             errors[name] = str(error)
     world.leave()
     return errors
@@ -174,6 +182,38 @@ def test_rolled_back_run_equals_a_run_without_the_data_up_to_the_bad_step(found:
 def test_later_attempt_leaves_out_what_was_left_out_before(found: Found) -> None:
     assert found.steps("resumed", 5) == found.steps("clean", 5)
     assert found.steps("resumed_after_rollback", 7) == found.steps("rolled_back", 7)
+
+
+def test_damaged_weights_are_replaced_by_those_of_the_checkpoint(found: Found) -> None:
+    replayed = {step: rest for step, *rest in found.steps("replayed")}  # step 5 was made twice
+    assert replayed == {step: rest for step, *rest in found.steps("clean")}
+    (event,) = found.events("replayed", "rolled_back")
+    assert (event.fields["step"], event.fields["to_step"]) == (6, 4)
+    assert event.fields["left_out"] is False
+    assert "first not finite: the weights of" in event.fields["reason"]
+
+
+def test_damaged_weights_are_never_saved(found: Found) -> None:
+    replayed = {step: rest for step, *rest in found.steps("replayed_not_saved")}
+    assert replayed == {step: rest for step, *rest in found.steps("clean")}
+    (event,) = found.events("replayed_not_saved", "rolled_back")
+    assert (event.fields["step"], event.fields["to_step"]) == (6, 4)
+    saved = [event.fields["step"] for event in found.events("spoiled_at_the_end", "saved")]
+    assert saved == [2, 4, 6]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("spoiled_at_once", "there is no checkpoint to go back to"),
+        ("spoiled_at_the_end", "step 8 was the last, but is not saved"),
+    ],
+)
+def test_damage_that_only_a_new_start_mends_ends_the_attempt(
+    name: str, words: str, found: Found
+) -> None:
+    assert words in found.errors[name]
+    assert "first not finite" in found.errors[name]
 
 
 def test_spike_is_skipped_before_its_update(found: Found) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from moe_megatron.config import apply_overrides, load_config
 from moe_megatron.config.flags import split_flags
-from moe_megatron.errors import AGAIN
+from moe_megatron.errors import FAULT
 from moe_megatron.telemetry.journal import read_events
 from moe_megatron.testing.distributed import start_ranks
 
@@ -45,7 +45,7 @@ def test_rank_that_hangs_is_named_and_the_run_ends(harm: str, tmp_path: Path) ->
     (event,) = [event for event in read_events(tmp_path) if event.kind == "hang"]
     assert event.fields["rank"] == 1
     assert event.fields["seconds"] >= 6.0
-    assert first.exit_code == AGAIN
+    assert first.exit_code == FAULT
     told = first.output + second.output
     assert told.count("the run hangs: no progress for ") == 1, "whoever notices first tells"
     assert ". Rank 1 on " in told
@@ -57,6 +57,6 @@ def test_rank_that_hangs_is_named_and_the_run_ends(harm: str, tmp_path: Path) ->
     else:
         assert (event.fields["step"], event.fields["phase"]) == (3, "forward_backward")
         assert "does not wait for others, in step 3 (forward_backward)" in told
-        assert second.exit_code == AGAIN
+        assert second.exit_code == FAULT
         stuck = (tmp_path / "logs" / "stacks-rank1.txt").read_text()
         assert "harms.py" in stuck

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import wraps
+from pathlib import Path
 from typing import Any
 
 from megatron.training import async_utils
@@ -80,6 +81,9 @@ class Callback:
 
     def on_checkpoint_complete(self, step: int) -> None:
         """All files of a checkpoint are written, by the asynchronous writer too."""
+
+    def on_rolled_back(self, checkpoint: Path, step: int) -> None:
+        """The run has gone back to this checkpoint, which was made after step `step`."""
 
 
 @contextmanager

@@ -33,7 +33,7 @@ from moe_megatron.telemetry.catalog import quantities
 from moe_megatron.telemetry.identity import run_id
 from moe_megatron.telemetry.quantity import Quantity
 from moe_megatron.telemetry.sinks.sink_set import SinkSet
-from moe_megatron.telemetry.values.profile import RoutingProfile
+from moe_megatron.telemetry.values.profile import PROFILE_FILE, RoutingProfile
 from moe_megatron.telemetry.values.recent_use import RecentUse
 from moe_megatron.telemetry.values.records import EvalRecord, RunInfo, StepRecord, StepRuntime
 from moe_megatron.version import package_version
@@ -91,6 +91,7 @@ class TelemetryCallback(Callback):
         self._timer: ComputeTimer | None = None
         self._writers: RoutingWriters | None = None
         self._quantities: tuple[Quantity, ...] = ()
+        self._run: RunInfo | None = None
 
     def on_train_start(self, model: list[Any], start_step: int) -> None:
         """Attach the counters to the routers and start the sinks."""
@@ -114,9 +115,9 @@ class TelemetryCallback(Callback):
             return
         if layers:
             self.profile = self._initial_profile(layers, num_experts)
-        self._sinks.start(
-            replace(self._run_info(start_step, layers, num_experts, device), hosts=hosts)
-        )
+        run = self._run_info(start_step, layers, num_experts, device)
+        self._run = replace(run, hosts=hosts)
+        self._sinks.start(self._run)
 
     def _run_info(
         self, start_step: int, layers: tuple[int, ...], num_experts: int, device: torch.device
@@ -197,6 +198,19 @@ class TelemetryCallback(Callback):
         """Forget what the routers counted in this step."""
         if self._counters is not None:
             self._counters.discard()
+
+    def on_rolled_back(self, checkpoint: Path, step: int) -> None:
+        """Publish the last step, and go on with profile and history from the checkpoint's step."""
+        self.flush()
+        self.last_step = step
+        self._evaluated = {(at, split) for at, split in self._evaluated if at <= step}
+        if self._sinks is None or self._run is None:
+            return
+        self._load_profile = checkpoint / PROFILE_FILE
+        if self.profile is not None:
+            self.profile = self._initial_profile(self._run.layers, self._run.num_experts)
+        earlier = copy.deepcopy(self.profile)
+        self._sinks.rewind(replace(self._run, start_step=step, earlier_routing=earlier))
 
     def on_evaluation_end(self, event: EvaluationEnd) -> None:
         """Publish the last step, then the evaluation; Megatron repeats the final evaluation."""

@@ -61,18 +61,25 @@ def nonfinite_parameter(model: list[Any], output: str | None = None) -> str:
         A parameter with non-finite weights if there is one, else the output, else a parameter with
         a non-finite gradient.
     """
-    named = [(_short(name), p) for chunk in model for name, p in chunk.named_parameters()]
-    weights = next((name for name, p in named if not is_finite(p)), None)
+    if (weights := nonfinite_weights(model)) is not None:
+        return weights
+    named = _named_parameters(model)
     gradient = next((name for name, p in named if not is_finite(gradient_of(p))), None)
-    findings = (
-        weights and f"the weights of {weights}",
-        output,
-        gradient and f"the gradient of {gradient}",
-    )
-    for finding in findings:
+    for finding in (output, gradient and f"the gradient of {gradient}"):
         if (agreed := _agree(finding)) is not None:
             return agreed
     return "nothing that is left to see"
+
+
+def nonfinite_weights(model: list[Any]) -> str | None:
+    """Words for the first parameter whose weights are not finite, the same on every rank."""
+    named = _named_parameters(model)
+    weights = next((name for name, p in named if not is_finite(p)), None)
+    return _agree(weights and f"the weights of {weights}")
+
+
+def _named_parameters(model: list[Any]) -> list[tuple[str, torch.nn.Parameter]]:
+    return [(_short(name), p) for chunk in model for name, p in chunk.named_parameters()]
 
 
 def _agree(finding: str | None) -> str | None:

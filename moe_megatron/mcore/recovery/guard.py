@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from megatron.training import training as loop
 
-from moe_megatron.errors import RecoveryError
+from moe_megatron.errors import FaultError, RecoveryError
 from moe_megatron.mcore import world
 from moe_megatron.mcore.loop.callbacks import Callback
 from moe_megatron.mcore.recovery.policy import Action, Answer, Policy, Step
@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 SKIP_WINDOW = 1000
 """Steps over which skipped ones are counted."""
 _LOSS = "lm loss"
+_BACKWARD = (Action.ROLL_BACK, Action.REPLAY)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -147,8 +148,10 @@ class StepGuard:
         action, reason = answer.action, answer.reason
         if action is Action.REPEAT and not self._undo.can_repeat:
             action = Action.SKIP
-        if action is Action.ROLL_BACK:
+        if action in _BACKWARD:
             problem = self._rollback.find_problem(step.number)
+            if problem is not None and action is Action.REPLAY:
+                raise FaultError(f"step {step.number} cannot be mended ({reason}): {problem}.")
             if problem is not None:
                 action, reason = Action.SKIP, f"{reason}; {problem}"
             elif self._rollback.number >= self._bounds.rollbacks:
@@ -226,20 +229,25 @@ class StepGuard:
             self._tell("repeated", answer)
             self._undo.rewind(data)
             return False
-        if answer.action is Action.ROLL_BACK:
+        if answer.action in _BACKWARD:
             raise BackTo(self._number, answer)
         self._tell("skipped", answer)
         note(self._journal, "skipped", step=self._number, reason=answer.reason)
         return True
 
     def _go_back(self, request: BackTo, model: Any, optimizer: Any, rest: tuple[Any, ...]) -> None:
+        if (problem := self._rollback.find_problem(request.step)) is not None:
+            raise FaultError(f"step {request.step}: {request.answer.reason}; {problem}.")
         checkpoint, step = self._rollback.go_back(request, model, optimizer, rest)
-        for policy in self._policies:
-            policy.on_rolled_back(checkpoint, step)
+        for callback in self._callbacks:
+            callback.on_rolled_back(checkpoint, step)
         self._skips.clear()
         reason = request.answer.reason
-        self._tell(f"rolled back to step {step}, without the data up to it", request.answer)
-        note(self._journal, "rolled_back", step=request.step, to_step=step, reason=reason)
+        left_out = request.answer.action is Action.ROLL_BACK
+        data = "without" if left_out else "with"
+        self._tell(f"rolled back to step {step}, {data} the data up to it", request.answer)
+        fields = {"step": request.step, "to_step": step, "left_out": left_out, "reason": reason}
+        note(self._journal, "rolled_back", **fields)
 
     def _tell(self, done: str, answer: Answer) -> None:
         if world.rank() == 0:

@@ -1,6 +1,7 @@
 """The policy for gradients that are not finite: NaN or infinite.
 
     first time      the step is computed again: a flipped bit does not happen twice
+    bad weights     the steps since the newest checkpoint are made again: no skipped step mends them
     still bad       skip, roll back, or stop, as configured
 
 The norm of the whole gradient, which Megatron reduces over all ranks anyway, is the signal, so a
@@ -10,9 +11,16 @@ healthy step costs nothing. It does not know what made the gradients bad.
 import math
 from typing import Any, Literal
 
-from moe_megatron.errors import RecoveryError
-from moe_megatron.mcore.recovery.findings import FirstNonFinite, nonfinite_parameter
+from megatron.training import get_args
+
+from moe_megatron.errors import FaultError, RecoveryError
+from moe_megatron.mcore.recovery.findings import (
+    FirstNonFinite,
+    nonfinite_parameter,
+    nonfinite_weights,
+)
 from moe_megatron.mcore.recovery.policy import Action, Answer, Policy, Step
+from moe_megatron.mcore.recovery.rollback import BackTo
 
 
 class NonFinite(Policy):
@@ -28,12 +36,22 @@ class NonFinite(Policy):
     ) -> None:
         self._response = response
         self._repeats = repeats
+        self._replayed: set[int] = set()
         self._model: list[Any] = []
         self._watch: FirstNonFinite | None = None
 
     def on_train_start(self, model: list[Any], start_step: int) -> None:
         """Keep the model, to find in it what is not finite."""
         self._model = model
+
+    def on_checkpoint_start(self, step: int) -> None:
+        """Go back instead of saving weights that are not finite."""
+        if (found := nonfinite_weights(self._model)) is None:
+            return
+        reason = f"first not finite, before a checkpoint: {found}"
+        if step >= get_args().train_iters:
+            raise FaultError(f"step {step} was the last, but is not saved ({reason}).")
+        raise BackTo(step, Answer(action=Action.REPLAY, reason=reason))
 
     def judge(self, step: Step) -> Answer | None:
         """Answer if the norm of the gradient is not finite."""
@@ -52,5 +70,8 @@ class NonFinite(Policy):
                 "training.learning_rate, look at its data, or let the run go on by itself with "
                 "recovery.on_nonfinite: skip or rollback."
             )
+        if step.number not in self._replayed and nonfinite_weights(self._model) is not None:
+            self._replayed.add(step.number)
+            return Answer(action=Action.REPLAY, reason=reason)
         action = Action.SKIP if self._response == "skip" else Action.ROLL_BACK
         return Answer(action=action, reason=reason)

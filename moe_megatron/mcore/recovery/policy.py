@@ -6,7 +6,6 @@ It does not know how an answer is carried out (`guard.py`), nor who else is aske
 
 from dataclasses import dataclass
 from enum import Enum
-from pathlib import Path
 from typing import Any
 
 from moe_megatron.mcore.loop.callbacks import Callback
@@ -21,6 +20,8 @@ class Action(Enum):
     """Make no update: nothing of the step remains but that its data is used up."""
     ROLL_BACK = "roll back"
     """Go back to the newest checkpoint, and leave out the data from there to this step."""
+    REPLAY = "replay"
+    """Go back to the newest checkpoint, and make the steps from there again, as they were."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,6 +68,3 @@ class Policy(Callback):
 
     def on_optimizer(self, optimizer: Any) -> None:
         """The optimizer of the run, Megatron's; called once, after `on_train_start`."""
-
-    def on_rolled_back(self, checkpoint: Path, step: int) -> None:
-        """The run has gone back to this checkpoint, which was made after step `step`."""

@@ -1,4 +1,4 @@
-"""Goes back to the newest checkpoint in this process, and leaves out the data up to the bad step.
+"""Goes back to the newest checkpoint in this process, with or without the data up to the bad step.
 
 Megatron's loop ends with an exception, is given the state of the checkpoint, and starts again. The
 steps from the checkpoint to the bad one are left out by Megatron's `iterations_to_skip`: they are
@@ -18,7 +18,7 @@ from megatron.training import get_args, get_timers
 from megatron.training import training as loop
 from megatron.training.async_utils import maybe_finalize_async_save
 
-from moe_megatron.mcore.recovery.policy import Answer
+from moe_megatron.mcore.recovery.policy import Action, Answer
 from moe_megatron.mcore.state import checkpoint
 from moe_megatron.telemetry.journal import Event, read_events
 
@@ -55,6 +55,7 @@ class RollBack:
         return [
             step
             for event in self._earlier
+            if event.fields.get("left_out", True)
             for step in range(int(event.fields["to_step"]) + 1, int(event.fields["step"]) + 1)
         ]
 
@@ -111,7 +112,8 @@ class RollBack:
         with _loop_stopped(config, model, optimizer):
             step = _load(folder, model, optimizer, scheduler, context)
         self._renew((train_data, valid_data))
-        get_args().iterations_to_skip.extend(range(step + 1, request.step + 1))
+        if request.answer.action is Action.ROLL_BACK:
+            get_args().iterations_to_skip.extend(range(step + 1, request.step + 1))
         self.number += 1
         return folder, step
 

@@ -24,7 +24,7 @@ from typing import Any
 
 import psutil
 
-from moe_megatron.errors import AGAIN
+from moe_megatron.errors import FAULT
 from moe_megatron.mcore import world
 from moe_megatron.mcore.loop.callbacks import Callback, EvaluationEnd, StepEnd
 from moe_megatron.mcore.recovery.heartbeats import (
@@ -199,7 +199,7 @@ class Watchdog(Callback):
             _kill(culprit)
         # The first gives the others the time to keep their stacks: its end is the end of all.
         time.sleep(interval * (2 if first else 8))
-        os._exit(AGAIN)
+        os._exit(FAULT)
 
     def _tell(self, culprit: Beat | None, seconds: float, *, is_silent: bool) -> None:
         known = {"seconds": round(seconds, 1), "stacks": "logs/stacks-rankN.txt"}

@@ -135,6 +135,15 @@ class HistorySink:
                 tail.set_row(row, values[name])
         self._last_step, self._unwritten = routing.step, True
 
+    def rewind(self, run: RunInfo) -> None:
+        """Opens the history anew, without the steps after `run.start_step`.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        self.flush()
+        self.start(run)
+
     def evaluation(self, record: EvalRecord) -> None:
         """Keeps nothing: evaluations do not train routers."""
 

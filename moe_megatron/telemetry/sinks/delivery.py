@@ -49,6 +49,14 @@ class BufferingSink(Protocol):
 
 
 @runtime_checkable
+class RewindingSink(Protocol):
+    """A sink that must not get a step twice."""
+
+    def rewind(self, run: RunInfo) -> None:
+        """Forgets the steps after `run.start_step`, which are made again."""
+
+
+@runtime_checkable
 class _NamedSink(Protocol):
     name: str
 

@@ -21,12 +21,17 @@ import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from moe_megatron.telemetry.sinks.delivery import Call, Delivery, Sink
+from moe_megatron.telemetry.sinks.delivery import Call, Delivery, RewindingSink, Sink
 from moe_megatron.telemetry.sinks.health import SinkHealth
 from moe_megatron.telemetry.values.records import EvalRecord, RunInfo, StepRecord
 from moe_megatron.telemetry.values.snapshot import RoutingSnapshot
 
 logger = logging.getLogger(__name__)
+
+
+def _rewind(run: RunInfo, sink: Sink) -> None:
+    if isinstance(sink, RewindingSink):
+        sink.rewind(run)
 
 
 class SinkSet:
@@ -87,6 +92,11 @@ class SinkSet:
                 )
             return
         self._queue.put(Call(lambda sink: sink.step(record, routing)))
+
+    def rewind(self, run: RunInfo) -> None:
+        """Tells the sinks that keep each step once that steps are made again."""
+        if not self._closed:
+            self._queue.put(Call(partial(_rewind, run), needed=True))
 
     def evaluation(self, record: EvalRecord) -> None:
         """Queues one evaluation."""
