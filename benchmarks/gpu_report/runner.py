@@ -18,10 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 
-import psutil
-
 from benchmarks.gpu_report.results import Case
 from benchmarks.gpu_report.stages import FOLDER, PYTHON, ROOT, Profile, Stage
+from moe_megatron.platform.marked_processes import kill_marked
 
 OK, FAILED, TIMED_OUT, STOPPED, NOT_RUN = "ok", "failed", "timed out", "stopped", "not run"
 
@@ -29,8 +28,6 @@ _MARK = "GPU_REPORT_STAGE"
 _LEAST_SECONDS = 5.0
 """With less time left, no stage is started."""
 _POLL_SECONDS = 0.05
-_ROUNDS = 20
-"""Of killing: what survives them hangs in the kernel."""
 _TAIL_BYTES = 8192
 
 
@@ -184,18 +181,4 @@ def _kill(process: subprocess.Popen[bytes], mark: str) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    for _ in range(_ROUNDS):
-        family = [other for other in psutil.process_iter() if _carries(other, mark)]
-        if not family:
-            return
-        for other in family:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                other.kill()
-        psutil.wait_procs(family, timeout=0.5)
-
-
-def _carries(process: psutil.Process, mark: str) -> bool:
-    try:
-        return process.environ().get(_MARK) == mark
-    except (psutil.NoSuchProcess, psutil.AccessDenied):
-        return False
+    kill_marked(_MARK, mark)

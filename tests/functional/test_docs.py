@@ -48,12 +48,10 @@ _FIELD = re.compile(r"^(\w+)\.(\w+)$")
 _OF_A_RUN = ("RUN/", "runs/", "my_")
 _PLANNED = {
     "run/owner.py",
-    "run/chaos/",
     "platform/parent.py",
     "platform/slurm/",
     "checkpoint/integrity/",
     "mcore/recovery/",
-    "cli/verbs/chaos.py",
 }
 """What decision 11 announces and may not be there yet."""
 

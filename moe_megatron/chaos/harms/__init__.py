@@ -1,0 +1,1 @@
+"""The harms, one kind a file; adding a file adds its harms."""
