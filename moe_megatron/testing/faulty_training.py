@@ -24,12 +24,12 @@ OVERRIDES = {
     "training.train_steps": 1_000_000,
     "parallel.expert_parallel_size": 2,
     "checkpoint.save_interval": None,
+    # The run goes on however long its gradients are not finite.
+    "recovery.max_skips": 1_000_000,
     "telemetry.metrics_port": 0,
     "telemetry.history": False,
     "telemetry.plain_console": True,
     "telemetry.console_interval": 10,
-    # The run goes on however long its gradients are not finite.
-    "recovery.max_skips": 1_000_000,
     **split_flags(["--mock-data"]),
 }
 
@@ -66,10 +66,9 @@ def collapse(fault: Fault) -> None:
                 module.weight.zero_()
 
 
-@torch.no_grad()
 def nan(fault: Fault) -> None:
-    """Set one weight to NaN."""
-    next(fault.model[0].parameters()).view(-1)[0] = float("nan")
+    """Make the gradient of one weight NaN, in every step from now on."""
+    next(fault.model[0].parameters()).register_hook(lambda gradient: gradient * float("nan"))  # type: ignore[no-untyped-call]
 
 
 def stall(fault: Fault) -> None:

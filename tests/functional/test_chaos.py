@@ -8,21 +8,15 @@ import pytest
 
 from moe_megatron.testing.programs import start_program
 
-EVERYTHING = (
-    "kill-rank stop-rank kill-launcher terminate-job flip-bit truncate nan-gradient dying-expert "
-    "flood-exporter lose-data"
-).split()
 
-
+@pytest.mark.deep
 @pytest.mark.slow
 @pytest.mark.distributed
 @pytest.mark.parametrize(
     ("harms", "hits", "steps"),
     [
         (["flip-bit", "nan-gradient"], 2, 80),
-        pytest.param(EVERYTHING, len(EVERYTHING), 300, marks=pytest.mark.deep),
     ],
-    ids=["short", "everything once"],
 )
 def test_harmed_training_ends_bit_equal_with_nothing_left(
     harms: list[str], hits: int, steps: int, tmp_path: Path

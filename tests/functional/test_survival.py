@@ -22,7 +22,7 @@ from moe_megatron.testing.saved_tensors import whole_tensors
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(900)]
 
-STEPS = 150
+STEPS = 400
 RUN = [
     *("train", "--config", "test_tiny", "--num-processes", 2, "--mock-data"),
     *("--train-iters", STEPS, "--set", "parallel.expert_parallel_size=2"),
@@ -45,7 +45,8 @@ def run(moe: Callable[..., Any], place: Path) -> Callable[..., Any]:
         before = os.environ.get("TMPDIR")
         os.environ["TMPDIR"] = str(place / "tmp")
         try:
-            return moe(place, *words, "--run-dir", run_dir)
+            named = [] if "--resume" in words else ["--run-dir", run_dir]
+            return moe(place, *words, *named)
         finally:
             if before is None:
                 del os.environ["TMPDIR"]

@@ -59,6 +59,7 @@ RISKY = {
 READERS: dict[str, set[str]] = {
     "__init__.py": {"importlib.import_module"},
     "checkpoint/formats/unpickler.py": {"pickle.Unpickler"},
+    "chaos/harm.py": {"importlib.import_module"},
     "cli/main.py": {"importlib.import_module"},
     "cli/verbs/slurm/__init__.py": {"importlib.import_module"},
     "config/layer_pattern.py": {"eval", "compile"},

@@ -83,7 +83,7 @@ def test_debug_shows_the_traceback(capsys):
 
 
 def test_interrupt_is_a_word_and_130(capsys, monkeypatch):
-    def interrupted(options):
+    def interrupted(options, callbacks):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(pretrain, "_train", interrupted)
