@@ -19,6 +19,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ logger = logging.getLogger(__name__)
 _MARGIN, _MEDIANS, _PATIENT = 60.0, 10.0, 10.0
 _PATIENT_PHASES = frozenset({"checkpoint", "evaluation"})
 _TURNS = 20
-"""Turns of the thread within the limit."""
+"""Turns of the thread within the limit; in the second half of them it listens to the others."""
 _SILENT_TURNS = 5
 """Turns without a beat after which a rank counts as stopped."""
 _WAITING_FILES = ("torch/distributed/", "mcore/cpu/fast/shared_memory.py", "emulation/gloo.py")
@@ -78,6 +79,8 @@ class Watchdog(Callback):
         self._folder.mkdir(parents=True, exist_ok=True)
         for old in (f"rank{world.rank()}.json", "hang"):
             (self._folder / old).unlink(missing_ok=True)
+        with suppress(OSError):
+            self._tell_others()  # a rank that is stopped before its first turn is known, too
         self._stop.clear()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._thread.start()
@@ -142,16 +145,20 @@ class Watchdog(Callback):
             if self._progress != progress:
                 stalled, progress = 0.0, self._progress
             try:
-                beats = self._exchange()
+                self._tell_others()
+                # Nobody needs to hear of the others, who may be thousands, while steps end.
+                if limit is None or stalled < limit / 2:
+                    continue
+                beats = self._hear_others()
             except OSError as error:
                 logger.debug("no heartbeat: %s", error)
                 continue
-            if limit is not None and stalled > limit:
+            if stalled > limit:
                 self._hangs(beats, stalled, interval)
                 return
 
-    def _exchange(self) -> dict[int, Beat]:
-        """Tell of this rank, and hear of the others."""
+    def _tell_others(self) -> None:
+        """Write the state of this rank."""
         self._count += 1
         process = psutil.Process()
         beat = Beat(
@@ -166,6 +173,9 @@ class Watchdog(Callback):
             waits=self._waits(),
         )
         write_beat(self._folder, beat)
+
+    def _hear_others(self) -> dict[int, Beat]:
+        """Read the states of all ranks, and count for how long each has been the same."""
         beats = read_beats(self._folder, world.size())
         for rank, other in beats.items():
             count, turns = self._seen.get(rank, (-1, 0))
