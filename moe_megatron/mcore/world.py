@@ -4,7 +4,6 @@ It knows torch's process groups but not Megatron's.
 """
 
 import os
-import socket
 from datetime import timedelta
 from typing import Any
 
@@ -68,28 +67,21 @@ def agree_on_text(text: str, source: int = 0) -> str:
 
 
 def gather_texts(text: str) -> list[str]:
-    """The texts of all ranks, by rank, on every rank; cheap where most are empty."""
-    lengths = torch.zeros(dist.get_world_size(), dtype=torch.int64, device=device())
-    lengths[dist.get_rank()] = len(text)
-    dist.all_reduce(lengths)
+    """The texts of all ranks, by rank; every rank must call it, after `join`."""
+    content = torch.tensor([*text.encode()], dtype=torch.uint8, device=device())
+    sizes = torch.zeros(dist.get_world_size(), dtype=torch.int64, device=device())
+    sizes[dist.get_rank()] = len(content)
+    dist.all_reduce(sizes)
+    lengths = sizes.tolist()
+    mine = torch.zeros(max(lengths), dtype=torch.uint8, device=device())
+    mine[: len(content)] = content
+    everybody = [torch.empty_like(mine) for _ in lengths]
+    if max(lengths):
+        dist.all_gather(everybody, mine)
     return [
-        agree_on_text(text, source) if length else ""
-        for source, length in enumerate(lengths.tolist())
+        bytes(one[:length].tolist()).decode()
+        for one, length in zip(everybody, lengths, strict=True)
     ]
-
-
-def gather_hosts() -> tuple[str, ...]:
-    """The name of each process's machine, by rank; every rank must call it, after `join`.
-
-    Names longer than 63 bytes, which DNS does not allow, are cut.
-    """
-    name = socket.gethostname().encode()[:63]
-    mine = torch.zeros(64, dtype=torch.uint8)
-    mine[: len(name)] = torch.frombuffer(bytearray(name), dtype=torch.uint8)
-    mine = mine.to(device())
-    everybody = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
-    dist.all_gather(everybody, mine)
-    return tuple(bytes(one.tolist()).rstrip(b"\0").decode(errors="replace") for one in everybody)
 
 
 def process_groups() -> list[dist.ProcessGroup]:

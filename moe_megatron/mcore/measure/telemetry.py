@@ -7,6 +7,7 @@ how counters are filled (routed.py) or what sinks do.
 
 import copy
 import logging
+import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -110,7 +111,7 @@ class TelemetryCallback(Callback):
             self._writers = RoutingWriters.of_megatron()
         if self._saves_checkpoints:
             self._checkpoint_step, self._checkpoint_at = start_step, time.monotonic()
-        hosts = world.gather_hosts()
+        hosts = tuple(world.gather_texts(socket.gethostname()))
         if self._sinks is None:
             return
         if layers:
