@@ -32,7 +32,7 @@ def end_with_launcher() -> None:
     if launcher is None or _armed:
         return
     _armed = True
-    _ask_kernel()
+    end_with_parent()
     if not launcher.is_alive:  # it ended before the kernel was asked
         _end()
     threading.Thread(target=_watch, args=[launcher], name="launcher-watch", daemon=True).start()
@@ -57,7 +57,8 @@ def _end() -> NoReturn:
     raise AssertionError("unreachable")
 
 
-def _ask_kernel() -> None:
+def end_with_parent() -> None:
+    """Ask the kernel to kill this process when its parent ends, and not before."""
     # Where there is no prctl, as in some sandboxes, the thread is enough.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
@@ -71,4 +72,4 @@ def _before_fork() -> None:
 def _after_fork() -> None:
     """In a process that the rank has forked, such as the one that writes checkpoints."""
     if _forked_by_main_thread:
-        _ask_kernel()
+        end_with_parent()

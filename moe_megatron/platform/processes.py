@@ -49,8 +49,17 @@ class Process:
 
 def machine() -> str:
     """What two processes share exactly if one can look at the other's id."""
+    return " ".join((socket.gethostname(), *process_space()))
+
+
+def process_space() -> tuple[str, str]:
+    """The start of this machine, and the container on it, within which an id is one process.
+
+    Raises:
+        OSError: The kernel does not tell.
+    """
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return f"{socket.gethostname()} {boot} {os.readlink('/proc/self/ns/pid')}"
+    return boot, os.readlink("/proc/self/ns/pid")
 
 
 def _start_time(pid: int) -> int | None:

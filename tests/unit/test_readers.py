@@ -18,6 +18,7 @@ import pyarrow.parquet as parquet
 import pytest
 import torch
 
+import moe_megatron.mcore  # noqa: F401 (before Megatron: prepares it for this machine)
 from moe_megatron.checkpoint.formats.unpickler import load_inert
 from moe_megatron.config import load_config
 from moe_megatron.data.columnar import open_parquet
@@ -69,7 +70,6 @@ READERS: dict[str, set[str]] = {
     "mcore/cpu/emulation/module_fixes.py": {"importlib.import_module"},
     "mcore/cpu/fast/kernels/compiled.py": {"ctypes.CDLL"},
     "mcore/cpu/fast/memory.py": {"ctypes.CDLL"},
-    "mcore/state/background.py": {"ctypes.CDLL"},
     "mcore/state/guarded_reading.py": {"pickle.Unpickler"},
     "platform/device.py": {"importlib.import_module"},
     "platform/parent.py": {"ctypes.CDLL"},

@@ -5,11 +5,9 @@ changes while it writes. Megatron's own results queue is a server in a third pro
 a killed rank; here results come through a pipe. It does not know when checkpoints are saved.
 """
 
-import ctypes
 import multiprocessing
 import os
 import queue
-import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,7 +17,8 @@ from typing import Any
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.training import checkpointing
 
-_PR_SET_PDEATHSIG = 1
+from moe_megatron.platform.parent import end_with_parent
+
 _PATIENCE_SECONDS = 60.0
 
 
@@ -72,6 +71,6 @@ def saving_in_a_fork() -> Iterator[None]:
 
 def _tied(rank: int, write: Callable[..., None], *args: Any, **kwargs: Any) -> None:
     """Write in the fork, unless the rank has ended: another job may own the folder by then."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    end_with_parent()
     if os.getppid() == rank:
         write(*args, **kwargs)

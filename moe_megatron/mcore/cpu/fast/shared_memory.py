@@ -19,13 +19,13 @@ import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from moe_megatron.mcore.cpu import fast
+from moe_megatron.platform.processes import process_space
 
 _SPIN_SECONDS = 2e-3
 """How long to poll for a message before sleeping, if every rank has a core of its own."""
@@ -313,9 +313,8 @@ def _all_gather_objects(value: Any, group: dist.ProcessGroup) -> list[Any]:
 
 def _host() -> tuple[str, ...]:
     """Identifies this host, and this container on it."""
-    boot = Path("/proc/sys/kernel/random/boot_id")
     try:
-        return boot.read_text().strip(), os.readlink("/proc/self/ns/pid")
+        return process_space()
     except OSError:
         return ()
 
