@@ -15,6 +15,7 @@ from random import Random
 
 from moe_megatron.chaos.harm import Harm, NothingToHitError
 from moe_megatron.chaos.victim import Victim
+from moe_megatron.config.checkpoint_files import step_of
 from moe_megatron.errors import AGAIN
 
 _POLL_SECONDS = 0.1
@@ -127,7 +128,7 @@ class _Blow:
         deadline = time.monotonic() + patience
         while True:
             self._step, self._time = self._victim.step(), time.time()
-            self._sound = {path.name for path in self._victim.sound_checkpoints()}
+            self._sound = self._victim.sound_checkpoints()
             try:
                 self._what = self._harm.strike(self._victim, random)
                 return
@@ -179,8 +180,8 @@ class _Blow:
             return None
         first, attempt, resumed = kinds["first_step"], kinds.get("attempt"), kinds.get("resumed")
         start = 0 if resumed is None else int(resumed.fields["step"])
-        names = self._sound - self._victim.damaged
-        sound = max((int(name.removeprefix("iter_")) for name in names), default=0)
+        still_sound = (path for path in self._sound if path.name not in self._victim.damaged)
+        sound = max((step_of(path) or 0 for path in still_sound), default=0)
         if start < sound:
             self._failure = f"it went back to step {start}, but checkpoint {sound} was sound"
         return self._hit(

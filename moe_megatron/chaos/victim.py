@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-from moe_megatron.checkpoint.integrity.manifest import MANIFEST
+from moe_megatron.checkpoint.integrity.newest_valid import candidates, sealed
 from moe_megatron.platform.marked_processes import kill_marked, marked_processes
 from moe_megatron.telemetry.exporter.discovery import TARGETS_FILE
 from moe_megatron.telemetry.journal import Event, read_events
@@ -127,13 +127,12 @@ class Victim:
 
     def newest_sealed(self) -> Path | None:
         """The newest checkpoint that has its checksums and that no harm has damaged."""
-        return max(self.sound_checkpoints(), default=None, key=lambda folder: folder.name)
+        return next(iter(self.sound_checkpoints()), None)
 
     def sound_checkpoints(self) -> list[Path]:
-        """All such checkpoints."""
-        folders = self.checkpoints.glob("iter_*")
-        sealed = (folder for folder in folders if (folder / MANIFEST).is_file())
-        return [folder for folder in sealed if folder.name not in self.damaged]
+        """All such checkpoints, newest first."""
+        complete = sealed(candidates(self.checkpoints))
+        return [folder for folder in complete if folder.name not in self.damaged]
 
     def events(self, after: float = 0.0) -> list[Event]:
         """The journal since a moment (seconds since 1970)."""

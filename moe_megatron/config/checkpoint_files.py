@@ -1,4 +1,4 @@
-"""The files that make a folder a Megatron checkpoint. It reads none of them."""
+"""The files that make a folder a Megatron checkpoint, and the steps that their names tell."""
 
 import re
 from pathlib import Path
@@ -24,6 +24,24 @@ def step_of(folder: Path) -> int | None:
     """The step whose checkpoint a folder is named after; None for other names."""
     match = _ITERATION.fullmatch(folder.name)
     return int(match[1]) if match else None
+
+
+def folders_by_step(checkpoints: Path) -> dict[int, Path]:
+    """The checkpoints of a folder, finished or not.
+
+    Raises:
+        OSError: It cannot be listed.
+    """
+    named = ((step_of(path), path) for path in checkpoints.iterdir())
+    return {step: path for step, path in named if step is not None}
+
+
+def tracked_step(checkpoints: Path) -> int | None:
+    """The step that the tracker file names; None if there is none, or it names a release."""
+    try:
+        return int((checkpoints / TRACKER).read_text())
+    except (OSError, ValueError):  # ValueError: the word "release", or a file cut short
+        return None
 
 
 def is_megatron_checkpoint(path: Path) -> bool:

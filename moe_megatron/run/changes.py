@@ -10,7 +10,7 @@ from pathlib import Path
 from moe_megatron.checkpoint.integrity.check import looks_whole
 from moe_megatron.checkpoint.integrity.newest_valid import candidates
 from moe_megatron.config import RunConfig
-from moe_megatron.config.checkpoint_files import RELEASE
+from moe_megatron.config.checkpoint_files import step_of
 from moe_megatron.config.loading import check_same_run, no_checkpoint, saved_config
 from moe_megatron.routing import resolve
 
@@ -33,14 +33,15 @@ def check_load(config: RunConfig) -> str | None:
     found = candidates(checkpoints)
     if not found:
         raise no_checkpoint(checkpoints)
-    whole = [folder for folder in found if looks_whole(folder)]
-    folder = (whole if config.checkpoint.fallback and whole else found)[0]
+    usable = found if config.checkpoint.fallback else found[:1]
+    whole = next(filter(looks_whole, usable), None)
+    folder = whole or found[0]
     check_same_run(folder, _with_its_vocabulary(config, folder), resolve)
-    if folder not in whole:
+    if whole is None:
         return None  # the ranks say what is wrong with it
-    if folder.name == RELEASE or any(flag in config.megatron for flag in _OTHER_LENGTH):
+    made, wanted = step_of(whole), config.training.train_steps
+    if made is None or any(flag in config.megatron for flag in _OTHER_LENGTH):
         return None
-    made, wanted = int(folder.name.rpartition("_")[2]), config.training.train_steps
     if made < wanted:
         return None
     return (

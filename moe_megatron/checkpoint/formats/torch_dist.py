@@ -18,7 +18,7 @@ from moe_megatron.checkpoint.formats import dtypes
 from moe_megatron.checkpoint.formats.unpickler import Inert, load_inert, load_inert_file
 from moe_megatron.checkpoint.formats.view import View, packed
 from moe_megatron.checkpoint.formats.zip_record import Record, read_record
-from moe_megatron.config.checkpoint_files import METADATA, TRACKER
+from moe_megatron.config.checkpoint_files import METADATA, RELEASE, TRACKER, iteration_dir
 from moe_megatron.errors import CheckpointError, MappingError
 from moe_megatron.families.links import Link, is_of_vocabulary, matrix_size, saved_names
 
@@ -92,8 +92,8 @@ def resolve(path: Path) -> Path:
             f"{path} holds no finished Megatron checkpoint: it has neither {METADATA} nor "
             f"{TRACKER}. Give an iter_* folder or the folder around it."
         ) from None
-    folder = path / (f"iter_{int(text):07d}" if text.isdecimal() else "release")
-    if (text.isdecimal() or text == "release") and (folder / METADATA).is_file():
+    folder = iteration_dir(path, int(text)) if text.isdecimal() else path / RELEASE
+    if (text.isdecimal() or text == RELEASE) and (folder / METADATA).is_file():
         return folder
     raise CheckpointError(
         f"{path / TRACKER} says '{text[:40]}', but {folder / METADATA} is missing; give a complete "

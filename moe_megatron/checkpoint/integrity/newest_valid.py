@@ -13,7 +13,13 @@ from pathlib import Path
 
 from moe_megatron.checkpoint.integrity.check import Finding
 from moe_megatron.checkpoint.integrity.manifest import MANIFEST
-from moe_megatron.config.checkpoint_files import METADATA, RELEASE, TRACKER, step_of
+from moe_megatron.config.checkpoint_files import (
+    METADATA,
+    RELEASE,
+    TRACKER,
+    folders_by_step,
+    step_of,
+)
 from moe_megatron.errors import CheckpointError
 from moe_megatron.files import replace_file
 
@@ -36,7 +42,7 @@ def candidates(root: Path) -> list[Path]:
     All of them where that file is missing, holds no step, or names a folder that is not there.
     """
     try:
-        steps = {step: path for path in root.iterdir() if (step := step_of(path)) is not None}
+        steps = folders_by_step(root)
     except OSError:
         return []
     newest_first = [steps[step] for step in sorted(steps, reverse=True)]

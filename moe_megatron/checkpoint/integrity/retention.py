@@ -11,7 +11,7 @@ from pathlib import Path
 
 from moe_megatron.checkpoint.integrity.check import names_and_sizes
 from moe_megatron.checkpoint.integrity.manifest import Manifest, read_manifest
-from moe_megatron.config.checkpoint_files import METADATA, step_of
+from moe_megatron.config.checkpoint_files import METADATA, folders_by_step
 from moe_megatron.errors import CheckpointError
 
 VALIDATION_LOSS = "validation_loss"
@@ -39,8 +39,9 @@ def surplus(root: Path, keep: Keep, newest: int, protected: Collection[Path] = (
     """
     if keep == Keep():
         return []
-    steps = {s: path for path in root.iterdir() if (s := step_of(path)) is not None and s <= newest}
-    newest_first = [s for s in sorted(steps, reverse=True) if (steps[s] / METADATA).is_file()]
+    steps = folders_by_step(root)
+    complete = (s for s, path in steps.items() if s <= newest and (path / METADATA).is_file())
+    newest_first = sorted(complete, reverse=True)
     manifests = {step: _manifest(steps[step]) for step in newest_first}
     kept = set(newest_first[: keep.last or 1])
     kept |= {step for step in newest_first if keep.every and step % keep.every == 0}

@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 
-from moe_megatron.config.checkpoint_files import TRACKER
+from moe_megatron.config.checkpoint_files import tracked_step
 from moe_megatron.mcore import world
 from moe_megatron.mcore.loop.callbacks import Callback, StepEnd
 from moe_megatron.telemetry.journal import note, read_events
@@ -107,9 +107,8 @@ class AttemptJournal(Callback):
         """Note checkpoints that are complete by now: those that Megatron's tracker file knows."""
         if not self._unfinished or self._run_dir is None or self._checkpoints is None:
             return
-        try:
-            newest = int((self._checkpoints / TRACKER).read_text())
-        except (OSError, ValueError):
+        newest = tracked_step(self._checkpoints)
+        if newest is None:
             return
         for step in sorted(step for step in self._unfinished if step <= newest):
             self._note("saved", step=step, seconds=round(self._unfinished.pop(step), 3))

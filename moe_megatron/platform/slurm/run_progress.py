@@ -8,17 +8,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from moe_megatron.config.checkpoint_files import CHECKPOINTS, TRACKER
+from moe_megatron.config.checkpoint_files import CHECKPOINTS, tracked_step
 from moe_megatron.platform.slurm.verdict import Progress
 from moe_megatron.telemetry.journal import Event, read_events
 
 
 def newest_step(run_dir: Path) -> int | None:
     """The step of the newest checkpoint of a run; None if it has none."""
-    try:
-        return int((run_dir / CHECKPOINTS / TRACKER).read_text())
-    except (OSError, ValueError):  # ValueError: the word "release", or a file cut short
-        return None
+    return tracked_step(run_dir / CHECKPOINTS)
 
 
 def read_progress(
