@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 
 from moe_megatron.config import MoEConfig
-from moe_megatron.config.checkpoint_files import iteration_dir
+from moe_megatron.config.checkpoint_files import folders_by_step, iteration_dir
 from moe_megatron.errors import RecoveryError
 from moe_megatron.mcore import world
 from moe_megatron.mcore.layers.expert_mask import ExpertMask
@@ -130,8 +130,8 @@ class ExpertFailure(Policy):
     def _earlier(self) -> list[Path]:
         """The checkpoints beside the loaded one that are older, newest first."""
         assert self._loaded is not None
-        found = sorted(self._loaded.parent.glob("iter_*"), reverse=True)
-        return [folder for folder in found if folder.name <= self._loaded.name]
+        found = sorted(folders_by_step(self._loaded.parent).items(), reverse=True)
+        return [folder for _, folder in found if folder.name <= self._loaded.name]
 
     def _failed_weights(self) -> Experts:
         bad = (it for it in expert_parameters(self._model) if not is_finite(it.tensor))

@@ -50,19 +50,16 @@ class FirstNonFinite:
 
 
 @torch.no_grad()
-def nonfinite_parameter(model: list[Any], output: str | None = None) -> str:
-    """What is not finite, in words that are the same on every rank; every rank must call it.
+def nonfinite_result(model: list[Any], output: str | None = None) -> str:
+    """What of a step is not finite, in words that are the same on every rank, which all call it.
 
     Args:
-        model: Model chunks.
+        model: Model chunks, with finite weights.
         output: What this rank found in a forward pass, if anything.
 
     Returns:
-        A parameter with non-finite weights if there is one, else the output, else a parameter with
-        a non-finite gradient.
+        The output if there is one, else a parameter with a non-finite gradient.
     """
-    if (weights := nonfinite_weights(model)) is not None:
-        return weights
     named = _named_parameters(model)
     gradient = next((name for name, p in named if not is_finite(gradient_of(p))), None)
     for finding in (output, gradient and f"the gradient of {gradient}"):

@@ -16,7 +16,7 @@ from megatron.training import get_args
 from moe_megatron.errors import FaultError, RecoveryError
 from moe_megatron.mcore.recovery.findings import (
     FirstNonFinite,
-    nonfinite_parameter,
+    nonfinite_result,
     nonfinite_weights,
 )
 from moe_megatron.mcore.recovery.policy import Action, Answer, Policy, Step
@@ -62,7 +62,8 @@ class NonFinite(Policy):
         if self._repeats and step.repeats == 0:
             self._watch = FirstNonFinite(self._model)
             return Answer(action=Action.REPEAT, reason="the gradients are not finite")
-        where = nonfinite_parameter(self._model, found)
+        weights = nonfinite_weights(self._model)
+        where = weights or nonfinite_result(self._model, found)
         reason = f"loss {step.loss}, gradient norm {step.grad_norm}, first not finite: {where}"
         if self._response == "stop":
             raise RecoveryError(
@@ -70,7 +71,7 @@ class NonFinite(Policy):
                 "training.learning_rate, look at its data, or let the run go on by itself with "
                 "recovery.on_nonfinite: skip or rollback."
             )
-        if step.number not in self._replayed and nonfinite_weights(self._model) is not None:
+        if weights and step.number not in self._replayed:
             self._replayed.add(step.number)
             return Answer(action=Action.REPLAY, reason=reason)
         action = Action.SKIP if self._response == "skip" else Action.ROLL_BACK
