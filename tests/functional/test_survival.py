@@ -163,6 +163,7 @@ def test_folder_of_a_running_job_is_refused_and_its_removal_ends_the_job(
     assert program.end() == EXIT_CODE, program.output
     assert "the run folder mine was removed while the run was writing to it" in program.output
     assert "Traceback" not in program.output
+    psutil.wait_procs(program.family(), timeout=5)  # the ranks follow their launcher
     assert program.family() == []
 
 
