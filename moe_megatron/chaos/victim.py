@@ -125,12 +125,8 @@ class Victim:
                     return int(json.loads(line)["step"])
         return 0
 
-    def newest_sealed(self) -> Path | None:
-        """The newest checkpoint that has its checksums and that no harm has damaged."""
-        return next(iter(self.sound_checkpoints()), None)
-
     def sound_checkpoints(self) -> list[Path]:
-        """All such checkpoints, newest first."""
+        """The checkpoints that have checksums and that no harm has damaged, newest first."""
         complete = sealed(candidates(self.checkpoints))
         return [folder for folder in complete if folder.name not in self.damaged]
 

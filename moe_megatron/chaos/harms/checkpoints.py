@@ -2,14 +2,11 @@
 
 import os
 import signal
-import time
 from pathlib import Path
 from random import Random
 
 from moe_megatron.chaos.harm import NothingToHitError, harm
 from moe_megatron.chaos.victim import Victim
-
-_PATIENCE_SECONDS = 10.0
 
 
 @harm("flip-bit", "one flipped bit in the newest checkpoint, then SIGKILL of a rank")
@@ -35,12 +32,14 @@ def truncate(victim: Victim, random: Random) -> str:
 
 
 def _choose_file(victim: Victim, random: Random) -> Path:
-    """A file of the newest sealed checkpoint; large ones are more likely."""
-    deadline = time.monotonic() + _PATIENCE_SECONDS
-    while (folder := victim.newest_sealed()) is None:
-        if time.monotonic() > deadline:
-            raise NothingToHitError("there is no sealed checkpoint yet")
-        time.sleep(0.1)
+    """A file of the newest sealed checkpoint; large ones are more likely.
+
+    An older one must be left: a run whose every checkpoint is damaged is for a person to mend.
+    """
+    sound = victim.sound_checkpoints()
+    if len(sound) < 2:
+        raise NothingToHitError("there are no two sealed checkpoints yet")
+    folder = sound[0]
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.stat().st_size)
     sizes = [path.stat().st_size for path in files]
     victim.damaged.add(folder.name)
