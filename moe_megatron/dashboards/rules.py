@@ -154,9 +154,12 @@ def _run_alerts(limits: Thresholds) -> Sequence[Alert]:
             ),
             hold=0,
             summary="{{ $labels.run }}: loss or gradients are NaN or infinite",
-            action="Stop the run and resume from a checkpoint before the first bad step; look at "
-            "gradient norm and router z-loss in the hour before, then lower the learning rate, "
-            "raise moe.z_loss_coef or skip the data.",
+            action="moe-megatron uptime RUN lists what the run has skipped or rolled back itself; "
+            "if losses are finite again, nothing is to be done. Else stop it, and resume it with "
+            "--set recovery.on_nonfinite=rollback, which leaves out the data, or with "
+            "--set training.learning_rate=... at half its value if the gradient norm grew in the "
+            "hour before, or with --set moe.z_loss_coef=... at twice its value if the router "
+            "z-loss did.",
         ),
         Alert(
             name="MoETrainingStalled",

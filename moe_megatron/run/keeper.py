@@ -73,6 +73,10 @@ class Keeper(Callback):
 
     def on_train_end(self, model: list[Any]) -> None:
         """Wait until every checkpoint has its checksums."""
+        self.settle()
+
+    def settle(self) -> None:
+        """Wait until this rank has done its part for every checkpoint."""
         self._complete.join()
 
     def _validation_loss(self, step: int) -> float | None:

@@ -1,4 +1,4 @@
-"""Chooses the checkpoint that a run starts from, before anything of it is read.
+"""Chooses the checkpoint that a run starts from or goes back to, before anything of it is read.
 
 All ranks check a part of each candidate and agree on what they find. It does not load.
 """
@@ -17,8 +17,9 @@ from moe_megatron.checkpoint.integrity.newest_valid import (
     set_aside,
 )
 from moe_megatron.config import RunConfig
-from moe_megatron.config.checkpoint_files import CHECKPOINTS, step_of
+from moe_megatron.config.checkpoint_files import step_of
 from moe_megatron.mcore import world
+from moe_megatron.run.folder import checkpoints_of
 from moe_megatron.telemetry.journal import note
 
 
@@ -43,8 +44,12 @@ def choose_checkpoint(
     """
     if config.checkpoint.load is None:
         return None
-    root = Path(config.checkpoint.load)
     world.join(backend)
+    return newest_valid(Path(config.checkpoint.load), config, say)
+
+
+def newest_valid(root: Path, config: RunConfig, say: Callable[[str], None]) -> Path | None:
+    """As `choose_checkpoint`, in a folder that is given, by ranks that have joined."""
     folders = _agreed(root, candidates(root))
     with_checksums = _agreed(root, sealed(folders))
     if not folders:
@@ -52,7 +57,7 @@ def choose_checkpoint(
     chosen = choose(folders, with_checksums, _check_together, fallback=config.checkpoint.fallback)
     if world.rank() == 0:
         _tell(chosen, Path(config.run_dir), say)
-        own = root.resolve() == (Path(config.run_dir) / CHECKPOINTS).resolve()
+        own = root.resolve() == checkpoints_of(config).resolve()
         set_aside(chosen) if own else repair_tracker(chosen)
     world.agree_on_text("")  # nobody reads the tracker file before it is right
     return chosen.found.folder

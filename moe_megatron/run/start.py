@@ -5,11 +5,13 @@ and programs that fine-tune or recover. It parses no arguments, and prints only 
 `say`.
 """
 
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 from moe_megatron.config import CONFIG_FILE, RunConfig, apply_overrides, load_config
@@ -28,12 +30,14 @@ from moe_megatron.run.keeper import Keeper
 from moe_megatron.run.machine import MachineChoices, choose_machine
 from moe_megatron.run.prepared_data import PreparedData, prepare_data
 from moe_megatron.run.rank_folder import FolderWatch, claimed_folder, noted_end
-from moe_megatron.run.resume import choose_checkpoint
+from moe_megatron.run.resume import choose_checkpoint, newest_valid
 from moe_megatron.run.sinks import configured_sinks
 from moe_megatron.telemetry.exporter.prometheus_sink import PrometheusSink
 from moe_megatron.telemetry.sinks.delivery import Sink
 from moe_megatron.telemetry.sinks.health import SinkHealth
 from moe_megatron.telemetry.sinks.sink_set import SinkSet
+
+logger = logging.getLogger(__name__)
 
 _TIMEOUT_MINUTES = 10
 """Megatron's default for how long ranks wait for each other."""
@@ -205,7 +209,7 @@ def _sinks_of(
 
 
 def _looked_after(job: TrainingJob, loaded: Path | None, history: History) -> TrainingJob:
-    """The job with checksums for its checkpoints, and with old ones removed."""
+    """The job with checksums for its checkpoints, by which it chooses, and old ones removed."""
     if job.checkpoints is None or job.run_dir is None:
         return job
     keeper = Keeper(
@@ -215,7 +219,14 @@ def _looked_after(job: TrainingJob, loaded: Path | None, history: History) -> Tr
         run_dir=job.run_dir,
         history=history,
     )
-    return replace(job, callbacks=(*job.callbacks, keeper))
+
+    def choose() -> Path | None:
+        keeper.settle()
+        world.wait_for_all()
+        assert job.checkpoints is not None
+        return newest_valid(job.checkpoints, job.config, partial(logger.warning, "%s"))
+
+    return replace(job, callbacks=(*job.callbacks, keeper), choose_checkpoint=choose)
 
 
 def _with_vocabulary(config: RunConfig, entries: int, folder: Path | None) -> RunConfig:

@@ -32,7 +32,8 @@ EventKind = Literal[
     "set_aside",  # a checkpoint was found damaged: step, reason
     "removed",  # retention removed a checkpoint: step
     "skipped",  # a step made no update: step, reason
-    "rolled_back",  # the run went back to a checkpoint: step, to_step, left_out, reason
+    "rolled_back",  # the run went back to a checkpoint: step, to_step, left_out, reason, seconds
+    # (to load it), and what is lost: lost_steps, lost_seconds
     "masked",  # an expert was taken out of routing: step, layer, expert, reason
     "unmasked",  # an expert takes part again: step, layer, expert
     "hang",  # nothing moved in time: rank (null: all wait), host, step, seconds, stacks

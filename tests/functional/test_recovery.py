@@ -5,19 +5,30 @@ The reference of a skipped step is a run that leaves its data out by Megatron's 
 """
 
 import shutil
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from moe_megatron.checkpoint.integrity.manifest import MANIFEST
 from moe_megatron.config import apply_overrides, load_config
+from moe_megatron.config.checkpoint_files import iteration_dir
 from moe_megatron.config.flags import split_flags
 from moe_megatron.errors import FaultError, RecoveryError
+from moe_megatron.mcore import world
 from moe_megatron.mcore.layers.measured_router import MeasuredRouter
+from moe_megatron.mcore.loop.callbacks import Callback
 from moe_megatron.mcore.recovery.policy import Action, Answer, Policy, Step
+from moe_megatron.run.uptime import uptime
 from moe_megatron.telemetry.journal import EVENTS_FILE, Event, read_events
-from moe_megatron.telemetry.sinks.jsonl import METRICS_FILE, read_metrics
+from moe_megatron.telemetry.sinks.jsonl import (
+    METRICS_FILE,
+    ROUTING_FILE,
+    read_metrics,
+    read_routing,
+)
 from moe_megatron.telemetry.values.records import StepRecord
 from moe_megatron.testing.distributed import run_distributed
 
@@ -46,6 +57,8 @@ class Run:
     options: dict[str, Any] = field(default_factory=dict)
     policy: int = 0
     """The step that a policy from outside skips."""
+    damages: int = 0
+    """The step whose checkpoint is damaged before step 6."""
     resumes: str = ""
     """Name of an earlier run, whose checkpoint of step 4 and journal this one starts with."""
 
@@ -63,6 +76,9 @@ RUNS = {
     "replayed_not_saved": Run(
         harm="expert", options={"step": 6, "layer": 1, "expert": 1, "times": 1, "late": True}
     ),
+    "replayed_from_an_older": Run(
+        harm="expert", options={"step": 6, "layer": 1, "expert": 1, "times": 1}, damages=4
+    ),
     "spoiled_at_once": Run(harm="expert", options={"step": 1, "layer": 1, "expert": 1, "times": 1}),
     "spoiled_at_the_end": Run(
         harm="expert", options={"step": 8, "layer": 1, "expert": 1, "times": 1, "late": True}
@@ -73,6 +89,11 @@ RUNS = {
         harm="nan",
         options={"step": 5},
         settings={"recovery.on_nonfinite": "rollback", "recovery.max_rollbacks": 0},
+    ),
+    "no_more_rollbacks_to_save": Run(
+        harm="expert",
+        options={"step": 6, "layer": 1, "expert": 1, "times": 1, "late": True},
+        settings={"recovery.max_rollbacks": 0},
     ),
     "spike": Run(
         harm="spike",
@@ -107,9 +128,26 @@ class Dislike(Policy):
         return Answer(action=Action.SKIP, reason=f"{self._routed} assignments are too many")
 
 
+class Damage(Callback):
+    """Flips a bit of a checkpoint once it has its checksums, before step 6."""
+
+    def __init__(self, checkpoint: Path) -> None:
+        self._checkpoint = checkpoint
+        self._done = world.rank() != 0
+
+    def on_step_start(self, step: int) -> None:
+        if step == 6 and not self._done:
+            self._done = True
+            while not (self._checkpoint / MANIFEST).exists():
+                time.sleep(0.01)
+            file = min(self._checkpoint.glob("*.distcp"))
+            content = bytearray(file.read_bytes())
+            content[-1] ^= 1
+            file.write_bytes(content)
+
+
 def train(folder: Path, names: list[str]) -> dict[str, str]:
     """Make the runs on this rank; returns the errors of those that end with one."""
-    from moe_megatron.mcore import world
     from moe_megatron.run.start import Attachments, start
     from moe_megatron.testing.harms import HARMS
 
@@ -125,6 +163,8 @@ def train(folder: Path, names: list[str]) -> dict[str, str]:
         given = {**SETTINGS, **flags, **run.settings, "run_dir": str(folder / name)}
         harms = [HARMS[run.harm](**run.options)] if run.harm else []
         harms += [Dislike(run.policy)] if run.policy else []
+        if run.damages:
+            harms.append(Damage(iteration_dir(folder / name / "checkpoints", run.damages)))
         config = apply_overrides(load_config("test_tiny"), given)
         try:
             start(config, attached=Attachments(callbacks=harms))
@@ -185,17 +225,16 @@ def test_later_attempt_leaves_out_what_was_left_out_before(found: Found) -> None
 
 
 def test_damaged_weights_are_replaced_by_those_of_the_checkpoint(found: Found) -> None:
-    replayed = {step: rest for step, *rest in found.steps("replayed")}  # step 5 was made twice
-    assert replayed == {step: rest for step, *rest in found.steps("clean")}
+    assert found.steps("replayed") == found.steps("clean")  # step 5 was made twice
     (event,) = found.events("replayed", "rolled_back")
     assert (event.fields["step"], event.fields["to_step"]) == (6, 4)
     assert event.fields["left_out"] is False
+    assert event.fields["lost_steps"] == 1
     assert "first not finite: the weights of" in event.fields["reason"]
 
 
 def test_damaged_weights_are_never_saved(found: Found) -> None:
-    replayed = {step: rest for step, *rest in found.steps("replayed_not_saved")}
-    assert replayed == {step: rest for step, *rest in found.steps("clean")}
+    assert found.steps("replayed_not_saved") == found.steps("clean")
     (event,) = found.events("replayed_not_saved", "rolled_back")
     assert (event.fields["step"], event.fields["to_step"]) == (6, 4)
     saved = [event.fields["step"] for event in found.events("spoiled_at_the_end", "saved")]
@@ -216,6 +255,33 @@ def test_damage_that_only_a_new_start_mends_ends_the_attempt(
     assert "first not finite" in found.errors[name]
 
 
+def test_rollback_passes_over_a_damaged_checkpoint(found: Found) -> None:
+    assert found.steps("replayed_from_an_older") == found.steps("clean")
+    (aside,) = found.events("replayed_from_an_older", "set_aside")
+    assert aside.fields["step"] == 4
+    assert "is damaged between bytes" in aside.fields["reason"]
+    (event,) = found.events("replayed_from_an_older", "rolled_back")
+    assert (event.fields["to_step"], event.fields["lost_steps"]) == (2, 3)
+    checkpoints = found.folder / "replayed_from_an_older" / "checkpoints"
+    assert (checkpoints / "iter_0000004.damaged").is_dir()
+    assert (checkpoints / "iter_0000004").is_dir(), "and it was written again"
+
+
+@pytest.mark.parametrize("name", ["replayed", "replayed_not_saved", "rolled_back"])
+def test_records_hold_each_step_once_and_its_lost_time_is_known(name: str, found: Found) -> None:
+    routing = [snapshot.step for snapshot in read_routing(found.folder / name / ROUTING_FILE)]
+    steps = [step for step, *_ in found.steps(name)]
+    assert routing == steps == sorted(set(steps))
+    used = uptime(found.folder / name).account
+    (event,) = found.events(name, "rolled_back")
+    assert used.lost_steps == event.fields["lost_steps"] == (2 if "saved" in name else 1)
+    assert used.kept_steps == len(steps)
+    assert used.lost["recomputed"] >= event.fields["lost_seconds"] > 0
+    assert used.lost["load"] >= event.fields["seconds"] > 0
+    assert sum(used.rows().values()) == pytest.approx(used.wall, abs=1e-6)
+    assert all(seconds >= 0 for seconds in used.rows().values()), used.rows()
+
+
 def test_spike_is_skipped_before_its_update(found: Found) -> None:
     assert found.steps("spike", 6) == found.steps("without_5", 6)
     (event,) = found.events("spike", "skipped")
@@ -234,8 +300,11 @@ def test_policy_from_outside_is_asked(found: Found) -> None:
         ("stopped", "step 5 has no finite gradients (loss nan, gradient norm nan"),
         ("no_more_skips", "more than the 0 of recovery.max_skips"),
         ("no_more_rollbacks", "one more rollback than the 0 of recovery.max_rollbacks"),
+        ("no_more_rollbacks_to_save", "first not finite, before a checkpoint: the weights of"),
     ],
 )
 def test_run_that_cannot_mend_itself_says_why(name: str, words: str, found: Found) -> None:
     assert words in found.errors[name]
-    assert found.steps(name) == found.steps("clean")[:4]
+    assert found.steps(name) == found.steps("clean")[: 6 if name.endswith("to_save") else 4]
+    bounded = name.startswith("no_more_rollbacks")
+    assert ("one more rollback than the 0" in found.errors[name]) is bounded

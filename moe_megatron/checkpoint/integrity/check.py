@@ -21,7 +21,13 @@ from moe_megatron.config.checkpoint_files import METADATA
 from moe_megatron.errors import CheckpointError
 from moe_megatron.telemetry.values.profile import PROFILE_FILE
 
-_READ_BY_NAME = ("common.pt", CONFIG_FILE, PROFILE_FILE, "masked_experts.json")
+_READ_BY_NAME = (
+    "common.pt",
+    CONFIG_FILE,
+    PROFILE_FILE,
+    "masked_experts.json",
+    "recent_losses.json",
+)
 """Files that a run reads if they are there: one that was added changes the run."""
 
 State = Literal["valid", "unverified", "damaged"]

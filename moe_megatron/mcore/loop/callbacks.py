@@ -82,6 +82,9 @@ class Callback:
     def on_checkpoint_complete(self, step: int) -> None:
         """All files of a checkpoint are written, by the asynchronous writer too."""
 
+    def on_rollback_start(self) -> None:
+        """The run is about to go back: what it has recorded must be written."""
+
     def on_rolled_back(self, checkpoint: Path, step: int) -> None:
         """The run has gone back to this checkpoint, which was made after step `step`."""
 

@@ -94,6 +94,8 @@ class TrainingJob:
     """Called with the model chunks before they are wrapped; each returns the chunks."""
     megatron_log: Path | None = None
     """File for Megatron's own output on this rank; None leaves it on the terminal."""
+    choose_checkpoint: Callable[[], Path | None] | None = None
+    """Gives the run's own checkpoint to go back to, on every rank; None: the newest one."""
     health: SinkHealth = field(default_factory=SinkHealth)
     """Is told when that file, TensorBoard or W&B cannot be written."""
 
@@ -154,7 +156,8 @@ def run(job: TrainingJob, machine: MachineSettings) -> JobOutcome:
     )
     clock = PhaseClock()
     release = ModelRelease()
-    rollback = RollBack(job.checkpoints, None if load is None else job.run_dir)
+    earlier = None if load is None else job.run_dir
+    rollback = RollBack(job.checkpoints, earlier, job.choose_checkpoint)
     callbacks: list[Callback] = [release, telemetry, *job.callbacks]
     callbacks += policies
     watchdogs = configured_watchdogs(config.recovery, job.run_dir, clock.current)

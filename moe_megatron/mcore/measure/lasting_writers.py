@@ -2,8 +2,8 @@
 
 Megatron calls its writers in the middle of a step, so that a full disk under TensorBoard would end
 the run; and TensorBoard's writer, once it has failed, refuses everything. Here a writer that fails
-is left out for a while, then opened again and goes on in another file. It does not know what is
-written.
+is left out for a while, then opened again and goes on in another file. Steps that are made again
+replace the earlier ones in TensorBoard; W&B keeps both. It does not know what is written.
 """
 
 import logging
@@ -19,6 +19,7 @@ from moe_megatron.telemetry.sinks.health import SinkHealth
 
 logger = logging.getLogger(__name__)
 
+_TENSORBOARD = "_GLOBAL_TENSORBOARD_WRITER"
 _WRITES = frozenset({"log", "save", "finish", "alert", "flush", "close"})
 
 
@@ -59,6 +60,19 @@ class LastingWriter:
         self._health.restored(self._name)
         return answer
 
+    def rewind(self, last_step: int) -> None:
+        """Make a `SummaryWriter` forget what came after a step."""
+        self._reopen()
+        self._write(self._begin_after, last_step)
+
+    def _begin_after(self, last_step: int) -> None:
+        """Begin a file that tells readers from which step on earlier ones do not count."""
+        self._writer.purge_step = last_step + 1
+        try:
+            self._writer._get_file_writer()
+        finally:
+            self._writer.purge_step = None
+
     def _reopen(self) -> None:
         """Make a `SummaryWriter` begin another file with its next value."""
         if hasattr(self._writer, "file_writer"):
@@ -67,11 +81,18 @@ class LastingWriter:
             self._writer.file_writer = self._writer.all_writers = None
 
 
+def rewind_tensorboard(last_step: int) -> None:
+    """Have TensorBoard forget the steps after `last_step`, which are made again."""
+    writer = getattr(global_vars, _TENSORBOARD)
+    if isinstance(writer, LastingWriter):
+        writer.rewind(last_step)
+
+
 @contextmanager
 def lasting_writers(health: SinkHealth) -> Iterator[None]:
     """Have Megatron open writers that last, for as long as the context is open."""
     openers = {
-        "tensorboard": ("_set_tensorboard_writer", "_GLOBAL_TENSORBOARD_WRITER"),
+        "tensorboard": ("_set_tensorboard_writer", _TENSORBOARD),
         "wandb": ("_set_wandb_writer", "_GLOBAL_WANDB_WRITER"),
     }
     originals = {opener: getattr(global_vars, opener) for opener, _ in openers.values()}

@@ -26,6 +26,7 @@ from moe_megatron.mcore import world
 from moe_megatron.mcore.layers.measured_router import MeasuredRouter
 from moe_megatron.mcore.loop.callbacks import Callback, EvaluationEnd, StepEnd
 from moe_megatron.mcore.measure.counters import PendingTotals, RoutingCounters, StepTotals
+from moe_megatron.mcore.measure.lasting_writers import rewind_tensorboard
 from moe_megatron.mcore.measure.rank_load import ComputeTimer
 from moe_megatron.mcore.measure.snapshots import make_snapshot
 from moe_megatron.mcore.measure.writers import RoutingWriters
@@ -109,6 +110,8 @@ class TelemetryCallback(Callback):
         if layers:
             attach_routers(model, self._counters)
             self._writers = RoutingWriters.of_megatron()
+        if start_step:
+            rewind_tensorboard(start_step)
         if self._saves_checkpoints:
             self._checkpoint_step, self._checkpoint_at = start_step, time.monotonic()
         hosts = tuple(world.gather_texts(socket.gethostname()))
@@ -200,10 +203,16 @@ class TelemetryCallback(Callback):
         if self._counters is not None:
             self._counters.discard()
 
-    def on_rolled_back(self, checkpoint: Path, step: int) -> None:
-        """Publish the last step, and go on with profile and history from the checkpoint's step."""
+    def on_rollback_start(self) -> None:
+        """Bring the sinks up to date with the last step."""
         self.flush()
+        if self._sinks is not None:
+            self._sinks.flush()
+
+    def on_rolled_back(self, checkpoint: Path, step: int) -> None:
+        """Go on with profile and records from the checkpoint's step."""
         self.last_step = step
+        rewind_tensorboard(step)
         self._evaluated = {(at, split) for at, split in self._evaluated if at <= step}
         if self._sinks is None or self._run is None:
             return

@@ -45,8 +45,15 @@ def configured_policies(
         )
     policies.append(NonFinite(recovery.on_nonfinite, repeats=recovery.repeat_nonfinite))
     if recovery.on_spike != "ignore":
-        window, deviations = recovery.spike_window, recovery.spike_deviations
-        policies.append(LossSpikes(recovery.on_spike, window=window, deviations=deviations))
+        policies.append(
+            LossSpikes(
+                recovery.on_spike,
+                window=recovery.spike_window,
+                deviations=recovery.spike_deviations,
+                checkpoints=checkpoints,
+                loaded=loaded,
+            )
+        )
     return policies
 
 

@@ -6,6 +6,7 @@ often ends with the reason. It does not know what the policies look for.
 """
 
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -24,6 +25,7 @@ from moe_megatron.mcore.recovery.policy import Action, Answer, Policy, Step
 from moe_megatron.mcore.recovery.rollback import BackTo, RollBack, dummy_train_step
 from moe_megatron.mcore.recovery.undo import StepUndo
 from moe_megatron.telemetry.journal import note
+from moe_megatron.telemetry.uptime.steps import lost_after
 
 logger = logging.getLogger(__name__)
 
@@ -154,13 +156,6 @@ class StepGuard:
                 raise FaultError(f"step {step.number} cannot be mended ({reason}): {problem}.")
             if problem is not None:
                 action, reason = Action.SKIP, f"{reason}; {problem}"
-            elif self._rollback.number >= self._bounds.rollbacks:
-                raise RecoveryError(
-                    f"step {step.number} asks for one more rollback than the "
-                    f"{self._bounds.rollbacks} of recovery.max_rollbacks: {reason}. Lower "
-                    "training.learning_rate or look at the data, then resume; a larger "
-                    "recovery.max_rollbacks lets the run go on."
-                )
         if action is Action.SKIP:
             self._count_skip(step.number, reason)
         return Answer(action=action, reason=reason)
@@ -238,16 +233,39 @@ class StepGuard:
     def _go_back(self, request: BackTo, model: Any, optimizer: Any, rest: tuple[Any, ...]) -> None:
         if (problem := self._rollback.find_problem(request.step)) is not None:
             raise FaultError(f"step {request.step}: {request.answer.reason}; {problem}.")
+        if self._rollback.number >= self._bounds.rollbacks:
+            raise RecoveryError(
+                f"step {request.step} asks for one more rollback than the "
+                f"{self._bounds.rollbacks} of recovery.max_rollbacks: {request.answer.reason}. "
+                "Lower training.learning_rate or look at the data, then resume; a larger "
+                "recovery.max_rollbacks lets the run go on."
+            )
+        for callback in self._callbacks:
+            callback.on_rollback_start()
+        started = time.perf_counter()
         checkpoint, step = self._rollback.go_back(request, model, optimizer, rest)
+        self._tell_of_rollback(request, step, time.perf_counter() - started)
         for callback in self._callbacks:
             callback.on_rolled_back(checkpoint, step)
         self._skips.clear()
-        reason = request.answer.reason
+
+    def _tell_of_rollback(self, request: BackTo, step: int, seconds: float) -> None:
         left_out = request.answer.action is Action.ROLL_BACK
         data = "without" if left_out else "with"
         self._tell(f"rolled back to step {step}, {data} the data up to it", request.answer)
-        fields = {"step": request.step, "to_step": step, "left_out": left_out, "reason": reason}
-        note(self._journal, "rolled_back", **fields)
+        # Before the record is rewound, which holds what is lost.
+        lost = None if self._journal is None else lost_after(self._journal, step)
+        note(
+            self._journal,
+            "rolled_back",
+            step=request.step,
+            to_step=step,
+            left_out=left_out,
+            reason=request.answer.reason,
+            seconds=round(seconds, 3),
+            lost_steps=0 if lost is None else lost.steps,
+            lost_seconds=0.0 if lost is None else round(lost.seconds, 3),
+        )
 
     def _tell(self, done: str, answer: Answer) -> None:
         if world.rank() == 0:

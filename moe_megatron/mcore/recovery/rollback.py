@@ -1,9 +1,10 @@
-"""Goes back to the newest checkpoint in this process, with or without the data up to the bad step.
+"""Goes back to a checkpoint in this process, with or without the data up to the bad step.
 
 Megatron's loop ends with an exception, is given the state of the checkpoint, and starts again. The
 steps from the checkpoint to the bad one are left out by Megatron's `iterations_to_skip`: they are
 counted and their data is read, but nothing is computed. An attempt that starts later finds them in
-the journal, so that it computes the same. It does not know why a run goes back.
+the journal, so that it computes the same. It does not know why a run goes back, nor which
+checkpoints can be trusted: it is given a function that chooses one.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +17,6 @@ from megatron.core.num_microbatches_calculator import get_num_microbatches
 from megatron.core.rerun_state_machine import get_rerun_state_machine
 from megatron.training import get_args, get_timers
 from megatron.training import training as loop
-from megatron.training.async_utils import maybe_finalize_async_save
 
 from moe_megatron.mcore.recovery.policy import Action, Answer
 from moe_megatron.mcore.state import checkpoint
@@ -41,10 +41,18 @@ class RollBack:
     Args:
         checkpoints: Folder in which the run saves; None if it saves nothing.
         run_dir: Folder of the run, for its journal; None for a run that starts anew.
+        choose: Gives the checkpoint to go back to, the same on every rank, once there is one; None
+            takes the newest one without a look into it.
     """
 
-    def __init__(self, checkpoints: Path | None, run_dir: Path | None) -> None:
+    def __init__(
+        self,
+        checkpoints: Path | None,
+        run_dir: Path | None,
+        choose: Callable[[], Path | None] | None = None,
+    ) -> None:
         self._checkpoints = checkpoints
+        self._choose = choose or self._newest
         self._earlier = _rollbacks(run_dir)
         self.number = len(self._earlier)
         """Rollbacks of the run so far, in all its attempts."""
@@ -61,11 +69,16 @@ class RollBack:
 
     def find_problem(self, step: int) -> str | None:
         """Why the run cannot go back from this step; None if it can."""
-        if self._checkpoints is None or checkpoint.latest_checkpoint(self._checkpoints) is None:
+        if self._newest() is None:
             return "there is no checkpoint to go back to"
         if step >= get_args().train_iters:
             return "no step is left to make after going back"
         return None
+
+    def _newest(self) -> Path | None:
+        return (
+            None if self._checkpoints is None else checkpoint.latest_checkpoint(self._checkpoints)
+        )
 
     @contextmanager
     def watching_data(self) -> Iterator[None]:
@@ -93,7 +106,7 @@ class RollBack:
     def go_back(
         self, request: BackTo, model: Any, optimizer: Any, rest: Sequence[Any]
     ) -> tuple[Path, int]:
-        """Load the newest checkpoint and prepare the loop to start again after it.
+        """Load a checkpoint and prepare the loop to start again after it.
 
         Args:
             request: The bad step.
@@ -103,11 +116,13 @@ class RollBack:
 
         Returns:
             The checkpoint's folder and step.
+
+        Raises:
+            CheckpointError: None can be used.
         """
         scheduler, train_data, valid_data, _, config, context = rest[:6]
-        maybe_finalize_async_save(blocking=True)
-        assert self._checkpoints is not None
-        folder = checkpoint.latest_checkpoint(self._checkpoints)
+        loop.maybe_finalize_async_save(blocking=True)
+        folder = self._choose()
         assert folder is not None
         with _loop_stopped(config, model, optimizer):
             step = _load(folder, model, optimizer, scheduler, context)

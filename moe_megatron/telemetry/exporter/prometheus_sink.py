@@ -127,6 +127,11 @@ class PrometheusSink:
         if self._live is not None:
             self._live.add(record)
 
+    def rewind(self, run: RunInfo) -> None:
+        """Keeps the totals, which include steps that are made again, but not the account."""
+        if self._live is not None:
+            self._live.rewind(run.start_step)
+
     def evaluation(self, record: EvalRecord) -> None:
         """Records one evaluation."""
         assert self._state is not None

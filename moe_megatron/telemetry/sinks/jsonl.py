@@ -2,9 +2,9 @@
 
 Each line is handed to the operating system as it is appended, so a killed process loses at most the
 line it was writing (a power cut may lose more); of a line for which the disk has no room, nothing
-stays. A resumed run first removes what came after its checkpoint, so that the files read like those
-of an uninterrupted run. Readers are lazy: a file may be larger than memory. It knows the form of
-lines, not what the numbers mean.
+stays. A run that resumes or rolls back first removes what came after its checkpoint, so that the
+files read like those of an uninterrupted run. Readers are lazy: a file may be larger than memory.
+It knows the form of lines, not what the numbers mean.
 """
 
 import json
@@ -53,6 +53,17 @@ class _JsonLinesFile:
         file = AppendedFile(path)
         file.open()
         self._file = file
+
+    def rewind(self, run: RunInfo) -> None:
+        """Removes the records after `run.start_step`, which are made again.
+
+        Raises:
+            OSError: it cannot be written.
+            DataError: a line has no step.
+        """
+        if self._file is not None:
+            self._file.close()  # the next record goes into the file that is put in its place
+            rewind(self._file.path, run.start_step)
 
     def close(self) -> None:
         """Closes the file; later records are ignored."""

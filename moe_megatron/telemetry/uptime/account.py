@@ -12,7 +12,7 @@ computes, and reads no files.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from moe_megatron.telemetry.uptime.attempts import Attempt, Attempts
+from moe_megatron.telemetry.uptime.attempts import Attempt, Attempts, RolledBack
 from moe_megatron.telemetry.uptime.steps import StepTimes
 
 LOST = {
@@ -82,14 +82,16 @@ def account(
     started = listed[0].started
     ends = [_end(a, following, until) for a, following in _pairs(listed)]
     lost = dict.fromkeys(LOST, 0.0)
-    lost["recomputed"] = steps.lost_seconds + sum(a.lost_seconds for a in _counted(listed))
+    counted: list[Attempt | RolledBack] = _counted(listed)
+    counted += (back for a in listed for back in a.rollbacks)
+    lost["recomputed"] = steps.lost_seconds + sum(it.lost_seconds for it in counted)
     lost["skipped"] = sum(steps.skipped.values())
     kept, died = steps.kept_seconds, 0
     for place, (attempt, following) in enumerate(_pairs(listed)):
         end, at_work = ends[place], runs and following is None
         lost["startup"] += max(0.0, (attempt.loop_at or end) - attempt.started
                                - attempt.load_seconds)  # fmt: skip
-        lost["load"] += attempt.load_seconds
+        lost["load"] += attempt.load_seconds + sum(back.seconds for back in attempt.rollbacks)
         lost["save"] += sum(seconds for _, seconds in attempt.saves)
         if following is not None:
             lost["waiting"] += max(0.0, following.started - end)
@@ -113,7 +115,7 @@ def account(
         attempts=len(listed),
         kept=kept,
         kept_steps=steps.kept,
-        lost_steps=steps.lost_steps + sum(a.lost_steps for a in _counted(listed)),
+        lost_steps=steps.lost_steps + sum(it.lost_steps for it in counted),
         evaluation=evaluation,
         lost=lost,
         other=other - unrecorded,
@@ -136,7 +138,7 @@ def _end(attempt: Attempt, following: Attempt | None, until: float) -> float:
     return min(following.started, max(signs))
 
 
-def _counted(listed: list[Attempt]) -> list[Attempt]:
+def _counted(listed: list[Attempt]) -> list[Attempt | RolledBack]:
     """The attempts whose lost steps count.
 
     One that died before it rewound the record leaves the same steps to the next one.
@@ -165,7 +167,10 @@ def _take_warmup(
     on_record = steps.last is not None and attempt.first_step <= steps.last
     taken_back = [a for a in later if a.begun and a.resumed_step < attempt.first_step
                   and (a.reached is not None or a.first_step is not None)]  # fmt: skip
-    if taken_back:
+    rolled_back = (b.to_step < attempt.first_step for a in (attempt, *later) for b in a.rollbacks)
+    if any(rolled_back):
+        lost["recomputed"] -= min(excess, lost["recomputed"])
+    elif taken_back:
         if any((a.reached or 0) >= attempt.first_step for a in taken_back):
             lost["recomputed"] -= min(excess, lost["recomputed"])
     elif attempt.first_step in steps.skipped:

@@ -12,6 +12,19 @@ from moe_megatron.errors import AGAIN, NO_PROGRESS
 from moe_megatron.telemetry.journal import Event
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolledBack:
+    """A return to a checkpoint within an attempt."""
+
+    to_step: int
+    seconds: float
+    """Time to load the checkpoint."""
+    lost_steps: int
+    """Steps on record that it took back."""
+    lost_seconds: float
+    """Time of these steps."""
+
+
 @dataclass(slots=True, kw_only=True)
 class Attempt:
     """One start of the ranks. Times are seconds since 1970, durations seconds."""
@@ -35,8 +48,9 @@ class Attempt:
     reached_at: float | None = None
     """When that was recorded."""
     lost_steps: int = 0
-    """Steps on record that it took back."""
+    """Steps on record that it took back when it began."""
     lost_seconds: float = 0.0
+    rollbacks: list[RolledBack] = field(default_factory=list)
     first_step: int | None = None
     first_step_at: float | None = None
     first_step_seconds: float = 0.0
@@ -182,6 +196,18 @@ def _first_step(attempt: Attempt, event: Event) -> None:
     attempt.first_step_seconds = _number(event, "seconds")
 
 
+def _rolled_back(attempt: Attempt, event: Event) -> None:
+    attempt.saving_since, attempt.hung = None, False
+    attempt.rollbacks.append(
+        RolledBack(
+            to_step=_whole(event, "to_step") or 0,
+            seconds=_number(event, "seconds"),
+            lost_steps=_whole(event, "lost_steps") or 0,
+            lost_seconds=_number(event, "lost_seconds"),
+        )
+    )
+
+
 def _saving(attempt: Attempt, event: Event) -> None:
     attempt.saving_since = event.time
 
@@ -226,6 +252,7 @@ _FILLS: dict[str, Callable[[Attempt, Event], None]] = {
     "attempt": _attempt,
     "resumed": _resumed,
     "first_step": _first_step,
+    "rolled_back": _rolled_back,
     "saving": _saving,
     "saved": _saved,
     "evaluated": _evaluated,

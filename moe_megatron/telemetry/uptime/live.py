@@ -36,6 +36,11 @@ class LiveAccount:
         with self._lock:
             self._steps.add(record)
 
+    def rewind(self, last_step: int) -> None:
+        """The run went back to this step, as its journal says."""
+        with self._lock:
+            self._steps.rewind(last_step)
+
     def take(self) -> Account | None:
         """The account of this moment; None if the journal knows no attempt."""
         with self._lock:

@@ -57,7 +57,8 @@ def lost_after(run_dir: Path, step: int) -> LostSteps | None:
 class StepTimes:
     """The times of the steps on record, one record at a time.
 
-    Where the numbers of steps go back, the steps that are made again are lost.
+    Where the numbers of steps go back, the steps that are made again are lost; files of runs that
+    rewind them do not go back.
 
     Args:
         after: Steps up to this one are not counted: they are from before the journal.
@@ -112,12 +113,20 @@ class StepTimes:
         else:
             self.kept_seconds += record.step_seconds
 
+    def rewind(self, last_step: int) -> None:
+        """Forget the steps after `last_step`: the journal says what was lost."""
+        while self._steps and self._steps[-1] > last_step:
+            self._remove_last()
+
     def _lose_last(self) -> None:
-        step, seconds = self._steps.pop(), self._seconds.pop()
+        self.lost_seconds += self._remove_last()
         self.lost_steps += 1
-        self.lost_seconds += seconds
+
+    def _remove_last(self) -> float:
+        step, seconds = self._steps.pop(), self._seconds.pop()
         if self.skipped.pop(step, None) is None:
             self.kept_seconds -= seconds
+        return seconds
 
     @property
     def last(self) -> int | None:

@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from moe_megatron.config.checkpoint_files import iteration_dir
+from moe_megatron.errors import CheckpointError
 from moe_megatron.mcore.recovery.policy import Action, Step
+from moe_megatron.mcore.recovery.recent_losses import LOSSES_FILE, read_losses, write_losses
 from moe_megatron.mcore.recovery.spikes import LossSpikes
 
 LOSSES = [2.0, 2.1, 1.9, 2.05, 1.95]
@@ -51,7 +54,35 @@ def test_nothing_is_a_spike_before_the_window_is_full_or_without_noise() -> None
     assert [constant.judge(step(loss)) for loss in (1.0, 1.0, 1.0, 2.0)] == [None] * 4
 
 
-def test_window_begins_anew_after_a_rollback() -> None:
-    spikes = policy()
-    spikes.on_rolled_back(Path("iter_0000001"), 1)
+def test_run_that_goes_on_from_a_checkpoint_compares_with_the_losses_before_it(
+    tmp_path: Path,
+) -> None:
+    folder = iteration_dir(tmp_path, 4)
+    given = {"window": len(LOSSES), "deviations": 4.0, "checkpoints": tmp_path}
+    spikes = LossSpikes("rollback", **given)
+    assert [spikes.judge(step(loss)) for loss in LOSSES] == [None] * len(LOSSES)
+    spikes.on_checkpoint_end(4)
+    assert [spikes.judge(step(2.2)) for _ in LOSSES] == [None] * len(LOSSES)
+    resumed = LossSpikes("rollback", **given, loaded=folder)
+    resumed.on_train_start([], 4)
+    spikes.on_rolled_back(folder, 4)
+    for judge in (resumed.judge, spikes.judge):
+        answer = judge(step(9.0))
+        assert answer is not None
+        assert answer.reason == "loss 9.0000 is above 2.2965, 4 deviations"
+
+
+def test_window_is_empty_at_step_0_and_where_the_checkpoint_has_none(tmp_path: Path) -> None:
+    write_losses(tmp_path, LOSSES)
+    spikes = LossSpikes("skip", window=len(LOSSES), deviations=4.0, loaded=tmp_path)
+    spikes.on_train_start([], 0)
     assert spikes.judge(step(9.0)) is None
+    spikes = policy()
+    spikes.on_rolled_back(tmp_path / "without", 1)
+    assert spikes.judge(step(9.0)) is None
+
+
+def test_damaged_losses_are_refused(tmp_path: Path) -> None:
+    (tmp_path / LOSSES_FILE).write_text('{"loss": 1}')
+    with pytest.raises(CheckpointError, match=r"is not a list of losses .* Resume from another"):
+        read_losses(tmp_path)

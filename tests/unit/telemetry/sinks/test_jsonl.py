@@ -1,5 +1,6 @@
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -150,6 +151,18 @@ def test_malformed_lines_name_file_and_line(write: Write, make_run: MakeRun) -> 
         list(read_metrics(path))
     with pytest.raises(DataError, match="no such file; a training run writes it"):
         list(read_routing(run.run_dir / "other.jsonl"))
+
+
+def test_open_file_is_rewound_and_goes_on(make_run: MakeRun, make_step: MakeStep) -> None:
+    run, log = make_run(), MetricsLog()
+    log.start(run)
+    for step in (1, 2, 3):
+        log.step(make_step(step), None)
+    log.rewind(replace(run, start_step=1))
+    log.step(make_step(2), None)
+    log.close()
+    assert run.run_dir is not None
+    assert [record.step for record in read_metrics(run.run_dir / "metrics.jsonl")] == [1, 2]
 
 
 def test_failed_rewind_leaves_the_file(write: Write, make_run: MakeRun) -> None:

@@ -107,6 +107,37 @@ def test_warm_up_of_a_first_step_that_was_lost_is_no_recomputing(make_step: Make
     assert found.lost["startup"] == 5.0 + 2.0
 
 
+def test_steps_that_a_rollback_takes_back_are_recomputed(make_step: MakeStep) -> None:
+    events = [
+        begin(0, 1),
+        event(11, "first_step", step=1, seconds=6.0),
+        # Steps 1 to 4 take 6 + 3 s, step 5 is bad, the checkpoint of step 2 loads in 4 s.
+        event(19, "rolled_back", step=5, to_step=2, left_out=False, reason="bad weights",
+              seconds=4.0, lost_steps=2, lost_seconds=2.0),
+        event(22, "trained", step=5, interrupted=False),
+    ]  # fmt: skip
+    steps = steps_of(make_step, {1: 6.0, 2: 1.0, 3: 1.0, 4: 1.0, 5: 1.0})
+    found = of(events, steps, until=22)
+    assert (found.kept, found.kept_steps, found.lost_steps) == (5.0, 5, 2)
+    assert (found.lost["recomputed"], found.lost["load"], found.lost["warmup"]) == (2.0, 4.0, 5.0)
+
+
+def test_warm_up_of_a_first_step_that_is_rolled_back_is_no_recomputing(
+    make_step: MakeStep,
+) -> None:
+    events = [
+        begin(0, 1),
+        event(3, "resumed", step=2, seconds=1.0),
+        event(10, "first_step", step=3, seconds=5.0),
+        event(13, "rolled_back", step=4, to_step=2, left_out=False, reason="bad weights",
+              seconds=1.0, lost_steps=1, lost_seconds=5.0),
+        event(16, "trained", step=5, interrupted=False),
+    ]  # fmt: skip
+    steps = steps_of(make_step, {3: 1.0, 4: 1.0, 5: 1.0})
+    found = of(events, steps, until=16)
+    assert (found.kept, found.lost["warmup"], found.lost["recomputed"]) == (3.0, 4.0, 1.0)
+
+
 def test_hang_is_no_recomputing(make_step: MakeStep) -> None:
     events = [
         begin(0, 1),

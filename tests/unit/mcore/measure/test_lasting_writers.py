@@ -1,0 +1,33 @@
+"""TensorBoard, as Megatron opens it, of a run that makes steps again."""
+
+from pathlib import Path
+
+import pytest
+from megatron.training import global_vars
+
+from moe_megatron.mcore.measure.lasting_writers import LastingWriter, rewind_tensorboard
+from moe_megatron.telemetry.sinks.health import SinkHealth
+
+
+def test_tensorboard_shows_the_steps_that_were_made_again_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from torch.utils.tensorboard import SummaryWriter
+
+    writer = LastingWriter(SummaryWriter(str(tmp_path)), "tensorboard", SinkHealth())
+    monkeypatch.setattr(global_vars, "_GLOBAL_TENSORBOARD_WRITER", writer)
+    for step in (1, 2, 3, 4):
+        writer.add_scalar("loss", float(step), step)
+    rewind_tensorboard(2)
+    writer.add_scalar("loss", 40.0, 4)  # step 3 is left out
+    writer.close()
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    found = [(event.step, event.value) for event in events.Scalars("loss")]
+    assert found == [(1, 1.0), (2, 2.0), (4, 40.0)]
+
+
+def test_run_without_tensorboard_has_nothing_to_rewind() -> None:
+    assert global_vars._GLOBAL_TENSORBOARD_WRITER is None
+    rewind_tensorboard(2)
