@@ -31,7 +31,7 @@ from moe_megatron.checkpoint.formats.view import View
 from moe_megatron.checkpoint.plan.exporting import ExportOptions, plan_export
 from moe_megatron.checkpoint.plan.importing import ImportOptions, check_source, plan_import
 from moe_megatron.config import CONFIG_FILE, dump_yaml
-from moe_megatron.config.checkpoint_files import TRACKER
+from moe_megatron.config.checkpoint_files import TRACKER, read_tracker
 from moe_megatron.config.mapping import from_mapping
 from moe_megatron.errors import CheckpointError
 from moe_megatron.families import Geometry, family_of
@@ -237,8 +237,13 @@ def _folder(path: str | Path) -> Path:
 def _check_root(root: Path, *, overwrite: bool) -> None:
     """Refuse a folder with checkpoints of a run: an import starts at step 0 and is none of them."""
     check_free(root / _ITERATION, overwrite=overwrite)
-    tracker = root / TRACKER
-    if tracker.is_file() and tracker.read_bytes().strip() != _ITERATION.encode() and not overwrite:
+    try:
+        named = read_tracker(root)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        named = f"unreadable: {error.strerror}"
+    if named != _ITERATION and not overwrite:
         raise CheckpointError(
             f"{root} holds the checkpoints of a run ({TRACKER}); choose an empty folder."
         )

@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+from moe_megatron.reading import read_text
+
 CHECKPOINTS = "checkpoints"
 """In a run folder: the folder of its checkpoints."""
 METADATA = ".metadata"
@@ -12,6 +14,7 @@ TRACKER = "latest_checkpointed_iteration.txt"
 RELEASE = "release"
 """Name of a checkpoint that holds weights alone: training starts at step 0."""
 
+_TRACKER_BYTES = 64
 _ITERATION = re.compile(r"iter_(\d{7,})")
 
 
@@ -36,10 +39,19 @@ def folders_by_step(checkpoints: Path) -> dict[int, Path]:
     return {step: path for step, path in named if step is not None}
 
 
+def read_tracker(checkpoints: Path) -> str:
+    """What the tracker file says: a step, or the word "release".
+
+    Raises:
+        OSError: There is none, or it cannot be one.
+    """
+    return read_text(checkpoints / TRACKER, _TRACKER_BYTES, errors="replace").strip()
+
+
 def tracked_step(checkpoints: Path) -> int | None:
     """The step that the tracker file names; None if there is none, or it names a release."""
     try:
-        return int((checkpoints / TRACKER).read_text())
+        return int(read_tracker(checkpoints))
     except (OSError, ValueError):  # ValueError: the word "release", or a file cut short
         return None
 

@@ -15,7 +15,9 @@ from moe_megatron.config.conform import show
 from moe_megatron.config.mapping import Layer, build, merge, read_layer, to_mapping
 from moe_megatron.config.run import RunConfig
 from moe_megatron.errors import ConfigError
+from moe_megatron.reading import read_text
 
+_MOST_BYTES = 2**20
 _PRESETS = files("moe_megatron.config") / "presets"
 
 CONFIG_FILE = "config.yaml"
@@ -124,7 +126,7 @@ def _find(name: str, *, folder: Path | None, asked_by: str) -> _Source:
             f"Presets are: {join_words(presets, 'and')}."
         )
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path, _MOST_BYTES)
     except UnicodeDecodeError as error:
         raise ConfigError(f"{asked_by}'{path}' is not UTF-8 text; save it as UTF-8.") from error
     except OSError as error:

@@ -15,6 +15,7 @@ from urllib.parse import quote, urlsplit
 
 from moe_megatron.dashboards.panels import Json
 from moe_megatron.errors import BackendUnavailableError, ConfigError
+from moe_megatron.reading import parse_json
 
 _GROUP = "dashboard.grafana.app"
 _CLASSIC_VERSIONS = ("v1", "v1beta1", "v0alpha1")
@@ -188,6 +189,6 @@ class Grafana:
 
 def _parse(text: bytes) -> Any:
     try:
-        return json.loads(text)
+        return parse_json(text)
     except ValueError:
         return None

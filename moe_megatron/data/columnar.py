@@ -4,6 +4,8 @@ Their libraries are imported only when such a file is opened. It does not know w
 needed.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from moe_megatron.errors import DataError
@@ -19,19 +21,41 @@ def open_parquet(path: str) -> "parquet.ParquetFile":
     Raises:
         DataError: If it is not a parquet file.
     """
-    import pyarrow
     import pyarrow.parquet as parquet
 
-    try:
+    with whole_columns(path):
         return parquet.ParquetFile(path)
-    except pyarrow.ArrowInvalid as error:
+
+
+@contextmanager
+def whole_columns(path: str) -> Iterator[None]:
+    """Say which file it is where Arrow finds one damaged.
+
+    Raises:
+        DataError: In place of an error of Arrow.
+    """
+    import pyarrow
+
+    try:
+        yield
+    except (pyarrow.ArrowException, OSError) as error:
         raise DataError(
             f"{path} is not a complete parquet file ({error}); copy or write it again."
         ) from error
 
 
 def open_saved_dataset(path: str) -> "datasets.Dataset":
-    """Memory-map one split that `Dataset.save_to_disk` wrote."""
+    """Memory-map one split that `Dataset.save_to_disk` wrote.
+
+    Raises:
+        DataError: It is damaged.
+    """
     import datasets
 
-    return datasets.load_from_disk(path)
+    try:
+        return datasets.load_from_disk(path)
+    except Exception as error:  # its files are taken as they are: anything may be missing or odd
+        raise DataError(
+            f"{path} is not a dataset that save_to_disk wrote ({type(error).__name__}: "
+            f"{str(error)[:200]}); save it again."
+        ) from error

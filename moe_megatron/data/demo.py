@@ -22,6 +22,7 @@ from moe_megatron.data.tokenizer import (
 )
 from moe_megatron.data.writer import OpenWriter
 from moe_megatron.files import exclusive_lock, explained_writes, publishing
+from moe_megatron.reading import read_json
 
 _log = logging.getLogger(__name__)
 
@@ -97,9 +98,9 @@ def ensure_demo(
 
 def _find(directory: Path) -> DemoData | None:
     try:
-        listing = json.loads((directory / "demo.json").read_text(encoding="utf-8"))
+        listing = read_json(directory / "demo.json")
         whole = _sizes(directory) == listing["sizes"]
-    except (OSError, ValueError):
+    except (KeyError, OSError, TypeError, ValueError):
         # Missing or unreadable: build it again, which reports a real problem better.
         return None
     return _describe(directory, listing["tokens"]) if whole else None

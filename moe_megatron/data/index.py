@@ -1,10 +1,11 @@
 """Facts about a Megatron indexed dataset on disk, read without Megatron.
 
 A dataset is two files: `<prefix>.bin` holds token ids back to back, `<prefix>.idx` the position of
-each document. Reading the header of the index takes microseconds, while importing megatron.core
-takes seconds. The module never writes.
+each document. Reading and checking an index takes a tenth of a second for ten million
+documents, while importing megatron.core takes seconds. The module never writes.
 """
 
+import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moe_megatron.errors import DataError
+from moe_megatron.reading import open_regular
 
 _MAGIC = b"MMIDIDX\x00\x00"
 # magic, version, dtype code, number of sequences, number of document boundaries
@@ -27,6 +29,9 @@ _DTYPES = {
     5: ("int64", 8),
     8: ("uint16", 2),
 }
+
+_BLOCK = 2**20
+"""Sequences that are checked at once."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,24 +76,33 @@ def inspect(prefix: Path) -> IndexedDatasetInfo:
         prefix: Path without `.bin` and `.idx`; both files exist.
 
     Raises:
-        DataError: If the index is not Megatron's, or the token file is shorter or longer than
-            the index says.
+        DataError: If the index is not Megatron's, describes what cannot be, or the token file is
+            shorter or longer than it says.
     """
     index, data = idx_path(prefix), bin_path(prefix)
-    with index.open("rb") as file:
+    with _opened(index) as file:
         header = file.read(_HEADER.size)
         if len(header) < _HEADER.size or not header.startswith(_MAGIC):
             raise DataError(
                 f"{index} is not a Megatron index (wrong header); prepare the dataset again."
             )
-        _, _, code, sequences, boundaries = _HEADER.unpack(header)
+        _, version, code, sequences, boundaries = _HEADER.unpack(header)
         if code not in _DTYPES:
             raise DataError(f"{index} holds non-integer tokens (code {code}); prepare it again.")
         dtype, item_size = _DTYPES[code]
-        expected = _end_of_last_sequence(file, sequences, item_size)
-    actual = data.stat().st_size
-    if expected < 0:
-        raise DataError(f"{index} is cut short; copy it again or prepare the dataset again.")
+        size = os.fstat(file.fileno()).st_size
+        whole = _HEADER.size + 12 * sequences + 8 * boundaries
+        # Megatron's multimodal indices hold one more byte a sequence.
+        if version != 1 or not boundaries or size not in (whole, whole + sequences):
+            raise DataError(
+                f"{index} has {size:,} bytes, but its header announces {sequences:,} sequences "
+                f"and {boundaries:,} boundaries of documents: it is cut short or damaged; copy it "
+                "again or prepare the dataset again."
+            )
+        expected = _end_of_sequences(file, sequences, item_size, index)
+        _check_boundaries(file, sequences, boundaries, index)
+    with _opened(data) as file:
+        actual = os.fstat(file.fileno()).st_size
     if expected != actual:
         raise DataError(
             f"{data} has {actual:,} bytes but its index describes {expected:,}: the copy is "
@@ -112,16 +126,45 @@ def read_tokens(prefix: Path) -> NDArray[np.integer]:
     return np.memmap(bin_path(prefix), dtype=inspect(prefix).dtype, mode="r")
 
 
-def _end_of_last_sequence(file: BinaryIO, sequences: int, item_size: int) -> int:
-    """Expected size of the token file: start + length of the last sequence; -1 if cut short."""
-    if not sequences:
-        return 0
-    lengths_at = _HEADER.size
-    starts_at = lengths_at + 4 * sequences
-    file.seek(lengths_at + 4 * (sequences - 1))
-    length = file.read(4)
-    file.seek(starts_at + 8 * (sequences - 1))
-    start = file.read(8)
-    if len(start) < 8:
-        return -1
-    return int(struct.unpack("<q", start)[0] + struct.unpack("<i", length)[0] * item_size)
+def _opened(path: Path) -> BinaryIO:
+    try:
+        return open_regular(path)
+    except OSError as error:
+        raise DataError(
+            f"{path} cannot be read: {error.strerror}; copy it again or prepare the dataset again."
+        ) from error
+
+
+def _end_of_sequences(file: BinaryIO, sequences: int, item_size: int, index: Path) -> int:
+    """Expected size of the token file: sequences lie in it one after another, without gaps."""
+    end = 0
+    for first in range(0, sequences, _BLOCK):
+        count = min(_BLOCK, sequences - first)
+        lengths = _read(file, _HEADER.size + 4 * first, "<i4", count)
+        starts = _read(file, _HEADER.size + 4 * sequences + 8 * first, "<i8", count)
+        ends = end + np.cumsum(lengths, dtype=np.int64) * item_size
+        if lengths.min() < 0 or starts[0] != end or (starts[1:] != ends[:-1]).any():
+            raise DataError(
+                f"{index} says that sequences overlap, or lie apart: it is damaged; copy it again "
+                "or prepare the dataset again."
+            )
+        end = int(ends[-1])
+    return end
+
+
+def _check_boundaries(file: BinaryIO, sequences: int, boundaries: int, index: Path) -> None:
+    before = 0
+    for first in range(0, boundaries, _BLOCK):
+        count = min(_BLOCK, boundaries - first)
+        found = _read(file, _HEADER.size + 12 * sequences + 8 * first, "<i8", count)
+        if found[0] < before or (np.diff(found) < 0).any() or found[-1] > sequences:
+            raise DataError(
+                f"{index} says that documents end where no sequence does: it is damaged; copy it "
+                "again or prepare the dataset again."
+            )
+        before = int(found[-1])
+
+
+def _read(file: BinaryIO, offset: int, dtype: str, count: int) -> NDArray[np.integer]:
+    file.seek(offset)
+    return np.frombuffer(file.read(count * np.dtype(dtype).itemsize), dtype)

@@ -15,6 +15,7 @@ from typing import Any
 from moe_megatron.data.index import bin_path, idx_path
 from moe_megatron.data.shards import SourceFile
 from moe_megatron.errors import DataError
+from moe_megatron.reading import read_json
 
 FORMAT = "moe_megatron prepared dataset 1"
 
@@ -71,7 +72,7 @@ def describe_origin(
 def read_manifest(prefix: Path) -> dict[str, Any] | None:
     """The manifest of `prefix`; None if there is none that this package wrote."""
     try:
-        content = json.loads(manifest_path(prefix).read_text(encoding="utf-8"))
+        content = read_json(manifest_path(prefix))
     except (OSError, ValueError):
         return None
     ours = isinstance(content, dict) and content.get("format") == FORMAT

@@ -17,17 +17,20 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
-from moe_megatron.data.columnar import open_parquet, open_saved_dataset
+from moe_megatron.data.columnar import open_parquet, open_saved_dataset, whole_columns
 from moe_megatron.data.shards import END, Shard, Source, expand_sources, plan_parts
 from moe_megatron.errors import DataError
+from moe_megatron.reading import lines, open_regular, read_bytes
 
 MAX_EXAMPLES = 5
 # If this many first lines are all malformed, the file has another format or key: stop at once.
 HOPELESS_LINES = 1000
 _BATCH_ROWS = 1000
-_CHUNK_BYTES = 1 << 20
+_PACKED_BYTES = 1 << 12
+_MOST_LINE_BYTES = 1 << 27
+_MOST_TEXT_BYTES = 1 << 32
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -114,7 +117,7 @@ class ShardReader:
                 case "jsonl.gz":
                     yield from map(self._parse, self._gzip_lines())
                 case "jsonl.zst":
-                    yield from map(self._parse, _split_lines(self._zstd_chunks()))
+                    yield from map(self._parse, self._zstd_lines())
                 case "parquet":
                     yield from self._parquet_rows()
                 case "arrow":
@@ -148,7 +151,7 @@ class ShardReader:
         return record[self.text_key]
 
     def _whole_text(self) -> str:
-        content = Path(self.shard.path).read_bytes()
+        content = read_bytes(Path(self.shard.path), _MOST_TEXT_BYTES)
         self.position = len(content)
         try:
             return content.removeprefix(_BYTE_ORDER_MARK).decode("utf-8")
@@ -159,25 +162,39 @@ class ShardReader:
     def _byte_range(self) -> Iterator[bytes]:
         """The lines that begin within the shard's range; the last one may end beyond it."""
         start, stop = self.shard.start, self.shard.stop
-        with open(self.shard.path, "rb") as file:
+        with open_regular(Path(self.shard.path)) as file:
             if start:
                 # One byte back: a line that begins exactly at `start` belongs to this shard.
                 file.seek(start - 1)
-                file.readline()
+                next(self._lines(file), None)
             here = file.tell()
-            while (stop == END or here < stop) and (line := file.readline()):
+            for line in self._lines(file):
+                if stop != END and here >= stop:
+                    break
                 here += len(line)
                 self.position = here - start
                 yield line
 
+    def _lines(self, file: BinaryIO) -> Iterator[bytes]:
+        try:
+            yield from lines(file, _MOST_LINE_BYTES)
+        except ValueError as error:
+            raise _too_long(self.shard.path, str(error)) from None
+
     def _gzip_lines(self) -> Iterator[bytes]:
         try:
-            with open(self.shard.path, "rb") as file, gzip.open(file) as lines:
-                for line in lines:
+            with open_regular(Path(self.shard.path)) as file, gzip.open(file) as unpacked:
+                for line in self._lines(cast(BinaryIO, unpacked)):
                     self.position = file.tell()
                     yield line
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise _broken_archive(self.shard.path, str(error)) from error
+
+    def _zstd_lines(self) -> Iterator[bytes]:
+        try:
+            yield from _split_lines(self._zstd_chunks())
+        except ValueError as error:
+            raise _too_long(self.shard.path, str(error)) from None
 
     def _zstd_chunks(self) -> Iterator[bytes]:
         import zstandard
@@ -185,8 +202,9 @@ class ShardReader:
         # zstandard's stream_reader takes a truncated frame for the end of the file; this does not.
         frame = zstandard.ZstdDecompressor().decompressobj()
         try:
-            with open(self.shard.path, "rb") as file:
-                while chunk := file.read(_CHUNK_BYTES):
+            with open_regular(Path(self.shard.path)) as file:
+                # Few bytes at a time, because each can stand for 30,000.
+                while chunk := file.read(_PACKED_BYTES):
                     self.position = file.tell()
                     while chunk:
                         if frame.eof:
@@ -206,9 +224,10 @@ class ShardReader:
         wanted = list(range(self.shard.start, stop))
         rows = sum(file.metadata.row_group(number).num_rows for number in wanted)
         batches = file.iter_batches(_BATCH_ROWS, row_groups=wanted, columns=[self.text_key])
-        for batch in batches:
-            self.position = self.shard.size * (self.lines + len(batch)) // max(rows, 1)
-            yield from batch.column(0).to_pylist()
+        with whole_columns(self.shard.path):
+            for batch in batches:
+                self.position = self.shard.size * (self.lines + len(batch)) // max(rows, 1)
+                yield from batch.column(0).to_pylist()
 
     def _saved_rows(self) -> Iterator[Any]:
         dataset = open_saved_dataset(self.shard.path)
@@ -268,8 +287,10 @@ def _require_column(name: str, columns: list[str], where: str) -> None:
 def _split_lines(chunks: Iterator[bytes]) -> Iterator[bytes]:
     rest = b""
     for chunk in chunks:
-        *lines, rest = (rest + chunk).split(b"\n")
-        yield from lines
+        *whole, rest = (rest + chunk).split(b"\n")
+        yield from whole
+        if len(rest) > _MOST_LINE_BYTES:
+            raise ValueError(f"a line has more than {_MOST_LINE_BYTES:,} bytes")
     if rest:
         yield rest
 
@@ -284,6 +305,10 @@ def _problem_of(value: object, text_key: str) -> str | None:
         except UnicodeEncodeError:
             return f"{text_key!r} holds half a surrogate pair, which is not Unicode text"
     return None
+
+
+def _too_long(path: str, reason: str) -> DataError:
+    return DataError(f"{path}: {reason}; split it, or leave the file out.")
 
 
 def _broken_archive(path: str, reason: str) -> DataError:

@@ -7,7 +7,6 @@ listings and file footers; `readers` reads the text.
 """
 
 import hashlib
-import json
 import logging
 import re
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from typing import Literal
 
 from moe_megatron.data.columnar import open_parquet, open_saved_dataset
 from moe_megatron.errors import DataError
+from moe_megatron.reading import read_json
 
 _log = logging.getLogger(__name__)
 
@@ -168,11 +168,25 @@ def _is_saved_dataset(path: Path) -> bool:
     return (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
 
 
+def _splits(listing: Path) -> list[str]:
+    try:
+        splits: object = read_json(listing)["splits"]
+    except (KeyError, OSError, TypeError, ValueError) as error:
+        raise DataError(f"{listing} does not list splits ({error}); save it again.") from error
+    if not isinstance(splits, list) or not splits or not all(map(_is_name, splits)):
+        raise DataError(f"{listing} lists {str(splits)[:60]}, not names of splits; save it again.")
+    return splits
+
+
+def _is_name(split: object) -> bool:
+    return isinstance(split, str) and split == Path(split).name and "\0" not in split
+
+
 def _saved_dataset(path: Path) -> SourceFile:
     """A directory written by `save_to_disk`; of several splits, "train" is used."""
     listing = path / "dataset_dict.json"
     if listing.is_file():
-        splits: list[str] = json.loads(listing.read_text(encoding="utf-8"))["splits"]
+        splits = _splits(listing)
         if "train" not in splits and len(splits) != 1:
             raise DataError(
                 f"{path} holds the splits {', '.join(splits)} and none is called train; "

@@ -17,11 +17,13 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from moe_megatron.errors import DataError
 from moe_megatron.files import default_cache_dir, publishing
+from moe_megatron.reading import read_bytes, read_json
 
 END_OF_TEXT = "<|endoftext|>"
 DEFAULT_VOCAB_SIZE = 8192
 # 256 bytes and the end-of-text token: with fewer, some text could not be encoded.
 MIN_VOCAB_SIZE = 257
+_MOST_TOKENS = 2**24  # 60 times the largest vocabulary that was published
 _EOD_CANDIDATES = (END_OF_TEXT, "</s>", "<eos>", "<|end_of_text|>")
 _TOKENIZER_FILE = "tokenizer.json"
 _CONFIG_FILE = "tokenizer_config.json"
@@ -118,24 +120,36 @@ def load_tokenizer(name: str | Path, *, cache_dir: Path | None = None) -> Tokeni
     directory = Path(name).expanduser()
     if not (directory / _TOKENIZER_FILE).is_file():
         directory = _fetched(str(name), cache_dir or default_cache_dir())
-    content = (directory / _TOKENIZER_FILE).read_bytes()
-    try:
-        backend = Tokenizer.from_buffer(content)
-    except ValueError as error:
-        raise DataError(
-            f"{directory / _TOKENIZER_FILE} is not a tokenizer ({error}); copy or save it again."
-        ) from error
+    content, backend = _read(directory / _TOKENIZER_FILE)
     # Some published tokenizers truncate or pad every text; training data must stay complete.
     backend.no_truncation()
     backend.no_padding()
     return TokenizerInfo(
         directory=directory,
         # Not the number of entries: ids may have gaps.
-        vocab_size=max(backend.get_vocab(with_added_tokens=True).values()) + 1,
+        vocab_size=_vocab_size(backend, directory),
         eod_id=_eod_id(backend, directory),
         fingerprint=hashlib.sha256(content).hexdigest(),
         backend=backend,
     )
+
+
+def _read(path: Path) -> tuple[bytes, Tokenizer]:
+    try:
+        content = read_bytes(path)
+        return content, Tokenizer.from_buffer(content)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} is not a tokenizer ({error}); copy or save it again.") from error
+
+
+def _vocab_size(backend: Tokenizer, directory: Path) -> int:
+    size = max(backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+    if not 0 < size <= _MOST_TOKENS:
+        raise DataError(
+            f"{directory / _TOKENIZER_FILE} needs an embedding of {size:,} rows, and 1 to "
+            f"{_MOST_TOKENS:,} are possible; copy or save the tokenizer again."
+        )
+    return size
 
 
 def _fetched(name: str, cache_dir: Path) -> Path:
@@ -152,8 +166,8 @@ def _fetched(name: str, cache_dir: Path) -> Path:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(identity, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:  # it takes files as they are: any key may be missing or odd
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
         raise DataError(
             f"no tokenizer at {name!r}: it is not a directory with a {_TOKENIZER_FILE}, and "
             f"transformers could not load it ({reason}). Give such a directory; or, on a machine "
@@ -190,8 +204,8 @@ def _declared_eos(directory: Path) -> list[str]:
         if not path.is_file():
             continue
         try:
-            token = json.loads(path.read_text(encoding="utf-8")).get("eos_token")
-        except (ValueError, AttributeError) as error:
+            token = read_json(path).get("eos_token")
+        except (OSError, ValueError, AttributeError) as error:
             raise DataError(f"{path} is not a JSON object ({error}); save it again.") from error
         token = token.get("content") if isinstance(token, dict) else token
         if isinstance(token, str):

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from moe_megatron.config import Architecture, RunConfig, from_mapping, to_mapping
 from moe_megatron.errors import CheckpointError, ConfigError
 from moe_megatron.files import replace_file
+from moe_megatron.reading import parse_json, read_json
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
@@ -96,7 +97,7 @@ def load(folder: Path, device: torch.device | str) -> tuple[Architecture, dict[s
             f"{folder / WEIGHTS_FILE} is not a whole safetensors file ({error}); copy or save the "
             "model again."
         ) from error
-    if saved is not None and json.loads(saved) != values:
+    if saved is not None and _parsed(saved) != values:
         raise CheckpointError(
             f"{CONFIG_FILE} and {WEIGHTS_FILE} in {folder} are from different models: a save was "
             "interrupted, or a file was changed; save the model again."
@@ -131,12 +132,20 @@ def assign(model: nn.Module, tensors: Mapping[str, Tensor], folder: Path) -> Non
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_text())
+        values = read_json(path)
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"{path} cannot be read as JSON ({error}); copy or save the model again."
         ) from error
     return values if isinstance(values, dict) else {}
+
+
+def _parsed(text: str) -> object:
+    try:
+        found: object = parse_json(text)
+    except ValueError:
+        return None
+    return found
 
 
 def _architecture(folder: Path, values: Mapping[str, Any]) -> Architecture:

@@ -14,6 +14,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from moe_megatron.reading import read_json
+
 ERROR_FILE_VARIABLE = "TORCHELASTIC_ERROR_FILE"
 
 _OF_CONNECTIONS = (
@@ -131,7 +133,7 @@ def in_order(found: Iterable[Death], error_files: Iterable[Path]) -> list[Death]
 
 def _read(path: Path) -> Death | None:
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = read_json(path)
         return Death(
             rank=int(data["rank"]),
             exit_code=int(data["exit_code"]),
@@ -139,5 +141,5 @@ def _read(path: Path) -> Death | None:
             lost_peer=bool(data["lost_peer"]),
             time=float(data["time"]),
         )
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, OverflowError):
         return None

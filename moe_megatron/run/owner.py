@@ -26,6 +26,7 @@ from pathlib import Path
 
 from moe_megatron.errors import CheckpointError, OccupiedError
 from moe_megatron.platform.processes import Process, machine
+from moe_megatron.reading import parse_json, read_text
 
 OWNER = ".owner"
 TOKEN_VARIABLE = "MOE_MEGATRON_OWNER"
@@ -33,6 +34,7 @@ TOKEN_VARIABLE = "MOE_MEGATRON_OWNER"
 STALE_SECONDS = 60.0
 """Age of a record of another machine from which on its owner is dead."""
 
+_MOST_BYTES = 2**16
 _WRITERS = "writers"
 _PATIENCE_SECONDS = 30.0
 
@@ -253,8 +255,8 @@ def _records(run_dir: Path) -> list[int]:
 
 def _read(run_dir: Path, number: int) -> Owner | None:
     try:
-        text = (run_dir / OWNER / str(number)).read_text(encoding="utf-8")
-        return Owner(**json.loads(text)) if text else None
+        text = read_text(run_dir / OWNER / str(number), _MOST_BYTES)
+        return Owner(**parse_json(text)) if text else None
     except (OSError, ValueError, TypeError):
         return None
 

@@ -14,9 +14,12 @@ from pathlib import Path
 from typing import Self
 
 from moe_megatron.files import replace_file
+from moe_megatron.reading import read_json
 
 RUN_ID_FILE = "run_id"
 """Name of the file in the run folder: a JSON object with the id, and the folder it was given to."""
+
+_MOST_BYTES, _MOST_CHARACTERS = 2**16, 300
 
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 
@@ -48,8 +51,9 @@ def run_id(run_dir: Path | None) -> str:
 
 def _read(folder: Path) -> tuple[str, Path] | None:
     try:
-        data = json.loads((folder / RUN_ID_FILE).read_text(encoding="utf-8"))
-        return str(data["id"]), Path(data["folder"])
+        data = read_json(folder / RUN_ID_FILE, _MOST_BYTES)
+        name, given_to = str(data["id"]), Path(data["folder"])
+        return (name, given_to) if name.isprintable() and len(name) <= _MOST_CHARACTERS else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

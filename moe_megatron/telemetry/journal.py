@@ -15,6 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from moe_megatron.errors import DataError
+from moe_megatron.reading import lines, open_regular, parse_json
+
 logger = logging.getLogger(__name__)
 
 EVENTS_FILE = "events.jsonl"
@@ -47,6 +50,10 @@ EventKind = Literal[
 ]
 """The kinds of events, with the fields each has."""
 
+_MOST_LINE_BYTES = 2**20
+_LATEST = 2**36
+"""Seconds since 1970, in the year 4147."""
+_LARGEST = 2**53
 _KINDS = frozenset(get_args(EventKind))
 
 
@@ -118,26 +125,39 @@ class JournalReader:
     def new(self) -> Iterator[Event]:
         """Yield the events that were written since the last call."""
         try:
-            file = self._path.open("rb")
+            file = open_regular(self._path)
         except OSError:
             return
         with file:
             file.seek(self._position)
-            for line in file:
-                if line.endswith(b"\n"):
-                    self._position += len(line)
-                if event := _parse(line.decode(errors="replace")):
-                    yield event
+            try:
+                for line in lines(file, _MOST_LINE_BYTES):
+                    if line.endswith(b"\n"):
+                        self._position += len(line)
+                    if event := _parse(line.decode(errors="replace")):
+                        yield event
+            except ValueError as error:
+                raise DataError(
+                    f"{self._path} is no journal from byte {self._position} on ({error}); cut it "
+                    "off there, or move it away."
+                ) from error
 
 
 def _parse(line: str) -> Event | None:
     try:
-        data = json.loads(line)
+        data = parse_json(line)
     except ValueError:
         return None
-    if not isinstance(data, dict) or data.get("kind") not in _KINDS:
+    if not isinstance(data, dict) or str(data.get("kind")) not in _KINDS:
         return None
     moment, kind = data.pop("time", None), data.pop("kind")
-    if not isinstance(moment, int | float):
+    if isinstance(moment, bool) or not isinstance(moment, int | float):
+        return None
+    if not 0 <= moment <= _LATEST or any(map(_is_odd, data.values())):
         return None
     return Event(time=float(moment), kind=kind, fields=data)
+
+
+def _is_odd(value: object) -> bool:
+    """Whether it is a number that nothing in a run can be: infinite, or beyond all counting."""
+    return isinstance(value, int | float) and not -_LARGEST <= value <= _LARGEST

@@ -14,6 +14,7 @@ from typing import Protocol, Self
 
 from moe_megatron.config import CONFIG_FILE
 from moe_megatron.errors import DataError
+from moe_megatron.reading import read_text
 from moe_megatron.telemetry.history import HISTORY_FOLDER, RoutingHistory
 from moe_megatron.telemetry.sinks.jsonl import (
     METRICS_FILE,
@@ -63,6 +64,9 @@ class StepColumns[T: _Mergeable]:
 
     def __len__(self) -> int:
         return len(self._columns)
+
+
+_MOST_CONFIG_BYTES = 2**20
 
 
 @dataclass(slots=True)
@@ -271,8 +275,17 @@ def load_report_data(run_dir: Path) -> ReportData:
         run_dir=run_dir,
         metrics=metrics,
         routing=None if recorded is None else load_routing(recorded),
-        config=config.read_text(encoding="utf-8", errors="replace") if config.is_file() else None,
+        config=_read_config(config),
     )
+
+
+def _read_config(path: Path) -> str | None:
+    try:
+        return read_text(path, _MOST_CONFIG_BYTES, errors="replace")
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}; move it away") from error
 
 
 def merge_profiles(profiles: list[RoutingProfile]) -> RoutingProfile:

@@ -1,6 +1,7 @@
 """Nothing that is read from disk runs code: who reads how, and a hostile file for each reader.
 
-The readers of checkpoints are in tests/functional/test_hostile_checkpoint.py.
+The readers of checkpoints are in tests/functional/test_hostile_checkpoint.py; files that lie
+without code in them are in test_hostile_files.py and test_lying_files.py.
 """
 
 import ast
@@ -124,6 +125,104 @@ def test_nobody_trusts_code_of_a_model() -> None:
 def test_page_names_every_reader() -> None:
     missing = [name for name in READERS if f"`{Path('moe_megatron') / name}`" not in PAGE]
     assert missing == []
+
+
+PLAIN = {
+    "read_text",
+    "read_bytes",
+    "json.load",
+    "json.loads",
+    "open",
+    "np.memmap",
+    "np.fromfile",
+    "mmap.mmap",
+    "safe_open",
+    "yaml.compose",
+    "yaml.safe_load",
+    "parquet.ParquetFile",
+    "datasets.load_from_disk",
+    "datasets.load_dataset",
+    "Tokenizer.from_buffer",
+    "AutoTokenizer.from_pretrained",
+    "gzip.open",
+    "ts.open",
+    "ts.KvStore.open",
+}
+"""Calls that open or parse a file."""
+
+TRUSTED = {
+    "chaos": "looks at the training that it has started and harms",
+    "cli/main.py": "the package's own source",
+    "cli/pretrain.py": "appends to its log",
+    "config/loader.py": "presets of the package; others by reading.py",
+    "dashboards/build.py": "compares files with what it would write",
+    "dashboards/local_prometheus.py": "the log of a process that it started",
+    "data/demo_corpus.py": "the standard library's source",
+    "files.py": "writes",
+    "mcore/cpu/fast/kernels/compiled.py": "the package's own source, and the kernel's /proc",
+    "mcore/cpu/fast/shared_memory.py": "memory that ranks of the same job share",
+    "mcore/recovery/watchdog.py": "writes",
+    "platform/death_clock.py": "the kernel's /proc",
+    "platform/free_memory.py": "the kernel's /proc and /sys",
+    "platform/memory_kills.py": "the kernel's /proc and /sys",
+    "platform/processes.py": "the kernel's /proc",
+    "platform/slurm/node_health.py": "the kernel's /proc and /sys",
+    "platform/slurm/submit.py": "appends; reads by reading.py",
+    "reading.py": "the guard itself",
+    "run/attempts.py": "appends to its log",
+    "run/rank_folder.py": "a message of another rank of the same job",
+}
+"""Files and folders of the package with such calls on what nobody else writes, and on what."""
+
+
+def _calls(path: Path) -> set[str]:
+    """Which of `PLAIN` a file calls, with methods of paths by their name alone."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call):
+            whole = ast.unparse(node.func)
+            name = whole.rpartition(".")[2]
+            method = name in {"read_text", "read_bytes"} and "." in whole
+            opens = name == "open" and not whole.startswith(("os.", "self.", "webbrowser."))
+            if whole in PLAIN - {"read_text", "read_bytes"} or method or opens:
+                found.add(whole)
+    return found
+
+
+def _imports_reading(path: Path) -> bool:
+    nodes = ast.walk(ast.parse(path.read_text()))
+    return any(isinstance(n, ast.ImportFrom) and n.module == "moe_megatron.reading" for n in nodes)
+
+
+def readers_of_files() -> list[str]:
+    """The files of the package that read what somebody else may have written."""
+    found = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        name = str(path.relative_to(PACKAGE))
+        trusted = name in TRUSTED or name.split("/")[0] in {"chaos", "testing"}
+        if _imports_reading(path) or (_calls(path) and not trusted):
+            found.append(name)
+    return found
+
+
+def test_page_has_a_row_with_a_test_for_every_reader() -> None:
+    rows = [line for line in PAGE.splitlines() if line.startswith("|")]
+    missing = [
+        name
+        for name in readers_of_files()
+        if not any(f"`moe_megatron/{name}`" in row and "`tests/" in row for row in rows)
+    ]
+    assert missing == []
+
+
+def test_tests_that_the_page_names_exist() -> None:
+    named = {word for word in PAGE.split("`") if word.startswith("tests/")}
+    assert [name for name in sorted(named) if not (ROOT / name).is_file()] == []
+
+
+def test_trusted_files_still_read() -> None:
+    stale = [name for name in TRUSTED if name != "chaos" and not _calls(PACKAGE / name)]
+    assert stale == []
 
 
 class Payload:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from moe_megatron.checkpoint.formats import byte_ranges
 from moe_megatron.errors import CheckpointError
+from moe_megatron.reading import parse_json
 
 FILE = "journal.jsonl"
 
@@ -81,7 +82,7 @@ class Journal:
 
 def _parsed(line: bytes) -> object:
     try:
-        found: object = json.loads(line)
+        found: object = parse_json(line)
     except ValueError:
         return None
     return found

@@ -1,6 +1,5 @@
 """The files beside the tensors of a Megatron checkpoint that describe the model."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from moe_megatron.checkpoint.formats.side_files import HF_FOLDER
 from moe_megatron.config import CONFIG_FILE, RunConfig, load_config
 from moe_megatron.errors import CheckpointError
 from moe_megatron.families import Family, family_of, family_of_run
+from moe_megatron.reading import read_json
 
 BASE_CONFIG = f"{HF_FOLDER}/{CONFIG}"
 """Configuration of the Hugging Face model from which the checkpoint was imported."""
@@ -63,8 +63,8 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
+        found = read_json(path)
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read ({error}); remove or repair it.") from None
     if not isinstance(found, dict):
         raise CheckpointError(f"{path} is not a JSON object; remove or repair it.")

@@ -4,7 +4,6 @@ Everything in the folder is treated as untrusted: sizes are checked against the 
 must not point outside the folder. It reads no weights and knows no families.
 """
 
-import json
 import os
 import struct
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Any, TypeGuard
 from moe_megatron.checkpoint.formats import dtypes
 from moe_megatron.config.checks import first_few
 from moe_megatron.errors import CheckpointError
+from moe_megatron.reading import open_regular, parse_json, read_bytes
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -76,8 +76,8 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
         CheckpointError: The file is truncated, or its header is invalid.
     """
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
             start = file.read(8)
             length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
             text = file.read(length) if 2 <= length <= min(size - 8, _MAX_HEADER) else b""
@@ -114,8 +114,8 @@ def _parse(path: Path, text: bytes) -> dict[str, Any]:
 
 def _json(path: Path, text: bytes, what: str, hook: Any = None) -> Any:
     try:
-        return json.loads(text.decode("utf-8"), object_pairs_hook=hook)
-    except (ValueError, RecursionError) as error:
+        return parse_json(text, hook)
+    except ValueError as error:
         raise CheckpointError(f"{path}: {what} is not JSON ({error}); download it again.") from None
 
 
@@ -166,7 +166,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is not a folder; give the folder that holds {CONFIG}.")
     try:
-        config = _json(path, path.read_bytes(), "the file")
+        config = _json(path, read_bytes(path), "the file")
     except FileNotFoundError:
         raise CheckpointError(
             f"{folder} holds no {CONFIG}; give a Hugging Face model folder."
@@ -203,7 +203,7 @@ def _shards(folder: Path) -> dict[str, frozenset[str] | None]:
 def _indexed_shards(folder: Path) -> dict[str, frozenset[str] | None]:
     path = folder / INDEX
     try:
-        index = _json(path, path.read_bytes(), "the index")
+        index = _json(path, read_bytes(path), "the index")
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
     weight_map = index.get("weight_map") if isinstance(index, dict) else None

@@ -8,6 +8,8 @@ from functools import partial
 from pathlib import Path
 
 from moe_megatron.data.tokenizer import TOKENIZER_FILES
+from moe_megatron.errors import CheckpointError
+from moe_megatron.reading import read_bytes
 from moe_megatron.telemetry.values.profile import PROFILE_FILE
 
 HF_FOLDER = "hf"
@@ -57,13 +59,32 @@ def to_hugging_face(folder: Path) -> tuple[Table, ...]:
 
 def _found(folder: Path) -> list[Path]:
     matches = {path for pattern in PATTERNS for path in folder.glob(pattern)}
-    return sorted(path for path in matches if path.is_file() and path.suffix != ".py")
+    found = sorted(path for path in matches if path.is_file() and path.suffix != ".py")
+    for path in found:
+        _check_inside(path, folder)
+    return found
+
+
+def _check_inside(path: Path, folder: Path) -> None:
+    """Refuse a link to a file elsewhere, which a push to the Hub would publish.
+
+    In the cache of the Hub every file is a link, into the folder `blobs` of its model.
+    """
+    real, here = path.resolve(), folder.resolve()
+    if not (real.is_relative_to(here) or real.is_relative_to(here.parent.parent / "blobs")):
+        raise CheckpointError(
+            f"{path} is a link to {real}, which is not in the model's folder; it would be copied. "
+            "Replace the link by the file if it belongs to the model, or remove it."
+        )
 
 
 def _tables(paths: list[Path], prefix: str) -> tuple[Table, ...]:
-    return tuple((prefix + path.name, partial(path.read_bytes)) for path in paths)
+    return tuple((prefix + path.name, partial(read_bytes, path)) for path in paths)
 
 
 def _profile(folder: Path) -> tuple[Table, ...]:
     path = folder / PROFILE_FILE
-    return _tables([path], "") if path.is_file() else ()
+    if not path.is_file():
+        return ()
+    _check_inside(path, folder)
+    return _tables([path], "")

@@ -4,7 +4,6 @@ It may have been saved with any tensor, pipeline and expert parallel sizes: a te
 chunks, which split rows and columns. Only metadata is read, and no code that it names is executed.
 """
 
-import json
 import os
 from collections import defaultdict
 from dataclasses import dataclass
@@ -18,9 +17,16 @@ from moe_megatron.checkpoint.formats import dtypes
 from moe_megatron.checkpoint.formats.unpickler import Inert, load_inert, load_inert_file
 from moe_megatron.checkpoint.formats.view import View, packed
 from moe_megatron.checkpoint.formats.zip_record import Record, read_record
-from moe_megatron.config.checkpoint_files import METADATA, RELEASE, TRACKER, iteration_dir
+from moe_megatron.config.checkpoint_files import (
+    METADATA,
+    RELEASE,
+    TRACKER,
+    iteration_dir,
+    read_tracker,
+)
 from moe_megatron.errors import CheckpointError, MappingError
 from moe_megatron.families.links import Link, is_of_vocabulary, matrix_size, saved_names
+from moe_megatron.reading import read_json
 
 BACKEND = "metadata.json"
 COMMON_STATE = "common_state/shard_0_1"
@@ -86,7 +92,7 @@ def resolve(path: Path) -> Path:
     if (path / METADATA).is_file():
         return path
     try:
-        text = (path / TRACKER).read_text(encoding="utf-8", errors="replace").strip()
+        text = read_tracker(path)
     except OSError:
         raise CheckpointError(
             f"{path} holds no finished Megatron checkpoint: it has neither {METADATA} nor "
@@ -179,8 +185,7 @@ class TorchDist:
     def _check_backend(self) -> None:
         path = self.path / BACKEND
         try:
-            described = json.loads(path.read_text(encoding="utf-8"))
-            backend = described["sharded_backend"]
+            backend = read_json(path)["sharded_backend"]
         except (OSError, ValueError, KeyError, TypeError):
             raise CheckpointError(
                 f"{path} is missing or unreadable; a finished Megatron checkpoint has it."

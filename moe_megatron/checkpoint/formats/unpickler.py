@@ -12,6 +12,11 @@ from typing import Any
 
 from moe_megatron.errors import CheckpointError
 from moe_megatron.pickle_names import check_name, is_torch_type
+from moe_megatron.pickle_size import check_size
+from moe_megatron.reading import read_bytes
+
+_MOST_BYTES = 2**31
+"""Of one description; that of a checkpoint of 1,000 GPUs has some hundred megabytes."""
 
 
 class Inert:
@@ -66,6 +71,7 @@ def load_inert(data: bytes, what: str) -> Any:
     Raises:
         CheckpointError: The pickle is damaged, or names anything that checkpoints do not need.
     """
+    check_size(data, what)
     try:
         return _RestrictedUnpickler(io.BytesIO(data), what).load()
     except CheckpointError:
@@ -83,6 +89,6 @@ def load_inert_file(path: Path) -> Any:
         CheckpointError: As `load_inert`, or the file cannot be read.
     """
     try:
-        return load_inert(path.read_bytes(), str(path))
+        return load_inert(read_bytes(path, _MOST_BYTES), str(path))
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error

@@ -13,10 +13,11 @@ from typing import Any
 from moe_megatron.checkpoint.formats import byte_ranges
 from moe_megatron.errors import CheckpointError
 from moe_megatron.files import replace_file
+from moe_megatron.reading import parse_json, read_json
 
 MANIFEST = "checksums.json"
 _VERSION = 1
-_MALFORMED = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
+_MALFORMED = (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError)
 
 Block = tuple[int, str]
 """Length and checksum of a range of bytes, which begins where the block before it ends."""
@@ -53,9 +54,9 @@ def read_manifest(folder: Path) -> Manifest | None:
     """
     path = folder / MANIFEST
     try:
-        whole = json.loads(path.read_bytes())
+        whole = read_json(path)
         body, digest = str(whole["content"]), str(whole["digest"])
-        content = json.loads(body)
+        content = parse_json(body)
         algorithm = str(content["algorithm"])
         if algorithm not in byte_ranges.ALGORITHMS:
             raise CheckpointError(

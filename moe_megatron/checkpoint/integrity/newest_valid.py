@@ -18,6 +18,7 @@ from moe_megatron.config.checkpoint_files import (
     RELEASE,
     TRACKER,
     folders_by_step,
+    read_tracker,
     step_of,
 )
 from moe_megatron.errors import CheckpointError
@@ -57,7 +58,7 @@ def candidates(root: Path) -> list[Path]:
 
 def _named(root: Path) -> str:
     try:
-        return (root / TRACKER).read_text(encoding="utf-8", errors="replace").strip()
+        return read_tracker(root)
     except OSError:
         return ""
 

@@ -17,6 +17,7 @@ from moe_megatron.checkpoint.integrity.check import files_of
 from moe_megatron.checkpoint.integrity.manifest import MANIFEST, Block, Manifest, write_manifest
 from moe_megatron.errors import CheckpointError
 from moe_megatron.files import replace_file
+from moe_megatron.reading import read_json
 
 _OF_RANK = re.compile(r"__(\d+)_\d+\.distcp")
 _POLL_SECONDS = 0.05
@@ -106,7 +107,13 @@ def _wait_for(path: Path) -> dict[str, tuple[Block, ...]]:
                 "All ranks need to see the folder of checkpoints."
             )
         time.sleep(_POLL_SECONDS)
-    return {name: _blocks(blocks) for name, blocks in json.loads(path.read_bytes()).items()}
+    try:
+        return {name: _blocks(blocks) for name, blocks in read_json(path).items()}
+    except (AttributeError, OSError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} of another rank holds no checksums ({error}); nothing vouches for this "
+            "checkpoint. Check the disk."
+        ) from error
 
 
 def _blocks(pairs: Iterable[tuple[int, str]]) -> tuple[Block, ...]:

@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from moe_megatron.reading import read_json
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Beat:
@@ -43,7 +45,7 @@ def read_beats(folder: Path, world_size: int) -> dict[int, Beat]:
     found = {}
     for rank in range(world_size):
         try:
-            found[rank] = Beat(**json.loads(_file(folder, rank).read_text(encoding="utf-8")))
+            found[rank] = Beat(**read_json(_file(folder, rank)))
         except (OSError, TypeError, ValueError):
             continue
     return found

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from moe_megatron.errors import CheckpointError
 from moe_megatron.files import replace_file
+from moe_megatron.reading import read_json
 
 MASKED_FILE = "masked_experts.json"
 
@@ -25,13 +26,11 @@ def read_masked(checkpoint: Path) -> Experts:
     """
     file = checkpoint / MASKED_FILE
     try:
-        text = file.read_text(encoding="utf-8")
+        layers = read_json(file)
+        return frozenset((int(layer), int(e)) for layer, found in layers.items() for e in found)
     except FileNotFoundError:
         return frozenset()
-    try:
-        layers = json.loads(text)
-        return frozenset((int(layer), int(e)) for layer, found in layers.items() for e in found)
-    except (AttributeError, TypeError, ValueError) as error:
+    except (AttributeError, OSError, OverflowError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{file} does not map layers to lists of experts ({error}). Resume from another "
             "checkpoint, or mend the file by hand: {} masks no expert."

@@ -24,6 +24,8 @@ from moe_megatron.telemetry.journal import Event, read_events
 
 _PARTIAL_LOADS = ("finetune", "no_load_optim", "no_load_rng")
 """Flags of a run's first load, from another run's checkpoint; its own are loaded whole."""
+_MOST_STEPS = 1_000_000
+"""That one rollback can have taken back; a journal that tells of more is damaged."""
 
 
 class BackTo(Exception):  # noqa: N818 (it is a request, not an error)
@@ -148,7 +150,7 @@ def _rollbacks(run_dir: Path | None) -> list[Event]:
     for event in read_events(run_dir) if run_dir is not None else ():
         if event.kind == "resumed" and event.fields.get("step") == 0:
             found = []
-        elif event.kind == "rolled_back":
+        elif event.kind == "rolled_back" and _is_whole(event):
             found.append(event)
     return found
 
@@ -203,3 +205,9 @@ def dummy_train_step(data: Any) -> None:
         for iterator in data if isinstance(data, list) else [data]:
             for _ in range(get_num_microbatches() if iterator is not None else 0):
                 next(iterator)
+
+
+def _is_whole(event: Event) -> bool:
+    """Whether it tells which steps were taken back, and not more than a run would."""
+    step, to_step = event.fields.get("step"), event.fields.get("to_step")
+    return isinstance(step, int) and isinstance(to_step, int) and 0 <= step - to_step <= _MOST_STEPS

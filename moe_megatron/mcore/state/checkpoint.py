@@ -25,7 +25,13 @@ from megatron.training import training as loop
 from torch.distributed.checkpoint.api import CheckpointException
 
 from moe_megatron.config import CONFIG_FILE, RunConfig, dump_yaml, loading
-from moe_megatron.config.checkpoint_files import RELEASE, TRACKER, iteration_dir, step_of
+from moe_megatron.config.checkpoint_files import (
+    RELEASE,
+    TRACKER,
+    iteration_dir,
+    read_tracker,
+    step_of,
+)
 from moe_megatron.data.tokenizer import TOKENIZER_FILES
 from moe_megatron.errors import CheckpointError
 from moe_megatron.pickle_names import refusal
@@ -63,7 +69,7 @@ def latest_checkpoint(checkpoints: Path) -> Path | None:
             for a converted checkpoint: weights without an optimizer.
     """
     try:
-        text = (checkpoints / TRACKER).read_text(encoding="utf-8", errors="replace").strip()
+        text = read_tracker(checkpoints)
     except OSError:
         return None
     if text == RELEASE:

@@ -6,6 +6,7 @@ checkpoint needs (`pickle_names`), and the second is weights only, with the clas
 declares safe.
 """
 
+import io
 import os
 import pickle
 from collections.abc import Iterator
@@ -15,14 +16,15 @@ from typing import IO, Any
 from torch.distributed.checkpoint import filesystem
 
 from moe_megatron.pickle_names import check_name
+from moe_megatron.pickle_size import check_size
 
 _WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 
 
 class _Unpickler(pickle.Unpickler):
-    def __init__(self, file: IO[bytes]) -> None:
-        super().__init__(file)
-        self._what = str(getattr(file, "name", "the metadata of a checkpoint"))
+    def __init__(self, data: bytes, what: str) -> None:
+        super().__init__(io.BytesIO(data))
+        self._what = what
 
     def find_class(self, module: str, name: str) -> Any:
         check_name(module, name, self._what)
@@ -34,7 +36,10 @@ class _GuardedPickle:
 
     @staticmethod
     def load(file: IO[bytes]) -> Any:
-        return _Unpickler(file).load()
+        what = str(getattr(file, "name", "the metadata of a checkpoint"))
+        data = file.read()
+        check_size(data, what)
+        return _Unpickler(data, what).load()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(pickle, name)

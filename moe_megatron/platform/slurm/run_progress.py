@@ -73,11 +73,13 @@ def _attempts(events: Iterable[Event]) -> list[_Attempt]:
     for event in events:
         fields = event.fields
         if event.kind == "launched":
-            found.append(_Attempt(job=fields.get("job"), launched_at=fields.get("step")))
+            found.append(
+                _Attempt(job=_text(fields.get("job")), launched_at=_whole(fields.get("step")))
+            )
         elif not found:
             continue
         elif event.kind == "resumed" and found[-1].resumed_at is None:
-            found[-1].resumed_at = fields.get("step")
+            found[-1].resumed_at = _whole(fields.get("step"))
         elif event.kind == "stopping":
             found[-1].stopped = True
         elif event.kind == "trained":
@@ -85,6 +87,14 @@ def _attempts(events: Iterable[Event]) -> list[_Attempt]:
         elif event.kind == "rank_died":
             found[-1].reason = str(fields.get("reason", ""))
         elif event.kind == "ended":
-            found[-1].code = fields.get("code")
+            found[-1].code = _whole(fields.get("code"))
             found[-1].reason = str(fields.get("reason") or found[-1].reason)
     return found
+
+
+def _whole(value: object) -> int | None:
+    return value if type(value) is int else None
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None

@@ -10,10 +10,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from moe_megatron.errors import ConfigError
+from moe_megatron.errors import ConfigError, DataError
 from moe_megatron.files import explained_writes, replace_file
 from moe_megatron.platform.slurm.queue import ask
 from moe_megatron.platform.slurm.script import COMMON, ENV, EXAMPLES, JOB, BatchJob, render
+from moe_megatron.reading import parse_json, read_text
 from moe_megatron.telemetry.journal import read_events
 
 FOLDER = "slurm"
@@ -83,11 +84,17 @@ def submit(script: Path, *, jobs: int = 1) -> list[str]:
 def jobs_of(run_dir: Path) -> Sequence[str]:
     """The jobs of a run, oldest first: those submitted here, and those that have started ranks."""
     found: dict[str, None] = {}
+    jobs = run_dir / FOLDER / JOBS_FILE
     try:
-        for line in (run_dir / FOLDER / JOBS_FILE).read_text(encoding="utf-8").splitlines():
-            found[str(json.loads(line)["job"])] = None
+        for line in read_text(jobs).splitlines():
+            found[str(parse_json(line)["job"])] = None
     except FileNotFoundError:
         pass
+    except (KeyError, OSError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{jobs} does not list jobs, one a line ({error}); remove it, and name the job to "
+            "squeue and scancel yourself."
+        ) from error
     for event in read_events(run_dir):
         if event.kind == "launched" and (job := event.fields.get("job")):
             found[str(job)] = None

@@ -6,6 +6,9 @@ Each user of this module decides where the secret comes from, a file or the envi
 from pathlib import Path
 
 from moe_megatron.errors import ConfigError
+from moe_megatron.reading import read_text
+
+_MOST_BYTES = 2**16
 
 
 def read_token_file(file: str | Path, option: str) -> str:
@@ -19,8 +22,8 @@ def read_token_file(file: str | Path, option: str) -> str:
         ConfigError: The file cannot be read, or holds no valid token.
     """
     try:
-        token = Path(file).read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
+        token = read_text(Path(file), _MOST_BYTES).strip()
+    except (OSError, ValueError) as error:
         raise ConfigError(
             f"the token file {file} cannot be read ({error}); give a text file that holds only the "
             f"token with {option}."

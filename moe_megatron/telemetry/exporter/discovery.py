@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from moe_megatron.files import replace_file
+from moe_megatron.reading import read_bytes
 from moe_megatron.telemetry.sinks.health import SinkHealth
 
 TARGETS_FILE = "prometheus_targets.json"
@@ -24,6 +25,8 @@ JOB = "moe-train"
 
 LOOK_SECONDS = 5.0
 """Time between two looks whether the files are there."""
+
+_MOST_BYTES = 2**20
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +102,7 @@ class TargetFiles:
         """Delete the files, unless another process has replaced them."""
         for path in self._paths:
             try:
-                if path.read_bytes() == self._text:
+                if read_bytes(path, _MOST_BYTES) == self._text:
                     path.unlink()
             except OSError as error:
                 logger.debug("%s was not removed: %s", path, error)

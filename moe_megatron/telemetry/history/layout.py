@@ -19,6 +19,7 @@ from typing import Any, Self
 import numpy as np
 
 from moe_megatron.errors import DataError
+from moe_megatron.reading import parse_json
 from moe_megatron.telemetry.values.json_fields import (
     read_int,
     read_int_array,
@@ -35,6 +36,7 @@ NOT_MEASURED = -1
 """Value of `tokens` in a step without a snapshot."""
 
 _VERSION = 2
+_MOST_EXPERTS = 2**24  # in all layers; 64 MiB a step
 _ATTRIBUTE = "moe_routing_history"
 _FIELDS = (
     "version",
@@ -215,7 +217,7 @@ class Description:
             DataError: it is not JSON, not of a history, of another version, or inconsistent.
         """
         try:
-            group = json.loads(text)
+            group = parse_json(text)
         except ValueError as error:  # not JSON, or not UTF-8
             raise DataError(f"not valid JSON ({error})") from error
         attributes = group.get("attributes") if isinstance(group, dict) else None
@@ -235,10 +237,13 @@ class Description:
         if problem := next(filter(None, map(find_name_problem, quantities)), None):
             raise DataError(problem)
         first_step = read_int(fields["first_step"], "first_step", minimum=1)
+        num_experts = read_int(fields["num_experts"], "num_experts", minimum=1)
+        if len(layers) * num_experts > _MOST_EXPERTS:
+            raise DataError(f"{len(layers):,} layers of {num_experts:,} experts are too many")
         return cls(
             layout=HistoryLayout(
                 layers=layers,
-                num_experts=read_int(fields["num_experts"], "num_experts", minimum=1),
+                num_experts=num_experts,
                 top_k=read_int(fields["top_k"], "top_k", minimum=1),
                 quantities=quantities,
             ),

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from moe_megatron.errors import DataError
 from moe_megatron.telemetry.history.layout import ArrayLayout, Description
+from moe_megatron.telemetry.history.local_files import check_files
 from moe_megatron.telemetry.history.location import Location
 
 _DESCRIPTION = "zarr.json"
@@ -37,6 +38,8 @@ def read_description(location: Location) -> Description | None:
     """
     import tensorstore as ts
 
+    if location.folder is not None:
+        check_files(location.folder)
     try:
         answer = ts.KvStore.open(location.kvstore).result().read(_DESCRIPTION).result()
     except ValueError as error:
@@ -77,6 +80,8 @@ class HistoryStore:
 
         self.description = description
         self._location = location
+        if location.folder is not None and not create:
+            check_files(location.folder, description)
         self._context = ts.Context(_WRITER_CONTEXT if for_writing else {})
         try:
             self._kvstore = ts.KvStore.open(location.kvstore, context=self._context).result()

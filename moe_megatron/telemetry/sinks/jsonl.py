@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 
 from moe_megatron.errors import DataError
 from moe_megatron.files import replace_file
+from moe_megatron.reading import MOST_LINE_BYTES, lines, open_regular, parse_json
 from moe_megatron.telemetry.sinks.appended_file import AppendedFile
 from moe_megatron.telemetry.values.records import EvalRecord, RunInfo, StepRecord
 from moe_megatron.telemetry.values.snapshot import RoutingSnapshot
@@ -130,7 +131,7 @@ def rewind(path: Path, last_step: int) -> None:
 
     def kept_lines(file: BinaryIO) -> Iterator[bytes]:
         nonlocal highest
-        for number, line in enumerate(file, start=1):
+        for number, line in enumerate(_lines(file, path), start=1):
             if not line.endswith(b"\n"):
                 if not _is_json(line):
                     logger.warning("%s:%d: removed a half-written last line", path, number)
@@ -141,7 +142,7 @@ def rewind(path: Path, last_step: int) -> None:
                 highest = max(highest, step)
                 yield line
 
-    with path.open("rb") as file:
+    with _open(path) as file:
         replace_file(path, kept_lines(file))
     if highest < last_step:
         logger.warning(
@@ -155,7 +156,7 @@ def rewind(path: Path, last_step: int) -> None:
 
 def _is_json(line: bytes) -> bool:
     try:
-        json.loads(line)
+        parse_json(line)
     except ValueError:
         return False
     return True
@@ -176,7 +177,7 @@ def _step_of(line: bytes, path: Path, number: int) -> int:
 
 def _parse_line(line: bytes, path: Path, number: int) -> object:
     try:
-        data: object = json.loads(line)
+        data: object = parse_json(line)
     except ValueError as error:
         raise DataError(
             f"{path}:{number}: not valid JSON ({error}); move the file away or remove that line"
@@ -186,16 +187,25 @@ def _parse_line(line: bytes, path: Path, number: int) -> object:
 
 def _open(path: Path) -> BinaryIO:
     try:
-        return path.open("rb")
+        return open_regular(path)
     except FileNotFoundError:
         raise DataError(
             f"{path}: no such file; a training run writes it into its run directory"
         ) from None
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}; move it away") from error
+
+
+def _lines(file: BinaryIO, path: Path) -> Iterator[bytes]:
+    try:
+        yield from lines(file)
+    except ValueError as error:
+        raise DataError(f"{path}: {error}; move the file away") from error
 
 
 def _read_lines[T](path: Path, parse: Callable[[object], T]) -> Iterator[T]:
     with _open(path) as file:
-        for number, line in enumerate(file, start=1):
+        for number, line in enumerate(_lines(file, path), start=1):
             if not line.endswith(b"\n") and not _is_json(line):
                 logger.warning(
                     "%s:%d: ignoring a half-written last line (the run was killed or is still "
@@ -274,7 +284,7 @@ def _read_after[T: (StepRecord | EvalRecord, RoutingSnapshot)](
             if number == 0 and not _is_json(line):
                 continue
             try:
-                record = parse(json.loads(line))
+                record = parse(parse_json(line))
             except (ValueError, DataError) as error:
                 raise DataError(
                     f"{path}: line {number + 1} from the end: {error}; move the file away or "
@@ -292,7 +302,9 @@ def _lines_from_the_end(file: BinaryIO) -> Iterator[bytes]:
         size = min(_BLOCK, position)
         position -= size
         file.seek(position)
-        rest, *lines = (file.read(size) + rest).split(b"\n")
-        yield from filter(None, reversed(lines))
+        rest, *whole = (file.read(size) + rest).split(b"\n")
+        if len(rest) > MOST_LINE_BYTES:
+            raise DataError(f"a line has more than {MOST_LINE_BYTES:,} bytes, which none needs")
+        yield from filter(None, reversed(whole))
     if rest:
         yield rest

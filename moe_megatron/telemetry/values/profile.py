@@ -15,6 +15,7 @@ import numpy as np
 
 from moe_megatron.errors import DataError
 from moe_megatron.files import replace_file
+from moe_megatron.reading import read_json
 from moe_megatron.telemetry.values.expert_load import LoadMeasures
 from moe_megatron.telemetry.values.json_fields import (
     Float64Array,
@@ -202,12 +203,12 @@ class RoutingProfile(LoadMeasures):
             DataError: the file is missing, not JSON, of another schema version, or inconsistent.
         """
         try:
-            data = json.loads(path.read_bytes())
+            data = read_json(path)
         except FileNotFoundError:
             raise DataError(
                 f"{path}: no such file; a routing profile is saved next to each checkpoint"
             ) from None
-        except ValueError as error:  # not JSON, or not UTF-8
+        except (OSError, ValueError) as error:  # unreadable, not JSON, or not UTF-8
             raise DataError(
                 f"{path}: not valid JSON ({error}); copy it again from its checkpoint"
             ) from error

@@ -90,7 +90,7 @@ def test_missing_or_foreign_array_is_said(write: Write, folder: Path) -> None:
     with pytest.raises(DataError, match=r"entropy is an array \[1024, 7\], but its rows .*\[2\]"):
         RoutingHistory(folder)
     metadata.write_text(text[:50])
-    with pytest.raises(DataError, match=r"cannot be read: .*entropy/zarr.json.*Invalid JSON"):
+    with pytest.raises(DataError, match=r"entropy/zarr.json does not describe an array"):
         RoutingHistory(folder)
     metadata.unlink()
     with pytest.raises(DataError, match=r"cannot be read: .*does not exist\. Restore it") as caught:
