@@ -5,6 +5,7 @@ differ. Here each works for a few steps and passes the turn on, round after roun
 which are compared lie seconds apart. The turn is a byte that goes from pipe to pipe.
 """
 
+import dataclasses
 import json
 import os
 from collections.abc import Iterator
@@ -27,10 +28,12 @@ class Seat:
     """Descriptor to write it to, for the next contender."""
     steps: int
     """Length of a turn."""
+    early: int = 0
+    """How many steps before a multiple of that length a turn ends."""
 
     def environment(self) -> dict[str, str]:
         """What its ranks must find in their environment."""
-        return {_TURN: json.dumps([self.wait, self.give, self.steps])}
+        return {_TURN: json.dumps(dataclasses.asdict(self))}
 
     @property
     def descriptors(self) -> tuple[int, int]:
@@ -39,13 +42,13 @@ class Seat:
 
 
 @contextmanager
-def ring(contenders: int, steps: int) -> Iterator[list[Seat]]:
-    """A seat for each contender; the first one has the turn."""
+def ring(contenders: int, steps: int, *, early: int = 0) -> Iterator[list[Seat]]:
+    """A seat for each contender, whose turns end early by some steps; the first has the turn."""
     pipes = [os.pipe() for _ in range(contenders)]
     os.write(pipes[0][1], b"!")
     try:
         yield [
-            Seat(wait=pipes[i][0], give=pipes[(i + 1) % contenders][1], steps=steps)
+            Seat(wait=pipes[i][0], give=pipes[(i + 1) % contenders][1], steps=steps, early=early)
             for i in range(contenders)
         ]
     finally:
@@ -58,10 +61,7 @@ class Turns:
 
     def __init__(self) -> None:
         told = os.environ.get(_TURN)
-        self._seat = None
-        if told:
-            wait, give, steps = json.loads(told)
-            self._seat = Seat(wait=wait, give=give, steps=steps)
+        self._seat = Seat(**json.loads(told)) if told else None
 
     def begin(self) -> None:
         """Wait for the turn, before the first step."""
@@ -76,7 +76,7 @@ class Turns:
         Args:
             step: Number of the step that has ended, from 1 on.
         """
-        if self._seat and step % self._seat.steps == 0:
+        if self._seat and (step + self._seat.early) % self._seat.steps == 0:
             dist.barrier()
             if dist.get_rank() == 0:
                 os.write(self._seat.give, b"!")
