@@ -32,11 +32,13 @@ WAYS: dict[str, dict[str, Any]] = {
     IN_BACKGROUND: {"gathered": False, "checkpoint.async_save": True},
 }
 STEPS = 3
-COMMON: dict[str, Any] = {
+MADE_UP: dict[str, Any] = {
     "model.num_attention_heads": 4,
     "moe.num_experts": 4,
     "moe.top_k": 2,
     "data.vocab_size": 16384,
+}
+TRAINING: dict[str, Any] = {
     "data.sequence_length": 128,
     "training.micro_batch_size": 1,
     "training.global_batch_size": 4,
@@ -60,18 +62,21 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
     parser.add_argument("--layouts", nargs="+", choices=LAYOUTS, default=list(LAYOUTS))
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
+    parser.add_argument(
+        "--checkpoint", type=Path, help="folder of a model to train on, instead of sizes"
+    )
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     rows = []
-    for size in options.sizes:
+    for model in [options.checkpoint] if options.checkpoint else options.sizes:
         for layout in options.layouts:
             for way in options.ways:
                 if way == IN_BACKGROUND and layout != "EP2":
                     continue  # a copy of what a rank writes, whatever the layout
-                rows.append(_measure(size, layout, way))
+                rows.append(_measure(model, layout, way))
                 print(machine.table(HEADER, rows[-1:]).splitlines()[-1], flush=True)
     notes = [
-        "4 experts, 8 layers, bf16 with fp32 master weights; memory is the proportional set size "
+        "bf16 with fp32 master weights; memory is the proportional set size "
         "of all processes of the run, ten times a second: its peak while training, while saving "
         "(and, in the background, until all is written), and until a resumed run trains on",
         "what a save or resume adds is above the peak of training; 0 if it stays below that",
@@ -80,13 +85,17 @@ def main() -> None:
     machine.write(options.output, text)
 
 
-def _measure(size: str, layout: str, way: str) -> list[str]:
+def _measure(model: str | Path, layout: str, way: str) -> list[str]:
     processes, parallel = LAYOUTS[layout]
     changes = {key: value for key, value in WAYS[way].items() if key != "gathered"}
-    overrides = {**COMMON, **SIZES[size], **parallel, **changes}
+    if isinstance(model, Path):
+        preset, shape = str(model / "config.yaml"), {"checkpoint.load": str(model.parent)}
+    else:
+        preset, shape = "demo_moe", {**MADE_UP, **SIZES[model]}
+    overrides = {**TRAINING, **shape, **parallel, **changes}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        task = {"preset": "demo_moe", "gathered": WAYS[way]["gathered"]}
+        task = {"preset": preset, "gathered": WAYS[way]["gathered"]}
         saved = {**task, "folder": str(folder / "saved"), "overrides": overrides}
         peaks = _peaks(saved, processes)
         checkpoint = folder / "saved" / "checkpoints" / f"iter_{STEPS:07d}"
