@@ -45,14 +45,14 @@ gpu-report: dev ## what works on this GPU and how fast, in a dated folder (9 min
 
 test: lint ## the CPU suite, after lint (WORKERS=2, ARGS="-k name")
 	@tools/system_packages.sh
-	@$(BIN)/pytest -n $(WORKERS) --dist loadfile $(ARGS)
+	@$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-deep: dev ## what is exhaustive rather than decisive: every layout, example and size
 	@tools/system_packages.sh
-	@$(BIN)/pytest -n $(WORKERS) --dist loadfile -m deep $(ARGS)
+	@$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m deep $(ARGS)
 
 test-fast: dev ## unit tests only, without slow and multi-process ones
-	@$(BIN)/pytest -n $(WORKERS) --dist loadfile -m "not slow and not distributed" tests/unit $(ARGS)
+	@$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not slow and not distributed" tests/unit $(ARGS)
 
 lint: dev ## ruff, format check, mypy and the import rules
 	@$(BIN)/ruff check .

@@ -222,7 +222,12 @@ def is_empty(group: int) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("moment", "background"), [("writing", False), ("complete", False), ("writing", True)]
+    ("moment", "background"),
+    [
+        ("writing", False),
+        pytest.param("complete", False, marks=pytest.mark.deep),
+        pytest.param("writing", True, marks=pytest.mark.deep),
+    ],
 )
 def test_run_that_is_killed_while_it_saves_loses_no_more_than_since_the_checkpoint_before(
     moment: str, background: bool, straight: Path, tmp_path: Path

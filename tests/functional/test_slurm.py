@@ -135,7 +135,7 @@ def assert_same_end(run_dir: Path, other: Path) -> None:
     assert [key for key in ours if not torch.equal(ours[key], theirs[key])] == []
 
 
-@pytest.mark.slow
+@pytest.mark.deep
 def test_script_stopped_at_its_time_limit_ends_like_an_uninterrupted_run(
     cluster: SlurmCluster,
     submit: Callable[..., str],

@@ -122,6 +122,7 @@ def test_job_without_progress_ends_and_its_chain_is_cancelled(cluster, submit, t
     assert len(attempts(tmp_path)) == 1
 
 
+@pytest.mark.deep
 def test_job_with_a_mistake_is_not_started_again(cluster, submit, tmp_path) -> None:
     ended = '{"time": 2.0, "kind": "ended", "code": 2}'
     job = submit(f"echo '{ended}' >> $MOE_RUN/events.jsonl; exit 2")
@@ -140,6 +141,7 @@ def test_job_hands_over_to_the_next_of_its_chain(cluster, submit, tmp_path) -> N
     assert cluster.field(first, "Restarts") == "0"
 
 
+@pytest.mark.deep
 def test_job_that_a_person_cancels_is_not_started_again(cluster, submit, tmp_path) -> None:
     job = submit("trap 'save 9; exit 0' TERM; while :; do sleep 0.1; done")
     cluster.wait_for(job, "RUNNING")
@@ -167,6 +169,7 @@ def test_node_that_is_not_well_is_excluded(cluster, site, submit, tmp_path) -> N
     assert attempts(tmp_path) == [f"{job} n2"]
 
 
+@pytest.mark.deep
 def test_job_none_of_whose_nodes_is_well_ends(cluster, site, submit, tmp_path) -> None:
     site_check(site, "exit 1")
     job = submit(f"save {STEPS}", "--nodes=2")
@@ -229,6 +232,7 @@ def test_job_is_submitted_anew_where_slurm_excludes_no_nodes_from_one_that_waits
     assert cluster.field(job, "JobState") == "CANCELLED"
 
 
+@pytest.mark.deep
 def test_programs_run_in_the_container_that_the_site_names(
     cluster, site, submit, tmp_path, monkeypatch
 ) -> None:

@@ -5,6 +5,7 @@ The runs are those of the command line, since who starts whom is the subject.
 
 import json
 import os
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -15,18 +16,25 @@ import psutil
 import pytest
 import torch
 
+from moe_megatron.config import apply_overrides, load_config
 from moe_megatron.errors import AGAIN, EXIT_CODE, NO_PROGRESS
 from moe_megatron.telemetry.journal import read_events
 from moe_megatron.telemetry.sinks.jsonl import METRICS_FILE, read_metrics
+from moe_megatron.testing.distributed import run_distributed
 from moe_megatron.testing.saved_tensors import whole_tensors
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(900)]
 
 STEPS = 400
+CHANGES = {
+    "training.train_steps": STEPS,
+    "parallel.expert_parallel_size": 2,
+    "checkpoint.save_interval": 50,
+    "telemetry.console_interval": 10,
+}
 RUN = [
     *("train", "--config", "test_tiny", "--num-processes", 2, "--mock-data"),
-    *("--train-iters", STEPS, "--set", "parallel.expert_parallel_size=2"),
-    *("--set", "checkpoint.save_interval=50", "--set", "telemetry.console_interval=10"),
+    *(word for name, value in CHANGES.items() for word in ("--set", f"{name}={value}")),
 ]
 
 
@@ -56,10 +64,23 @@ def run(moe: Callable[..., Any], place: Path) -> Callable[..., Any]:
     return started
 
 
+def train(run_dir: str) -> None:
+    """On each rank: the run that nobody kills."""
+    from moe_megatron.mcore import world
+    from moe_megatron.run.start import start
+
+    start(
+        apply_overrides(
+            load_config("test_tiny"), {**CHANGES, "megatron.mock-data": True, "run_dir": run_dir}
+        )
+    )
+    world.leave()
+
+
 @pytest.fixture(scope="module")
-def untouched(run: Callable[..., Any], place: Path) -> Path:
-    program = run("untouched", *RUN)
-    assert program.end() == 0, program.output
+def untouched(cache: Path, place: Path) -> Path:
+    environment = {"MOE_MEGATRON_CACHE": str(cache)}
+    run_distributed(train, str(place / "untouched"), world_size=2, environment=environment)
     return place / "untouched"
 
 
@@ -101,56 +122,49 @@ def leftovers(place: Path) -> list[str]:
     return [name for name in os.listdir(place / "tmp") if not name.startswith("torchinductor")]
 
 
-def test_killed_rank_is_named_and_the_run_ends_as_if_untouched(
+def test_killed_rank_and_launcher_are_named_and_the_run_ends_as_if_untouched(
     run: Callable[..., Any], untouched: Path, place: Path
 ) -> None:
-    program = run("rank", *RUN)
+    program = run("killed", *RUN)
     program.wait_for(f"step 70/{STEPS}")
-    ranks(program)[1].kill()
-    assert program.end() == 0, program.output
+    first = ranks(program)
+    first[1].kill()
+    program.wait_for("starting again (1 of ")
+    program.wait_for("step 120/")
     assert "rank 1 was killed by signal 9 (SIGKILL), " in program.output
-    assert (
-        "last checkpoint at step 50; go on with: moe-megatron train --resume rank; starting "
-        in (program.output)
+    assert re.search(
+        r"last checkpoint at step \d+0; go on with: moe-megatron train --resume killed; starting ",
+        program.output,
     )
-    assert "Traceback" not in program.output
-    assert_same_end(place / "rank", untouched)
-    died = next(event for event in read_events(place / "rank") if event.kind == "rank_died")
-    assert died.fields["rank"] == 1
-    noted = kinds(place / "rank")
-    assert [noted.count(kind) for kind in ("launched", "attempt", "restarting", "ended")] == [
-        *(2, 2, 1, 1)
-    ]
-    assert "rank 1 was killed" in (place / "rank" / "logs" / "launcher.log").read_text()
-    assert program.family() == []
-    assert leftovers(place) == []
-
-
-def test_killed_launcher_takes_its_ranks_along_and_the_run_can_be_resumed(
-    run: Callable[..., Any], untouched: Path, place: Path
-) -> None:
-    program = run("launcher", *RUN)
-    program.wait_for(f"step 70/{STEPS}")
-    assert len(ranks(program)) == 2
+    second = ranks(program)
+    assert len(second) == 2
     program.process.kill()
     program.process.wait()
-    deadline = time.monotonic() + 60
-    while program.family():
-        assert time.monotonic() < deadline, program.output
-        time.sleep(0.05)
-    saved = sorted(os.listdir(place / "launcher" / "checkpoints"))
-    again = run("launcher", "train", "--resume", "launcher", "--num-processes", 2)
+    _, alive = psutil.wait_procs([*first.values(), *second.values()], timeout=60)
+    assert (alive, program.family()) == ([], []), program.output
+    saved = [name for name in os.listdir(place / "killed" / "checkpoints") if "iter" in name]
+    assert f"iter_{STEPS:07d}" not in saved
+
+    again = run("killed", "train", "--resume", "killed", "--num-processes", 2)
     assert again.end() == 0, again.output
-    assert saved[0] == "iter_0000050"
-    assert [name for name in saved if name.startswith("iter_")] == ["iter_0000050"]
-    assert_same_end(place / "launcher", untouched)
+    assert "Traceback" not in program.output + again.output
+    assert_same_end(place / "killed", untouched)
+    died = next(event for event in read_events(place / "killed") if event.kind == "rank_died")
+    assert died.fields["rank"] == 1
+    noted = kinds(place / "killed")
+    assert [noted.count(kind) for kind in ("launched", "attempt", "restarting", "ended")] == [
+        *(3, 3, 1, 1)
+    ]
+    assert "rank 1 was killed" in (place / "killed" / "logs" / "launcher.log").read_text()
+    assert again.family() == []
     assert leftovers(place) == []  # those of the killed launcher are gone, too
 
 
 def test_folder_of_a_running_job_is_refused_and_its_removal_ends_the_job(
     run: Callable[..., Any], place: Path
 ) -> None:
-    endless = [*RUN, "--train-iters", 1_000_000, "--set", "checkpoint.save_interval=1000000"]
+    words = ("training.train_steps=1000000", "checkpoint.save_interval=1000000")
+    endless = [*RUN, *(word for change in words for word in ("--set", change))]
     program = run("mine", *endless)
     program.wait_for("step 10/1000000")
     events = (place / "mine" / "events.jsonl").read_bytes()
@@ -188,7 +202,8 @@ def test_batch_systems_warning_ends_every_rank_with_a_checkpoint(
 ) -> None:
     script = Path(__file__).parents[2] / "pretrain_moe.py"
     words = [word for word in RUN[1:] if word not in ("--num-processes", 2)]
-    program = torchrun(place, 2, script, *words, "--train-iters", 1_000_000, "--run-dir", "usr1")
+    endless = ("--set", "training.train_steps=1000000", "--run-dir", "usr1")
+    program = torchrun(place, 2, script, *words, *endless)
     program.wait_for("step 10/1000000")
     os.kill(ranks(program)[1].pid, signal.SIGUSR1)
     program.end()

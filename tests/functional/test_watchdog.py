@@ -38,7 +38,7 @@ def train(folder: Path, harm: str) -> None:
     )
 
 
-@pytest.mark.parametrize("harm", ["stop", "stuck"])
+@pytest.mark.parametrize("harm", [pytest.param("stop", marks=pytest.mark.deep), "stuck"])
 def test_rank_that_hangs_is_named_and_the_run_ends(harm: str, tmp_path: Path) -> None:
     with start_ranks(train, tmp_path, harm, world_size=2) as ranks:
         first, second = ranks.wait(120)

@@ -63,6 +63,7 @@ def test_kills_are_survived_and_each_is_accounted_for(
     assert victim.everything() == []
 
 
+@pytest.mark.deep
 def test_a_job_that_forgets_its_checkpoint_is_found(tmp_path: Path, victims: list[Victim]) -> None:
     hits = _campaign(_victim(tmp_path, victims, "forgetful"), "kill-rank", hits=2)
     failures = [hit.failure for hit in hits if hit.failure]
@@ -75,6 +76,7 @@ def test_a_job_that_ends_with_a_fault_is_found(tmp_path: Path, victims: list[Vic
     assert hits[0].failure == "it ended with exit code 3"
 
 
+@pytest.mark.deep
 def test_an_orphan_is_found(tmp_path: Path, victims: list[Victim]) -> None:
     victim = _victim(tmp_path, victims, "orphan")
     _campaign(victim, "kill-launcher", hits=1)
