@@ -20,6 +20,9 @@ NO_PROGRESS = 93
 class MoEError(Exception):
     """Base of all errors that a wrong input, file or environment can cause."""
 
+    exit_code: int = EXIT_CODE
+    """With which code a process of a run leaves because of it."""
+
 
 class ConfigError(MoEError, ValueError):
     """A configuration value, key or combination that cannot be used."""
@@ -43,6 +46,12 @@ class RecoveryError(MoEError):
 
 class FaultError(MoEError):
     """A harm that no person must mend: the processes can be started again, and are."""
+
+    exit_code = FAULT
+
+
+class NoRoomError(CheckpointError, FaultError):
+    """A disk that takes no more: what a run had saved is intact, and it can go on when it does."""
 
 
 class OccupiedError(CheckpointError):

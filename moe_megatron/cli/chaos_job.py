@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from moe_megatron.errors import EXIT_CODE, MoEError
+from moe_megatron.errors import MoEError
 
 PROGRAM = ["-m", "moe_megatron.cli.chaos_job"]
 """The words with which Python starts it."""
@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _launch(words)
     except MoEError as error:
         print(f"error: {error}", file=sys.stderr)
-        return EXIT_CODE
+        return error.exit_code
 
 
 def _launch(words: Sequence[str]) -> int:

@@ -12,7 +12,7 @@ from pathlib import Path
 from moe_megatron.cli import verbs
 from moe_megatron.cli.pretrain import report_error
 from moe_megatron.config.checks import join_words, nearest
-from moe_megatron.errors import EXIT_CODE, INTERRUPTED, ConfigError, MoEError
+from moe_megatron.errors import INTERRUPTED, ConfigError, MoEError
 
 Verb = Callable[[Sequence[str]], int]
 
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _find(words[0])(words[1:])
     except MoEError as error:
         report_error(error, debug="--debug" in words)
-        return EXIT_CODE
+        return error.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from moe_megatron.config import RunConfig, apply_overrides, dump_yaml, load_config, parse_override
 from moe_megatron.config.flags import split_flags
-from moe_megatron.errors import EXIT_CODE, FAULT, INTERRUPTED, FaultError, MoEError
+from moe_megatron.errors import FAULT, INTERRUPTED, MoEError
 from moe_megatron.platform.death import is_lost_peer, note_failure
 from moe_megatron.platform.parent import end_with_launcher
 
@@ -171,14 +171,10 @@ def main(argv: Sequence[str] | None = None, callbacks: "Sequence[Callback]" = ()
         return _explained(options, callbacks)
     except MoEError as error:
         report_error(error, debug=debug)
-        return _exit_code(error)
+        return error.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
-
-
-def _exit_code(error: MoEError) -> int:
-    return FAULT if isinstance(error, FaultError) else EXIT_CODE
 
 
 def report_error(error: MoEError, *, debug: bool) -> None:
@@ -199,7 +195,7 @@ def _explained(options: PretrainOptions, callbacks: "Sequence[Callback]") -> int
     try:
         return _train(options, callbacks)
     except MoEError as error:
-        note_failure(error, _exit_code(error))
+        note_failure(error, error.exit_code)
         raise
     except Exception as error:
         note_failure(error)

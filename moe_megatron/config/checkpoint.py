@@ -45,7 +45,11 @@ class CheckpointConfig:
     keep_best: int | None = None
     """Keep also so many with the lowest validation loss, of those evaluated at their step."""
 
+    patience_seconds: float = 600.0
+    """For how long the last save of a run waits for room on its disk; others wait for the next."""
+
     def __post_init__(self) -> None:
         conform(self)
         checks.at_least(self, 1, "save_interval", "keep_last", "keep_every", "keep_best")
+        checks.at_least(self, 0, "patience_seconds")
         checks.not_empty(self, "load")

@@ -118,6 +118,7 @@ ON_RESUME: Mapping[str, Kept | None] = {
     "checkpoint.keep_last": None,
     "checkpoint.keep_every": None,
     "checkpoint.keep_best": None,
+    "checkpoint.patience_seconds": None,
     "telemetry": None,
     "recovery": None,
     "run_dir": None,

@@ -179,6 +179,14 @@ _RUN = Section(
             "Steps that a crash now would lose. No data means that the run saves no checkpoints.",
             Query(f"{latest('moe_train_step')} - {latest('moe_checkpoint_last_step')}", "steps"),
         ),
+        lines(
+            "Saves that failed",
+            "locale",
+            "Saves of the running processes that could not be written, often for want of room; "
+            "the run goes on without them. The other line is 1 until a save succeeds.",
+            Query(last("moe_checkpoint_failures_total"), "failed"),
+            Query(last("moe_checkpoint_failed"), "the last one failed"),
+        ),
     ],
 )
 

@@ -120,6 +120,18 @@ CASES = (
         },
     ),
     Case(
+        alert="MoECheckpointFailed",
+        series={
+            'moe_checkpoint_failed{run="a"': "0x20 1x20 0x20",
+            'moe_checkpoint_failed{run="b"': "0x60",
+        },
+        expected={
+            "5m": [],
+            "7m": [Firing(summary="a: the last checkpoint could not be written")],
+            "12m": [],
+        },
+    ),
+    Case(
         alert="MoEStragglerRank",
         series={
             'moe_rank_compute_max_ratio{run="a"': "1.05x20 1.5x40",

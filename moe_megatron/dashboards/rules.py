@@ -188,6 +188,16 @@ def _run_alerts(limits: Thresholds) -> Sequence[Alert]:
             "checkpoint.save_interval is too long for this step time.",
         ),
         Alert(
+            name="MoECheckpointFailed",
+            severity="critical",
+            expr=f"{_latest('moe_checkpoint_failed', _RUN)} > 0",
+            hold=0,
+            summary="{{ $labels.run }}: the last checkpoint could not be written",
+            action="Training goes on and the next save tries again; a crash before that loses the "
+            "steps since the newest checkpoint. See save_failed in events.jsonl of the run folder "
+            "for the reason, usually a full disk; free space.",
+        ),
+        Alert(
             name="MoEStragglerRank",
             severity="warning",
             expr=(f"{_latest('moe_rank_compute_max_ratio', _RUN)} > {limits.straggler_ratio:g}"),

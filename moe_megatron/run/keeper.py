@@ -9,7 +9,6 @@ import os
 import queue
 import threading
 from pathlib import Path
-from typing import Any
 
 from moe_megatron.checkpoint.integrity.retention import (
     VALIDATION_LOSS,
@@ -71,7 +70,7 @@ class Keeper(Callback):
             self._thread.start()
         self._complete.put((step, self._validation_loss(step)))
 
-    def on_train_end(self, model: list[Any]) -> None:
+    def on_saves_end(self) -> None:
         """Wait until every checkpoint has its checksums."""
         self.settle()
 

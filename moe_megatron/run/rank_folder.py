@@ -11,7 +11,7 @@ from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from pathlib import Path
 
-from moe_megatron.errors import EXIT_CODE, CheckpointError, MoEError, OccupiedError
+from moe_megatron.errors import CheckpointError, MoEError, OccupiedError
 from moe_megatron.mcore import world
 from moe_megatron.mcore.loop.callbacks import Callback, StepEnd
 from moe_megatron.platform.death import one_line
@@ -77,7 +77,7 @@ def noted_end(run_dir: Path) -> Iterator[Callable[[int], None]]:
     try:
         yield codes.append
     except MoEError as error:
-        codes, reason = [EXIT_CODE], str(error)
+        codes, reason = [error.exit_code], str(error)
         raise
     except BaseException as error:
         codes, reason = [1], one_line(error)

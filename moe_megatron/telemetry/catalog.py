@@ -101,8 +101,8 @@ TRAINING = (
            "devices. Absent unless the peak is known or given by telemetry.peak_tflops.",
            optional=True),
     _gauge("moe_checkpoint_last_success_timestamp_seconds", "seconds",
-           "When this process last wrote a checkpoint or handed it to the asynchronous writer; "
-           "before the first, when training started. Absent when the run saves none.",
+           "When this process took the state of the newest complete checkpoint; before the first, "
+           "when training started. Absent when the run saves none.",
            optional=True),
     _gauge("moe_checkpoint_age_seconds", "seconds",
            "Time since moe_checkpoint_last_success_timestamp_seconds, by the clock of the first "
@@ -110,6 +110,10 @@ TRAINING = (
            optional=True),
     _gauge("moe_checkpoint_last_step", "steps",
            "Step of the newest checkpoint. Absent when the run saves none.", optional=True),
+    _gauge("moe_checkpoint_failed", "", "1 while the last save could not be written, often for "
+           "want of room; else 0. Absent when the run saves none.", optional=True),
+    _counter("moe_checkpoint_failures_total", "", "Saves of this process that could not be "
+             "written. Absent when the run saves none.", optional=True),
 )  # fmt: skip
 """Exported by every run, with experts or without."""
 

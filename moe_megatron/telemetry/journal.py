@@ -31,6 +31,7 @@ EventKind = Literal[
     "first_step",  # the first step of an attempt has ended: step, seconds
     "saving",  # a checkpoint is about to be written: step
     "saved",  # a checkpoint is complete: step, seconds (the time the loop waited)
+    "save_failed",  # a checkpoint could not be written, and the run goes on: step, seconds, reason
     "evaluated",  # an evaluation has ended: step, seconds
     "set_aside",  # a checkpoint was found damaged: step, reason
     "removed",  # retention removed a checkpoint: step

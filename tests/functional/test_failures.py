@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from moe_megatron.errors import FAULT
 from moe_megatron.testing.distributed import NO_LAUNCHER, run_distributed
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
@@ -107,7 +108,9 @@ def cases(place: Path, corpus: Path, tokenizer: Path) -> dict[str, tuple[str, li
         "no checkpoint": [*MOCK, "--load", "nowhere"],
         "file in the way": [*MOCK, "--run-dir", "words.yaml/run"],
         "read only": [*MOCK, *save, "--run-dir", "readonly/run"],
-        "disk full": [*MOCK, *save, "--run-dir", "small/run"],
+        "disk full": [
+            *(*MOCK, *save, "--run-dir", "small/run", "--set", "checkpoint.patience_seconds=1"),
+        ],
         "refused by Megatron": [*MOCK, "--fp16", "--set", "training.precision=bf16"],
         "no evaluation": [
             *(*real, "--data-path", str(corpus), "other.jsonl", "--run-dir", "no-evaluation"),
@@ -239,10 +242,10 @@ def test_read_only_folder_is_explained(answers: dict[str, dict[str, Any]], place
 def test_full_disk_is_explained(answers: dict[str, dict[str, Any]], place: Path) -> None:
     if not (place / "small").is_mount():
         pytest.skip("mounting needs root; run the tests as root in a container")
-    assert_explained(
-        answers["disk full"], "the disk of small/run/checkpoints is full or its quota used up ("
-    )
-    assert "Free space or choose another folder with --run-dir" in answers["disk full"]["error"]
+    answer = answers["disk full"]
+    assert answer["code"] == FAULT
+    assert "error: the last checkpoint, of step 2, could not be written to small" in answer["error"]
+    assert "No space left on device; there is no other one. Free space, then" in answer["error"]
 
 
 @pytest.mark.parametrize("name", ["seed", "unsaved", "no evaluation"])

@@ -1,8 +1,9 @@
 """Callbacks for Megatron's training loop, which has none in 0.19.
 
 `callbacks_installed` wraps a few functions of `megatron.training.training` for the duration of a
-run and restores the originals afterwards. The names follow the callbacks that later Megatron
-releases pass to `pretrain`, so that moving to them means deleting this file.
+run and restores the originals afterwards; `saving.Saves` does the same around saves. The names
+follow the callbacks that later Megatron releases pass to `pretrain`, so that moving to them means
+deleting this file.
 """
 
 import time
@@ -13,7 +14,6 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
-from megatron.training import async_utils
 from megatron.training import training as loop
 
 from moe_megatron.mcore.measure.phases import PhaseClock
@@ -82,6 +82,12 @@ class Callback:
     def on_checkpoint_complete(self, step: int) -> None:
         """All files of a checkpoint are written, by the asynchronous writer too."""
 
+    def on_checkpoint_failed(self, step: int, reason: str) -> None:
+        """A checkpoint could not be written, and nothing is left of it; the run goes on."""
+
+    def on_saves_end(self) -> None:
+        """The run has ended in order, and every checkpoint is complete."""
+
     def on_rollback_start(self) -> None:
         """The run is about to go back: what it has recorded must be written."""
 
@@ -108,8 +114,6 @@ def callbacks_installed(
             "training_log",
             "evaluate",
             "evaluate_and_print_results",
-            "save_checkpoint_and_time",
-            "maybe_finalize_async_save",
         ):
             original = getattr(loop, name)
             setattr(loop, name, getattr(wrappers, name)(original))
@@ -125,8 +129,6 @@ class _Wrappers:
         self._clock = clock
         self._step_started = 0.0
         self._evaluation = (0, "validation")
-        self._unfinished: list[int] = []
-        """Steps whose checkpoints are being written, oldest first."""
 
     def load_checkpoint(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def load_checkpoint(*args: Any, **kwargs: Any) -> Any:
@@ -264,32 +266,3 @@ class _Wrappers:
             return losses, collected, out_of_time
 
         return evaluate
-
-    def save_checkpoint_and_time(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        def save_checkpoint_and_time(step: int, *args: Any, **kwargs: Any) -> Any:
-            with self._clock.measure("checkpoint"):
-                for callback in self._callbacks:
-                    callback.on_checkpoint_start(step)
-                result = original(step, *args, **kwargs)
-                for callback in self._callbacks:
-                    callback.on_checkpoint_end(step)
-                self._unfinished.append(step)
-                self._report_finished()
-            return result
-
-        return save_checkpoint_and_time
-
-    def maybe_finalize_async_save(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        def maybe_finalize_async_save(*args: Any, **kwargs: Any) -> None:
-            original(*args, **kwargs)
-            self._report_finished()
-
-        return maybe_finalize_async_save
-
-    def _report_finished(self) -> None:
-        queue = async_utils._async_calls_queue
-        writing = queue.get_num_unfinalized_calls() if queue is not None else 0
-        while len(self._unfinished) > writing:
-            step = self._unfinished.pop(0)
-            for callback in self._callbacks:
-                callback.on_checkpoint_complete(step)

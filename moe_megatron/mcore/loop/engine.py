@@ -39,6 +39,7 @@ from moe_megatron.mcore.loop.callbacks import Callback, callbacks_installed
 from moe_megatron.mcore.loop.cleanup import ModelRelease, forget_run
 from moe_megatron.mcore.loop.datasets import train_valid_test_datasets
 from moe_megatron.mcore.loop.forward import forward_step
+from moe_megatron.mcore.loop.saving import Saves
 from moe_megatron.mcore.measure.attempt_journal import AttemptJournal
 from moe_megatron.mcore.measure.lasting_writers import lasting_writers
 from moe_megatron.mcore.measure.phases import PhaseClock
@@ -159,13 +160,12 @@ def run(job: TrainingJob, machine: MachineSettings) -> JobOutcome:
     earlier = None if load is None else job.run_dir
     rollback = RollBack(job.checkpoints, earlier, job.choose_checkpoint)
     callbacks: list[Callback] = [release, telemetry, *job.callbacks]
-    callbacks += policies
     watchdogs = configured_watchdogs(config.recovery, job.run_dir, clock.current)
-    callbacks += watchdogs
+    callbacks += [*policies, *watchdogs]
     if job.checkpoints is not None:
         checkpoint.check_writable(job.checkpoints)
         callbacks.append(_SideFiles(job, telemetry, load))
-    journal = AttemptJournal(job.run_dir, job.checkpoints)
+    journal = AttemptJournal(job.run_dir)
     journal.begin(loads=load is not None)
     callbacks.append(journal)  # last: it notes what is complete
     started = time.perf_counter()
@@ -184,18 +184,11 @@ def run(job: TrainingJob, machine: MachineSettings) -> JobOutcome:
         stack.enter_context(_stop_on_interrupt())
         stack.enter_context(guarded(config.recovery, callbacks, rollback, job.run_dir))
         stack.enter_context(callbacks_installed(callbacks, clock))
+        saves = Saves(callbacks, clock, job.checkpoints, config.checkpoint.patience_seconds)
+        stack.enter_context(saves.watched())
         if "use-checkpoint-opt_param-scheduler" not in config.megatron:
             stack.enter_context(configured_settings(checkpoint.batch_growth(load, config)))
-        stack.enter_context(resharding_optimizer_states())
-        stack.enter_context(saving_own_shards())
-        stack.enter_context(writing_in_place())
-        stack.enter_context(complete_loading())
-        stack.enter_context(checkpoint.explained_loading(load))
-        stack.enter_context(guarded_reading())
-        if args.async_save and not args.use_persistent_ckpt_worker:
-            stack.enter_context(saving_in_a_fork())
-        if not args.async_save:
-            stack.enter_context(checkpoint.saving_without_helper_process())
+        stack.enter_context(_our_checkpoints(args, load))
         stack.enter_context(checkpoint.explained_errors(job.checkpoints or load or Path.cwd()))
         interrupted = _pretrain(args, job, clock)
         journal.end(interrupted=interrupted)
@@ -207,6 +200,23 @@ def run(job: TrainingJob, machine: MachineSettings) -> JobOutcome:
         profile=telemetry.profile,
         recent=telemetry.recent if telemetry.profile is not None else None,
     )
+
+
+@contextlib.contextmanager
+def _our_checkpoints(args: Any, load: Path | None) -> Iterator[None]:
+    """Let Megatron save and load as we want it to."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(resharding_optimizer_states())
+        stack.enter_context(saving_own_shards())
+        stack.enter_context(writing_in_place())
+        stack.enter_context(complete_loading())
+        stack.enter_context(checkpoint.explained_loading(load))
+        stack.enter_context(guarded_reading())
+        if args.async_save and not args.use_persistent_ckpt_worker:
+            stack.enter_context(saving_in_a_fork())
+        if not args.async_save:
+            stack.enter_context(checkpoint.saving_without_helper_process())
+        yield
 
 
 def _pretrain(args: Any, job: TrainingJob, clock: PhaseClock) -> bool:

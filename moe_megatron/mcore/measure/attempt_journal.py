@@ -13,7 +13,6 @@ from typing import Any
 
 import psutil
 
-from moe_megatron.config.checkpoint_files import tracked_step
 from moe_megatron.mcore import world
 from moe_megatron.mcore.loop.callbacks import Callback, StepEnd
 from moe_megatron.telemetry.journal import note, read_events
@@ -25,17 +24,16 @@ class AttemptJournal(Callback):
 
     Args:
         run_dir: Folder of the run; None notes nothing.
-        checkpoints: Folder of the `iter_*` folders that the run writes, if it does.
     """
 
-    def __init__(self, run_dir: Path | None, checkpoints: Path | None) -> None:
+    def __init__(self, run_dir: Path | None) -> None:
         self._run_dir = run_dir if world.rank() == 0 else None
-        self._checkpoints = checkpoints
         self._loaded = self._stepped = False
         self._last_step = 0
         self._save_started = 0.0
-        self._unfinished: dict[int, float] = {}
-        """Checkpoints in the hands of the asynchronous writer: step and time the loop waited."""
+        self._waited: dict[int, float] = {}
+        """Time for which the loop waited, by the step of a checkpoint that is not complete."""
+        self._failed_step: int | None = None
         self.attempt = 1
         """Number of this attempt, from 1."""
         if self._run_dir is not None:
@@ -82,12 +80,11 @@ class AttemptJournal(Callback):
         self._last_step = start_step
 
     def on_step_end(self, event: StepEnd) -> None:
-        """Note the first step, which warms up, and checkpoints that were written meanwhile."""
+        """Note the first step, which warms up."""
         self._last_step = event.step
         if not self._stepped:
             self._stepped = True
             self._note("first_step", step=event.step, seconds=round(event.seconds, 3))
-        self.settle()
 
     def on_evaluations_end(self, step: int, seconds: float) -> None:
         """Note an evaluation."""
@@ -99,23 +96,23 @@ class AttemptJournal(Callback):
         self._note("saving", step=step)
 
     def on_checkpoint_end(self, step: int) -> None:
-        """Note the checkpoint, unless the asynchronous writer still has it."""
-        self._unfinished[step] = time.perf_counter() - self._save_started
-        self.settle()
+        """Remember for how long the loop waited."""
+        self._waited[step] = time.perf_counter() - self._save_started
 
-    def settle(self) -> None:
-        """Note checkpoints that are complete by now: those that Megatron's tracker file knows."""
-        if not self._unfinished or self._run_dir is None or self._checkpoints is None:
-            return
-        newest = tracked_step(self._checkpoints)
-        if newest is None:
-            return
-        for step in sorted(step for step in self._unfinished if step <= newest):
-            self._note("saved", step=step, seconds=round(self._unfinished.pop(step), 3))
+    def on_checkpoint_complete(self, step: int) -> None:
+        """Note the checkpoint."""
+        self._failed_step = None
+        self._note("saved", step=step, seconds=round(self._waited.pop(step, 0.0), 3))
+
+    def on_checkpoint_failed(self, step: int, reason: str) -> None:
+        """Note that there is none, once for each step."""
+        seconds = round(self._waited.pop(step, 0.0), 3)
+        if step != self._failed_step:
+            self._note("save_failed", step=step, seconds=seconds, reason=reason)
+        self._failed_step = step
 
     def end(self, *, interrupted: bool) -> None:
         """Training has ended in order, and all its checkpoints are written."""
-        self.settle()
         self._note("trained", step=self._last_step, interrupted=interrupted)
 
     def _note(self, kind: Any, **fields: Any) -> None:

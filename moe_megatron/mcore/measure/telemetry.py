@@ -52,6 +52,8 @@ class _Pending:
     ended_at: float
     checkpoint_step: int | None
     checkpoint_at: float | None
+    save_failed: bool
+    failed_saves: int
 
 
 class TelemetryCallback(Callback):
@@ -90,6 +92,8 @@ class TelemetryCallback(Callback):
         self._number_masked = number_masked
         self._checkpoint_step: int | None = None
         self._checkpoint_at: float | None = None
+        self._taken_at = 0.0
+        self._save_failed, self._failed_saves = False, 0
         self._timer: ComputeTimer | None = None
         self._writers: RoutingWriters | None = None
         self._quantities: tuple[Quantity, ...] = ()
@@ -196,6 +200,8 @@ class TelemetryCallback(Callback):
             ended_at=time.monotonic(),
             checkpoint_step=self._checkpoint_step,
             checkpoint_at=self._checkpoint_at,
+            save_failed=self._save_failed,
+            failed_saves=self._failed_saves,
         )
 
     def on_step_discarded(self, step: int) -> None:
@@ -239,8 +245,18 @@ class TelemetryCallback(Callback):
             self._sinks.flush()
 
     def on_checkpoint_end(self, step: int) -> None:
+        """Remember when the state was taken that the asynchronous writer may still have."""
+        self._taken_at = time.monotonic()
+
+    def on_checkpoint_complete(self, step: int) -> None:
         """Remember step and time; the next step reports them."""
-        self._checkpoint_step, self._checkpoint_at = step, time.monotonic()
+        self._checkpoint_step, self._checkpoint_at = step, self._taken_at
+        self._save_failed = False
+
+    def on_checkpoint_failed(self, step: int, reason: str) -> None:
+        """Count it; the next step reports it."""
+        self._save_failed = True
+        self._failed_saves += 1
 
     def on_train_end(self, model: list[Any]) -> None:
         """Publish the last step while Megatron's writers are still open."""
@@ -291,6 +307,8 @@ class TelemetryCallback(Callback):
                 rank_memory_bytes=totals.rank_memory_bytes,
                 checkpoint_step=pending.checkpoint_step,
                 checkpoint_at=pending.checkpoint_at,
+                save_failed=pending.save_failed,
+                failed_saves=pending.failed_saves,
                 masked_experts=self._number_masked(),
                 dead_experts=self.recent.dead() if len(totals.tokens) else None,
             ),

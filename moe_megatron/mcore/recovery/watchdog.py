@@ -76,10 +76,10 @@ class Watchdog(Callback):
     def on_train_start(self, model: list[Any], start_step: int) -> None:
         """Start watching this thread."""
         self._step, self._watched = start_step, threading.get_ident()
-        self._folder.mkdir(parents=True, exist_ok=True)
-        for old in (f"rank{world.rank()}.json", "hang"):
-            (self._folder / old).unlink(missing_ok=True)
-        with suppress(OSError):
+        with suppress(OSError):  # a full disk, perhaps: the beats come when there is room
+            self._folder.mkdir(exist_ok=True)
+            for old in (f"rank{world.rank()}.json", "hang"):
+                (self._folder / old).unlink(missing_ok=True)
             self._tell_others()  # a rank that is stopped before its first turn is known, too
         self._stop.clear()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
@@ -120,6 +120,10 @@ class Watchdog(Callback):
 
     def on_checkpoint_end(self, step: int) -> None:
         """Progress."""
+        self._progress += 1
+
+    def on_checkpoint_failed(self, step: int, reason: str) -> None:
+        """Progress: the run waits for room, and not for a rank."""
         self._progress += 1
 
     def _limit(self) -> float | None:
@@ -195,9 +199,10 @@ class Watchdog(Callback):
 
     def _hangs(self, beats: dict[int, Beat], seconds: float, interval: float) -> None:
         stacks = self._run_dir / "logs" / f"stacks-rank{world.rank()}.txt"
-        stacks.parent.mkdir(parents=True, exist_ok=True)
-        with stacks.open("w", encoding="utf-8") as file:
-            faulthandler.dump_traceback(file, all_threads=True)
+        with suppress(OSError):  # a hang on a full disk is still one
+            stacks.parent.mkdir(exist_ok=True)
+            with stacks.open("w", encoding="utf-8") as file:
+                faulthandler.dump_traceback(file, all_threads=True)
         silent = [rank for rank, (_, turns) in self._seen.items() if turns >= _SILENT_TURNS]
         culprit = find_culprit(beats.values(), silent)
         first = claim(self._folder)

@@ -33,8 +33,9 @@ from moe_megatron.config.checkpoint_files import (
     step_of,
 )
 from moe_megatron.data.tokenizer import TOKENIZER_FILES
-from moe_megatron.errors import CheckpointError
+from moe_megatron.errors import CheckpointError, NoRoomError
 from moe_megatron.pickle_names import refusal
+from moe_megatron.platform.disk import FULL
 from moe_megatron.routing import resolve
 
 logger = logging.getLogger(__name__)
@@ -57,7 +58,6 @@ _LOADING_FAILURES = (
 
 _REFUSED_BY_TORCH = re.compile(r"\bGLOBAL (\S+)")
 
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST})
 
 
@@ -206,12 +206,23 @@ def explained_errors(folder: Path) -> Iterator[None]:
             raise
         raise _explained(error, folder) from error
     except (CheckpointException, CheckpointingException) as error:
-        reason = _write_error(folder) if "Worker failure" in str(error) else None
-        raise _explained(reason or error, folder) from error
+        raise _explained(_os_reason(error, folder) or error, folder) from error
     except RuntimeError as error:
         if "No space left" not in str(error):
             raise
         raise _explained(OSError(errno.ENOSPC, str(error)), folder) from error
+
+
+def why_not_written(error: CheckpointException, folder: Path) -> str:
+    """What kept the ranks from writing a checkpoint, in short; "" where another rank knows."""
+    if not error.failures:
+        return ""
+    reason = _os_reason(error, folder)
+    return (reason and reason.strerror) or _first_line(_cause(error))
+
+
+def _os_reason(error: BaseException, folder: Path) -> OSError | None:
+    return _write_error(folder) if "Worker failure" in str(error) else None
 
 
 @contextlib.contextmanager
@@ -261,7 +272,7 @@ def _first_line(error: BaseException) -> str:
 
 def _concerns(error: OSError, folder: Path) -> bool:
     if error.filename is None:
-        return error.errno in _FULL | {errno.EFBIG, errno.EIO}
+        return error.errno in FULL | {errno.EFBIG, errno.EIO}
     return Path(os.fsdecode(error.filename)).is_relative_to(folder)
 
 
@@ -281,9 +292,9 @@ def _write_error(folder: Path) -> OSError | None:
 def _explained(error: BaseException, folder: Path) -> CheckpointError:
     text = str(error)
     code = getattr(error, "errno", None)
-    if code in _FULL or "No space left" in text:
+    if code in FULL or "No space left" in text:
         free = shutil.disk_usage(_existing(folder)).free / 2**30
-        return CheckpointError(
+        return NoRoomError(
             f"the disk of {folder} is full or its quota used up ({free:.2f} GiB free), so the "
             "checkpoint could not be written. Free space or choose another folder with --run-dir; "
             "earlier checkpoints are intact, and the run can resume from the newest one."

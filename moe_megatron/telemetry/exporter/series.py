@@ -155,6 +155,8 @@ def _last_step(view: RunView) -> Iterator[Family]:
         yield _single("moe_checkpoint_last_step", step)
         yield _single("moe_checkpoint_last_success_timestamp_seconds", view.epoch + at)
         yield _single("moe_checkpoint_age_seconds", view.now - at)
+        yield _single("moe_checkpoint_failed", bool(runtime and runtime.save_failed))
+        yield _single("moe_checkpoint_failures_total", runtime.failed_saves if runtime else 0)
     splits = [{"split": split} for split in view.evaluations]
     if splits:
         losses = [evaluation.loss for evaluation in view.evaluations.values()]

@@ -255,6 +255,7 @@ _FILLS: dict[str, Callable[[Attempt, Event], None]] = {
     "rolled_back": _rolled_back,
     "saving": _saving,
     "saved": _saved,
+    "save_failed": _saved,
     "evaluated": _evaluated,
     "hang": _hang,
     "trained": _trained,
@@ -262,8 +263,8 @@ _FILLS: dict[str, Callable[[Attempt, Event], None]] = {
     "ended": _ended,
 }
 _NOTES = frozenset(
-    {"set_aside", "skipped", "rolled_back", "masked", "unmasked", "hang", "sink_failed",
-     "sink_restored", "stopping"}
+    {"set_aside", "save_failed", "skipped", "rolled_back", "masked", "unmasked", "hang",
+     "sink_failed", "sink_restored", "stopping"}
 )  # fmt: skip
 
 

@@ -42,6 +42,8 @@ class StepRuntime:
         rank_memory_bytes: float64 [W], memory of each process.
         checkpoint_step: step of the newest checkpoint; None when the run saves none.
         checkpoint_at: when this process wrote it, or when training started.
+        save_failed: whether the last save failed.
+        failed_saves: saves of this process that failed.
         masked_experts: number of experts that are masked in each MoE layer; () for none.
         dead_experts: bool [L, E], the dead experts by `RecentUse`; None if not measured.
     """
@@ -52,6 +54,8 @@ class StepRuntime:
     rank_memory_bytes: Float64Array
     checkpoint_step: int | None = None
     checkpoint_at: float | None = None
+    save_failed: bool = False
+    failed_saves: int = 0
     masked_experts: tuple[int, ...] = ()
     dead_experts: BoolArray | None = None
 

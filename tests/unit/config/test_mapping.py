@@ -43,8 +43,8 @@ def test_to_mapping_holds_yaml_types_only() -> None:
         (
             {"checkpoint": {"zzz": 1}},
             "unknown key 'zzz' in section 'checkpoint'. Known are: save_interval, load, "
-            "fallback, async_save, fully_reshardable, save_optimizer, keep_last, keep_every and "
-            "keep_best.",
+            "fallback, async_save, fully_reshardable, save_optimizer, keep_last, keep_every, "
+            "keep_best and patience_seconds.",
         ),
         ({1: 2}, "unknown key '1'. Known are: model, moe,"),
         ({"moe": [1]}, "section 'moe' needs a mapping of fields, not the list [1]."),

@@ -24,7 +24,6 @@ WRAPPED = (
     "training_log",
     "evaluate",
     "evaluate_and_print_results",
-    "save_checkpoint_and_time",
 )
 
 
@@ -49,12 +48,6 @@ class Recorder(Callback):
 
     def on_evaluation_end(self, event: EvaluationEnd) -> None:
         self.events.append((self.name, "evaluation", event))
-
-    def on_checkpoint_start(self, step: int) -> None:
-        self.events.append((self.name, "saving", step))
-
-    def on_checkpoint_end(self, step: int) -> None:
-        self.events.append((self.name, "saved", step))
 
 
 @pytest.fixture
@@ -147,7 +140,6 @@ def test_phases_are_those_of_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "train_step", train_step)
     monkeypatch.setattr(loop, "training_log", lambda *args: spend(4.0))
     monkeypatch.setattr(loop, "evaluate_and_print_results", lambda *args: spend(8.0))
-    monkeypatch.setattr(loop, "save_checkpoint_and_time", lambda *args: spend(16.0))
     happened: list[Any] = []
     clock = PhaseClock(lambda: now)
     with callbacks_installed([Recorder("a", happened)], clock):
@@ -155,18 +147,16 @@ def test_phases_are_those_of_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
             loop.train_step(*"fdmosc", lambda: spend(32.0), iteration=step - 1)
             loop.training_log({}, {}, 0.1, step, 1.0, False, 0, 0.5)
             loop.evaluate_and_print_results("", "f", "d", "m", step)
-            loop.save_checkpoint_and_time(step)
     first, second = [e[2].phase_seconds for e in happened if e[1] == "step"]
     assert first == {"forward_backward": 32.0, "optimizer": 3.0, "other": 0.0}
     assert second == {
         "forward_backward": 32.0,
         "optimizer": 3.0,
         "evaluation": 8.0,
-        "checkpoint": 16.0,
         "telemetry": 0.0,
         "other": 4.0,
     }
-    assert second.keys() | {"data"} == set(PHASES)
+    assert second.keys() | {"data", "checkpoint"} == set(PHASES)
 
 
 @pytest.mark.parametrize(
@@ -205,17 +195,6 @@ def test_evaluation_that_ran_out_of_time_is_not_reported(monkeypatch: pytest.Mon
     assert events == []
 
 
-def test_checkpoint_is_announced_and_confirmed(events: list[Any]) -> None:
-    loop.save_checkpoint_and_time(8, "model")
-    assert [event[:2] for event in events] == [
-        ("a", "saving"),
-        ("b", "saving"),
-        ("loop", "save_checkpoint_and_time"),
-        ("a", "saved"),
-        ("b", "saved"),
-    ]
-
-
 def fail_inside(before: dict[str, Any]) -> None:
     with callbacks_installed([Callback()]):
         assert all(getattr(loop, name) is not original for name, original in before.items())
@@ -231,12 +210,12 @@ def test_functions_of_the_loop_come_back_even_after_an_error() -> None:
 
 def test_nested_runs_each_get_their_own_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     events: list[Any] = []
-    monkeypatch.setattr(loop, "save_checkpoint_and_time", lambda step: None)
+    monkeypatch.setattr(loop, "load_checkpoint", lambda: (4, 1e9))
     with callbacks_installed([Recorder("outer", events)]):
         with callbacks_installed([Recorder("inner", events)]):
-            loop.save_checkpoint_and_time(1)
-        loop.save_checkpoint_and_time(2)
-    assert [event[0] for event in events] == ["inner", "outer", "outer", "inner", "outer", "outer"]
+            loop.load_checkpoint()
+        loop.load_checkpoint()
+    assert [event[0] for event in events] == ["outer", "inner", "outer"]
 
 
 def test_callback_without_methods_is_one() -> None:
@@ -246,3 +225,6 @@ def test_callback_without_methods_is_one() -> None:
     callback.on_evaluations_end(1, 0.1)
     callback.on_checkpoint_start(1)
     callback.on_checkpoint_end(1)
+    callback.on_checkpoint_complete(1)
+    callback.on_checkpoint_failed(1, "why")
+    callback.on_saves_end()

@@ -9,7 +9,6 @@ from typing import Any
 import psutil
 import pytest
 
-from moe_megatron.config.checkpoint_files import TRACKER
 from moe_megatron.mcore.loop.callbacks import StepEnd
 from moe_megatron.mcore.measure.attempt_journal import AttemptJournal
 from moe_megatron.telemetry.journal import read_events
@@ -40,17 +39,16 @@ def write_steps(folder: Path, last: int) -> None:
 
 
 def test_an_attempt_from_its_beginning_to_its_end(tmp_path: Path) -> None:
-    run, checkpoints = tmp_path / "run", tmp_path / "run" / "checkpoints"
-    journal = AttemptJournal(run, checkpoints)
+    run = tmp_path / "run"
+    journal = AttemptJournal(run)
     journal.begin(loads=False)
     journal.on_train_start([], 0)
     for step in (1, 2):
         journal.on_step_end(step_end(step))
     journal.on_evaluations_end(2, 0.25)
     journal.on_checkpoint_start(2)
-    checkpoints.mkdir()
-    (checkpoints / TRACKER).write_text("2")
     journal.on_checkpoint_end(2)
+    journal.on_checkpoint_complete(2)
     journal.end(interrupted=True)
     events = noted(run)
     assert [kind for kind, _ in events] == [
@@ -66,9 +64,9 @@ def test_an_attempt_from_its_beginning_to_its_end(tmp_path: Path) -> None:
 
 
 def test_resume_notes_what_is_lost(tmp_path: Path) -> None:
-    AttemptJournal(tmp_path, None).begin(loads=False)
+    AttemptJournal(tmp_path).begin(loads=False)
     write_steps(tmp_path, last=7)
-    journal = AttemptJournal(tmp_path, None)
+    journal = AttemptJournal(tmp_path)
     assert journal.attempt == 2
     journal.begin(loads=True)
     journal.on_load_end(4, 1.5)
@@ -82,27 +80,41 @@ def test_resume_notes_what_is_lost(tmp_path: Path) -> None:
 
 
 def test_attempt_that_begins_anew_loses_all_steps_before(tmp_path: Path) -> None:
-    AttemptJournal(tmp_path, None).begin(loads=False)
+    AttemptJournal(tmp_path).begin(loads=False)
     write_steps(tmp_path, last=3)
-    AttemptJournal(tmp_path, None).begin(loads=False)
+    AttemptJournal(tmp_path).begin(loads=False)
     kind, resumed = noted(tmp_path)[-1]
     assert (kind, resumed["step"], resumed["reached"]) == ("resumed", 0, 3)
     assert resumed["lost_seconds"] == 6.0
 
 
 def test_checkpoint_of_the_asynchronous_writer_is_noted_when_it_is_complete(tmp_path: Path) -> None:
-    journal = AttemptJournal(tmp_path, tmp_path)
+    journal = AttemptJournal(tmp_path)
     for step in (4, 8):
         journal.on_checkpoint_start(step)
         journal.on_checkpoint_end(step)
         journal.on_step_end(step_end(step + 1))
     assert "saved" not in dict(noted(tmp_path))
-    (tmp_path / TRACKER).write_text("4")
-    journal.on_step_end(step_end(10))
+    journal.on_checkpoint_complete(4)
     assert noted(tmp_path)[-1][1]["step"] == 4
-    (tmp_path / TRACKER).write_text("8")
+    journal.on_checkpoint_complete(8)
     journal.end(interrupted=False)
     assert [fields["step"] for kind, fields in noted(tmp_path) if kind == "saved"] == [4, 8]
+
+
+def test_checkpoint_that_fails_is_noted_once_however_often_it_is_tried_again(
+    tmp_path: Path,
+) -> None:
+    journal = AttemptJournal(tmp_path)
+    journal.on_checkpoint_start(4)
+    for _ in range(3):
+        journal.on_checkpoint_failed(4, "No space left on device")
+    journal.on_checkpoint_failed(8, "No space left on device")
+    failed = [fields for kind, fields in noted(tmp_path) if kind == "save_failed"]
+    assert [(it["step"], it["reason"]) for it in failed] == [
+        (4, "No space left on device"),
+        (8, "No space left on device"),
+    ]
 
 
 @pytest.mark.parametrize("launched", [True, False])
@@ -114,7 +126,7 @@ def test_work_begins_with_a_process_that_was_started_for_the_run(
     if launched:
         monkeypatch.setenv("RANK", "0")
     before = time.time()
-    AttemptJournal(tmp_path, None).begin(loads=False)
+    AttemptJournal(tmp_path).begin(loads=False)
     started = noted(tmp_path)[0][1]["started"]
     if launched:
         assert started == pytest.approx(psutil.Process().create_time(), abs=0.001)
@@ -125,9 +137,9 @@ def test_work_begins_with_a_process_that_was_started_for_the_run(
 def test_other_ranks_and_runs_without_a_folder_note_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    AttemptJournal(None, None).begin(loads=True)
+    AttemptJournal(None).begin(loads=True)
     monkeypatch.setenv("RANK", "1")
-    journal = AttemptJournal(tmp_path / "run", tmp_path)
+    journal = AttemptJournal(tmp_path / "run")
     journal.begin(loads=False)
     journal.on_load_end(1, 0.1)
     journal.on_checkpoint_start(1)
