@@ -15,13 +15,15 @@ RUN ?= $(shell ls -td runs/*/ 2>/dev/null | head -n 1)
 WORKERS ?= 2
 KIND ?= dev
 UV_VERSION := 0.13.8
+# The version that megatron-core names; its wheels say that they need glibc 2.39 (docs/recovery.md).
+RESILIENCY := $(shell sed -n 's/.*"nvidia-resiliency-ext\(==[0-9.]*\)".*/\1/p' pyproject.toml)
 IMAGE ?= open-moe-trainer-lab
 TARGET ?= cpu
 
 COMPILE = --python-version 3.12 --python-platform x86_64-manylinux_2_28 --generate-hashes \
 	--no-emit-index-url --no-header --quiet
 
-.PHONY: help setup dev base train report gpu-report test test-deep test-fast lint format lock grafana-up grafana-down docker-build clean
+.PHONY: help setup dev base resiliency train report gpu-report test test-deep test-fast lint format lock grafana-up grafana-down docker-build clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,7 +49,10 @@ test: lint ## the CPU suite, after lint (WORKERS=2, ARGS="-k name")
 	@tools/system_packages.sh
 	@$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
-test-deep: dev ## what is exhaustive rather than decisive: every layout, example and size
+resiliency: dev ## nvidia-resiliency-ext, for recovery.restart: ft_launcher and in_process
+	@tools/setup.sh resiliency
+
+test-deep: resiliency ## what is exhaustive rather than decisive: every layout, example and size
 	@tools/system_packages.sh
 	@$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m deep $(ARGS)
 
@@ -68,6 +73,8 @@ lock: ## recompile requirements/*.txt from pyproject.toml (ARGS=--upgrade for ne
 	@set -e; uv=$$(tools/setup.sh uv); \
 	$$uv pip compile pyproject.toml $(COMPILE) $(ARGS) -o requirements/base.txt; \
 	$$uv pip compile pyproject.toml --extra dev $(COMPILE) $(ARGS) -c requirements/base.txt -o requirements/dev.txt; \
+	echo "nvidia-resiliency-ext$(RESILIENCY)" | $$uv pip compile - $(subst _2_28,_2_39,$(COMPILE)) \
+		-c requirements/dev.txt -o requirements/resiliency.txt; \
 	echo "uv==$(UV_VERSION)" | $$uv pip compile - $(COMPILE) -o requirements/uv.txt
 
 grafana-up: ## start Prometheus, Alertmanager and Grafana in containers (Linux, docs/monitoring.md)

@@ -3,6 +3,7 @@
 #
 #   tools/setup.sh base   the packages for training    (requirements/base.txt)
 #   tools/setup.sh dev    plus the packages for tests  (requirements/dev.txt)
+#   tools/setup.sh resiliency   add nvidia-resiliency-ext to it (requirements/resiliency.txt)
 #   tools/setup.sh uv     print the path of a working uv, fetching the pinned one if there is none
 #
 # MOE_PYTHON=/path/to/python builds on that interpreter and uses its torch, CUDA libraries and
@@ -136,7 +137,8 @@ PY
 }
 
 without_torch() { # prints the requirement file $1 without torch and the packages only torch needs
-    awk '/^[a-z0-9]/ {skip = /^(torch|triton|nvidia-[a-z0-9-]*|cuda-[a-z0-9-]*)==/} !skip' "$1"
+    awk '/^[a-z0-9]/ {skip = /^(torch|triton|nvidia-[a-z0-9-]*|cuda-[a-z0-9-]*)==/}
+        /^nvidia-(resiliency-ext|ml-py)==/ {skip = 0} !skip' "$1"
 }
 
 # --- the work -------------------------------------------------------------------------------
@@ -198,10 +200,21 @@ build() {
     say "$venv is ready"
 }
 
+add_resiliency() { # only a profiler of GPU kernels in it needs the glibc that its wheels are marked for
+    [ -x $venv/bin/python ] || die "there is no $venv yet; run: make resiliency"
+    ensure_uv
+    without_torch requirements/resiliency.txt > $venv/.setup-resiliency.txt
+    install --quiet --no-deps --require-hashes --python-platform "$(uname -m)-manylinux_2_39" \
+        -r $venv/.setup-resiliency.txt
+}
+
+has_resiliency() { compgen -G "$venv/lib/python3*/site-packages/nvidia_resiliency_ext-*.dist-info" > /dev/null; }
+
 case $kind in
     base | dev) if up_to_date "$kind"; then exit 0; fi ;;
+    resiliency) if has_resiliency; then exit 0; fi ;;
     uv) ;;
-    *) die "unknown environment '$kind': expected base, dev or uv." ;;
+    *) die "unknown environment '$kind': expected base, dev, resiliency or uv." ;;
 esac
 
 # One at a time: a process that waited finds the work done. The lock ends with the process.
@@ -216,6 +229,8 @@ export UV_PYTHON_DOWNLOADS=never UV_HTTP_TIMEOUT="${UV_HTTP_TIMEOUT:-300}"
 if [ "$kind" = uv ]; then
     ensure_uv
     echo "$uv"
+elif [ "$kind" = resiliency ]; then
+    has_resiliency || add_resiliency
 elif ! up_to_date "$kind"; then
     build
 fi

@@ -215,16 +215,24 @@ def _train(options: PretrainOptions, callbacks: "Sequence[Callback]") -> int:
     from moe_megatron.cli.output import lasting_output
     from moe_megatron.mcore import world
     from moe_megatron.run.ending import conclude
-    from moe_megatron.run.start import start
+    from moe_megatron.run.restarting import Restarting
+    from moe_megatron.run.start import RunResult, start
 
     attached = configure_logging(options.config, _rank())
-    with lasting_output(attached.health):
-        result = start(
-            options.config,
+
+    def attempt(config: RunConfig) -> RunResult:
+        return start(
+            config,
             attached=replace(attached, callbacks=[*attached.callbacks, *callbacks]),
             quiet_megatron=not options.debug,
             say=lambda line: print(line, flush=True),
         )
+
+    with lasting_output(attached.health):
+        if options.config.recovery.restart == "in_process" and world.size() > 1:
+            result = Restarting(options.config, attempt).run()
+        else:
+            result = attempt(options.config)
         if _rank() == 0:
             print(f"\n{conclude(result)}")
     # A launcher that sees one rank leave with a code ends the others, who may still be writing.

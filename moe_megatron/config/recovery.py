@@ -22,6 +22,14 @@ class RecoveryConfig:
     """How often `moe-megatron train` starts the processes again after a fault, from the newest
     checkpoint; a checkpoint newer than that of the attempt before starts the count anew."""
 
+    restart: Literal["elastic", "ft_launcher", "in_process"] = "elastic"
+    """How ranks are looked after and started again: by torchrun; by ft_launcher, whose monitors
+    kill a rank that hangs, also before the first step; or first within the same processes, which
+    keep what they have imported. The last two need nvidia-resiliency-ext."""
+
+    setup_seconds: float = 1800.0
+    """Longest time from the start of a rank to its first step, for ft_launcher."""
+
     on_nonfinite: Literal["skip", "rollback", "stop"] = "skip"
     """What to do with a step whose gradients are NaN or infinite: make no update, go back to the
     newest checkpoint and leave out the data up to the step, or end the run."""
@@ -65,4 +73,4 @@ class RecoveryConfig:
         conform(self)
         checks.at_least(self, 0, "max_restarts", "max_skips", "max_rollbacks")
         checks.at_least(self, 3, "spike_window")
-        checks.positive(self, "spike_deviations", "hang_seconds")
+        checks.positive(self, "spike_deviations", "hang_seconds", "setup_seconds")

@@ -120,6 +120,7 @@ class RunConfig:
         validation.check_layers(self.model, self.moe)
         validation.check_sequence(self.model, self.data, self.parallel)
         validation.check_expert_failure(self.moe, self.recovery)
+        validation.check_restart(self.recovery, self.checkpoint, self.megatron)
         validation.check_schedule(self.training, self.data, self.megatron)
         validation.check_retention(self.checkpoint, self.training)
         self.parallel.validate_experts(self.moe.num_experts)

@@ -118,6 +118,28 @@ def check_expert_failure(moe: MoEConfig, recovery: RecoveryConfig) -> None:
         )
 
 
+_OWN_FLAGS = {
+    "enable-ft-package": "recovery.restart: ft_launcher gives it to Megatron",
+    "inprocess-restart": "use recovery.restart: in_process, which knows this loop",
+    "calc-ft-timeouts": "a short run would leave timeouts in ft_state.json that end a long one; "
+    "set recovery.hang_seconds and recovery.setup_seconds",
+}
+
+
+def check_restart(
+    recovery: RecoveryConfig, checkpoint: CheckpointConfig, megatron: Mapping[str, object]
+) -> None:
+    """A way to start ranks again needs something to go on from, and is named in one place."""
+    for flag, remedy in _OWN_FLAGS.items():
+        if flag in megatron:
+            raise ConfigError(f"--{flag} cannot be given: {remedy}.")
+    if recovery.restart != "elastic" and checkpoint.save_interval is None:
+        raise ConfigError(
+            f"recovery.restart '{recovery.restart}' needs checkpoints to go on from; set "
+            "checkpoint.save_interval, or recovery.restart to elastic."
+        )
+
+
 def check_schedule(
     training: TrainingConfig, data: DataConfig, megatron: Mapping[str, object]
 ) -> None:

@@ -28,22 +28,25 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def join(backend: str, timeout: timedelta | None = None) -> None:
+def join(backend: str, timeout: timedelta | None = None, store: Any = None) -> None:
     """Initialize the world group before a run does, so that processes can agree on something.
 
     Args:
         backend: "gloo" or "nccl".
         timeout: How long processes wait for each other; None: as long as torch does.
+        store: Where they meet; None: where their launcher says, once in the life of a process.
     """
     if dist.is_initialized():
         return
     if backend == "nccl":
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    store = single_process_store()
+    store = single_process_store() if store is None else store
     if store is None:
         dist.init_process_group(backend, timeout=timeout)
     else:
-        dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
+        dist.init_process_group(
+            backend, store=store, rank=rank(), world_size=size(), timeout=timeout
+        )
 
 
 def single_process_store() -> Any:

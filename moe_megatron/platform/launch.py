@@ -12,10 +12,11 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from moe_megatron.errors import INTERRUPTED
 from moe_megatron.platform.death import Death, in_order
@@ -24,7 +25,10 @@ from moe_megatron.platform.memory_kills import count_memory_kills
 
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 """Ctrl-C; the end that a batch system orders; and its announcement that time is nearly up."""
-_GRACE_SECONDS = 10
+MEETING_PLACES = 2
+"""Ports after the master's where ranks that are restarted in their processes meet again."""
+OnStop = Callable[[signal.Signals], None]
+GRACE_SECONDS = 10
 """How long workers may go on after one has died; they have lost their connection to it."""
 
 
@@ -52,7 +56,7 @@ def torchrun_command(num_processes: int, target: Sequence[str]) -> list[str]:
     """
     return [
         *("--nproc-per-node", str(num_processes)),
-        *("--master-addr", "127.0.0.1", "--master-port", str(_free_port())),
+        *("--master-addr", "127.0.0.1", "--master-port", str(free_port(MEETING_PLACES))),
         *target,
     ]
 
@@ -62,7 +66,7 @@ def run_torchrun(
     scratch: Path,
     *,
     debug: bool = False,
-    on_stop: Callable[[signal.Signals], None] = lambda signum: None,
+    on_stop: OnStop = lambda signum: None,
 ) -> End:
     """Run torchrun in this process until its workers have ended.
 
@@ -78,26 +82,54 @@ def run_torchrun(
     from torch.distributed import run as torchrun
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    os.environ.setdefault("OMP_NUM_THREADS", _threads_per_process(command))
     if not debug:
         logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
     # torchrun must not handle SIGINT and SIGTERM itself, but insists on handling some signal.
-    own = ["--signals-to-handle", "SIGQUIT", "--shutdown-timeout", str(_GRACE_SECONDS)]
+    own = ["--signals-to-handle", "SIGQUIT", "--shutdown-timeout", str(GRACE_SECONDS)]
     arguments = torchrun.parse_args(  # type: ignore[no-untyped-call]
         [*own, "--log-dir", str(scratch), *command]
     )
-    kills = count_memory_kills()
-    with DeathClock() as clock, _stops_passed_on(on_stop) as stops:
+    with running(command, scratch, on_stop) as end_of:
         try:
             torchrun.run(arguments)  # type: ignore[no-untyped-call]
         except ChildFailedError as error:
+            return end_of(error.failures)
+        return end_of({})
+
+
+@contextlib.contextmanager
+def running(
+    command: Sequence[str],
+    scratch: Path,
+    on_stop: OnStop,
+    others: Callable[[], Collection[int]] = tuple,
+) -> Iterator[Callable[[Mapping[int, Any]], End]]:
+    """Look after the workers that a launcher of torch's kind has in this process.
+
+    Args:
+        command: The launcher's arguments.
+        scratch: Folder of the launcher's own files.
+        on_stop: Called once, when the workers have been asked to stop.
+        others: Gives the process ids of children that are not workers.
+
+    Yields:
+        A function that tells how they ended, from torch's failures by rank.
+    """
+    os.environ.setdefault("OMP_NUM_THREADS", _threads_per_process(command))
+    kills = count_memory_kills()
+    with DeathClock() as clock, _stops_passed_on(on_stop, others) as stops:
+
+        def end_of(failures: Mapping[int, Any]) -> End:
+            if not failures:
+                return End(code=0, stopped=bool(stops))
             found = [
                 Death(rank=rank, exit_code=it.exitcode, time=clock.times.get(it.pid, time.time()))
-                for rank, it in error.failures.items()
+                for rank, it in failures.items()
             ]
             deaths = in_order(found, scratch.rglob("error.json"))
             return _end_of(deaths, stopped=bool(stops), kills=_since(kills))
-    return End(code=0, stopped=bool(stops))
+
+        yield end_of
 
 
 def _end_of(deaths: Sequence[Death], *, stopped: bool, kills: int | None) -> End:
@@ -126,13 +158,13 @@ def _threads_per_process(command: Sequence[str]) -> str:
 
 @contextlib.contextmanager
 def _stops_passed_on(
-    on_stop: Callable[[signal.Signals], None] = lambda signum: None,
+    on_stop: OnStop = lambda signum: None, others: Callable[[], Collection[int]] = tuple
 ) -> Iterator[list[int]]:
     """Pass stop signals on to the workers; yields the list of those received so far."""
     stops: list[int] = []
 
     def stop(signum: int, frame: FrameType | None) -> None:
-        workers, first = children(os.getpid()), not stops
+        workers, first = set(children(os.getpid())) - set(others()), not stops
         if not workers:
             raise KeyboardInterrupt
         stops.append(signum)
@@ -155,7 +187,13 @@ def _stops_passed_on(
             signal.signal(signum, handler)
 
 
-def _free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return int(server.getsockname()[1])
+def free_port(neighbours: int = 0) -> int:
+    """A port of the loopback address that is free now, and so are as many after it."""
+    while True:
+        with contextlib.ExitStack() as stack, contextlib.suppress(OSError, OverflowError):
+            first = stack.enter_context(socket.socket())
+            first.bind(("127.0.0.1", 0))
+            port = int(first.getsockname()[1])
+            for number in range(port + 1, port + 1 + neighbours):
+                stack.enter_context(socket.socket()).bind(("127.0.0.1", number))
+            return port

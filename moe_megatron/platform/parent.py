@@ -11,6 +11,8 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NoReturn
 
 from moe_megatron.platform.processes import Process
@@ -22,6 +24,7 @@ _PR_SET_PDEATHSIG = 1
 _SECONDS = 0.5
 
 _armed = False
+_follow = True
 _forked_by_main_thread = False
 
 
@@ -63,6 +66,17 @@ def end_with_parent() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
+@contextmanager
+def forks_outlive_us() -> Iterator[None]:
+    """Processes that are forked meanwhile look after themselves, as a monitor of this one must."""
+    global _follow
+    before, _follow = _follow, False
+    try:
+        yield
+    finally:
+        _follow = before
+
+
 def _before_fork() -> None:
     # The kernel takes the end of the thread that forked for the end of the parent.
     global _forked_by_main_thread
@@ -71,5 +85,5 @@ def _before_fork() -> None:
 
 def _after_fork() -> None:
     """In a process that the rank has forked, such as the one that writes checkpoints."""
-    if _forked_by_main_thread:
+    if _forked_by_main_thread and _follow:
         end_with_parent()

@@ -7,6 +7,7 @@ long as attempts get further: the count of restarts begins anew with each checkp
 does not know how a configuration came about.
 """
 
+import math
 import os
 import signal
 import socket
@@ -16,8 +17,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from moe_megatron.config import RunConfig
+from moe_megatron.config import RecoveryConfig, RunConfig
 from moe_megatron.errors import AGAIN, EXIT_CODE, INTERRUPTED, NO_PROGRESS
+from moe_megatron.platform.ft_launcher import (
+    Timeouts,
+    ft_launcher_command,
+    run_ft_launcher,
+)
 from moe_megatron.platform.launch import End, run_torchrun, torchrun_command
 from moe_megatron.platform.parent import LAUNCHER_VARIABLE
 from moe_megatron.platform.processes import Process
@@ -27,6 +33,11 @@ from moe_megatron.run.owner import TOKEN_VARIABLE, Claim
 from moe_megatron.telemetry.journal import note, read_events
 
 LAUNCHER_LOG = Path("logs") / "launcher.log"
+
+_HANG_SECONDS = 600.0
+"""What ft_launcher, which sees no durations of steps, takes for `recovery.hang_seconds: null`."""
+_PATIENT = 10.0
+"""How many times longer checkpoints and evaluations may take, as for the watchdog."""
 
 _FINAL = {0, EXIT_CODE, AGAIN, INTERRUPTED}
 """Exit codes after which nothing is started again: done, a mistake, a stop with or without a
@@ -53,6 +64,9 @@ class Attempts:
     def run(self) -> int:
         """Run until nothing more is to be started; returns the exit code of the launcher."""
         ours = {LAUNCHER_VARIABLE: str(Process.this()), TOKEN_VARIABLE: self.claim.owner.token}
+        if self.config.recovery.restart == "in_process":
+            # Its monitors look into a store each second, and torch warns each time of nothing new.
+            ours["TORCH_CPP_LOG_LEVEL"] = os.environ.get("TORCH_CPP_LOG_LEVEL", "error")
         with environment(ours):
             code = self._run()
         note(self._folder, "ended", code=code, reason=self._reason)
@@ -74,7 +88,7 @@ class Attempts:
     def _attempt(self) -> End:
         words = ["--config", str(self._folder / "config.yaml")]
         words += ["--debug"] if self.debug else []
-        command = torchrun_command(self.num_processes, [*self.program, *words])
+        target = [*self.program, *words]
         note(
             self._folder,
             "launched",
@@ -82,9 +96,13 @@ class Attempts:
             pid=os.getpid(),
             processes=self.num_processes,
         )
-        return run_torchrun(
-            command, new_folder(self.scratch), debug=self.debug, on_stop=self._note_stop
-        )
+        scratch, number = new_folder(self.scratch), self.num_processes
+        if self.config.recovery.restart == "ft_launcher":
+            command = ft_launcher_command(number, target, timeouts(self.config.recovery))
+            log = self._folder / LAUNCHER_LOG.with_name("ft_launcher.log")
+            return run_ft_launcher(command, scratch, log, on_stop=self._note_stop)
+        command = torchrun_command(number, target)
+        return run_torchrun(command, scratch, debug=self.debug, on_stop=self._note_stop)
 
     def _note_stop(self, signum: signal.Signals) -> None:
         self._reason = f"stopped by {signum.name}"
@@ -165,6 +183,19 @@ class Attempts:
                 file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
         except OSError as error:
             print(f"warning: cannot write {log}: {error.strerror}", file=sys.stderr, flush=True)
+
+
+def timeouts(recovery: RecoveryConfig) -> Timeouts:
+    """When a rank hangs, for ft_launcher.
+
+    Later than for the watchdog of the ranks, which has then told who hangs and kept the stacks.
+    """
+    step = 1.5 * (_HANG_SECONDS if recovery.hang_seconds is None else recovery.hang_seconds)
+    if not recovery.end_hangs:
+        step = math.inf
+    patient = _PATIENT * step
+    sections = {"setup": recovery.setup_seconds, "step": step, "checkpointing": patient}
+    return Timeouts(sections=sections, outside=patient)
 
 
 def new_folder(scratch: Path) -> Path:

@@ -12,6 +12,7 @@ from pathlib import Path
 from moe_megatron.config import RunConfig, apply_overrides
 from moe_megatron.platform.choice import Choice
 from moe_megatron.platform.device import choose_num_processes, detect_device
+from moe_megatron.platform.resiliency import require_resiliency
 from moe_megatron.platform.scratch import scratch_folder
 from moe_megatron.routing import resolve
 from moe_megatron.run.attempts import Attempts
@@ -70,6 +71,8 @@ def _launch(
         say(f"expert parallel size: {experts}")
     config = fitted(config, processes.value)
     _check_megatron_flags(config)
+    if config.recovery.restart != "elastic":
+        require_resiliency(f"recovery.restart: {config.recovery.restart}")
     if ended := check_load(config):
         say(ended)
         return 0
@@ -81,7 +84,8 @@ def _launch(
         prepare_data(config)
         file = write_config(config, ours.run_dir)
         shown = " ".join([*(Path(word).name for word in program), "--config", str(file)])
-        say(f"running: torchrun --nproc-per-node {processes.value} {shown}")
+        launcher = "ft_launcher" if config.recovery.restart == "ft_launcher" else "torchrun"
+        say(f"running: {launcher} --nproc-per-node {processes.value} {shown}")
         return Attempts(
             config=config,
             program=program,

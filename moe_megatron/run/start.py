@@ -117,12 +117,11 @@ def start(
     config = replace(config, moe=resolve(config.moe))
     config.validate(world.size())
     machine = choose_machine(config)
-    minutes = config.megatron.get("distributed-timeout-minutes", _TIMEOUT_MINUTES)
     with claimed_folder(
         Path(config.run_dir),
         fresh=fresh,
         backend=machine.settings.backend,
-        timeout=timedelta(minutes=float(str(minutes))),
+        timeout=patience(config),
     ) as folder:
         config = apply_overrides(config, {"run_dir": str(folder)})
         if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")):
@@ -131,6 +130,12 @@ def start(
             result = _start(config, data, machine, attached, backend, quiet_megatron, say)
             ended(result.exit_code)
         return result
+
+
+def patience(config: RunConfig) -> timedelta:
+    """How long the ranks of a run wait for each other."""
+    minutes = config.megatron.get("distributed-timeout-minutes", _TIMEOUT_MINUTES)
+    return timedelta(minutes=float(str(minutes)))
 
 
 def _start(

@@ -32,6 +32,7 @@ from moe_megatron.data.tokenizer import load_tokenizer
 from moe_megatron.errors import MoEError
 from moe_megatron.mcore.recovery.heartbeats import read_beats
 from moe_megatron.mcore.recovery.masked_experts import read_masked
+from moe_megatron.mcore.recovery.recent_losses import read_losses
 from moe_megatron.model import storage
 from moe_megatron.platform.death import in_order
 from moe_megatron.platform.slurm.run_progress import _attempts
@@ -200,6 +201,7 @@ READERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "tracker": (TRACKER, resolve),
     "tracker of a run": (TRACKER, lambda f: (tracked_step(f), candidates(f))),
     "masked experts": ("masked_experts.json", read_masked),
+    "losses before a checkpoint": ("recent_losses.json", read_losses),
     "backend of a checkpoint": ("metadata.json", _backend),
     "metadata of a checkpoint": (".metadata", _metadata),
     "origin of a checkpoint": ("hf/origin.json", description.origin),

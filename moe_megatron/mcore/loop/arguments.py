@@ -171,7 +171,7 @@ def parse(argv: Sequence[str], *, verbose: bool = False) -> Any:
     output = contextlib.nullcontext() if verbose else contextlib.redirect_stdout(io.StringIO())
     errors = io.StringIO()
     try:
-        with _sys_argv(argv), output, contextlib.redirect_stderr(errors):
+        with sys_argv(argv), output, contextlib.redirect_stderr(errors):
             return parse_and_validate_args()
     except (AssertionError, ValueError) as error:
         raise ConfigError(
@@ -236,7 +236,7 @@ def _known_flags() -> frozenset[str]:
 
 
 @contextlib.contextmanager
-def _sys_argv(argv: Sequence[str]) -> Iterator[None]:
+def sys_argv(argv: Sequence[str]) -> Iterator[None]:
     """Replace `sys.argv`, the only place from which Megatron's parser reads, meanwhile."""
     saved = sys.argv
     sys.argv = [saved[0] if saved else "moe_megatron", *argv]

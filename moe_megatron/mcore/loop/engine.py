@@ -51,6 +51,7 @@ from moe_megatron.mcore.recovery.build import (
     number_masked,
 )
 from moe_megatron.mcore.recovery.rollback import RollBack
+from moe_megatron.mcore.recovery.sections import Sections, monitor_flags, sections_told
 from moe_megatron.mcore.state import checkpoint
 from moe_megatron.mcore.state.background import saving_in_a_fork
 from moe_megatron.mcore.state.complete_loading import complete_loading
@@ -155,13 +156,12 @@ def run(job: TrainingJob, machine: MachineSettings) -> JobOutcome:
         saves_checkpoints=job.checkpoints is not None,
         number_masked=number_masked(policies),
     )
-    clock = PhaseClock()
-    release = ModelRelease()
+    clock, release = PhaseClock(), ModelRelease()
     earlier = None if load is None else job.run_dir
     rollback = RollBack(job.checkpoints, earlier, job.choose_checkpoint)
-    callbacks: list[Callback] = [release, telemetry, *job.callbacks]
     watchdogs = configured_watchdogs(config.recovery, job.run_dir, clock.current)
-    callbacks += [*policies, *watchdogs]
+    callbacks: list[Callback] = [release, telemetry, *job.callbacks, *policies]
+    callbacks += [*watchdogs, Sections()]
     if job.checkpoints is not None:
         checkpoint.check_writable(job.checkpoints)
         callbacks.append(_SideFiles(job, telemetry, load))
@@ -179,7 +179,9 @@ def run(job: TrainingJob, machine: MachineSettings) -> JobOutcome:
         stack.callback(release.release)
         stack.enter_context(_output_to(job.megatron_log, job.health))
         stack.enter_context(lasting_writers(job.health))  # before `parse`, which opens them
-        args = parse(megatron_argv(config, machine, paths), verbose=True)
+        argv = [*megatron_argv(config, machine, paths), *monitor_flags(config)]
+        stack.enter_context(sections_told(argv))
+        args = parse(argv, verbose=True)
         args.iterations_to_skip.extend(rollback.left_out())
         stack.enter_context(_stop_on_interrupt())
         stack.enter_context(guarded(config.recovery, callbacks, rollback, job.run_dir))

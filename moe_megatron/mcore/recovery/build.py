@@ -69,7 +69,8 @@ def configured_watchdogs(
     if run_dir is None:
         return []
     # A process alone waits for nobody, but perhaps for a debugger: it is not ended.
-    ends = config.end_hangs and world.size() > 1
+    # The monitors of ft_launcher end what hangs, a little later.
+    ends = config.end_hangs and world.size() > 1 and config.restart != "ft_launcher"
     return [Watchdog(run_dir, seconds=config.hang_seconds, ends=ends, phase=phase)]
 
 

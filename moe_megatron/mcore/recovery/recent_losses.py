@@ -11,6 +11,7 @@ from pathlib import Path
 
 from moe_megatron.errors import CheckpointError
 from moe_megatron.files import replace_file
+from moe_megatron.reading import read_json
 
 LOSSES_FILE = "recent_losses.json"
 
@@ -23,12 +24,10 @@ def read_losses(checkpoint: Path) -> list[float]:
     """
     file = checkpoint / LOSSES_FILE
     try:
-        text = file.read_text(encoding="utf-8")
+        return [float(loss) for loss in read_json(file)]
     except FileNotFoundError:
         return []
-    try:
-        return [float(loss) for loss in json.loads(text)]
-    except (TypeError, ValueError) as error:
+    except (OSError, OverflowError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{file} is not a list of losses ({error}). Resume from another checkpoint, or write "
             "[] into it: then the losses of the next steps are collected first."

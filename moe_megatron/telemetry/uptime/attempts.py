@@ -114,18 +114,23 @@ class Attempts:
         """Checkpoints that were saved and not removed or set aside: step and time."""
         self.notes: list[Event] = []
         """What else happened: sinks that failed, experts that were masked, and so on."""
+        self._announced = False
+        """Whether the newest event announces an attempt."""
         self.read(events)
 
     def read(self, events: Iterable[Event]) -> None:
         """Read further events."""
         for event in events:
             if event.kind in _STARTS:
-                self.list.append(Attempt(started=event.time, last_sign=event.time))
-                _FILLS[event.kind](self.list[-1], event)
+                # A launcher that starts the ranks again says both: that it will, and that it has.
+                if not (self._announced and event.kind == "launched"):
+                    self.list.append(Attempt(started=event.time, last_sign=event.time))
+                self._fill(event)
             elif event.kind == "attempt":
                 self._begin(event)
             elif event.kind in _FILLS:
                 self._fill(event)
+            self._announced = event.kind == "restarting"
             self._note(event)
 
     def _begin(self, event: Event) -> None:

@@ -31,6 +31,22 @@ def changed(overrides: dict[str, Any]) -> RunConfig:
             "training.eval_interval (100) needs a validation share in data.split, which is '1,0,0'",
         ),
         (
+            {"recovery.restart": "ft_launcher", "checkpoint.save_interval": None},
+            "recovery.restart 'ft_launcher' needs checkpoints to go on from",
+        ),
+        (
+            {"megatron.enable-ft-package": True},
+            "--enable-ft-package cannot be given: recovery.restart: ft_launcher gives it",
+        ),
+        (
+            {"megatron.inprocess-restart": True},
+            "--inprocess-restart cannot be given: use recovery.restart: in_process",
+        ),
+        (
+            {"megatron.calc-ft-timeouts": True},
+            "--calc-ft-timeouts cannot be given: a short run would leave timeouts in ft_state.json",
+        ),
+        (
             {
                 "recovery.expert_failure": "mask",
                 "moe.num_experts": 4,

@@ -142,6 +142,13 @@ class Channel:
             buffer.close()
         self._windows.clear()
 
+    def hang_up(self) -> None:
+        """Let the peers see that nothing more comes; safe while another thread exchanges."""
+        nothing = os.open(os.devnull, os.O_WRONLY)
+        for descriptor in tuple(self._outgoing.values()):
+            os.dup2(nothing, descriptor)  # not closed: its number could become another file's
+        os.close(nothing)
+
     def exchange(self, outgoing: Sequence[torch.Tensor], incoming: Sequence[torch.Tensor]) -> None:
         """Send `outgoing[r]` to each rank r and fill `incoming[r]` with what r sends to this rank.
 
@@ -252,6 +259,13 @@ def channel_of(group: dist.ProcessGroup | None) -> Channel | None:
         is_gloo = dist.get_backend(group) == dist.Backend.GLOO
         _channels[group] = _connect(group) if is_gloo and group.size() > 1 else None
     return _channels[group]
+
+
+def hang_up() -> None:
+    """End the exchanges of all groups of this process, so that nobody waits for it any more."""
+    for channel in tuple(_channels.values()):
+        if channel is not None:
+            channel.hang_up()
 
 
 def _connect(group: dist.ProcessGroup) -> Channel | None:

@@ -83,6 +83,15 @@ def test_every_second_of_a_run_with_a_kill_and_a_resume(make_step: MakeStep) -> 
     assert found.ettr == 1 - sum(found.lost.values()) / 192
 
 
+def test_launcher_that_says_that_it_starts_again_and_that_it_has_makes_one_attempt(
+    make_step: MakeStep,
+) -> None:
+    again = [it for it in KILLED if it.kind != "restarting"]
+    again[7:7] = [event(1131, "restarting", attempt=1), event(1131.5, "launched", host="h")]
+    found = of(again, steps_of(make_step, KEPT), until=1192)
+    assert (found.attempts, found.lost["waiting"]) == (2, 10)
+
+
 def test_steps_without_an_update_are_lost(make_step: MakeStep) -> None:
     events = [begin(0, 1), event(11, "first_step", step=1, seconds=1.0), event(14, "ended", code=0)]
     found = of(events, steps_of(make_step, {1: 1.0, 2: 1.0, 3: 2.0}, skipped=3), until=14)
