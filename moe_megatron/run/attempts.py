@@ -60,6 +60,7 @@ class Attempts:
     """Restarts since the newest checkpoint."""
     _reason: str = ""
     _began: float = field(default_factory=time.time)
+    _launched: float = 0.0
 
     def run(self) -> int:
         """Run until nothing more is to be started; returns the exit code of the launcher."""
@@ -89,6 +90,7 @@ class Attempts:
         words = ["--config", str(self._folder / "config.yaml")]
         words += ["--debug"] if self.debug else []
         target = [*self.program, *words]
+        self._launched = time.time()
         note(
             self._folder,
             "launched",
@@ -117,7 +119,7 @@ class Attempts:
         if end.code in _FINAL:
             return self._code_of_stop(end)
         cause = end.deaths[0]
-        self._reason = cause.explain(end.memory_kills)
+        self._reason = self._hang() + cause.explain(end.memory_kills)
         note(
             self._folder,
             "rank_died",
@@ -139,6 +141,17 @@ class Attempts:
             self._began = time.time()
             return None
         return self._give_up(end, limit)
+
+    def _hang(self) -> str:
+        """The beginning of a sentence that goes on with who was killed, if the attempt hung."""
+        noted = read_events(self._folder)
+        hangs = [it for it in noted if it.kind == "hang" and it.time >= self._launched]
+        if not hangs:
+            return ""
+        rank, step = hangs[0].fields.get("rank"), hangs[0].fields.get("step")
+        if rank is None:
+            return "every rank waited for others for too long, and "
+        return f"rank {rank} hung in step {step}, and "
 
     def _code_of_stop(self, end: End) -> int:
         stopped_early = end.stopped and end.code == INTERRUPTED
