@@ -49,10 +49,15 @@ def nan_gradient(model: list[Any]) -> None:
     hook = parameter.register_hook(spoil)
 
 
-@torch.no_grad()
 def dying_expert(model: list[Any]) -> None:
-    """Set a weight of the first expert of this rank to NaN, as a memory fault would."""
-    next(iter(expert_parameters(model))).tensor.view(-1)[0] = float("nan")
+    """Damage the first expert of this rank."""
+    damage(next(iter(expert_parameters(model))).tensor)
+
+
+@torch.no_grad()
+def damage(weight: Tensor) -> None:
+    """Set one number of a weight to NaN, as a memory fault would."""
+    weight.view(-1)[0] = float("nan")
 
 
 INJURIES: dict[str, Callable[[list[Any]], None]] = {

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from moe_megatron.chaos.injuries import damage
 from moe_megatron.mcore import world
 from moe_megatron.mcore.loop.callbacks import Callback, StepEnd
 from moe_megatron.mcore.recovery.expert_parameters import expert_parameters
@@ -136,12 +137,11 @@ class BadExpert(Harm):
         if self._late:
             self._spoil(event.step)
 
-    @torch.no_grad()
     def _spoil(self, step: int) -> None:
         if step == self.step and not self._gradients and self._times > 0:
             self._times -= 1
             for weight in self._weights:
-                weight.view(-1)[0] = math.nan
+                damage(weight)
 
     def _gradient(self, gradient: torch.Tensor) -> torch.Tensor | None:
         # An expert without tokens has a gradient of zeros, if any.

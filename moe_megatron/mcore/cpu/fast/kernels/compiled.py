@@ -12,6 +12,7 @@ import hashlib
 import logging
 import os
 import platform
+import stat
 import subprocess
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -30,6 +31,7 @@ POINTER, SIZE = ctypes.c_void_p, ctypes.c_int64
 
 _FLAGS = "-O3 -march=native -fno-math-errno -fno-trapping-math -fPIC -fopenmp"
 _SECONDS = 60
+_OF_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 _log = logging.getLogger(__name__)
 
@@ -54,7 +56,7 @@ def library(source: Path, **arguments: Sequence[type]) -> Callable[[], ctypes.CD
 
 def _loaded(source: Path, arguments: Mapping[str, Sequence[type]]) -> ctypes.CDLL | None:
     try:
-        library = ctypes.CDLL(str(_built(source)))
+        library = ctypes.CDLL(_built(source))
     except (DataError, OSError, _NotCompiledError) as error:
         if world.rank() == 0:
             _warn_once(str(error))
@@ -89,30 +91,65 @@ class _NotCompiledError(Exception):
     pass
 
 
-def _built(source: Path) -> Path:
+def _built(source: Path) -> str:
+    """The path of a library that nobody else can change from now on."""
     compiler = c_compiler()
     if not compiler:
         raise _NotCompiledError(f"found none of {', '.join(COMPILERS)}")
     texts = [path.read_text() for path in (source, *sorted(source.parent.glob("*.h")))]
-    key = "\n".join((*texts, *compiler, _FLAGS, _processor(), str(os.getuid())))
+    key = "\n".join((*texts, *compiler, _FLAGS, _processor(), str(os.geteuid())))
     digest = hashlib.sha256(key.encode()).hexdigest()[:16]
     library = default_cache_dir() / "compiled" / f"{source.stem}-{digest}.so"
-    if library.exists():
-        status = library.stat()
-        if status.st_uid != os.getuid() or status.st_mode & 0o022:
-            raise _NotCompiledError(f"{library} is not this user's alone; remove it")
-        return library
-    # No lock: ranks that get here together compile identical files, and the last rename wins.
     with explained_writes(library):
-        library.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=library.parent) as folder:
-            unit, partial = Path(folder, "unit.o"), Path(folder, library.name)
-            _run([*compiler, *_FLAGS.split(), "-c", str(source), "-o", str(unit)])
-            # Linked without -fopenmp: a second OpenMP library would start threads beside torch's.
-            _run([*compiler, "-shared", str(unit), "-o", str(partial)])
-            partial.chmod(0o755)
-            rename_into_place(partial, library)
-    return library
+        library.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    folder = _private_folder(library.parent)
+    try:
+        if not library.exists():
+            _compile(compiler, source, library)
+        return _private_file(library, folder)
+    finally:
+        os.close(folder)
+
+
+def _compile(compiler: Sequence[str], source: Path, library: Path) -> None:
+    # No lock: ranks that get here together compile identical files, and the last rename wins.
+    with explained_writes(library), tempfile.TemporaryDirectory(dir=library.parent) as folder:
+        unit, partial = Path(folder, "unit.o"), Path(folder, library.name)
+        _run([*compiler, *_FLAGS.split(), "-c", str(source), "-o", str(unit)])
+        # Linked without -fopenmp: a second OpenMP library would start threads beside torch's.
+        _run([*compiler, "-shared", str(unit), "-o", str(partial)])
+        partial.chmod(0o755)
+        rename_into_place(partial, library)
+
+
+def _private_folder(path: Path) -> int:
+    """A descriptor of the cache's folder, in which nobody else can create or rename files."""
+    try:
+        folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError as error:
+        raise _NotCompiledError(f"{path} is not a folder of this user: {error.strerror}") from None
+    status = os.fstat(folder)
+    if status.st_uid == os.geteuid() and status.st_mode & _OF_OTHERS:
+        # Made where the mask lets the group write. What somebody has put there is not ours.
+        os.fchmod(folder, 0o700)
+    elif status.st_uid != os.geteuid():
+        os.close(folder)
+        raise _NotCompiledError(f"{path} is not this user's alone; remove it")
+    return folder
+
+
+def _private_file(library: Path, folder: int) -> str:
+    """A name of exactly the file that was checked, which no rename can give to another one.
+
+    It names an open descriptor. That stays open, as the loader takes equal names for one library.
+    """
+    file = os.open(library.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
+    status = os.fstat(file)
+    mine = status.st_uid == os.geteuid() and not status.st_mode & _OF_OTHERS
+    if not mine or not stat.S_ISREG(status.st_mode):
+        os.close(file)
+        raise _NotCompiledError(f"{library} is not this user's alone; remove it")
+    return f"/proc/self/fd/{file}"
 
 
 def _run(command: list[str]) -> None:

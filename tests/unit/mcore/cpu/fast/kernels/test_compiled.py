@@ -1,5 +1,6 @@
 """C that is compiled on the machine: once, and never in the way."""
 
+import ctypes
 import logging
 import os
 from pathlib import Path
@@ -61,13 +62,13 @@ def test_another_source_processor_or_user_gets_another_library(
     if other == "processor":
         monkeypatch.setattr(compiled, "_processor", lambda: "of tomorrow")
     if other == "user":
-        monkeypatch.setattr(os, "getuid", lambda: os.geteuid() + 1)
+        monkeypatch.setattr(compiled, "_processor", lambda: f"the user {os.geteuid() + 1}")
     assert answer(source) == (43 if other == "source" else 42)
     assert len(list(cache.iterdir())) == 2
 
 
 @pytest.mark.usefixtures("compiler")
-@pytest.mark.parametrize("danger", ["owner", "mode"])
+@pytest.mark.parametrize("danger", ["mode", "link", "pipe", "owner of the folder"])
 def test_a_library_that_others_can_change_is_not_loaded(
     danger: str,
     source: Path,
@@ -75,14 +76,56 @@ def test_a_library_that_others_can_change_is_not_loaded(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    if danger == "owner":
-        # What it makes is still owned by the one who runs this.
-        monkeypatch.setattr(os, "getuid", lambda: os.geteuid() + 1)
     answer(source)
+    compiled_file = next(cache.iterdir())
     if danger == "mode":
-        next(cache.iterdir()).chmod(0o775)
+        compiled_file.chmod(0o775)
+    if danger in ("link", "pipe"):
+        compiled_file.rename(cache.parent / "elsewhere.so")
+    if danger == "link":
+        compiled_file.symlink_to(cache.parent / "elsewhere.so")
+    if danger == "pipe":
+        os.mkfifo(compiled_file)
+    if danger == "owner of the folder":
+        someone = os.geteuid() + 1
+        monkeypatch.setattr(os, "geteuid", lambda: someone)
     assert library(source)() is None
-    assert "is not this user's alone" in caplog.text
+    assert "is not this user's alone" in caplog.text or "symbolic link" in caplog.text
+
+
+@pytest.mark.usefixtures("compiler")
+def test_a_folder_that_is_a_link_is_not_used(
+    source: Path, cache: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "of somebody").mkdir()
+    cache.parent.mkdir()
+    cache.symlink_to(tmp_path / "of somebody")
+    assert library(source)() is None
+    assert "is not a folder of this user" in caplog.text
+    assert list((tmp_path / "of somebody").iterdir()) == []
+
+
+@pytest.mark.usefixtures("compiler")
+def test_the_folder_is_closed_to_others(source: Path, cache: Path) -> None:
+    cache.mkdir(parents=True)
+    cache.chmod(0o777)
+    assert answer(source) == 42
+    assert cache.stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.usefixtures("compiler")
+def test_the_file_that_was_checked_is_loaded_although_another_takes_its_name(
+    source: Path, cache: Path, tmp_path: Path
+) -> None:
+    assert answer(source) == 42
+    named = compiled._built(source)
+    source_of_other = tmp_path / "other.c"
+    source_of_other.write_text(ANSWER % 66)
+    assert answer(source_of_other) == 66
+    other = next(path for path in cache.iterdir() if path.stem.startswith("other"))
+    mine = next(path for path in cache.iterdir() if path.stem.startswith("answer"))
+    other.replace(mine)
+    assert ctypes.CDLL(named).answer() == 42
 
 
 @pytest.mark.parametrize(
