@@ -195,6 +195,7 @@ def export_checkpoint(
     wanted = None if dtype is None else dtypes.parse(dtype)
     with TorchDist(_folder(source)) as saved:
         run = description.run_of(saved.path)
+        description.check_whole(saved.path, run)
         base, origin = description.base_config(saved.path), description.origin(saved.path)
         family = description.family_of_folder(saved.path)
         config = family.hf_config(run, base, saved.tensors)

@@ -81,6 +81,7 @@ def _load_hugging_face(path: Path, expected: str | None) -> LoadedModel:
 def _load_megatron(path: Path, expected: str | None) -> LoadedModel:
     with TorchDist(path) as saved:
         run = description.run_of(saved.path)
+        description.check_whole(saved.path, run)
         base = description.base_config(saved.path)
         limits: tuple[str, ...] = ()
         if expected is not None or base is not None:

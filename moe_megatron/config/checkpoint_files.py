@@ -57,5 +57,13 @@ def tracked_step(checkpoints: Path) -> int | None:
 
 
 def is_megatron_checkpoint(path: Path) -> bool:
-    """Whether a folder is a finished Megatron checkpoint, or holds some."""
-    return (path / METADATA).is_file() or (path / TRACKER).is_file()
+    """Whether a folder is a finished Megatron checkpoint, holds some, or is that of a run."""
+    folder = checkpoints_of(path)
+    return (folder / METADATA).is_file() or (folder / TRACKER).is_file()
+
+
+def checkpoints_of(path: Path) -> Path:
+    """The folder of checkpoints in that of a run; any other folder as it is."""
+    if (path / METADATA).is_file() or not (path / CHECKPOINTS / TRACKER).is_file():
+        return path
+    return path / CHECKPOINTS

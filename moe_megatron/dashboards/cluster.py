@@ -138,7 +138,7 @@ _EXPORTER = Section(
         lines(
             "Failed sinks",
             "none",
-            "1 while a log or sink of the first process cannot be written, often for want of disk "
+            "1 while a log or sink of any process cannot be written, often for want of disk "
             "space. Training goes on, and the sink is tried again.",
             Query(latest("moe_sink_failed", "sink"), "{{sink}}"),
         ),

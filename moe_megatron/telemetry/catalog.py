@@ -197,7 +197,7 @@ EXPORTER = (
     _gauge("moe_exporter_series", "series", "Series in this scrape."),
     _gauge("moe_exporter_collect_seconds", "seconds", "Time to collect the series of this scrape."),
     _gauge("moe_sink_failed", "",
-           "1 while a sink or log of the first process cannot be written, else 0.", "sink"),
+           "1 while a sink or log of any process cannot be written, else 0.", "sink"),
     _counter("moe_sink_outages_total", "outages", "How often it could not be written.", "sink"),
     _counter("moe_sink_dropped_records_total", "records",
              "Records or lines that it has lost; up to a bound they wait for its return.", "sink"),

@@ -9,10 +9,10 @@ import pytest
 
 from moe_megatron.config import apply_overrides, load_config
 from moe_megatron.config.flags import split_flags
+from moe_megatron.config.masked_experts import read_masked
 from moe_megatron.errors import RecoveryError
 from moe_megatron.mcore.loop.callbacks import Callback
 from moe_megatron.mcore.recovery.expert_parameters import expert_parameters
-from moe_megatron.mcore.recovery.masked_experts import read_masked
 from moe_megatron.telemetry.journal import Event, read_events
 from moe_megatron.telemetry.sinks.jsonl import (
     METRICS_FILE,

@@ -24,6 +24,7 @@ from moe_megatron.checkpoint.integrity.manifest import read_manifest
 from moe_megatron.checkpoint.integrity.newest_valid import candidates
 from moe_megatron.config import load_config
 from moe_megatron.config.checkpoint_files import TRACKER, tracked_step
+from moe_megatron.config.masked_experts import read_masked
 from moe_megatron.data import demo
 from moe_megatron.data.index import inspect
 from moe_megatron.data.manifest import find_prepared
@@ -31,7 +32,6 @@ from moe_megatron.data.readers import read_texts
 from moe_megatron.data.tokenizer import load_tokenizer
 from moe_megatron.errors import MoEError
 from moe_megatron.mcore.recovery.heartbeats import read_beats
-from moe_megatron.mcore.recovery.masked_experts import read_masked
 from moe_megatron.mcore.recovery.recent_losses import read_losses
 from moe_megatron.model import storage
 from moe_megatron.platform.death import in_order

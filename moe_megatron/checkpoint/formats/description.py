@@ -7,8 +7,11 @@ from typing import Any
 from moe_megatron.checkpoint.formats.hf_folder import CONFIG
 from moe_megatron.checkpoint.formats.side_files import HF_FOLDER
 from moe_megatron.config import CONFIG_FILE, RunConfig, load_config
+from moe_megatron.config.checks import join_words
+from moe_megatron.config.masked_experts import read_masked
 from moe_megatron.errors import CheckpointError
 from moe_megatron.families import Family, family_of, family_of_run
+from moe_megatron.families.choice import FLAGS_OF_UNKNOWN_FUNCTION
 from moe_megatron.reading import read_json
 
 BASE_CONFIG = f"{HF_FOLDER}/{CONFIG}"
@@ -37,6 +40,34 @@ def run_of(folder: Path) -> RunConfig:
         )
     run = load_config(path)
     return replace(run, moe=resolve(run.moe))
+
+
+def check_whole(folder: Path, run: RunConfig) -> None:
+    """Refuse a model that another program would compute differently, or with NaN.
+
+    Flags of Megatron that only say how to train, log or profile are none of its business.
+
+    Args:
+        folder: The folder of the tensors.
+        run: The configuration of the run.
+
+    Raises:
+        CheckpointError: Experts are masked, which weights alone cannot say, or a flag of Megatron
+            changes what the model computes.
+    """
+    if masked := sorted(read_masked(folder)):
+        named = join_words([f"{expert} of layer {layer}" for layer, expert in masked], "and")
+        raise CheckpointError(
+            f"{folder} has masked experts (expert {named}): no token is routed to them in "
+            "Megatron, and only there, as their weights may be NaN. Resume with --set "
+            "recovery.restore_experts=restore, and use what that saves; or use a checkpoint from "
+            "before they were masked."
+        )
+    if flags := [f"--{flag}" for flag in run.megatron if flag in FLAGS_OF_UNKNOWN_FUNCTION]:
+        raise CheckpointError(
+            f"{folder} was trained with {join_words(flags, 'and')}, which changes what the model "
+            "computes and which only Megatron knows; use it there."
+        )
 
 
 def base_config(folder: Path) -> dict[str, Any] | None:

@@ -21,6 +21,7 @@ from moe_megatron.config.checkpoint_files import (
     METADATA,
     RELEASE,
     TRACKER,
+    checkpoints_of,
     iteration_dir,
     read_tracker,
 )
@@ -84,13 +85,14 @@ class FoundMatrix:
 
 
 def resolve(path: Path) -> Path:
-    """The folder with the tensors: `path` itself, or its newest iteration.
+    """The folder with the tensors: `path` itself, or its newest iteration, or that of a run.
 
     Raises:
         CheckpointError: Neither is a finished checkpoint.
     """
     if (path / METADATA).is_file():
         return path
+    path = checkpoints_of(path)
     try:
         text = read_tracker(path)
     except OSError:

@@ -185,7 +185,10 @@ def parse(argv: Sequence[str], *, verbose: bool = False) -> Any:
 
 def _reason(error: Exception) -> str:
     """The message of an error; for an assertion without one, its source line."""
-    return str(error) or f"it demands '{traceback.extract_tb(error.__traceback__)[-1].line}'"
+    return (
+        str(error).rstrip(".")
+        or f"it demands '{traceback.extract_tb(error.__traceback__)[-1].line}'"
+    )
 
 
 def _in_main_thread() -> bool:

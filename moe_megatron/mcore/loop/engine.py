@@ -155,6 +155,7 @@ def run(job: TrainingJob, machine: MachineSettings) -> JobOutcome:
         None if load is None else load / PROFILE_FILE,
         saves_checkpoints=job.checkpoints is not None,
         number_masked=number_masked(policies),
+        health=job.health,
     )
     clock, release = PhaseClock(), ModelRelease()
     earlier = None if load is None else job.run_dir

@@ -4,8 +4,9 @@ A router adds into its row of these tensors, in place (so CUDA graphs replay it)
 synchronisation. Once per step `collect` starts one reduction over all ranks. Every rank contributes
 tensors of the same shape in the same order, with zeros in the rows of layers it does not own, so
 uneven pipelines cannot hang. Counts are int64: Megatron's own float counters are rounded to bf16 by
-its mixed-precision wrapper. The same reduction carries each rank's time and memory. The catalog
-defines the quantities: this module knows neither them nor routers, sinks or files.
+its mixed-precision wrapper. The same reduction carries each rank's time and memory, and which of
+its logs cannot be written. The catalog defines the quantities: this module knows neither them nor
+routers or files.
 """
 
 import hashlib
@@ -20,7 +21,9 @@ from numpy.typing import NDArray
 from moe_megatron.errors import ConfigError
 from moe_megatron.mcore.measure.rank_load import RankValues
 from moe_megatron.telemetry.catalog import quantities as registered_quantities
+from moe_megatron.telemetry.metric import SINKS
 from moe_megatron.telemetry.quantity import Quantity
+from moe_megatron.telemetry.sinks.health import SinkState
 
 Int64Array = NDArray[np.int64]
 Float64Array = NDArray[np.float64]
@@ -32,6 +35,9 @@ _NUM_COUNTS = 2
 # Columns of the sums: one per expert, then one per measured quantity. The last row is not a layer:
 # its last two columns hold the sum of the reported losses and the number of ranks reporting one.
 _NUM_LOSS = 2
+
+# For each sink: on how many ranks it is broken, how often it was, and the records that it has lost.
+_NUM_SINK_SLOTS = 3 * len(SINKS)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,6 +79,8 @@ class StepTotals:
     """[W], one value per rank, see `rank_load`; zeros where nothing was measured"""
     rank_memory_bytes: Float64Array = field(default_factory=lambda: np.zeros(1))
     """[W]"""
+    other_sinks: Mapping[str, SinkState] = field(default_factory=dict)
+    """The logs and sinks of all ranks but the first that were ever broken, by name"""
 
 
 class PendingTotals:
@@ -112,7 +120,8 @@ class PendingTotals:
         counts, flat = (tensor.numpy() for tensor in self._host)
         experts = self._num_experts
         size = self._num_rows * (experts + _num_sums(self._names))
-        sums, ranks = flat[:size].reshape(self._num_rows, -1), flat[size:].reshape(2, -1)
+        sums, rest = flat[:size].reshape(self._num_rows, -1), flat[size:]
+        ranks, sinks = rest[:-_NUM_SINK_SLOTS].reshape(2, -1), rest[-_NUM_SINK_SLOTS:]
         loss_sum, num_reports = sums[-1, -_NUM_LOSS:]
         return StepTotals(
             tokens_per_expert=counts[:, :experts],
@@ -123,6 +132,7 @@ class PendingTotals:
             loss=float(loss_sum / num_reports) if num_reports else None,
             rank_compute_seconds=ranks[0],
             rank_memory_bytes=ranks[1],
+            other_sinks=_sinks_of(sinks.reshape(len(SINKS), -1)),
         )
 
 
@@ -215,19 +225,39 @@ class RoutingCounters:
         return PendingTotals(counts, self._with_ranks(sums, own), self.num_experts, self._names)
 
     def _with_ranks(self, sums: torch.Tensor, own: RankValues | None) -> torch.Tensor:
-        """The flattened sums, followed by one slot per rank for its time and one for its memory.
+        """The flattened sums, one slot per rank for its time and one for its memory, and the sinks.
 
         A rank fills only its own slots and leaves zeros in the others, so the sum over ranks brings
         every rank's values to all of them without a second reduction.
         """
         world = dist.get_world_size() if dist.is_initialized() else 1
         ranks = torch.zeros(2, world, dtype=torch.float64, device=sums.device)
+        sinks = torch.zeros(_NUM_SINK_SLOTS, dtype=torch.float64, device=sums.device)
         if own is not None:
             rank = dist.get_rank() if dist.is_initialized() else 0
             # fill_ with a number is one small kernel; nothing is copied from the host.
             ranks[0, rank].fill_(own.compute_seconds)
             ranks[1, rank].fill_(own.memory_bytes)
-        return torch.cat((sums.flatten(), ranks.flatten()))
+            if rank:  # the exporter, on the first rank, knows that rank's
+                _add_sinks(sinks, own.sinks)
+        return torch.cat((sums.flatten(), ranks.flatten(), sinks))
+
+
+def _add_sinks(slots: torch.Tensor, states: Mapping[str, SinkState]) -> None:
+    """Add the state of one rank's sinks; nothing is written while all of them work."""
+    for name, state in states.items():
+        first = 3 * SINKS.index(name if name in SINKS else "other")
+        for place, value in enumerate((state.broken, state.outages, state.dropped)):
+            if value:
+                slots[first + place].add_(float(value))
+
+
+def _sinks_of(slots: Float64Array) -> dict[str, SinkState]:
+    return {
+        name: SinkState(broken=bool(broken), outages=int(outages), dropped=int(dropped))
+        for name, (broken, outages, dropped) in zip(SINKS, slots.tolist(), strict=True)
+        if outages or dropped
+    }
 
 
 def _num_sums(names: Sequence[str]) -> int:

@@ -10,9 +10,10 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
-from megatron.training import global_vars
+from megatron.training import global_vars, wandb_utils
 
 from moe_megatron.telemetry.sinks.backoff import Backoff
 from moe_megatron.telemetry.sinks.health import SinkHealth
@@ -88,6 +89,15 @@ def rewind_tensorboard(last_step: int) -> None:
         writer.rewind(last_step)
 
 
+def _errors_of(name: str) -> tuple[type[Exception], ...]:
+    """What the W&B client raises where its service cannot write; nothing of TensorBoard's own."""
+    if name != "wandb" or find_spec("wandb") is None:
+        return ()
+    import wandb
+
+    return (wandb.Error,)
+
+
 @contextmanager
 def lasting_writers(health: SinkHealth) -> Iterator[None]:
     """Have Megatron open writers that last, for as long as the context is open."""
@@ -96,9 +106,22 @@ def lasting_writers(health: SinkHealth) -> Iterator[None]:
         "wandb": ("_set_wandb_writer", "_GLOBAL_WANDB_WRITER"),
     }
     originals = {opener: getattr(global_vars, opener) for opener, _ in openers.values()}
+    tell_saved = wandb_utils.on_save_checkpoint_success
+
+    def telling(*args: Any, **kwargs: Any) -> None:
+        try:
+            tell_saved(*args, **kwargs)
+        except Exception as error:  # the checkpoint is written, whatever W&B makes of it
+            health.dropped("wandb")
+            logger.warning("W&B was not told of a checkpoint: %s", error)
 
     def opening(original: Callable[[Any], None], name: str, variable: str, args: Any) -> None:
-        original(args)
+        expected: tuple[type[Exception], ...] = (OSError, *_errors_of(name))
+        try:
+            original(args)
+        except expected as error:  # a full disk, or one that cannot be written
+            health.failed(name, f"it cannot be opened: {type(error).__name__}: {error}")
+            return
         writer = getattr(global_vars, variable)
         if writer is not None:
             setattr(global_vars, variable, LastingWriter(writer, name, health))
@@ -106,7 +129,9 @@ def lasting_writers(health: SinkHealth) -> Iterator[None]:
     try:
         for name, (opener, variable) in openers.items():
             setattr(global_vars, opener, partial(opening, originals[opener], name, variable))
+        wandb_utils.on_save_checkpoint_success = telling
         yield
     finally:
+        wandb_utils.on_save_checkpoint_success = tell_saved
         for opener, original in originals.items():
             setattr(global_vars, opener, original)

@@ -9,12 +9,15 @@ It does not know how the values reach rank 0: `counters` sends them.
 """
 
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import psutil
 import torch
 from megatron.core.transformer.moe.moe_layer import MoELayer
+
+from moe_megatron.telemetry.sinks.health import SinkState
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,6 +27,8 @@ class RankValues:
     compute_seconds: float
     """0.0 where nothing was measured."""
     memory_bytes: float
+    sinks: Mapping[str, SinkState] = field(default_factory=dict)
+    """Its logs and sinks that were ever broken, by the names of `metric.SINKS`."""
 
 
 class ComputeTimer:

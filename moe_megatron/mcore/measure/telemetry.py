@@ -27,13 +27,14 @@ from moe_megatron.mcore.layers.measured_router import MeasuredRouter
 from moe_megatron.mcore.loop.callbacks import Callback, EvaluationEnd, StepEnd
 from moe_megatron.mcore.measure.counters import PendingTotals, RoutingCounters, StepTotals
 from moe_megatron.mcore.measure.lasting_writers import rewind_tensorboard
-from moe_megatron.mcore.measure.rank_load import ComputeTimer
+from moe_megatron.mcore.measure.rank_load import ComputeTimer, RankValues
 from moe_megatron.mcore.measure.snapshots import make_snapshot
 from moe_megatron.mcore.measure.writers import RoutingWriters
 from moe_megatron.platform.peak import peak_tflops
 from moe_megatron.telemetry.catalog import quantities
 from moe_megatron.telemetry.identity import run_id
 from moe_megatron.telemetry.quantity import Quantity
+from moe_megatron.telemetry.sinks.health import SinkHealth
 from moe_megatron.telemetry.sinks.sink_set import SinkSet
 from moe_megatron.telemetry.values.profile import PROFILE_FILE, RoutingProfile
 from moe_megatron.telemetry.values.recent_use import RecentUse
@@ -66,6 +67,7 @@ class TelemetryCallback(Callback):
         load_profile: Routing profile of the checkpoint that the run loads, if any.
         saves_checkpoints: Whether the run writes checkpoints.
         number_masked: Gives the number of masked experts of each MoE layer; () for none.
+        health: The state of this rank's logs and sinks.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class TelemetryCallback(Callback):
         *,
         saves_checkpoints: bool = False,
         number_masked: Callable[[], tuple[int, ...]] = tuple,
+        health: SinkHealth | None = None,
     ) -> None:
         self._config = config
         self._sinks = sinks
@@ -90,6 +93,7 @@ class TelemetryCallback(Callback):
         self._evaluated: set[tuple[int, str]] = set()
         self._saves_checkpoints = saves_checkpoints
         self._number_masked = number_masked
+        self._health = health or SinkHealth()
         self._checkpoint_step: int | None = None
         self._checkpoint_at: float | None = None
         self._taken_at = 0.0
@@ -191,7 +195,7 @@ class TelemetryCallback(Callback):
         totals = self._counters.collect(
             contributes=_sees_own_tokens(),
             loss=event.losses.get(_LOSS),
-            own=None if self._timer is None else self._timer.take(),
+            own=self._own_values(),
         )
         self.flush()
         self._pending = _Pending(
@@ -203,6 +207,11 @@ class TelemetryCallback(Callback):
             save_failed=self._save_failed,
             failed_saves=self._failed_saves,
         )
+
+    def _own_values(self) -> RankValues | None:
+        if self._timer is None:
+            return None
+        return replace(self._timer.take(), sinks=self._health.states())
 
     def on_step_discarded(self, step: int) -> None:
         """Forget what the routers counted in this step."""
@@ -305,6 +314,7 @@ class TelemetryCallback(Callback):
                 phase_seconds=event.phase_seconds,
                 rank_compute_seconds=totals.rank_compute_seconds,
                 rank_memory_bytes=totals.rank_memory_bytes,
+                other_sinks=totals.other_sinks,
                 checkpoint_step=pending.checkpoint_step,
                 checkpoint_at=pending.checkpoint_at,
                 save_failed=pending.save_failed,

@@ -5,11 +5,11 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from moe_megatron.config import RecoveryConfig, RunConfig
+from moe_megatron.config.masked_experts import read_masked
 from moe_megatron.mcore import world
 from moe_megatron.mcore.loop.callbacks import Callback
 from moe_megatron.mcore.recovery.expert_failure import ExpertFailure
 from moe_megatron.mcore.recovery.guard import Bounds, StepGuard
-from moe_megatron.mcore.recovery.masked_experts import read_masked
 from moe_megatron.mcore.recovery.nonfinite import NonFinite
 from moe_megatron.mcore.recovery.policy import Policy
 from moe_megatron.mcore.recovery.rollback import RollBack

@@ -20,6 +20,12 @@ import torch.distributed as dist
 
 from moe_megatron.config import MoEConfig
 from moe_megatron.config.checkpoint_files import folders_by_step, iteration_dir
+from moe_megatron.config.masked_experts import (
+    Experts,
+    experts_of,
+    read_masked,
+    write_masked,
+)
 from moe_megatron.errors import RecoveryError
 from moe_megatron.mcore import world
 from moe_megatron.mcore.layers.expert_mask import ExpertMask
@@ -29,12 +35,6 @@ from moe_megatron.mcore.recovery.expert_parameters import (
     start_anew,
 )
 from moe_megatron.mcore.recovery.findings import gradient_of, is_finite
-from moe_megatron.mcore.recovery.masked_experts import (
-    Experts,
-    experts_of,
-    read_masked,
-    write_masked,
-)
 from moe_megatron.mcore.recovery.policy import Action, Answer, Policy, Step
 from moe_megatron.mcore.recovery.unmask import reinitialize, restore
 from moe_megatron.telemetry.journal import note

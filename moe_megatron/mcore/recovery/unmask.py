@@ -17,13 +17,13 @@ from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
 from megatron.core.utils import unwrap_model
 
+from moe_megatron.config.masked_experts import Experts, experts_of, read_masked
 from moe_megatron.errors import RecoveryError
 from moe_megatron.mcore.recovery.expert_parameters import (
     ExpertParameter,
     expert_parameters,
     routers,
 )
-from moe_megatron.mcore.recovery.masked_experts import Experts, experts_of, read_masked
 
 _NOISE = 0.01
 """Standard deviation of the noise, in those of the mean's values."""

@@ -6,7 +6,7 @@ the series or how they are sent.
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 from prometheus_client import Metric as Family
@@ -78,7 +78,8 @@ class RunCollector(Collector):
         yield from _ranks(view)
         if self._layers:
             yield from self._routing(view)
-        yield from _sinks(self._health.states())
+        others = view.runtime.other_sinks if view.runtime is not None else {}
+        yield from _sinks([*self._health.states().items(), *others.items()])
 
     def _routing(self, view: RunView) -> Iterator[Family]:
         layers, totals = self._layers, view.totals
@@ -202,9 +203,9 @@ def _layer_quantiles(name: str, values: Float64Array) -> Family:
     return _family(name, labels, across_layers(values))
 
 
-def _sinks(states: Mapping[str, SinkState]) -> Iterator[Family]:
+def _sinks(states: Iterable[tuple[str, SinkState]]) -> Iterator[Family]:
     totals = dict.fromkeys(SINKS, SinkState())
-    for name, state in states.items():
+    for name, state in states:
         known = name if name in totals else "other"
         totals[known] = totals[known] + state
     labels = [{"sink": name} for name in totals]

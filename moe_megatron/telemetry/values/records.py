@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from moe_megatron.telemetry.catalog import quantity_names
+from moe_megatron.telemetry.sinks.health import SinkState
 from moe_megatron.telemetry.values.expert_load import BoolArray
 from moe_megatron.telemetry.values.json_fields import (
     Float64Array,
@@ -46,6 +47,7 @@ class StepRuntime:
         failed_saves: saves of this process that failed.
         masked_experts: number of experts that are masked in each MoE layer; () for none.
         dead_experts: bool [L, E], the dead experts by `RecentUse`; None if not measured.
+        other_sinks: the logs and sinks of all processes but the first that were ever broken.
     """
 
     ended_at: float
@@ -58,6 +60,7 @@ class StepRuntime:
     failed_saves: int = 0
     masked_experts: tuple[int, ...] = ()
     dead_experts: BoolArray | None = None
+    other_sinks: Mapping[str, SinkState] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

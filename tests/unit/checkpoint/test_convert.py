@@ -12,10 +12,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, equal
 
+from moe_megatron import MoEModel
 from moe_megatron.checkpoint.convert import Execution, export_checkpoint, import_checkpoint
 from moe_megatron.checkpoint.edit.selection import Selection
+from moe_megatron.checkpoint.formats.torch_dist import resolve
 from moe_megatron.config import load_config
+from moe_megatron.config.masked_experts import write_masked
 from moe_megatron.errors import CheckpointError, MappingError
+from moe_megatron.families.choice import FLAGS_OF_UNKNOWN_FUNCTION
 from moe_megatron.telemetry.values.profile import RoutingProfile
 from moe_megatron.testing.tiny_models import save
 
@@ -302,3 +306,29 @@ def test_garbage_collection_is_as_it_was_after_a_conversion_that_failed(tmp_path
         assert not gc.isenabled()
     finally:
         gc.enable()
+
+
+@pytest.fixture
+def checkpoint(imported: Path, tmp_path: Path) -> Path:
+    """The tensors of a copy of a checkpoint that a test may change."""
+    return resolve(Path(shutil.copytree(imported, tmp_path / "checkpoint")))
+
+
+def test_masked_experts_are_no_model_of_others(checkpoint: Path, tmp_path: Path) -> None:
+    write_masked(checkpoint, frozenset({(2, 1)}))
+    message = r"has masked experts \(expert 1 of layer 2\): .* recovery\.restore_experts=restore"
+    with pytest.raises(CheckpointError, match=message):
+        export_checkpoint(checkpoint, tmp_path / "out", execution=QUIET)
+    with pytest.raises(CheckpointError, match=message):
+        MoEModel.from_pretrained(checkpoint)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("flag", FLAGS_OF_UNKNOWN_FUNCTION)
+def test_flag_that_changes_the_function_is_refused_by_name(flag: str, checkpoint: Path) -> None:
+    file = checkpoint / "config.yaml"
+    text = file.read_text()
+    assert "megatron: {}\n" in text
+    file.write_text(text.replace("megatron: {}\n", f"megatron:\n  {flag}: x\n"))
+    with pytest.raises(CheckpointError, match=f"was trained with --{flag}, which changes what"):
+        MoEModel.from_pretrained(checkpoint)

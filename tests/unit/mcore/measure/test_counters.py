@@ -10,6 +10,7 @@ from moe_megatron.mcore.measure.counters import RoutingCounters, RoutingRow
 from moe_megatron.mcore.measure.rank_load import RankValues
 from moe_megatron.telemetry.catalog import registered
 from moe_megatron.telemetry.quantity import Quantity
+from moe_megatron.telemetry.sinks.health import SinkState
 from moe_megatron.testing.distributed import run_distributed
 
 LAYERS, EXPERTS = (2, 5), 3
@@ -141,11 +142,14 @@ def count_together() -> None:
     totals = second.get()
     assert totals.tokens.tolist() == [50, 0]
     assert totals.loss == 2.5
-    own = RankValues(compute_seconds=0.5 + rank, memory_bytes=2.0**40 + rank)
+    sinks = {"wandb": SinkState(broken=True, outages=1, dropped=3), "mine": SinkState(outages=2)}
+    own = RankValues(compute_seconds=0.5 + rank, memory_bytes=2.0**40 + rank, sinks=sinks)
     totals = counters.collect(contributes=rank == 0, loss=None, own=own).get()
     assert totals.loss is None
     assert totals.rank_compute_seconds.tolist() == [0.5, 1.5]
     assert totals.rank_memory_bytes.tolist() == [2.0**40, 2.0**40 + 1]
+    # The state of the first rank is not sent: the exporter, which is there, knows it.
+    assert totals.other_sinks == {"wandb": sinks["wandb"], "other": sinks["mine"]}
     counters.check_same_on_all_ranks()
     order = ["one", "two"] if rank else ["two", "one"]
     other = RoutingCounters(LAYERS, EXPERTS, CPU, [quantity(name) for name in order])

@@ -24,6 +24,7 @@ from moe_megatron.telemetry.exporter.run_state import RunState
 from moe_megatron.telemetry.exporter.series import RunCollector
 from moe_megatron.telemetry.metric import ExpertDetail, Shape
 from moe_megatron.telemetry.quantity import Quantity
+from moe_megatron.telemetry.sinks.health import SinkHealth, SinkState
 from moe_megatron.telemetry.uptime.account import LOST, Account
 from moe_megatron.telemetry.values.layer_values import across_layers, load_entropy_ratio
 from moe_megatron.telemetry.values.records import EvalRecord, RunInfo, StepRecord, StepRuntime
@@ -291,6 +292,24 @@ def test_missing_facts_are_missing_series():
     names = {name for name, *_ in samples(registry)}
     absent = ("loss", "grad_norm", "mfu", "flops", "checkpoint_last", "rank_")
     assert [n for n in names if any(word in n for word in absent)] == []
+
+
+def test_sinks_of_other_processes_are_added_to_those_of_the_first():
+    run, health = make_run(SMALL), SinkHealth()
+    health.failed("console", "the disk is full")
+    state, registry = RunState(run, clock=clock()), CollectorRegistry()
+    record = make_step(run, 1)
+    others = {
+        "wandb": SinkState(broken=True, outages=1, dropped=7),
+        "console": SinkState(outages=2),
+    }
+    state.add_step(replace(record, runtime=replace(record.runtime, other_sinks=others)), None)
+    registry.register(RunCollector(state, ExpertDetail.NONE, health=health))
+    found = samples(registry)
+    assert found["moe_sink_failed", ("sink", "wandb")] == 1
+    assert found["moe_sink_dropped_records_total", ("sink", "wandb")] == 7
+    assert found["moe_sink_outages_total", ("sink", "console")] == 3
+    assert found["moe_sink_failed", ("sink", "history")] == 0
 
 
 def test_nan_loss_is_exported_and_counted():
