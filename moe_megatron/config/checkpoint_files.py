@@ -1,6 +1,7 @@
 """The files that make a folder a Megatron checkpoint, and the steps that their names tell."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from moe_megatron.reading import read_text
@@ -16,6 +17,16 @@ RELEASE = "release"
 
 _TRACKER_BYTES = 64
 _ITERATION = re.compile(r"iter_(\d{7,})")
+
+
+def folder_of_checkpoints(megatron: Mapping[str, object], run_dir: Path) -> Path:
+    """Where a run saves its checkpoints, if it does: in its own folder, or where `--save` says.
+
+    Args:
+        megatron: The Megatron flags of its configuration.
+        run_dir: Its folder.
+    """
+    return Path(str(megatron.get("save", run_dir / CHECKPOINTS)))
 
 
 def iteration_dir(checkpoints: Path, step: int) -> Path:

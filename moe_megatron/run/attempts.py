@@ -28,7 +28,7 @@ from moe_megatron.platform.launch import End, run_torchrun, torchrun_command
 from moe_megatron.platform.parent import LAUNCHER_VARIABLE
 from moe_megatron.platform.processes import Process
 from moe_megatron.platform.scratch import environment
-from moe_megatron.run.folder import continued, last_saved_step, write_config
+from moe_megatron.run.folder import announce_config, continued, last_saved_step
 from moe_megatron.run.owner import TOKEN_VARIABLE, Claim
 from moe_megatron.telemetry.journal import note, read_events
 
@@ -84,10 +84,10 @@ class Attempts:
                 return code
             note(self._folder, "restarting", attempt=self._restarts, reason=self._reason)
             self.config = continued(self.config)
-            write_config(self.config, self._folder)
 
     def _attempt(self) -> End:
-        words = ["--config", str(self._folder / "config.yaml")]
+        scratch = new_folder(self.scratch)
+        words = ["--config", str(announce_config(self.config, self._folder, scratch))]
         words += ["--debug"] if self.debug else []
         target = [*self.program, *words]
         self._launched = time.time()
@@ -98,7 +98,7 @@ class Attempts:
             pid=os.getpid(),
             processes=self.num_processes,
         )
-        scratch, number = new_folder(self.scratch), self.num_processes
+        number = self.num_processes
         if self.config.recovery.restart == "ft_launcher":
             command = ft_launcher_command(number, target, timeouts(self.config.recovery))
             log = self._folder / LAUNCHER_LOG.with_name("ft_launcher.log")

@@ -6,10 +6,15 @@ from itertools import count
 from pathlib import Path
 
 from moe_megatron.checkpoint.integrity.newest_valid import candidates
-from moe_megatron.config import CONFIG_FILE, RunConfig, apply_overrides, dump_yaml
-from moe_megatron.config.checkpoint_files import CHECKPOINTS, is_megatron_checkpoint, step_of
-from moe_megatron.errors import CheckpointError, OccupiedError
+from moe_megatron.config import CONFIG_FILE, RunConfig, apply_overrides, dump_yaml, load_config
+from moe_megatron.config.checkpoint_files import (
+    folder_of_checkpoints,
+    is_megatron_checkpoint,
+    step_of,
+)
+from moe_megatron.errors import CheckpointError, NoRoomError, OccupiedError
 from moe_megatron.files import replace_file
+from moe_megatron.platform.disk import FULL
 from moe_megatron.run.owner import Claim, claim
 from moe_megatron.telemetry.sinks.jsonl import METRICS_FILE
 
@@ -45,7 +50,7 @@ def _free_names(wanted: Path) -> Iterator[Path]:
 
 def checkpoints_of(config: RunConfig) -> Path:
     """Where a run saves its checkpoints, if it does."""
-    return Path(str(config.megatron.get("save", Path(config.run_dir) / CHECKPOINTS)))
+    return folder_of_checkpoints(config.megatron, Path(config.run_dir))
 
 
 def last_saved_step(config: RunConfig) -> int | None:
@@ -91,28 +96,52 @@ def write_config(config: RunConfig, run_dir: Path) -> Path:
     return file
 
 
+def announce_config(config: RunConfig, run_dir: Path, starting: Path) -> Path:
+    """Write the configuration with which ranks are about to start; returns the file for them.
+
+    A folder that has none yet gets it. The one of a run that goes on stays as it is until the ranks
+    have loaded their checkpoint, which they may refuse to: see `ConfigWriter`.
+
+    Args:
+        config: The run.
+        run_dir: Its folder.
+        starting: A folder for the file, if it cannot be that of the run.
+
+    Raises:
+        CheckpointError: It cannot be written.
+    """
+    own = run_dir / CONFIG_FILE
+    return write_config(config, starting if own.exists() else run_dir)
+
+
 def _not_writable(run_dir: Path, error: OSError) -> CheckpointError:
-    return CheckpointError(
+    kind = NoRoomError if error.errno in FULL else CheckpointError
+    return kind(
         f"the run directory {run_dir} cannot be written ({error.strerror}). Change its "
         "permissions or free space, or choose another one with --run-dir."
     )
 
 
-def check_resumable(run_dir: Path) -> None:
+def check_resumable(run_dir: Path) -> Path:
     """Check that a folder holds a run with a checkpoint to resume from.
 
+    Returns:
+        The folder of its checkpoints.
+
     Raises:
-        CheckpointError: It does not; the message says what to do.
+        MoEError: It does not, or its configuration is damaged; the message says what to do.
     """
-    config = run_dir / CONFIG_FILE
-    if not config.exists():
+    file = run_dir / CONFIG_FILE
+    if not file.exists():
         raise CheckpointError(
-            f"{run_dir} holds no run to resume ({config.name} is missing). Give the folder of a "
+            f"{run_dir} holds no run to resume ({file.name} is missing). Give the folder of a "
             "run, such as runs/demo_moe."
         )
-    if not candidates(run_dir / CHECKPOINTS):
+    checkpoints = folder_of_checkpoints(load_config(file).megatron, run_dir)
+    if not candidates(checkpoints):
         raise CheckpointError(
             f"{run_dir} holds no checkpoint to resume from: the run ended before its first one, or "
             "checkpoint.save_interval was null. Start it again with: moe-megatron train --config "
-            f"{config}"
+            f"{file}"
         )
+    return checkpoints

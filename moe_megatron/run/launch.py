@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from moe_megatron.config import RunConfig, apply_overrides
+from moe_megatron.config import CONFIG_FILE, RunConfig, apply_overrides
 from moe_megatron.platform.choice import Choice
 from moe_megatron.platform.device import choose_num_processes, detect_device
 from moe_megatron.platform.resiliency import require_resiliency
@@ -17,11 +17,11 @@ from moe_megatron.platform.scratch import scratch_folder
 from moe_megatron.routing import resolve
 from moe_megatron.run.attempts import Attempts
 from moe_megatron.run.changes import check_load
-from moe_megatron.run.folder import claim_fresh, write_config
+from moe_megatron.run.folder import claim_fresh
 from moe_megatron.run.heartbeat import holding
 from moe_megatron.run.memory_check import memory_lines
+from moe_megatron.run.missing_data import data_of_run
 from moe_megatron.run.owner import claim
-from moe_megatron.run.prepared_data import prepare_data
 
 
 def launch(
@@ -81,9 +81,9 @@ def _launch(
     wanted = Path(config.run_dir)
     with holding(claim_fresh(wanted) if fresh else claim(wanted)) as ours:
         config = apply_overrides(config, {"run_dir": str(ours.run_dir)})
-        prepare_data(config)
-        file = write_config(config, ours.run_dir)
-        shown = " ".join([*(Path(word).name for word in program), "--config", str(file)])
+        data_of_run(config)
+        file = str(ours.run_dir / CONFIG_FILE)
+        shown = " ".join([*(Path(word).name for word in program), "--config", file])
         launcher = "ft_launcher" if config.recovery.restart == "ft_launcher" else "torchrun"
         say(f"running: {launcher} --nproc-per-node {processes.value} {shown}")
         return Attempts(

@@ -24,7 +24,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from moe_megatron.errors import CheckpointError, OccupiedError
+from moe_megatron.errors import CheckpointError, NoRoomError, OccupiedError
+from moe_megatron.platform.disk import FULL
 from moe_megatron.platform.processes import Process, machine
 from moe_megatron.reading import parse_json, read_text
 
@@ -110,7 +111,8 @@ def claim(run_dir: Path) -> Claim:
         (run_dir / OWNER).mkdir(parents=True, exist_ok=True)
         owner, record = _claim(run_dir)
     except OSError as error:
-        raise CheckpointError(
+        kind = NoRoomError if error.errno in FULL else CheckpointError
+        raise kind(
             f"the run directory {run_dir} cannot be written ({error.strerror}). Change its "
             "permissions or free space, or choose another one with --run-dir."
         ) from error

@@ -7,15 +7,17 @@ A launcher of ours has claimed the folder before it started the ranks. Under any
 import json
 import os
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
-from moe_megatron.errors import CheckpointError, MoEError, OccupiedError
+from moe_megatron.config import CONFIG_FILE, RunConfig
+from moe_megatron.errors import CheckpointError, MoEError, NoRoomError, OccupiedError
 from moe_megatron.mcore import world
 from moe_megatron.mcore.loop.callbacks import Callback, StepEnd
 from moe_megatron.platform.death import one_line
-from moe_megatron.run.folder import claim_fresh
+from moe_megatron.run.folder import claim_fresh, write_config
 from moe_megatron.run.heartbeat import holding
 from moe_megatron.run.owner import claim, is_ours, writing
 from moe_megatron.telemetry.journal import note
@@ -108,6 +110,35 @@ class FolderWatch(Callback):
                 f"the run folder {self._run_dir} was removed while the run was writing to it, so "
                 "the run ends; what it had saved is lost. Start it again."
             )
+
+
+class ConfigWriter(Callback):
+    """Writes the configuration of the run into its folder, on rank 0.
+
+    A folder that has none gets it at once. One that has changes only when a checkpoint has been
+    loaded with the new one: a start that is refused changes nothing.
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        self._config, self._run_dir = config, Path(config.run_dir)
+        self._is_due = world.rank() == 0
+        if self._is_due and not (self._run_dir / CONFIG_FILE).exists():
+            self._write()
+
+    def on_train_start(self, model: list[Any], start_step: int) -> None:
+        """Write it."""
+        self._is_due = world.rank() == 0
+        self._write()
+
+    def on_step_end(self, event: StepEnd) -> None:
+        """Write it, if there was no room for it until now."""
+        self._write()
+
+    def _write(self) -> None:
+        if self._is_due:
+            with suppress(NoRoomError):
+                write_config(self._config, self._run_dir)
+                self._is_due = False
 
 
 def _identity(folder: Path) -> tuple[int, int] | None:

@@ -24,12 +24,13 @@ from moe_megatron.mcore.loop.callbacks import Callback
 from moe_megatron.mcore.loop.engine import JobOutcome, ModelHook, TrainingJob
 from moe_megatron.platform.parent import end_with_launcher
 from moe_megatron.routing import resolve
-from moe_megatron.run.folder import continued, make_run_dir, write_config
+from moe_megatron.run.folder import continued, make_run_dir
 from moe_megatron.run.history import History
 from moe_megatron.run.keeper import Keeper
 from moe_megatron.run.machine import MachineChoices, choose_machine
-from moe_megatron.run.prepared_data import PreparedData, prepare_data
-from moe_megatron.run.rank_folder import FolderWatch, claimed_folder, noted_end
+from moe_megatron.run.missing_data import data_of_run
+from moe_megatron.run.prepared_data import PreparedData
+from moe_megatron.run.rank_folder import ConfigWriter, FolderWatch, claimed_folder, noted_end
 from moe_megatron.run.resume import choose_checkpoint, newest_valid
 from moe_megatron.run.sinks import configured_sinks
 from moe_megatron.telemetry.exporter.prometheus_sink import PrometheusSink
@@ -152,12 +153,10 @@ def _start(
     for line in machine.lines() if rank == 0 else ():
         say(line)
     if data is None:
-        data = prepare_data(config, progress=rank == 0)
+        data = data_of_run(config, progress=rank == 0)
     loaded = choose_checkpoint(config, machine.settings.backend, say)
     config = _with_vocabulary(config, data.vocab_size, loaded)
     make_run_dir(run_dir)
-    if rank == 0:
-        write_config(config, run_dir)
     health = attached.health
     health.run_dir = run_dir
     with _sinks_of(config, [history], attached.sinks, health) as sinks:
@@ -172,7 +171,7 @@ def _start(
             load=loaded,
             run_dir=run_dir,
             sinks=sinks,
-            callbacks=(FolderWatch(run_dir), *attached.callbacks),
+            callbacks=(FolderWatch(run_dir), ConfigWriter(config), *attached.callbacks),
             model_hooks=tuple(attached.model_hooks),
             health=health,
             megatron_log=run_dir / "logs" / f"rank{rank}.log" if quiet_megatron else None,

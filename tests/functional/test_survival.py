@@ -179,6 +179,40 @@ def test_folder_of_a_running_job_is_refused_and_its_removal_ends_the_job(
     assert "Traceback" not in program.output
     psutil.wait_procs(program.family(), timeout=5)  # the ranks follow their launcher
     assert program.family() == []
+    assert not (place / "mine").exists()
+
+
+def test_resume_that_the_ranks_refuse_changes_no_file(run: Callable[..., Any], place: Path) -> None:
+    short = ("training.train_steps=4", "checkpoint.save_interval=4")
+    first = run("refused", *RUN, *(word for it in short for word in ("--set", it)))
+    assert first.end() == 0, first.output
+
+    def content() -> dict[Path, bytes]:
+        """All but what tells that a resume was tried: journal, logs and who owned the folder."""
+        files = (path for path in (place / "refused").rglob("*") if path.is_file())
+        told = {"events.jsonl", "logs", ".owner"}
+        return {it: it.read_bytes() for it in files if told.isdisjoint(it.parts)}
+
+    before = content()
+    words = ("train", "--resume", "refused", "--num-processes", 2, "--train-iters", 8)
+    again = run("refused", *words, "--lr-warmup-fraction", "0.5", "--lr-warmup-iters", 2)
+    assert again.end() not in (0, AGAIN), again.output
+    assert content().keys() == before.keys()
+    assert content() == before
+    third = run("refused", *words)
+    assert third.end() == 0, third.output
+    assert "train_steps: 8" in (place / "refused" / "config.yaml").read_text()
+
+
+def test_own_exit_signal_leaves_the_launchers_stop_as_it_is(
+    run: Callable[..., Any], place: Path
+) -> None:
+    endless = [*RUN, "--set", "training.train_steps=1000000"]
+    program = run("signal", *endless, "--exit-signal", "SIGUSR2")
+    program.wait_for("step 10/1000000")
+    program.process.send_signal(signal.SIGTERM)
+    assert program.end() == AGAIN, program.output
+    assert "resume with: moe-megatron train --resume signal" in program.output
 
 
 @pytest.mark.deep

@@ -39,10 +39,10 @@ def run(argv: Sequence[str]) -> int:
         from moe_megatron.run.folder import check_resumable
 
         _refuse_contradictions(ours, flags)
-        check_resumable(resumed)
+        checkpoints = check_resumable(resumed)
         ours.config = ours.config or str(resumed / CONFIG_FILE)
         ours.run_dir = str(resumed)
-        flags = ["--load", str(resumed / CHECKPOINTS), *flags]
+        flags = ["--load", str(checkpoints), *flags]
     options = read_options(ours, flags)
     if options.print_config:
         print(dump_yaml(options.config), end="")

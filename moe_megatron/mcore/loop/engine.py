@@ -25,7 +25,7 @@ from megatron.training import pretrain
 from megatron.training.argument_utils import gpt_config_from_args, pretrain_cfg_container_from_args
 
 from moe_megatron.config import RunConfig
-from moe_megatron.config.checkpoint_files import iteration_dir
+from moe_megatron.config.checkpoint_files import folder_of_checkpoints, iteration_dir
 from moe_megatron.errors import BackendUnavailableError
 from moe_megatron.mcore import world
 from moe_megatron.mcore.layers.specs import use_our_layers
@@ -104,11 +104,10 @@ class TrainingJob:
     @property
     def checkpoints(self) -> Path | None:
         """Folder of the `iter_*` folders; None when the run saves none."""
-        if "save" in self.config.megatron:
-            return Path(str(self.config.megatron["save"]))
-        if self.run_dir is None or self.config.checkpoint.save_interval is None:
+        elsewhere = "save" in self.config.megatron
+        if not elsewhere and (self.run_dir is None or self.config.checkpoint.save_interval is None):
             return None
-        return self.run_dir / "checkpoints"
+        return folder_of_checkpoints(self.config.megatron, self.run_dir or Path())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -184,7 +183,7 @@ def run(job: TrainingJob, machine: MachineSettings) -> JobOutcome:
         stack.enter_context(sections_told(argv))
         args = parse(argv, verbose=True)
         args.iterations_to_skip.extend(rollback.left_out())
-        stack.enter_context(_stop_on_interrupt())
+        stack.enter_context(_stop_on_interrupt(args.exit_signal))
         stack.enter_context(guarded(config.recovery, callbacks, rollback, job.run_dir))
         stack.enter_context(callbacks_installed(callbacks, clock))
         saves = Saves(callbacks, clock, job.checkpoints, config.checkpoint.patience_seconds)
@@ -306,20 +305,21 @@ def _output_to(path: Path | None, health: SinkHealth) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _stop_on_interrupt() -> Iterator[None]:
-    """Make the first Ctrl-C save and end the run after the current step, as SIGTERM does.
+def _stop_on_interrupt(exit_signal: int) -> Iterator[None]:
+    """Make the first Ctrl-C save and end the run after the current step, as `--exit-signal` does.
 
-    SIGUSR1, with which batch systems announce that time is nearly up, does the same.
+    SIGTERM, by default that signal, and SIGUSR1, with which batch systems announce that time is
+    nearly up, do the same: launchers send them.
     """
 
     def stop(signum: int, frame: Any) -> None:
         if signum == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), exit_signal)
 
     with contextlib.ExitStack() as stack:
         # Signals belong to the main thread; a notebook may train in another.
         with contextlib.suppress(ValueError):
-            for signum in (signal.SIGINT, signal.SIGUSR1):
+            for signum in {signal.SIGINT, signal.SIGUSR1, signal.SIGTERM} - {exit_signal}:
                 stack.callback(signal.signal, signum, signal.signal(signum, stop))
         yield

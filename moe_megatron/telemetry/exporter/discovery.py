@@ -90,7 +90,8 @@ class TargetFiles:
             for path in self._paths:
                 if missing_only and path.exists():
                     continue
-                path.parent.mkdir(parents=True, exist_ok=True)
+                if not missing_only:  # a folder that was removed since does not come back
+                    path.parent.mkdir(parents=True, exist_ok=True)
                 replace_file(path, [self._text])
         except OSError as error:
             reason = f"{path} cannot be written ({error.strerror}): Prometheus finds no run there"

@@ -8,6 +8,7 @@ came after the last flush. `SinkSet.flush` writes everything before a checkpoint
 finds all steps up to its own.
 """
 
+import errno
 import logging
 import shutil
 import threading
@@ -175,7 +176,14 @@ class HistorySink:
         if self._unwritten:
             store, last_step = self._store, self._last_step
             rows = {name: tail.rows() for name, tail in self._tails.items()}
-            self._writing = _Writing(lambda: store.write(rows, last_step))
+            folder = self._location.folder
+
+            def write() -> None:
+                if folder is not None and not folder.is_dir():  # it would come back half filled
+                    raise FileNotFoundError(errno.ENOENT, "it was removed")
+                store.write(rows, last_step)
+
+            self._writing = _Writing(write)
             self._unwritten = False
         self._flushed_at = time.monotonic()
 

@@ -2,8 +2,8 @@
 
 A full disk takes the beginning of a line and refuses the rest; the beginning is then removed again.
 That somebody has removed the file is noticed: nobody would ever read what goes on into a file
-without a name. The next attempt begins a new one. It does not know what a line means, nor when to
-try again.
+without a name. The next attempt begins a new one, if its folder is still there: that of a whole run
+does not come back half filled. It does not know what a line means, nor when to try again.
 """
 
 import errno
@@ -17,10 +17,14 @@ class AppendedFile:
 
     Args:
         path: The file; its folder is created.
+        root: A folder around it that is created for the first piece, and never again; that of the
+            file if it is None.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, root: Path | None = None) -> None:
         self.path = path
+        self._root = root or path.parent
+        self._begun = False
         self._descriptor = -1
         self._good_end: int | None = None  # where a piece begins that could not be removed again
 
@@ -35,8 +39,11 @@ class AppendedFile:
                 return
             self.close()
             raise FileNotFoundError(errno.ENOENT, "it was removed, and a new one begins")
+        if self._begun and not self._root.is_dir():
+            raise FileNotFoundError(errno.ENOENT, f"{self._root} was removed")
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        self._begun = True
 
     def append(self, data: bytes) -> None:
         """Append a piece.

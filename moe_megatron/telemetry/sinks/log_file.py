@@ -26,7 +26,7 @@ class LogFile(io.TextIOBase):
     """The stream; a line is written when it is complete.
 
     Args:
-        path: The file; its folder is created.
+        path: The file; its folder is created, also if it is removed. That around it is not.
         name: Of the sink, for `health`.
         health: Is told of outages.
         bound: Bytes that wait while the file cannot be written.
@@ -42,7 +42,7 @@ class LogFile(io.TextIOBase):
         bound: int = WAITING_BYTES,
         gap: Callable[[int], str] = _text_gap,
     ) -> None:
-        self._file = AppendedFile(path)
+        self._file = AppendedFile(path, path.parent.parent)
         self._name = name
         self._health = health
         self._bound = bound

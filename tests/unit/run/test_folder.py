@@ -1,8 +1,15 @@
 import pytest
 
-from moe_megatron.config import load_config
+from moe_megatron.config import apply_overrides, load_config
 from moe_megatron.errors import CheckpointError
-from moe_megatron.run.folder import check_resumable, fresh_run_dir, write_config
+from moe_megatron.run.folder import (
+    announce_config,
+    check_resumable,
+    checkpoints_of,
+    continued,
+    fresh_run_dir,
+    write_config,
+)
 
 
 def used(folder):
@@ -53,4 +60,26 @@ def test_only_a_run_with_a_checkpoint_can_be_resumed(tmp_path):
     with pytest.raises(CheckpointError, match="holds no checkpoint to resume from"):
         check_resumable(tmp_path)
     (tmp_path / "checkpoints" / "iter_0000001").mkdir(parents=True)
-    check_resumable(tmp_path)
+    assert check_resumable(tmp_path) == tmp_path / "checkpoints"
+
+
+def test_run_that_saves_elsewhere_is_resumed_from_there(tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    changes = {"megatron.save": str(elsewhere), "run_dir": str(tmp_path / "run")}
+    config = apply_overrides(load_config("test_tiny"), changes)
+    write_config(config, tmp_path / "run")
+    (elsewhere / "iter_0000001").mkdir(parents=True)
+    (elsewhere / "iter_0000001" / ".metadata").touch()
+    assert check_resumable(tmp_path / "run") == checkpoints_of(config) == elsewhere
+    assert continued(config).checkpoint.load == str(elsewhere)
+
+
+def test_configuration_of_a_run_that_goes_on_is_announced_elsewhere(tmp_path):
+    run_dir, starting = tmp_path / "run", tmp_path / "starting"
+    config = load_config("test_tiny")
+    assert announce_config(config, run_dir, starting) == run_dir / "config.yaml"
+    before = (run_dir / "config.yaml").read_bytes()
+    changed = apply_overrides(config, {"training.train_steps": 7})
+    file = announce_config(changed, run_dir, starting)
+    assert (file.parent, load_config(file)) == (starting, changed)
+    assert (run_dir / "config.yaml").read_bytes() == before

@@ -44,14 +44,14 @@ def test_limit_of_a_file_in_the_middle_of_a_line_keeps_nothing_of_it(tmp_path: P
     assert (tmp_path / "a").read_bytes() == b"first\n"
 
 
-@pytest.mark.parametrize("removed", ["a.log", "."])
+@pytest.mark.parametrize("removed", ["a.log", "logs"])
 def test_removed_file_or_folder_is_noticed_once_and_begun_anew(
     tmp_path: Path, removed: str
 ) -> None:
     path = tmp_path / "run" / "logs" / "a.log"
-    file = AppendedFile(path)
+    file = AppendedFile(path, tmp_path / "run")
     file.append(b"old\n")
-    path.unlink() if removed == path.name else shutil.rmtree(tmp_path / "run")
+    path.unlink() if removed == path.name else shutil.rmtree(path.parent)
     with pytest.raises(FileNotFoundError, match="it was removed, and a new one begins"):
         file.append(b"new\n")
     file.append(b"new\n")
@@ -78,3 +78,17 @@ def test_closed_file_is_opened_again_and_leaves_no_descriptor(tmp_path: Path) ->
         file.close()
     assert (tmp_path / "a").read_bytes() == b"line\n" * 3
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_folder_that_was_removed_does_not_come_back(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    files = AppendedFile(run / "a"), AppendedFile(run / "logs" / "b", run)
+    for file in files:
+        file.append(b"1\n")
+    run.rename(tmp_path / "aside")
+    for file in files:
+        with pytest.raises(FileNotFoundError, match="it was removed"):
+            file.append(b"2\n")
+        with pytest.raises(FileNotFoundError, match=r"run was removed"):
+            file.append(b"2\n")
+    assert not run.exists()
