@@ -33,6 +33,7 @@ from moe_megatron.telemetry.journal import note
 
 _HANG_SECONDS = 600.0
 _MEETING_SECONDS = 300.0
+_MISTAKE = "mistake"
 _OURS, _THEIRS = 1, 2
 """Ports after the master's: for the process groups, and for the package itself."""
 
@@ -72,8 +73,8 @@ class Restarting[Result]:
                 call: Callable[[], Result] = self._wrapped()
                 return call()
         except RestartAbort as given_up:
-            if self._mistake is not None:
-                raise self._mistake from None
+            if mistake := self._mistake or self._mistake_of_others():
+                raise mistake from None
             raise (self._error or FaultError("another rank ended the run.")) from given_up
         finally:
             logging.getLogger("nvrx").removeHandler(logged)
@@ -155,10 +156,19 @@ class Restarting[Result]:
             raise
         except MoEError as error:  # a person must mend it
             self._mistake = error
+            self._store.set(_MISTAKE, str(error))
             raise RestartAbort(str(error)) from error
         except Exception as error:
             self._keep(error)
             raise
+
+    def _mistake_of_others(self) -> MoEError | None:
+        """What another rank has found, which ended this one before it came as far."""
+        try:
+            found = self._store is not None and self._store.check([_MISTAKE])
+            return MoEError(self._store.get(_MISTAKE).decode()) if found else None
+        except RuntimeError:  # the rank that keeps the store is gone, and has said it
+            return None
 
     def _join(self, iteration: int) -> None:
         """Meet the other ranks, under a name of this attempt."""
