@@ -171,6 +171,7 @@ class Saves:
                 self._fail(step, reason)
                 continue
             self._failed = None
+            self._unwritten.announce(step)
             for callback in self._callbacks:
                 callback.on_checkpoint_complete(step)
 

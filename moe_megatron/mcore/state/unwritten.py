@@ -3,18 +3,19 @@
 Megatron writes the tensors of each rank, gathers what went wrong, and raises on every rank. The
 small files that follow are written by rank 0 alone: if one fails, it raises there, and the other
 ranks wait for it for ever. Here such a failure is remembered instead. The tracker file, which makes
-a checkpoint the newest one, is kept back until `commit`. It does not know when ranks agree.
+a checkpoint the newest one, is kept back until `commit`, and W&B hears of it after that. It does
+not know when ranks agree.
 """
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from megatron.core.dist_checkpointing import serialization
-from megatron.training import checkpointing
+from megatron.training import checkpointing, wandb_utils
 from torch.distributed.checkpoint.filesystem import _FileSystemWriter
 
 from moe_megatron.config.checkpoint_files import TRACKER, iteration_dir, step_of
@@ -32,6 +33,7 @@ class Unwritten:
         self._folder = folder
         self._reasons: dict[int, str] = {}
         self._trackers: dict[int, str] = {}
+        self._announcements: dict[int, Callable[[], None]] = {}
 
     def add(self, step: int, reason: str) -> None:
         """Remember why a checkpoint is not complete; of several reasons, the first."""
@@ -58,9 +60,14 @@ class Unwritten:
                 replace_file(self._folder / TRACKER, [text.encode()])
         return self.take(step)
 
+    def announce(self, step: int) -> None:
+        """Tell W&B of a checkpoint that all ranks have committed."""
+        self._announcements.pop(step, lambda: None)()
+
     def forget(self, step: int) -> None:
-        """Write no tracker file for this step."""
+        """Write no tracker file for this step, and do not announce it."""
         self._trackers.pop(step, None)
+        self._announcements.pop(step, None)
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -69,6 +76,7 @@ class Unwritten:
             (_FileSystemWriter, "finish", self._finish),
             (serialization, "save_config", self._save_config),
             (checkpointing, "maybe_msc", partial(_Files, self)),
+            (wandb_utils, "on_save_checkpoint_success", self._told_later),
         )
         with ExitStack() as stack:
             for place, name, wrapped in places:
@@ -96,6 +104,16 @@ class Unwritten:
                 original(config, folder)
 
         return save_config
+
+    def _told_later(self, original: Any) -> Any:
+        def told_later(path: str, tracker: str, folder: str, step: int) -> None:
+            tell = partial(original, path, tracker, folder, step)
+            if self.is_our_tracker(tracker):
+                self._announcements[step] = tell  # it reads the tracker file
+            else:
+                tell()
+
+        return told_later
 
     @contextmanager
     def tracker(self) -> Iterator[io.StringIO]:
