@@ -23,6 +23,7 @@ from moe_megatron.config import RecoveryConfig, RunConfig
 from moe_megatron.errors import FaultError, MoEError
 from moe_megatron.mcore import world
 from moe_megatron.mcore.cpu.fast import shared_memory
+from moe_megatron.mcore.loop.cleanup import forget_globals
 from moe_megatron.platform.death import is_lost_peer, one_line
 from moe_megatron.platform.parent import forks_outlive_us
 from moe_megatron.platform.resiliency import require_resiliency
@@ -109,6 +110,8 @@ class Restarting[Result]:
                 self._of_kind(inprocess.abort.Abort, lambda state: shared_memory.hang_up()),
                 inprocess.abort.AbortTorchDistributed(),
             ),
+            # The request to start again may have come in the middle of cleaning up.
+            "finalize": self._of_kind(inprocess.finalize.Finalize, lambda state: forget_globals()),
             "heartbeat_timeout": _seconds(60.0),
             "soft_timeout": _seconds(soft),
             "hard_timeout": _seconds(hard),

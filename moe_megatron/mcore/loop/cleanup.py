@@ -20,15 +20,20 @@ def forget_run(groups_before: Sequence[dist.ProcessGroup]) -> None:
     Args:
         groups_before: The process groups that existed before the run, which stay.
     """
+    forget_globals()
+    kept = {*groups_before, dist.group.WORLD}
+    for group in world.process_groups():
+        if group not in kept:
+            dist.destroy_process_group(group)
+
+
+def forget_globals() -> None:
+    """Reset Megatron's globals; a second time, too, if the first was cut short."""
     handler = global_vars._GLOBAL_SIGNAL_HANDLER
     if handler is not None:
         handler.release()
     loop.destroy_global_state()
     destroy_moe_metrics_tracker()
-    kept = {*groups_before, dist.group.WORLD}
-    for group in world.process_groups():
-        if group not in kept:
-            dist.destroy_process_group(group)
 
 
 class ModelRelease(Callback):
