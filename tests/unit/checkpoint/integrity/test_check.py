@@ -1,5 +1,6 @@
 """Every changed byte of a folder is noticed and named, by one reader or by several."""
 
+import errno
 import json
 import os
 import shutil
@@ -193,5 +194,24 @@ def test_rank_that_never_reports_leaves_the_folder_unverified(
     monkeypatch.setattr(sealing, "PATIENCE_SECONDS", 0.0)
     (tmp_path / "__1_0.distcp").write_bytes(b"1")
     with pytest.raises(CheckpointError, match=r"gets no checksums: .* did not appear"):
+        seal_together(tmp_path, 0, 2)
+    assert not (tmp_path / MANIFEST).exists()
+
+
+def test_rank_without_room_for_its_checksums_keeps_nobody_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from moe_megatron.checkpoint.integrity import seal as sealing
+    from moe_megatron.errors import CheckpointError
+
+    def full(path: Path, chunks: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    (tmp_path / "__1_0.distcp").write_bytes(b"1")
+    with monkeypatch.context() as patch:
+        patch.setattr(sealing, "replace_file", full)
+        with pytest.raises(OSError, match="No space left"):
+            seal_together(tmp_path, 1, 2)
+    with pytest.raises(CheckpointError, match="of another rank holds no checksums"):
         seal_together(tmp_path, 0, 2)
     assert not (tmp_path / MANIFEST).exists()
