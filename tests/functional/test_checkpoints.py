@@ -10,7 +10,8 @@ from moe_megatron.config import load_config
 from moe_megatron.telemetry.sinks.jsonl import METRICS_FILE, read_metrics
 from moe_megatron.telemetry.values.profile import PROFILE_FILE, RoutingProfile
 from moe_megatron.telemetry.values.records import StepRecord
-from moe_megatron.testing.jobs import Job, run_jobs
+from moe_megatron.testing.distributed import run_distributed
+from moe_megatron.testing.jobs import Job, run_jobs, run_on_this_rank
 from moe_megatron.testing.saved_tensors import whole_tensors
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
@@ -100,3 +101,15 @@ def test_side_files_of_a_resumed_run_cover_the_steps_before_it(runs: Path) -> No
     folder = runs / "alone" / "checkpoints" / "iter_0000006"
     profile = RoutingProfile.load(folder / PROFILE_FILE)
     assert (profile.first_step, profile.last_step, profile.steps) == (1, STEPS, STEPS)
+
+
+def children_after(run_dir: Path) -> list[str]:
+    """On a rank: names of the processes that a run with workers for its data has left."""
+    import multiprocessing
+
+    run_on_this_rank([Job(run_dir=run_dir, overrides={**SHAPE, "data.num_workers": 1})])
+    return [process.name for process in multiprocessing.active_children()]
+
+
+def test_run_that_has_saved_leaves_no_worker_of_its_data_loader(tmp_path: Path) -> None:
+    assert run_distributed(children_after, tmp_path / "run", world_size=1) == [[]]

@@ -1,5 +1,7 @@
 """Cleans up what a run leaves behind in a process: Megatron's globals, its groups and the model."""
 
+import gc
+import multiprocessing
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +23,7 @@ def forget_run(groups_before: Sequence[dist.ProcessGroup]) -> None:
         groups_before: The process groups that existed before the run, which stay.
     """
     forget_globals()
+    _end_data_workers()
     kept = {*groups_before, dist.group.WORLD}
     for group in world.process_groups():
         if group not in kept:
@@ -34,6 +37,16 @@ def forget_globals() -> None:
         handler.release()
     loop.destroy_global_state()
     destroy_moe_metrics_tracker()
+
+
+def _end_data_workers() -> None:
+    """End the workers of data loaders whose iterators are garbage that nobody has collected.
+
+    They have inherited the handler with which a rank outlives SIGTERM until it has saved. So they
+    outlive the SIGTERM of multiprocessing, too, which would wait for them when the process exits.
+    """
+    if multiprocessing.active_children():
+        gc.collect()
 
 
 class ModelRelease(Callback):

@@ -80,9 +80,14 @@ class Saves:
                 original = getattr(loop, name)
                 stack.callback(setattr, loop, name, original)
                 setattr(loop, name, getattr(self, f"_{name}")(original))
+            stack.callback(self._forget)
             yield
             for callback in self._callbacks:
                 callback.on_saves_end()
+
+    def _forget(self) -> None:
+        """Let go of the model and the data, which the last save was given."""
+        self._again = lambda: None
 
     def _save_checkpoint_and_time(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def save_checkpoint_and_time(step: int, *args: Any, **kwargs: Any) -> None:
