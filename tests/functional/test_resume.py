@@ -68,6 +68,7 @@ CHANGED: dict[str, dict[str, Any]] = {
         "checkpoint.fallback": False,
         "checkpoint.keep_last": 1,
         "checkpoint.keep_every": 3,
+        "checkpoint.patience_seconds": 60.0,
         "checkpoint.save_interval": 3,
         "training.log_interval": 2,
         "training.eval_steps": 3,

@@ -204,6 +204,7 @@ def test_resume_that_the_ranks_refuse_changes_no_file(run: Callable[..., Any], p
     assert "train_steps: 8" in (place / "refused" / "config.yaml").read_text()
 
 
+@pytest.mark.deep
 def test_own_exit_signal_leaves_the_launchers_stop_as_it_is(
     run: Callable[..., Any], place: Path
 ) -> None:

@@ -66,12 +66,14 @@ def _found(folder: Path) -> list[Path]:
 
 
 def _check_inside(path: Path, folder: Path) -> None:
-    """Refuse a link to a file elsewhere, which a push to the Hub would publish.
+    """Refuse a link to some other file elsewhere, which a push to the Hub would publish.
 
-    In the cache of the Hub every file is a link, into the folder `blobs` of its model.
+    In the cache of the Hub every file is a link, into the folder `blobs` of its model; and who
+    puts models together out of others links files under their own names.
     """
     real, here = path.resolve(), folder.resolve()
-    if not (real.is_relative_to(here) or real.is_relative_to(here.parent.parent / "blobs")):
+    ours = (here, here.parent.parent / "blobs")
+    if real.name != path.name and not any(map(real.is_relative_to, ours)):
         raise CheckpointError(
             f"{path} is a link to {real}, which is not in the model's folder; it would be copied. "
             "Replace the link by the file if it belongs to the model, or remove it."

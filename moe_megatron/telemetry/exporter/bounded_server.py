@@ -28,6 +28,10 @@ class BoundedServer(ThreadingWSGIServer):
 
     daemon_threads = True
 
+    request_queue_size = 128
+    """Connections that may wait to be accepted: a client that finds no place asks again after
+    seconds, which a scraper does not have."""
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._connections: dict[socket.socket, float] = {}

@@ -132,7 +132,7 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "conversion of text": (["convert", "words.txt", "new"], "words.txt is not a folder; give"),
     "conversion of a run": (
         ["convert", "run", "new"],
-        "run is neither a Hugging Face model (config.json) nor a finished Megatron checkpoint",
+        "run/checkpoints/iter_0000004/metadata.json is missing or unreadable; a finished Megatron",
     ),
     "data that is not prepared": (
         ["data", "inspect", "missing"],
@@ -156,7 +156,7 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     ),
     "verification of nothing": (
         ["verify", "nowhere", "run"],
-        "run holds neither config.json (Hugging Face) nor .metadata",
+        "nowhere holds neither config.json (Hugging Face) nor .metadata",
     ),
 }
 

@@ -182,7 +182,10 @@ def wait_until(condition):
         time.sleep(0.05)
 
 
-def test_flood_of_silent_clients_neither_keeps_out_a_scraper_nor_leaves_anything(serve, registry):
+def test_flood_of_silent_clients_neither_keeps_out_a_scraper_nor_leaves_anything(
+    serve, registry, monkeypatch
+):
+    monkeypatch.setattr(bounded_server, "CONNECTION_SECONDS", 2.0)
     server = serve()
     before, threads = len(os.listdir("/proc/self/fd")), len(handler_threads())
     clients = held(server, 200)
