@@ -165,6 +165,7 @@ def test_stage_without_a_result_has_failed(tmp_path: Path) -> None:
     assert (empty["status"], empty["message"]) == ("failed", "it left no result")
 
 
+@pytest.mark.deep
 def test_hanging_stage_is_killed_with_its_children_and_keeps_what_it_had(tmp_path: Path) -> None:
     mark = tmp_path / "mark"
     hanging = stage("hanging", WRITE, HANG, limit=20, mark=mark)

@@ -62,7 +62,7 @@ PLAIN: dict[str, dict[str, Any]] = {
     f"plain_{name}": layout for name, layout in ({"single": {}} | TWO | FOUR).items()
 }
 """By plain Megatron: the switch turns every accelerator off."""
-PLAIN_IN_SHORT = ("plain_single", "plain_tp2", "plain_pp2", "plain_ep2")
+PLAIN_IN_SHORT = ("plain_single", "plain_ep2")
 RELAY = "relay"
 LAYOUTS = [
     *(*TWO, *FOUR),

@@ -182,6 +182,7 @@ def test_folder_of_a_running_job_is_refused_and_its_removal_ends_the_job(
     assert not (place / "mine").exists()
 
 
+@pytest.mark.deep
 def test_resume_that_the_ranks_refuse_changes_no_file(run: Callable[..., Any], place: Path) -> None:
     short = ("training.train_steps=4", "checkpoint.save_interval=4")
     first = run("refused", *RUN, *(word for it in short for word in ("--set", it)))
