@@ -97,7 +97,10 @@ def note_failure(error: BaseException, exit_code: int = 1) -> None:
         "lost_peer": is_lost_peer(error),
     }
     try:
-        Path(path).write_text(json.dumps(content), encoding="utf-8")
+        # As a whole: torchrun may look at any time, and this process may be killed at any.
+        partial = Path(f"{path}.{os.getpid()}")
+        partial.write_text(json.dumps(content), encoding="utf-8")
+        partial.replace(path)
     except OSError:
         return  # torchrun then knows the exit code alone
 

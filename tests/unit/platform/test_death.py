@@ -1,7 +1,9 @@
 """Which death came first, and what is said about it."""
 
 import json
+import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -90,3 +92,25 @@ def test_lost_connections_are_told_from_faults():
     assert is_lost_peer(RuntimeError("[gloo/pair.cc] Connection closed by peer [127.0.0.1]:9"))
     assert not is_lost_peer(RuntimeError("CUDA out of memory"))
     assert not is_lost_peer(ValueError("connection closed by peer"))
+
+
+def test_who_looks_at_any_time_finds_a_whole_note(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As torchrun does, which fails if what it finds is no JSON."""
+    path = tmp_path / "error.json"
+    monkeypatch.setenv(ERROR_FILE_VARIABLE, str(path))
+    note_failure(ValueError("x"))
+    over = threading.Event()
+
+    def write() -> None:
+        for _ in range(500):
+            note_failure(ValueError("x" * 200))
+        over.set()
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    while not over.is_set():
+        assert json.loads(path.read_text())["rank"] == 0
+    writer.join()
+    assert [found.name for found in tmp_path.iterdir()] == ["error.json"]
