@@ -2,16 +2,23 @@
 
 import json
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from moe_megatron.testing.programs import start_program
+from moe_megatron.errors import INTERRUPTED
+from moe_megatron.testing.programs import Program, start_program
+
+pytestmark = [pytest.mark.deep, pytest.mark.slow, pytest.mark.distributed]
 
 
-@pytest.mark.deep
-@pytest.mark.slow
-@pytest.mark.distributed
+def campaign(place: Path, *words: object) -> Program:
+    command = [sys.executable, "-m", "moe_megatron.cli.main", "chaos", *words]
+    arena = ["--output", place / "arena"]
+    return start_program([*command, *arena], log=place / "log", directory=place)
+
+
 @pytest.mark.parametrize(
     ("harms", "hits", "steps"),
     [
@@ -21,12 +28,7 @@ from moe_megatron.testing.programs import start_program
 def test_harmed_training_ends_bit_equal_with_nothing_left(
     harms: list[str], hits: int, steps: int, tmp_path: Path
 ) -> None:
-    words = ["chaos", "--hits", hits, "--steps", steps, "--harms", *harms]
-    program = start_program(
-        [sys.executable, "-m", "moe_megatron.cli.main", *words, "--output", tmp_path / "arena"],
-        log=tmp_path / "log",
-        directory=tmp_path,
-    )
+    program = campaign(tmp_path, "--hits", hits, "--steps", steps, "--harms", *harms)
     try:
         code = program.end(seconds=1500)
     finally:
@@ -36,3 +38,18 @@ def test_harmed_training_ends_bit_equal_with_nothing_left(
     done = [json.loads(line) for line in (tmp_path / "arena" / "hits.jsonl").open()]
     assert {hit["harm"] for hit in done} == set(harms)
     assert "survived" in (tmp_path / "arena" / "report.md").read_text()
+
+
+def test_campaign_that_is_ended_takes_its_job_and_its_disks_along(tmp_path: Path) -> None:
+    program = campaign(tmp_path, "--hits", 1, "--steps", 100_000)
+    try:
+        while not (tmp_path / "arena" / "untouched" / "metrics.jsonl").exists():
+            assert program.process.poll() is None, program.output
+            program.family()
+            time.sleep(0.1)
+        program.process.terminate()
+        assert program.end() == INTERRUPTED, program.output
+        assert program.family() == []
+    finally:
+        program.kill()
+    assert str(tmp_path) not in Path("/proc/mounts").read_text()

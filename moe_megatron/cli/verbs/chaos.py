@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import json
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -45,6 +46,9 @@ def run(argv: Sequence[str]) -> int:
     if min(options.hits, options.steps) < 1:
         raise ConfigError("--hits and --steps must be at least 1.")
     with ExitStack() as stack:
+        # As Ctrl-C: the job and its small disks do not outlive the campaign.
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+        stack.callback(signal.signal, signal.SIGTERM, before)
         folder = options.output
         if folder is None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="moe-chaos-")))
@@ -78,12 +82,12 @@ def _campaign(options: argparse.Namespace, folder: Path) -> int:
         for hit in run_campaign(harmed, plan, Random(options.seed)):
             hits.append(hit)
             print(_line(hit), flush=True)
+            with (folder / "hits.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(dataclasses.asdict(hit)) + "\n")
         wrong = failures(harmed, untouched.checkpoints, hits, options.hits)
         report = f"{campaign_table(harms, hits, wrong)}\n{hits_table(hits)}"
     if options.output is not None:
         (folder / "report.md").write_text(report, encoding="utf-8")
-        lines = (json.dumps(dataclasses.asdict(hit)) + "\n" for hit in hits)
-        (folder / "hits.jsonl").write_text("".join(lines), encoding="utf-8")
     print(f"\n{campaign_table(harms, hits, wrong)}", end="")
     return FAILED if wrong else 0
 
