@@ -20,7 +20,7 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/*
 WORKDIR /opt/moe
 COPY . .
-RUN UV_NO_CACHE=1 PIP_NO_CACHE_DIR=1 tools/setup.sh base
+RUN UV_COMPILE_BYTECODE=1 UV_NO_CACHE=1 PIP_NO_CACHE_DIR=1 tools/setup.sh base
 RUN useradd --create-home moe && install -d -o moe /workspace
 ENV PATH=/opt/moe/.venv/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
@@ -36,7 +36,7 @@ CMD ["doctor"]
 FROM ${NVIDIA_IMAGE} AS gpu
 WORKDIR /opt/moe
 COPY . .
-RUN UV_NO_CACHE=1 PIP_NO_CACHE_DIR=1 MOE_PYTHON=/usr/bin/python3 tools/setup.sh base
+RUN UV_COMPILE_BYTECODE=1 UV_NO_CACHE=1 PIP_NO_CACHE_DIR=1 MOE_PYTHON=/usr/bin/python3 tools/setup.sh base
 RUN useradd --create-home moe && install -d -o moe /workspace
 ENV PATH=/opt/moe/.venv/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \

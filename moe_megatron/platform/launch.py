@@ -19,6 +19,7 @@ from types import FrameType
 from typing import Any
 
 from moe_megatron.errors import INTERRUPTED
+from moe_megatron.platform.bytecode import keep_bytecode
 from moe_megatron.platform.death import Death, in_order
 from moe_megatron.platform.death_clock import DeathClock, children
 from moe_megatron.platform.memory_kills import count_memory_kills
@@ -116,6 +117,7 @@ def running(
         A function that tells how they ended, from torch's failures by rank.
     """
     os.environ.setdefault("OMP_NUM_THREADS", _threads_per_process(command))
+    keep_bytecode()
     kills = count_memory_kills()
     with DeathClock() as clock, _stops_passed_on(on_stop, others) as stops:
 
