@@ -17,6 +17,7 @@ from moe_megatron.chaos.harm import Harm, NothingToHitError
 from moe_megatron.chaos.victim import Victim
 from moe_megatron.config.checkpoint_files import step_of
 from moe_megatron.errors import AGAIN
+from moe_megatron.telemetry.journal import Event
 
 _POLL_SECONDS = 0.1
 _SOON = 0.2
@@ -85,6 +86,11 @@ def run_campaign(victim: Victim, plan: Plan, random: Random) -> Iterator[Hit]:
         soon = number < plan.hits and random.random() < _SOON
         yield hit.outcome(random.uniform(0, _SOON_SECONDS) if soon else plan.patience, soon=soon)
     _keep_running(victim, lambda: victim.exit_code() == 0, plan.patience)
+
+
+def _started(attempt: Event) -> float:
+    """When the launcher started the ranks, which have imported all by the time they note it."""
+    return float(attempt.fields.get("started", attempt.time))
 
 
 def _has_made(victim: Victim, steps: float) -> bool:
@@ -187,7 +193,7 @@ class _Blow:
         return self._hit(
             "started again" if self._started_again else "restarted",
             seconds=first.time - self._time,
-            start_seconds=None if attempt is None else first.time - attempt.time,
+            start_seconds=None if attempt is None else first.time - _started(attempt),
             lost_steps=max(0, int((resumed or first).fields.get("reached", self._step)) - start),
         )
 
