@@ -82,8 +82,8 @@ def _campaign(options: argparse.Namespace, folder: Path) -> int:
         for hit in run_campaign(harmed, plan, Random(options.seed)):
             hits.append(hit)
             print(_line(hit), flush=True)
-            with (folder / "hits.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps(dataclasses.asdict(hit)) + "\n")
+            lines = (json.dumps(dataclasses.asdict(hit)) + "\n" for hit in hits)
+            (folder / "hits.jsonl").write_text("".join(lines), encoding="utf-8")
         wrong = failures(harmed, untouched.checkpoints, hits, options.hits)
         report = f"{campaign_table(harms, hits, wrong)}\n{hits_table(hits)}"
     if options.output is not None:
