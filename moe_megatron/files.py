@@ -165,6 +165,16 @@ def replace_file(path: Path, chunks: Iterable[bytes]) -> None:
     flush_to_disk(path.parent)  # the rename itself is durable only once its directory is
 
 
+def publish(path: Path, text: str) -> None:
+    """Write a small file of which readers see the old or the new text, never a part.
+
+    Unlike `replace_file` it does not wait for the disk: it is for what concerns running processes.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
 def rename_into_place(partial: Path, target: Path) -> None:
     """Flush `partial` (a file or a directory of files) to the disk, then rename it to `target`."""
     files = [partial] if partial.is_file() else [p for p in partial.rglob("*") if p.is_file()]

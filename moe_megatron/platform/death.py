@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from moe_megatron.files import publish
 from moe_megatron.reading import read_json
 
 ERROR_FILE_VARIABLE = "TORCHELASTIC_ERROR_FILE"
@@ -98,9 +99,7 @@ def note_failure(error: BaseException, exit_code: int = 1) -> None:
     }
     try:
         # As a whole: torchrun may look at any time, and this process may be killed at any.
-        partial = Path(f"{path}.{os.getpid()}")
-        partial.write_text(json.dumps(content), encoding="utf-8")
-        partial.replace(path)
+        publish(Path(path), json.dumps(content))
     except OSError:
         return  # torchrun then knows the exit code alone
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from moe_megatron.platform.launch import GRACE_SECONDS, End, OnStop, free_port, running
 from moe_megatron.platform.parent import end_with_parent
+from moe_megatron.platform.resiliency import messages_to
 from moe_megatron.platform.scratch import environment
 
 _OWN_SIGNAL = "SIGQUIT"
@@ -121,21 +122,13 @@ _monitor_log: Path | None = None
 def _saying_to(log: Path) -> Iterator[None]:
     """Send what launcher and monitors say to a file, and let monitors end with this process."""
     global _monitor_log
-    logger = logging.getLogger("nvrx")
-    log.parent.mkdir(parents=True, exist_ok=True)
-    handler = logging.FileHandler(log)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    logger.addHandler(handler)  # it sets up one of its own only where there is none
-    propagate, logger.propagate = logger.propagate, False
     _hook_forks()
-    _monitor_log = log
-    try:
-        yield
-    finally:
-        _monitor_log = None
-        logger.removeHandler(handler)
-        logger.propagate = propagate
-        handler.close()
+    with messages_to(log):
+        _monitor_log = log
+        try:
+            yield
+        finally:
+            _monitor_log = None
 
 
 _hooked = False

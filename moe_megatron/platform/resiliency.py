@@ -4,6 +4,10 @@ It imports nothing of it, and does not know what it is used for.
 """
 
 import importlib.util
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 from moe_megatron.errors import BackendUnavailableError
 
@@ -29,3 +33,25 @@ def require_resiliency(purpose: str) -> None:
             f"{purpose} needs nvidia-resiliency-ext, which is not installed here. Install it with: "
             f"{INSTALL}"
         )
+
+
+@contextmanager
+def messages_to(log: Path, origin: str = "") -> Iterator[None]:
+    """Append what the package says to a file, and to nothing else, while the context is open.
+
+    Args:
+        log: The file; its folder is made.
+        origin: What stands before each message, with a space at its end.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(log)
+    handler.setFormatter(logging.Formatter(f"%(asctime)s {origin}%(levelname)s %(message)s"))
+    logger = logging.getLogger("nvrx")
+    logger.addHandler(handler)  # the package sets up one of its own only where there is none
+    propagate, logger.propagate = logger.propagate, False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = propagate
+        handler.close()

@@ -7,7 +7,6 @@ checkpoint on, by the same package. What it cannot do, as when a process is gone
 launcher: the ranks then end. This module does not know what an attempt does.
 """
 
-import logging
 import os
 import traceback
 from collections.abc import Callable
@@ -26,7 +25,7 @@ from moe_megatron.mcore.cpu.fast import shared_memory
 from moe_megatron.mcore.loop.cleanup import forget_globals
 from moe_megatron.platform.death import is_lost_peer, one_line
 from moe_megatron.platform.parent import forks_outlive_us
-from moe_megatron.platform.resiliency import require_resiliency
+from moe_megatron.platform.resiliency import messages_to, require_resiliency
 from moe_megatron.run.folder import continued, last_saved_step
 from moe_megatron.run.machine import choose_machine
 from moe_megatron.run.start import patience
@@ -67,9 +66,9 @@ class Restarting[Result]:
         """
         from nvidia_resiliency_ext.inprocess.exception import RestartAbort
 
-        logged = self._log_to_file()
+        log = self._folder / "logs" / "in_process.log"
         try:
-            with self._starting:
+            with messages_to(log, f"rank {self._rank} "), self._starting:
                 self._starting.enter_context(forks_outlive_us())
                 call: Callable[[], Result] = self._wrapped()
                 return call()
@@ -77,9 +76,6 @@ class Restarting[Result]:
             if mistake := self._mistake or self._mistake_of_others():
                 raise mistake from None
             raise (self._error or FaultError("another rank ended the run.")) from given_up
-        finally:
-            logging.getLogger("nvrx").removeHandler(logged)
-            logged.close()
 
     def _wrapped(self) -> Any:
         from nvidia_resiliency_ext import inprocess
@@ -197,17 +193,6 @@ class Restarting[Result]:
     @property
     def _folder(self) -> Path:
         return Path(self._config.run_dir)
-
-    def _log_to_file(self) -> logging.Handler:
-        log = self._folder / "logs" / "in_process.log"
-        log.parent.mkdir(parents=True, exist_ok=True)
-        handler = logging.FileHandler(log)
-        form = f"%(asctime)s rank {self._rank} %(levelname)s %(message)s"
-        handler.setFormatter(logging.Formatter(form))
-        logger = logging.getLogger("nvrx")
-        logger.addHandler(handler)  # the package sets up one of its own only where there is none
-        logger.propagate = False
-        return handler
 
 
 def limits(recovery: RecoveryConfig) -> tuple[float, float, float]:

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from moe_megatron.files import publish
 from moe_megatron.reading import read_json
 
 
@@ -35,9 +36,7 @@ class Beat:
 
 def write_beat(folder: Path, beat: Beat) -> None:
     """Write the state of this rank; a reader sees the old or the new one."""
-    partial = folder / f".rank{beat.rank}.partial"
-    partial.write_text(json.dumps(asdict(beat)), encoding="utf-8")
-    partial.replace(_file(folder, beat.rank))
+    publish(_file(folder, beat.rank), json.dumps(asdict(beat)))
 
 
 def read_beats(folder: Path, world_size: int) -> dict[int, Beat]:
