@@ -18,12 +18,14 @@ static inline float widened(bf16 value) {
     return of_bits((uint32_t)value << 16);
 }
 
-/* Rounds to nearest, ties to even. A NaN stays a NaN: NaNs here come from bf16 operands or from the
- * processor, so their low sixteen bits are zero and the addition cannot carry into the high ones. */
+/* Rounds to nearest, ties to even. A NaN stays one: it loses what does not fit, and is made quiet,
+ * since the addition would carry into its sign and what is left might be an infinity. */
 static inline bf16 rounded(float value) {
     uint32_t bits;
     memcpy(&bits, &value, sizeof bits);
-    return (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    bf16 nearest = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    bf16 quiet = (bits >> 16) | 0x40;
+    return (bits & 0x7fffffff) > 0x7f800000 ? quiet : nearest;
 }
 
 /* e^x with a relative error of 1e-6 between -10 and 10 and 1e-5 beyond; x below -87 counts as -87,

@@ -70,6 +70,18 @@ def test_a_nan_stays_one(way: str) -> None:
     assert d_weights.isnan().tolist() == [False, True, False]
 
 
+def test_every_pattern_of_bits_is_rounded_as_torch_rounds_it(way: str) -> None:
+    high = torch.arange(2**16).unsqueeze(1)  # every sign, exponent and upper half of a mantissa
+    low = torch.tensor([0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF])
+    bits = (high << 16 | low).flatten()
+    weights = torch.where(bits < 2**31, bits, bits - 2**32).to(torch.int32).view(torch.float32)
+    found = weigh(torch.ones(len(weights), 1, dtype=torch.bfloat16), weights).flatten()
+    expected = weights.to(torch.bfloat16)
+    assert torch.equal(found.isnan(), expected.isnan())
+    numbers = ~expected.isnan()
+    assert torch.equal(found[numbers].view(torch.int16), expected[numbers].view(torch.int16))
+
+
 def test_no_rows_are_no_work(way: str) -> None:
     rows, weights = numbers(0, WIDTH), numbers(0, dtype=torch.float32)
     assert weigh(rows, weights).shape == (0, WIDTH)
