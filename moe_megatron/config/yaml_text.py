@@ -10,7 +10,7 @@ import yaml
 
 from moe_megatron.errors import ConfigError
 
-_MOST_VALUES, _MOST_CHARACTERS, _MOST_DIGITS = 100_000, 100_000, 30
+_MOST_VALUES, _MOST_CHARACTERS, _MOST_DIGITS = 100_000, 100_000, 1000
 _INT = "tag:yaml.org,2002:int"
 
 
