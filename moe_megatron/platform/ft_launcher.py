@@ -132,19 +132,26 @@ def _saying_to(log: Path) -> Iterator[None]:
 
 
 _hooked = False
+_forker = 0
+"""The process that forks."""
 
 
 def _hook_forks() -> None:
     global _hooked
     if not _hooked:
         _hooked = True
-        os.register_at_fork(after_in_child=_in_monitor)
+        os.register_at_fork(before=_before_fork, after_in_child=_in_monitor)
+
+
+def _before_fork() -> None:
+    global _forker
+    _forker = os.getpid()
 
 
 def _in_monitor() -> None:
     if _monitor_log is None:
         return
-    end_with_parent()
+    end_with_parent(_forker)
     with contextlib.suppress(OSError):
         log = os.open(_monitor_log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         os.dup2(log, 1)

@@ -25,7 +25,8 @@ _SECONDS = 0.5
 
 _armed = False
 _follow = True
-_forked_by_main_thread = False
+_forker: int | None = None
+"""The process that forks, if its main thread does."""
 
 
 def end_with_launcher() -> None:
@@ -35,7 +36,7 @@ def end_with_launcher() -> None:
     if launcher is None or _armed:
         return
     _armed = True
-    end_with_parent()
+    end_with_parent(os.getppid())
     if not launcher.is_alive:  # it ended before the kernel was asked
         _end()
     threading.Thread(target=_watch, args=[launcher], name="launcher-watch", daemon=True).start()
@@ -60,10 +61,16 @@ def _end() -> NoReturn:
     raise AssertionError("unreachable")
 
 
-def end_with_parent() -> None:
-    """Ask the kernel to kill this process when its parent ends, and not before."""
+def end_with_parent(parent: int) -> None:
+    """Ask the kernel to kill this process when its parent ends, and not before.
+
+    Args:
+        parent: Its process id. If it has ended by now, this process ends at once.
+    """
     # Where there is no prctl, as in some sandboxes, the thread is enough.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        _end()
 
 
 @contextmanager
@@ -79,11 +86,11 @@ def forks_outlive_us() -> Iterator[None]:
 
 def _before_fork() -> None:
     # The kernel takes the end of the thread that forked for the end of the parent.
-    global _forked_by_main_thread
-    _forked_by_main_thread = threading.current_thread() is threading.main_thread()
+    global _forker
+    _forker = os.getpid() if threading.current_thread() is threading.main_thread() else None
 
 
 def _after_fork() -> None:
     """In a process that the rank has forked, such as the one that writes checkpoints."""
-    if _forked_by_main_thread and _follow:
-        end_with_parent()
+    if _forker is not None and _follow:
+        end_with_parent(_forker)

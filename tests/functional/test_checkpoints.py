@@ -69,6 +69,80 @@ def test_background_writer_leaves_complete_checkpoints(runs: Path) -> None:
     }
 
 
+def slow_saves(root: Path) -> dict[str, list[int]]:
+    """On a rank: how many saves are still going on when training does, after each of a run."""
+    import multiprocessing
+    import time
+    from contextlib import suppress
+
+    from megatron.training import async_utils
+
+    from moe_megatron.config import apply_overrides
+    from moe_megatron.mcore import world
+    from moe_megatron.mcore.loop.callbacks import Callback
+    from moe_megatron.mcore.state import background
+    from moe_megatron.run.start import Attachments, start
+
+    write = background._tied
+    background._tied = lambda *words, **named: (time.sleep(0.5), write(*words, **named))
+    found: dict[str, list[int]] = {}
+
+    class Count(Callback):
+        def __init__(self, name: str) -> None:
+            self._name, self._counts = name, found.setdefault(name, [])
+
+        def on_checkpoint_end(self, step: int) -> None:
+            queue = async_utils._async_calls_queue
+            self._counts.append(queue.get_num_unfinalized_calls() if queue else 0)
+            if self._name == "fails":
+                raise RuntimeError
+
+    for name in ("waits", "fails", "background"):
+        changes = {
+            **SHAPE,
+            "training.train_steps": 2,
+            "checkpoint.save_interval": 1,
+            "checkpoint.async_save": name != "waits",
+            "megatron.mock-data": True,
+            "run_dir": str(root / name),
+        }
+        with suppress(RuntimeError):
+            config = apply_overrides(load_config("test_tiny"), changes)
+            start(config, attached=Attachments(callbacks=[Count(name)]))
+        found[f"left by {name}"] = [child.pid or 0 for child in multiprocessing.active_children()]
+    world.leave()
+    return found
+
+
+@pytest.fixture(scope="module")
+def slow(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, list[int]]]:
+    root = tmp_path_factory.mktemp("slow")
+    return root, run_distributed(slow_saves, root, world_size=1)[0]
+
+
+def test_training_goes_on_while_one_save_is_written_in_the_background(slow: Any) -> None:
+    _, counts = slow
+    assert counts["waits"] == [0, 0]
+    assert counts["background"] == [1, 1]  # the second waited for the first
+
+
+def test_saves_in_a_row_hold_what_those_hold_that_training_waits_for(slow: Any) -> None:
+    root, _ = slow
+    for step in (1, 2):
+        expected, written = (
+            whole_tensors(root / name / "checkpoints" / f"iter_{step:07d}")
+            for name in ("waits", "background")
+        )
+        assert written.keys() == expected.keys()
+        assert [key for key in written if not torch.equal(written[key], expected[key])] == []
+
+
+def test_save_of_a_run_that_fails_ends_with_it(slow: Any) -> None:
+    _, counts = slow
+    assert counts["fails"] == [1]
+    assert counts["left by fails"] == counts["left by background"] == []
+
+
 @pytest.mark.parametrize("step", [2, 4])
 def test_background_writer_writes_the_state_of_the_step_at_which_it_was_called(
     step: int, runs: Path

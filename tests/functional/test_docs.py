@@ -227,9 +227,9 @@ def _torchrun_flags() -> set[str]:
 
 
 def test_flags_are_ours_or_megatrons_or_torchruns() -> None:
-    from moe_megatron.mcore.loop.arguments import _known_flags
+    from moe_megatron.mcore.loop.arguments import known_flags
 
-    megatron = {flag.removeprefix("--") for flag in _known_flags()}
+    megatron = {flag.removeprefix("--") for flag in known_flags()}
     assert (
         named(_FLAG.pattern) - megatron - _our_flags() - _torchrun_flags() - _slurm_flags() == set()
     )

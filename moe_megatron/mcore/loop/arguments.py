@@ -11,6 +11,7 @@ import difflib
 import functools
 import importlib.util
 import io
+import logging
 import os
 import sys
 import threading
@@ -19,12 +20,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from megatron.training.argument_utils import ArgumentGroupFactory
 from megatron.training.arguments import add_megatron_arguments, parse_and_validate_args
 from megatron.training.determinism import apply_determinism_env
 
 from moe_megatron.config import RunConfig
 from moe_megatron.config.flags import to_flags
 from moe_megatron.errors import ConfigError
+from moe_megatron.mcore import world
+
+logger = logging.getLogger(__name__)
 
 _LOCAL_IMPL_FLAGS = (
     "no-gradient-accumulation-fusion no-bias-swiglu-fusion no-bias-gelu-fusion "
@@ -142,11 +147,10 @@ def _path_flags(config: RunConfig, machine: MachineSettings, paths: RunPaths) ->
     if "wandb-project" in config.megatron and "wandb-save-dir" not in config.megatron:
         # Megatron would put W&B's files among the checkpoints, whatever W&B's own variable says.
         words += ["--wandb-save-dir", os.environ.get("WANDB_DIR") or config.run_dir]
-    if config.checkpoint.async_save and machine.backend == "gloo":
-        words += ["--async-strategy", "mcore"]
-    elif config.checkpoint.async_save:
-        words += ["--use-persistent-ckpt-worker"]
-        if importlib.util.find_spec("nvidia_resiliency_ext") is None:
+    if config.checkpoint.async_save:
+        words += ["--use-persistent-ckpt-worker"]  # without it, Megatron saves synchronously
+        extension = importlib.util.find_spec("nvidia_resiliency_ext")
+        if machine.backend == "gloo" or extension is None:
             words += ["--async-strategy", "mcore"]
     if paths.load is not None:
         words += ["--load", paths.load]
@@ -165,14 +169,15 @@ def parse(argv: Sequence[str], *, verbose: bool = False) -> Any:
         verbose: Let Megatron print every argument.
 
     Raises:
-        ConfigError: A flag does not exist, or Megatron refuses the combination.
+        ConfigError: A flag does not exist, or Megatron refuses the combination. What it takes and
+            then changes is a warning.
     """
     check_flags_exist(argv)
     output = contextlib.nullcontext() if verbose else contextlib.redirect_stdout(io.StringIO())
     errors = io.StringIO()
     try:
-        with sys_argv(argv), output, contextlib.redirect_stderr(errors):
-            return parse_and_validate_args()
+        with sys_argv(argv), output, contextlib.redirect_stderr(errors), _help_read_once():
+            args = parse_and_validate_args()
     except (AssertionError, ValueError) as error:
         raise ConfigError(
             f"Megatron refuses these settings: {_reason(error)}. Change the flag or field that it "
@@ -181,6 +186,24 @@ def parse(argv: Sequence[str], *, verbose: bool = False) -> Any:
     except SystemExit as error:
         problem = errors.getvalue().strip().rpartition("error: ")[2]
         raise ConfigError(f"Megatron cannot read these flags: {problem}.") from error
+    if world.rank() == 0:
+        for change in _changed(argv, args):
+            logger.warning("Megatron does not do what was asked: %s: %s became %s", *change)
+    return args
+
+
+def _changed(argv: Sequence[str], args: Any) -> Iterator[tuple[str, Any, Any]]:
+    """Flags whose values are no longer those that were given, with what they were and are."""
+    parser = _parser()
+    asked = parser.parse_args(argv)
+    for flag in dict.fromkeys(word.partition("=")[0] for word in argv):
+        action = parser._option_string_actions.get(flag)
+        if action is None:
+            continue
+        given, done = getattr(asked, action.dest), getattr(args, action.dest, None)
+        # What is of another type, or gone, Megatron has read into what it means.
+        if type(given) is type(done) and given != done:
+            yield flag, given, done
 
 
 def _reason(error: Exception) -> str:
@@ -223,7 +246,7 @@ def check_flags_exist(argv: Sequence[str]) -> None:
     Raises:
         ConfigError: A flag is unknown.
     """
-    known = _known_flags()
+    known = known_flags()
     for word in argv:
         flag = word.partition("=")[0]
         if flag.startswith("--") and flag not in known:
@@ -232,10 +255,41 @@ def check_flags_exist(argv: Sequence[str]) -> None:
             raise ConfigError(f"Megatron has no flag {flag}.{hint}")
 
 
+def known_flags() -> frozenset[str]:
+    """Every flag of Megatron, with its hyphens."""
+    return frozenset(_parser()._option_string_actions)
+
+
 @functools.cache
-def _known_flags() -> frozenset[str]:
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(allow_abbrev=False)
-    return frozenset(add_megatron_arguments(parser)._option_string_actions)
+    with _help_read_once():
+        add_megatron_arguments(parser)
+    return parser
+
+
+@contextlib.contextmanager
+def _help_read_once() -> Iterator[None]:
+    """Let Megatron's parser remember the help texts, which it reads from its source, meanwhile."""
+    original = ArgumentGroupFactory._get_field_docstrings
+    ArgumentGroupFactory._get_field_docstrings = lambda self, config_class: _help_of(config_class)
+    try:
+        yield
+    finally:
+        ArgumentGroupFactory._get_field_docstrings = original
+
+
+class _HelpReader:
+    """Stands for a factory, of which reading uses only the method that looks at parent classes."""
+
+    @staticmethod
+    @functools.cache
+    def _get_field_docstrings(config_class: type) -> dict[str, str]:
+        return dict(_read_help(_HelpReader, config_class))
+
+
+_read_help: Any = ArgumentGroupFactory._get_field_docstrings
+_help_of = _HelpReader._get_field_docstrings
 
 
 @contextlib.contextmanager

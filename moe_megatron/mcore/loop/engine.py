@@ -39,6 +39,7 @@ from moe_megatron.mcore.loop.callbacks import Callback, callbacks_installed
 from moe_megatron.mcore.loop.cleanup import ModelRelease, forget_run
 from moe_megatron.mcore.loop.datasets import train_valid_test_datasets
 from moe_megatron.mcore.loop.forward import forward_step
+from moe_megatron.mcore.loop.garbage import LastingObjects
 from moe_megatron.mcore.loop.saving import Saves
 from moe_megatron.mcore.measure.attempt_journal import AttemptJournal
 from moe_megatron.mcore.measure.lasting_writers import lasting_writers
@@ -156,11 +157,11 @@ def run(job: TrainingJob, machine: MachineSettings) -> JobOutcome:
         number_masked=number_masked(policies),
         health=job.health,
     )
-    clock, release = PhaseClock(), ModelRelease()
+    clock, release, lasting = PhaseClock(), ModelRelease(), LastingObjects()
     earlier = None if load is None else job.run_dir
     rollback = RollBack(job.checkpoints, earlier, job.choose_checkpoint)
     watchdogs = configured_watchdogs(config.recovery, job.run_dir, clock.current)
-    callbacks: list[Callback] = [release, telemetry, *job.callbacks, *policies]
+    callbacks: list[Callback] = [release, lasting, telemetry, *job.callbacks, *policies]
     callbacks += [*watchdogs, Sections()]
     if job.checkpoints is not None:
         checkpoint.check_writable(job.checkpoints)
@@ -177,6 +178,7 @@ def run(job: TrainingJob, machine: MachineSettings) -> JobOutcome:
         for watchdog in watchdogs:
             stack.callback(watchdog.close)
         stack.callback(release.release)
+        stack.callback(lasting.release)
         stack.enter_context(_output_to(job.megatron_log, job.health))
         stack.enter_context(lasting_writers(job.health))  # before `parse`, which opens them
         argv = [*megatron_argv(config, machine, paths), *monitor_flags(config)]
@@ -214,8 +216,8 @@ def _our_checkpoints(args: Any, load: Path | None) -> Iterator[None]:
         stack.enter_context(complete_loading())
         stack.enter_context(checkpoint.explained_loading(load))
         stack.enter_context(guarded_reading())
-        if args.async_save and not args.use_persistent_ckpt_worker:
-            stack.enter_context(saving_in_a_fork())
+        if args.async_save and args.distributed_backend == "gloo":
+            stack.enter_context(saving_in_a_fork(args))
         if not args.async_save:
             stack.enter_context(checkpoint.saving_without_helper_process())
         yield

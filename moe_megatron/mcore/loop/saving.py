@@ -104,6 +104,8 @@ class Saves:
 
     def _save(self, original: Callable[..., Any], step: int, *args: Any, **kwargs: Any) -> None:
         with self._clock.measure("checkpoint"):
+            if _number_in_background():  # one at a time: each may need a copy of the model
+                loop.maybe_finalize_async_save(blocking=True)
             if reason := self._prepare(step):
                 self._fail(step, reason)
                 return
@@ -166,8 +168,7 @@ class Saves:
 
     def _settle(self) -> None:
         """Agree about every checkpoint that is no longer being written."""
-        queue = async_utils._async_calls_queue
-        writing = queue.get_num_unfinalized_calls() if queue is not None else 0
+        writing = _number_in_background()
         while len(self._unfinished) > writing:
             step = self._unfinished.pop(0)
             reason = self._agree(step)
@@ -237,3 +238,9 @@ class Saves:
         if newest is not None:
             error.exit_code = AGAIN
         return error
+
+
+def _number_in_background() -> int:
+    """Number of saves that were handed over and are not complete; the same on all ranks."""
+    queue = async_utils._async_calls_queue
+    return 0 if queue is None else int(queue.get_num_unfinalized_calls())

@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any
 
 from megatron.core.dist_checkpointing.strategies import filesystem_async
-from megatron.training import checkpointing
+from megatron.training import async_utils, checkpointing
 
 from moe_megatron.platform.parent import end_with_parent
 
@@ -49,8 +49,13 @@ class _Results:
 
 
 @contextmanager
-def saving_in_a_fork() -> Iterator[None]:
-    """Let Megatron's asynchronous writer use a fork that ends with this process, meanwhile."""
+def saving_in_a_fork(args: Any) -> Iterator[None]:
+    """Let Megatron's asynchronous writer use a fork that ends with this process, meanwhile.
+
+    Args:
+        args: Megatron's arguments.
+    """
+    args.use_persistent_ckpt_worker = False
     original = checkpointing.schedule_async_save
     results = _Results()
 
@@ -64,13 +69,23 @@ def saving_in_a_fork() -> Iterator[None]:
     try:
         yield
     finally:
+        _abandon()
         checkpointing.schedule_async_save = original
         filesystem_async._results_queue = None
         results.close()
 
 
+def _abandon() -> None:
+    """End what a run that failed is still writing; the next one begins without it."""
+    saves = async_utils._async_calls_queue
+    for save in () if saves is None else saves.async_calls:
+        if (fork := save.async_caller.process) is not None:
+            fork.kill()
+            fork.join()
+    async_utils._async_calls_queue = None
+
+
 def _tied(rank: int, write: Callable[..., None], *args: Any, **kwargs: Any) -> None:
     """Write in the fork, unless the rank has ended: another job may own the folder by then."""
-    end_with_parent()
-    if os.getppid() == rank:
-        write(*args, **kwargs)
+    end_with_parent(rank)
+    write(*args, **kwargs)

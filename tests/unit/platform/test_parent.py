@@ -63,6 +63,25 @@ def test_rank_ends_when_its_launcher_is_killed(launcher, means, forks_end):
                 os.kill(pid, signal.SIGKILL)
 
 
+LATE = """
+import os, time
+from moe_megatron.platform.parent import end_with_parent
+parent = os.getpid()
+if os.fork() == 0:
+    while os.getppid() == parent:
+        time.sleep(0.01)
+    print("asks", flush=True)
+    end_with_parent(parent)
+    print("goes on", flush=True)
+os._exit(0)
+"""
+
+
+def test_process_whose_parent_ended_before_it_asked_ends():
+    answer = subprocess.run([sys.executable, "-c", LATE], capture_output=True, text=True)
+    assert answer.stdout == "asks\n"
+
+
 def test_process_without_a_launcher_outlives_its_parent():
     code = (
         "from moe_megatron.platform import parent; parent.end_with_launcher(); print(parent._armed)"

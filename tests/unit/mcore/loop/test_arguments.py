@@ -178,7 +178,7 @@ def test_run_without_data_or_checkpoints_names_neither() -> None:
         ({"model.num_query_groups": 2}, {"--group-query-attention"}, set()),
         ({"training.recompute": "full"}, {"--recompute-method", "uniform"}, set()),
         ({"training.recompute": "selective"}, {"selective"}, {"--recompute-method"}),
-        ({"checkpoint.async_save": True}, {"--async-strategy"}, {"--use-persistent-ckpt-worker"}),
+        ({"checkpoint.async_save": True}, {"--async-strategy"}, set()),
     ],
 )  # fmt: skip
 def test_fields_that_imply_further_flags(
@@ -189,9 +189,11 @@ def test_fields_that_imply_further_flags(
     assert absent.isdisjoint(words)
 
 
-def test_background_writer_of_megatron_stays_only_on_a_gpu() -> None:
-    saves = tiny(**{"checkpoint.async_save": True})
-    assert "--use-persistent-ckpt-worker" in megatron_argv(saves, GPU, PATHS)
+@pytest.mark.parametrize("base", [CPU, GPU], ids=["cpu", "gpu"])
+def test_saves_in_the_background_ask_for_what_megatron_demands(base: MachineSettings) -> None:
+    words = megatron_argv(tiny(**{"checkpoint.async_save": True}), base, PATHS)
+    assert {"--async-save", "--use-persistent-ckpt-worker"} <= set(words)
+    assert "--async-save" not in megatron_argv(tiny(), base, PATHS)
 
 
 def test_run_that_never_evaluates_has_an_interval_that_megatron_can_divide_by() -> None:
@@ -248,6 +250,35 @@ def test_parsed_arguments_hold_what_the_configuration_says(
     assert (args.moe_router_topk, args.moe_z_loss_coeff) == (2, 0.25)
     assert (args.exit_interval, args.transformer_impl) == (5, "local")
     assert args.dist_ckpt_optim_fully_reshardable
+
+
+@pytest.mark.usefixtures("fresh_globals")
+@pytest.mark.parametrize("preset", list_presets())
+@pytest.mark.parametrize("changes", [{}, {"checkpoint.async_save": True}])
+def test_megatron_changes_nothing_that_a_run_asks_for(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    preset: str,
+    changes: dict[str, Any],
+) -> None:
+    config = apply_overrides(load_config(preset), {"checkpoint.save_interval": 5, **changes})
+    monkeypatch.setenv("WORLD_SIZE", str(config.parallel.world_size_step))
+    monkeypatch.setenv("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+    args = parse(megatron_argv(config, CPU, paths(checkpoints="/saves")))
+    assert args.async_save is config.checkpoint.async_save
+    assert [it.message for it in caplog.records if "what was asked" in it.message] == []
+
+
+@pytest.mark.usefixtures("fresh_globals")
+def test_flag_that_megatron_changes_is_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    meant = ["--exp-avg-dtype", "bf16", "--recompute-activations", "--moe-aux-loss-coeff", "0.5"]
+    args = parse([*megatron_argv(tiny(), CPU, PATHS), "--async-save", *meant])
+    assert not args.async_save
+    told = [it.message for it in caplog.records if "what was asked" in it.message]
+    assert told == ["Megatron does not do what was asked: --async-save: True became False"]
 
 
 @pytest.mark.usefixtures("fresh_globals")

@@ -1,5 +1,6 @@
 """The fork that writes a checkpoint: its results come back, and it ends with its rank."""
 
+import argparse
 import multiprocessing
 import signal
 import subprocess
@@ -51,7 +52,7 @@ def test_fork_ends_with_a_rank_that_is_killed(tmp_path: Path) -> None:
 
 def test_megatron_is_as_before_afterwards() -> None:
     before = checkpointing.schedule_async_save
-    with saving_in_a_fork():
+    with saving_in_a_fork(argparse.Namespace(use_persistent_ckpt_worker=True)):
         assert checkpointing.schedule_async_save is not before
     assert checkpointing.schedule_async_save is before
     assert filesystem_async._results_queue is None
