@@ -46,7 +46,8 @@ class CheckpointConfig:
     """Keep also so many with the lowest validation loss, of those evaluated at their step."""
 
     patience_seconds: float = 600.0
-    """For how long the last save of a run waits for room on its disk; others wait for the next."""
+    """For how long the last save of a run, and the checksums of any, wait for room on their disk;
+    other saves wait for the next interval."""
 
     def __post_init__(self) -> None:
         conform(self)

@@ -1,7 +1,8 @@
 """What a run does about its checkpoints once they are written: checksums, and removing old ones.
 
 Both happen in a thread of each rank, so that training does not wait. A checkpoint that cannot be
-given checksums is no reason to end a run: it stays unverified.
+given checksums is no reason to end a run: it waits for room on a full disk, as long as nobody
+waits for it, and then stays unverified.
 """
 
 import logging
@@ -54,9 +55,11 @@ class Keeper(Callback):
     ) -> None:
         self._checkpoints = checkpoints
         self._keep = Keep(last=config.keep_last, every=config.keep_every, best=config.keep_best)
+        self._patience = config.patience_seconds
         self._loaded, self._run_dir, self._history = loaded, run_dir, history
         self._complete: queue.Queue[tuple[int, float | None]] = queue.Queue()
         self._thread: threading.Thread | None = None
+        self._hurry = threading.Event()
 
     def on_checkpoint_start(self, step: int) -> None:
         """A checkpoint that is written again has no checksums until it is complete."""
@@ -75,8 +78,10 @@ class Keeper(Callback):
         self.settle()
 
     def settle(self) -> None:
-        """Wait until this rank has done its part for every checkpoint."""
+        """Wait until this rank has done its part for every checkpoint, a full disk aside."""
+        self._hurry.set()
         self._complete.join()
+        self._hurry.clear()
 
     def _validation_loss(self, step: int) -> float | None:
         made = (r for r in reversed(self._history.evaluations) if r.split == "validation")
@@ -96,7 +101,15 @@ class Keeper(Callback):
     def _seal(self, step: int, loss: float | None) -> None:
         folder = iteration_dir(self._checkpoints, step)
         notes = {"step": step} if loss is None else {"step": step, VALIDATION_LOSS: loss}
-        if seal_together(folder, world.rank(), world.size(), notes=notes):
+        sealed = seal_together(
+            folder,
+            world.rank(),
+            world.size(),
+            notes=notes,
+            patience=self._patience,
+            hurry=self._hurry,
+        )
+        if sealed:
             self._remove_old(step)
 
     def _remove_old(self, newest: int) -> None:

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -215,3 +216,47 @@ def test_rank_without_room_for_its_checksums_keeps_nobody_waiting(
     with pytest.raises(CheckpointError, match="of another rank holds no checksums"):
         seal_together(tmp_path, 0, 2)
     assert not (tmp_path / MANIFEST).exists()
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_checksums_wait_for_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rank: int
+) -> None:
+    from moe_megatron.checkpoint.integrity import manifest
+    from moe_megatron.checkpoint.integrity import seal as sealing
+
+    writes = []
+
+    def full_at_first(path: Path, chunks: list[bytes]) -> None:
+        writes.append(path)
+        if len(writes) < 3:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        path.write_bytes(b"".join(chunks))
+
+    monkeypatch.setattr(sealing, "_PAUSE_SECONDS", 0.0)
+    for name in ("__0_0.distcp", "__1_0.distcp"):
+        (tmp_path / name).write_bytes(name.encode())
+    for own in (1, 0):
+        with monkeypatch.context() as patch:
+            if own == rank:
+                for module in (sealing, manifest):
+                    patch.setattr(module, "replace_file", full_at_first)
+            seal_together(tmp_path, own, 2, patience=60.0)
+    assert len(writes) == 3
+    assert check_folder(tmp_path) == Finding(tmp_path, "valid", (), 2)
+
+
+def test_nobody_waits_for_checksums_that_find_no_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from moe_megatron.checkpoint.integrity import manifest
+
+    def full(path: Path, chunks: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(manifest, "replace_file", full)
+    (tmp_path / "__0_0.distcp").write_bytes(b"0")
+    hurry = threading.Event()
+    threading.Timer(0.2, hurry.set).start()
+    with pytest.raises(OSError, match="No space left"):
+        seal_together(tmp_path, 0, 1, patience=600.0, hurry=hurry)
