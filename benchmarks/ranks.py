@@ -92,7 +92,8 @@ class Contender:
             self.kill()
         for rank, output in zip(self._ranks, outputs, strict=True):
             if rank.returncode:
-                raise RuntimeError(f"{self._module} failed:\n{output[-5000:]}")
+                ended = f"{self._module} ended with code {rank.returncode}"
+                raise RuntimeError(f"{ended}:\n{output[-5000:]}")
         line = next(line for line in outputs[0].splitlines() if line.startswith(MARK))
         return dict(json.loads(line.removeprefix(MARK)))
 

@@ -36,6 +36,8 @@ def main() -> None:
     parser.add_argument("--warm-up", type=int, default=1, help="whole turns before them")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
+    if options.turns < 2:
+        parser.error(f"--turns is {options.turns}; a median and its interval need at least 2")
 
     with tempfile.TemporaryDirectory(prefix="save-time-") as folder:
         results = _run(options, Path(folder))
@@ -79,6 +81,7 @@ def _task(name: str, steps: int, options: argparse.Namespace, folder: Path) -> d
         "checkpoint.async_save": name == BACKGROUND,
         "checkpoint.keep_last": 2,
         "telemetry.enabled": False,
+        "recovery.hang_seconds": 7200,  # who waits for a turn does not hang
     }
     own = folder / name.replace(" ", "-")
     own.mkdir()
@@ -100,10 +103,20 @@ def _times(turns: Mapping[str, Sequence[float]], results: Mapping[str, Mapping[s
     rows = []
     for name, seconds in turns.items():
         low, middle, high = machine.spread(seconds)
-        saves = results[name]["saves"][1:]
-        stands = f"{1e3 * statistics.median(saves):.0f}" if saves and name != NEVER else ""
-        rows.append([name, f"{middle:.2f} ({low:.2f} to {high:.2f})", stands])
-    header = ["contender", "turn, seconds (quartiles)", "training stands still for a save, ms"]
+        row = [name, f"{middle:.2f} ({low:.2f} to {high:.2f})", "", "", ""]
+        if name != NEVER:
+            still = statistics.median(results[name]["saves"][1:])
+            row[2:4] = [f"{1e3 * still:.0f}", f"{100 * still / middle:.1f} %"]
+        if checksums := results[name]["checksums"][1:]:
+            row[4] = f"{1e3 * statistics.median(checksums):.0f}"
+        rows.append(row)
+    header = [
+        "contender",
+        "turn, seconds (quartiles)",
+        "training stands still for a save, ms",
+        "of a turn",
+        "checksums on rank 0, ms of a processor",
+    ]
     return machine.table(header, rows)
 
 

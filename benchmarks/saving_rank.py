@@ -7,6 +7,7 @@ whether checkpoints get checksums.
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 from benchmarks import ranks
 from benchmarks.megatron_rank import Clock
@@ -36,6 +37,19 @@ class Saves(Callback):
         self.seconds.append(time.perf_counter() - self._began)
 
 
+class TimedKeeper(Keeper):
+    """Says how long a processor worked for the checksums of each checkpoint."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.seconds: list[float] = []
+
+    def _seal(self, step: int, loss: float | None) -> None:
+        began = time.thread_time()
+        super()._seal(step, loss)
+        self.seconds.append(time.thread_time() - began)
+
+
 def main() -> None:
     """Run the task of this rank."""
     task = ranks.task()
@@ -44,8 +58,9 @@ def main() -> None:
     clock, saves = Clock(), Saves()
     folder = Path(task["folder"])
     callbacks: list[Callback] = [clock, saves]
+    keeper = None
     if task["checksums"]:
-        keeper = Keeper(
+        keeper = TimedKeeper(
             folder / "checkpoints",
             config.checkpoint,
             loaded=None,
@@ -66,7 +81,8 @@ def main() -> None:
         )
         engine.run(job, choose_machine(config).settings)
     if world.rank() == 0:
-        ranks.report({"wall": clock.wall, "saves": saves.seconds})
+        checksums = keeper.seconds if keeper else []
+        ranks.report({"wall": clock.wall, "saves": saves.seconds, "checksums": checksums})
     world.leave()
 
 
