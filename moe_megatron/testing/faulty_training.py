@@ -22,7 +22,7 @@ from moe_megatron.run.start import Attachments, start
 
 OVERRIDES = {
     "training.train_steps": 1_000_000,
-    "parallel.expert_parallel_size": 2,
+    "training.micro_batch_size": 2,
     "checkpoint.save_interval": None,
     # The run goes on however long its gradients are not finite.
     "recovery.max_skips": 1_000_000,
@@ -89,5 +89,6 @@ FAULTS = {fault.__name__: fault for fault in (collapse, nan, stall, kill)}
 def main(folder: Path, name: str) -> None:
     """Run the training with the fault of this name."""
     run_dir = folder / name
-    config = apply_overrides(load_config("test_tiny"), {**OVERRIDES, "run_dir": str(run_dir)})
+    own = {"run_dir": str(run_dir), "parallel.expert_parallel_size": world.size()}
+    config = apply_overrides(load_config("test_tiny"), OVERRIDES | own)
     start(config, attached=Attachments(callbacks=[Fault(run_dir, FAULTS[name])]))

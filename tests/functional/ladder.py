@@ -181,7 +181,7 @@ def run(runs: Path, example: Path, overrides: dict[str, Any], **more: Any) -> Pa
             "checkpoint.save_interval": None,
             "data.sequence_length": TOKENS[1],
             "training.micro_batch_size": 1,
-            "training.global_batch_size": 4,
+            "training.global_batch_size": 2,
             "training.precision": "fp32",
             "training.warmup_steps": 0,
             "training.eval_interval": None,

@@ -24,7 +24,10 @@ pytestmark = [pytest.mark.distributed, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parents[2]
 STEPS = 4
-ENDLESS = ["--mock-data", "--train-iters", "100000", "--set", "checkpoint.save_interval=50000"]
+ENDLESS = [
+    *("--mock-data", "--train-iters", "100000", "--async-save"),
+    *("--set", "checkpoint.save_interval=50000"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +123,8 @@ def test_megatrons_own_output_goes_to_a_file_of_each_rank(trained: Any, place: P
     assert "learning rate:" not in trained.output
 
 
-@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.deep)])
+@pytest.mark.deep  # `train` starts the same script with torchrun's agent
+@pytest.mark.parametrize("processes", [1, 2])
 def test_bare_torchrun_trains_with_the_script(
     processes: int, torchrun: Callable[..., Any], place: Path
 ) -> None:
@@ -212,6 +216,7 @@ def test_second_ctrl_c_ends_at_once(moe: Callable[..., Any], place: Path) -> Non
     assert_peaceful(program)
 
 
+@pytest.mark.deep  # tests/unit/platform/test_launch.py has it with workers that do nothing
 def test_ctrl_c_before_the_first_step_is_a_line(moe: Callable[..., Any], place: Path) -> None:
     program = train(moe, place, *ENDLESS, "--run-dir", "runs/early")
     program.wait_for("running: torchrun")

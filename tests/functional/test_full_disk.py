@@ -28,7 +28,7 @@ SHAPE: dict[str, Any] = {
     "training.train_steps": STEPS,
     "training.warmup_steps": 0,
     "training.micro_batch_size": 2,
-    "training.global_batch_size": 8,
+    "training.global_batch_size": 4,
     "parallel.expert_parallel_size": 2,
     "checkpoint.save_interval": 2,
     "checkpoint.patience_seconds": 30,

@@ -42,6 +42,8 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "pp2": (2, {"parallel.pipeline_parallel_size": 2}),
     "tp2_ep2": (4, {**TP2, **EP2}),
 }
+DEEP = {"tp2", "pp2", "tp2_ep2"}
+"""Those whose losses test_parallel_parity.py compares with those of one process, too."""
 
 
 def numbers_of(run_dir: Path) -> dict[str, Any]:
@@ -74,7 +76,9 @@ def found(
     return run(tmp_path_factory.mktemp("golden"), chosen("layout"))
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    "layout", [pytest.param(n, marks=pytest.mark.deep if n in DEEP else ()) for n in LAYOUTS]
+)
 def test_numbers_are_those_that_were_recorded(
     layout: str, found: dict[str, dict[str, Any]]
 ) -> None:

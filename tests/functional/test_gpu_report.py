@@ -184,6 +184,7 @@ def test_child_of_a_stage_that_ended_does_not_outlive_it(tmp_path: Path) -> None
     assert eventually_gone([int(pid) for pid in mark.read_text().split()])
 
 
+@pytest.mark.deep
 def test_spent_budget_ends_a_stage_and_leaves_out_the_rest(tmp_path: Path) -> None:
     long = stage("long", "import time; time.sleep(600)", limit=500)
     report = run(tmp_path, long, stage("late", WRITE), budget=8)

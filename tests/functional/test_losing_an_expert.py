@@ -29,6 +29,7 @@ STEPS, BAD, LAYER, EXPERT = 6, 3, 2, 1
 SETTINGS: dict[str, Any] = {
     "training.train_steps": STEPS,
     "training.warmup_steps": 1,
+    "training.micro_batch_size": 2,
     "training.eval_interval": None,
     "checkpoint.save_interval": 2,
     "telemetry.history": False,

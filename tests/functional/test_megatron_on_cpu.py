@@ -30,7 +30,7 @@ TOKENS = BATCH * SEQUENCE
 SHAPE: dict[str, Any] = {
     "training.train_steps": STEPS,
     "training.warmup_steps": 0,
-    "training.micro_batch_size": 2,
+    "training.micro_batch_size": 4,
     "training.global_batch_size": BATCH,
 }
 SHARED_AND_GROUPED: dict[str, Any] = {

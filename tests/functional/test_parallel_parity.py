@@ -28,7 +28,7 @@ SHAPE: dict[str, Any] = {
     "model.num_layers": 4,
     "training.train_steps": 12,
     "training.warmup_steps": 0,
-    "training.micro_batch_size": 2,
+    "training.micro_batch_size": 4,
     "training.global_batch_size": 8,
     "training.eval_interval": None,
     "checkpoint.save_interval": None,
@@ -62,11 +62,12 @@ PLAIN: dict[str, dict[str, Any]] = {
     f"plain_{name}": layout for name, layout in ({"single": {}} | TWO | FOUR).items()
 }
 """By plain Megatron: the switch turns every accelerator off."""
-PLAIN_IN_SHORT = ("plain_single", "plain_ep2")
+DEEP = {"uneven_pp2", "tp2_etp1_ep2", "pp2_ep2"} | PLAIN.keys() - {"plain_single", "plain_ep2"}
+"""Those that put together what others have alone."""
 RELAY = "relay"
 LAYOUTS = [
-    *(*TWO, *FOUR),
-    *(pytest.param(n, marks=() if n in PLAIN_IN_SHORT else pytest.mark.deep) for n in PLAIN),
+    pytest.param(name, marks=pytest.mark.deep if name in DEEP else ())
+    for name in (*TWO, *FOUR, *PLAIN)
 ]
 
 

@@ -17,6 +17,7 @@ STEPS = 3
 SHAPE: dict[str, Any] = {
     "training.train_steps": STEPS,
     "training.warmup_steps": 0,
+    "training.micro_batch_size": 2,
     "training.global_batch_size": 8,
 }
 EP2: dict[str, Any] = {"parallel.expert_parallel_size": 2}

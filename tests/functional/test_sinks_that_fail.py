@@ -167,7 +167,7 @@ def test_removed_logs_are_said_and_begun_anew(runs: Any) -> None:
     assert removed["metrics"].count("moe_sink_outages_total{") > 0
 
 
-@pytest.mark.slow
+@pytest.mark.deep
 def test_reader_of_the_output_that_goes_away_ends_no_run(tmp_path: Path, cache: Path) -> None:
     words = [sys.executable, "-m", "moe_megatron.cli.main", "train", "--config", "test_tiny"]
     words += ["--mock-data", "--train-iters", "12", "--lr-warmup-iters", "0"]

@@ -25,12 +25,12 @@ from moe_megatron.testing.saved_tensors import whole_tensors
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(900)]
 
-STEPS = 200
+STEPS = 80
 CHANGES = {
     "training.train_steps": STEPS,
     "parallel.expert_parallel_size": 2,
-    "checkpoint.save_interval": 25,
-    "telemetry.console_interval": 10,
+    "checkpoint.save_interval": 10,
+    "telemetry.console_interval": 5,
 }
 RUN = [
     *("train", "--config", "test_tiny", "--num-processes", 2, "--mock-data"),
@@ -126,11 +126,11 @@ def test_killed_rank_and_launcher_are_named_and_the_run_ends_as_if_untouched(
     run: Callable[..., Any], untouched: Path, place: Path
 ) -> None:
     program = run("killed", *RUN)
-    program.wait_for(f"step 30/{STEPS}")
+    program.wait_for(f"step 15/{STEPS}")
     first = ranks(program)
     first[1].kill()
     program.wait_for("starting again (1 of ")
-    program.wait_for("step 60/")
+    program.wait_for("step 35/")
     assert "rank 1 was killed by signal 9 (SIGKILL), " in program.output
     assert re.search(
         r"last checkpoint at step \d+; go on with: moe-megatron train --resume killed; starting ",
@@ -160,16 +160,21 @@ def test_killed_rank_and_launcher_are_named_and_the_run_ends_as_if_untouched(
     assert leftovers(place) == []  # those of the killed launcher are gone, too
 
 
+@pytest.mark.deep  # tests/unit/run/test_owner.py has the refusal with processes that do nothing
 def test_folder_of_a_running_job_is_refused_and_its_removal_ends_the_job(
     run: Callable[..., Any], place: Path
 ) -> None:
     words = ("training.train_steps=1000000", "checkpoint.save_interval=1000000")
-    endless = [*RUN, *(word for change in words for word in ("--set", change))]
+    words += ("parallel.expert_parallel_size=1",)
+    endless = [
+        *(1 if word == 2 else word for word in RUN),
+        *(word for change in words for word in ("--set", change)),
+    ]
     program = run("mine", *endless)
     program.wait_for("step 10/1000000")
     events = (place / "mine" / "events.jsonl").read_bytes()
     (place / "mine" / "checkpoints" / "iter_0000001").mkdir()
-    second = run("mine", "train", "--resume", "mine", "--num-processes", 2)
+    second = run("mine", "train", "--resume", "mine", "--num-processes", 1)
     assert second.end() == EXIT_CODE, second.output
     assert f"run folder mine belongs to pid {program.process.pid} on " in second.output
     assert (place / "mine" / "events.jsonl").read_bytes() == events

@@ -155,7 +155,7 @@ def _compare(run_dir: Path, options: dict[str, Any], sizes: dict[str, int]) -> d
             "data.sequence_length": 16,
             "training.train_steps": 1,
             "training.micro_batch_size": 1,
-            "training.global_batch_size": 4,
+            "training.global_batch_size": 2,
             "training.precision": "fp32",
             "training.warmup_steps": 0,
             "training.eval_interval": None,
@@ -181,6 +181,10 @@ def _compare(run_dir: Path, options: dict[str, Any], sizes: dict[str, int]) -> d
 
 
 DECISIVE = {
+    "single": [
+        *("plain", "wide_heads", "qk_norm", "switch", "sigmoid", "dense", "multipliers"),
+        *("sparse_mixer", "half_rotated"),
+    ],
     "tp2": [
         *("gqa", "qk_norm_all_heads", "shared_expert", "gelu", "untied", "learned_positions"),
         *("layer_norm_and_bias", "swiglu_bias", "biases", "tied_head_bias", "whole_vocabulary"),
@@ -192,7 +196,7 @@ DECISIVE = {
     "tp2_ep2": ["shared_expert"],
     "tp2_pp2": ["untied"],
 }
-"""What a layout splits in a way of its own; of a single process, everything."""
+"""What a layout splits in a way of its own; of a single process, what no layout has here."""
 CASES = [
     pytest.param(
         f"{layout}-{model}",

@@ -8,6 +8,7 @@ import pytest
 from moe_megatron.testing.slurm_cluster import SlurmCluster, why_not
 
 
+@pytest.mark.deep  # test_slurm_jobs.py uses it
 @pytest.mark.distributed
 def test_cluster_leaves_nothing_behind(tmp_path) -> None:
     if reason := why_not():

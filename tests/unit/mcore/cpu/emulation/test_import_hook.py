@@ -221,6 +221,7 @@ def run_python(code: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.deep
 def test_install_after_megatron_was_imported_names_the_remedy() -> None:
     answer = run_python(
         """
