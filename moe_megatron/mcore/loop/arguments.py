@@ -268,28 +268,28 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+_help: dict[type, dict[str, str]] = {}
+"""Help texts by configuration class of Megatron and field."""
+
+
 @contextlib.contextmanager
 def _help_read_once() -> Iterator[None]:
-    """Let Megatron's parser remember the help texts, which it reads from its source, meanwhile."""
-    original = ArgumentGroupFactory._get_field_docstrings
-    ArgumentGroupFactory._get_field_docstrings = lambda self, config_class: _help_of(config_class)
+    """Let Megatron's parsers remember the help texts, which they read from its source, meanwhile.
+
+    The parser itself is not shared: runs extend lists that are its defaults.
+    """
+    read = ArgumentGroupFactory._get_field_docstrings
+
+    def remembered(self: ArgumentGroupFactory, config_class: type) -> dict[str, str]:
+        if config_class not in _help:
+            _help[config_class] = read(self, config_class)
+        return _help[config_class]
+
+    ArgumentGroupFactory._get_field_docstrings = remembered
     try:
         yield
     finally:
-        ArgumentGroupFactory._get_field_docstrings = original
-
-
-class _HelpReader:
-    """Stands for a factory, of which reading uses only the method that looks at parent classes."""
-
-    @staticmethod
-    @functools.cache
-    def _get_field_docstrings(config_class: type) -> dict[str, str]:
-        return dict(_read_help(_HelpReader, config_class))
-
-
-_read_help: Any = ArgumentGroupFactory._get_field_docstrings
-_help_of = _HelpReader._get_field_docstrings
+        ArgumentGroupFactory._get_field_docstrings = read
 
 
 @contextlib.contextmanager
