@@ -151,7 +151,7 @@ class Attempts:
         rank, step = hangs[0].fields.get("rank"), hangs[0].fields.get("step")
         if rank is None:
             return "every rank waited for others for too long, and "
-        return f"rank {rank} hung in step {step}, and "
+        return f"rank {rank} hung, last seen in step {step}, and "
 
     def _code_of_stop(self, end: End) -> int:
         stopped_early = end.stopped and end.code == INTERRUPTED

@@ -3,7 +3,6 @@
 They are killed, stopped and made to raise. `tools/setup.sh resiliency` installs the package.
 """
 
-import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +25,7 @@ RUN = [
     *("--train-iters", STEPS, "--set", "parallel.expert_parallel_size=2"),
     *("--set", "checkpoint.save_interval=20", "--set", "telemetry.console_interval=10"),
 ]
-FAILS = """
+HARMED = """
 import os, signal, sys
 from pathlib import Path
 from moe_megatron.cli.pretrain import main
@@ -35,25 +34,31 @@ from moe_megatron.config.flags import split_flags
 from moe_megatron.mcore.loop.callbacks import Callback
 from moe_megatron.run.launch import launch
 
-class Fails(Callback):
-    def on_step_start(self, step):
-        if os.environ["RANK"] == "1" and once(step, 30):
-            raise ValueError("something is wrong")
-        if os.environ["RANK"] == "1" and once(step, 70):
-            os.kill(os.getpid(), signal.SIGKILL)
+def fail():
+    raise ValueError("something is wrong")
 
-def once(step, wanted):
-    there = Path(f"failed{wanted}")
-    if step != wanted or there.exists():
-        return False
-    there.touch()
-    return True
+class Harms(Callback):
+    def on_step_start(self, step):
+        harm = HARMS.get(step)
+        done = Path(f"harm{step}")
+        if os.environ["RANK"] == "1" and harm and not done.exists():
+            done.touch()
+            harm()
+
+HARMS = {
+    30: fail,
+    50: lambda: os.kill(os.getpid(), signal.SIGSTOP),
+    70: lambda: os.kill(os.getpid(), signal.SIGKILL),
+}
+HARMS = {step: HARMS[step] for step in map(int, os.environ["HARMS"].split())}
 
 if "RANK" in os.environ:
-    sys.exit(main(callbacks=[Fails()]))
+    sys.exit(main(callbacks=[Harms()]))
+run_dir, steps, restart = sys.argv[1:]
 settings = {
-    "recovery.restart": "in_process", "parallel.expert_parallel_size": 2, "run_dir": "failing",
-    "checkpoint.save_interval": 20, **split_flags(["--mock-data", "--train-iters", sys.argv[1]]),
+    "recovery.restart": restart, "parallel.expert_parallel_size": 2, "run_dir": run_dir,
+    "recovery.hang_seconds": 15 if restart == "ft_launcher" else None,
+    "checkpoint.save_interval": 20, **split_flags(["--mock-data", "--train-iters", steps]),
 }
 config = apply_overrides(load_config("test_tiny"), settings)
 sys.exit(launch(config, [__file__], num_processes=2))
@@ -77,6 +82,13 @@ def untouched(moe: Callable[..., Any], place: Path) -> dict[str, torch.Tensor]:
     program = moe(place, *RUN, "--run-dir", "untouched")
     assert program.end() == 0, program.output
     return final(place / "untouched")
+
+
+def harmed(place: Path, run_dir: str, restart: str, steps: str) -> list[object]:
+    """The command line of a training that is harmed in these steps."""
+    script = place / "harmed.py"
+    script.write_text(HARMED)
+    return ["env", f"HARMS={steps}", sys.executable, script, run_dir, STEPS, restart]
 
 
 def final(run_dir: Path) -> dict[str, torch.Tensor]:
@@ -134,18 +146,17 @@ def test_killed_rank_is_named_and_the_run_ends_as_if_untouched(
 
 
 def test_stopped_rank_is_killed_by_its_monitor_and_the_run_ends_as_if_untouched(
-    moe: Callable[..., Any], untouched: dict[str, torch.Tensor], place: Path
+    start: Callable[..., Any], untouched: dict[str, torch.Tensor], place: Path
 ) -> None:
-    words = ("--set", "recovery.hang_seconds=15", "--run-dir", "stopped")
-    program = moe(place, *MONITORED, *words)
-    program.wait_for(f"step 50/{STEPS}")
-    ranks(program)[1].send_signal(signal.SIGSTOP)
+    program = start(harmed(place, "stopped", "ft_launcher", "50"), place)
     assert program.end(600) == 0, program.output
     assert_same(final(place / "stopped"), untouched)
     assert_one_restart(place / "stopped")
-    assert "error: rank 1 hung in step 5" in program.output
     (hang,) = events(place / "stopped", "hang")
     assert hang.fields["rank"] == 1
+    assert 40 <= hang.fields["step"] <= STEPS, "a heartbeat is up to half a second old"
+    words = f"error: rank 1 hung, last seen in step {hang.fields['step']}, and rank "
+    assert words in program.output
     assert uptime(place / "stopped").account.lost["hang"] > 15
     log = (place / "stopped" / "logs" / "ft_launcher.log").read_text()
     assert "Section 'step' has been open for" in log
@@ -204,8 +215,7 @@ def test_ft_launcher_of_ones_own_starts_the_ranks_again(
 def test_rank_that_raises_is_restarted_in_its_process_and_a_killed_one_by_the_launcher(
     start: Callable[..., Any], untouched: dict[str, torch.Tensor], place: Path
 ) -> None:
-    (place / "fails.py").write_text(FAILS)
-    program = start([sys.executable, place / "fails.py", STEPS], place)
+    program = start(harmed(place, "failing", "in_process", "30 70"), place)
     assert program.end() == 0, program.output
     assert_same(final(place / "failing"), untouched)
     assert "waitForInput" not in program.output, "a warning each second"

@@ -38,7 +38,10 @@ def test_limits_in_processes_follow_each_other_and_leave_time_to_start(
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"rank": 1, "step": 5}, "rank 1 hung in step 5, and rank 0 was killed by signal 9"),
+        (
+            {"rank": 1, "step": 5},
+            "rank 1 hung, last seen in step 5, and rank 0 was killed by signal 9",
+        ),
         ({"rank": None}, "every rank waited for others for too long, and rank 0 was killed"),
     ],
 )
