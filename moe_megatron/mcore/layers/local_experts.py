@@ -1,14 +1,10 @@
 """Experts of the local layer spec: Megatron's, completed for the CPU.
 
 `LocalExperts` holds the parameters of `SequentialMLP` under the same names and in the same
-checkpoint layout. Every expert draws its initial weights from a seed of its own, so that the
-initial model does not depend on how experts are split over processes.
+checkpoint layout.
 """
 
 import dataclasses
-import itertools
-from collections.abc import Callable
-from typing import Any
 
 import torch
 from megatron.core.process_groups_config import ProcessGroupCollection
@@ -34,9 +30,6 @@ class LocalExperts(SequentialMLP):
     ) -> None:
         if config.add_bias_linear:
             submodules = dataclasses.replace(submodules, linear_fc2=_ClonedOutput)
-        if config.use_cpu_initialization:
-            first_expert = pg_collection.ep.rank() * num_local_experts
-            submodules = _seeded_per_expert(submodules, first_expert)
         super().__init__(num_local_experts, config, submodules, pg_collection, name)
 
     def forward(
@@ -94,36 +87,6 @@ class _ClonedOutput(RowParallelLinear):
         """As in `RowParallelLinear`; [tokens, width] to [tokens, hidden]."""
         output, bias = super().forward(input_)
         return output.clone(), bias
-
-
-def _seeded_per_expert(submodules: MLPSubmodules, first_expert: int) -> MLPSubmodules:
-    """Builders that draw the weights of each expert from a seed of its own.
-
-    On the CPU Megatron draws weights from the default generator, which every process starts from
-    the same seed: without this, the experts of one process would be copies of those of another.
-
-    Args:
-        submodules: Builders of the two linear layers; each is called once per expert, in order.
-        first_expert: Global number of the first expert that is built.
-    """
-    # The same number on all processes that share the layer.
-    seed = int(torch.randint(2**48, ()))
-
-    def seeded(build: Callable[..., Any], matrix: int) -> Callable[..., Any]:
-        experts = itertools.count(first_expert)
-
-        def build_next(*args: Any, **kwargs: Any) -> Any:
-            with torch.random.fork_rng(devices=()):
-                torch.default_generator.manual_seed(seed + 2 * next(experts) + matrix)
-                return build(*args, **kwargs)
-
-        return build_next
-
-    return dataclasses.replace(
-        submodules,
-        linear_fc1=seeded(submodules.linear_fc1, 0),
-        linear_fc2=seeded(submodules.linear_fc2, 1),
-    )
 
 
 def _is_plain_expert(expert: torch.nn.Module) -> bool:

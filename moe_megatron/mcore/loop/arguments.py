@@ -115,8 +115,6 @@ def _plain_fields(config: RunConfig) -> RunConfig:
 def _machine_flags(config: RunConfig, machine: MachineSettings) -> list[str]:
     words = ["--distributed-backend", machine.backend]
     words += ["--transformer-impl", machine.transformer_impl]
-    if machine.backend == "gloo":
-        words += ["--use-cpu-initialization"]
     if machine.transformer_impl == "local":
         words += [f"--{flag}" for flag in _LOCAL_IMPL_FLAGS]
     elif not machine.accumulation_fusion:

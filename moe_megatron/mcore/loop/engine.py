@@ -57,6 +57,7 @@ from moe_megatron.mcore.state import checkpoint
 from moe_megatron.mcore.state.background import saving_in_a_fork
 from moe_megatron.mcore.state.complete_loading import complete_loading
 from moe_megatron.mcore.state.guarded_reading import guarded_reading
+from moe_megatron.mcore.state.initial import InitialWeights
 from moe_megatron.mcore.state.optimizer_resharding import resharding_optimizer_states
 from moe_megatron.mcore.state.optimizer_settings import configured_settings
 from moe_megatron.mcore.state.optimizer_shards import saving_own_shards
@@ -194,7 +195,7 @@ def run(job: TrainingJob, machine: MachineSettings) -> JobOutcome:
             stack.enter_context(configured_settings(checkpoint.batch_growth(load, config)))
         stack.enter_context(_our_checkpoints(args, load))
         stack.enter_context(checkpoint.explained_errors(job.checkpoints or load or Path.cwd()))
-        interrupted = _pretrain(args, job, clock)
+        interrupted = _pretrain(args, job, clock, draws=load is None)
         journal.end(interrupted=interrupted)
         telemetry.flush()
     return JobOutcome(
@@ -223,8 +224,15 @@ def _our_checkpoints(args: Any, load: Path | None) -> Iterator[None]:
         yield
 
 
-def _pretrain(args: Any, job: TrainingJob, clock: PhaseClock) -> bool:
-    """Train with Megatron; returns whether a signal ended the run early."""
+def _pretrain(args: Any, job: TrainingJob, clock: PhaseClock, *, draws: bool) -> bool:
+    """Train with Megatron; returns whether a signal ended the run early.
+
+    Args:
+        args: Megatron's arguments.
+        job: The run.
+        clock: Tells how long what takes.
+        draws: Whether the model starts from random weights, not from a checkpoint's.
+    """
     model_config = gpt_config_from_args(args)
     if args.spec is None:
         use_our_layers(model_config, job.config)
@@ -233,6 +241,10 @@ def _pretrain(args: Any, job: TrainingJob, clock: PhaseClock) -> bool:
         raise BackendUnavailableError(
             f"--spec {' '.join(args.spec)} could not be imported; check module and function name."
         )
+    if draws:
+        weights = InitialWeights(args.seed)
+        weights.watch(model_config.transformer)
+        model_config.pre_wrap_hooks.append(weights.draw)
     model_config.pre_wrap_hooks.extend(job.model_hooks)
     _skip_missing_makefile()
     try:

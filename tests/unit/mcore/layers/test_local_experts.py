@@ -1,8 +1,6 @@
 """The experts of one process against Megatron's sequential ones, their slow, obvious twin."""
 
 import copy
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import pytest
@@ -17,7 +15,6 @@ from megatron.core.transformer.moe.moe_utils import get_default_pg_collection
 from moe_megatron.mcore.cpu.fast.swiglu_experts import SwiGluExperts, _windows
 from moe_megatron.mcore.layers.local_experts import (
     LocalExperts,
-    _seeded_per_expert,
 )
 
 HIDDEN, INNER, EXPERTS = 16, 24, 4
@@ -180,22 +177,3 @@ def test_in_bf16_no_expert_is_touched_by_the_rows_of_another(counts: list[int]) 
     assert torch.equal(together, alone)
     for ours, wanted in zip(gradients(together), gradients(alone), strict=True):
         torch.testing.assert_close(ours, wanted, rtol=2**-7, atol=1e-3)
-
-
-def test_initial_weights_depend_on_the_number_of_an_expert_and_not_on_its_process() -> None:
-    def draw(first: int, count: int) -> list[torch.Tensor]:
-        torch.manual_seed(3)
-        linear = partial(torch.nn.Linear, 4, 2)
-        modules = _seeded_per_expert(MLPSubmodules(linear_fc1=linear, linear_fc2=linear), first)
-        weights = [build().weight for _ in range(count) for build in _builders(modules)]
-        return [*weights, torch.rand(1)]
-
-    whole, left, right = draw(0, 4), draw(0, 2), draw(2, 2)
-    assert all(map(torch.equal, whole, [*left[:-1], *right]))
-    # What is drawn after the experts is the same in every process.
-    assert torch.equal(left[-1], right[-1])
-    assert len({tuple(weight.flatten().tolist()) for weight in whole[:-1]}) == 8
-
-
-def _builders(modules: Any) -> tuple[Callable[[], torch.nn.Linear], ...]:
-    return modules.linear_fc1, modules.linear_fc2

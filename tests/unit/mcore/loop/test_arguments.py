@@ -85,7 +85,6 @@ def test_cpu_runs_plain_layers_over_gloo() -> None:
     words = megatron_argv(tiny(), CPU, PATHS)
     assert value_after(words, "--distributed-backend") == "gloo"
     assert value_after(words, "--transformer-impl") == "local"
-    assert "--use-cpu-initialization" in words
     assert set(FUSIONS) <= set(words)
     assert {"--bf16", "--moe-grouped-gemm", "--fp8-format"}.isdisjoint(words)
 
@@ -96,15 +95,13 @@ def test_gpu_with_transformer_engine_keeps_every_fusion_it_has() -> None:
     assert value_after(words, "--transformer-impl") == "transformer_engine"
     assert {"--bf16", "--moe-grouped-gemm"} <= set(words)
     assert [word for word in words if word in FUSIONS] == ["--no-gradient-accumulation-fusion"]
-    assert "--use-cpu-initialization" not in words
     with_apex = megatron_argv(tiny(), machine(GPU, accumulation_fusion=True), PATHS)
     assert "--no-gradient-accumulation-fusion" not in with_apex
 
 
-def test_local_layers_on_a_gpu_need_no_cpu_initialization() -> None:
+def test_local_layers_on_a_gpu_have_no_fusions() -> None:
     words = megatron_argv(tiny(), machine(GPU, transformer_impl="local"), PATHS)
     assert set(FUSIONS) <= set(words)
-    assert "--use-cpu-initialization" not in words
 
 
 def test_grouped_experts_need_experts() -> None:
