@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     __version__: str
     from moe_megatron.model.outputs import MoEOutput
     from moe_megatron.models import MoEModel
+    from moe_megatron.training.comparison import compare
     from moe_megatron.training.results import EvalResult, TrainingResult
     from moe_megatron.training.trainer import MoETrainer
 
@@ -22,9 +23,10 @@ _HOMES = {
     "MoEOutput": "moe_megatron.model.outputs",
     "MoETrainer": "moe_megatron.training.trainer",
     "TrainingResult": "moe_megatron.training.results",
+    "compare": "moe_megatron.training.comparison",
 }
 
-__all__ = ["EvalResult", "MoEModel", "MoEOutput", "MoETrainer", "TrainingResult"]
+__all__ = ["EvalResult", "MoEModel", "MoEOutput", "MoETrainer", "TrainingResult", "compare"]
 
 
 def __getattr__(name: str) -> Any:

@@ -48,13 +48,21 @@ def apply_overrides(config: RunConfig, overrides: Mapping[str, object]) -> RunCo
     """
     changes: Layer = {}
     for name, value in overrides.items():
-        section, dot, rest = name.partition(".")
-        path = [rest] if section == "megatron" else rest.split(".")
-        change = value
-        for part in reversed(path if dot else []):
-            change = {part: change}
-        changes = _combine(changes, read_layer({section: change}))
+        changes = _combine(changes, read_override(name, value))
     return build(merge(to_mapping(config), changes))
+
+
+def read_override(name: str, value: object) -> Layer:
+    """Check one name and value of `apply_overrides` by themselves.
+
+    Raises:
+        ConfigError: For an unknown name or a value of the wrong type.
+    """
+    section, dot, rest = name.partition(".")
+    path = [rest] if section == "megatron" else rest.split(".")
+    for part in reversed(path if dot else []):
+        value = {part: value}
+    return read_layer({section: value})
 
 
 def read_layer(values: Mapping[str, object]) -> Layer:

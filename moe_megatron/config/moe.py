@@ -97,6 +97,9 @@ class MoEConfig:
     input_jitter: float | None = setting(None, changes="training", flag="moe-input-jitter-eps")
     """Multiply the router's input by noise from [1 - x, 1 + x] (Switch); null: no noise."""
 
+    expert_dropout: float = setting(0.0, changes="training")
+    """Probability of dropping an inner feature of a routed expert in training (Switch)."""
+
     expert_bias: bool = setting(False, changes="tensors", flag="moe-router-enable-expert-bias")
     """Balance by a bias on the scores that select experts, without a loss (arXiv:2408.15664)."""
 
@@ -120,7 +123,7 @@ class MoEConfig:
         )
         checks.at_least(self, 0, "aux_loss_coef", "z_loss_coef")
         checks.positive(self, "capacity_factor", "expert_bias_update_rate")
-        checks.fraction(self, "input_jitter")
+        checks.fraction(self, "input_jitter", "expert_dropout")
         self._check_layer_frequency()
         if self.num_experts is not None:
             self._check_top_k(self.num_experts)

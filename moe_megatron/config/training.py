@@ -59,7 +59,7 @@ class TrainingConfig:
     """Largest norm of the whole gradient; 0 turns clipping off."""
 
     seed: int = setting(1234, flag="seed")
-    """Seed of initialization, data order and dropout."""
+    """Seed of initialization, data order and dropout; Megatron takes none below 1."""
 
     deterministic: bool = setting(False, flag="deterministic-mode")
     """Use only operations that give the same bits every time, on the same machines and layout."""
@@ -90,6 +90,7 @@ class TrainingConfig:
         checks.at_least(
             self,
             1,
+            "seed",
             "train_steps",
             "micro_batch_size",
             "global_batch_size",
@@ -99,7 +100,6 @@ class TrainingConfig:
         )
         checks.positive(self, "learning_rate")
         checks.at_least(self, 0, "min_learning_rate", "warmup_steps", "weight_decay", "clip_grad")
-        checks.at_least(self, 0, "seed")
         checks.fraction(self, "adam_beta1", "adam_beta2")
         if self.min_learning_rate > self.learning_rate:
             raise ConfigError(

@@ -18,8 +18,12 @@ from moe_megatron.routing import Routing
 class Experts(nn.ModuleDict):
     """Experts keyed "0", "1", ..., so that names do not change when some are on other processes."""
 
-    def __init__(self, config: ModelConfig, num_experts: int, inner_size: int) -> None:
-        super().__init__({str(e): FeedForward(config, inner_size) for e in range(num_experts)})
+    def __init__(
+        self, config: ModelConfig, num_experts: int, inner_size: int, dropout: float = 0.0
+    ) -> None:
+        super().__init__(
+            {str(e): FeedForward(config, inner_size, dropout) for e in range(num_experts)}
+        )
         self.num_experts = num_experts
         self.process_group: dist.ProcessGroup | None = None
         """The processes that share the experts, in equal consecutive parts; None: all are here."""

@@ -97,6 +97,26 @@ class LanguageModel(nn.Module):
         """Number of entries of the vocabulary."""
         return self.architecture.vocab_size
 
+    @property
+    def hidden_size(self) -> int:
+        """Width of the residual stream, in features."""
+        return self.model_config.hidden_size
+
+    @property
+    def num_layers(self) -> int:
+        """Transformer layers, dense and MoE together."""
+        return self.model_config.num_layers
+
+    @property
+    def num_experts(self) -> int | None:
+        """Experts of each MoE layer; None for a dense model."""
+        return self.moe_config.num_experts
+
+    @property
+    def experts_per_token(self) -> int | None:
+        """Experts that each token is sent to; None for a dense model."""
+        return None if self.num_experts is None else self.moe_config.top_k
+
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None
     ) -> MoEOutput:

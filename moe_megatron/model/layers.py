@@ -34,8 +34,9 @@ class FeedForward(nn.Module):
 
     gate_proj: nn.Linear | None
 
-    def __init__(self, config: ModelConfig, inner_size: int) -> None:
+    def __init__(self, config: ModelConfig, inner_size: int, dropout: float = 0.0) -> None:
         super().__init__()
+        self._dropout = dropout
         hidden, bias = config.hidden_size, config.add_bias
         gated = config.is_gated
         self.gate_proj = nn.Linear(hidden, inner_size, bias=bias) if gated else None
@@ -50,6 +51,7 @@ class FeedForward(nn.Module):
             inner = functional.silu(self.gate_proj(hidden)) * inner
         elif self._activation is not None:
             inner = self._activation(inner)
+        inner = functional.dropout(inner, self._dropout, self.training)
         output: Tensor = self.down_proj(inner)
         return output
 

@@ -40,7 +40,7 @@ class MoELayer(nn.Module):
         inner_size = moe.expert_hidden_size or model.dense_ffn_size
         shared = moe.shared_expert_hidden_size
         self.router = Router(moe, num_experts, model.hidden_size, add_bias=model.add_bias)
-        self.experts = Experts(model, num_experts, inner_size)
+        self.experts = Experts(model, num_experts, inner_size, moe.expert_dropout)
         self.shared_expert = None if shared is None else FeedForward(model, shared)
         gated = self.shared_expert is not None and moe.shared_expert_gate
         self.shared_gate = nn.Linear(model.hidden_size, 1, bias=False) if gated else None

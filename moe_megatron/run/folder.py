@@ -27,6 +27,16 @@ def fresh_run_dir(wanted: Path) -> Path:
     return next(_free_names(wanted))
 
 
+def last_run_dir(wanted: Path) -> Path | None:
+    """The newest run among the wanted folder and those named after it; None if there is none."""
+    last = None
+    for name in _names(wanted):
+        if not _holds_run(name):
+            return last
+        last = name
+    raise AssertionError("unreachable")
+
+
 def claim_fresh(wanted: Path) -> Claim:
     """Become the owner of a folder without a run, which no other job is about to write, either.
 
@@ -42,10 +52,16 @@ def claim_fresh(wanted: Path) -> Claim:
 
 
 def _free_names(wanted: Path) -> Iterator[Path]:
+    return (name for name in _names(wanted) if not _holds_run(name))
+
+
+def _names(wanted: Path) -> Iterator[Path]:
     for number in count(1):
-        name = wanted if number == 1 else wanted.with_name(f"{wanted.name}-{number}")
-        if not (name / METRICS_FILE).exists():
-            yield name
+        yield wanted if number == 1 else wanted.with_name(f"{wanted.name}-{number}")
+
+
+def _holds_run(folder: Path) -> bool:
+    return (folder / METRICS_FILE).exists()
 
 
 def checkpoints_of(config: RunConfig) -> Path:

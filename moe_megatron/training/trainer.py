@@ -5,32 +5,36 @@ model's weights are copied to Megatron, in any parallel layout, and back when tr
 `torchrun` the same script uses all processes.
 """
 
-import math
+import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
-from moe_megatron.config import RunConfig, apply_overrides
+from moe_megatron.config import DataConfig, RunConfig, apply_overrides
 from moe_megatron.data.index import read_tokens
 from moe_megatron.data.tokenizer import TokenizerInfo
 from moe_megatron.errors import ConfigError
 from moe_megatron.mcore import world
-from moe_megatron.mcore.loop.callbacks import Callback
-from moe_megatron.mcore.state.weights import WeightMap, collect_weights, load_weights
 from moe_megatron.model.moe_model import MoEModel
 from moe_megatron.run.history import History
 from moe_megatron.run.prepared_data import PreparedData
 from moe_megatron.run.start import Attachments, RunResult, start
 from moe_megatron.training import texts as text_data
+from moe_megatron.training.checks import one_of, whole
+from moe_megatron.training.exchange import WeightExchange
+from moe_megatron.training.options import TrainOptions, check_overrides, configure
 from moe_megatron.training.results import EvalResult, TrainingResult
+from moe_megatron.training.resuming import resumed
 from moe_megatron.training.texts import Texts
 from moe_megatron.viz.report import write_report
 
 _METHODS = {"auxiliary_loss": "aux_loss", "none": "none"}
-_LARGEST_MICRO_BATCH = 8
+_LENGTH = 256
+
+logger = logging.getLogger(__name__)
 
 
 class MoETrainer:
@@ -46,7 +50,7 @@ class MoETrainer:
         aux_loss_coef: Weight of the auxiliary loss; None keeps the model's.
         tokenizer: "demo", a tokenizer folder or a hub id.
         run_dir: Folder for metrics and reports; each call of `train` uses a free name like it.
-        overrides: Any field of the run configuration, such as
+        overrides: Any field of the run configuration that no argument sets, such as
             {"parallel.expert_parallel_size": 2, "checkpoint.save_interval": 100}.
 
     Raises:
@@ -68,6 +72,7 @@ class MoETrainer:
         self.history = History()
         self._tokenizer_name = tokenizer
         self._run_dir: Path | None = None
+        self._overrides = check_overrides(overrides or {})
         chosen: dict[str, Any] = {
             "moe.load_balancing": _METHODS.get(load_balancing, load_balancing),
             "moe.z_loss_coef": router_z_loss_coef,
@@ -77,55 +82,90 @@ class MoETrainer:
         if aux_loss_coef is not None:
             chosen["moe.aux_loss_coef"] = aux_loss_coef
         self._base = apply_overrides(
-            RunConfig(model=model.model_config, moe=model.moe_config),
-            {**chosen, **(overrides or {})},
+            RunConfig(
+                model=model.model_config,
+                moe=model.moe_config,
+                data=DataConfig(vocab_size=model.vocab_size),
+            ),
+            chosen,
         )
 
-    def train(
+    def train(  # noqa: PLR0913  # what people set, by the names that they know
         self,
-        train_data: Texts,
+        train_data: Texts | None = None,
         eval_dataset: Texts | None = None,
         batch_size: int = 8,
         learning_rate: float = 1e-3,
-        num_epochs: float = 1,
+        num_epochs: float | None = None,
         *,
+        train_dataset: Texts | None = None,
         max_steps: int | None = None,
         sequence_length: int | None = None,
         text_key: str = "text",
+        gradient_accumulation_steps: int = 1,
+        warmup_steps: int | None = None,
+        weight_decay: float | None = None,
+        eval_interval: int | None = None,
+        expert_dropout: float | None = None,
+        load_balancing_loss_coef: float | None = None,
+        router_z_loss_coef: float | None = None,
+        resume: bool = False,
     ) -> TrainingResult:
         """Train, and put the trained weights into the model.
 
         Args:
             train_data: A list of strings, a path, a hub id or a `datasets.Dataset`.
             eval_dataset: As `train_data`; the model is evaluated on it when training ends.
-            batch_size: Sequences per step, over all processes.
+            batch_size: Sequences of a batch, over all processes.
             learning_rate: Peak of the cosine schedule.
-            num_epochs: Passes over the data; may be a fraction.
+            num_epochs: Passes over the data, 1 unless given; may be a fraction.
+            train_dataset: Another name for `train_data`.
             max_steps: Maximum number of steps.
             sequence_length: Tokens per sequence; None uses 256, or the model's limit if smaller.
             text_key: Column or key of the text.
+            gradient_accumulation_steps: Batches whose gradients make one step together.
+            warmup_steps: Steps until the peak of the learning rate; None: a tenth, at most 100.
+            weight_decay: Decay of AdamW; None: 0.1.
+            eval_interval: Steps between evaluations; None evaluates at the end.
+            expert_dropout: Probability of dropping an inner feature of an expert, in training
+                only (Switch, arXiv 2101.03961); None: the model's, usually 0.
+            load_balancing_loss_coef: Weight of the auxiliary loss in this training.
+            router_z_loss_coef: Weight of the router z-loss in this training.
+            resume: Continue the last run of `run_dir` from its newest checkpoint, with its
+                optimizer and at its place in the data, instead of starting a new one. It needs
+                `checkpoint.save_interval` in `overrides`.
 
         Raises:
             MoEError: The data, an argument or the machine does not allow the run.
         """
-        if not isinstance(batch_size, int) or batch_size < 1:
-            raise ConfigError(f"batch_size ({batch_size}) must be a whole number, at least 1.")
+        options = TrainOptions(
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            num_epochs=1 if num_epochs is None else num_epochs,
+            max_steps=max_steps,
+            sequence_length=self._length(sequence_length),
+            gradient_accumulation_steps=gradient_accumulation_steps,
+            warmup_steps=warmup_steps,
+            weight_decay=weight_decay,
+            eval_interval=eval_interval,
+            expert_dropout=expert_dropout,
+            load_balancing_loss_coef=load_balancing_loss_coef,
+            router_z_loss_coef=router_z_loss_coef,
+        )
+        texts = one_of(train_data=train_data, train_dataset=train_dataset)
         tokenizer = self._tokenizer()
-        train_prefix, num_tokens = text_data.index_texts(train_data, tokenizer, text_key)
+        train_prefix, num_tokens = text_data.index_texts(texts, tokenizer, text_key)
         validation: tuple[str, ...] = ()
         if eval_dataset is not None:
             prefix, _ = text_data.index_texts(eval_dataset, tokenizer, text_key)
             validation = ("1.0", str(prefix))
-        length = sequence_length or self._default_length()
-        if num_epochs <= 0:
-            raise ConfigError(f"num_epochs ({num_epochs}) must be greater than 0; try 1.")
-        steps = max(1, math.ceil(num_tokens / length * num_epochs / batch_size))
-        config = self._configure(
-            steps=steps if max_steps is None else min(steps, max_steps),
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            sequence_length=length,
+        config = configure(
+            self._base,
+            options,
+            self._overrides,
+            steps=options.steps(num_tokens),
             evaluates=bool(validation),
+            world_size=world.size(),
         )
         data = PreparedData(
             paths=("1.0", str(train_prefix)),
@@ -134,7 +174,9 @@ class MoETrainer:
             end_of_document=tokenizer.eod_id,
             validation_paths=validation,
         )
-        return self._run(config, data)
+        if not resume:
+            return self._run(config, data, fresh=True)
+        return self._run(resumed(config, self._overrides), data, fresh=False)
 
     def evaluate(
         self,
@@ -156,9 +198,10 @@ class MoETrainer:
             ConfigError: There is no token to predict.
             DataError: There is no text, or it cannot be read.
         """
+        batch_size = whole("batch_size", batch_size)
         prefix, _ = text_data.index_texts(dataset, self._tokenizer(), text_key)
         tokens = torch.from_numpy(read_tokens(prefix).astype("int64"))
-        length = self._default_length() if sequence_length is None else sequence_length
+        length = self._length(sequence_length)
         if length < 2 or len(tokens) < 2:
             raise ConfigError(
                 f"sequences of {min(length, len(tokens))} token(s) have none to predict; give text "
@@ -196,69 +239,22 @@ class MoETrainer:
         path = Path(save_to)
         return write_report(self._run_dir, path) if world.rank() == 0 else path
 
-    def _configure(
-        self,
-        *,
-        steps: int,
-        batch_size: int,
-        learning_rate: float,
-        sequence_length: int,
-        evaluates: bool,
-    ) -> RunConfig:
-        parallel = self._base.parallel
-        copies = parallel.data_parallel_size(world.size())
-        per_process = batch_size // copies if batch_size % copies == 0 else batch_size
-        micro = math.gcd(per_process, _LARGEST_MICRO_BATCH)
-        return apply_overrides(
-            self._base,
-            {
-                "training.train_steps": steps,
-                "training.micro_batch_size": micro,
-                "training.global_batch_size": batch_size,
-                "training.learning_rate": learning_rate,
-                "training.min_learning_rate": learning_rate / 10,
-                "training.warmup_steps": min(steps // 10, 100),
-                "training.eval_interval": steps if evaluates else None,
-                "data.sequence_length": sequence_length,
-                "data.vocab_size": self.model.vocab_size,
-                "data.split": "95,5,0" if evaluates else "100,0,0",
-            },
-        )
-
-    def _run(self, config: RunConfig, data: PreparedData) -> TrainingResult:
-        exchange = _WeightExchange(self.model)
+    def _run(self, config: RunConfig, data: PreparedData, *, fresh: bool) -> TrainingResult:
+        exchange = WeightExchange(self.model)
         attached = Attachments(callbacks=[exchange], model_hooks=[exchange.load])
-        result = start(config, data=data, fresh=True, attached=attached)
+        result = start(config, data=data, fresh=fresh, attached=attached)
         self.model.load_state_dict(exchange.trained)
+        if not fresh and world.rank() == 0:  # with the steps before
+            result = replace(result, history=History.read(result.run_dir))
         self.history, self._run_dir = result.history, result.run_dir
         return _training_result(result)
 
     def _tokenizer(self) -> TokenizerInfo:
         return text_data.tokenizer_for(self._tokenizer_name, self.model.vocab_size)
 
-    def _default_length(self) -> int:
-        return min(256, self.model.model_config.max_position_embeddings or 256)
-
-
-class _WeightExchange(Callback):
-    """Copies the model's weights to Megatron and collects the trained ones."""
-
-    def __init__(self, model: MoEModel) -> None:
-        self._model = model
-        self.trained: WeightMap = {}
-
-    def load(self, chunks: list[Any]) -> list[Any]:
-        """Start from the weights of rank 0."""
-        device = world.device()
-        weights = {name: value.to(device) for name, value in self._model.state_dict().items()}
-        for value in weights.values():
-            dist.broadcast(value, src=0)
-        load_weights(chunks, weights, self._model.architecture)
-        return chunks
-
-    def on_train_end(self, model: list[Any]) -> None:
-        """Collect the trained weights on every rank."""
-        self.trained = collect_weights(model, self._model.architecture)
+    def _length(self, wanted: int | None) -> int:
+        limit = self.model.model_config.max_position_embeddings or _LENGTH
+        return min(_LENGTH, limit) if wanted is None else whole("sequence_length", wanted)
 
 
 def _training_result(result: RunResult) -> TrainingResult:
@@ -274,6 +270,7 @@ def _training_result(result: RunResult) -> TrainingResult:
         run_dir=result.run_dir,
         checkpoint=result.checkpoint,
         routing=result.outcome.profile,
+        history=history,
     )
 
 

@@ -1,6 +1,7 @@
 """`MoETrainer` as people write it: a script without a main guard, a notebook, two processes."""
 
 import json
+import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from moe_megatron.model.moe_model import MoEModel
 from moe_megatron.testing.distributed import NO_LAUNCHER, RankEnd, RankError, start_ranks
@@ -40,6 +42,9 @@ SCRIPT = (
     PREPARE
     + """
 import datasets
+
+import logging, shutil
+from moe_megatron import compare
 
 few = dict(max_steps=2, batch_size=4, sequence_length=32)
 Path("corpus.txt").write_text("\\n".join(TEXTS))
@@ -87,8 +92,59 @@ Path("corpus.txt").write_text("\\n".join(TEXTS[:30]))
 ANSWERS["changed file"] = trainer("changed").train(
     "corpus.txt", batch_size=4, sequence_length=32
 ).steps
-kept = trainer("kept", overrides={"checkpoint.save_interval": 1})
-ANSWERS["kept"] = str(kept.train(TEXTS, **few).checkpoint)
+saving = {"checkpoint.save_interval": 2}
+kept = trainer("kept", overrides=saving)
+asked = dict(
+    train_dataset=TEXTS,
+    eval_dataset=TEXTS[:40],
+    eval_interval=2,
+    batch_size=2,
+    gradient_accumulation_steps=2,
+    sequence_length=32,
+    max_steps=4,
+    warmup_steps=1,
+    weight_decay=0.2,
+    expert_dropout=0.25,
+    load_balancing_loss_coef=0.03,
+    router_z_loss_coef=0.002,
+)
+whole = kept.train(**asked)
+ANSWERS["kept"] = str(whole.checkpoint)
+ANSWERS["config"] = Path(whole.run_dir, "config.yaml").read_text()
+ANSWERS["root logger"] = [len(logging.getLogger().handlers), logging.getLogger().level]
+
+# The run as it was after two steps, continued by another trainer.
+for name in ("metrics.jsonl", "routing.jsonl"):
+    ANSWERS[name] = Path("runs/kept", name).read_text()
+shutil.rmtree("runs/kept/checkpoints/iter_0000004")
+Path("runs/kept/checkpoints/latest_checkpointed_iteration.txt").write_text("2")
+other = trainer("kept", overrides=saving)
+rest = other.train(**asked, resume=True)
+ANSWERS["resumed"] = {
+    "losses": [whole.losses, rest.losses],
+    "folders": [str(whole.run_dir), str(rest.run_dir)],
+    "tokens": [whole.tokens, rest.tokens],
+    "validation": [whole.validation_loss, rest.validation_loss],
+    "equal": all(
+        torch.equal(a, b)
+        for a, b in zip(kept.model.parameters(), other.model.parameters(), strict=True)
+    ),
+    "frame": other.history.to_pandas().reset_index().to_dict("list"),
+    "columns": other.history.columns(),
+    "shown": repr(rest),
+}
+rest.plot("kept.png")
+compare([whole, "runs/twice", rest]).plot("runs.svg")
+ANSWERS["compared"] = str(compare({"whole": whole, "again": "runs/kept"}))
+for name, options in {"nothing to resume": {"resume": True}, "no run": {"resume": True}}.items():
+    try:
+        (other if name == "nothing to resume" else trainer("unknown")).train(**asked, **options)
+    except Exception as error:
+        ANSWERS[name] = [type(error).__name__, str(error)]
+try:
+    one.train(TEXTS, **long, resume=True)
+except Exception as error:
+    ANSWERS["no checkpoint"] = [type(error).__name__, str(error)]
 dense = MoETrainer(model(num_experts=None), tokenizer=TOKENIZER, run_dir="runs/dense")
 result = dense.train(TEXTS, **few)
 ANSWERS["dense"] = [result.steps, result.routing, str(dense.visualize_routing("dense.html"))]
@@ -253,8 +309,64 @@ def test_changed_file_is_read_again(answers: dict[str, Any]) -> None:
 
 
 def test_checkpoint_asked_for_is_kept(answers: dict[str, Any], place: Path) -> None:
-    assert answers["kept"] == "runs/kept/checkpoints/iter_0000002"
+    assert answers["kept"] == "runs/kept/checkpoints/iter_0000004"
     assert (place / answers["kept"] / "routing_profile.json").exists()
+
+
+def test_arguments_reach_the_configuration(answers: dict[str, Any]) -> None:
+    config = yaml.safe_load(answers["config"])
+    training, moe = config["training"], config["moe"]
+    assert (training["global_batch_size"], training["micro_batch_size"]) == (4, 2)
+    assert (training["warmup_steps"], training["weight_decay"]) == (1, 0.2)
+    assert training["eval_interval"] == 2
+    assert moe["expert_dropout"] == 0.25
+    assert (moe["aux_loss_coef"], moe["z_loss_coef"]) == (0.03, 0.002)
+
+
+def test_training_leaves_the_root_logger_alone(answers: dict[str, Any]) -> None:
+    assert answers["root logger"] == [0, logging.WARNING]
+
+
+def test_resumed_run_ends_as_if_it_had_not_been_interrupted(answers: dict[str, Any]) -> None:
+    resumed = answers["resumed"]
+    assert resumed["equal"] is True
+    for what in ("losses", "folders", "tokens", "validation"):
+        before, after = resumed[what]
+        assert before == after, what
+
+
+def test_history_is_a_frame_of_all_steps(answers: dict[str, Any]) -> None:
+    frame, columns = answers["resumed"]["frame"], answers["resumed"]["columns"]
+    assert frame["step"] == [1, 2, 3, 4]
+    assert frame["loss"] == columns["loss"] == answers["resumed"]["losses"][0]
+    assert [it is not None and it == it for it in frame["validation_loss"]] == [False, True] * 2
+    assert min(frame["imbalance"]) >= 1
+    assert answers["resumed"]["shown"].startswith("TrainingResult(steps=4, final_loss=")
+
+
+def test_runs_are_drawn_and_compared(answers: dict[str, Any], place: Path) -> None:
+    assert (place / "kept.png").read_bytes().startswith(b"\x89PNG")
+    assert "<svg" in (place / "runs.svg").read_text()
+    header, whole, again = answers["compared"].splitlines()
+    assert header.split() == [
+        "run",
+        *"steps tokens loss validation loss imbalance".split(),
+        *"tokens per second".split(),
+    ]
+    assert whole.split()[0:3] == ["whole", "4", "512"]
+    assert whole.split()[3:6] == again.split()[3:6]
+
+
+def test_resume_without_something_to_resume_is_explained(answers: dict[str, Any]) -> None:
+    messages = {
+        "nothing to resume": "runs/kept has made all its 4 steps, so there is nothing to resume",
+        "no run": "the last run of runs/unknown, but there is none yet; leave resume out",
+        "no checkpoint": "runs/twice-2 holds no checkpoint to resume from: MoETrainer saves none",
+    }
+    for name, message in messages.items():
+        kind, text = answers[name]
+        assert kind == "CheckpointError"
+        assert message in text
 
 
 def test_dense_model_trains_and_reports_without_routing(

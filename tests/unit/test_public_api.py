@@ -9,7 +9,7 @@ import pytest
 import moe_megatron
 
 ROOT = Path(__file__).parents[2]
-NAMES = ["EvalResult", "MoEModel", "MoEOutput", "MoETrainer", "TrainingResult"]
+NAMES = ["EvalResult", "MoEModel", "MoEOutput", "MoETrainer", "TrainingResult", "compare"]
 
 
 def loaded_after(statement: str) -> list[str]:

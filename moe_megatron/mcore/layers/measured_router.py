@@ -1,9 +1,11 @@
 """Runs any router of `moe_megatron.routing` in Megatron, and measures it.
 
-`MeasuredRouter` is Megatron's router with the choice of experts replaced; gate, jitter, auxiliary
-losses, capacity and the balancing bias stay Megatron's. `measure/routed` counts its decisions into
-a `RoutingRow`, in training only and once per token: activation recomputation runs a layer's forward
-pass first without gradients, which is not counted, and then again with them, which is.
+`MeasuredRouter` is Megatron's router with the choice of experts replaced; gate, auxiliary losses,
+capacity and the balancing bias stay Megatron's. So does its jitter, but in training alone: 0.19
+also adds it in evaluation, which then gives another loss each time. `measure/routed` counts its
+decisions into a `RoutingRow`, in training only and once per token: activation recomputation runs a
+layer's forward pass first without gradients, which is not counted, and then again with them, which
+is.
 """
 
 from dataclasses import fields
@@ -56,6 +58,12 @@ class MeasuredRouter(TopKRouter):
     def attach(self, row: RoutingRow | None) -> None:
         """Count into `row` from now on; None stops counting."""
         self._row = row
+
+    def apply_input_jitter(self, input: Tensor) -> Tensor:  # Megatron's signature
+        """The router's input with noise, if this is training; [sequence, batch, hidden]."""
+        if not self.training:
+            return input
+        return super().apply_input_jitter(input)  # type: ignore[no-any-return]
 
     def gating(self, input: Tensor) -> Tensor:  # Megatron's signature
         """Gate logits; [sequence, batch, hidden] to [sequence, batch, experts]."""

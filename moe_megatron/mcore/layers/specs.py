@@ -18,6 +18,7 @@ from moe_megatron.config.architecture import VOCABULARY, default_of
 from moe_megatron.config.flags import RULES
 from moe_megatron.errors import ConfigError
 from moe_megatron.mcore.layers.biases import add_head_bias, with_bias
+from moe_megatron.mcore.layers.expert_dropout import add_expert_dropout
 from moe_megatron.mcore.layers.latent_attention import LatentAttention
 from moe_megatron.mcore.layers.local_attention import LocalAttention
 from moe_megatron.mcore.layers.local_experts import LocalExperts
@@ -53,6 +54,9 @@ def use_our_layers(model_config: GPTModelConfig, config: RunConfig) -> None:
     set_multipliers(model_config.transformer, config.model)
     if config.model.lm_head_bias:
         model_config.pre_wrap_hooks.append(add_head_bias)
+    if config.moe.expert_dropout:
+        add = partial(add_expert_dropout, rate=config.moe.expert_dropout)
+        model_config.pre_wrap_hooks.append(add)
 
 
 def _check_known(architecture: Architecture) -> None:

@@ -40,6 +40,7 @@ from moe_megatron.mcore.loop.cleanup import ModelRelease, forget_run
 from moe_megatron.mcore.loop.datasets import train_valid_test_datasets
 from moe_megatron.mcore.loop.forward import forward_step
 from moe_megatron.mcore.loop.garbage import LastingObjects
+from moe_megatron.mcore.loop.root_logger import forget_import, root_logger_kept
 from moe_megatron.mcore.loop.saving import Saves
 from moe_megatron.mcore.measure.attempt_journal import AttemptJournal
 from moe_megatron.mcore.measure.lasting_writers import lasting_writers
@@ -69,6 +70,8 @@ from moe_megatron.telemetry.values.profile import PROFILE_FILE, RoutingProfile
 from moe_megatron.telemetry.values.recent_use import RecentUse
 
 logger = logging.getLogger(__name__)
+
+forget_import()
 
 ModelHook = Callable[[list[Any]], list[Any]]
 
@@ -172,6 +175,7 @@ def run(job: TrainingJob, machine: MachineSettings) -> JobOutcome:
     callbacks.append(journal)  # last: it notes what is complete
     started = time.perf_counter()
     with contextlib.ExitStack() as stack:
+        stack.enter_context(root_logger_kept())
         stack.callback(forget_run, world.process_groups())
         stack.callback(
             torch.use_deterministic_algorithms, torch.are_deterministic_algorithms_enabled()

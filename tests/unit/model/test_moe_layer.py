@@ -130,6 +130,14 @@ def test_jitter_is_for_training_only(layer):
     assert not torch.equal(module(hidden, None)[1].z_loss, module(hidden, None)[1].z_loss)
 
 
+def test_expert_dropout_is_for_training_only(layer):
+    module = layer(expert_dropout=0.5)
+    plain, hidden = layer(), torch.randn(1, 6, HIDDEN)
+    plain.load_state_dict(module.state_dict())
+    assert torch.equal(module.eval()(hidden, None)[0], plain.eval()(hidden, None)[0])
+    assert not torch.equal(module.train()(hidden, None)[0], module(hidden, None)[0])
+
+
 def test_expert_bias_moves_the_choice(layer):
     module = layer(router={"score_function": "sigmoid"}, expert_bias=True)
     module.router.expert_bias[2] = 10.0
