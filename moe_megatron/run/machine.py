@@ -64,11 +64,11 @@ def choose_machine(config: RunConfig) -> MachineChoices:
             f"precision fp8 needs Transformer Engine, and {implementation.reason}; use bf16, or a "
             "GPU machine with transformer-engine[pytorch]."
         )
-    if config.parallel.context_parallel_size > 1 and not with_engine:
+    if "hybrid-context-parallel" in config.megatron and not with_engine:
         raise BackendUnavailableError(
-            "context parallelism needs Transformer Engine's attention, and "
-            f"{implementation.reason}; set parallel.context_parallel_size to 1, or use a GPU "
-            "machine with transformer-engine[pytorch]."
+            "--hybrid-context-parallel packs sequences, which needs Transformer Engine's "
+            f"attention, and {implementation.reason}; leave it out (context_parallel_size works "
+            "without it), or use a GPU machine with transformer-engine[pytorch]."
         )
     grouped, fusion = config.moe.grouped_gemm, choose_accumulation_fusion()
     settings = MachineSettings(

@@ -48,6 +48,8 @@ TWO: dict[str, dict[str, Any]] = {
         "parallel.expert_tensor_parallel_size": 1,
         "parallel.expert_parallel_size": 2,
     },
+    "cp2": {"parallel.context_parallel_size": 2},
+    "cp2_ep2": {"parallel.context_parallel_size": 2, "parallel.expert_parallel_size": 2},
     "ep2_recompute": {"parallel.expert_parallel_size": 2, "training.recompute": "full"},
     "ep2_allgather": {
         "parallel.expert_parallel_size": 2,
@@ -57,12 +59,15 @@ TWO: dict[str, dict[str, Any]] = {
 FOUR: dict[str, dict[str, Any]] = {
     "tp2_ep2": {"parallel.tensor_parallel_size": 2, "parallel.expert_parallel_size": 2},
     "pp2_ep2": {"parallel.pipeline_parallel_size": 2, "parallel.expert_parallel_size": 2},
+    "cp2_pp2": {"parallel.context_parallel_size": 2, "parallel.pipeline_parallel_size": 2},
+    "cp2_tp2": {"parallel.context_parallel_size": 2, "parallel.tensor_parallel_size": 2},
 }
 PLAIN: dict[str, dict[str, Any]] = {
     f"plain_{name}": layout for name, layout in ({"single": {}} | TWO | FOUR).items()
 }
 """By plain Megatron: the switch turns every accelerator off."""
-DEEP = {"uneven_pp2", "tp2_etp1_ep2", "pp2_ep2"} | PLAIN.keys() - {"plain_single", "plain_ep2"}
+TOGETHER = {"uneven_pp2", "tp2_etp1_ep2", "pp2_ep2", "cp2_tp2"}
+DEEP = TOGETHER | PLAIN.keys() - {"plain_single", "plain_ep2"}
 """Those that put together what others have alone."""
 RELAY = "relay"
 LAYOUTS = [
@@ -120,7 +125,7 @@ def _world_size(name: str) -> int:
 
 @pytest.fixture(scope="module")
 def relay(root: Path, single: dict[int, float]) -> dict[int, float]:
-    """Losses of a run that goes through EP, TP and PP in turn, and ends in one process."""
+    """Losses of a run that goes through EP, TP, CP and PP in turn, and ends in one process."""
     *legs, last = _relay(root)
     run_jobs(legs, world_size=2)
     run_jobs([last], world_size=1)
@@ -130,7 +135,8 @@ def relay(root: Path, single: dict[int, float]) -> dict[int, float]:
 def _relay(root: Path) -> list[Job]:
     """Every leg goes on from what the one before saved, and the first from the seed."""
     jobs, saved = [], root / "seed" / "checkpoints"
-    for until, layout in ((3, TWO["ep2"]), (4, TWO["tp2"]), (6, TWO["pp2"]), (STEPS, {})):
+    ways = [TWO[name] for name in ("ep2", "tp2", "cp2_ep2", "pp2")]
+    for until, layout in zip(range(SEED_STEPS + 1, STEPS + 1), [*ways, {}], strict=True):
         own = {
             "checkpoint.load": str(saved),
             "checkpoint.save_interval": 1,
@@ -187,7 +193,7 @@ def test_first_step_routes_the_same_tokens_in_every_layout(
         assert snapshot.per_layer[name] == pytest.approx(expected, rel=tolerance), name
 
 
-def test_resuming_through_ep_tp_pp_and_single_follows_one_curve(
+def test_resuming_through_ep_tp_cp_pp_and_single_follows_one_curve(
     relay: dict[int, float], single: dict[int, float], root: Path
 ) -> None:
     assert relay == pytest.approx(single, rel=1e-4)

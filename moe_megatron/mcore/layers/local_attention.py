@@ -61,10 +61,9 @@ class LocalAttention(DotProductAttention):
             and packed_seq_params is None
             and mask_type == AttnMaskType.causal
             and query.shape[0] == key.shape[0]
-            and query.device.type == "cpu"
-            and fast.enabled("attention")
+            and self.is_plain(query)
         )
-        if not (plain and self._is_plain):
+        if not plain:
             return super().forward(  # type: ignore[no-any-return]
                 query,
                 key,
@@ -74,13 +73,10 @@ class LocalAttention(DotProductAttention):
                 attention_bias,
                 packed_seq_params,
             )
-        heads = query.shape[2] // key.shape[2]
-        if heads > 1:
-            key, value = (x.repeat_interleave(heads, dim=2) for x in (key, value))
-        return CausalAttention.apply(query, key, value, self.softmax_scale)  # type: ignore[no-any-return]
+        return self.causal(query, key, value)
 
-    @property
-    def _is_plain(self) -> bool:
+    def is_plain(self, query: torch.Tensor) -> bool:
+        """Whether `causal` computes all that this layer does but for masks."""
         softmax = self.scale_mask_softmax
         dropped = self.training and self.attention_dropout.p > 0
         return (
@@ -88,4 +84,13 @@ class LocalAttention(DotProductAttention):
             and self.config.softmax_type == "vanilla"
             and softmax.window_size is None
             and softmax.scale is None
+            and query.device.type == "cpu"
+            and fast.enabled("attention")
         )
+
+    def causal(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """Causal attention by our kernel; keys may begin before the queries, and end with them."""
+        heads = query.shape[2] // key.shape[2]
+        if heads > 1:
+            key, value = (x.repeat_interleave(heads, dim=2) for x in (key, value))
+        return CausalAttention.apply(query, key, value, self.softmax_scale)  # type: ignore[no-any-return]

@@ -13,11 +13,12 @@ from megatron.core.transformer.torch_norm import WrappedTorchNorm
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.training.models.gpt import GPTModelConfig
 
-from moe_megatron.config import Architecture, ModelConfig, MoEConfig, RunConfig
+from moe_megatron.config import Architecture, ModelConfig, MoEConfig, ParallelConfig, RunConfig
 from moe_megatron.config.architecture import VOCABULARY, default_of
 from moe_megatron.config.flags import RULES
 from moe_megatron.errors import ConfigError
 from moe_megatron.mcore.layers.biases import add_head_bias, with_bias
+from moe_megatron.mcore.layers.context_attention import ContextAttention
 from moe_megatron.mcore.layers.expert_dropout import add_expert_dropout
 from moe_megatron.mcore.layers.latent_attention import LatentAttention
 from moe_megatron.mcore.layers.local_attention import LocalAttention
@@ -111,7 +112,7 @@ def adapt_block(block: TransformerBlockSubmodules, config: RunConfig) -> Transfo
 
 def _adapt_layer(submodules: Any, config: RunConfig) -> Any:
     attention = submodules.self_attention
-    replaced = _replace_attention(_replace_norms(attention.submodules))
+    replaced = _replace_attention(_replace_norms(attention.submodules), config.parallel)
     attention = dataclasses.replace(
         attention,
         module=LatentAttention if attention.module is MLASelfAttention else attention.module,
@@ -152,10 +153,11 @@ def _replace_norms(submodules: Any) -> Any:
     return dataclasses.replace(submodules, **norms)
 
 
-def _replace_attention(submodules: Any) -> Any:
+def _replace_attention(submodules: Any, parallel: ParallelConfig) -> Any:
     if getattr(submodules, "core_attention", None) is not DotProductAttention:
         return submodules
-    return dataclasses.replace(submodules, core_attention=LocalAttention)
+    local = LocalAttention if parallel.context_parallel_size == 1 else ContextAttention
+    return dataclasses.replace(submodules, core_attention=local)
 
 
 def _local_norm(norm: Any) -> Any:

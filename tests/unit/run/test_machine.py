@@ -2,10 +2,12 @@
 
 import pytest
 
+from moe_megatron.config import apply_overrides, load_config
+from moe_megatron.errors import BackendUnavailableError
 from moe_megatron.mcore.loop.arguments import MachineSettings
 from moe_megatron.platform.choice import Choice
-from moe_megatron.platform.device import Device, Gpu
-from moe_megatron.run.machine import MachineChoices
+from moe_megatron.platform.device import DEVICE_VARIABLE, Device, Gpu
+from moe_megatron.run.machine import MachineChoices, choose_machine
 
 HOPPER = Gpu(name="H200", compute_capability=(9, 0), memory_bytes=139 * 2**30)
 
@@ -36,6 +38,21 @@ def test_engine_says_whether_gradients_are_fused_and_why(fused: bool, word: str)
         "precision: bf16 (it was requested)",
         f"gradient accumulation: {word} (the kernel decides)",
     ]
+
+
+def test_packed_sequences_are_refused_where_local_layers_would_compute_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(DEVICE_VARIABLE, "cpu")
+    packed = {"megatron.hybrid-context-parallel": True, "parallel.context_parallel_size": 2}
+    config = apply_overrides(load_config("test_tiny"), packed)
+    with pytest.raises(BackendUnavailableError) as error:
+        choose_machine(config)
+    assert str(error.value) == (
+        "--hybrid-context-parallel packs sequences, which needs Transformer Engine's attention, "
+        "and Transformer Engine needs a CUDA device; leave it out (context_parallel_size works "
+        "without it), or use a GPU machine with transformer-engine[pytorch]."
+    )
 
 
 def test_local_layers_never_fuse_and_say_nothing_of_it() -> None:

@@ -83,6 +83,7 @@ def _on_cpu(factory: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]
     def create(*args: Any, **kwargs: Any) -> torch.Tensor:
         if kwargs.get("device") is not None:
             kwargs["device"] = _DeviceMeta.__call__(_Device, kwargs["device"])
+        kwargs.pop("pin_memory", None)  # for copies to a GPU; without one, torch refuses it
         return factory(*args, **kwargs)
 
     return create

@@ -72,6 +72,12 @@ def test_factories_give_what_torch_gives(name: str) -> None:
     assert getattr(view, name).__name__ == name
 
 
+def test_memory_that_a_gpu_could_read_faster_is_plain_memory() -> None:
+    tensor = view.tensor([1, 2], device="cpu", pin_memory=True)
+    assert tensor.tolist() == [1, 2]
+    assert not tensor.is_pinned()
+
+
 def test_compile_runs_eagerly_in_both_forms() -> None:
     def double(x: float) -> float:
         return 2 * x

@@ -1,0 +1,105 @@
+"""Whatever a model or a run has, it computes the same where two processes share each sequence.
+
+Each case starts from a checkpoint of its own, saved by one process.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from moe_megatron.telemetry.sinks.jsonl import (
+    METRICS_FILE,
+    ROUTING_FILE,
+    read_metrics,
+    read_routing,
+)
+from moe_megatron.telemetry.values.records import EvalRecord, StepRecord
+from moe_megatron.testing.jobs import Job, run_jobs
+
+pytestmark = [pytest.mark.distributed, pytest.mark.deep, pytest.mark.timeout(600)]
+
+SHAPE: dict[str, Any] = {
+    "training.train_steps": 4,
+    "training.warmup_steps": 0,
+    "training.micro_batch_size": 2,
+    "training.global_batch_size": 8,
+    "checkpoint.save_interval": None,
+}
+LATENT: dict[str, Any] = {
+    "model.latent_attention.kv_lora_rank": 16,
+    "model.latent_attention.q_lora_rank": 24,
+    "model.latent_attention.qk_head_dim": 16,
+    "model.latent_attention.qk_pos_emb_head_dim": 8,
+    "model.latent_attention.v_head_dim": 12,
+}
+YARN: dict[str, Any] = {
+    "model.rope_scaling.kind": "yarn",
+    "model.rope_scaling.factor": 4.0,
+    "model.rope_scaling.original_max_position_embeddings": 8,
+}
+CASES: dict[str, dict[str, Any]] = {
+    "grouped queries, sliding window": {
+        "model.num_query_groups": 1,
+        "model.sliding_window.size": 8,
+    },
+    "attention sinks": {"model.attention_sinks": True, "model.num_query_groups": 2},
+    "latent attention": LATENT,
+    "latent attention, yarn": LATENT | YARN,
+    "yarn": YARN,
+    "learned positions": {"model.position_embedding": "learned_absolute"},
+    "norms of all heads": {"model.qk_norm": True, "model.qk_norm_scope": "all_heads"},
+    "balance of sequences": {"moe.load_balancing": "seq_aux_loss", "moe.z_loss_coef": 0.01},
+    "balance of the global batch": {"moe.load_balancing": "global_aux_loss"},
+    "expert bias": {"moe.expert_bias": True, "moe.router.score_function": "sigmoid"},
+    "recomputed layers": {"training.recompute": "full"},
+    "recomputed attention": {"training.recompute": "selective"},
+    "evaluation": {"training.eval_interval": 2},
+    "loss per token": {
+        "megatron.calculate-per-token-loss": True,
+        "megatron.eod-mask-loss": True,
+        "moe.z_loss_coef": 0.01,
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory, chosen: Callable[[str], list[str]]) -> Path:
+    """A folder with runs of every case: its seed, and what follows by one process and by two."""
+    folder = tmp_path_factory.mktemp("context")
+    names = chosen("case")
+    one, two = [], []
+    for name in names:
+        shape = {**SHAPE, **CASES[name]}
+        stop = {"checkpoint.save_interval": 1, "megatron.exit-interval": 1}
+        seed = Job(run_dir=folder / name / "seed", overrides={**shape, **stop})
+        shape["checkpoint.load"] = str(seed.run_dir / "checkpoints")
+        shared = {"parallel.context_parallel_size": 2, "parallel.expert_parallel_size": 2}
+        one += [seed, Job(run_dir=folder / name / "one", overrides=shape)]
+        two.append(Job(run_dir=folder / name / "two", overrides={**shape, **shared}))
+    run_jobs(one, world_size=1)
+    run_jobs(two, world_size=2)
+    return folder
+
+
+def _of_kind[T: (StepRecord, EvalRecord)](folder: Path, kind: type[T]) -> list[T]:
+    return [x for x in read_metrics(folder / METRICS_FILE) if isinstance(x, kind)]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_losses_gradients_and_counts_are_those_of_one_process(case: str, root: Path) -> None:
+    one, two = root / case / "one", root / case / "two"
+    alone, shared = (_of_kind(folder, StepRecord) for folder in (one, two))
+    assert [x.step for x in shared] == [2, 3, 4]
+    assert [x.loss for x in shared] == pytest.approx([x.loss for x in alone], rel=1e-5)
+    assert [x.grad_norm for x in shared] == pytest.approx([x.grad_norm for x in alone], rel=1e-4)
+    evaluated = [[x.loss for x in _of_kind(folder, EvalRecord)] for folder in (one, two)]
+    assert evaluated[1] == pytest.approx(evaluated[0], rel=1e-5)
+    assert bool(evaluated[0]) == (case == "evaluation")
+    for theirs, ours in zip(*(read_routing(x / ROUTING_FILE) for x in (one, two)), strict=True):
+        assert ours.assigned.tolist() == theirs.assigned.tolist() == [8 * 32 * 2] * 2
+        moved = abs(ours.tokens_per_expert - theirs.tokens_per_expert).sum()
+        assert moved <= 4  # two tokens whose best experts tie to seven digits
+        for name, values in theirs.per_layer.items():
+            assert ours.per_layer[name] == pytest.approx(values, rel=1e-2, abs=1e-3), name
