@@ -35,6 +35,7 @@ from moe_megatron.config.checkpoint_files import TRACKER, read_tracker
 from moe_megatron.config.mapping import from_mapping
 from moe_megatron.errors import CheckpointError
 from moe_megatron.families import Geometry, family_of
+from moe_megatron.families.choice import check_expressed
 from moe_megatron.files import replace_file
 
 __all__ = ["Execution", "Report", "export_checkpoint", "import_checkpoint"]
@@ -89,6 +90,7 @@ def import_checkpoint(
     execution = execution or Execution()
     folder = HfFolder(_folder(source))
     whole, options = _whole_model(folder, dtype)
+    remarks = whole.family.remarks(folder.config)
     model = edit(
         whole,
         folder,
@@ -122,6 +124,7 @@ def import_checkpoint(
         destination=target,
         family=model.family.name,
         limits=model.family.limits(model.config),
+        remarks=remarks,
         outcome=outcome,
         nonfinite=tensors_at(
             [move.view for move in moves if isinstance(move.source, View)], sources, folder
@@ -202,6 +205,7 @@ def export_checkpoint(
         geometry = family.geometry(config, saved.tensors)
         layout = bool(origin.get("fused")) if fused is None else fused
         links = family.links(geometry, fused=layout)
+        check_expressed(run, family, config, saved.tensors)
         config = exported_config(config, saved, wanted)
         options = ExportOptions(
             dtype=wanted,

@@ -52,7 +52,7 @@ class Inspection:
     checksums: bool = False
     """Whether checksums of all files are beside the weights."""
     limits: tuple[str, ...] = ()
-    """Sentences that say what Megatron computes differently from this model."""
+    """Sentences on what Megatron computes differently from this model, and on unknown fields."""
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON values."""
@@ -104,7 +104,7 @@ def _inspect_hugging_face(path: Path) -> Inspection:
         nbytes=sum((path / file).stat().st_size for file in files),
         routing=_routing(path),
         checksums=(path / MANIFEST).is_file(),
-        limits=family.limits(folder.config),
+        limits=(*family.limits(folder.config), *family.remarks(folder.config)),
     )
 
 

@@ -5,6 +5,7 @@ with the reason; it can still be converted and trained in Megatron, without `MoE
 """
 
 import json
+import logging
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
@@ -34,6 +35,7 @@ from moe_megatron.model.support import problems
 if TYPE_CHECKING:
     from torch import Tensor
 
+_log = logging.getLogger(__name__)
 _CARRIED = "hugging_face."
 
 
@@ -63,6 +65,8 @@ def _load_hugging_face(path: Path, expected: str | None) -> LoadedModel:
     links = family.links(geometry, fused=family.has_fused_names(folder.tensors))
     ignored = family.ignorable(geometry)
     check_source(folder, links, ImportOptions(stacked=geometry.homogeneous, ignored=ignored))
+    for remark in family.remarks(folder.config):
+        _log.warning("%s: %s", path, remark)
     architecture, left_out = _computed(path, geometry.architecture, family.limits(folder.config))
     by_identity = {link.identity: link for link in without_prediction(links, geometry)}
     wanted = model_links(architecture)

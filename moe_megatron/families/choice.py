@@ -5,13 +5,15 @@ writing that configuration and reading it back gives the same model, computed in
 tables decide this, so a new family needs no rule here.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from moe_megatron.config import RunConfig
 from moe_megatron.config.architecture import Difference
+from moe_megatron.config.checks import first_few
 from moe_megatron.errors import ConfigError, MappingError
 from moe_megatron.families.family import Family
+from moe_megatron.families.hf_config import HfConfig
 
 FLAGS_OF_UNKNOWN_FUNCTION = ("apply-layernorm-1p", "moe-latent-size", "softmax-type")
 """Megatron flags that change what a model computes and that no `ModelConfig` field covers."""
@@ -40,6 +42,27 @@ def fitting_family(run_config: RunConfig, families: Iterable[Family]) -> Family:
     )
 
 
+def check_expressed(
+    run_config: RunConfig, family: Family, hf_config: HfConfig, names: Collection[str]
+) -> None:
+    """Refuse to export a model as a configuration that describes another one.
+
+    Args:
+        run_config: The run, whose model was imported and may have been changed since.
+        family: Its family.
+        hf_config: The `config.json` that would be written for it.
+        names: Names of the checkpoint's tensors.
+
+    Raises:
+        MappingError: Reading the configuration gives another model; the message names the fields.
+    """
+    if problems := _differences(run_config, family, hf_config, names):
+        raise MappingError(
+            f"a {family.name} model cannot be what this run trained: {first_few(problems)}. The "
+            "export would be another model; keep the Megatron checkpoint, or set these fields back."
+        )
+
+
 def _misfit(run_config: RunConfig, family: Family) -> tuple[int, str]:
     """How far a family is from a run's model (0: it fits), and what it cannot express."""
     architecture = run_config.architecture
@@ -60,9 +83,16 @@ def _misfit(run_config: RunConfig, family: Family) -> tuple[int, str]:
 def _round_trip_problems(run_config: RunConfig, family: Family) -> list[str]:
     """How the model changes if the family's configuration is written and read back."""
     hf_config = family.hf_config(run_config)
-    ours, theirs = run_config.architecture, family.geometry(hf_config).architecture
+    return [*family.limits(hf_config), *_differences(run_config, family, hf_config, None)]
+
+
+def _differences(
+    run_config: RunConfig, family: Family, hf_config: HfConfig, names: Collection[str] | None
+) -> list[str]:
+    """How the model of a configuration differs from that of a run, as sentences."""
+    ours, theirs = run_config.architecture, family.geometry(hf_config, names).architecture
     differences = ours.differences(theirs, ours.field_names("tensors", "function"))
-    return [*family.limits(hf_config), *map(_sentence, differences)]
+    return list(map(_sentence, differences))
 
 
 def _sentence(difference: Difference) -> str:

@@ -18,7 +18,14 @@ from moe_megatron.families.settings import (
     NO_LAYER,
     same_value,
 )
-from moe_megatron.families.sliding import sliding_window
+from moe_megatron.families.sliding import (
+    BY_LAYER,
+    WINDOW,
+    as_listed,
+    every_layer,
+    from_layer,
+    sliding_window,
+)
 
 LLAMA = Family(
     name="llama",
@@ -39,7 +46,9 @@ MISTRAL = replace(
     name="mistral",
     architecture="MistralForCausalLM",
     fields=(*MODEL_FIELDS, *HEAD_FIELDS),
-    computed_fields=sliding_window,
+    defaults={"num_key_value_heads": 8, "sliding_window": 4096},
+    computed_fields=sliding_window(every_layer),
+    reads=WINDOW,
     hf_constants={"hidden_act": "silu", "sliding_window": None},
 )
 
@@ -48,6 +57,9 @@ QWEN2 = replace(
     name="qwen2",
     architecture="Qwen2ForCausalLM",
     constants={"model.qkv_bias": True},
+    defaults={"num_key_value_heads": 32, "sliding_window": 4096},
+    computed_fields=sliding_window(as_listed(from_layer), switched=True),
+    reads=BY_LAYER,
     hf_constants={"hidden_act": "silu", "use_sliding_window": False},
 )
 
@@ -61,6 +73,7 @@ QWEN3 = replace(
         *HEAD_FIELDS,
         *ATTENTION_BIASES,
     ),
+    defaults={**QWEN2.defaults, "head_dim": 128},
     constants={"model.qk_norm": True},
 )
 

@@ -5,6 +5,7 @@ but no particular family.
 """
 
 import re
+from collections import ChainMap
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -13,7 +14,9 @@ from moe_megatron.config import Architecture, MoEConfig, RouterConfig, RunConfig
 from moe_megatron.config.architecture import Difference
 from moe_megatron.config.mapping import from_mapping, to_mapping
 from moe_megatron.errors import MappingError
+from moe_megatron.families import fields as config_fields
 from moe_megatron.families import rope
+from moe_megatron.families.fields import Checked
 from moe_megatron.families.geometry import Geometry
 from moe_megatron.families.hf_config import HfConfig
 from moe_megatron.families.links import Link
@@ -64,7 +67,8 @@ def _no_links(geometry: Geometry) -> list[Link]:
     return []
 
 
-def _no_fields(config: HfConfig) -> dict[str, Any]:
+def no_fields(config: HfConfig) -> dict[str, Any]:
+    """For `computed_fields`: none."""
     return {}
 
 
@@ -88,7 +92,7 @@ class Family:
     """Its tensors."""
     fields: tuple[Field, ...]
     """Keys of its `config.json`."""
-    computed_fields: Callable[[HfConfig], dict[str, Any]] = _no_fields
+    computed_fields: Callable[[HfConfig], dict[str, Any]] = no_fields
     """Computes dotted fields of a run that do not correspond to one key of `config.json`."""
     fields_from_names: Callable[[HfConfig, Names], dict[str, Any]] = _no_fields_from_names
     """Corrects dotted fields of a run by the names of the tensors that a checkpoint holds."""
@@ -99,6 +103,14 @@ class Family:
     constants: Mapping[str, Any] = field(default_factory=dict)
     """Dotted fields of a run that have the same value in every member of the family, if that is not
     the default of `ModelConfig`, `MoEConfig` or the top-k router."""
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    """Keys of `config.json` whose absence means something else than in most families."""
+    checked: tuple[Checked, ...] = ()
+    """Keys that must have certain values, in addition to `fields.CHECKED` or in its place."""
+    reads: tuple[str, ...] = ()
+    """Keys that are read by functions of this table and in no entry of it."""
+    irrelevant: Mapping[str, str] = field(default_factory=dict)
+    """Keys that do not change what a model computes, and why, besides `fields.IRRELEVANT`."""
     hf_constants: Mapping[str, Any] = field(default_factory=dict)
     """Keys written to `config.json` of every natively trained model."""
     extra_links: Callable[[Geometry], list[Link]] = _no_links
@@ -126,6 +138,38 @@ class Family:
         """The transformers classes that load it."""
         return (self.architecture,)
 
+    @property
+    def checks(self) -> tuple[Checked, ...]:
+        """The fields of its configurations that must have certain values."""
+        own = {entry.hf for entry in self.checked} | self.irrelevant.keys()
+        common = (entry for entry in config_fields.CHECKED if entry.hf not in own)
+        return (*common, *self.checked)
+
+    @property
+    def used(self) -> frozenset[str]:
+        """The fields of its configurations that the table reads."""
+        names = {name for entry in self.fields for name in (entry.hf, *entry.other_keys)}
+        names |= {*self.pattern.keys, *self.reads, *config_fields.WEIGHT_TYPES}
+        return frozenset(names | set(rope.KEYS if self._has_rope else ()))
+
+    @property
+    def listed(self) -> frozenset[str]:
+        """All fields of its configurations that are used, checked or known to be irrelevant."""
+        checked = {entry.hf for entry in self.checks}
+        return self.used | checked | self.irrelevant.keys() | config_fields.IRRELEVANT.keys()
+
+    def remarks(self, hf_config: HfConfig) -> tuple[str, ...]:
+        """What a person should know about a configuration that is converted, as sentences.
+
+        Raises:
+            MappingError: It has fields that only code of the model's own understands.
+        """
+        names = config_fields.unlisted(hf_config, self.listed)
+        return (config_fields.about_unlisted(hf_config, names),) if names else ()
+
+    def _with_defaults(self, hf_config: HfConfig) -> HfConfig:
+        return ChainMap(hf_config, self.defaults)  # type: ignore[arg-type]  # only read
+
     def geometry(self, hf_config: HfConfig, names: Names = None) -> Geometry:
         """The sizes of a model.
 
@@ -139,6 +183,7 @@ class Family:
             MappingError: A key is missing, or sizes do not fit each other.
             ConfigError: A key has an impossible value.
         """
+        hf_config = self._with_defaults(hf_config)
         values = self._values(hf_config, names)
         sections = {key: values[key] for key in ("model", "moe")}
         run = from_mapping({**sections, "data": {"vocab_size": values["data"]["vocab_size"]}})
@@ -147,6 +192,7 @@ class Family:
 
     def _values(self, hf_config: HfConfig, names: Names = None) -> dict[str, Any]:
         """Fields of a run in nested sections: model, experts and vocabulary."""
+        config_fields.check(hf_config, self.checks)
         values: dict[str, Any] = {"model": {}, "moe": {}, "data": {}}
         for name, value in {**(TOP_K_ROUTER if self.is_moe else {}), **self.constants}.items():
             set_nested(values, name, value)
@@ -190,8 +236,28 @@ class Family:
     def limits(self, hf_config: HfConfig) -> tuple[str, ...]:
         """How Megatron's function differs from this model's, as sentences; weights are exact."""
         geometry = self.geometry(hf_config)
+        hf_config = self._with_defaults(hf_config)
         found = rope.limits(hf_config, latent=self.latent) if self._has_rope else []
-        return (*found, *self.limits_of(hf_config, geometry))
+        return (
+            *found,
+            *self._single_expert(hf_config, geometry),
+            *self.limits_of(hf_config, geometry),
+        )
+
+    def _single_expert(self, hf_config: HfConfig, geometry: Geometry) -> list[str]:
+        """Whether the weight of a single expert is a softmax over that choice, which is 1."""
+        router = geometry.architecture.moe.router
+        if geometry.top_k != 1 or geometry.experts == 1 or router.name != "top_k":
+            return []
+        name = "moe.router.pre_softmax"
+        given = [entry.value(hf_config) for entry in self.fields if entry.ours == name]
+        over_all = given[0] if given else self.constants.get(name, TOP_K_ROUTER[name])
+        if router.option("score_function") != "softmax" or over_all:
+            return []
+        return [
+            "Megatron weighs the single expert of a token by its probability among all experts, "
+            "this model by 1."
+        ]
 
     @property
     def _has_rope(self) -> bool:
@@ -254,7 +320,7 @@ class Family:
     def _layer_keys(self, run_config: RunConfig, base: HfConfig | None) -> dict[str, Any]:
         layers = run_config.model.num_layers
         moe = tuple(number in run_config.moe_layers for number in range(1, layers + 1))
-        if base is not None and self.pattern.read(base, layers) == moe:
+        if base is not None and self.pattern.read(self._with_defaults(base), layers) == moe:
             return {}
         keys = self.pattern.write(moe) if any(moe) else None
         if keys is None:

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from moe_megatron.families.deepseek_v3 import DEEPSEEK_V3
 from moe_megatron.families.family import sigmoid_limits
-from moe_megatron.families.latent import MTP
+from moe_megatron.families.latent import MTP, group_limits
 from moe_megatron.families.registry import register_family
 from moe_megatron.families.rows import (
     ATTENTION,
@@ -49,7 +49,18 @@ GLM4_MOE = replace(
         "moe.expert_bias": True,
         "moe.load_balancing": "none",
     },
-    limits_of=sigmoid_limits,
+    limits_of=lambda config, geometry: [
+        *group_limits(config, geometry),
+        *sigmoid_limits(config, geometry),
+    ],
+    checked=(),
+    defaults={
+        **{"first_k_dense_replace": 1, "n_shared_experts": 1, "num_experts_per_tok": 8},
+        **{"num_key_value_heads": 8, "num_nextn_predict_layers": 1, "rms_norm_eps": 1e-5},
+        "partial_rotary_factor": 0.5,
+    },
+    reads=("norm_topk_prob",),
+    irrelevant={},
     hf_constants={"hidden_act": "silu", "norm_topk_prob": True, "partial_rotary_factor": 1.0},
     latent=False,
 )

@@ -5,7 +5,12 @@ checkpoints must be dequantized first (load with `dequantize=True` in transforme
 Megatron supports the sinks, windows, clamped activation, biases and YaRN positions.
 """
 
+from typing import Any
+
+from moe_megatron.errors import MappingError
 from moe_megatron.families.family import Family
+from moe_megatron.families.fields import only
+from moe_megatron.families.hf_config import HfConfig
 from moe_megatron.families.registry import register_family
 from moe_megatron.families.rows import ATTENTION, LAYER, OUTSIDE, router
 from moe_megatron.families.settings import (
@@ -14,7 +19,7 @@ from moe_megatron.families.settings import (
     moe_fields,
     same_value,
 )
-from moe_megatron.families.sliding import sliding_window
+from moe_megatron.families.sliding import alternating, as_listed, sliding_window
 from moe_megatron.families.table import Form, Row, Scope, Source, one_to_one
 
 _MLP = LAYER + "mlp."
@@ -29,6 +34,19 @@ def _expert(key: str, name: str, form: Form, *shape: str) -> Row:
         per_expert=True,
         gated=key.startswith("linear_fc1"),
     )
+
+
+_window = sliding_window(as_listed(alternating))
+
+
+def _computed(config: HfConfig) -> dict[str, Any]:
+    if not config.get("rope_parameters") and not config.get("rope_scaling"):
+        raise MappingError(
+            "config.json of a gpt_oss model has neither rope_parameters nor rope_scaling, and "
+            "versions of transformers differ in what that means; add the one of the weights, or "
+            '"rope_parameters": {"rope_type": "default", "rope_theta": 150000.0} if there is none.'
+        )
+    return _window(config)
 
 
 GPT_OSS = Family(
@@ -63,7 +81,21 @@ GPT_OSS = Family(
         "model.attention_sinks": True,
         "model.add_bias": True,
     },
-    computed_fields=sliding_window,
+    defaults={
+        **{"head_dim": 64, "num_key_value_heads": 8, "num_experts_per_tok": 4},
+        **{"rms_norm_eps": 1e-5, "sliding_window": 128},
+    },
+    computed_fields=_computed,
+    reads=("sliding_window", "layer_types"),
+    checked=(
+        only("swiglu_alpha", 1.702, because="Megatron's quick GeGLU multiplies by 1.702"),
+        only("attention_bias", True, because="attention has biases here"),
+    ),
+    irrelevant={
+        "hidden_act": "the activation is always that of swiglu_alpha and swiglu_limit",
+        "experts_per_token": "another name of num_experts_per_tok in published configurations",
+        "initial_context_length": "that of rope_scaling counts",
+    },
     hf_constants={"hidden_act": "silu"},
     rope_base=150000.0,
 )

@@ -8,6 +8,13 @@ from moe_megatron.errors import MappingError
 
 HfConfig = Mapping[str, Any]
 _LARGEST = 2**31
+_SHOWN = 60
+
+
+def shown(value: object, *, quoted: bool = True) -> str:
+    """A value as a message shows it: as Python writes it, or its text alone, and never long."""
+    text = repr(value) if quoted else str(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def read_float(config: HfConfig, key: str, default: float | None = None) -> float:
@@ -20,12 +27,12 @@ def read_float(config: HfConfig, key: str, default: float | None = None) -> floa
     if value is None:
         if default is None:
             raise MappingError(
-                f"config.json of a {config.get('model_type')} model lacks '{key}'; add it, or take "
-                "the config.json that belongs to the weights."
+                f"config.json of a {shown(config.get('model_type'), quoted=False)} model lacks "
+                f"'{key}'; add it, or take the config.json that belongs to the weights."
             )
         return default
     if not isinstance(value, int | float) or not math.isfinite(value):
-        raise MappingError(f"config.json gives {key} as {value!r}; a number is needed.")
+        raise MappingError(f"config.json gives {key} as {shown(value)}; a number is needed.")
     return value
 
 
@@ -38,7 +45,7 @@ def read_int(config: HfConfig, key: str, default: int | None = None) -> int:
     value = read_float(config, key, default)
     if value % 1 or not 0 <= value < _LARGEST:
         raise MappingError(
-            f"config.json gives {key} as {value!r}; a whole number of 0 or more is needed."
+            f"config.json gives {key} as {shown(value)}; a whole number of 0 or more is needed."
         )
     return int(value)
 
@@ -53,5 +60,5 @@ def read_list(config: HfConfig, key: str) -> Sequence[Any]:
     if value is None:
         return ()
     if not isinstance(value, list | tuple):
-        raise MappingError(f"config.json gives {key} as {value!r}; a list is needed.")
+        raise MappingError(f"config.json gives {key} as {shown(value)}; a list is needed.")
     return value

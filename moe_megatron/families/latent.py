@@ -3,6 +3,7 @@
 from typing import Any
 
 from moe_megatron.families.family import Names
+from moe_megatron.families.fields import only, same_as
 from moe_megatron.families.geometry import Geometry
 from moe_megatron.families.hf_config import HfConfig, read_int
 from moe_megatron.families.links import Link
@@ -108,17 +109,46 @@ def mtp_copies(geometry: Geometry) -> list[Link]:
     )
 
 
+LATENT_CHECKED = (
+    only("attention_bias", False, because="latent attention has no biases in Megatron"),
+    only("mlp_bias", False, because="MLPs have no biases here"),
+    only("moe_layer_freq", 1, because="all layers after the first dense ones have experts"),
+    same_as(
+        "num_key_value_heads",
+        "num_attention_heads",
+        because="latent attention has as many key/value heads as query heads",
+    ),
+)
+"""Checked in families with latent attention and DeepSeek's experts."""
+
+LATENT_IRRELEVANT = {
+    "head_dim": "follows from qk_rope_head_dim",
+    "qk_head_dim": "follows from qk_nope_head_dim and qk_rope_head_dim",
+    "seq_aux": "how a loss in training is averaged",
+    "ep_size": "processes among which the experts were spread",
+}
+"""Irrelevant there."""
+
+
 def latent_limits(config: HfConfig, geometry: Geometry) -> list[str]:
-    """What Megatron computes differently in latent attention and grouped routing."""
-    found = []
-    if config.get("rope_interleave") is False:
-        found.append("Megatron rotates adjacent pairs of features (rope_interleave true).")
-    expert_groups, chosen = (max(1, read_int(config, key, 1)) for key in ("n_group", "topk_group"))
-    if expert_groups > chosen:
-        summed = 1 if geometry.family == "deepseek_v2" else 2
-        if geometry.top_k // chosen != summed:
-            found.append(
-                f"Megatron ranks groups by their best {geometry.top_k // chosen} experts, this "
-                f"model by their best {summed}."
-            )
-    return found
+    """What Megatron computes differently in latent attention."""
+    if config.get("rope_interleave") is not False:
+        return []
+    return ["Megatron rotates adjacent pairs of features (rope_interleave true)."]
+
+
+def group_limits(config: HfConfig, geometry: Geometry, *, summed: int = 2) -> list[str]:
+    """What Megatron computes differently where experts are chosen from groups.
+
+    Args:
+        config: The configuration.
+        geometry: Sizes of the model.
+        summed: By how many of its experts this model ranks a group.
+    """
+    groups, chosen = (max(1, read_int(config, key, 1)) for key in ("n_group", "topk_group"))
+    if groups <= chosen or geometry.top_k // chosen == summed:
+        return []
+    return [
+        f"Megatron ranks groups by their best {geometry.top_k // chosen} experts, this model by "
+        f"their best {summed}."
+    ]

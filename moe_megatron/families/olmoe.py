@@ -32,7 +32,9 @@ OLMOE = Family(
         *ATTENTION_BIASES,
     ),
     constants={"model.qk_norm": True, "model.qk_norm_scope": "all_heads"},
+    defaults={"num_experts_per_tok": 8, "rms_norm_eps": 1e-5},
     limits_of=_limits,
+    reads=("clip_qkv",),
     hf_constants={"hidden_act": "silu"},
 )
 

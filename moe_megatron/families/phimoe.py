@@ -1,6 +1,7 @@
 """PhiMoE (Phi-3.5-MoE): SparseMixer, LayerNorm, biases in attention and output projection."""
 
 from moe_megatron.families.family import Family
+from moe_megatron.families.fields import only
 from moe_megatron.families.registry import register_family
 from moe_megatron.families.rows import (
     ATTENTION,
@@ -17,7 +18,7 @@ from moe_megatron.families.settings import (
     null_if_neutral,
     same_value,
 )
-from moe_megatron.families.sliding import sliding_window
+from moe_megatron.families.sliding import WINDOW, every_layer, sliding_window
 from moe_megatron.families.table import Scope, one_to_one
 
 _BLOCK = "block_sparse_moe"
@@ -49,8 +50,15 @@ PHIMOE = Family(
         null_if_neutral("input_jitter_noise", "moe.input_jitter", 0.0),
         same_value("router_jitter_noise", "moe.router.jitter", 0.01),
     ),
+    irrelevant={"original_max_position_embeddings": "that of rope_scaling counts"},
     constants={"model.norm": "LayerNorm", "moe.router.name": "sparse_mixer"},
-    computed_fields=sliding_window,
+    defaults={"num_key_value_heads": 8, "rms_norm_eps": 1e-5},
+    computed_fields=sliding_window(every_layer),
+    reads=WINDOW,
+    checked=(
+        only("num_experts_per_tok", 2, because="SparseMixer chooses two experts for each token"),
+        only("hidden_dropout", 0, because="there is no dropout of features in PhiMoE"),
+    ),
     hf_constants={"hidden_act": "silu"},
     rope_base=1e6,
 )

@@ -20,7 +20,12 @@ from moe_megatron.families.settings import (
     negated,
     same_value,
 )
-from moe_megatron.families.sliding import sliding_window
+from moe_megatron.families.sliding import (
+    BY_LAYER,
+    alternating_up_to,
+    as_listed,
+    sliding_window,
+)
 from moe_megatron.families.table import Scope, one_to_one
 
 _GATE = one_to_one(
@@ -60,7 +65,9 @@ QWEN2_MOE = Family(
     ),
     pattern=SPARSE_STEP,
     constants={"moe.shared_expert_gate": True},
-    computed_fields=sliding_window,
+    defaults={"num_experts_per_tok": 4, "num_key_value_heads": 16, "sliding_window": 4096},
+    computed_fields=sliding_window(as_listed(alternating_up_to), switched=True),
+    reads=BY_LAYER,
     hf_constants={"hidden_act": "silu", "use_sliding_window": False},
 )
 

@@ -18,7 +18,7 @@ from moe_megatron.families.settings import (
     moe_fields,
     negated,
 )
-from moe_megatron.families.sliding import sliding_window
+from moe_megatron.families.sliding import SWITCHED, every_layer, sliding_window
 
 QWEN3_MOE = Family(
     name="qwen3_moe",
@@ -33,7 +33,10 @@ QWEN3_MOE = Family(
     ),
     pattern=SPARSE_STEP,
     constants={"model.qk_norm": True},
-    computed_fields=sliding_window,
+    defaults={"num_experts_per_tok": 8, "num_key_value_heads": 4, "sliding_window": 4096},
+    computed_fields=sliding_window(every_layer, switched=True),
+    reads=SWITCHED,
+    irrelevant={"max_window_layers": "transformers gives all layers the window, or none"},
     hf_constants={"hidden_act": "silu", "use_sliding_window": False},
 )
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from moe_megatron.config import ModelConfig
 from moe_megatron.errors import MappingError
-from moe_megatron.families.hf_config import HfConfig, read_float, read_int
+from moe_megatron.families.hf_config import HfConfig, read_float, read_int, shown
 
 _LLAMA3 = {
     "low_freq_factor": 1.0,
@@ -19,6 +19,8 @@ _LLAMA3 = {
 _YARN = {"beta_fast": 32, "beta_slow": 1, "original_max_position_embeddings": 4096}
 
 
+KEYS = ("rope_parameters", "rope_scaling", "rope_theta", "partial_rotary_factor")
+"""Keys of `config.json` that this module reads."""
 EXPRESSED = (
     "kind",
     "factor",
@@ -42,7 +44,12 @@ def parameters(config: HfConfig) -> dict[str, Any]:
     for key in ("rope_scaling", "rope_parameters"):
         value = config.get(key) or {}
         if not isinstance(value, Mapping):
-            raise MappingError(f"config.json gives {key} as {value!r}; a mapping is needed.")
+            raise MappingError(f"config.json gives {key} as {shown(value)}; a mapping is needed.")
+        if any(isinstance(entry, Mapping) for entry in value.values()):
+            raise MappingError(
+                f"config.json gives {key} by kind of layer ({shown(value)}), but rotary positions "
+                "are those of all layers here; this model cannot be converted."
+            )
         found |= value
     found.setdefault("rope_type", found.get("type", "default"))
     for key in ("rope_theta", "partial_rotary_factor"):

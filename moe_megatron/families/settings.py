@@ -198,6 +198,8 @@ class Pattern:
     """From a configuration and the number of layers: for each layer, whether it is a MoE layer."""
     write: Callable[[tuple[bool, ...]], dict[str, Any] | None]
     """The keys that express such a pattern; None if the family cannot."""
+    keys: tuple[str, ...] = ()
+    """Keys of the configuration that `read` reads."""
 
 
 def _uniform(moe: bool) -> Pattern:
@@ -222,6 +224,7 @@ SPARSE_STEP = Pattern(
         "decoder_sparse_step": 1,
         "mlp_only_layers": [layer for layer, moe in enumerate(layers) if not moe],
     },
+    keys=("decoder_sparse_step", "mlp_only_layers"),
 )
 """Qwen: every n-th layer, except those in a list."""
 
@@ -236,7 +239,7 @@ def _write_first_dense(layers: tuple[bool, ...]) -> dict[str, Any] | None:
     return {"first_k_dense_replace": first} if all(layers[first:]) else None
 
 
-FIRST_DENSE = Pattern(_first_dense, _write_first_dense)
+FIRST_DENSE = Pattern(_first_dense, _write_first_dense, keys=("first_k_dense_replace",))
 """DeepSeek: k dense layers, then MoE layers."""
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from moe_megatron.families.family import Family, Names
+from moe_megatron.families.fields import only
 from moe_megatron.families.geometry import Geometry
 from moe_megatron.families.hf_config import HfConfig, read_int
 from moe_megatron.families.links import Link
@@ -93,7 +94,11 @@ def _sparse(config: HfConfig, side: str, layers: int) -> tuple[bool, ...]:
     return tuple(layer % step == 1 or step == 1 for layer in range(layers))
 
 
-PATTERN = Pattern(lambda config, layers: _sparse(config, "decoder", layers), lambda layers: None)
+PATTERN = Pattern(
+    lambda config, layers: _sparse(config, "decoder", layers),
+    lambda layers: None,
+    keys=("num_sparse_decoder_layers", "decoder_sparse_step"),
+)
 
 
 def _layout(config: HfConfig, names: Names) -> dict[str, Any]:
@@ -175,6 +180,27 @@ SWITCH_TRANSFORMERS = Family(
     layout=_layout,
     extra_links=_carried,
     limits_of=_limits,
+    defaults={"num_decoder_layers": 12},
+    reads=(
+        *("num_layers", "num_sparse_encoder_layers", "encoder_sparse_step"),
+        "relative_attention_num_buckets",
+    ),
+    checked=(
+        only("is_encoder_decoder", True, because="the decoder is that of an encoder-decoder model"),
+        only("dense_act_fn", "relu", because="an MLP has two matrices here"),
+        only("router_bias", False, because="routers have no bias here"),
+    ),
+    irrelevant={
+        "expert_capacity": "Megatron drops tokens by a factor of its own (moe.capacity_factor)",
+        "router_jitter_noise": "noise in training",
+        "dropout_rate": "noise in training",
+        "router_dtype": "precision, not function; Megatron routes in float32",
+        "router_ignore_padding_tokens": "padding takes no part in a language model's loss",
+        "relative_attention_max_distance": "relative positions are not computed in Megatron",
+        "initializer_factor": "first weights of a model that is trained from random ones",
+        "add_router_probs": "what is returned beside the logits",
+        "hidden_act": "dense_act_fn is the name here",
+    },
     ignored=(r"(encoder|decoder)\.embed_tokens\.weight",),
 )
 

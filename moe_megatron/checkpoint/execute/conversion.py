@@ -26,6 +26,8 @@ class Report:
     family: str
     limits: tuple[str, ...]
     """Sentences that say what Megatron computes differently from the Hugging Face model."""
+    remarks: tuple[str, ...] = ()
+    """Sentences about the configuration that a person should read, such as unknown fields."""
     outcome: Outcome | None
     """None after a dry run."""
     nonfinite: tuple[str, ...] = ()

@@ -69,6 +69,8 @@ class Verification:
     logits: LogitsReport | None
     logits_skipped: str = ""
     """Why logits were not compared; empty if they were."""
+    remarks: tuple[str, ...] = ()
+    """Sentences about fields of `config.json` that no table knows."""
     limits: tuple[str, ...] = ()
     """Sentences about what Megatron computes differently; if any, logits are not judged."""
 
@@ -132,6 +134,7 @@ def verify(
         weights=weights,
         logits=logits,
         logits_skipped=skipped,
+        remarks=family.remarks(folder.config),
         limits=family.limits(folder.config),
     )
 

@@ -54,7 +54,7 @@ def run(argv: Sequence[str]) -> int:
     options.source = _local(options.source)
     report = _run(options, is_export=_is_megatron(options.source))
     print(report.plan.describe() if options.dry_run else _text(report))
-    for limit in report.limits:
+    for limit in (*report.limits, *report.remarks):
         print(f"note: {limit}", file=sys.stderr)
     for name in report.nonfinite:
         print(f"warning: {name} holds NaN or infinities; it was converted as is", file=sys.stderr)

@@ -148,7 +148,7 @@ def _text(found: "Verification") -> str:
     lines += _checksums(found.blocks, found.checksums)
     lines += _weights(found)
     lines += _logits(found)
-    lines += [f"note       {limit}" for limit in found.limits]
+    lines += [f"note       {limit}" for limit in (*found.limits, *found.remarks)]
     return "\n".join([*lines, "the same" if found.passed else "NOT the same"])
 
 

@@ -4,6 +4,7 @@ import gc
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from moe_megatron import MoEModel
 from moe_megatron.checkpoint.convert import Execution, export_checkpoint, import_checkpoint
 from moe_megatron.checkpoint.edit.selection import Selection
 from moe_megatron.checkpoint.formats.torch_dist import resolve
-from moe_megatron.config import load_config
+from moe_megatron.config import RouterConfig, apply_overrides, dump_yaml, load_config
 from moe_megatron.config.masked_experts import write_masked
 from moe_megatron.errors import CheckpointError, MappingError
 from moe_megatron.families.choice import FLAGS_OF_UNKNOWN_FUNCTION
@@ -236,8 +237,8 @@ def test_destination_is_replaced_only_when_asked(
     with pytest.raises(CheckpointError, match=r"exists and is not empty; .*--overwrite"):
         export_checkpoint(imported, out, execution=QUIET)
     assert (out / "note.txt").read_text() == "mine"
-    replace = Execution(progress=False, overwrite=True)
-    export_checkpoint(imported, out, dtype="bf16", execution=replace)
+    overwriting = Execution(progress=False, overwrite=True)
+    export_checkpoint(imported, out, dtype="bf16", execution=overwriting)
     assert not (out / "note.txt").exists()
     assert all(value.dtype == torch.bfloat16 for value in tensors(out).values())
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
@@ -322,6 +323,46 @@ def test_masked_experts_are_no_model_of_others(checkpoint: Path, tmp_path: Path)
     with pytest.raises(CheckpointError, match=message):
         MoEModel.from_pretrained(checkpoint)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "named"),
+    [
+        ("model.activation", "quick_geglu", "activation would be swiglu, not quick_geglu"),
+        ("model.activation_clamp", 5.0, "activation_clamp would be none, not 5"),
+        ("model.glu_offset", 1.0, "glu_offset would be 0"),
+        ("model.logits_divisor", 2.0, "logits_divisor would be 1"),
+        ("model.residual_multiplier", 2.0, "residual_multiplier would be 1"),
+        ("model.embedding_multiplier", 2.0, "embedding_multiplier would be 1"),
+        ("model.attention_multiplier", 0.5, "attention_multiplier would be 0.35"),
+        ("model.sliding_window.size", 8, "sliding_window would be none"),
+        ("moe.router.pre_softmax", True, "moe.router.pre_softmax would be False, not True"),
+        ("moe.router.scaling", 2.0, "moe.router.scaling would be none, not 2"),
+        ("moe.router.name", "sparse_mixer", "moe.router.name would be top_k, not sparse_mixer"),
+    ],
+)
+def test_setting_that_the_family_cannot_express_is_not_exported(
+    field: str, value: Any, named: str, checkpoint: Path, tmp_path: Path
+) -> None:
+    file = checkpoint / "config.yaml"
+    run = load_config(file)
+    if field == "moe.router.name":
+        changed = replace(run, moe=replace(run.moe, router=RouterConfig(name=value, options={})))
+    else:
+        changed = apply_overrides(run, {field: value})
+    file.write_text(dump_yaml(changed))
+    with pytest.raises(MappingError, match=f"mixtral model cannot be what this run .*{named}"):
+        export_checkpoint(checkpoint, tmp_path / "out", execution=QUIET)
+    assert not (tmp_path / "out").exists()
+
+
+def test_configuration_with_unknown_fields_is_remarked_on(source: Path, tmp_path: Path) -> None:
+    reconfigure(source, use_alibi=True)
+    report = import_checkpoint(source, tmp_path / "out", execution=QUIET)
+    assert "has use_alibi, which neither this conversion nor" in report.remarks[0]
+    reconfigure(source, auto_map={"AutoModelForCausalLM": "modeling.Mine"})
+    with pytest.raises(MappingError, match=r"brings code of its own \(auto_map\)"):
+        import_checkpoint(source, tmp_path / "again", execution=QUIET)
 
 
 @pytest.mark.parametrize("flag", FLAGS_OF_UNKNOWN_FUNCTION)
