@@ -48,7 +48,7 @@ def prepare_data(config: RunConfig, *, progress: bool = True) -> PreparedData:
     if "mock-data" in config.megatron:
         return PreparedData(
             paths=(),
-            cache=default_cache_dir(),
+            cache=default_cache_dir() / "indices",
             vocab_size=config.data.vocab_size,
             end_of_document=0,
         )

@@ -1,12 +1,16 @@
 """Megatron's datasets over the indexed files that `moe_megatron.data` prepared."""
 
+from pathlib import Path
 from typing import Any
 
+import torch
 from megatron.core import mpu
 from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
 from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig, MockGPTDataset
 from megatron.core.datasets.utils import get_blend_from_list
 from megatron.training import get_args, get_tokenizer
+
+from moe_megatron.mcore.loop import index_cache
 
 
 def train_valid_test_datasets(num_samples: list[int], vp_stage: int | None = None) -> Any:
@@ -21,6 +25,7 @@ def train_valid_test_datasets(num_samples: list[int], vp_stage: int | None = Non
     """
     args = get_args()
     per_split = _blend_per_split(args)
+    indices = _index_folder(args)
     dataset = MockGPTDataset if args.mock_data else GPTDataset
     config = GPTDatasetConfig(
         random_seed=args.seed,
@@ -28,7 +33,7 @@ def train_valid_test_datasets(num_samples: list[int], vp_stage: int | None = Non
         blend=get_blend_from_list(args.data_path),
         blend_per_split=per_split,
         split=None if per_split else args.split,
-        path_to_cache=args.data_cache_path,
+        path_to_cache=None if indices is None else str(indices),
         mmap_bin_files=args.mmap_bin_files,
         tokenizer=get_tokenizer(),
         reset_position_ids=args.reset_position_ids,
@@ -39,10 +44,22 @@ def train_valid_test_datasets(num_samples: list[int], vp_stage: int | None = Non
     builder = BlendedMegatronDatasetBuilder(
         dataset, num_samples, lambda: _needs_data(vp_stage), config
     )
-    return builder.build()
+    if indices is None or torch.distributed.get_rank() != 0:
+        return builder.build()
+    with index_cache.checked(indices):  # Megatron lets rank 0 build first, and the others wait
+        return builder.build()
 
 
 train_valid_test_datasets.is_distributed = True  # type: ignore[attr-defined]
+
+
+def _index_folder(args: Any) -> Path | None:
+    """The folder of the indices, one for each state of the data; None if Megatron's is used."""
+    if not args.data_cache_path:
+        return None
+    groups = (args.data_path, args.train_data_path, args.valid_data_path, args.test_data_path)
+    words = [word for group in groups for word in group or ()]
+    return index_cache.folder_of(Path(args.data_cache_path), words)
 
 
 def _blend_per_split(args: Any) -> list[Any] | None:

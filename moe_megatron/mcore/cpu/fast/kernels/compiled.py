@@ -3,7 +3,8 @@
 Where compiling fails, for example without a compiler, a warning says so and the caller computes the
 same with torch. The library is cached under a hash of source, compiler, processor and user, so that
 machines with a common home directory do not share libraries that only some of them can run, and
-nobody loads a file that another user wrote.
+nobody loads a file that another user wrote. A library ends with a checksum of itself: one that is
+damaged is compiled anew, for a cut one would end the process when it is loaded.
 """
 
 import ctypes
@@ -31,6 +32,8 @@ POINTER, SIZE = ctypes.c_void_p, ctypes.c_int64
 
 _FLAGS = "-O3 -march=native -fno-math-errno -fno-trapping-math -fPIC -fopenmp"
 _SECONDS = 60
+_SUM = b"\nsha256 "
+"""Before the checksum, in hexadecimal, at the end of a library; loaders ignore what follows."""
 _OF_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 _log = logging.getLogger(__name__)
@@ -104,9 +107,14 @@ def _built(source: Path) -> str:
         library.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     folder = _private_folder(library.parent)
     try:
-        if not library.exists():
-            _compile(compiler, source, library)
-        return _private_file(library, folder)
+        for attempt in range(2):
+            if attempt or not library.exists():
+                _compile(compiler, source, library)
+            file = _private_file(library, folder)
+            if _is_whole(file):
+                return f"/proc/self/fd/{file}"
+            os.close(file)
+        raise _NotCompiledError(f"{library} is damaged as soon as it is written; check the disk")
     finally:
         os.close(folder)
 
@@ -118,6 +126,8 @@ def _compile(compiler: Sequence[str], source: Path, library: Path) -> None:
         _run([*compiler, *_FLAGS.split(), "-c", str(source), "-o", str(unit)])
         # Linked without -fopenmp: a second OpenMP library would start threads beside torch's.
         _run([*compiler, "-shared", str(unit), "-o", str(partial)])
+        with partial.open("ab") as file:
+            file.write(_sum_of(partial.read_bytes()))
         partial.chmod(0o755)
         rename_into_place(partial, library)
 
@@ -138,10 +148,22 @@ def _private_folder(path: Path) -> int:
     return folder
 
 
-def _private_file(library: Path, folder: int) -> str:
-    """A name of exactly the file that was checked, which no rename can give to another one.
+def _sum_of(data: bytes) -> bytes:
+    return _SUM + hashlib.sha256(data).hexdigest().encode()
 
-    It names an open descriptor. That stays open, as the loader takes equal names for one library.
+
+def _is_whole(file: int) -> bool:
+    """Whether a library is what was written."""
+    data = os.pread(file, os.fstat(file).st_size, 0)
+    length = len(data) - len(_sum_of(b""))
+    return length > 0 and data[length:] == _sum_of(data[:length])
+
+
+def _private_file(library: Path, folder: int) -> int:
+    """A descriptor of a file that nobody else can change; no rename gives it another content.
+
+    The library is loaded by the descriptor's name. It stays open, as the loader takes equal names
+    for one library.
     """
     file = os.open(library.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
     status = os.fstat(file)
@@ -149,7 +171,7 @@ def _private_file(library: Path, folder: int) -> str:
     if not mine or not stat.S_ISREG(status.st_mode):
         os.close(file)
         raise _NotCompiledError(f"{library} is not this user's alone; remove it")
-    return f"/proc/self/fd/{file}"
+    return file
 
 
 def _run(command: list[str]) -> None:

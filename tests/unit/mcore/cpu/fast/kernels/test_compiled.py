@@ -68,6 +68,37 @@ def test_another_source_processor_or_user_gets_another_library(
 
 
 @pytest.mark.usefixtures("compiler")
+@pytest.mark.parametrize("damage", ["empty", "cut", "cut within", "other byte", "longer", "text"])
+def test_a_damaged_library_is_compiled_anew(source: Path, cache: Path, damage: str) -> None:
+    assert answer(source) == 42
+    (file,) = cache.iterdir()
+    whole = file.read_bytes()
+    middle = len(whole) // 2
+    file.write_bytes(
+        {
+            "empty": b"",
+            "cut": whole[:-1],
+            "cut within": whole[:middle],
+            "other byte": whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :],
+            "longer": whole + b"x",
+            "text": b"not a library",
+        }[damage]
+    )
+    assert answer(source) == 42
+    assert [path.suffix for path in cache.iterdir()] == [".so"]
+    assert compiled._is_whole(os.open(file, os.O_RDONLY))
+
+
+@pytest.mark.usefixtures("compiler")
+def test_a_disk_that_damages_what_is_written_is_told(
+    source: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(compiled, "_is_whole", lambda file: False)
+    assert library(source)() is None
+    assert "is damaged as soon as it is written; check the disk" in caplog.text
+
+
+@pytest.mark.usefixtures("compiler")
 @pytest.mark.parametrize("danger", ["mode", "link", "pipe", "owner of the folder"])
 def test_a_library_that_others_can_change_is_not_loaded(
     danger: str,
