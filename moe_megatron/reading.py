@@ -58,6 +58,17 @@ def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
     return data
 
 
+def leads_out(path: Path, folder: Path) -> Path | None:
+    """The file elsewhere that a name in a folder is a link to; None if the file belongs there.
+
+    In the cache of the Hub every file is a link, into the folder `blobs` of its model; and who
+    puts models together out of others links files under their own names.
+    """
+    real, here = path.resolve(), folder.resolve()
+    ours = (here, here.parent.parent / "blobs")
+    return None if real.name == path.name or any(map(real.is_relative_to, ours)) else real
+
+
 def read_text(path: Path, most: int = MOST_BYTES, *, errors: str = "strict") -> str:
     """As `read_bytes`, decoded from UTF-8.
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from moe_megatron import MoEModel
-from moe_megatron.data.tokenizer import load_tokenizer
+from moe_megatron.text.loading import load_tokenizer
 
 
 def main() -> None:

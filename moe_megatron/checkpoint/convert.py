@@ -37,6 +37,7 @@ from moe_megatron.errors import CheckpointError
 from moe_megatron.families import Geometry, family_of
 from moe_megatron.families.choice import check_expressed
 from moe_megatron.files import replace_file
+from moe_megatron.text.folder import has_tokenizer
 
 __all__ = ["Execution", "Report", "export_checkpoint", "import_checkpoint"]
 
@@ -154,7 +155,7 @@ def _notes(
 ) -> tuple[tuple[str, Callable[[], bytes]], ...]:
     """Files beside the weights: the run configuration, config.json, and what an export restores."""
     values = model.family.run_config(model.config, model.geometry)
-    if side_files.has_tokenizer(folder.path):
+    if has_tokenizer(folder.path):
         values["data"]["tokenizer"] = str(target.absolute() / side_files.HF_FOLDER)
     run = from_mapping(values)
     origin = {

@@ -16,13 +16,10 @@ from moe_megatron.data.demo_corpus import DOMAINS, write_demo_corpus
 from moe_megatron.data.index import bin_path, idx_path
 from moe_megatron.data.prepare import prepare_dataset
 from moe_megatron.data.readers import read_texts
-from moe_megatron.data.tokenizer import (
-    DEFAULT_VOCAB_SIZE,
-    train_tokenizer,
-)
 from moe_megatron.data.writer import OpenWriter
 from moe_megatron.files import exclusive_lock, explained_writes, publishing
 from moe_megatron.reading import read_json
+from moe_megatron.text.training import DEFAULT_VOCAB_SIZE, train_tokenizer
 
 _log = logging.getLogger(__name__)
 

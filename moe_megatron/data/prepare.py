@@ -24,7 +24,6 @@ from moe_megatron.data.manifest import (
 from moe_megatron.data.progress import show_progress
 from moe_megatron.data.readers import MAX_EXAMPLES, BadLine
 from moe_megatron.data.shards import Source, SourceFile, expand_sources, plan_parts
-from moe_megatron.data.tokenizer import TokenizerInfo
 from moe_megatron.data.worker import PartJob, PartResult, ShardCounts, run_workers, tokenize_part
 from moe_megatron.data.writer import OpenWriter
 from moe_megatron.errors import ConfigError, DataError
@@ -34,6 +33,7 @@ from moe_megatron.files import (
     rename_into_place,
     working_directory,
 )
+from moe_megatron.text.tokenizer import Tokenizer
 
 _log = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ def choose_num_workers(files: Sequence[SourceFile]) -> tuple[int, str]:
 
 def prepare_dataset(
     sources: Sequence[Source],
-    tokenizer: TokenizerInfo,
+    tokenizer: Tokenizer,
     output_prefix: str | Path,
     open_writer: OpenWriter,
     *,

@@ -20,10 +20,11 @@ from moe_megatron.data.demo_corpus import DEMO_TEXT_KEY, DOMAINS
 from moe_megatron.data.index import inspect, is_prefix
 from moe_megatron.data.manifest import read_manifest
 from moe_megatron.data.prepare import prepare_dataset
-from moe_megatron.data.tokenizer import TokenizerInfo, load_tokenizer
 from moe_megatron.data.writer import OpenWriter
 from moe_megatron.errors import ConfigError, DataError
 from moe_megatron.files import default_cache_dir
+from moe_megatron.text.loading import load_tokenizer
+from moe_megatron.text.tokenizer import Tokenizer
 
 DEMO = "demo"
 
@@ -173,7 +174,7 @@ def _demo_parts(entry: BlendEntry, demo: DemoData) -> list[_Part]:
     return [(demo.prefixes[domain], demo.tokens[domain]) for domain in _domains(entry)]
 
 
-def _prepared_part(prefix: Path, tokenizer: TokenizerInfo) -> _Part:
+def _prepared_part(prefix: Path, tokenizer: Tokenizer) -> _Part:
     """A dataset that the user has prepared; refused if its manifest names another tokenizer."""
     manifest = read_manifest(prefix)
     if manifest and manifest["tokenizer"]["fingerprint"] != tokenizer.fingerprint:
@@ -184,7 +185,7 @@ def _prepared_part(prefix: Path, tokenizer: TokenizerInfo) -> _Part:
     return prefix, inspect(prefix).tokens
 
 
-def cached_prefix(cache_dir: Path, text: str, text_key: str, tokenizer: TokenizerInfo) -> Path:
+def cached_prefix(cache_dir: Path, text: str, text_key: str, tokenizer: Tokenizer) -> Path:
     """Prefix of the prepared dataset of an entry, unique for each text, text key and tokenizer."""
     path = Path(text).expanduser()
     identity = str(path.resolve()) if path.exists() else text

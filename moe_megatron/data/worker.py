@@ -22,9 +22,9 @@ from typing import Any
 from moe_megatron.data.progress import ReportProgress
 from moe_megatron.data.readers import BadLine, ShardReader
 from moe_megatron.data.shards import Shard
-from moe_megatron.data.tokenizer import TokenizerInfo
 from moe_megatron.data.writer import DocumentWriter, OpenWriter
 from moe_megatron.errors import DataError
+from moe_megatron.text.tokenizer import Tokenizer
 
 _BATCH_DOCUMENTS = 64
 _BATCH_CHARACTERS = 1 << 20
@@ -38,7 +38,7 @@ class PartJob:
     """The task of one worker."""
 
     shards: tuple[Shard, ...]
-    tokenizer: TokenizerInfo
+    tokenizer: Tokenizer
     open_writer: OpenWriter
     prefix: Path
     """Path of the dataset to write, without `.bin` and `.idx`."""
@@ -126,7 +126,7 @@ def _batches(texts: ShardReader) -> Iterator[list[str]]:
         yield batch
 
 
-def _encode(tokenizer: TokenizerInfo, texts: list[str]) -> Iterator[list[int]]:
+def _encode(tokenizer: Tokenizer, texts: list[str]) -> Iterator[list[int]]:
     pieces = [_pieces(text) for text in texts]
     encoded = iter(tokenizer.encode_batch([piece for of_text in pieces for piece in of_text]))
     for of_text in pieces:

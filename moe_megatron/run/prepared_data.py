@@ -11,8 +11,8 @@ from typing import Any
 from moe_megatron.config import RunConfig
 from moe_megatron.data.source import resolve_blend
 from moe_megatron.data.split import check_splits
-from moe_megatron.data.tokenizer import load_tokenizer
 from moe_megatron.files import default_cache_dir
+from moe_megatron.text.loading import load_tokenizer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

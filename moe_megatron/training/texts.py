@@ -14,16 +14,17 @@ from moe_megatron.data.index import inspect, is_prefix
 from moe_megatron.data.manifest import PreparedDataset
 from moe_megatron.data.prepare import prepare_dataset
 from moe_megatron.data.shards import InMemory, Source
-from moe_megatron.data.tokenizer import TokenizerInfo, load_tokenizer
 from moe_megatron.errors import DataError
 from moe_megatron.files import default_cache_dir, exclusive_lock
 from moe_megatron.run.prepared_data import open_indexed_writer
+from moe_megatron.text.loading import load_tokenizer
+from moe_megatron.text.tokenizer import Tokenizer
 
 Texts = Any
 """A list of strings, a path, a hub id, or a `datasets.Dataset` with a text column."""
 
 
-def tokenizer_for(name: str, vocab_size: int) -> TokenizerInfo:
+def tokenizer_for(name: str, vocab_size: int) -> Tokenizer:
     """Load a tokenizer, or build the demo tokenizer of this size.
 
     Args:
@@ -45,7 +46,7 @@ def tokenizer_for(name: str, vocab_size: int) -> TokenizerInfo:
     return tokenizer
 
 
-def index_texts(texts: Texts, tokenizer: TokenizerInfo, text_key: str) -> tuple[Path, int]:
+def index_texts(texts: Texts, tokenizer: Tokenizer, text_key: str) -> tuple[Path, int]:
     """Tokenise texts into an indexed dataset in the cache.
 
     Returns:

@@ -15,13 +15,13 @@ import torch
 
 from moe_megatron.config import DataConfig, RunConfig, apply_overrides
 from moe_megatron.data.index import read_tokens
-from moe_megatron.data.tokenizer import TokenizerInfo
 from moe_megatron.errors import ConfigError
 from moe_megatron.mcore import world
 from moe_megatron.model.moe_model import MoEModel
 from moe_megatron.run.history import History
 from moe_megatron.run.prepared_data import PreparedData
 from moe_megatron.run.start import Attachments, RunResult, start
+from moe_megatron.text.tokenizer import Tokenizer
 from moe_megatron.training import texts as text_data
 from moe_megatron.training.checks import one_of, whole
 from moe_megatron.training.exchange import WeightExchange
@@ -249,7 +249,7 @@ class MoETrainer:
         self.history, self._run_dir = result.history, result.run_dir
         return _training_result(result)
 
-    def _tokenizer(self) -> TokenizerInfo:
+    def _tokenizer(self) -> Tokenizer:
         return text_data.tokenizer_for(self._tokenizer_name, self.model.vocab_size)
 
     def _length(self, wanted: int | None) -> int:

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from moe_megatron.data.tokenizer import train_tokenizer
 from moe_megatron.testing.ports import free_port
 from moe_megatron.testing.programs import Program, start_program
+from moe_megatron.text.training import train_tokenizer
 
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "moe_megatron.cli.main"]

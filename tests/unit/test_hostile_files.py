@@ -29,7 +29,6 @@ from moe_megatron.data import demo
 from moe_megatron.data.index import inspect
 from moe_megatron.data.manifest import find_prepared
 from moe_megatron.data.readers import read_texts
-from moe_megatron.data.tokenizer import load_tokenizer
 from moe_megatron.errors import MoEError
 from moe_megatron.mcore.recovery.heartbeats import read_beats
 from moe_megatron.mcore.recovery.recent_losses import read_losses
@@ -53,6 +52,7 @@ from moe_megatron.telemetry.sinks.jsonl import (
 from moe_megatron.telemetry.uptime.attempts import Attempts
 from moe_megatron.telemetry.values.profile import PROFILE_FILE, RoutingProfile
 from moe_megatron.testing.small_folders import history, moe_model_config, tokenizer
+from moe_megatron.text.loading import load_tokenizer
 from moe_megatron.viz.report_data import load_report_data
 
 ROOT = Path(__file__).parents[2]

@@ -25,7 +25,6 @@ from moe_megatron.checkpoint.formats.unpickler import load_inert
 from moe_megatron.config import load_config
 from moe_megatron.data.index import inspect
 from moe_megatron.data.readers import read_texts
-from moe_megatron.data.tokenizer import load_tokenizer
 from moe_megatron.errors import MoEError
 from moe_megatron.mcore.recovery.rollback import RollBack
 from moe_megatron.model import storage
@@ -33,6 +32,7 @@ from moe_megatron.telemetry.history.reader import RoutingHistory
 from moe_megatron.telemetry.journal import read_events
 from moe_megatron.telemetry.uptime.attempts import Attempts
 from moe_megatron.testing.small_folders import history, moe_model_config, tokenizer
+from moe_megatron.text.loading import load_tokenizer
 
 # --- safetensors and the index of shards --------------------------------------------------------
 

@@ -23,8 +23,8 @@ import moe_megatron.mcore  # noqa: F401 (before Megatron: prepares it for this m
 from moe_megatron.checkpoint.formats.unpickler import load_inert
 from moe_megatron.config import load_config
 from moe_megatron.data.columnar import open_parquet
-from moe_megatron.data.tokenizer import load_tokenizer
 from moe_megatron.errors import MoEError
+from moe_megatron.text.loading import load_tokenizer
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "moe_megatron"

@@ -7,9 +7,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from moe_megatron.data.tokenizer import TOKENIZER_FILES
 from moe_megatron.errors import CheckpointError
-from moe_megatron.reading import read_bytes
+from moe_megatron.reading import leads_out, read_bytes
 from moe_megatron.telemetry.values.profile import PROFILE_FILE
 
 HF_FOLDER = "hf"
@@ -34,11 +33,6 @@ PATTERNS = (
 )
 
 Table = tuple[str, Callable[[], bytes]]
-
-
-def has_tokenizer(folder: Path) -> bool:
-    """Whether a Hugging Face folder contains files of a tokenizer."""
-    return any((folder / name).is_file() for name in TOKENIZER_FILES)
 
 
 def to_megatron(folder: Path, *, profile: bool = True) -> tuple[Table, ...]:
@@ -66,14 +60,8 @@ def _found(folder: Path) -> list[Path]:
 
 
 def _check_inside(path: Path, folder: Path) -> None:
-    """Refuse a link to some other file elsewhere, which a push to the Hub would publish.
-
-    In the cache of the Hub every file is a link, into the folder `blobs` of its model; and who
-    puts models together out of others links files under their own names.
-    """
-    real, here = path.resolve(), folder.resolve()
-    ours = (here, here.parent.parent / "blobs")
-    if real.name != path.name and not any(map(real.is_relative_to, ours)):
+    """Refuse a link to some other file elsewhere, which a push to the Hub would publish."""
+    if real := leads_out(path, folder):
         raise CheckpointError(
             f"{path} is a link to {real}, which is not in the model's folder; it would be copied. "
             "Replace the link by the file if it belongs to the model, or remove it."

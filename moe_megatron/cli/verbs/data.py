@@ -7,10 +7,10 @@ from pathlib import Path
 from moe_megatron.data.demo import ensure_demo
 from moe_megatron.data.index import inspect, is_prefix
 from moe_megatron.data.prepare import prepare_dataset
-from moe_megatron.data.tokenizer import load_tokenizer
 from moe_megatron.errors import DataError
 from moe_megatron.files import default_cache_dir
 from moe_megatron.run.prepared_data import open_indexed_writer
+from moe_megatron.text.loading import load_tokenizer
 
 _EPILOG = """\
 examples:

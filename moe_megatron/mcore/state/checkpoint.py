@@ -32,11 +32,11 @@ from moe_megatron.config.checkpoint_files import (
     read_tracker,
     step_of,
 )
-from moe_megatron.data.tokenizer import TOKENIZER_FILES
 from moe_megatron.errors import CheckpointError, NoRoomError
 from moe_megatron.pickle_names import refusal
 from moe_megatron.platform.disk import FULL
 from moe_megatron.routing import resolve
+from moe_megatron.text.folder import TOKENIZER_FILES, has_tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -183,7 +183,7 @@ def write_side_files(
 
 
 def _copy_tokenizer(source: Path, target: Path) -> None:
-    if any((target / name).is_file() for name in TOKENIZER_FILES):
+    if has_tokenizer(target):
         return
     target.mkdir(exist_ok=True)
     for name in TOKENIZER_FILES:

@@ -10,7 +10,7 @@ import pytest
 from moe_megatron.config.data import DataConfig
 from moe_megatron.data.demo import demo_directory, ensure_demo
 from moe_megatron.data.source import resolve_blend
-from moe_megatron.data.tokenizer import load_tokenizer
+from moe_megatron.text.loading import load_tokenizer
 
 pytestmark = pytest.mark.distributed
 

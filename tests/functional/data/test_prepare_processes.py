@@ -10,8 +10,9 @@ import pytest
 
 from moe_megatron.data.prepare import prepare_dataset
 from moe_megatron.data.shards import InMemory
-from moe_megatron.data.tokenizer import load_tokenizer, train_tokenizer
 from moe_megatron.errors import DataError
+from moe_megatron.text.loading import load_tokenizer
+from moe_megatron.text.training import train_tokenizer
 
 pytestmark = pytest.mark.distributed
 
@@ -19,7 +20,7 @@ PREPARE = """
 import sys, time
 from pathlib import Path
 from moe_megatron.data.prepare import prepare_dataset
-from moe_megatron.data.tokenizer import load_tokenizer
+from moe_megatron.text.loading import load_tokenizer
 import plain_writer
 
 class SlowWriter(plain_writer.PlainWriter):
@@ -231,7 +232,7 @@ def test_processes_that_prepare_the_same_share_the_work(
             "Salesforce/no-such-data:config is not a local file.*save_to_disk",
         ),
         (
-            "from moe_megatron.data.tokenizer import load_tokenizer\n"
+            "from moe_megatron.text.loading import load_tokenizer\n"
             "load_tokenizer('nobody/no-such-tokenizer')",
             "no tokenizer at 'nobody/no-such-tokenizer'.*save_pretrained",
         ),

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from moe_megatron.data.tokenizer import train_tokenizer
+from moe_megatron.text.training import train_tokenizer
 
 TEXTS = [
     f"Document {i}: the quick brown fox, x = {i * i}.\n  naive caf\u00e9 \U0001f642"

@@ -5,8 +5,8 @@ import pytest
 from moe_megatron.data import demo as demo_module
 from moe_megatron.data.demo import demo_directory, ensure_demo
 from moe_megatron.data.demo_corpus import write_demo_corpus
-from moe_megatron.data.tokenizer import train_tokenizer
 from moe_megatron.errors import DataError
+from moe_megatron.text.training import train_tokenizer
 
 MODULE = '''
 """Module {i} of a small library, described in one sentence."""

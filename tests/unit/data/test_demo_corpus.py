@@ -5,7 +5,7 @@ import textwrap
 
 import pytest
 
-from moe_megatron.data import readers, shards, tokenizer, worker
+from moe_megatron.data import prepare, readers, shards, worker
 from moe_megatron.data.demo_corpus import read_library, split_module, write_demo_corpus
 from moe_megatron.errors import DataError
 
@@ -80,7 +80,7 @@ def test_code_and_prose_are_divided():
         Back at the margin.""")
 
 
-@pytest.mark.parametrize("module", [readers, shards, tokenizer, worker, ast, inspect, textwrap])
+@pytest.mark.parametrize("module", [readers, shards, prepare, worker, ast, inspect, textwrap])
 def test_code_is_the_same_program_without_docstrings(module):
     source = inspect.getsource(module)
     code = split_module(source, "x.py").code

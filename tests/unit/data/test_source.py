@@ -4,8 +4,8 @@ from moe_megatron.config.data import DataConfig
 from moe_megatron.data.prepare import prepare_dataset
 from moe_megatron.data.shards import InMemory
 from moe_megatron.data.source import parse_blend, resolve_blend
-from moe_megatron.data.tokenizer import train_tokenizer
 from moe_megatron.errors import ConfigError, DataError
+from moe_megatron.text.training import train_tokenizer
 
 
 @pytest.fixture

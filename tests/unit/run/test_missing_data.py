@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from moe_megatron.config import RunConfig, apply_overrides, load_config
-from moe_megatron.data.tokenizer import train_tokenizer
 from moe_megatron.errors import DataError, FaultError
 from moe_megatron.run.folder import write_config
 from moe_megatron.run.missing_data import data_of_run
 from moe_megatron.telemetry.journal import note
+from moe_megatron.text.training import train_tokenizer
 
 TEXTS = [f"Document {i}: the quick brown fox, x = {i * i}." for i in range(40)]
 

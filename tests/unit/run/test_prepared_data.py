@@ -5,9 +5,9 @@ import pytest
 
 from moe_megatron.config import apply_overrides, load_config
 from moe_megatron.data.index import inspect
-from moe_megatron.data.tokenizer import train_tokenizer
 from moe_megatron.errors import DataError
 from moe_megatron.run.prepared_data import prepare_data
+from moe_megatron.text.training import train_tokenizer
 
 TEXTS = [f"Document {i}: the quick brown fox, x = {i * i}." for i in range(40)]
 LINES = [{"text": text} for text in TEXTS]

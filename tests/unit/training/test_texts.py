@@ -2,8 +2,8 @@ import datasets
 import pytest
 
 from moe_megatron.data.index import read_tokens
-from moe_megatron.data.tokenizer import train_tokenizer
 from moe_megatron.errors import DataError
+from moe_megatron.text.training import train_tokenizer
 from moe_megatron.training.texts import index_texts, tokenizer_for
 
 TEXTS = [f"Document {i}: the quick brown fox, x = {i * i}." for i in range(40)]

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from moe_megatron import MoEModel, MoETrainer
-from moe_megatron.data.tokenizer import train_tokenizer
 from moe_megatron.errors import CheckpointError, ConfigError
+from moe_megatron.text.training import train_tokenizer
 
 TEXTS = [f"Document {i}: the quick brown fox, x = {i * i}." for i in range(10)]
 

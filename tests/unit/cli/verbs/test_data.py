@@ -3,7 +3,7 @@ import json
 import pytest
 
 from moe_megatron.cli.main import main
-from moe_megatron.data.tokenizer import train_tokenizer
+from moe_megatron.text.training import train_tokenizer
 
 TEXTS = [f"Document {i}: the quick brown fox, x = {i * i}." for i in range(40)]
 

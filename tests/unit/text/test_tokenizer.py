@@ -2,12 +2,14 @@ import json
 import pickle
 
 import pytest
+import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models
+from tokenizers import models
 
-from moe_megatron.data.tokenizer import END_OF_TEXT, load_tokenizer, train_tokenizer
 from moe_megatron.errors import DataError
+from moe_megatron.text.loading import END_OF_TEXT, load_tokenizer
+from moe_megatron.text.training import train_tokenizer
 
 
 @given(text=st.text(st.characters(codec="utf-8")))
@@ -52,11 +54,11 @@ def save(directory, backend, config=None):
 
 
 def word_tokenizer(vocabulary):
-    return Tokenizer(models.WordLevel(vocabulary, unk_token="?"))
+    return tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token="?"))
 
 
 def test_truncation_and_padding_of_a_published_tokenizer_are_switched_off(tmp_path, tokenizer):
-    backend = Tokenizer.from_str(tokenizer.backend.to_str())
+    backend = tokenizers.Tokenizer.from_str(tokenizer.backend.to_str())
     backend.enable_truncation(4)
     backend.enable_padding(length=9)
     loaded = load_tokenizer(save(tmp_path / "t", backend))
