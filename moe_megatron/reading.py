@@ -89,18 +89,21 @@ def read_json(path: Path, most: int = MOST_BYTES) -> Any:
     return parse_json(read_bytes(path, most))
 
 
-def parse_json(text: bytes | str, hook: Hook | None = None) -> Any:
+def parse_json(text: bytes | str, hook: Hook | None = None, *, large_numbers: bool = False) -> Any:
     """Parse JSON of which every number fits into 64 bits and every string can be written again.
 
     Args:
         text: The JSON, in UTF-8.
         hook: As `object_pairs_hook` of `json.loads`.
+        large_numbers: Whole numbers that do not fit are read as floats, as of the 10^30 that
+            transformers writes for "no limit".
 
     Raises:
         ValueError: It is not such JSON, or is nested too deeply.
     """
     data = text.encode() if isinstance(text, str) else text
-    number = _int if _LONG_NUMBER.search(data) else None  # a function makes parsing slow
+    checked = float if large_numbers else _int
+    number = checked if _LONG_NUMBER.search(data) else None  # a function makes parsing slow
     try:
         value = json.loads(data.decode("utf-8"), object_pairs_hook=hook, parse_int=number)
     except RecursionError:

@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 
 from moe_megatron import MoEModel
-from moe_megatron.text.loading import load_tokenizer
 
 
 def main() -> None:
@@ -28,12 +27,12 @@ def main() -> None:
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = MoEModel.from_pretrained(options.model).to(device)
-    tokenizer = load_tokenizer(options.tokenizer or options.model)
+    if options.tokenizer:
+        model.tokenizer = options.tokenizer
     for prompt in options.prompts.read_text(encoding="utf-8").splitlines():
-        ids = torch.tensor(tokenizer.encode_batch([prompt]), device=device)
-        answer = model.generate(ids, options.max_new_tokens, temperature=options.temperature)
-        text = tokenizer.decode(answer[0, ids.shape[1] :].tolist())
-        print(json.dumps({"prompt": prompt, "continuation": text}), flush=True)
+        text = model.generate_text(prompt, options.max_new_tokens, options.temperature)
+        answer = {"prompt": prompt, "continuation": text.removeprefix(prompt)}
+        print(json.dumps(answer), flush=True)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ class RouterAnalyzer:
 
     Args:
         model: a `MoEModel`, or a transformers model with routers; see `routers`.
-        tokenizer: a transformers tokenizer; needed only for text.
+        tokenizer: a tokenizer of transformers or of ours; None takes the model's own.
 
     Raises:
         ConfigError: no router is found in the model.
@@ -39,7 +39,7 @@ class RouterAnalyzer:
 
     def __init__(self, model: "nn.Module", tokenizer: Any = None) -> None:
         self._model = model
-        self._tokenizer = tokenizer
+        self._tokenizer = getattr(model, "tokenizer", None) if tokenizer is None else tokenizer
         self._hooks = RouterHooks(model)
 
     @property
@@ -48,19 +48,22 @@ class RouterAnalyzer:
         return self._hooks.shape.layers
 
     def analyze_batch(
-        self, inputs: "Tensor | Mapping[str, Tensor]", return_attention_maps: bool = False
+        self,
+        inputs: "str | Sequence[str] | Tensor | Mapping[str, Tensor]",
+        return_attention_maps: bool = False,
     ) -> BatchAnalysis:
         """Runs the model once, in evaluation mode, and returns every routing decision.
 
         Args:
-            inputs: int64 [batch, seq] token ids, or a mapping with "input_ids" and optionally
-                "attention_mask".
+            inputs: a text, a list of texts, int64 [batch, seq] token ids, or a mapping with
+                "input_ids" and optionally "attention_mask".
             return_attention_maps: also return how much each token attends to each other token.
 
         Raises:
-            DataError: the ids do not fit the model.
+            DataError: the ids do not fit the model, or a text is empty.
+            ConfigError: text is given but there is no tokenizer.
         """
-        named = dict(inputs) if isinstance(inputs, Mapping) else {"input_ids": inputs}
+        named = self._named(inputs)
         decisions: dict[int, Decision] = {}
 
         def record(decision: Decision) -> None:
@@ -92,7 +95,7 @@ class RouterAnalyzer:
         """Measures which experts serve which domains and tokens.
 
         Args:
-            dataset: samples with a "domain" and either "input_ids" or, with a tokenizer, "text".
+            dataset: samples with a "domain" and either "input_ids" or "text".
                 From a list longer than `num_samples`, evenly spaced samples are taken; from any
                 other iterable, the first ones.
             num_samples: largest number of samples to use.
@@ -117,7 +120,7 @@ class RouterAnalyzer:
         """Plots the routers' scores for each token of one text, as a PNG file.
 
         Args:
-            tokens: text, if there is a tokenizer, or the ids of one sequence.
+            tokens: text, or the ids of one sequence.
             save_to: file to write.
 
         Returns:
@@ -137,6 +140,17 @@ class RouterAnalyzer:
         plot_affinity(analysis.scores[:, 0], analysis.indices[:, 0], self.layers, labels, path)
         return path
 
+    def _named(self, inputs: Any) -> "dict[str, Tensor]":
+        if isinstance(inputs, Mapping):
+            return dict(inputs)
+        texts = [inputs] if isinstance(inputs, str) else inputs
+        if not isinstance(texts, list | tuple) or not all(isinstance(t, str) for t in texts):
+            return {"input_ids": inputs}
+        rows = [self._encode(text) for text in texts]
+        if not all(map(len, rows)) or not rows:
+            raise DataError("there are no tokens to analyze; give text that is not empty")
+        return self._pad(rows)
+
     def _read_sample(
         self, sample: Mapping[str, Any], max_length: int
     ) -> tuple[npt.NDArray[np.int64], str]:
@@ -152,9 +166,10 @@ class RouterAnalyzer:
     def _encode(self, text: str) -> npt.NDArray[np.int64]:
         if self._tokenizer is None:
             raise ConfigError(
-                "text needs a tokenizer; give RouterAnalyzer one, or pass token ids instead"
+                "text needs a tokenizer; give RouterAnalyzer one, set model.tokenizer, or pass "
+                "token ids instead"
             )
-        return np.asarray(self._tokenizer(text)["input_ids"], dtype=np.int64)
+        return np.asarray(self._tokenizer.encode(text), dtype=np.int64)
 
     def _label(self, token: int) -> str:
         if self._tokenizer is None:

@@ -18,6 +18,7 @@ from moe_megatron.checkpoint.edit.selection import without_prediction
 from moe_megatron.checkpoint.execute.publish import check_free, publish, staging_of
 from moe_megatron.checkpoint.formats import description
 from moe_megatron.checkpoint.formats.hf_folder import CONFIG, HfFolder
+from moe_megatron.checkpoint.formats.side_files import HF_FOLDER
 from moe_megatron.checkpoint.formats.torch_dist import TorchDist
 from moe_megatron.checkpoint.hub import local_folder
 from moe_megatron.checkpoint.matrices import read_matrix, read_saved_matrix
@@ -31,6 +32,7 @@ from moe_megatron.families.moe_model import model_links
 from moe_megatron.model.foreign import LoadedModel, connect
 from moe_megatron.model.matrices import gathered, scatter
 from moe_megatron.model.support import problems
+from moe_megatron.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -79,6 +81,7 @@ def _load_hugging_face(path: Path, expected: str | None) -> LoadedModel:
         architecture=architecture,
         tensors=_assembled(wanted, matrix),
         left_out=left_out,
+        tokenizer_folder=path,
     )
 
 
@@ -107,7 +110,12 @@ def _load_megatron(path: Path, expected: str | None) -> LoadedModel:
             return found
 
         tensors = _assembled(wanted, matrix)
-    return LoadedModel(architecture=architecture, tensors=tensors, left_out=left_out)
+    return LoadedModel(
+        architecture=architecture,
+        tensors=tensors,
+        left_out=left_out,
+        tokenizer_folder=saved.path / HF_FOLDER,
+    )
 
 
 def save(
@@ -116,6 +124,7 @@ def save(
     tensors: Mapping[str, "Tensor"],
     *,
     as_megatron: bool,
+    tokenizer: Tokenizer | None = None,
 ) -> None:
     """Write a model as a Hugging Face folder of a matching family, or as a Megatron checkpoint.
 
@@ -124,6 +133,7 @@ def save(
         architecture: Architecture of the model.
         tensors: Parameters of the `MoEModel`, by name.
         as_megatron: Write a Megatron checkpoint, for `--load`.
+        tokenizer: Goes with the model.
 
     Raises:
         MappingError: No family can represent the model; the message says what the nearest lacks.
@@ -132,7 +142,7 @@ def save(
     if not as_megatron:
         check_free(destination, overwrite=False)
         staging = staging_of(destination)
-        _write_hugging_face(staging, architecture, tensors)
+        _write_hugging_face(staging, architecture, tensors, tokenizer)
         publish(staging, destination)
         return
     parent = destination.absolute().parent
@@ -143,12 +153,15 @@ def save(
         raise CheckpointError(f"{parent} cannot be written ({error.strerror}).") from error
     with scratch as folder:
         intermediate = Path(folder) / destination.name
-        _write_hugging_face(intermediate, architecture, tensors)
+        _write_hugging_face(intermediate, architecture, tensors, tokenizer)
         import_checkpoint(intermediate, destination, execution=Execution(progress=False))
 
 
 def _write_hugging_face(
-    folder: Path, architecture: Architecture, tensors: Mapping[str, "Tensor"]
+    folder: Path,
+    architecture: Architecture,
+    tensors: Mapping[str, "Tensor"],
+    tokenizer: Tokenizer | None,
 ) -> None:
     from safetensors.torch import save_file
 
@@ -170,6 +183,8 @@ def _write_hugging_face(
         (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
     except OSError as error:
         raise CheckpointError(f"a model cannot be written to {folder}: {error}.") from error
+    if tokenizer is not None:
+        tokenizer.save(folder)
 
 
 def _assembled(links: Iterable[Link], matrix: Callable[[Link], "Tensor"]) -> dict[str, "Tensor"]:

@@ -1,8 +1,9 @@
 """What a prepared dataset was made from, kept as `<prefix>.json` beside it.
 
 With it a later start finds in milliseconds that nothing has changed; a changed file, key or
-tokenizer leads to a new preparation. Files are compared by path, size and modification time, a hub
-dataset only by name (its content is not checked). It knows nothing about how data is made.
+tokenizer, or damage to the dataset, leads to a new preparation. Sources are compared by path, size
+and modification time, a hub dataset only by name (its content is not checked); the dataset by
+digests. It knows nothing about how data is made.
 """
 
 import dataclasses
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from moe_megatron.cached import sampled_digest
 from moe_megatron.data.index import bin_path, idx_path
 from moe_megatron.data.shards import SourceFile
 from moe_megatron.errors import DataError
@@ -42,7 +44,7 @@ def manifest_path(prefix: Path) -> Path:
 
 
 def write_manifest(
-    target: Path, dataset: PreparedDataset, origin: dict[str, Any], sizes: tuple[int, int]
+    target: Path, dataset: PreparedDataset, origin: dict[str, Any], whole: Path
 ) -> None:
     """Write the manifest of `dataset` to `target`.
 
@@ -50,11 +52,11 @@ def write_manifest(
         target: File to write.
         dataset: The counts; its prefix is not recorded, so a dataset may be moved.
         origin: From `describe_origin`.
-        sizes: Bytes of the .bin and the .idx file.
+        whole: Prefix of the finished .bin and .idx file.
     """
     counts = dataclasses.asdict(dataset)
     del counts["prefix"]
-    content = {"format": FORMAT, **origin, "counts": counts, "bytes": list(sizes)}
+    content = {"format": FORMAT, **origin, "counts": counts, "digests": _digests(whole)}
     target.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
@@ -84,16 +86,20 @@ def find_prepared(
 ) -> PreparedDataset | None:
     """The dataset at `prefix` if it is complete and was made from `origin`; else None."""
     manifest = read_manifest(prefix)
-    if manifest is None or any(manifest[key] != value for key, value in origin.items()):
+    if manifest is None or any(manifest.get(key) != value for key, value in origin.items()):
         return None
     try:
-        sizes = [bin_path(prefix).stat().st_size, idx_path(prefix).stat().st_size]
-    except OSError:
+        if manifest.get("digests") != _digests(prefix):
+            return None
+        dataset = PreparedDataset(prefix=prefix, **manifest["counts"])
+        acceptable = dataset.bad_lines <= max_bad_line_ratio * dataset.lines
+    except (KeyError, OSError, TypeError):  # a part of it is gone or damaged
         return None
-    dataset = PreparedDataset(prefix=prefix, **manifest["counts"])
-    if sizes != manifest["bytes"] or dataset.bad_lines > max_bad_line_ratio * dataset.lines:
-        return None
-    return dataset
+    return dataset if acceptable else None
+
+
+def _digests(prefix: Path) -> list[str]:
+    return [sampled_digest(bin_path(prefix)), sampled_digest(idx_path(prefix))]
 
 
 def refuse_foreign_files(prefix: Path) -> None:

@@ -10,6 +10,7 @@ it does not describe. `shards` finds the files, `readers` reads documents, and t
 import logging
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from moe_megatron.data.index import bin_path, idx_path
@@ -45,6 +46,13 @@ _BYTES_PER_WORKER = 128_000_000
 _EXPANSION = {"jsonl.gz": 4, "jsonl.zst": 4, "parquet": 2}
 
 
+@dataclass(frozen=True, slots=True)
+class CacheEntry:
+    """An output in a cache: what is there is replaced if it is damaged."""
+
+    prefix: Path
+
+
 def choose_num_workers(files: Sequence[SourceFile]) -> tuple[int, str]:
     """Choose how many processes are worthwhile for `files`.
 
@@ -65,7 +73,7 @@ def choose_num_workers(files: Sequence[SourceFile]) -> tuple[int, str]:
 def prepare_dataset(
     sources: Sequence[Source],
     tokenizer: Tokenizer,
-    output_prefix: str | Path,
+    output_prefix: str | Path | CacheEntry,
     open_writer: OpenWriter,
     *,
     num_workers: int | None = None,
@@ -81,7 +89,7 @@ def prepare_dataset(
     Args:
         sources: Files, directories, saved datasets, hub ids or `InMemory`; see `shards`.
         tokenizer: The tokenizer; it ends each document with an end-of-document id.
-        output_prefix: Output path without suffix; directories are created.
+        output_prefix: Output path without suffix, or an entry of a cache; directories are created.
         open_writer: Opens the output; with several workers it must be picklable.
         num_workers: Number of processes; None chooses by the size of the input.
         text_key: JSON key or column that holds the text.
@@ -97,7 +105,8 @@ def prepare_dataset(
             output cannot be written. Nothing partial is left.
     """
     _check_numbers(num_workers, max_bad_line_ratio)
-    prefix = Path(output_prefix).expanduser().absolute()
+    entry = output_prefix.prefix if isinstance(output_prefix, CacheEntry) else output_prefix
+    prefix = Path(entry).expanduser().absolute()
     files = expand_sources(sources)
     origin = describe_origin(files, tokenizer.fingerprint, tokenizer.eod_id, text_key)
     if found := find_prepared(prefix, origin, max_bad_line_ratio):
@@ -106,7 +115,8 @@ def prepare_dataset(
         # Another process may have prepared it while this one waited for the lock.
         if found := find_prepared(prefix, origin, max_bad_line_ratio):
             return found
-        refuse_foreign_files(prefix)
+        if not isinstance(output_prefix, CacheEntry):
+            refuse_foreign_files(prefix)
         with working_directory(prefix) as work:
             workers, reason = (num_workers, "as requested")
             if workers is None:
@@ -129,8 +139,7 @@ def prepare_dataset(
                 results = run_workers(jobs, show) if several else [tokenize_part(jobs[0], show)]
             dataset = _tally(prefix, results, max_bad_line_ratio)
             whole = _merge(jobs, work / "whole", tokenizer.vocab_size)
-            sizes = (bin_path(whole).stat().st_size, idx_path(whole).stat().st_size)
-            write_manifest(manifest_path(whole), dataset, origin, sizes)
+            write_manifest(manifest_path(whole), dataset, origin, whole)
             _publish(whole, prefix)
     return dataset
 

@@ -19,10 +19,11 @@ from moe_megatron.data.demo import DemoData, ensure_demo
 from moe_megatron.data.demo_corpus import DEMO_TEXT_KEY, DOMAINS
 from moe_megatron.data.index import inspect, is_prefix
 from moe_megatron.data.manifest import read_manifest
-from moe_megatron.data.prepare import prepare_dataset
+from moe_megatron.data.prepare import CacheEntry, prepare_dataset
 from moe_megatron.data.writer import OpenWriter
 from moe_megatron.errors import ConfigError, DataError
 from moe_megatron.files import default_cache_dir
+from moe_megatron.text.demo import demo_tokenizer
 from moe_megatron.text.loading import load_tokenizer
 from moe_megatron.text.tokenizer import Tokenizer
 
@@ -124,20 +125,22 @@ def resolve_blend(
         cache = Path(config.cache_dir).expanduser().absolute()
     own_tokenizer = config.tokenizer != DEMO
     demo: DemoData | None = None
-    if not own_tokenizer or any(entry.kind == "demo" for entry in entries):
+    if any(entry.kind == "demo" for entry in entries):
         demo = ensure_demo(cache, open_writer, vocab_size=config.vocab_size, progress=progress)
     if demo is not None and not own_tokenizer and all(entry.kind == "demo" for entry in entries):
         # The usual first run: everything is known without loading the tokenizer.
         parts = [_demo_parts(entry, demo) for entry in entries]
         return _blend(entries, parts, demo.tokenizer_dir)
-    name = config.tokenizer if own_tokenizer or demo is None else demo.tokenizer_dir
-    info = load_tokenizer(name, cache_dir=cache)
+    if own_tokenizer:
+        info = load_tokenizer(config.tokenizer, cache_dir=cache)
+    else:
+        info = demo_tokenizer(cache, vocab_size=config.vocab_size)
 
     def prepare(text: str, text_key: str) -> _Part:
         dataset = prepare_dataset(
             [text],
             info,
-            cached_prefix(cache, text, text_key, info),
+            CacheEntry(cached_prefix(cache, text, text_key, info)),
             open_writer,
             num_workers=num_workers,
             text_key=text_key,

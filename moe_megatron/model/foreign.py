@@ -15,6 +15,7 @@ from moe_megatron.config import Architecture
 from moe_megatron.config.checkpoint_files import is_megatron_checkpoint
 from moe_megatron.errors import BackendUnavailableError
 from moe_megatron.model import storage
+from moe_megatron.text.tokenizer import Tokenizer
 
 Format = Literal["moe_megatron", "hugging_face", "megatron"]
 """Format of a saved model: ours, a Hugging Face folder, or a Megatron checkpoint for `--load`."""
@@ -29,6 +30,8 @@ class LoadedModel:
     """Its parameters, by name."""
     left_out: tuple[str, ...] = field(default=())
     """Descriptions of the parts of the folder that `MoEModel` does not use."""
+    tokenizer_folder: Path | None = None
+    """Where its tokenizer would lie."""
 
 
 class Bridge(Protocol):
@@ -44,8 +47,9 @@ class Bridge(Protocol):
         tensors: Mapping[str, Tensor],
         *,
         as_megatron: bool,
+        tokenizer: Tokenizer | None = None,
     ) -> None:
-        """Write a model into a new folder, for Hugging Face or for Megatron."""
+        """Write a model and its tokenizer into a new folder, for Hugging Face or for Megatron."""
 
 
 _bridges: list[Bridge] = []

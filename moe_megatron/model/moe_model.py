@@ -1,9 +1,10 @@
 """`MoEModel`: building from keyword arguments, saving, loading, generating, expert parallelism.
 
-The network itself and its parameter names are in `language_model`.
+The network itself and its parameter names are in `language_model`; text is in `text`.
 """
 
 import logging
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,13 +13,15 @@ import torch.distributed as dist
 from torch import Tensor
 
 from moe_megatron.config import Architecture
-from moe_megatron.errors import CheckpointError, ConfigError
-from moe_megatron.model import expert_parallel, foreign, generation, inputs, storage
+from moe_megatron.errors import CheckpointError, ConfigError, DataError
+from moe_megatron.model import expert_parallel, foreign, generation, inputs, storage, text
 from moe_megatron.model.foreign import Format
 from moe_megatron.model.language_model import LanguageModel
 from moe_megatron.model.layers import FeedForward
 from moe_megatron.model.moe_layer import MoELayer
 from moe_megatron.model.options import build_configs
+from moe_megatron.text.loading import find_tokenizer
+from moe_megatron.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +38,12 @@ class MoEModel(LanguageModel):
 
     Attributes:
         architecture: Architecture; its parts are `model_config`, `moe_config` and `vocab_size`.
+        tokenizer: What turns text into the model's ids and back.
     """
+
+    _tokenizer: Tokenizer | None = None
+    _unusable: str | None = None
+    """Why the tokenizer in the model's folder is not used."""
 
     def __init__(
         self,
@@ -123,6 +131,67 @@ class MoEModel(LanguageModel):
         """The processes that share the experts; None if all are here."""
         return next((layer.experts.process_group for layer in self._moe_layers()), None)
 
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """The tokenizer, which is saved with the model and found again; None if it has none.
+
+        Set it to a tokenizer folder, a hub id, a `Tokenizer` or a fast tokenizer of transformers.
+        """
+        return self._tokenizer
+
+    @tokenizer.setter
+    def tokenizer(self, given: Any) -> None:
+        """Give the model a tokenizer.
+
+        Raises:
+            DataError: It cannot be read, or has more tokens than the model.
+        """
+        self._tokenizer = None if given is None else text.fitting_tokenizer(given, self.vocab_size)
+
+    def generate_text[Text: (str, list[str])](
+        self,
+        prompt: Text,
+        max_new_tokens: int = 64,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        *,
+        stop_at_end: bool = True,
+        generator: torch.Generator | None = None,
+    ) -> Text:
+        """Continue text, in evaluation mode.
+
+        Args:
+            prompt: A text, or a list of texts that are continued together. The model's tokenizer
+                puts in front what the model expects there, such as a token that begins a text.
+            max_new_tokens: Maximum number of tokens to append.
+            temperature: 0 takes the most probable token; higher values sample more evenly.
+            top_k: Sample only among the k most probable tokens; None samples among all.
+            stop_at_end: End a text where the model ends the document.
+            generator: Source of randomness for sampling.
+
+        Returns:
+            The prompt and its continuation; of a list, a list.
+
+        Raises:
+            ConfigError: The model has no tokenizer, or a value is out of range.
+            DataError: A prompt is no text, or does not fit the model.
+        """
+        tokenizer = text.require_tokenizer(self._tokenizer, self._unusable)
+        generate = partial(
+            self.generate,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            eos_token_id=tokenizer.eod_id if stop_at_end else None,
+            generator=generator,
+        )
+        return text.continued(
+            prompt,
+            lambda ids, valid: generate(ids, attention_mask=valid),
+            tokenizer,
+            self.embed_tokens.weight.device,
+        )
+
     @torch.no_grad()
     def generate(
         self,
@@ -189,7 +258,7 @@ class MoEModel(LanguageModel):
         return total
 
     def save_pretrained(self, path: str | Path, format: Format = "moe_megatron") -> None:
-        """Write weights and configuration to a folder.
+        """Write weights, configuration and, if the model has one, its tokenizer to a folder.
 
         Args:
             path: The folder.
@@ -201,6 +270,7 @@ class MoEModel(LanguageModel):
         Raises:
             CheckpointError: The experts are distributed over processes, or the folder cannot be
                 written or holds another kind of model.
+            DataError: The tokenizer cannot be written.
             MappingError: No Hugging Face family can represent this model.
         """
         if self.expert_parallel_group is not None:
@@ -211,9 +281,15 @@ class MoEModel(LanguageModel):
         folder, tensors = Path(path).expanduser(), self.state_dict()
         if format == "moe_megatron":
             storage.save(folder, self.architecture, tensors)
+            if self._tokenizer is not None:
+                self._tokenizer.save(folder)
         elif format in {"hugging_face", "megatron"}:
             foreign.bridge().save(
-                folder, self.architecture, tensors, as_megatron=format == "megatron"
+                folder,
+                self.architecture,
+                tensors,
+                as_megatron=format == "megatron",
+                tokenizer=self._tokenizer,
             )
         else:
             raise ConfigError(
@@ -249,6 +325,7 @@ class MoEModel(LanguageModel):
         with torch.device("meta"):
             model = cls.from_architecture(architecture)
         storage.assign(model, tensors, folder)
+        model._find_tokenizer(folder)
         return model.to(dtype=dtype).eval()
 
     @classmethod
@@ -266,7 +343,17 @@ class MoEModel(LanguageModel):
         for what in loaded.left_out:
             logger.warning("%s: %s are left out", path, what)
         storage.assign(model, loaded.tensors, Path(path))
+        if loaded.tokenizer_folder is not None:
+            model._find_tokenizer(loaded.tokenizer_folder)
         return model.to(device=device, dtype=dtype).eval()
+
+    def _find_tokenizer(self, folder: Path) -> None:
+        """Take the tokenizer that lies in the model's folder; one of no use is no fault of it."""
+        try:
+            self._tokenizer = find_tokenizer(folder)
+        except DataError as error:
+            logger.warning("the model has no tokenizer: %s", error)
+            self._unusable = str(error)
 
     def _moe_layers(self) -> list[MoELayer]:
         return [part for part in self.modules() if isinstance(part, MoELayer)]

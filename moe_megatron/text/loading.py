@@ -10,11 +10,13 @@ import hashlib
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import tokenizers
 
+from moe_megatron.cached import cached_folder
 from moe_megatron.errors import DataError
-from moe_megatron.files import default_cache_dir, publishing
+from moe_megatron.files import default_cache_dir
 from moe_megatron.reading import parse_json
 from moe_megatron.text.folder import (
     CONFIG_FILE,
@@ -69,6 +71,39 @@ def find_tokenizer(folder: Path) -> Tokenizer | None:
     return load_tokenizer(folder) if has_tokenizer(folder) else None
 
 
+def as_tokenizer(given: Any) -> Tokenizer:
+    """What a person may mean by a tokenizer.
+
+    Args:
+        given: A `Tokenizer`, a folder, a hub id, or a fast tokenizer of transformers.
+
+    Raises:
+        DataError: It is something else, or cannot be read.
+    """
+    if isinstance(given, Tokenizer):
+        return given
+    if isinstance(given, str | Path):
+        return load_tokenizer(given)
+    if hasattr(given, "backend_tokenizer") and hasattr(given, "save_pretrained"):
+        return load_tokenizer(_kept(given))
+    raise DataError(
+        f"a tokenizer cannot be a {type(given).__name__}; give a tokenizer folder, a hub id, or a "
+        "fast tokenizer of transformers."
+    )
+
+
+def _kept(tokenizer: Any) -> Path:
+    """The directory in the cache of a tokenizer of transformers that is in memory."""
+    content = tokenizer.backend_tokenizer.to_str() + str(tokenizer.special_tokens_map)
+    target = _entry(default_cache_dir(), "transformers", content.encode())
+    return cached_folder(target, lambda folder: tokenizer.save_pretrained(str(folder)))
+
+
+def _entry(cache_dir: Path, name: str, content: bytes) -> Path:
+    slug = re.sub(r"[^\w.-]+", "-", name).strip("-.")[-60:]
+    return cache_dir / "tokenizers" / f"{slug}-{hashlib.sha256(content).hexdigest()[:16]}"
+
+
 def _read(path: Path, content: bytes) -> tokenizers.Tokenizer:
     try:
         return tokenizers.Tokenizer.from_buffer(content)
@@ -88,18 +123,28 @@ def _vocab_size(backend: tokenizers.Tokenizer, directory: Path) -> int:
 
 def _fetched(name: str, cache_dir: Path) -> Path:
     """Let transformers download or convert `name`; returns its directory in the cache."""
-    is_local = Path(name).expanduser().exists()
-    identity = str(Path(name).expanduser().resolve()) if is_local else name
-    slug = re.sub(r"[^\w.-]+", "-", name).strip("-.")[-60:]
-    target = (
-        cache_dir / "tokenizers" / f"{slug}-{hashlib.sha256(identity.encode()).hexdigest()[:8]}"
-    )
-    if (target / TOKENIZER_FILE).is_file():
-        return target
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        return cached_folder(
+            _entry(cache_dir, name, name.encode()), lambda new: _convert(name, name, new)
+        )
+    files = read_files(folder)
+    if not files:
+        raise DataError(
+            f"folder {folder} holds no tokenizer (no {TOKENIZER_FILE}, tokenizer.model or "
+            'vocab.json); copy the files of the tokenizer there, or give another folder, or "demo".'
+        )
+    digests = [f"{name} {hashlib.sha256(files[name]).hexdigest()}" for name in sorted(files)]
+    target = _entry(cache_dir, folder.name, "\n".join(digests).encode())
+    return cached_folder(target, lambda new: _convert(name, str(folder.resolve()), new))
+
+
+def _convert(name: str, source: str, folder: Path) -> None:
+    """Write the tokenizer that transformers finds in a folder or on the hub into a new folder."""
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(identity, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except Exception as error:  # it takes files as they are: any key may be missing or odd
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
         raise DataError(
@@ -113,9 +158,7 @@ def _fetched(name: str, cache_dir: Path) -> Path:
             f"tokenizer {name!r} has no fast version ({TOKENIZER_FILE}), which tokenising needs; "
             "choose a model that publishes one."
         )
-    with publishing(target) as partial:
-        tokenizer.save_pretrained(str(partial))
-    return target
+    tokenizer.save_pretrained(str(folder))
 
 
 def _eod_id(backend: tokenizers.Tokenizer, directory: Path, files: Mapping[str, bytes]) -> int:
@@ -135,7 +178,7 @@ def _declared_eos(directory: Path, files: Mapping[str, bytes]) -> Iterator[str]:
         if name not in files:
             continue
         try:
-            token = parse_json(files[name]).get("eos_token")
+            token = parse_json(files[name], large_numbers=True).get("eos_token")
         except (ValueError, AttributeError) as error:
             path = directory / name
             raise DataError(f"{path} is not a JSON object ({error}); save it again.") from error

@@ -54,7 +54,11 @@ def train_tokenizer(
         show_progress=False,
     )
     backend.train_from_iterator(texts, trainer)
-    return save_trained(backend, directory)
+    directory = Path(directory)
+    with publishing(directory) as partial:
+        partial.mkdir()
+        write_trained(backend, partial)
+    return load_tokenizer(directory)
 
 
 def byte_level(model: models.Model) -> tokenizers.Tokenizer:
@@ -65,22 +69,14 @@ def byte_level(model: models.Model) -> tokenizers.Tokenizer:
     return backend
 
 
-def save_trained(backend: tokenizers.Tokenizer, directory: Path) -> Tokenizer:
-    """Write a tokenizer directory that transformers and Megatron read, too.
-
-    Raises:
-        DataError: The directory cannot be written.
-    """
+def write_trained(backend: tokenizers.Tokenizer, folder: Path) -> None:
+    """Write the files of a tokenizer into a folder; transformers and Megatron read them, too."""
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "eos_token": END_OF_TEXT,
         "pad_token": END_OF_TEXT,
         "clean_up_tokenization_spaces": False,
     }
-    directory = Path(directory)
-    with publishing(directory) as partial:
-        partial.mkdir()
-        # Not `backend.save`, whose errors are not OSError.
-        (partial / TOKENIZER_FILE).write_text(backend.to_str(pretty=True), encoding="utf-8")
-        (partial / CONFIG_FILE).write_text(json.dumps(config, indent=2), encoding="utf-8")
-    return load_tokenizer(directory)
+    # Not `backend.save`, whose errors are not OSError.
+    (folder / TOKENIZER_FILE).write_text(backend.to_str(pretty=True), encoding="utf-8")
+    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2), encoding="utf-8")

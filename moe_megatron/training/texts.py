@@ -9,41 +9,35 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from moe_megatron.data.demo import ensure_demo
 from moe_megatron.data.index import inspect, is_prefix
 from moe_megatron.data.manifest import PreparedDataset
-from moe_megatron.data.prepare import prepare_dataset
+from moe_megatron.data.prepare import CacheEntry, prepare_dataset
 from moe_megatron.data.shards import InMemory, Source
+from moe_megatron.data.source import DEMO
 from moe_megatron.errors import DataError
 from moe_megatron.files import default_cache_dir, exclusive_lock
+from moe_megatron.model.text import fitting_tokenizer
 from moe_megatron.run.prepared_data import open_indexed_writer
-from moe_megatron.text.loading import load_tokenizer
+from moe_megatron.text.demo import demo_tokenizer
 from moe_megatron.text.tokenizer import Tokenizer
 
 Texts = Any
 """A list of strings, a path, a hub id, or a `datasets.Dataset` with a text column."""
 
 
-def tokenizer_for(name: str, vocab_size: int) -> Tokenizer:
-    """Load a tokenizer, or build the demo tokenizer of this size.
+def tokenizer_for(given: Any, vocab_size: int) -> Tokenizer:
+    """A tokenizer, or the demo tokenizer of this size.
 
     Args:
-        name: "demo", a folder or a hub id.
+        given: "demo", or what `fitting_tokenizer` takes.
         vocab_size: Size of the model's vocabulary.
 
     Raises:
         DataError: The tokenizer cannot be loaded, or has more tokens than the model.
     """
-    if name == "demo":
-        demo = ensure_demo(default_cache_dir(), open_indexed_writer, vocab_size=vocab_size)
-        return load_tokenizer(str(demo.tokenizer_dir))
-    tokenizer = load_tokenizer(name)
-    if tokenizer.vocab_size > vocab_size:
-        raise DataError(
-            f"tokenizer {name!r} has {tokenizer.vocab_size} tokens and the model only "
-            f"{vocab_size}; build the model with vocab_size={tokenizer.vocab_size}."
-        )
-    return tokenizer
+    if given == DEMO:
+        return demo_tokenizer(vocab_size=vocab_size)
+    return fitting_tokenizer(given, vocab_size)
 
 
 def index_texts(texts: Texts, tokenizer: Tokenizer, text_key: str) -> tuple[Path, int]:
@@ -64,7 +58,7 @@ def index_texts(texts: Texts, tokenizer: Tokenizer, text_key: str) -> tuple[Path
     prepared: PreparedDataset = prepare_dataset(
         [source],
         tokenizer,
-        default_cache_dir() / "python" / key,
+        CacheEntry(default_cache_dir() / "python" / key),
         open_indexed_writer,
         text_key=text_key,
         progress=False,

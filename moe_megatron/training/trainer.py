@@ -48,7 +48,8 @@ class MoETrainer:
         load_balancing: "auxiliary_loss", "none", or a value of `moe.load_balancing`.
         router_z_loss_coef: Weight of the router z-loss (ST-MoE, arXiv 2202.08906).
         aux_loss_coef: Weight of the auxiliary loss; None keeps the model's.
-        tokenizer: "demo", a tokenizer folder or a hub id.
+        tokenizer: "demo", a tokenizer folder, a hub id or a tokenizer; None takes the model's, or
+            "demo" if it has none. The model keeps it.
         run_dir: Folder for metrics and reports; each call of `train` uses a free name like it.
         overrides: Any field of the run configuration that no argument sets, such as
             {"parallel.expert_parallel_size": 2, "checkpoint.save_interval": 100}.
@@ -64,13 +65,13 @@ class MoETrainer:
         router_z_loss_coef: float = 0.01,
         *,
         aux_loss_coef: float | None = None,
-        tokenizer: str = "demo",
+        tokenizer: Any = None,
         run_dir: str | Path = "runs/trainer",
         overrides: Mapping[str, Any] | None = None,
     ) -> None:
         self.model = model
         self.history = History()
-        self._tokenizer_name = tokenizer
+        self._wanted_tokenizer = tokenizer
         self._run_dir: Path | None = None
         self._overrides = check_overrides(overrides or {})
         chosen: dict[str, Any] = {
@@ -89,6 +90,20 @@ class MoETrainer:
             ),
             chosen,
         )
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """What turns text into the model's ids and back; it is the model's, too.
+
+        Raises:
+            DataError: It cannot be loaded, or has more tokens than the model.
+        """
+        if self._wanted_tokenizer is not None or self.model.tokenizer is None:
+            wanted = self._wanted_tokenizer or "demo"
+            self.model.tokenizer = text_data.tokenizer_for(wanted, self.model.vocab_size)
+            self._wanted_tokenizer = None
+        assert self.model.tokenizer is not None
+        return self.model.tokenizer
 
     def train(  # noqa: PLR0913  # what people set, by the names that they know
         self,
@@ -153,7 +168,7 @@ class MoETrainer:
             router_z_loss_coef=router_z_loss_coef,
         )
         texts = one_of(train_data=train_data, train_dataset=train_dataset)
-        tokenizer = self._tokenizer()
+        tokenizer = self.tokenizer
         train_prefix, num_tokens = text_data.index_texts(texts, tokenizer, text_key)
         validation: tuple[str, ...] = ()
         if eval_dataset is not None:
@@ -173,6 +188,7 @@ class MoETrainer:
             vocab_size=self.model.vocab_size,
             end_of_document=tokenizer.eod_id,
             validation_paths=validation,
+            tokenizer=tokenizer.directory,
         )
         if not resume:
             return self._run(config, data, fresh=True)
@@ -199,7 +215,7 @@ class MoETrainer:
             DataError: There is no text, or it cannot be read.
         """
         batch_size = whole("batch_size", batch_size)
-        prefix, _ = text_data.index_texts(dataset, self._tokenizer(), text_key)
+        prefix, _ = text_data.index_texts(dataset, self.tokenizer, text_key)
         tokens = torch.from_numpy(read_tokens(prefix).astype("int64"))
         length = self._length(sequence_length)
         if length < 2 or len(tokens) < 2:
@@ -220,12 +236,14 @@ class MoETrainer:
         return EvalResult(loss=total / count, tokens=count)
 
     def save_model(self, path: str | Path) -> None:
-        """Write weights and configuration as safetensors and JSON; on rank 0.
+        """Write weights, configuration and tokenizer as safetensors and JSON; on rank 0.
 
         Raises:
             CheckpointError: The folder cannot be written.
+            DataError: The tokenizer cannot be loaded or written.
         """
         if world.rank() == 0:
+            _ = self.tokenizer  # the model has it from now on
             self.model.save_pretrained(path)
 
     def visualize_routing(self, save_to: str | Path = "routing.html") -> Path:
@@ -248,9 +266,6 @@ class MoETrainer:
             result = replace(result, history=History.read(result.run_dir))
         self.history, self._run_dir = result.history, result.run_dir
         return _training_result(result)
-
-    def _tokenizer(self) -> Tokenizer:
-        return text_data.tokenizer_for(self._tokenizer_name, self.model.vocab_size)
 
     def _length(self, wanted: int | None) -> int:
         limit = self.model.model_config.max_position_embeddings or _LENGTH

@@ -93,9 +93,9 @@ def run_program(text: str, folder: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.distributed
 def test_first_python_example_runs_as_printed(tmp_path: Path) -> None:
-    example = next(block for language, block in _BLOCK.findall(README) if language == "python")
+    example, *others = [block for language, block in _BLOCK.findall(README) if language == "python"]
     assert len([line for line in example.splitlines() if line.strip()]) < 10
-    run_program(example, tmp_path)
+    run_program("".join([example, *others]), tmp_path)
     assert {"my_model", "routing.html", "runs"} <= {path.name for path in tmp_path.iterdir()}
     (run,) = (tmp_path / "runs").iterdir()
     assert {"config.yaml", "metrics.jsonl", "routing.jsonl"} <= {p.name for p in run.iterdir()}

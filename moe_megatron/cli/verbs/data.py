@@ -7,9 +7,11 @@ from pathlib import Path
 from moe_megatron.data.demo import ensure_demo
 from moe_megatron.data.index import inspect, is_prefix
 from moe_megatron.data.prepare import prepare_dataset
+from moe_megatron.data.source import DEMO
 from moe_megatron.errors import DataError
 from moe_megatron.files import default_cache_dir
 from moe_megatron.run.prepared_data import open_indexed_writer
+from moe_megatron.text.demo import demo_tokenizer
 from moe_megatron.text.loading import load_tokenizer
 
 _EPILOG = """\
@@ -63,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     show = commands.add_parser("inspect", help="count documents and tokens of a dataset")
     show.add_argument("prefix", type=Path)
     show.set_defaults(run=_inspect)
-    demo = commands.add_parser("demo", help="build the embedded demo corpus and its tokenizer")
+    demo = commands.add_parser("demo", help="build the embedded demo corpus")
     demo.set_defaults(run=_demo)
     for command in (prepare, show, demo):
         command.add_argument("--debug", action="store_true", help="show tracebacks of errors")
@@ -71,13 +73,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _prepare(options: argparse.Namespace) -> int:
-    name = options.tokenizer
-    if name == "demo":
-        demo = ensure_demo(default_cache_dir(), open_indexed_writer)
-        name = str(demo.tokenizer_dir)
+    demo = options.tokenizer == DEMO
+    tokenizer = demo_tokenizer() if demo else load_tokenizer(options.tokenizer)
     prepared = prepare_dataset(
         options.sources,
-        load_tokenizer(name),
+        tokenizer,
         options.output,
         open_indexed_writer,
         num_workers=options.num_workers,

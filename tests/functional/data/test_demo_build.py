@@ -10,6 +10,7 @@ import pytest
 from moe_megatron.config.data import DataConfig
 from moe_megatron.data.demo import demo_directory, ensure_demo
 from moe_megatron.data.source import resolve_blend
+from moe_megatron.text.demo import demo_tokenizer
 from moe_megatron.text.loading import load_tokenizer
 
 pytestmark = pytest.mark.distributed
@@ -109,4 +110,6 @@ def test_demo_blend_is_weighed_by_tokens(built):
     assert sum(blend.weights) == pytest.approx(1)
     assert blend.weights[2] == 0.5
     assert blend.weights[0] / blend.weights[1] == pytest.approx(blend.tokens[0] / blend.tokens[1])
-    assert blend.tokenizer_dir == demo_directory(built.cache, vocab_size) / "tokenizer"
+    tokenizer = demo_tokenizer(built.cache, vocab_size=vocab_size)
+    assert blend.tokenizer_dir == tokenizer.directory
+    assert blend.prefixes[0].parent == demo_directory(built.cache, tokenizer)

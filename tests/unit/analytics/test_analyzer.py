@@ -172,6 +172,25 @@ def test_text_is_tokenized(
         RouterAnalyzer(make_model()).compute_expert_specialization(data)
 
 
+def test_texts_are_analyzed_as_their_tokens_are(
+    make_model: Make, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    model = make_model()
+    model._tokenizer = tokenizer  # as a model that carries one
+    analyzer = RouterAnalyzer(model)
+    ids, mask = torch.tensor([[1, 6, 7], [3, 4, 0]]), torch.tensor([[1, 1, 1], [1, 1, 0]])
+    expected = analyzer.analyze_batch({"input_ids": ids, "attention_mask": mask})
+    found = analyzer.analyze_batch(["def ( )", "the of"])
+    assert np.array_equal(found.indices, expected.indices)
+    one = analyzer.analyze_batch("def ( )")
+    assert np.array_equal(one.indices[:, 0], expected.indices[:, 0])
+    for empty in ("", ["the", ""], []):
+        with pytest.raises(DataError, match="no tokens to analyze; give text that is not empty"):
+            analyzer.analyze_batch(empty)
+    with pytest.raises(ConfigError, match=r"set model.tokenizer, or pass token ids instead"):
+        RouterAnalyzer(make_model()).analyze_batch("def")
+
+
 @pytest.mark.parametrize("sample", [{}, {"text": "a"}, {"domain": "a", "tokens": [1]}])
 def test_samples_without_their_fields_are_refused(make_model: Make, sample: dict[str, Any]) -> None:
     with pytest.raises(DataError, match='needs "domain" and either "input_ids" or "text"; got'):

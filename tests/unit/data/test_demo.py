@@ -6,6 +6,7 @@ from moe_megatron.data import demo as demo_module
 from moe_megatron.data.demo import demo_directory, ensure_demo
 from moe_megatron.data.demo_corpus import write_demo_corpus
 from moe_megatron.errors import DataError
+from moe_megatron.text.demo import demo_tokenizer
 from moe_megatron.text.training import train_tokenizer
 
 MODULE = '''
@@ -36,6 +37,11 @@ def ensure(tmp_path, small_library, plain_writer):
     return run
 
 
+def the_directory(tmp_path):
+    cache = tmp_path / "cache"
+    return demo_directory(cache, demo_tokenizer(cache, vocab_size=300))
+
+
 def unreachable(prefix, vocab_size):
     raise AssertionError("nothing should be built again")
 
@@ -45,7 +51,9 @@ def test_demo_is_built_once(ensure):
 
 
 def test_another_vocabulary_is_another_demo(ensure):
-    assert ensure().tokenizer_dir != ensure(vocab_size=290).tokenizer_dir
+    one, other = ensure(), ensure(vocab_size=290)
+    assert one.tokenizer_dir != other.tokenizer_dir
+    assert one.prefixes != other.prefixes
 
 
 def test_interrupted_build_is_finished_by_the_next_call(ensure, tmp_path):
@@ -54,20 +62,45 @@ def test_interrupted_build_is_finished_by_the_next_call(ensure, tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         ensure(interrupt)
-    assert not (demo_directory(tmp_path / "cache", 300) / "demo.json").exists()
+    assert not (the_directory(tmp_path) / "demo.json").exists()
     assert ensure() == ensure(unreachable)
 
 
-@pytest.mark.parametrize(
-    "name", ["prose.idx", "code.bin", "code.jsonl", "tokenizer/tokenizer.json"]
-)
-def test_damaged_demo_is_repaired(ensure, tmp_path, name):
+DAMAGE = {
+    "cut short": lambda whole: whole[:20],
+    "zeroed": lambda whole: bytes(len(whole)),
+    "gone": lambda whole: None,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("name", ["prose.idx", "code.bin", "code.jsonl", "demo.json", "code.json"])
+def test_damaged_demo_is_repaired(ensure, tmp_path, name, damage):
     ensure()
-    path = demo_directory(tmp_path / "cache", 300) / name
+    path = the_directory(tmp_path) / name
     whole = path.read_bytes()
-    path.write_bytes(whole[:20])
+    path.unlink()
+    if (content := DAMAGE[damage](whole)) is not None:
+        path.write_bytes(content)
     ensure()
-    assert path.read_bytes() == whole
+    if name != "code.json":  # where the rest is whole, nobody reads it
+        assert path.read_bytes() == whole
+
+
+def test_dataset_with_a_damaged_manifest_is_built_again(ensure, tmp_path):
+    ensure()
+    directory = the_directory(tmp_path)
+    whole = (directory / "code.bin").read_bytes()
+    (directory / "code.bin").write_bytes(bytes(len(whole)))
+    (directory / "code.json").write_text("{")
+    ensure()
+    assert (directory / "code.bin").read_bytes() == whole
+
+
+def test_vocabulary_that_is_too_small_is_refused_before_the_work(ensure, tmp_path):
+    with pytest.raises(DataError, match=r"vocab_size \(256\) must be at least 257"):
+        ensure(unreachable, vocab_size=256)
+    assert not (tmp_path / "cache").exists()
 
 
 def test_cache_that_is_a_file_names_the_remedy(ensure, tmp_path):

@@ -78,6 +78,12 @@ def test_declared_eos_comes_before_well_known_names(tmp_path, eos):
     assert load_tokenizer(save(tmp_path / "t", backend, {"eos_token": eos})).eod_id == 2
 
 
+def test_no_limit_as_transformers_writes_it_is_read(tmp_path):
+    config = {"eos_token": "stop", "model_max_length": 1000000000000000019884624838656}
+    backend = word_tokenizer({"?": 0, "</s>": 1, "stop": 2})
+    assert load_tokenizer(save(tmp_path / "t", backend, config)).eod_id == 2
+
+
 def test_tokenizer_without_end_of_document_names_the_remedy(tmp_path):
     with pytest.raises(DataError, match=r'no end-of-document token; add .* "eos_token"'):
         load_tokenizer(save(tmp_path / "t", word_tokenizer({"?": 0})))

@@ -132,6 +132,23 @@ def test_save_model_can_be_loaded(build, tmp_path):
     assert all(torch.equal(loaded[k], v) for k, v in trainer.model.state_dict().items())
 
 
+def test_tokenizer_is_the_trainers_and_saved_with_the_model(build, tokenizer, tmp_path):
+    trainer = build()
+    assert trainer.model.tokenizer is None
+    trainer.save_model(tmp_path / "model")
+    assert trainer.tokenizer == trainer.model.tokenizer == tokenizer
+    assert MoEModel.from_pretrained(tmp_path / "model").tokenizer == tokenizer
+
+
+def test_model_keeps_its_own_tokenizer_unless_another_is_given(build, tokenizer, tmp_path):
+    other = train_tokenizer(TEXTS, tmp_path / "other", vocab_size=270)
+    trainer = build(tokenizer=None)
+    trainer.model.tokenizer = other
+    assert trainer.tokenizer == other
+    again = MoETrainer(trainer.model, tokenizer=tokenizer)
+    assert again.tokenizer == trainer.model.tokenizer == tokenizer
+
+
 def test_save_model_over_a_file_is_explained(build, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(CheckpointError, match=r"cannot write a model to .*file: "):
