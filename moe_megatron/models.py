@@ -18,9 +18,16 @@ __all__ = [
     "GPTOSS",
     "DeepSeekV2",
     "DeepSeekV3",
+    "Dots1",
+    "ERNIE45MoE",
     "GLM4MoE",
+    "GLM4MoELite",
     "GraniteMoE",
+    "GraniteMoEShared",
+    "HunYuanMoE",
+    "KimiK2",
     "Llama",
+    "MiniMaxM2",
     "Mistral",
     "Mixtral",
     "MoEModel",
@@ -115,6 +122,48 @@ class GraniteMoE(_Published):
     """Granite 3 MoE."""
 
     family = "granitemoe"
+
+
+class KimiK2(_Published):
+    """Kimi K2 (arXiv:2507.20534)."""
+
+    family = "kimi_k2"
+
+
+class GLM4MoELite(_Published):
+    """GLM-4.7-Flash."""
+
+    family = "glm4_moe_lite"
+
+
+class Dots1(_Published):
+    """dots.llm1 (arXiv:2506.05767)."""
+
+    family = "dots1"
+
+
+class MiniMaxM2(_Published):
+    """MiniMax-M2."""
+
+    family = "minimax_m2"
+
+
+class ERNIE45MoE(_Published):
+    """ERNIE 4.5."""
+
+    family = "ernie4_5_moe"
+
+
+class HunYuanMoE(_Published):
+    """HunYuan-A13B."""
+
+    family = "hunyuan_v1_moe"
+
+
+class GraniteMoEShared(_Published):
+    """Granite MoE with a shared expert."""
+
+    family = "granitemoeshared"
 
 
 class PhiMoE(_Published):

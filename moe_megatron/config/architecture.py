@@ -126,13 +126,19 @@ class Architecture:
             return self.is_moe or name == "moe.num_experts"
         if name == "model.ffn_hidden_size":
             return len(self.moe_layers) < self.model.num_layers
-        if name == "model.qk_norm_scope":
+        if name in {"model.qk_norm_scope", "model.qk_norm_after_rotation"}:
             return self.model.qk_norm
         if name == "model.max_position_embeddings":
             return self.model.position_embedding == "learned_absolute"
-        if name in {"model.rotary_base", "model.rotary_fraction", "model.rope_scaling"}:
+        if name in _ROTARY:
             return self.model.position_embedding == "rope"
         return True
+
+
+_ROTARY = frozenset(
+    "model.rotary_base model.rotary_fraction model.rotary_interleaved model.rope_scaling".split()
+)
+"""Fields that mean something only where positions are rotary."""
 
 
 def default_of(name: str) -> Any:

@@ -79,6 +79,9 @@ class ModelConfig:
     )
     """Fraction of each head's features that are rotated (GLM-4.5: 0.5)."""
 
+    rotary_interleaved: bool = setting(False, changes="function", flag="rotary-interleaved")
+    """Rotate neighbouring features together (ERNIE), instead of one of each half of the head."""
+
     rope_scaling: RopeScaling | None = setting(None, changes="function", adjustable=True)
     """How rotary positions are stretched to longer sequences; null: not at all."""
 
@@ -93,6 +96,9 @@ class ModelConfig:
 
     qk_norm_scope: QKNormScope = setting("head", changes="tensors")
     """What the query and key norms span: each head by itself, or all heads together (OLMoE)."""
+
+    qk_norm_after_rotation: bool = setting(False, changes="function")
+    """Normalize queries and keys after they were rotated (HunYuan), instead of before."""
 
     activation: Activation = setting("swiglu", changes="tensors", flag=_ACTIVATIONS)
     """Activation of dense MLPs and of experts. swiglu and quick_geglu (GPT-OSS) have a gate, which
@@ -230,6 +236,16 @@ class ModelConfig:
             raise ConfigError(
                 f"model.rope_scaling.kind '{self.rope_scaling.kind}' does not work with "
                 "model.latent_attention; set it to 'yarn', the only kind Megatron supports there."
+            )
+        if self.latent_attention and self.rotary_interleaved:
+            raise ConfigError(
+                "model.rotary_interleaved does not work with model.latent_attention, which always "
+                "rotates neighbouring features; set it to false."
+            )
+        if self.qk_norm_after_rotation and self.qk_norm_scope != "head":
+            raise ConfigError(
+                "model.qk_norm_after_rotation needs model.qk_norm_scope 'head', not "
+                f"'{self.qk_norm_scope}'; change one of them."
             )
         window = self.sliding_window
         if window is not None and window.layers and len(window.layers) != self.num_layers:

@@ -39,8 +39,12 @@ class LatentAttention:
     v_head_dim: int = setting(128, changes="tensors", flag="v-head-dim")
     """Width of a value head."""
 
+    norm_epsilon: float | None = setting(None, changes="function")
+    """Added to the variance inside the norms of the latents; null: model.norm_epsilon."""
+
     def __post_init__(self) -> None:
         conform(self)
+        checks.positive(self, "norm_epsilon")
         checks.at_least(
             self,
             1,

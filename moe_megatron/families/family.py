@@ -29,7 +29,7 @@ from moe_megatron.families.settings import (
     run_value,
     set_nested,
 )
-from moe_megatron.families.table import Row, expand
+from moe_megatron.families.table import Row, carried, expand, kept_links
 
 LONGEST_SEQUENCE = 4096
 """Longest training sequence that an import proposes, in tokens."""
@@ -56,9 +56,15 @@ _MOE_SIZES = {
 """Sizes that must be at least 1, by the name that messages give them."""
 
 
-def sigmoid_limits(config: HfConfig, geometry: Geometry) -> list[str]:
-    """For `limits_of`: Megatron scales the sigmoid weights of a token's experts to a sum of 1."""
-    if config.get("norm_topk_prob", True) == (geometry.top_k > 1):
+def sigmoid_limits(config: HfConfig, geometry: Geometry, *, normalized: bool = True) -> list[str]:
+    """For `limits_of`: Megatron scales the sigmoid weights of a token's experts to a sum of 1.
+
+    Args:
+        config: Hugging Face configuration.
+        geometry: Sizes of the model.
+        normalized: Whether the family does so if the configuration does not say.
+    """
+    if config.get("norm_topk_prob", normalized) == (geometry.top_k > 1):
         return []
     return ["Megatron normalizes expert weights if top_k is more than 1, and never if it is 1."]
 
@@ -119,8 +125,13 @@ class Family:
     """What Megatron computes differently, as sentences."""
     ignored: tuple[str, ...] = ()
     """Patterns of tensor names to leave out, in addition to those that every family leaves out."""
+    carried: tuple[str, ...] = ()
+    """Patterns of tensor names that transformers does not read; they travel unchanged, under
+    `hugging_face.` in a Megatron checkpoint."""
     model_types: tuple[str, ...] = ()
     """Further `model_type`s with the same tensors."""
+    computed_by: str = ""
+    """`model_type` under which transformers knows the class, if it has none of this name."""
     fused_pattern: re.Pattern[str] = _FUSED
     """Matches names that occur only in the layout of transformers 5."""
     latent: bool = False
@@ -187,7 +198,7 @@ class Family:
         values = self._values(hf_config, names)
         sections = {key: values[key] for key in ("model", "moe")}
         run = from_mapping({**sections, "data": {"vocab_size": values["data"]["vocab_size"]}})
-        layout = self.layout(hf_config, names)
+        layout = {**self.layout(hf_config, names), "carried": carried(names, self.carried)}
         return Geometry(family=self.name, architecture=run.architecture, **layout)
 
     def _values(self, hf_config: HfConfig, names: Names = None) -> dict[str, Any]:
@@ -222,7 +233,11 @@ class Family:
             geometry: Its sizes.
             fused: Whether the Hugging Face side has the layout of transformers 5.
         """
-        return [*expand(self.rows, geometry, fused=fused), *self.extra_links(geometry)]
+        return [
+            *expand(self.rows, geometry, fused=fused),
+            *self.extra_links(geometry),
+            *kept_links(geometry.carried),
+        ]
 
     def has_fused_names(self, names: Collection[str]) -> bool:
         """Whether tensors with these names are in the layout of transformers 5."""

@@ -24,6 +24,8 @@ class Geometry:
     """Whether encoder and decoder have embeddings of their own in addition to the shared one."""
     position_buckets: int = 0
     """Rows of the table of relative position biases."""
+    carried: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    """Names and shapes of tensors that neither transformers nor Megatron computes with."""
 
     @property
     def _model(self) -> ModelConfig:

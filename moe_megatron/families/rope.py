@@ -55,12 +55,25 @@ def parameters(config: HfConfig) -> dict[str, Any]:
     for key in ("rope_theta", "partial_rotary_factor"):
         if config.get(key) is not None:
             found.setdefault(key, config[key])
+    if _is_larger_base(found):
+        found["rope_type"] = "default"
     return found
+
+
+def _is_larger_base(rope: Mapping[str, Any]) -> bool:
+    """Whether the kind is HunYuan's: it is called dynamic, but its `alpha` only scales the base."""
+    return bool(rope.get("rope_type") == "dynamic" and rope.get("alpha"))
 
 
 def base(config: HfConfig, default: float = 10000.0) -> float:
     """Base of the rotary frequencies."""
-    return read_float(parameters(config), "rope_theta", default)
+    rope = parameters(config)
+    theta, alpha = read_float(rope, "rope_theta", default), read_float(rope, "alpha", 0.0)
+    if not alpha:
+        return theta
+    heads = max(1, read_int(config, "num_attention_heads"))
+    width = read_int(config, "head_dim", read_int(config, "hidden_size") // heads)
+    return float(theta * alpha ** (width / max(1, width - 2)))
 
 
 def fields(config: HfConfig, *, latent: bool = False) -> dict[str, Any]:
@@ -86,8 +99,7 @@ def _scaling(rope: Mapping[str, Any], *, latent: bool) -> dict[str, Any] | None:
     if latent and kind != "yarn":
         return None
     if latent:
-        mscale, all_dim = read_float(rope, "mscale", 1.0), read_float(rope, "mscale_all_dim", 0.0)
-        return {"kind": "yarn", "factor": factor, "mscale": mscale, "mscale_all_dim": all_dim}
+        return _latent_yarn(rope)
     if kind == "yarn":
         return _yarn(rope)
     if kind == "llama3":
@@ -95,6 +107,18 @@ def _scaling(rope: Mapping[str, Any], *, latent: bool) -> dict[str, Any] | None:
     if kind == "linear":
         return {"kind": "linear", "factor": max(1, int(factor))}
     return None
+
+
+def _latent_yarn(rope: Mapping[str, Any]) -> dict[str, Any]:
+    """YaRN for latent attention; what has Megatron's default is left to it."""
+    found: dict[str, Any] = {
+        "kind": "yarn",
+        "factor": read_float(rope, "factor", 1.0),
+        "mscale": read_float(rope, "mscale", 1.0),
+        "mscale_all_dim": read_float(rope, "mscale_all_dim", 0.0),
+    }
+    given = {key: read_float(rope, key, default) for key, default in _YARN.items()}
+    return found | {key: value for key, value in given.items() if value != _YARN[key]}
 
 
 def _yarn(rope: Mapping[str, Any]) -> dict[str, Any]:
@@ -132,6 +156,8 @@ def write(config: dict[str, Any], model: ModelConfig, before: ModelConfig | None
         changes["partial_rotary_factor"] = model.rotary_fraction
     if (before and before.rope_scaling) != model.rope_scaling:
         changes |= _written(model)
+    if "rope_theta" in changes:
+        _forget_alpha(config)
     if changes and "rope_parameters" in config:
         config["rope_parameters"] = {**(config["rope_parameters"] or {}), **changes}
     elif changes:
@@ -139,6 +165,15 @@ def write(config: dict[str, Any], model: ModelConfig, before: ModelConfig | None
         config |= changes
         if scaling:
             config["rope_scaling"] = scaling
+
+
+def _forget_alpha(config: dict[str, Any]) -> None:
+    """Make the base that is written count as it is."""
+    for key in ("rope_scaling", "rope_parameters"):
+        rope = config.get(key)
+        if isinstance(rope, Mapping) and rope.get("alpha"):
+            kept = {k: v for k, v in rope.items() if k not in {"alpha", "type", "rope_type"}}
+            config[key] = {**kept, "rope_type": "default"}
 
 
 _OWN_KEYS = frozenset({"rope_theta", "partial_rotary_factor"})
@@ -164,12 +199,16 @@ def _written(model: ModelConfig) -> dict[str, Any]:
     return found
 
 
+_ROUNDING = 2**-25
+"""Relative difference of two bases whose frequencies are the same number in float32."""
+
+
 def limits(config: HfConfig, *, latent: bool = False) -> list[str]:
     """What Megatron would compute differently, as sentences."""
     rope = parameters(config)
     kind: object = rope["rope_type"]
     known: dict[str, Mapping[str, float]]
-    known = {"default": {}, "linear": {}, "llama3": _LLAMA3, "yarn": _YARN if latent else {}}
+    known = {"default": {}, "linear": {}, "llama3": _LLAMA3, "yarn": {}}
     if not isinstance(kind, str) or kind not in known:
         return [f"Megatron has no '{kind}' rotary positions here; it would use plain ones."]
     if latent and kind in {"linear", "llama3"}:
@@ -177,12 +216,14 @@ def limits(config: HfConfig, *, latent: bool = False) -> list[str]:
     fixed = {key: value for key, value in known[kind].items() if rope.get(key, value) != value}
     if fixed:
         return [f"Megatron fixes {', '.join(fixed)} of '{kind}' rotary positions to other values."]
+    if kind == "yarn" and latent and rope.get("truncate") is False:
+        return ["Megatron rounds the range of YaRN in latent attention (truncate true)."]
     if kind == "yarn" and not latent and read_float(rope, "partial_rotary_factor", 1.0) != 1.0:
         return ["Megatron's YaRN positions rotate whole heads (partial_rotary_factor 1)."]
     if kind == "yarn" and rope.get("attention_factor") is not None:
         return ["Megatron computes YaRN's attention_factor itself and ignores a given one."]
     if kind == "linear" and read_float(rope, "factor", 1.0) % 1:
         return ["Megatron scales rotary positions by whole numbers only."]
-    if base(config) % 1:
+    if abs(base(config) - round(base(config))) > _ROUNDING * base(config):
         return ["Megatron supports only a whole number as base of the rotary frequencies."]
     return []

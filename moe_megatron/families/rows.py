@@ -75,15 +75,20 @@ LAYER_NORM_BIASES = (
 """Biases of LayerNorm; RMSNorm has weights only."""
 
 
-def qk_norms(query: str = "head_dim", key: str = "head_dim") -> tuple[Row, ...]:
+def qk_norms(
+    query: str = "head_dim",
+    key: str = "head_dim",
+    names: tuple[str, str] = ("q_norm", "k_norm"),
+) -> tuple[Row, ...]:
     """Norms of queries and keys; `query` and `key` name the axes that give their widths."""
-    return (
+    return tuple(
         one_to_one(
-            "self_attention.q_layernorm.weight", _ATTENTION + "q_norm.weight", query, when="qk_norm"
-        ),
-        one_to_one(
-            "self_attention.k_layernorm.weight", _ATTENTION + "k_norm.weight", key, when="qk_norm"
-        ),
+            f"self_attention.{letter}_layernorm.weight",
+            f"{_ATTENTION}{name}.weight",
+            width,
+            when="qk_norm",
+        )
+        for letter, name, width in zip("qk", names, (query, key), strict=True)
     )
 
 

@@ -5,8 +5,8 @@ module does not know any family.
 """
 
 import functools
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 from moe_megatron.config import RunConfig
@@ -100,6 +100,11 @@ def negated(hf: str, ours: str, default: bool) -> Field:
     )
 
 
+def with_defaults(fields: Iterable[Field], **defaults: Any) -> tuple[Field, ...]:
+    """Fields with other defaults where the family's configurations say nothing, by key."""
+    return tuple(replace(it, default=defaults.get(it.hf, it.default)) for it in fields)
+
+
 def _head_dim(config: HfConfig) -> int:
     return read_int(config, "hidden_size") // max(1, read_int(config, "num_attention_heads"))
 
@@ -174,6 +179,9 @@ GROUP_FIELDS = (
 )
 """Expert groups and the factor on the combine weights, under DeepSeek's names."""
 
+_LATENT_EPSILON = 1e-6
+"""That of the norms of latents in transformers, whatever `rms_norm_eps` says."""
+
 LATENT_FIELDS = (
     same_value("q_lora_rank", "model.latent_attention.q_lora_rank", None),
     same_value("kv_lora_rank", "model.latent_attention.kv_lora_rank"),
@@ -181,6 +189,13 @@ LATENT_FIELDS = (
     same_value("qk_rope_head_dim", "model.latent_attention.qk_pos_emb_head_dim"),
     same_value("v_head_dim", "model.latent_attention.v_head_dim"),
     same_value("v_head_dim", "model.head_dim"),
+    Field(
+        hf="rms_norm_eps",
+        ours="model.latent_attention.norm_epsilon",
+        default=None,
+        read=lambda epsilon, _: None if epsilon == _LATENT_EPSILON else _LATENT_EPSILON,
+        write=lambda _, run: run.model.norm_epsilon,
+    ),
 )
 """Ranks and widths of latent attention (MLA)."""
 

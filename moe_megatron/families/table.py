@@ -4,7 +4,8 @@ A row states once, for all layers and experts, which Hugging Face tensors make u
 holds names and axes; sizes come from a `Geometry`. This module does not know any family.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from math import prod
@@ -37,6 +38,8 @@ class Form(StrEnum):
     """One tensor after the other, each with an equal part of the rows."""
     QKV = "qkv"
     """Queries, keys and values interleaved by group: a group's queries, its key, its value."""
+    LINE = "line"
+    """One tensor [1, rows] that holds a vector."""
     STACK = "stack"
     """One tensor [experts, rows, ...] that holds the matrices of all experts."""
     STACK_T = "stack_t"
@@ -156,6 +159,10 @@ def _rows(matrix: _Matrix) -> Iterator[Block]:
         yield Block(name=name, shape=(rows, *matrix.shape[1:]), rows=rows)
 
 
+def _line(matrix: _Matrix) -> Iterator[Block]:
+    yield Block(name=matrix.names[0], shape=(1, *matrix.shape), rows=1)
+
+
 def _qkv(matrix: _Matrix) -> Iterator[Block]:
     geometry, width = matrix.geometry, matrix.geometry.head_dim
     queries = geometry.heads // geometry.query_groups * width
@@ -199,6 +206,7 @@ def _stack_pairs(matrix: _Matrix) -> Iterator[Block]:
 _BLOCKS = {
     Form.ROWS: _rows,
     Form.QKV: _qkv,
+    Form.LINE: _line,
     Form.STACK: _stack,
     Form.STACK_T: _stack_transposed,
     Form.STACK_T_PAIRS: _stack_transposed_pairs,
@@ -211,6 +219,30 @@ def one_to_one(key: str, name: str, *shape: str | int, **more: object) -> Row:
     return Row(key=key, shape=shape, source=Source((name,)), **more)  # type: ignore[arg-type]
 
 
+_KEPT = "hugging_face."
+_SCALE = "_scale_inv"
+
+
+def carried(
+    names: Collection[str] | None, patterns: Sequence[str]
+) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """Names and shapes of the tensors that match one of the patterns, sorted.
+
+    Args:
+        names: Names of a model's tensors, on either side, with a shape for each if it is a mapping.
+        patterns: Patterns of whole Hugging Face names.
+    """
+    if not patterns or not isinstance(names, Mapping):
+        return ()
+    wanted = re.compile("|".join(f"(?:{pattern})" for pattern in patterns))
+    found = {name.removeprefix(_KEPT): value for name, value in names.items()}
+    return tuple(
+        (name, tuple(getattr(value, "shape", value)))
+        for name, value in sorted(found.items())
+        if wanted.fullmatch(name) and name.removesuffix(_SCALE) not in found.keys() - {name}
+    )
+
+
 def kept_links(names: Sequence[tuple[str, tuple[int, ...]]]) -> list[Link]:
     """Links of tensors that Megatron has no place for.
 
@@ -219,7 +251,7 @@ def kept_links(names: Sequence[tuple[str, tuple[int, ...]]]) -> list[Link]:
     """
     return [
         Link(
-            key=f"hugging_face.{name}",
+            key=f"{_KEPT}{name}",
             shape=shape,
             blocks=(
                 Block(name=name, shape=shape, rows=prod(shape[:-1]) if shape[1:] else shape[0]),

@@ -48,8 +48,8 @@ def token_positions(valid: Tensor | None, queries: Tensor) -> Tensor:
 def rotary_angles(positions: Tensor, head_dim: int, base: float) -> tuple[Tensor, Tensor]:
     """angle[p, i] = p * base^(-2i / head_dim), i < head_dim / 2: cos and sin of RoPE.
 
-    From Su et al., arXiv:2104.09864, without interleaving: feature i is rotated together with
-    feature i + head_dim / 2, as in Megatron and in Hugging Face models.
+    From Su et al., arXiv:2104.09864; feature i is rotated together with feature
+    i + head_dim / 2, or, interleaved, feature 2i together with 2i + 1.
 
     Args:
         positions: int64 [batch or 1, seq].
@@ -66,17 +66,23 @@ def rotary_angles(positions: Tensor, head_dim: int, base: float) -> tuple[Tensor
     return angles.cos(), angles.sin()
 
 
-def rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def rotate(heads: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool = False) -> Tensor:
     """(x1, x2) -> (x1 cos - x2 sin, x2 cos + x1 sin), x1 and x2 being the halves of the features.
 
     Args:
         heads: [batch, heads, seq, head_dim].
         cos: From `rotary_angles`; if narrower than `heads`, the remaining features stay unchanged.
         sin: From `rotary_angles`.
+        interleaved: Whether x1 are the even features and x2 the odd ones.
     """
     width = cos.shape[-1]
     if width < heads.shape[-1]:
-        return torch.cat((rotate(heads[..., :width], cos, sin), heads[..., width:]), dim=-1)
+        rotated = rotate(heads[..., :width], cos, sin, interleaved=interleaved)
+        return torch.cat((rotated, heads[..., width:]), dim=-1)
+    if interleaved:
+        halves = torch.cat((heads[..., 0::2], heads[..., 1::2]), dim=-1)
+        first, second = rotate(halves, cos, sin).chunk(2, dim=-1)
+        return torch.stack((first, second), dim=-1).flatten(-2)
     first, second = heads.chunk(2, dim=-1)
     rotated = torch.cat((-second, first), dim=-1)
     return heads * cos.to(heads.dtype) + rotated * sin.to(heads.dtype)
@@ -120,6 +126,8 @@ class Attention(nn.Module):
         self.v_proj = nn.Linear(hidden, kv_width, bias=qkv_bias)
         self.o_proj = nn.Linear(query_width, hidden, bias=bias or config.attention_output_bias)
         self.scale = config.softmax_scale
+        self.interleaved = config.rotary_interleaved
+        self.norm_last = config.qk_norm_after_rotation
         self.norm_all_heads = config.qk_norm_scope == "all_heads"
         widths = (query_width, kv_width) if self.norm_all_heads else (self.head_dim,) * 2
         self.q_norm, self.k_norm = (
@@ -190,7 +198,9 @@ class Attention(nn.Module):
         if norm is not None and self.norm_all_heads:
             projected, norm = norm(projected), None
         heads = projected.view(*projected.shape[:-1], -1, self.head_dim)
-        if norm is not None:
-            heads = norm(heads)
+        if norm is not None and not self.norm_last:
+            heads, norm = norm(heads), None
         heads = heads.transpose(1, 2)
-        return heads if angles is None else rotate(heads, *angles)
+        if angles is not None:
+            heads = rotate(heads, *angles, interleaved=self.interleaved)
+        return heads if norm is None else norm(heads)

@@ -39,5 +39,7 @@ def scatter(matrix: Tensor, link: Link, tensors: dict[str, Tensor]) -> None:
         if block.name not in tensors:
             tensors[block.name] = matrix.new_empty(block.shape)
         whole = tensors[block.name].view(matrix_size(block.shape))
-        whole[block.start : block.start + block.rows] = rows[start : start + block.rows]
-        start += block.rows
+        count = block.rows * whole.shape[1] // rows.shape[1]
+        part = rows[start : start + count].reshape(block.rows, -1)
+        whole[block.start : block.start + block.rows] = part
+        start += count

@@ -4,8 +4,11 @@ Among them are three query heads per key/value head, odd numbers of layers, one 
 experts, dense layers among MoE layers, tied and untied embeddings, and prime vocabulary sizes.
 """
 
+import json
 from pathlib import Path
 from typing import Any
+
+from moe_megatron.families import FAMILIES
 
 _HEADS = {"hidden_size": 48, "num_attention_heads": 6, "num_key_value_heads": 2}
 _MODEL = {
@@ -107,10 +110,109 @@ EXAMPLES: dict[str, tuple[str, dict[str, Any]]] = {
             },
         },
     ),
+    "kimi_k2": (
+        "kimi_k2",
+        {
+            **_DEEPSEEK,
+            **_LATENT,
+            "num_hidden_layers": 3,
+            "n_routed_experts": 12,
+            "first_k_dense_replace": 1,
+            "rope_parameters": {
+                **_YARN,
+                "original_max_position_embeddings": 16,
+                "beta_fast": 1.0,
+                "mscale": 1.0,
+                "mscale_all_dim": 1.0,
+            },
+        },
+    ),
+    "glm4_moe_lite": (
+        "glm4_moe_lite",
+        {
+            **{k: v for k, v in _DEEPSEEK.items() if k != "first_k_dense_replace"},
+            **_LATENT,
+            "num_hidden_layers": 4,
+            "rms_norm_eps": 1e-2,
+            "mlp_layer_types": ["dense", "sparse", "dense", "sparse"],
+        },
+    ),
     "glm4_moe": ("glm4_moe", {**_DEEPSEEK, "attention_bias": True, "head_dim": 16}),
     "glm4_moe-qk-norm": (
         "glm4_moe",
         {**_DEEPSEEK, **_GROUPS, "use_qk_norm": True, "first_k_dense_replace": 0},
+    ),
+    "dots1": (
+        "dots1",
+        {**_DEEPSEEK, "num_hidden_layers": 3, "norm_topk_prob": True, "head_dim": 16},
+    ),
+    "dots1-windows": (
+        "dots1",
+        {
+            **_DEEPSEEK,
+            "num_hidden_layers": 3,
+            "norm_topk_prob": True,
+            "attention_bias": True,
+            "first_k_dense_replace": 0,
+            "sliding_window": 16,
+            "max_window_layers": 1,
+        },
+    ),
+    "minimax_m2": (
+        "minimax_m2",
+        {
+            **_LOCAL,
+            "head_dim": 16,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 5e6,
+                "partial_rotary_factor": 0.5,
+            },
+        },
+    ),
+    "ernie4_5_moe": (
+        "ernie4_5_moe",
+        {
+            **_MODEL,
+            "moe_intermediate_size": 40,
+            "moe_num_experts": 6,
+            "moe_k": 3,
+            "moe_num_shared_experts": 2,
+        },
+    ),
+    "ernie4_5_moe-untied": (
+        "ernie4_5_moe",
+        {
+            **_MODEL,
+            "num_hidden_layers": 5,
+            "moe_intermediate_size": 40,
+            "moe_num_experts": 6,
+            "moe_k": 2,
+            "moe_num_shared_experts": 0,
+            "moe_layer_start_index": 0,
+            "moe_layer_end_index": 3,
+            "moe_layer_interval": 2,
+            "tie_word_embeddings": False,
+        },
+    ),
+    "hunyuan_v1_moe": (
+        "hunyuan_v1_moe",
+        {
+            **_MODEL,
+            "num_experts": 6,
+            "moe_topk": [2, 2, 2],
+            "head_dim": 16,
+            "rope_parameters": {
+                "rope_type": "dynamic",
+                "alpha": 1000.0,
+                "factor": 1.0,
+                "rope_theta": 10000.0,
+            },
+        },
+    ),
+    "hunyuan_v1_moe-plain": (
+        "hunyuan_v1_moe",
+        {**_MODEL, "num_experts": 4, "moe_topk": 2, "head_dim": 8, "attention_bias": True},
     ),
     "granitemoe": (
         "granitemoe",
@@ -126,6 +228,16 @@ EXAMPLES: dict[str, tuple[str, dict[str, Any]]] = {
         "granitemoe",
         {**_LOCAL, "tie_word_embeddings": True, "attention_bias": True},
     ),
+    "granitemoeshared": (
+        "granitemoeshared",
+        {
+            **_LOCAL,
+            "shared_intermediate_size": 72,
+            "residual_multiplier": 0.4,
+            "logits_scaling": 1.5,
+        },
+    ),
+    "granitemoeshared-without": ("granitemoeshared", {**_LOCAL, "shared_intermediate_size": 0}),
     "granitemoe-neutral": ("granitemoe", {**_LOCAL, "attention_multiplier": 8**-0.5}),
     "phimoe": ("phimoe", {**_LOCAL, "attention_bias": True, "lm_head_bias": True}),
     "phimoe-plain": ("phimoe", {**_LOCAL, "num_local_experts": 16}),
@@ -162,11 +274,17 @@ EXAMPLES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def hf_config(name: str) -> Any:
-    """The configuration of an example, as a transformers object."""
+    """The configuration of an example, as a transformers object of the class that computes it."""
     from transformers import AutoConfig
 
     family, sizes = EXAMPLES[name]
-    return AutoConfig.for_model(family, **sizes)
+    return AutoConfig.for_model(FAMILIES[family].computed_by or family, **sizes)
+
+
+def config_of(name: str) -> dict[str, Any]:
+    """The `config.json` of an example."""
+    found: dict[str, Any] = hf_config(name).to_dict()
+    return {**found, "model_type": EXAMPLES[name][0]}
 
 
 def build(name: str, *, seed: int = 0) -> Any:
@@ -199,4 +317,8 @@ def save(name: str, folder: Path, *, fused: bool, seed: int = 0) -> Any:
     """
     model = build(name, seed=seed)
     model.save_pretrained(folder, save_original_format=not fused)
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    if config["model_type"] != (family := EXAMPLES[name][0]):
+        path.write_text(json.dumps({**config, "model_type": family}, indent=2))
     return model

@@ -188,4 +188,5 @@ def test_it_is_saved_with_a_model(found: dict[str, Any]) -> None:
 def test_what_is_computed_or_applied_is_declared() -> None:
     declared = {f"model.{it.path[0]}" for it in settings_of(ModelConfig)}
     declared |= {f"moe.{it.path[0]}" for it in settings_of(MoEConfig)} | {VOCABULARY}
+    declared |= {f"model.{'.'.join(it.path)}" for it in settings_of(ModelConfig)}
     assert declared >= COMPUTED | APPLIED

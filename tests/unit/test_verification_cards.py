@@ -38,6 +38,14 @@ def test_every_family_has_a_card_and_no_card_is_left_over() -> None:
     assert sorted(path.stem for path in CARDS.iterdir()) == NAMES
 
 
+def test_the_pages_name_and_count_every_family() -> None:
+    root = CARDS.parents[1]
+    rows = (root / "docs" / "checkpoints.md").read_text().partition("## Families")[2]
+    named = set(re.findall(r"`(\w+)`", "".join(re.findall(r"^\|[^|]*\|([^|]*)\|", rows, re.M))))
+    assert named - {"model_type"} == set(NAMES)
+    assert f" {len(NAMES)} families" in (root / "README.md").read_text()
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_card_says_what_was_verified_and_what_not(name: str) -> None:
     found = card(name)
@@ -64,7 +72,7 @@ def test_an_example_has_every_result(family: str, name: str) -> None:
 
 @pytest.mark.parametrize(("family", "name"), examples())
 def test_an_example_names_what_megatron_computes_differently(family: str, name: str) -> None:
-    config = tiny_models.hf_config(name).to_dict()
+    config = tiny_models.config_of(name)
     assert card(family)["examples"][name]["differs_in_megatron"] == list(
         family_of(config).limits(config)
     )

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from moe_megatron.checkpoint.formats.hf_folder import HfFolder
 from moe_megatron.errors import BackendUnavailableError
+from moe_megatron.families import family_of
 from moe_megatron.families.links import Link
 from moe_megatron.platform.lazy_weights import load_while_running, weights_left_out
 
@@ -63,14 +64,14 @@ def layered_hf_model(
 
 
 def _build(folder: HfFolder, dtype: torch.dtype) -> Any:
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     if "quantization_config" in folder.config:
         raise BackendUnavailableError(
             f"{folder.path} holds quantised weights, with which transformers cannot compute on a "
             "CPU; compare the logits of a dequantised export."
         )
-    config = AutoConfig.from_pretrained(folder.path, trust_remote_code=False)
+    config = _config(folder)
     if config.is_encoder_decoder:
         raise BackendUnavailableError(
             f"{folder.path} holds an encoder and a decoder, but Megatron has only the decoder; "
@@ -81,6 +82,17 @@ def _build(folder: HfFolder, dtype: torch.dtype) -> Any:
             config, dtype=dtype, attn_implementation="eager", trust_remote_code=False
         )
     return model.eval()
+
+
+def _config(folder: HfFolder) -> Any:
+    """Transformers' configuration, of the class that computes the family."""
+    from transformers import AutoConfig
+
+    kind = family_of(folder.config).computed_by
+    if not kind:
+        return AutoConfig.from_pretrained(folder.path, trust_remote_code=False)
+    known = {key: v for key, v in folder.config.items() if key not in {"model_type", "auto_map"}}
+    return AutoConfig.for_model(kind, **known)
 
 
 def _names_by_layer(folder: HfFolder, links: Sequence[Link]) -> dict[int | None, list[str]]:

@@ -20,7 +20,8 @@ from moe_megatron.errors import ConfigError
 from moe_megatron.mcore.layers.biases import add_head_bias, with_bias
 from moe_megatron.mcore.layers.context_attention import ContextAttention
 from moe_megatron.mcore.layers.expert_dropout import add_expert_dropout
-from moe_megatron.mcore.layers.latent_attention import LatentAttention
+from moe_megatron.mcore.layers.late_qk_norm import LateNormAttention
+from moe_megatron.mcore.layers.latent_attention import LatentAttention, set_yarn
 from moe_megatron.mcore.layers.local_attention import LocalAttention
 from moe_megatron.mcore.layers.local_experts import LocalExperts
 from moe_megatron.mcore.layers.measured_router import MeasuredRouter
@@ -32,9 +33,10 @@ from moe_megatron.routing import bind
 
 APPLIED = frozenset(
     (
-        "model.qk_norm_scope model.attention_output_bias model.lm_head_bias moe.router "
+        "model.qk_norm_scope model.qk_norm_after_rotation model.attention_output_bias "
+        "model.lm_head_bias moe.router "
         "model.embedding_multiplier model.attention_multiplier model.residual_multiplier "
-        "model.logits_divisor"
+        "model.logits_divisor model.latent_attention.norm_epsilon"
     ).split()
 )
 """Fields of a model that no Megatron flag expresses and that these layers apply."""
@@ -53,6 +55,7 @@ def use_our_layers(model_config: GPTModelConfig, config: RunConfig) -> None:
     _check_known(config.architecture)
     model_config.transformer_layer_spec = partial(layer_spec, config=config)
     set_multipliers(model_config.transformer, config.model)
+    set_yarn(model_config.transformer, config.model)
     if config.model.lm_head_bias:
         model_config.pre_wrap_hooks.append(add_head_bias)
     if config.moe.expert_dropout:
@@ -115,7 +118,7 @@ def _adapt_layer(submodules: Any, config: RunConfig) -> Any:
     replaced = _replace_attention(_replace_norms(attention.submodules), config.parallel)
     attention = dataclasses.replace(
         attention,
-        module=LatentAttention if attention.module is MLASelfAttention else attention.module,
+        **_attention_class(attention, config.model),
         submodules=dataclasses.replace(replaced, **_attention_changes(replaced, config.model)),
     )
     return dataclasses.replace(
@@ -124,6 +127,17 @@ def _adapt_layer(submodules: Any, config: RunConfig) -> Any:
         mlp=_adapt_mlp(submodules.mlp, config.moe),
         **_residual_adds(config.model),
     )
+
+
+def _attention_class(attention: Any, model: ModelConfig) -> dict[str, Any]:
+    """Class and parameters of an attention of ours; empty to keep Megatron's."""
+    if attention.module is MLASelfAttention and model.latent_attention is not None:
+        epsilon = model.latent_attention.norm_epsilon
+        parameters = {} if epsilon is None else {"latent_epsilon": epsilon}
+        return {"module": LatentAttention, "params": {**attention.params, **parameters}}
+    if model.qk_norm and model.qk_norm_after_rotation:
+        return {"module": LateNormAttention}
+    return {}
 
 
 def _attention_changes(submodules: Any, model: ModelConfig) -> dict[str, Any]:

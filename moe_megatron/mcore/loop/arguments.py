@@ -93,6 +93,9 @@ def megatron_argv(config: RunConfig, machine: MachineSettings, paths: RunPaths) 
         words += ["--ffn-hidden-size", str(config.model.dense_ffn_size)]
     if config.model.num_query_groups is not None:
         words += ["--group-query-attention"]
+    if config.moe.expert_bias and config.moe.router.option("score_function") is None:
+        # Megatron wants to know it for a bias of its own router; another router computes here.
+        words += ["--moe-router-score-function", "sigmoid"]
     if config.parallel.sequence_parallel is None and config.parallel.choose_sequence_parallel()[0]:
         words += ["--sequence-parallel"]
     if config.training.recompute == "full":

@@ -38,6 +38,11 @@ COMPUTED = {
     "phimoe-plain": True,
     "olmoe-groups": False,
     "qwen3_moe-biases": True,
+    "dots1": False,
+    "ernie4_5_moe": True,
+    "granitemoeshared": True,
+    "hunyuan_v1_moe": False,
+    "minimax_m2": False,
     "llama": False,
     "qwen2": False,
 }

@@ -155,6 +155,8 @@ def test_fields_without_a_flag_are_the_ones_the_engine_resolves() -> None:
     assert known - {rule.field for rule in RULES} == {
         "training.precision",
         "model.qk_norm_scope",
+        "model.qk_norm_after_rotation",
+        "model.latent_attention.norm_epsilon",
         "model.attention_output_bias",
         "model.lm_head_bias",
         "model.embedding_multiplier",

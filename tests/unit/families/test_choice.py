@@ -154,14 +154,14 @@ def test_configuration_of_an_unknown_family_is_refused(
     ],
 )
 def test_broken_configuration_is_named(changes: dict[str, Any], message: str) -> None:
-    config = tiny_models.hf_config("mixtral").to_dict() | changes
+    config = tiny_models.config_of("mixtral") | changes
     with pytest.raises(MappingError, match=message):
         FAMILIES["mixtral"].run_config(config)
 
 
 @pytest.mark.parametrize("name", tiny_models.EXAMPLES)
 def test_nonsense_in_any_key_is_one_of_our_errors(name: str) -> None:
-    original = tiny_models.hf_config(name).to_dict()
+    original = tiny_models.config_of(name)
     family = family_of(original)
     for key in original:
         for value in ("x", -1, 0, [], {}, float("nan"), 1e30, None, True):
@@ -174,7 +174,7 @@ def test_nonsense_in_any_key_is_one_of_our_errors(name: str) -> None:
 
 
 def test_changed_run_changes_only_its_keys() -> None:
-    config = tiny_models.hf_config("qwen3_moe").to_dict()
+    config = tiny_models.config_of("qwen3_moe")
     family = FAMILIES["qwen3_moe"]
     run = from_mapping(family.run_config(config))
     changed = apply_overrides(run, {"moe.num_experts": 3, "model.rotary_base": 500000})
@@ -188,6 +188,6 @@ def test_changed_run_changes_only_its_keys() -> None:
 def test_every_flag_is_one_of_megatron(name: str) -> None:
     from moe_megatron.mcore.loop.arguments import check_flags_exist
 
-    config = tiny_models.hf_config(name).to_dict()
+    config = tiny_models.config_of(name)
     run = from_mapping(family_of(config).run_config(config))
     check_flags_exist([word for word in to_flags(run) if word.startswith("--")])

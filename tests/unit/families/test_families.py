@@ -83,7 +83,7 @@ def test_blocks_fill_every_megatron_matrix(name: str) -> None:
 
 @pytest.mark.parametrize("name", tiny_models.EXAMPLES)
 def test_configuration_survives_the_way_to_a_run_and_back(name: str) -> None:
-    config = tiny_models.hf_config(name).to_dict()
+    config = tiny_models.config_of(name)
     family = family_of(config)
     run = from_mapping(family.run_config(config))
     run.validate()
@@ -91,7 +91,7 @@ def test_configuration_survives_the_way_to_a_run_and_back(name: str) -> None:
 
 
 def example(name: str) -> tuple[Family, Geometry]:
-    config = tiny_models.hf_config(name).to_dict()
+    config = tiny_models.config_of(name)
     family = family_of(config)
     return family, family.geometry(config, ())
 
@@ -117,7 +117,7 @@ def test_keys_and_shapes_are_those_of_megatron(
     megatron_model: Callable[[Any], Any],
     sharded_tensors: Callable[[Any], list[Any]],
 ) -> None:
-    config = tiny_models.hf_config(name).to_dict()
+    config = tiny_models.config_of(name)
     family, geometry = example(name)
     tensors = sharded_tensors(megatron_model(from_mapping(family.run_config(config, geometry))))
     there = {tensor.key: tuple(tensor.global_shape) for tensor in tensors}
@@ -128,7 +128,7 @@ def test_keys_and_shapes_are_those_of_megatron(
 def test_layers_of_multi_token_prediction_have_the_keys_of_megatron(
     megatron_model: Callable[[Any], Any], sharded_tensors: Callable[[Any], list[Any]]
 ) -> None:
-    config = tiny_models.hf_config("glm4_moe").to_dict() | {"num_nextn_predict_layers": 2}
+    config = tiny_models.config_of("glm4_moe") | {"num_nextn_predict_layers": 2}
     family = family_of(config)
     geometry = family.geometry(config)
     assert geometry.mtp_layers == 2
