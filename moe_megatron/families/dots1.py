@@ -1,9 +1,8 @@
 """dots.llm1: plain attention with norms of queries and keys, and DeepSeek-V3's experts."""
 
 from dataclasses import replace
-from functools import partial
 
-from moe_megatron.families.family import sigmoid_limits
+from moe_megatron.families.fields import only
 from moe_megatron.families.glm4_moe import GLM4_MOE
 from moe_megatron.families.registry import register_family
 from moe_megatron.families.rows import (
@@ -24,10 +23,7 @@ from moe_megatron.families.settings import (
     SHARED_EXPERTS,
     moe_fields,
 )
-from moe_megatron.families.sliding import sliding_window
-
-_WINDOW = {"sliding_window": 4096, "max_window_layers": 62, "use_sliding_window": True}
-"""What transformers assumes where `config.json` says nothing."""
+from moe_megatron.families.sliding import as_listed, from_layer, sliding_window
 
 DOTS1 = replace(
     GLM4_MOE,
@@ -46,11 +42,23 @@ DOTS1 = replace(
         SHARED_EXPERTS,
     ),
     constants={**GLM4_MOE.constants, "model.qk_norm": True},
-    computed_fields=lambda config: sliding_window({**_WINDOW, **config}),
+    computed_fields=sliding_window(as_listed(from_layer)),
     fields_from_names=lambda config, names: {},
     layout=lambda config, names: {},
     extra_links=lambda geometry: [],
-    limits_of=partial(sigmoid_limits, normalized=False),
+    defaults={
+        **{"norm_topk_prob": False, "sliding_window": 4096, "max_window_layers": 62},
+        "num_key_value_heads": 32,
+    },
+    reads=("norm_topk_prob", "sliding_window", "max_window_layers", "layer_types"),
+    checked=(
+        only("scoring_func", "sigmoid", "noaux_tc", because="the router scores by sigmoids"),
+        only("moe_layer_freq", 1, because="all layers after the first dense ones have experts"),
+    ),
+    irrelevant={
+        "topk_method": "groups and a bias always select the experts",
+        "use_sliding_window": "sliding_window and layer_types say where windows are",
+    },
     hf_constants={"hidden_act": "silu", "norm_topk_prob": True},
 )
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from moe_megatron.families.family import Family
+from moe_megatron.families.fields import only
 from moe_megatron.families.hf_config import HfConfig, read_int
 from moe_megatron.families.registry import register_family
 from moe_megatron.families.rows import (
@@ -26,10 +27,10 @@ from moe_megatron.families.settings import (
     SHARED_EXPERTS,
     Pattern,
     same_value,
-    with_defaults,
 )
 from moe_megatron.families.table import Form, Source
 
+_LAYER_KEYS = ("moe_layer_start_index", "moe_layer_end_index", "moe_layer_interval")
 _BIAS = "moe_statics.e_score_correction_bias"
 
 
@@ -69,20 +70,31 @@ ERNIE4_5_MOE = Family(
         *shared_experts(),
     ),
     fields=(
-        *with_defaults(MODEL_FIELDS, rms_norm_eps=1e-5, tie_word_embeddings=True),
+        *MODEL_FIELDS,
         *HEAD_FIELDS,
         same_value("moe_num_experts", "moe.num_experts", 64, "num_experts"),
         same_value("moe_k", "moe.top_k", 6, "num_experts_per_tok"),
-        same_value("moe_intermediate_size", "moe.expert_hidden_size"),
+        same_value("moe_intermediate_size", "moe.expert_hidden_size", 1536),
         same_value("router_aux_loss_coef", "moe.aux_loss_coef", 0.001),
         same_value("moe_norm_min", "moe.router.smallest_sum", 1e-12),
         replace(
             SHARED_EXPERTS,
             hf="moe_num_shared_experts",
-            default=lambda config: 2 * read_int(config, "moe_intermediate_size"),
+            default=lambda config: 2 * read_int(config, "moe_intermediate_size", 1536),
         ),
     ),
-    pattern=Pattern(_read_layers, _write_layers),
+    pattern=Pattern(_read_layers, _write_layers, keys=_LAYER_KEYS),
+    defaults={"num_key_value_heads": 4, "rms_norm_eps": 1e-5, "tie_word_embeddings": True},
+    checked=(
+        only("moe_gate", "topk", because="experts are the best of all"),
+        only("moe_use_aux_free", True, because="a bias corrects the choice of experts"),
+        only("use_bias", False, because="projections have no biases here"),
+        only("use_rmsnorm", True, because="norms are RMSNorm"),
+    ),
+    irrelevant={
+        "moe_capacity": "transformers drops no tokens",
+        "num_nextn_predict_layers": "multi-token prediction, which transformers does not read",
+    },
     constants={
         "model.rotary_interleaved": True,
         "moe.router.name": "biased_softmax",

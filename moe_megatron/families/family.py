@@ -56,15 +56,9 @@ _MOE_SIZES = {
 """Sizes that must be at least 1, by the name that messages give them."""
 
 
-def sigmoid_limits(config: HfConfig, geometry: Geometry, *, normalized: bool = True) -> list[str]:
-    """For `limits_of`: Megatron scales the sigmoid weights of a token's experts to a sum of 1.
-
-    Args:
-        config: Hugging Face configuration.
-        geometry: Sizes of the model.
-        normalized: Whether the family does so if the configuration does not say.
-    """
-    if config.get("norm_topk_prob", normalized) == (geometry.top_k > 1):
+def sigmoid_limits(config: HfConfig, geometry: Geometry) -> list[str]:
+    """For `limits_of`: Megatron scales the sigmoid weights of a token's experts to a sum of 1."""
+    if config.get("norm_topk_prob", True) == (geometry.top_k > 1):
         return []
     return ["Megatron normalizes expert weights if top_k is more than 1, and never if it is 1."]
 

@@ -5,8 +5,8 @@ module does not know any family.
 """
 
 import functools
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, get_args
 
 from moe_megatron.config import RunConfig
@@ -98,11 +98,6 @@ def negated(hf: str, ours: str, default: bool) -> Field:
     return Field(
         hf=hf, ours=ours, default=default, read=lambda v, _: not v, write=lambda v, _: not v
     )
-
-
-def with_defaults(fields: Iterable[Field], **defaults: Any) -> tuple[Field, ...]:
-    """Fields with other defaults where the family's configurations say nothing, by key."""
-    return tuple(replace(it, default=defaults.get(it.hf, it.default)) for it in fields)
 
 
 def _head_dim(config: HfConfig) -> int:

@@ -45,7 +45,9 @@ def transformers_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """A configuration with everything that transformers adds to it."""
     from transformers import AutoConfig
 
-    return dict(AutoConfig.for_model(**config).to_dict())
+    kind = config["model_type"]
+    found = AutoConfig.for_model(**{**config, "model_type": FAMILIES[kind].computed_by or kind})
+    return {**found.to_dict(), "model_type": kind}
 
 
 def default_config(family: Family) -> dict[str, Any]:
@@ -66,7 +68,10 @@ def type_fields(family: Family) -> set[str]:
 
     from transformers import CONFIG_MAPPING
 
-    return {field.name for field in dataclasses.fields(CONFIG_MAPPING[family.name])}
+    return {
+        field.name
+        for field in dataclasses.fields(CONFIG_MAPPING[family.computed_by or family.name])
+    }
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -86,7 +91,7 @@ def test_used_fields_are_those_that_the_table_reads(name: str) -> None:
     read: set[str] = set()
     for example, (family_name, _) in tiny_models.EXAMPLES.items():
         if family_name == name:
-            given = tiny_models.hf_config(example).to_dict()
+            given = tiny_models.config_of(example)
             less = {key: value for key, value in given.items() if key != "layer_types"}
             way = {"topk_method": "group_limited_greedy"} if name == "deepseek_v2" else {}
             for changes in ({}, WINDOWS, GROUPS | way):
@@ -112,7 +117,7 @@ def computed(config: Mapping[str, Any]) -> Any:
 @pytest.mark.parametrize("name", EXAMPLE.values())
 @pytest.mark.parametrize("null", [False, True], ids=["absent", "null"])
 def test_absent_field_means_what_it_means_to_transformers(name: str, null: bool) -> None:
-    config = tiny_models.hf_config(name).to_dict()
+    config = tiny_models.config_of(name)
     different = []
     for key in family_of(config).used & config.keys():
         less = {k: v for k, v in config.items() if k != key} | ({key: None} if null else {})
@@ -128,7 +133,7 @@ def test_absent_field_means_what_it_means_to_transformers(name: str, null: bool)
 
 @pytest.mark.parametrize("name", EXAMPLE.values())
 def test_value_that_is_not_computed_is_refused_by_name(name: str) -> None:
-    config = tiny_models.hf_config(name).to_dict()
+    config = tiny_models.config_of(name)
     for entry in family_of(config).checks:
         given = config | {entry.hf: "other"}
         with pytest.raises(MappingError, match=f"{entry.hf} is 'other', not .*{entry.because}"):
@@ -140,7 +145,7 @@ def test_value_that_is_not_computed_is_refused_by_name(name: str) -> None:
 
 @pytest.mark.parametrize("name", EXAMPLE.values())
 def test_defaults_of_checked_fields_are_computed(name: str) -> None:
-    family = family_of(tiny_models.hf_config(name).to_dict())
+    family = family_of(tiny_models.config_of(name))
     assert config_fields.check(default_config(family), family.checks) is None
 
 
@@ -159,13 +164,13 @@ def test_defaults_of_checked_fields_are_computed(name: str) -> None:
 def test_weight_of_a_single_expert_is_a_limit_where_it_is_always_1(
     name: str, changes: dict[str, Any], single: bool
 ) -> None:
-    config = tiny_models.hf_config(name).to_dict() | {"num_experts_per_tok": 1} | changes
+    config = tiny_models.config_of(name) | {"num_experts_per_tok": 1} | changes
     said = any("weighs the single expert" in it for it in family_of(config).limits(config))
     assert said == single
 
 
 def test_groups_of_glm_are_ranked_by_two_experts() -> None:
-    config = tiny_models.hf_config("glm4_moe-qk-norm").to_dict()
+    config = tiny_models.config_of("glm4_moe-qk-norm")
     family = family_of(config)
     assert family.limits(config) == ()
     (limit,) = family.limits(config | {"num_experts_per_tok": 6})
@@ -173,7 +178,7 @@ def test_groups_of_glm_are_ranked_by_two_experts() -> None:
 
 
 def test_unknown_field_is_told_and_with_code_of_its_own_refused() -> None:
-    config = tiny_models.hf_config("mixtral").to_dict()
+    config = tiny_models.config_of("mixtral")
     family = family_of(config)
     assert family.remarks(config | {"use_alibi": None, "_commit_hash": "x"}) == ()
     (remark,) = family.remarks(config | {"use_alibi": True})
@@ -202,6 +207,6 @@ def test_unknown_field_is_told_and_with_code_of_its_own_refused() -> None:
 def test_positions_and_windows_that_are_not_computed_are_refused(
     name: str, changes: dict[str, Any], message: str
 ) -> None:
-    config = tiny_models.hf_config(name).to_dict() | changes
+    config = tiny_models.config_of(name) | changes
     with pytest.raises(MappingError, match=message):
         family_of(config).geometry(config)
