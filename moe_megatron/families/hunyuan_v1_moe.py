@@ -27,8 +27,8 @@ from moe_megatron.families.settings import (
 
 _UNREAD = (
     "add_classification_head anyres_pooling_size cla_share_factor class_num dense_list "
-    "eod_token_id group_limited_greedy im_end_id im_newline_id im_start_id image_token_id kv_lora_rank "
-    "mask_init_id max_image_size max_video_frames moe_drop_tokens "
+    "eod_token_id group_limited_greedy im_end_id im_newline_id im_start_id "
+    "image_token_id kv_lora_rank mask_init_id max_image_size max_video_frames moe_drop_tokens "
     "moe_random_routing_dropped_token n_group norm_type num_media_embeds org_vocab_size pool_type "
     "position_embedding_xdrope q_lora_rank qk_nope_head_dim qk_rope_head_dim skip_cls_token "
     "text_end_id text_start_id topk_group use_mla v_head_dim video_end_id video_start_id"
