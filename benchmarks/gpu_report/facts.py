@@ -19,7 +19,7 @@ from moe_megatron.version import package_version
 
 _PACKAGES = ("torch", "megatron-core", "transformer-engine", "transformers", "numpy")
 _SHOWN = ("GPUs", "CPU cores", "memory", "torch", "Megatron-Core", "Transformer Engine")
-_DOCTOR = (sys.executable, "-m", "moe_megatron.cli.main", "doctor", "--json")
+_DOCTOR = (sys.executable, "-m", "moe_megatron", "doctor", "--json")
 _DRIVER = ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
 _SECONDS = 60.0
 """How long a look at the machine may take."""

@@ -71,7 +71,7 @@ def _pytest(*words: str, **bounds: Unpack[_Bounds]) -> Stage:
 
 
 def _main_job(precision: str, *words: str, **bounds: Unpack[_Bounds]) -> Stage:
-    train = (PYTHON, "-m", "moe_megatron.cli.main", "train", "--debug", "--num-processes", "1")
+    train = (PYTHON, "-m", "moe_megatron", "train", "--debug", "--num-processes", "1")
     changes = ("--run-dir", f"{FOLDER}/{RUN}", "--set", f"training.precision={precision}")
     return Stage(
         name=f"main job, {precision}",

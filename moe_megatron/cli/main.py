@@ -89,7 +89,3 @@ def _find(name: str) -> Verb:
         )
     verb: Verb = importlib.import_module(modules[name]).run
     return verb
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -42,7 +42,7 @@ example:
 def program() -> list[str]:
     """The words with which torchrun starts this: the repository's script, or else the module."""
     script = Path(__file__).parents[2] / "pretrain_moe.py"
-    return [str(script)] if script.exists() else ["-m", "moe_megatron.cli.pretrain"]
+    return [str(script)] if script.exists() else ["-m", "moe_megatron.pretrain"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -245,7 +245,3 @@ def _train(options: PretrainOptions, callbacks: "Sequence[Callback]") -> int:
 
 def _rank() -> int:
     return int(os.environ.get("RANK", "0"))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

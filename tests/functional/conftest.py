@@ -13,7 +13,7 @@ from moe_megatron.testing.programs import Program, start_program
 from moe_megatron.text.training import train_tokenizer
 
 ROOT = Path(__file__).parents[2]
-COMMAND = [sys.executable, "-m", "moe_megatron.cli.main"]
+COMMAND = [sys.executable, "-m", "moe_megatron"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--master-addr", "127.0.0.1"]
 
 TEXTS = [f"Document {i}: the quick brown fox jumps over {i * i} lazy dogs." for i in range(120)]

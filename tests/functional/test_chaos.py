@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.deep, pytest.mark.slow, pytest.mark.distributed]
 
 
 def campaign(place: Path, *words: object) -> Program:
-    command = [sys.executable, "-m", "moe_megatron.cli.main", "chaos", *words]
+    command = [sys.executable, "-m", "moe_megatron", "chaos", *words]
     arena = ["--output", place / "arena"]
     return start_program([*command, *arena], log=place / "log", directory=place)
 

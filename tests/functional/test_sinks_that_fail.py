@@ -169,7 +169,7 @@ def test_removed_logs_are_said_and_begun_anew(runs: Any) -> None:
 
 @pytest.mark.deep
 def test_reader_of_the_output_that_goes_away_ends_no_run(tmp_path: Path, cache: Path) -> None:
-    words = [sys.executable, "-m", "moe_megatron.cli.main", "train", "--config", "test_tiny"]
+    words = [sys.executable, "-m", "moe_megatron", "train", "--config", "test_tiny"]
     words += ["--mock-data", "--train-iters", "12", "--lr-warmup-iters", "0"]
     words += ["--num-processes", "1", "--run-dir", str(tmp_path / "run")]
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "MOE_MEGATRON_CACHE": str(cache)}

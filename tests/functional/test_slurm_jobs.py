@@ -38,7 +38,7 @@ if [ "$1 $2" = "slurm node" ]; then
     source "$MOE_RANKS"
     exit
 fi
-exec PYTHON -m moe_megatron.cli.main "$@"
+exec PYTHON -m moe_megatron "$@"
 """
 
 
@@ -203,9 +203,7 @@ def test_commands_submit_watch_and_show_a_run(cluster, site, tmp_path, monkeypat
         f"verdict     0, done: step {STEPS} of {STEPS} is in a checkpoint",
     ]
     for words, text in ((["--node", "1"], "console"), (["--batch"], "verdict 0, done")):
-        shown = cluster.run(
-            sys.executable, "-m", "moe_megatron.cli.main", "slurm", "logs", "runs/a", *words
-        )
+        shown = cluster.run(sys.executable, "-m", "moe_megatron", "slurm", "logs", "runs/a", *words)
         assert text in shown
     assert main(["slurm", "logs", "runs/a", "--node", "7"]) == 2
     assert "node7.log does not exist; nodes are numbered from 0" in capsys.readouterr().err

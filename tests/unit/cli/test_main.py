@@ -88,7 +88,7 @@ def test_program_error_is_not_hidden(monkeypatch):
 
 
 def test_reader_that_left_is_no_error():
-    command = f"{sys.executable} -m moe_megatron.cli.main train --print-config"
+    command = f"{sys.executable} -m moe_megatron train --print-config"
     answer = subprocess.run(
         f"{command} | head -n 1; echo ${{PIPESTATUS[0]}}",
         shell=True,
