@@ -31,13 +31,14 @@ from moe_megatron.families.settings import (
 )
 from moe_megatron.families.table import Row, carried, expand, kept_links
 
-LONGEST_SEQUENCE = 4096
-"""Longest training sequence that an import proposes, in tokens."""
+LONGEST_SEQUENCE = 1024
+"""Longest training sequence that an import proposes, in tokens: what a laptop can begin with."""
+_FIRST_TRAINING = {"micro_batch_size": 1, "learning_rate": 2e-5, "min_learning_rate": 2e-6}
+"""Training that goes on with a finished model; the defaults are those of a new, small one."""
 Names = Collection[str] | None
 _MAXIMA = {"model.num_layers": 4096, "moe.num_experts": 65536, "model.num_prediction_layers": 64}
 _FUSED = re.compile(r"\.experts\.(gate_up_proj|down_proj)$")
-_PRECISIONS = {"float32": "fp32", "bfloat16": "bf16"}
-_DTYPES = {precision: dtype for dtype, precision in _PRECISIONS.items()}
+_DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 _ROUTER = "moe.router."
 _SIZES = {
     "layers": "model.num_layers",
@@ -286,12 +287,13 @@ class Family:
         architecture = geometry.architecture
         sections = to_mapping(RunConfig(model=architecture.model, moe=architecture.moe))
         longest = min(LONGEST_SEQUENCE, sections["model"]["max_position_embeddings"])
-        dtype = str(hf_config.get("dtype") or hf_config.get("torch_dtype")).removeprefix("torch.")
+        dtype = str(hf_config.get("dtype") or hf_config.get("torch_dtype"))
+        is_fp32 = dtype.removeprefix("torch.") == "float32"
         return {
             "model": sections["model"],
             "moe": sections["moe"],
             "data": {"vocab_size": architecture.vocab_size, "sequence_length": longest},
-            "training": {"precision": _PRECISIONS.get(dtype, "auto")},
+            "training": {**_FIRST_TRAINING, "precision": "fp32" if is_fp32 else "auto"},
         }
 
     def hf_config(
