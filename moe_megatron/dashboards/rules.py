@@ -12,6 +12,7 @@ from typing import Literal
 from moe_megatron.dashboards.panels import Json
 from moe_megatron.dashboards.queries import select
 from moe_megatron.telemetry.exporter.discovery import JOB
+from moe_megatron.telemetry.values.collapse import COLLAPSE_ENTROPY
 
 RUNBOOK = "docs/runbook.md"
 """The page with a section for each alert; a site puts the address of its copy in front."""
@@ -30,7 +31,7 @@ _DROP_RATIO = "run_layer:moe_tokens_dropped:ratio5m"
 class Thresholds:
     """Values at which alerts fire. They are starting points: models differ."""
 
-    collapse_entropy: float = 0.6
+    collapse_entropy: float = COLLAPSE_ENTROPY
     """Smallest load entropy ratio; below it a layer has collapsed onto few experts."""
     dead_experts: float = 0.02
     """Largest share of a layer's experts that may be dead."""

@@ -1,8 +1,8 @@
 """Sorts the keyword arguments of `MoEModel` into `ModelConfig` and `MoEConfig`.
 
 Every field of the two classes is an argument under its own name, except that `top_k` is called
-`experts_per_token`. A router type is the name of a router, or short for a router with certain
-options. The two classes check the values.
+`experts_per_token`. It has the default of the field, but for those in `BALANCED`. A router type is
+the name of a router, or short for a router with certain options. The two classes check the values.
 """
 
 from collections.abc import Mapping
@@ -15,6 +15,9 @@ from moe_megatron.errors import ConfigError
 from moe_megatron.routing import router_names
 
 DEFAULT_TOP_K = 2
+BALANCED = {"init_std": 0.05, "aux_loss_coef": 0.02}
+"""Defaults with which the routers of small models balance within some dozen steps; with those of
+the configuration they collapse (benchmarks/results has the comparison)."""
 
 _MODEL_FIELDS = frozenset(field.name for field in fields(ModelConfig))
 _MOE_FIELDS = frozenset(field.name for field in fields(MoEConfig))
@@ -74,9 +77,8 @@ def build_configs(
     # A softmax over one chosen expert is always 1; routing.top_k explains and refuses it.
     if (short.router, top_k, router.get("score_function", "softmax")) == ("top_k", 1, "softmax"):
         router.setdefault("pre_softmax", True)
-    values = {
-        **options, "top_k": top_k, "router": RouterConfig(name=short.router, options=router)
-    }  # fmt: skip
+    chosen = {"top_k": top_k, "router": RouterConfig(name=short.router, options=router)}
+    values = {**BALANCED, **options, **chosen}
     return (
         ModelConfig(**{name: value for name, value in values.items() if name in _MODEL_FIELDS}),
         MoEConfig(**{name: value for name, value in values.items() if name in _MOE_FIELDS}),

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from moe_megatron.errors import MoEError
+from moe_megatron.run.collapse import collapse_warning
 from moe_megatron.run.start import RunResult
 from moe_megatron.telemetry.sinks.console import format_summary
 from moe_megatron.telemetry.sinks.jsonl import METRICS_FILE
@@ -24,8 +25,8 @@ def conclude(result: RunResult) -> str:
         metrics=result.run_dir / METRICS_FILE,
         report=report,
     )
-    if problem:
-        summary += f"\n\n{problem}"
+    for line in filter(None, (problem, collapse_warning(result.config, result.history))):
+        summary += f"\n\n{line}"
     if not result.was_stopped:
         return summary
     if result.checkpoint is None:

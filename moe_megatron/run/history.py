@@ -1,5 +1,6 @@
 """A sink that keeps a run's records in memory, for results and notebooks."""
 
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,10 @@ from moe_megatron.telemetry.values.snapshot import RoutingSnapshot
 
 if TYPE_CHECKING:
     import pandas
+
+
+RECENT = 10
+"""Steps whose routing is kept whole; of the others, only the imbalance."""
 
 
 def import_pandas(instead: str) -> Any:
@@ -45,8 +50,8 @@ class History:
     evaluations: list[EvalRecord] = field(default_factory=list)
     imbalances: dict[int, float] = field(default_factory=dict)
     """Imbalance of the most imbalanced layer, by step, where routing was measured."""
-    last_routing: RoutingSnapshot | None = None
-    """Routing of the last measured step."""
+    recent: deque[RoutingSnapshot] = field(default_factory=lambda: deque(maxlen=RECENT))
+    """Routing of the last measured steps."""
 
     @classmethod
     def read(cls, run_dir: Path) -> Self:
@@ -78,7 +83,7 @@ class History:
             self._route(routing)
 
     def _route(self, routing: RoutingSnapshot) -> None:
-        self.last_routing = routing
+        self.recent.append(routing)
         self.imbalances[routing.step] = float(np.nan_to_num(routing.imbalance).max())
 
     def evaluation(self, record: EvalRecord) -> None:
@@ -87,6 +92,11 @@ class History:
 
     def close(self) -> None:
         """Nothing to release."""
+
+    @property
+    def last_routing(self) -> RoutingSnapshot | None:
+        """Routing of the last measured step."""
+        return self.recent[-1] if self.recent else None
 
     @property
     def losses(self) -> list[float | None]:

@@ -14,10 +14,12 @@ from typing import Any
 import torch
 
 from moe_megatron.config import DataConfig, RunConfig, apply_overrides
+from moe_megatron.config.moe import BALANCES_WITHOUT_LOSS
 from moe_megatron.data.index import read_tokens
 from moe_megatron.errors import ConfigError
 from moe_megatron.mcore import world
 from moe_megatron.model.moe_model import MoEModel
+from moe_megatron.run.collapse import collapse_warning
 from moe_megatron.run.history import History
 from moe_megatron.run.prepared_data import PreparedData
 from moe_megatron.run.start import Attachments, RunResult, start
@@ -80,6 +82,9 @@ class MoETrainer:
             "checkpoint.save_interval": None,
             "run_dir": str(run_dir),
         }
+        method = chosen["moe.load_balancing"]
+        if aux_loss_coef is None and method in BALANCES_WITHOUT_LOSS:
+            aux_loss_coef = 0.0
         if aux_loss_coef is not None:
             chosen["moe.aux_loss_coef"] = aux_loss_coef
         self._base = apply_overrides(
@@ -265,6 +270,8 @@ class MoETrainer:
         if not fresh and world.rank() == 0:  # with the steps before
             result = replace(result, history=History.read(result.run_dir))
         self.history, self._run_dir = result.history, result.run_dir
+        if warning := collapse_warning(result.config, result.history):
+            logger.warning("%s", warning)
         return _training_result(result)
 
     def _length(self, wanted: int | None) -> int:

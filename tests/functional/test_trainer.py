@@ -145,6 +145,15 @@ try:
     one.train(TEXTS, **long, resume=True)
 except Exception as error:
     ANSWERS["no checkpoint"] = [type(error).__name__, str(error)]
+one_sided, told = model(add_bias=True), []
+for layer in one_sided.layers:
+    layer.moe.router.bias.data[0] = 100.0
+collects = logging.Handler()
+collects.emit = lambda record: told.append(record.getMessage())
+logging.getLogger("moe_megatron").addHandler(collects)
+collapsed = MoETrainer(one_sided, tokenizer=TOKENIZER, run_dir="runs/collapsed")
+collapsed.train(TEXTS, **few)
+ANSWERS["collapsed"] = [line for line in told if "collapsed" in line]
 dense = MoETrainer(model(num_experts=None), tokenizer=TOKENIZER, run_dir="runs/dense")
 result = dense.train(TEXTS, **few)
 ANSWERS["dense"] = [result.steps, result.routing, str(dense.visualize_routing("dense.html"))]
@@ -367,6 +376,12 @@ def test_resume_without_something_to_resume_is_explained(answers: dict[str, Any]
         kind, text = answers[name]
         assert kind == "CheckpointError"
         assert message in text
+
+
+def test_training_whose_routers_collapse_says_so(answers: dict[str, Any]) -> None:
+    (line,) = answers["collapsed"]
+    assert line.startswith("the routers of layers 1, 2 have collapsed onto few experts: in steps 1")
+    assert "Raise moe.aux_loss_coef from 0.02 to 0.04" in line
 
 
 def test_dense_model_trains_and_reports_without_routing(
