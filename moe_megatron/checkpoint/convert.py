@@ -34,7 +34,7 @@ from moe_megatron.config import CONFIG_FILE, dump_yaml
 from moe_megatron.config.checkpoint_files import TRACKER, read_tracker
 from moe_megatron.config.mapping import from_mapping
 from moe_megatron.errors import CheckpointError
-from moe_megatron.families import Geometry, family_of
+from moe_megatron.families import Family, Geometry, family_of
 from moe_megatron.families.choice import check_expressed
 from moe_megatron.files import replace_file
 from moe_megatron.text.folder import has_tokenizer
@@ -42,6 +42,8 @@ from moe_megatron.text.folder import has_tokenizer
 __all__ = ["Execution", "Report", "export_checkpoint", "import_checkpoint"]
 
 _ITERATION = "release"
+_GROWTH = {"BF16": ("bf16", "four"), "F16": ("fp16", "four"), "F32": ("fp32", "eight")}
+"""Types as users call them, and how many times the space of 4-bit weights they take, about."""
 
 
 @contextmanager
@@ -91,7 +93,7 @@ def import_checkpoint(
     execution = execution or Execution()
     folder = HfFolder(_folder(source))
     whole, options = _whole_model(folder, dtype)
-    remarks = whole.family.remarks(folder.config)
+    remarks = (*whole.family.remarks(folder.config), *_about_types(folder, whole, options.dtype))
     model = edit(
         whole,
         folder,
@@ -136,9 +138,9 @@ def import_checkpoint(
 def _whole_model(folder: HfFolder, dtype: str | None) -> tuple[Model, ImportOptions]:
     """The model of a folder before any edit, and how its tensors are read."""
     family = family_of(folder.config)
-    _refuse_packed(folder)
+    _refuse_packed(folder, family)
     geometry = family.geometry(folder.config, folder.tensors)
-    links = family.links(geometry, fused=family.has_fused_names(folder.tensors))
+    links = family.links_of(geometry, folder.tensors)
     options = ImportOptions(
         stacked=geometry.homogeneous,
         ignored=family.ignorable(geometry),
@@ -148,6 +150,17 @@ def _whole_model(folder: HfFolder, dtype: str | None) -> tuple[Model, ImportOpti
     check_source(folder, links, options)
     config = imported_config(folder, links, options.dtype)
     return Model(family=family, config=config, geometry=geometry, links=links), options
+
+
+def _about_types(folder: HfFolder, model: Model, dtype: str | None) -> tuple[str, ...]:
+    """A sentence on weights that are multiplied out, which no export packs again."""
+    if not model.family.has_packed_names(folder.tensors):
+        return ()
+    name, times = _GROWTH[dtype or "BF16"]
+    return (
+        f"its 4-bit weights (MXFP4) are multiplied out to {name}, which takes {times} times the "
+        f"space; an export of the result stays {name}.",
+    )
 
 
 def _notes(
@@ -255,7 +268,9 @@ def _check_root(root: Path, *, overwrite: bool) -> None:
         )
 
 
-def _refuse_packed(folder: HfFolder) -> None:
+def _refuse_packed(folder: HfFolder, family: Family) -> None:
+    if family.has_packed_names(folder.tensors):
+        return
     packed = next((name for name in folder.tensors if name.endswith("_blocks")), None)
     if packed is not None:
         raise CheckpointError(

@@ -84,7 +84,7 @@ def _inspect_hugging_face(path: Path) -> Inspection:
     folder = HfFolder(path)
     family = family_of(folder.config)
     geometry = family.geometry(folder.config, folder.tensors)
-    links = family.links(geometry, fused=family.has_fused_names(folder.tensors))
+    links = family.links_of(geometry, folder.tensors)
     ignored = family.ignorable(geometry)
     check_source(folder, links, ImportOptions(stacked=geometry.homogeneous, ignored=ignored))
     total = sum(prod(link.shape) for link in links)

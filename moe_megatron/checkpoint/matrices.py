@@ -3,11 +3,13 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from moe_megatron.checkpoint.execute.compute import Read, load
+from moe_megatron.checkpoint.execute.compute import Read, load, unpacked
 from moe_megatron.checkpoint.formats import byte_ranges
-from moe_megatron.checkpoint.formats.hf_folder import HfFolder
+from moe_megatron.checkpoint.formats.hf_folder import HfFolder, TensorInfo
 from moe_megatron.checkpoint.formats.torch_dist import TorchDist
+from moe_megatron.checkpoint.formats.view import View
 from moe_megatron.checkpoint.plan import blocks
+from moe_megatron.checkpoint.plan.importing import exponents_of, is_packed
 from moe_megatron.errors import CheckpointError
 from moe_megatron.families.links import Link, matrix_size
 
@@ -19,7 +21,8 @@ def read_matrix(link: Link, folder: HfFolder) -> "Tensor":
     """The matrix of a link from a Hugging Face folder, in the link's shape.
 
     Args:
-        link: A link whose blocks are in the folder. Quantised weights are returned unscaled.
+        link: A link whose blocks are in the folder. 8-bit weights are returned unscaled, 4-bit
+            weights as float32.
         folder: The folder.
     """
     import torch
@@ -29,11 +32,19 @@ def read_matrix(link: Link, folder: HfFolder) -> "Tensor":
     for _, _, block in blocks.rows_of(link):
         tensor = folder.tensors[block.name]
         view = blocks.view_of(block, columns, 0, tensor.offset, tensor.dtype)
-        with (folder.path / tensor.file).open("rb") as file:
-            parts.append(
-                load(view, tensor.dtype, _reader(file.fileno(), folder.path / tensor.file))
-            )
+        part = _loaded(view, tensor, folder)
+        if is_packed(tensor):
+            exponents = exponents_of(tensor, folder)
+            at = blocks.exponents_of(view, tensor, exponents, 0)
+            part = unpacked(part, _loaded(at, exponents, folder))
+        parts.append(part)
     return (torch.cat(parts) if len(parts) > 1 else parts[0]).reshape(link.shape)
+
+
+def _loaded(view: View, tensor: TensorInfo, folder: HfFolder) -> "Tensor":
+    path = folder.path / tensor.file
+    with path.open("rb") as file:
+        return load(view, tensor.dtype, _reader(file.fileno(), path))
 
 
 def _reader(descriptor: int, path: Path) -> Read:

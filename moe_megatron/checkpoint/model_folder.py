@@ -64,7 +64,7 @@ def _load_hugging_face(path: Path, expected: str | None) -> LoadedModel:
     family = family_of(folder.config)
     _check_family(path, family, expected)
     geometry = family.geometry(folder.config, folder.tensors)
-    links = family.links(geometry, fused=family.has_fused_names(folder.tensors))
+    links = family.links_of(geometry, folder.tensors)
     ignored = family.ignorable(geometry)
     check_source(folder, links, ImportOptions(stacked=geometry.homogeneous, ignored=ignored))
     for remark in family.remarks(folder.config):

@@ -221,15 +221,21 @@ class Family:
             values["moe"] = {"num_experts": None}
         return values
 
-    def links(self, geometry: Geometry, *, fused: bool = False) -> list[Link]:
+    def links_of(self, geometry: Geometry, names: Collection[str]) -> list[Link]:
+        """As `links`, in the layout of a Hugging Face folder whose tensors have these names."""
+        packed = self.has_packed_names(names)
+        return self.links(geometry, fused=self.has_fused_names(names), packed=packed)
+
+    def links(self, geometry: Geometry, *, fused: bool = False, packed: bool = False) -> list[Link]:
         """Every tensor of a model on both sides.
 
         Args:
             geometry: Its sizes.
             fused: Whether the Hugging Face side has the layout of transformers 5.
+            packed: Whether it has 4-bit weights.
         """
         return [
-            *expand(self.rows, geometry, fused=fused),
+            *expand(self.rows, geometry, fused=fused, packed=packed),
             *self.extra_links(geometry),
             *kept_links(geometry.carried),
         ]
@@ -237,6 +243,11 @@ class Family:
     def has_fused_names(self, names: Collection[str]) -> bool:
         """Whether tensors with these names are in the layout of transformers 5."""
         return any(self.fused_pattern.search(name) is not None for name in names)
+
+    def has_packed_names(self, names: Collection[str]) -> bool:
+        """Whether tensors with these names hold 4-bit weights in a form that the family has."""
+        ends = tuple(row.packed.names[0].rpartition(".")[2] for row in self.rows if row.packed)
+        return bool(ends) and any(name.endswith(ends) for name in names)
 
     def ignorable(self, geometry: Geometry) -> tuple[str, ...]:
         """Patterns (of whole names) of tensors that a Hugging Face checkpoint may hold unused."""

@@ -1,8 +1,8 @@
 """GPT-OSS: experts transposed and interleaved in one tensor, biases, attention sinks, windows.
 
-Conversion transposes the experts, so it is not a plain copy of bytes. The MXFP4 blocks of published
-checkpoints must be dequantized first (load with `dequantize=True` in transformers and save).
-Megatron supports the sinks, windows, clamped activation, biases and YaRN positions.
+Conversion transposes the experts, so it is not a plain copy of bytes. Published checkpoints hold
+the experts in 4 bits (MXFP4), which an import multiplies out; an export writes bf16. Megatron
+supports the sinks, windows, clamped activation, biases and YaRN positions.
 """
 
 from typing import Any
@@ -11,6 +11,7 @@ from moe_megatron.errors import MappingError
 from moe_megatron.families.family import Family
 from moe_megatron.families.fields import only
 from moe_megatron.families.hf_config import HfConfig
+from moe_megatron.families.links import BLOCKS
 from moe_megatron.families.registry import register_family
 from moe_megatron.families.rows import ATTENTION, LAYER, OUTSIDE, router
 from moe_megatron.families.settings import (
@@ -25,11 +26,12 @@ from moe_megatron.families.table import Form, Row, Scope, Source, one_to_one
 _MLP = LAYER + "mlp."
 
 
-def _expert(key: str, name: str, form: Form, *shape: str) -> Row:
+def _expert(key: str, name: str, form: Form, *shape: str, packed: Form | None = None) -> Row:
     return Row(
         key=f"mlp.experts.experts.{key}",
         shape=shape,
         source=Source((f"{_MLP}experts.{name}",), form),
+        packed=None if packed is None else Source((f"{_MLP}experts.{name}{BLOCKS}",), packed),
         scope=Scope.MOE,
         per_expert=True,
         gated=key.startswith("linear_fc1"),
@@ -63,10 +65,22 @@ GPT_OSS = Family(
         router("mlp.router.weight"),
         one_to_one("mlp.router.bias", _MLP + "router.bias", "experts", scope=Scope.MOE),
         _expert(
-            "linear_fc1.weight", "gate_up_proj", Form.STACK_T_PAIRS, "two_expert_width", "hidden"
+            "linear_fc1.weight",
+            "gate_up_proj",
+            Form.STACK_T_PAIRS,
+            "two_expert_width",
+            "hidden",
+            packed=Form.STACK_FP4_PAIRS,
         ),
         _expert("linear_fc1.bias", "gate_up_proj_bias", Form.STACK_PAIRS, "two_expert_width"),
-        _expert("linear_fc2.weight", "down_proj", Form.STACK_T, "hidden", "expert_width"),
+        _expert(
+            "linear_fc2.weight",
+            "down_proj",
+            Form.STACK_T,
+            "hidden",
+            "expert_width",
+            packed=Form.STACK_FP4,
+        ),
         _expert("linear_fc2.bias", "down_proj_bias", Form.STACK, "hidden"),
     ),
     fields=(

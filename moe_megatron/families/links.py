@@ -29,6 +29,18 @@ class Transform(StrEnum):
     """The even elements of a vector: the gate's bias."""
     ODD = "odd"
     """The odd elements of a vector."""
+    FP4 = "fp4"
+    """Rows of 4-bit numbers, two in a byte (MXFP4), the tensor being [..., columns / 32, 16]."""
+    FP4_EVEN = "fp4_even"
+    """As FP4, of the even rows: the gate of GPT-OSS `gate_up_proj_blocks`."""
+    FP4_ODD = "fp4_odd"
+    """As FP4, of the odd rows."""
+
+
+PACKED = frozenset({Transform.FP4, Transform.FP4_EVEN, Transform.FP4_ODD})
+"""Transforms of tensors that hold two numbers in each element."""
+BLOCKS, SCALES = "_blocks", "_scales"
+"""Ends of the names of 4-bit numbers, and of the exponents of each 32 of them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

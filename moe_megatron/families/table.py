@@ -48,6 +48,10 @@ class Form(StrEnum):
     """One tensor [experts, columns, rows]: transposed, gate and up rows alternating."""
     STACK_PAIRS = "stack_pairs"
     """One tensor [experts, rows]: biases of all experts, gate and up alternating."""
+    STACK_FP4 = "stack_fp4"
+    """One tensor [experts, rows, columns / 32, 16] of 4-bit numbers (MXFP4)."""
+    STACK_FP4_PAIRS = "stack_fp4_pairs"
+    """As STACK_FP4, gate and up rows alternating."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +75,8 @@ class Row:
     """The tensors in the classic layout of published checkpoints."""
     fused: Source | None = None
     """The tensors in the layout of transformers 5; None: the same."""
+    packed: Source | None = None
+    """The tensors where weights are published in 4 bits (MXFP4); None: the same."""
     scope: Scope = Scope.LAYERS
     aliases: tuple[str, ...] = ()
     """Keys in the Transformer Engine spec, without the same prefix."""
@@ -102,21 +108,30 @@ class _Matrix:
     expert: int = field(default=0)
 
 
-def expand(rows: Iterable[Row], geometry: Geometry, *, fused: bool) -> list[Link]:
+def expand(
+    rows: Iterable[Row], geometry: Geometry, *, fused: bool, packed: bool = False
+) -> list[Link]:
     """All links of a model.
 
     Args:
         rows: The family's table.
         geometry: Sizes of the model.
         fused: Whether the Hugging Face side has the layout of transformers 5.
+        packed: Whether it has the 4-bit weights of published checkpoints.
     """
     return [
         link
         for row in rows
         if not row.when or getattr(geometry, row.when)
         for place in _places(row.scope, geometry)
-        for link in _links(row, place, geometry, fused=fused)
+        for link in _links(row, _source(row, fused=fused, packed=packed), place, geometry)
     ]
+
+
+def _source(row: Row, *, fused: bool, packed: bool) -> Source:
+    if packed and row.packed is not None:
+        return row.packed
+    return row.fused if fused and row.fused is not None else row.source
 
 
 def _places(scope: Scope, geometry: Geometry) -> Iterator[_Place]:
@@ -135,8 +150,7 @@ def _places(scope: Scope, geometry: Geometry) -> Iterator[_Place]:
             yield _Place(f"mtp.layers.{number}.{inner}", None, geometry.layers + number)
 
 
-def _links(row: Row, place: _Place, geometry: Geometry, *, fused: bool) -> Iterator[Link]:
-    source = row.fused if fused and row.fused is not None else row.source
+def _links(row: Row, source: Source, place: _Place, geometry: Geometry) -> Iterator[Link]:
     shape = tuple(geometry.size(axis) for axis in row.shape)
     for expert in range(geometry.experts) if row.per_expert else (None,):
         names = tuple(name.format(layer=place.hf_layer, expert=expert) for name in source.names)
@@ -203,6 +217,25 @@ def _stack_pairs(matrix: _Matrix) -> Iterator[Block]:
         )
 
 
+def _stack_fp4(matrix: _Matrix, *transforms: Transform) -> Iterator[Block]:
+    rows, columns = matrix.shape
+    runs = rows * columns // _RUN
+    for transform in transforms or (Transform.FP4,):
+        yield Block(
+            name=matrix.names[0],
+            shape=(matrix.geometry.experts, rows, columns // _RUN, _RUN // 2),
+            start=matrix.expert * runs,
+            rows=runs,
+            transform=transform,
+        )
+
+
+def _stack_fp4_pairs(matrix: _Matrix) -> Iterator[Block]:
+    return _stack_fp4(matrix, Transform.FP4_EVEN, Transform.FP4_ODD)
+
+
+_RUN = 32
+"""Numbers of a row that share an exponent (MXFP4)."""
 _BLOCKS = {
     Form.ROWS: _rows,
     Form.QKV: _qkv,
@@ -211,6 +244,8 @@ _BLOCKS = {
     Form.STACK_T: _stack_transposed,
     Form.STACK_T_PAIRS: _stack_transposed_pairs,
     Form.STACK_PAIRS: _stack_pairs,
+    Form.STACK_FP4: _stack_fp4,
+    Form.STACK_FP4_PAIRS: _stack_fp4_pairs,
 }
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from moe_megatron.checkpoint.formats import dtypes
 from moe_megatron.checkpoint.formats.view import View
-from moe_megatron.checkpoint.plan.tasks import Move, Scale, Task
+from moe_megatron.checkpoint.plan.tasks import Exponents, Move, Scale, Task
 from moe_megatron.families.links import Noise
 
 if TYPE_CHECKING:
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 Read = Callable[[int, int, memoryview], None]
 """Fills a buffer with the bytes at an offset of a source file."""
 
+_FP4 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
+"""The numbers of 4 bits: one of sign, two of exponent, one of mantissa (E2M1)."""
+_E8M0_BIAS = 127
 _SMALL = 64 * 1024
 """Up to this many bytes are read at once, even if few of them are needed."""
 
@@ -58,6 +61,8 @@ def _source(move: Move, read: Read) -> "torch.Tensor":
     if isinstance(move.source, Noise):
         return draw(move.source)
     found = load(move.source, move.dtype, read)
+    if isinstance(move.scale, Exponents):
+        return unpacked(found, load(move.scale.view, "U8", read))
     return found if move.scale is None else found.float() * _factors(move, move.scale, read)
 
 
@@ -72,6 +77,21 @@ def draw(noise: Noise) -> "torch.Tensor":
         stream = Generator(Philox(key=[noise.seed, noise.stream], counter=counter))
         found[row] = torch.from_numpy(stream.standard_normal(noise.columns, dtype="float32"))
     return found.mul_(noise.std)
+
+
+def unpacked(numbers: "torch.Tensor", exponents: "torch.Tensor") -> "torch.Tensor":
+    """MXFP4 weights as float32, [rows, columns].
+
+    Args:
+        numbers: uint8 [rows, columns / 2]; the low half of a byte holds the first of two numbers.
+        exponents: uint8 [rows, columns / 32].
+    """
+    import torch
+
+    of_byte = torch.tensor([[_FP4[byte % 16], _FP4[byte // 16]] for byte in range(256)])
+    values = of_byte[numbers.long()].view(*exponents.shape, -1)
+    powers = exponents.int().unsqueeze(-1) - _E8M0_BIAS
+    return torch.ldexp(values, powers).flatten(-2)
 
 
 def _factors(move: Move, scale: Scale, read: Read) -> "torch.Tensor":

@@ -10,7 +10,7 @@ from typing import Any
 from moe_megatron.checkpoint.formats import dtypes
 from moe_megatron.checkpoint.formats.hf_folder import HfFolder
 from moe_megatron.checkpoint.formats.torch_dist import TorchDist
-from moe_megatron.families.links import Link
+from moe_megatron.families.links import PACKED, Link
 
 _TORCH_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
 
@@ -19,7 +19,7 @@ def imported_config(folder: HfFolder, links: Sequence[Link], dtype: str | None) 
     """The configuration of the folder with the type that the weights will have."""
     config = dict(folder.config)
     quantised = any(
-        folder.tensors[block.name].dtype in dtypes.EIGHT_BIT_FLOATS
+        block.transform in PACKED or folder.tensors[block.name].dtype in dtypes.EIGHT_BIT_FLOATS
         for link in links
         for block in link.blocks
     )

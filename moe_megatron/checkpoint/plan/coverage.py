@@ -12,10 +12,12 @@ from math import prod
 
 from moe_megatron.config.checks import first_few
 from moe_megatron.errors import MappingError
-from moe_megatron.families.links import Block, Link, Transform, matrix_size, saved_names
+from moe_megatron.families.links import PACKED, Block, Link, Transform, matrix_size, saved_names
 
 _HALVES = {
     Transform.EVEN: (0,),
+    Transform.FP4_EVEN: (0,),
+    Transform.FP4_ODD: (1,),
     Transform.TRANSPOSE_EVEN: (0,),
     Transform.ODD: (1,),
     Transform.TRANSPOSE_ODD: (1,),
@@ -26,7 +28,8 @@ _HALVES = {
 def elements(block: Block) -> int:
     """Number of elements that a block contributes to its link."""
     columns = matrix_size(block.shape)[1] if block.columns is None else block.columns[1]
-    return block.rows * columns * len(_HALVES.get(block.transform, (0, 1))) // 2
+    numbers = 2 if block.transform in PACKED else 1
+    return numbers * block.rows * columns * len(_HALVES.get(block.transform, (0, 1))) // 2
 
 
 def check_links(links: Sequence[Link], *, stacked: bool) -> None:

@@ -20,6 +20,7 @@ from moe_megatron.checkpoint.formats.view import View, packed
 from moe_megatron.checkpoint.plan import blocks, coverage
 from moe_megatron.checkpoint.plan.summary import summarize
 from moe_megatron.checkpoint.plan.tasks import (
+    Exponents,
     Move,
     Plan,
     Scale,
@@ -30,7 +31,14 @@ from moe_megatron.checkpoint.plan.tasks import (
 )
 from moe_megatron.config.checkpoint_files import METADATA
 from moe_megatron.errors import CheckpointError
-from moe_megatron.families.links import Block, Link, matrix_size, saved_names
+from moe_megatron.families.links import (
+    BLOCKS,
+    SCALES,
+    Block,
+    Link,
+    matrix_size,
+    saved_names,
+)
 
 SCALE = "_scale_inv"
 _DEQUANTIZED = "BF16"
@@ -70,9 +78,18 @@ def check_source(folder: HfFolder, links: Sequence[Link], options: ImportOptions
 
 
 def scaled(name: str, folder: HfFolder) -> TensorInfo | None:
-    """The 8-bit tensor whose scale factors this tensor holds; None if it holds no factors."""
+    """The quantised tensor whose scales this tensor holds; None if it holds none."""
+    if name.endswith(SCALES):
+        packed_tensor = folder.tensors.get(name.removesuffix(SCALES) + BLOCKS)
+        if packed_tensor is not None and is_packed(packed_tensor):
+            return packed_tensor
     found = folder.tensors.get(name.removesuffix(SCALE)) if name.endswith(SCALE) else None
     return found if found is not None and found.dtype in dtypes.EIGHT_BIT_FLOATS else None
+
+
+def is_packed(tensor: TensorInfo) -> bool:
+    """Whether a tensor holds 4-bit numbers (MXFP4)."""
+    return tensor.dtype == "U8" and tensor.name.endswith(BLOCKS)
 
 
 def plan_import(folder: HfFolder, links: Sequence[Link], options: ImportOptions) -> Plan:
@@ -163,7 +180,7 @@ class _Importer:
     def _target_dtype(self, tensor: TensorInfo, link: Link) -> str:
         if link.dtype is not None:
             return link.dtype
-        if tensor.dtype in dtypes.EIGHT_BIT_FLOATS:
+        if tensor.dtype in dtypes.EIGHT_BIT_FLOATS or is_packed(tensor):
             return self._options.dtype or _DEQUANTIZED
         if tensor.dtype not in dtypes.FLOATS:
             raise CheckpointError(
@@ -232,7 +249,9 @@ class _Importer:
             record = layout.add_object(names, content)
             yield Task(record.file, record.offset, len(content), "U8", literal=content)
 
-    def _scale(self, view: View, tensor: TensorInfo) -> Scale | None:
+    def _scale(self, view: View, tensor: TensorInfo) -> Scale | Exponents | None:
+        if is_packed(tensor):
+            return self._exponents(view, tensor)
         if tensor.dtype not in dtypes.EIGHT_BIT_FLOATS:
             return None
         factors = self._folder.tensors.get(tensor.name + SCALE)
@@ -247,6 +266,29 @@ class _Importer:
             )
         at = packed(self._files[factors.file], factors.offset, *wanted, item=4)
         return Scale(at, block, *divmod(view.offset - tensor.offset, width))
+
+    def _exponents(self, view: View, tensor: TensorInfo) -> Exponents:
+        exponents = exponents_of(tensor, self._folder)
+        file = self._files[exponents.file]
+        return Exponents(blocks.exponents_of(view, tensor, exponents, file))
+
+
+def exponents_of(tensor: TensorInfo, folder: HfFolder) -> TensorInfo:
+    """The tensor with the exponents of 4-bit numbers.
+
+    Raises:
+        CheckpointError: It is missing, or does not fit.
+    """
+    name = tensor.name.removesuffix(BLOCKS) + SCALES
+    found = folder.tensors.get(name)
+    wanted = tensor.shape[:-1]
+    if found is None or found.dtype != "U8" or found.shape != wanted:
+        raise CheckpointError(
+            f"{folder.path}: {tensor.name} has 4-bit weights and needs exponents {name} of shape "
+            f"{list(wanted)} in U8; there are "
+            f"{'none' if found is None else f'{list(found.shape)} in {found.dtype}'}."
+        )
+    return found
 
 
 def _target(record: TensorRecord, rows: int, columns: int) -> View:

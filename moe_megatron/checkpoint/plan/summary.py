@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Mapping
 
 from moe_megatron.checkpoint.formats.hf_folder import TensorInfo
-from moe_megatron.families.links import Link, Transform
+from moe_megatron.families.links import PACKED, Link, Transform
 
 _NUMBER = re.compile(r"\.\d+(?=\.|$)")
 
@@ -36,6 +36,8 @@ def _how(link: Link) -> str:
         return "random"
     if len(link.terms) > 1:
         return f"weighted sum of {len(link.terms)}:"
+    if any(block.transform in PACKED for block in link.blocks):
+        return "multiplied out, of 4 bits:"
     if any(block.transform is not Transform.NONE for block in link.blocks):
         return "transposed or interleaved:"
     names = {block.name for block in link.blocks}

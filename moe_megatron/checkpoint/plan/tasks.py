@@ -78,6 +78,22 @@ class Scale:
     column: int
     """Column of the whole matrix at which the move begins."""
 
+    def from_row(self, row: int, rows: int) -> "Scale":
+        """Those of consecutive rows of the move."""
+        return replace(self, row=self.row + row)
+
+
+@dataclass(frozen=True, slots=True)
+class Exponents:
+    """w[i, j] = q[i, j] * 2^(view[i, j // 32] - 127): the powers of two of 4-bit numbers q."""
+
+    view: View
+    """The exponents (E8M0), with as many rows as the move."""
+
+    def from_row(self, row: int, rows: int) -> "Exponents":
+        """Those of consecutive rows of the move."""
+        return replace(self, view=self.view.rows_from(row, rows))
+
 
 @dataclass(frozen=True, slots=True)
 class Move:
@@ -87,7 +103,7 @@ class Move:
     dtype: str
     """Element type of the source."""
     target: View
-    scale: Scale | None = None
+    scale: Scale | Exponents | None = None
     weight: float | None = None
     """Weight of a term of a sum; moves with the same target are added. None if there is no sum."""
 
@@ -99,7 +115,7 @@ class Move:
 
     def part(self, row: int, rows: int) -> "Move":
         """The move restricted to consecutive rows of both sides."""
-        scale = self.scale and replace(self.scale, row=self.scale.row + row)
+        scale = self.scale and self.scale.from_row(row, rows)
         source, target = self.source.rows_from(row, rows), self.target.rows_from(row, rows)
         return replace(self, source=source, target=target, scale=scale)
 

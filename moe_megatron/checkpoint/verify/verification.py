@@ -156,14 +156,15 @@ def _structure(
     """The links of the model, and sentences about what does not fit them on either side."""
     problems = []
     geometry = family.geometry(folder.config, folder.tensors)
-    links = family.links(geometry, fused=family.has_fused_names(folder.tensors))
+    links = family.links_of(geometry, folder.tensors)
+    unpacked = family.links(geometry, fused=family.has_fused_names(folder.tensors))
     ignored = family.ignorable(geometry)
     for check in (
         lambda: check_source(
             folder, links, ImportOptions(stacked=geometry.homogeneous, ignored=ignored)
         ),
         # Planning an export fails unless each tensor of the checkpoint has a counterpart.
-        lambda: plan_export(saved, links, ExportOptions(dtype="F32")),
+        lambda: plan_export(saved, unpacked, ExportOptions(dtype="F32")),
     ):
         try:
             check()
