@@ -17,9 +17,10 @@ from moe_megatron.checkpoint.edit.fewer_experts import FewerExperts
 from moe_megatron.checkpoint.edit.selection import Model, Selection
 from moe_megatron.checkpoint.edit.upcycle import Upcycling
 from moe_megatron.checkpoint.execute.conversion import Execution, Report, carry_out, tensors_at
-from moe_megatron.checkpoint.execute.publish import check_free
+from moe_megatron.checkpoint.execute.publish import check_apart, check_free
 from moe_megatron.checkpoint.formats import description, dtypes, side_files
 from moe_megatron.checkpoint.formats.hf_folder import CONFIG, HfFolder
+from moe_megatron.checkpoint.formats.own_files import given_folder
 from moe_megatron.checkpoint.formats.recorded_types import (
     changed_dtypes,
     exported_config,
@@ -91,7 +92,7 @@ def import_checkpoint(
         CheckpointError: The source is damaged, or the destination cannot be written.
     """
     execution = execution or Execution()
-    folder = HfFolder(_folder(source))
+    folder = HfFolder(given_folder(source))
     whole, options = _whole_model(folder, dtype)
     remarks = (*whole.family.remarks(folder.config), *_about_types(folder, whole, options.dtype))
     model = edit(
@@ -102,8 +103,9 @@ def import_checkpoint(
         upcycling=upcycling,
         dtype=options.dtype,
     )
-    root = _folder(destination)
+    root = given_folder(destination)
     target = root / _ITERATION
+    check_apart(root, folder.path)
     options = replace(
         options,
         stacked=model.geometry.homogeneous,
@@ -208,9 +210,10 @@ def export_checkpoint(
         CheckpointError: The source is damaged, or the destination cannot be written.
     """
     execution = execution or Execution()
-    target = Path(destination).expanduser()
+    target = given_folder(destination)
+    check_apart(target, given_folder(source))
     wanted = None if dtype is None else dtypes.parse(dtype)
-    with TorchDist(_folder(source)) as saved:
+    with TorchDist(given_folder(source)) as saved:
         run = description.run_of(saved.path)
         description.check_whole(saved.path, run)
         base, origin = description.base_config(saved.path), description.origin(saved.path)
@@ -247,10 +250,6 @@ def export_checkpoint(
 
 def _json(value: object) -> bytes:
     return (json.dumps(value, indent=2) + "\n").encode()
-
-
-def _folder(path: str | Path) -> Path:
-    return Path(path).expanduser()
 
 
 def _check_root(root: Path, *, overwrite: bool) -> None:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from moe_megatron.checkpoint.formats.hf_folder import CONFIG, INDEX, HfFolder
+from moe_megatron.checkpoint.formats.own_files import given_folder
 from moe_megatron.checkpoint.formats.side_files import PATTERNS
 from moe_megatron.config.checkpoint_files import is_megatron_checkpoint
 from moe_megatron.errors import CheckpointError
@@ -38,7 +39,7 @@ def local_folder(source: str | Path, *, revision: str | None = None) -> Path:
         CheckpointError: There is no such folder or model, or the Hub cannot be reached and the
             cache does not hold all of it.
     """
-    folder = Path(source).expanduser()
+    folder = given_folder(source)
     if folder.exists():
         return folder
     name = str(source)
@@ -84,7 +85,7 @@ def push_to_hub(
         CheckpointError: The folder is not a complete model, or the Hub refuses it or cannot be
             reached.
     """
-    path = Path(folder).expanduser()
+    path = given_folder(folder)
     if is_megatron_checkpoint(path):
         raise CheckpointError(
             f"{path} is a Megatron checkpoint; convert it first (moe-megatron convert {path} "

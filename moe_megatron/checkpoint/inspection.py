@@ -11,6 +11,7 @@ from typing import Any
 
 from moe_megatron.checkpoint.formats import description
 from moe_megatron.checkpoint.formats.hf_folder import CONFIG, HfFolder
+from moe_megatron.checkpoint.formats.own_files import given_folder
 from moe_megatron.checkpoint.formats.torch_dist import SavedTensor, TorchDist
 from moe_megatron.checkpoint.integrity.manifest import MANIFEST
 from moe_megatron.checkpoint.plan.importing import ImportOptions, check_source
@@ -70,6 +71,7 @@ def inspect_checkpoint(path: Path) -> Inspection:
         CheckpointError: It is neither, or is damaged; the message names the file.
         MappingError: The family is unknown, or the tensors are not those of the family.
     """
+    path = given_folder(path)
     if is_megatron_checkpoint(path):
         return _inspect_torch_dist(path)
     if (path / CONFIG).is_file():

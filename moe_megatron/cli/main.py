@@ -1,6 +1,7 @@
 """The `moe-megatron` command: finds a verb and runs it."""
 
 import ast
+import errno
 import importlib
 import importlib.util
 import pkgutil
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from moe_megatron.cli import verbs
 from moe_megatron.cli.pretrain import report_error
-from moe_megatron.config.checks import join_words, nearest
+from moe_megatron.config.checks import clipped, join_words, nearest
 from moe_megatron.errors import INTERRUPTED, ConfigError, MoEError
 
 Verb = Callable[[Sequence[str]], int]
@@ -45,6 +46,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MoEError as error:
         report_error(error, debug="--debug" in words)
         return error.exit_code
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        shown = clipped(str(error.filename), 60)
+        print(f"error: the name {shown} is longer than a file's can be.", file=sys.stderr)
+        return ConfigError.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED

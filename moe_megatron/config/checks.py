@@ -86,9 +86,14 @@ def divisors(number: int) -> list[int]:
     return [candidate for candidate in range(1, number + 1) if number % candidate == 0]
 
 
+def clipped(text: str, most: int = 200) -> str:
+    """A text as a message shows it: its beginning if somebody gave pages of it."""
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
 def first_few(names: Sequence[str], most: int = 5) -> str:
     """The first names of a list that may be long: "a, b, c and 2 more"."""
-    shown = ", ".join(names[:most])
+    shown = ", ".join(map(clipped, names[:most]))
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
 
 

@@ -21,7 +21,7 @@ import types
 from collections.abc import Mapping
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from moe_megatron.config.checks import join_words, nearest, qualified
+from moe_megatron.config.checks import clipped, join_words, nearest, qualified
 from moe_megatron.errors import ConfigError
 
 _WORDS: dict[object, str] = {
@@ -97,7 +97,7 @@ def convert(value: object, annotation: Any, where: str) -> Any:
     except _MisfitError:
         choices = _choices(annotation)
         hint = nearest(value, choices) if isinstance(value, str) else ""
-        given = repr(value) if choices and isinstance(value, str) else show(value)
+        given = clipped(repr(value)) if choices and isinstance(value, str) else show(value)
         raise ConfigError(f"{where} needs {describe(annotation)}, not {given}.{hint}") from None
 
 
@@ -215,11 +215,11 @@ def show(value: object) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
-        return f"{value!r} (text)"
+        return f"{clipped(repr(value))} (text)"
     if isinstance(value, int | float):
         return repr(value)
     if isinstance(value, list | tuple):
-        return f"the list {list(value)!r}"
+        return f"the list {clipped(repr(list(value)))}"
     if isinstance(value, Mapping):
         return "a mapping"
     return f"{value!r} ({type(value).__name__})"

@@ -15,7 +15,7 @@ from moe_megatron.config.architecture import Difference
 from moe_megatron.config.mapping import from_mapping, to_mapping
 from moe_megatron.errors import MappingError
 from moe_megatron.families import fields as config_fields
-from moe_megatron.families import rope
+from moe_megatron.families import rope, sensible
 from moe_megatron.families.fields import Checked
 from moe_megatron.families.geometry import Geometry
 from moe_megatron.families.hf_config import HfConfig
@@ -36,25 +36,9 @@ LONGEST_SEQUENCE = 1024
 _FIRST_TRAINING = {"micro_batch_size": 1, "learning_rate": 2e-5, "min_learning_rate": 2e-6}
 """Training that goes on with a finished model; the defaults are those of a new, small one."""
 Names = Collection[str] | None
-_MAXIMA = {"model.num_layers": 4096, "moe.num_experts": 65536, "model.num_prediction_layers": 64}
 _FUSED = re.compile(r"\.experts\.(gate_up_proj|down_proj)$")
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 _ROUTER = "moe.router."
-_SIZES = {
-    "layers": "model.num_layers",
-    "hidden": "model.hidden_size",
-    "heads": "model.num_attention_heads",
-    "key/value heads": "model.num_query_groups",
-    "head_dim": "model.head_dim",
-    "vocab": "data.vocab_size",
-    "ffn": "model.ffn_hidden_size",
-}
-_MOE_SIZES = {
-    "experts": "moe.num_experts",
-    "expert_width": "moe.expert_hidden_size",
-    "top_k": "moe.top_k",
-}
-"""Sizes that must be at least 1, by the name that messages give them."""
 
 
 def sigmoid_limits(config: HfConfig, geometry: Geometry) -> list[str]:
@@ -211,7 +195,7 @@ class Family:
         computed = self.computed_fields(hf_config) | self.fields_from_names(hf_config, names)
         for name, value in computed.items():
             set_nested(values, name, value)
-        _check_sizes(values, is_moe=self.is_moe)
+        sensible.check(values, {entry.ours: entry.hf for entry in self.fields}, is_moe=self.is_moe)
         moe_layers = self.pattern.read(hf_config, values["model"]["num_layers"])
         if any(moe_layers):
             uniform = all(moe_layers)
@@ -434,31 +418,3 @@ def _leave_out_other_options(router: dict[str, Any]) -> None:
     if router["name"] != TOP_K_ROUTER[f"{_ROUTER}name"]:
         for name in TOP_K_ROUTER.keys() - {f"{_ROUTER}name"}:
             router.pop(name.removeprefix(_ROUTER), None)
-
-
-def _check_sizes(values: Mapping[str, Any], *, is_moe: bool) -> None:
-    def size(name: str) -> Any:
-        section, key = name.split(".")
-        return values[section].get(key)
-
-    for word, name in {**_SIZES, **(_MOE_SIZES if is_moe else {})}.items():
-        if size(name) is not None and size(name) < 1:
-            raise MappingError(f"config.json gives {size(name)} {word}; at least 1 is needed.")
-    for name, maximum in _MAXIMA.items():
-        if (size(name) or 0) > maximum:
-            words = {**_SIZES, **_MOE_SIZES}.items()
-            what = next((word for word, ours in words if ours == name), "prediction layers")
-            raise MappingError(
-                f"config.json gives {size(name)} {what}; at most {maximum} are allowed."
-            )
-    heads, query_groups = size("model.num_attention_heads"), size("model.num_query_groups")
-    if query_groups and heads % query_groups:
-        raise MappingError(
-            f"config.json has {heads} query heads and {query_groups} key/value heads; "
-            "the second number must divide the first. Correct config.json."
-        )
-    if is_moe and size("moe.top_k") > size("moe.num_experts"):
-        raise MappingError(
-            f"config.json sends each token to {size('moe.top_k')} of {size('moe.num_experts')} "
-            "experts; it cannot be more than there are."
-        )

@@ -32,7 +32,8 @@ class Checked:
         """A sentence on a value that is not computed; None if it is."""
         given = config.get(self.hf)
         allowed = (config.get(self.same_as),) if self.same_as else self.values
-        if given is None or any(given == value for value in allowed):
+        plain = given.removeprefix("torch.") if isinstance(given, str) else given
+        if given is None or any(plain == value for value in allowed):
             return None
         wanted = join_words([shown(value) for value in allowed])
         return f"{self.hf} is {shown(given)}, not {wanted}: {self.because}"
@@ -48,11 +49,15 @@ def same_as(hf: str, other: str, *, because: str) -> Checked:
     return Checked(hf=hf, values=(), same_as=other, because=because)
 
 
+_TYPES = ("bfloat16", "float16", "float32", "float64", "float8_e4m3fn", "auto")
+
 CHECKED = (
     only("hidden_act", "silu", because="MLPs and experts are gated by silu here"),
     only("is_encoder_decoder", False, because="Megatron's GPT has no encoder"),
     only("is_decoder", False, because="a decoder with cross-attention has no place in Megatron"),
     only("add_cross_attention", False, because="there is no cross-attention in Megatron's GPT"),
+    only("dtype", *_TYPES, because="weights have one of these types"),
+    only("torch_dtype", *_TYPES, because="weights have one of these types"),
     only("pruned_heads", {}, because="heads cannot be missing from one layer only"),
 )
 """Checked in every family that says nothing else about the same key."""

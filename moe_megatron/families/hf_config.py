@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from moe_megatron.config.checks import clipped
 from moe_megatron.errors import MappingError
 
 HfConfig = Mapping[str, Any]
@@ -13,8 +14,7 @@ _SHOWN = 60
 
 def shown(value: object, *, quoted: bool = True) -> str:
     """A value as a message shows it: as Python writes it, or its text alone, and never long."""
-    text = repr(value) if quoted else str(value)
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+    return clipped(repr(value) if quoted else str(value), _SHOWN)
 
 
 def read_float(config: HfConfig, key: str, default: float | None = None) -> float:
@@ -45,7 +45,8 @@ def read_int(config: HfConfig, key: str, default: int | None = None) -> int:
     value = read_float(config, key, default)
     if value % 1 or not 0 <= value < _LARGEST:
         raise MappingError(
-            f"config.json gives {key} as {shown(value)}; a whole number of 0 or more is needed."
+            f"config.json gives {key} as {shown(value)}; a whole number of 0 or more is needed"
+            f"{f', and less than {_LARGEST:,}' if value >= _LARGEST else ''}."
         )
     return int(value)
 

@@ -1,7 +1,9 @@
 """The registered families; a family registers itself when its file is imported."""
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from difflib import SequenceMatcher
 from types import MappingProxyType
 from typing import Any
 
@@ -10,6 +12,10 @@ from moe_megatron.config.checks import join_words, nearest
 from moe_megatron.errors import MappingError
 from moe_megatron.families.choice import fitting_family
 from moe_megatron.families.family import Family
+from moe_megatron.families.hf_config import shown
+
+_SHORT, _LONG, _ALIKE = 4, 60, 0.85
+"""When a name is taken for a typing mistake: jamba is no llama, and olmo no olmoe."""
 
 _families: dict[str, Family] = {}
 _preferences: dict[str, float] = {}
@@ -70,11 +76,23 @@ def family_of(hf_config: Mapping[str, Any]) -> Family:
         )
     if model_type not in FAMILIES:
         raise MappingError(
-            f"there is no mapping table for '{model_type}' models.{nearest(model_type, FAMILIES)} "
+            f"there is no mapping table for {shown(model_type)} models.{_guess(model_type)} "
             f"Known are {join_words(sorted(FAMILIES), 'and')}; docs/adding_a_family.md shows how "
             "to add one."
         )
     return FAMILIES[model_type]
+
+
+def _guess(model_type: str) -> str:
+    """A question about a `model_type` that was mistyped; "" for one that is merely similar."""
+
+    def is_typo(known: str) -> bool:
+        same_version = re.findall(r"\d+", known) == re.findall(r"\d+", model_type)
+        alike = SequenceMatcher(None, known, model_type).ratio()
+        return same_version and len(model_type) > _SHORT and alike > _ALIKE
+
+    close = [known for known in FAMILIES if is_typo(known)] if len(model_type) < _LONG else []
+    return nearest(model_type, close)
 
 
 def family_of_run(run_config: RunConfig) -> Family:

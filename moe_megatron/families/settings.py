@@ -12,7 +12,8 @@ from typing import Any, get_args
 from moe_megatron.config import RunConfig
 from moe_megatron.config.fields import settings_of
 from moe_megatron.config.run import SECTIONS
-from moe_megatron.families.hf_config import HfConfig, read_float, read_int, read_list
+from moe_megatron.errors import MappingError
+from moe_megatron.families.hf_config import HfConfig, read_float, read_int, read_list, shown
 
 _ABSENT = object()
 
@@ -224,7 +225,13 @@ NO_LAYER = _uniform(False)
 
 
 def _sparse_step(config: HfConfig, layers: int) -> tuple[bool, ...]:
-    step, dense = read_int(config, "decoder_sparse_step", 1), read_list(config, "mlp_only_layers")
+    step, listed = read_int(config, "decoder_sparse_step", 1), read_list(config, "mlp_only_layers")
+    if strange := [layer for layer in listed if type(layer) is not int]:
+        raise MappingError(
+            f"config.json gives {shown(strange[0])} in mlp_only_layers; numbers of layers, counted "
+            "from 0, are needed."
+        )
+    dense = set(listed)
     return tuple(layer not in dense and (layer + 1) % max(1, step) == 0 for layer in range(layers))
 
 

@@ -10,12 +10,14 @@ result as a starting point for training, not as the same model.
 from collections.abc import Iterator
 from typing import Any
 
+from moe_megatron.errors import MappingError
 from moe_megatron.families.family import Family, Names
 from moe_megatron.families.fields import only
 from moe_megatron.families.geometry import Geometry
 from moe_megatron.families.hf_config import HfConfig, read_int
 from moe_megatron.families.links import Link
 from moe_megatron.families.registry import register_family
+from moe_megatron.families.sensible import MOST_LAYERS
 from moe_megatron.families.settings import Pattern, same_value
 from moe_megatron.families.table import Form, Row, Scope, Source, kept_links, one_to_one
 
@@ -105,6 +107,10 @@ def _layout(config: HfConfig, names: Names) -> dict[str, Any]:
     tied = config.get("tie_word_embeddings", True)
     own = not tied if names is None else any(f"encoder.{_EMBEDDING}" in name for name in names)
     encoder = read_int(config, "num_layers")
+    if encoder > MOST_LAYERS:
+        raise MappingError(
+            f"config.json gives {encoder} layers of the encoder; at most {MOST_LAYERS} are allowed."
+        )
     return {
         "encoder_moe_layers": _sparse(config, "encoder", encoder),
         "side_embeddings": own and not tied,

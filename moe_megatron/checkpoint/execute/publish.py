@@ -13,6 +13,25 @@ def staging_of(destination: Path) -> Path:
     return destination.with_name(f".{destination.name}.partial")
 
 
+def check_apart(destination: Path, source: Path) -> None:
+    """Refuse a destination that has no name of its own, or would replace the source.
+
+    Raises:
+        CheckpointError: It is such a folder.
+    """
+    if destination.name in {"", ".", ".."}:
+        raise CheckpointError(
+            f"the destination '{destination}' has no name of its own; give the name of a folder to "
+            "write, such as checkpoints/my_model."
+        )
+    there, here = destination.resolve(), source.resolve()
+    if here.is_relative_to(there):
+        raise CheckpointError(
+            f"the destination {destination} {'is' if here == there else 'contains'} the source; "
+            "choose another folder."
+        )
+
+
 def check_free(destination: Path, *, overwrite: bool) -> None:
     """Check that publishing would not destroy anything.
 

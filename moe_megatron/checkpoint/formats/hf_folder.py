@@ -12,14 +12,19 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from moe_megatron.checkpoint.formats import dtypes
+from moe_megatron.checkpoint.formats.own_files import LONGEST_NAME, check_no_pointer, check_own
+from moe_megatron.checkpoint.formats.quantized import refuse_quantized
 from moe_megatron.config.checks import first_few
 from moe_megatron.errors import CheckpointError
+from moe_megatron.families.hf_config import shown
 from moe_megatron.reading import open_regular, parse_json, read_bytes
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 CONFIG = "config.json"
 
+_POINTER_BYTES = 64
+_MOST_AXES = 16
 _MAX_HEADER = 100 * 2**20
 """Bytes; the limit of the safetensors format."""
 
@@ -51,7 +56,9 @@ class HfFolder:
         self.config = _read_config(path)
         self.tensors: dict[str, TensorInfo] = {}
         for file, expected in _shards(path).items():
+            check_own(path / file, path)
             self._add(file, expected)
+        refuse_quantized(path, self.config, self.tensors)
 
     def _add(self, file: str, expected: frozenset[str] | None) -> None:
         found = read_header(self.path / file)
@@ -81,6 +88,8 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
             start = file.read(8)
             length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
             text = file.read(length) if 2 <= length <= min(size - 8, _MAX_HEADER) else b""
+            file.seek(0)
+            check_no_pointer(path, file.read(_POINTER_BYTES))
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
     if len(text) < 2 or len(text) != length:
@@ -120,6 +129,12 @@ def _json(path: Path, text: bytes, what: str, hook: Any = None) -> Any:
 
 
 def _tensor(path: Path, name: str, entry: Any, data: int, size: int) -> TensorInfo:
+    if len(name) > LONGEST_NAME:
+        raise CheckpointError(
+            f"{path}: a tensor has a name of {len(name):,} characters ({name[:40]}...), which no "
+            "model has; download the file again."
+        )
+
     def broken(what: str) -> CheckpointError:
         return CheckpointError(f"{path}: tensor {name} {what}; download the file again.")
 
@@ -127,15 +142,17 @@ def _tensor(path: Path, name: str, entry: Any, data: int, size: int) -> TensorIn
         raise broken("has no description in the header")
     dtype, shape, offsets = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
     if not isinstance(dtype, str) or not dtypes.is_known(dtype):
-        raise broken(f"has the unknown type {dtype!r}")
+        raise broken(f"has the unknown type {shown(dtype)}")
     if not _is_list_of_sizes(shape):
-        raise broken(f"has the impossible shape {shape!r}")
+        raise broken(f"has the impossible shape {shown(shape)}")
     if not _is_list_of_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise broken(f"has the impossible offsets {offsets!r}")
+        raise broken(f"has the impossible offsets {shown(offsets)}")
+    if len(shape) > _MOST_AXES:
+        raise broken(f"has {len(shape):,} axes, more than any weight has")
     nbytes = prod(shape) * dtypes.item_size(dtype)
     if offsets[1] - offsets[0] != nbytes:
         raise broken(
-            f"of shape {shape} and type {dtype} needs {nbytes} bytes but has "
+            f"of shape {shown(shape)} and type {dtype} needs {nbytes} bytes but has "
             f"{offsets[1] - offsets[0]}"
         )
     if data + offsets[1] > size:
@@ -166,7 +183,10 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is not a folder; give the folder that holds {CONFIG}.")
     try:
-        config = _json(path, read_bytes(path), "the file")
+        text = read_bytes(path)
+        check_own(path, folder)
+        check_no_pointer(path, text)
+        config = _json(path, text, "the file")
     except FileNotFoundError:
         raise CheckpointError(
             f"{folder} holds no {CONFIG}; give a Hugging Face model folder."
@@ -180,9 +200,9 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 def _shards(folder: Path) -> dict[str, frozenset[str] | None]:
     """The files with weights, and the tensors that the index lists for each; None without one."""
-    if (folder / INDEX).exists():
+    if os.path.lexists(folder / INDEX):
         return _indexed_shards(folder)
-    if (folder / SINGLE).exists():
+    if os.path.lexists(folder / SINGLE):
         return {SINGLE: None}
     others = sorted(p.name for p in folder.glob("*.safetensors"))
     if others:
@@ -206,20 +226,27 @@ def _indexed_shards(folder: Path) -> dict[str, frozenset[str] | None]:
         index = _json(path, read_bytes(path), "the index")
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
+    check_own(path, folder)
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{path} has no weight_map; download it again.")
     by_file: dict[str, set[str]] = {}
     for name, file in weight_map.items():
-        if not isinstance(file, str) or not file or file != os.path.basename(file) or "\0" in file:
+        if not _is_name(file):
             raise CheckpointError(
-                f"{path} says that {name} is in {file!r}, which is not a file of this folder; "
-                "files outside it are not read."
+                f"{path} says that {shown(name, quoted=False)} is in {shown(file)}, which is not "
+                "a file of this folder; files outside it are not read."
             )
         by_file.setdefault(file, set()).add(name)
     for file in by_file:
         _check_inside(folder, file)
     return {file: frozenset(names) for file, names in sorted(by_file.items())}
+
+
+def _is_name(file: object) -> TypeGuard[str]:
+    if not isinstance(file, str) or not 0 < len(file.encode()) <= LONGEST_NAME:
+        return False
+    return file == os.path.basename(file) and "\0" not in file
 
 
 def _check_inside(folder: Path, file: str) -> None:

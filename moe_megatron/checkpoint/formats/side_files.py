@@ -7,8 +7,8 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from moe_megatron.errors import CheckpointError
-from moe_megatron.reading import leads_out, read_bytes
+from moe_megatron.checkpoint.formats.own_files import check_own
+from moe_megatron.reading import read_bytes
 from moe_megatron.telemetry.values.profile import PROFILE_FILE
 
 HF_FOLDER = "hf"
@@ -55,17 +55,8 @@ def _found(folder: Path) -> list[Path]:
     matches = {path for pattern in PATTERNS for path in folder.glob(pattern)}
     found = sorted(path for path in matches if path.is_file() and path.suffix != ".py")
     for path in found:
-        _check_inside(path, folder)
+        check_own(path, folder)
     return found
-
-
-def _check_inside(path: Path, folder: Path) -> None:
-    """Refuse a link to some other file elsewhere, which a push to the Hub would publish."""
-    if real := leads_out(path, folder):
-        raise CheckpointError(
-            f"{path} is a link to {real}, which is not in the model's folder; it would be copied. "
-            "Replace the link by the file if it belongs to the model, or remove it."
-        )
 
 
 def _tables(paths: list[Path], prefix: str) -> tuple[Table, ...]:
@@ -76,5 +67,5 @@ def _profile(folder: Path) -> tuple[Table, ...]:
     path = folder / PROFILE_FILE
     if not path.is_file():
         return ()
-    _check_inside(path, folder)
+    check_own(path, folder)
     return _tables([path], "")

@@ -11,6 +11,7 @@ from typing import Any
 
 from moe_megatron.checkpoint.formats import description
 from moe_megatron.checkpoint.formats.hf_folder import CONFIG, HfFolder
+from moe_megatron.checkpoint.formats.own_files import given_folder
 from moe_megatron.checkpoint.formats.torch_dist import TorchDist
 from moe_megatron.checkpoint.integrity.check import check_folder
 from moe_megatron.checkpoint.integrity.manifest import MANIFEST
@@ -103,7 +104,7 @@ def verify(
         MappingError: The family is unknown.
     """
     options = options or Options()
-    source, converted = Path(source).expanduser(), Path(converted).expanduser()
+    source, converted = given_folder(source), given_folder(converted)
     to_megatron = _is_megatron(converted)
     if _is_megatron(source) == to_megatron:
         kind = "Megatron checkpoints" if to_megatron else "Hugging Face folders"

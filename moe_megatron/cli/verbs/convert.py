@@ -15,6 +15,7 @@ from moe_megatron.checkpoint.edit.fewer_experts import FewerExperts, KeepMostUse
 from moe_megatron.checkpoint.edit.selection import Selection
 from moe_megatron.checkpoint.edit.upcycle import Upcycling
 from moe_megatron.checkpoint.formats.hf_folder import CONFIG
+from moe_megatron.checkpoint.formats.own_files import given_folder
 from moe_megatron.checkpoint.hub import local_folder
 from moe_megatron.checkpoint.progress import amount
 from moe_megatron.config.checkpoint_files import METADATA, TRACKER, is_megatron_checkpoint
@@ -167,7 +168,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _local(source: str) -> Path:
     """The source as a folder, fetched from the Hub if it looks like owner/name and not a path."""
-    folder = Path(source).expanduser()
+    folder = given_folder(source)
     owner, slash, _ = source.partition("/")
     return local_folder(source) if slash and owner and not Path(owner).exists() else folder
 

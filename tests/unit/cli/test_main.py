@@ -99,3 +99,12 @@ def test_reader_that_left_is_no_error():
     )
     assert answer.stderr == ""
     assert answer.stdout.splitlines() == ["model:", "0"]
+
+
+def test_name_that_is_too_long_is_said_in_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    for verb in (["convert", "n" * 5000, "out"], ["inspect", "n" * 5000], ["verify", "n" * 5000]):
+        assert main(verb) == 2
+        told = capsys.readouterr().err
+        assert "File name too long" in told or "longer than a file's can be" in told
+        assert len(told.splitlines()) == 1
+        assert len(told) < 400

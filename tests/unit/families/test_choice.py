@@ -125,6 +125,10 @@ def test_model_that_no_family_holds_names_the_nearest(
     [
         ({}, "has no 'model_type'"),
         ({"model_type": "qwen3_mo"}, r"'qwen3_mo' models. Did you mean 'qwen3_moe'\? Known are"),
+        ({"model_type": "jamba"}, r"for 'jamba' models\. Known are deepseek_v2, "),
+        ({"model_type": "olmo"}, r"for 'olmo' models\. Known are deepseek_v2, "),
+        ({"model_type": "mistral3"}, r"for 'mistral3' models\. Known are deepseek_v2, "),
+        ({"model_type": "x" * 5000}, r"xxx\.\.\. models\. Known are deepseek_v2, "),
         ({"model_type": ["mixtral"]}, "has no 'model_type'"),
     ],
 )
