@@ -87,8 +87,9 @@ def _inspect_hugging_face(path: Path) -> Inspection:
     family = family_of(folder.config)
     geometry = family.geometry(folder.config, folder.tensors)
     links = family.links_of(geometry, folder.tensors)
-    ignored = family.ignorable(geometry)
-    check_source(folder, links, ImportOptions(stacked=geometry.homogeneous, ignored=ignored))
+    redundant = family.redundant(geometry)
+    options = ImportOptions(stacked=geometry.homogeneous, redundant=redundant)
+    check_source(folder, links, options, contents=False)
     total = sum(prod(link.shape) for link in links)
     in_experts = sum(prod(link.shape) for link in links if link.expert is not None)
     files = {tensor.file for tensor in folder.tensors.values()}
@@ -137,7 +138,6 @@ def _inspect_torch_dist(path: Path) -> Inspection:
         has_optimizer=any(_OPTIMIZER.search(key) for key in saved.tensors),
         routing=_routing(saved.path),
         checksums=(saved.path / MANIFEST).is_file(),
-        limits=_limits(saved.path),
     )
 
 
@@ -176,15 +176,6 @@ def _family(folder: Path) -> str | None:
         return description.family_of_folder(folder).name
     except MoEError:
         return None
-
-
-def _limits(folder: Path) -> tuple[str, ...]:
-    """What Megatron computes differently from the model that a checkpoint was imported from."""
-    try:
-        base = description.base_config(folder)
-        return () if base is None else family_of(base).limits(base)
-    except MoEError:
-        return ()
 
 
 def _routing(folder: Path) -> str | None:

@@ -20,6 +20,7 @@ from moe_megatron.families.fields import Checked
 from moe_megatron.families.geometry import Geometry
 from moe_megatron.families.hf_config import HfConfig
 from moe_megatron.families.links import Link
+from moe_megatron.families.redundant import Redundant, rotary_buffers
 from moe_megatron.families.settings import (
     EVERY_LAYER,
     NO_LAYER,
@@ -31,8 +32,6 @@ from moe_megatron.families.settings import (
 )
 from moe_megatron.families.table import Row, carried, expand, kept_links
 
-DOES_NOT_TRAIN = "a model of this family does not train here"
-"""How the limits of a family begin that only converts."""
 LONGEST_SEQUENCE = 1024
 """Longest training sequence that an import proposes, in tokens: what a laptop can begin with."""
 _FIRST_TRAINING = {"micro_batch_size": 1, "learning_rate": 2e-5, "min_learning_rate": 2e-6}
@@ -41,6 +40,7 @@ Names = Collection[str] | None
 _FUSED = re.compile(r"\.experts\.(gate_up_proj|down_proj)$")
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 _ROUTER = "moe.router."
+_EMBEDDING = "embedding.word_embeddings.weight"
 
 
 def sigmoid_limits(config: HfConfig, geometry: Geometry) -> list[str]:
@@ -104,13 +104,12 @@ class Family:
     """Links that no row can express."""
     limits_of: Callable[[HfConfig, Geometry], list[str]] = _no_limits
     """What Megatron computes differently, as sentences."""
-    ignored: tuple[str, ...] = ()
-    """Patterns of tensor names to leave out, in addition to those that every family leaves out."""
+    copies: Mapping[str, str] = field(default_factory=dict)
+    """Tensors that are left out because they repeat another one: patterns of whole names, and the
+    name of the other; besides the output projection of models with tied embeddings."""
     carried: tuple[str, ...] = ()
     """Patterns of tensor names that transformers does not read; they travel unchanged, under
     `hugging_face.` in a Megatron checkpoint."""
-    untrained: str = ""
-    """Why its models do not train here, as a sentence; empty: they do."""
     model_types: tuple[str, ...] = ()
     """Further `model_type`s with the same tensors."""
     computed_by: str = ""
@@ -237,16 +236,22 @@ class Family:
         ends = tuple(row.packed.names[0].rpartition(".")[2] for row in self.rows if row.packed)
         return bool(ends) and any(name.endswith(ends) for name in names)
 
-    def ignorable(self, geometry: Geometry) -> tuple[str, ...]:
-        """Patterns (of whole names) of tensors that a Hugging Face checkpoint may hold unused."""
-        tied = () if geometry.untied else ("lm_head.weight",)
-        return (r".*rotary_emb\.inv_freq", *tied, *self.ignored)
+    def redundant(self, geometry: Geometry) -> tuple[Redundant, ...]:
+        """Tensors that a Hugging Face checkpoint may hold, if they only repeat others."""
+        copies = dict(self.copies)
+        if not geometry.untied:
+            copies["lm_head.weight"] = self._embedding
+        found = (Redundant(pattern=name, copy_of=of) for name, of in copies.items())
+        return (*rotary_buffers(geometry), *found)
+
+    @property
+    def _embedding(self) -> str:
+        """Name of the embedding."""
+        return next(row.source.names[0] for row in self.rows if row.key == _EMBEDDING)
 
     def limits(self, hf_config: HfConfig) -> tuple[str, ...]:
         """How Megatron's function differs from this model's, as sentences; weights are exact."""
         geometry = self.geometry(hf_config)
-        if self.untrained:
-            return (f"{DOES_NOT_TRAIN}: {self.untrained}",)
         hf_config = self._with_defaults(hf_config)
         found = rope.limits(hf_config, latent=self.latent) if self._has_rope else []
         return (

@@ -207,7 +207,7 @@ SWITCH_TRANSFORMERS = Family(
         "add_router_probs": "what is returned beside the logits",
         "hidden_act": "dense_act_fn is the name here",
     },
-    ignored=(r"(encoder|decoder)\.embed_tokens\.weight",),
+    copies={r"(encoder|decoder)\.embed_tokens\.weight": "shared.weight"},
 )
 
 register_family(SWITCH_TRANSFORMERS)

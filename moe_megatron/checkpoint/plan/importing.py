@@ -18,6 +18,7 @@ from moe_megatron.checkpoint.formats.torch_dist_writer import (
 )
 from moe_megatron.checkpoint.formats.view import View, packed
 from moe_megatron.checkpoint.plan import blocks, coverage
+from moe_megatron.checkpoint.plan.redundant import check_redundant
 from moe_megatron.checkpoint.plan.summary import summarize
 from moe_megatron.checkpoint.plan.tasks import (
     Exponents,
@@ -39,6 +40,7 @@ from moe_megatron.families.links import (
     matrix_size,
     saved_names,
 )
+from moe_megatron.families.redundant import Redundant
 
 SCALE = "_scale_inv"
 _DEQUANTIZED = "BF16"
@@ -50,8 +52,8 @@ class ImportOptions:
 
     stacked: bool
     """Whether Megatron stacks the layers in one tensor."""
-    ignored: tuple[str, ...] = ()
-    """Patterns of tensors that may be left out."""
+    redundant: tuple[Redundant, ...] = ()
+    """Tensors that may be left out."""
     dtype: str | None = None
     """Type of all floating-point weights; None keeps the type of each."""
     arguments: dict[str, Any] = field(default_factory=dict)
@@ -62,8 +64,16 @@ class ImportOptions:
     """Names and contents of additional small files."""
 
 
-def check_source(folder: HfFolder, links: Sequence[Link], options: ImportOptions) -> None:
+def check_source(
+    folder: HfFolder, links: Sequence[Link], options: ImportOptions, *, contents: bool = True
+) -> None:
     """Prove that the links cover the whole folder.
+
+    Args:
+        folder: The source.
+        links: All links of the model.
+        options: Options of the import.
+        contents: Also read the tensors that are left out, and prove that they are redundant.
 
     Raises:
         MappingError: A tensor is missing, unknown or of another shape; the message names it.
@@ -74,7 +84,11 @@ def check_source(folder: HfFolder, links: Sequence[Link], options: ImportOptions
         for name, tensor in folder.tensors.items()
         if scaled(name, folder) is None
     }
-    coverage.check_tensors(links, shapes, options.ignored, str(folder.path))
+    patterns = [kind.pattern for kind in options.redundant]
+    coverage.check_tensors(links, shapes, patterns, str(folder.path))
+    if contents:
+        used = {block.name for link in links for block in link.blocks}
+        check_redundant(folder, used, options.redundant)
 
 
 def scaled(name: str, folder: HfFolder) -> TensorInfo | None:

@@ -15,10 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from moe_megatron.checkpoint.formats.hf_folder import HfFolder
+from moe_megatron.config.checks import clipped
 from moe_megatron.errors import BackendUnavailableError
 from moe_megatron.families import family_of
 from moe_megatron.families.links import Link
 from moe_megatron.platform.lazy_weights import load_while_running, weights_left_out
+
+_REFUSALS = (ValueError, TypeError, KeyError, AttributeError, OSError, ImportError)
+"""What transformers raises for a configuration that it does not know or does not like."""
 
 Logits = Callable[[Tensor], Tensor]
 """Maps tokens, int64 [batch, sequence], to logits, float32 [batch, sequence, vocabulary]."""
@@ -78,21 +82,36 @@ def _build(folder: HfFolder, dtype: torch.dtype) -> Any:
             "there are no logits that both compute."
         )
     with weights_left_out():
-        model = AutoModelForCausalLM.from_config(
-            config, dtype=dtype, attn_implementation="eager", trust_remote_code=False
-        )
+        try:
+            model = AutoModelForCausalLM.from_config(
+                config, dtype=dtype, attn_implementation="eager", trust_remote_code=False
+            )
+        except _REFUSALS as error:
+            raise _not_built(folder, error) from error
     return model.eval()
 
 
 def _config(folder: HfFolder) -> Any:
     """Transformers' configuration, of the class that computes the family."""
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     kind = family_of(folder.config).computed_by
-    if not kind:
-        return AutoConfig.from_pretrained(folder.path, trust_remote_code=False)
     known = {key: v for key, v in folder.config.items() if key not in {"model_type", "auto_map"}}
-    return AutoConfig.for_model(kind, **known)
+    try:
+        if not kind:
+            return AutoConfig.from_pretrained(folder.path, trust_remote_code=False)
+        return AutoConfig.for_model(kind, **known)
+    except (*_REFUSALS, StrictDataclassError) as error:
+        raise _not_built(folder, error) from error
+
+
+def _not_built(folder: HfFolder, error: Exception) -> BackendUnavailableError:
+    first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return BackendUnavailableError(
+        f"transformers cannot build the model in {folder.path} ({clipped(first)}); install a "
+        "version that knows it"
+    )
 
 
 def _names_by_layer(folder: HfFolder, links: Sequence[Link]) -> dict[int | None, list[str]]:

@@ -70,22 +70,34 @@ class Verification:
     logits: LogitsReport | None
     logits_skipped: str = ""
     """Why logits were not compared; empty if they were."""
+    logits_wanted: bool = True
+    """Whether they were asked for."""
     remarks: tuple[str, ...] = ()
     """Sentences about fields of `config.json` that no table knows."""
     limits: tuple[str, ...] = ()
     """Sentences about what Megatron computes differently; if any, logits are not judged."""
 
     @property
+    def unjudged(self) -> str:
+        """Why the logits of both sides say nothing about the conversion; empty if they do."""
+        if self.logits is None:
+            return self.logits_skipped
+        if self.limits:
+            return self.limits[0].removesuffix(".")
+        if self.logits.precision != "fp32":
+            return f"rounding dominates in {self.logits.precision}"
+        return ""
+
+    @property
     def passed(self) -> bool:
         """Whether structure, checksums, weights and (if judged) logits all agree."""
         weights = self.weights is not None and not self.weights.differences
-        judged = self.logits is not None and self.logits.precision == "fp32" and not self.limits
-        logits = not judged or (self.logits is not None and self.logits.agree)
+        logits = bool(self.unjudged) or (self.logits is not None and self.logits.agree)
         return not self.structure and not self.checksums and weights and logits
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON values."""
-        fields = {**asdict(self), "passed": self.passed}
+        fields = {**asdict(self), "passed": self.passed, "unjudged": self.unjudged}
         return fields | {"source": str(self.source), "converted": str(self.converted)}
 
 
@@ -124,7 +136,7 @@ def verify(
         if not structure and not options.logits:
             skipped = "this was not requested"
         elif not structure:
-            logits, skipped = _logits(folder, saved, family, links, options)
+            logits, skipped = _logits(folder, saved, links, options)
     return Verification(
         source=source,
         converted=converted,
@@ -135,6 +147,7 @@ def verify(
         weights=weights,
         logits=logits,
         logits_skipped=skipped,
+        logits_wanted=options.logits,
         remarks=family.remarks(folder.config),
         limits=family.limits(folder.config),
     )
@@ -159,10 +172,10 @@ def _structure(
     geometry = family.geometry(folder.config, folder.tensors)
     links = family.links_of(geometry, folder.tensors)
     unpacked = family.links(geometry, fused=family.has_fused_names(folder.tensors))
-    ignored = family.ignorable(geometry)
+    redundant = family.redundant(geometry)
     for check in (
         lambda: check_source(
-            folder, links, ImportOptions(stacked=geometry.homogeneous, ignored=ignored)
+            folder, links, ImportOptions(stacked=geometry.homogeneous, redundant=redundant)
         ),
         # Planning an export fails unless each tensor of the checkpoint has a counterpart.
         lambda: plan_export(saved, unpacked, ExportOptions(dtype="F32")),
@@ -209,10 +222,8 @@ def _weights(
 
 
 def _logits(
-    folder: HfFolder, saved: TorchDist, family: Family, links: list[Link], options: Options
+    folder: HfFolder, saved: TorchDist, links: list[Link], options: Options
 ) -> tuple[LogitsReport | None, str]:
-    if family.untrained:
-        return None, f"a {family.name} model does not train here: {family.untrained}"
     run = description.run_of(saved.path)
     tokens = random_tokens(run.data.vocab_size, options.sequences, options.length)
     try:

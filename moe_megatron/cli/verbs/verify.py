@@ -19,9 +19,13 @@ if TYPE_CHECKING:
 
 MISMATCH = 1
 """Exit code when both sides could be read and differ."""
+UNJUDGED = 3
+"""Exit code when all weights are the same, and the logits that were asked for say nothing."""
 
 _EPILOG = """\
-The exit code is 0 if nothing differs, 1 on a mismatch, and 2 if a folder cannot be read.
+The exit code is 0 if nothing differs, 1 on a mismatch, 2 if a folder cannot be read, and 3 if all
+weights are the same but logits, which were not left out, could not be compared or judged; the last
+line says why.
 
 examples:
   moe-megatron verify runs/demo_moe/checkpoints
@@ -65,7 +69,9 @@ def run(argv: Sequence[str]) -> int:
         ),
     )
     print(json.dumps(found.to_dict(), indent=2) if options.json else _text(found))
-    return 0 if found.passed else MISMATCH
+    if not found.passed:
+        return MISMATCH
+    return UNJUDGED if found.unjudged and found.logits_wanted else 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -149,7 +155,16 @@ def _text(found: "Verification") -> str:
     lines += _weights(found)
     lines += _logits(found)
     lines += [f"note       {limit}" for limit in (*found.limits, *found.remarks)]
-    return "\n".join([*lines, "the same" if found.passed else "NOT the same"])
+    return "\n".join([*lines, _verdict(found)])
+
+
+def _verdict(found: "Verification") -> str:
+    if not found.passed:
+        return "NOT the same"
+    if not found.unjudged:
+        return "the same"
+    compared = "compared" if found.logits is None else "judged"
+    return f"weights equal; logits not {compared}: {found.unjudged}"
 
 
 def _checksums(blocks: int | None, problems: Sequence[str]) -> list[str]:
@@ -173,7 +188,7 @@ def _logits(found: "Verification") -> list[str]:
     if logits is None:
         return [f"logits     not compared: {found.logits_skipped}"]
     judged = "equal" if logits.agree else "DIFFERENT"
-    if found.limits or logits.precision != "fp32":
+    if found.unjudged:
         judged = "not judged"
     return [
         f"logits     {judged} ({logits.precision}, {logits.positions} positions): max difference "

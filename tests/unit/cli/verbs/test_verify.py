@@ -3,11 +3,13 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from moe_megatron.checkpoint.convert import Execution, import_checkpoint
 from moe_megatron.cli.main import main
+from moe_megatron.cli.verbs.verify import UNJUDGED
 from moe_megatron.platform.device import DEVICE_VARIABLE
 from moe_megatron.testing.tiny_models import save
 
@@ -33,16 +35,57 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     return str(folder / "hf"), str(folder / "megatron")
 
 
-def test_the_same_model_is_success(
+def test_model_with_a_limit_is_not_judged(
     pair: tuple[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["verify", *pair, "--length", "8", "--quiet"]) == 0
+    assert main(["verify", *pair, "--length", "8", "--quiet"]) == UNJUDGED == 3
     out = capsys.readouterr().out
     assert "structure  every tensor has a counterpart of the same shape" in out
     assert "weights    bitwise identical" in out
     assert "logits     not judged (fp32, 16 positions): max difference" in out
     assert "note       Megatron does not clip queries, keys and values" in out
-    assert out.endswith("the same\n")
+    assert out.endswith(
+        "weights equal; logits not judged: Megatron does not clip queries, keys and values "
+        "(clip_qkv)\n"
+    )
+
+
+def test_what_was_not_asked_for_is_no_failure(
+    pair: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["verify", *pair, "--no-logits", "--quiet"]) == 0
+    out = capsys.readouterr().out
+    assert out.endswith("weights equal; logits not compared: this was not requested\n")
+
+
+def test_model_that_is_the_same_is_success(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save("olmoe", tmp_path / "hf", fused=False)
+    folders = [str(tmp_path / "hf"), str(tmp_path / "megatron")]
+    import_checkpoint(*folders, execution=Execution(progress=False))
+    assert main(["verify", *folders, "--length", "8", "--quiet"]) == 0
+    assert capsys.readouterr().out.endswith("\nthe same\n")
+    assert main(["verify", *folders, "--length", "8", "--quiet", "--precision=bf16"]) == UNJUDGED
+    told = capsys.readouterr().out
+    assert told.endswith("weights equal; logits not judged: rounding dominates in bf16\n")
+
+
+@pytest.mark.parametrize("name", ["config", "model"])
+def test_model_that_transformers_cannot_build_is_not_judged(
+    name: str, pair: tuple[str, str], capsys: pytest.CaptureFixture[str], monkeypatch: Any
+) -> None:
+    import transformers
+
+    def refuse(*_: object, **__: object) -> None:
+        raise KeyError("not known here")
+
+    auto = transformers.AutoConfig if name == "config" else transformers.AutoModelForCausalLM
+    monkeypatch.setattr(auto, "from_pretrained" if name == "config" else "from_config", refuse)
+    assert main(["verify", *pair, "--quiet"]) == UNJUDGED
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last.startswith("weights equal; logits not compared: transformers cannot build the")
+    assert "('not known here'); install a version" in last
 
 
 def test_another_model_is_a_mismatch(
