@@ -24,6 +24,7 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "EP2": (2, {"parallel.expert_parallel_size": 2}),
     "TP2": (2, {"parallel.tensor_parallel_size": 2}),
     "DP2": (2, {}),
+    "CP2": (2, {"parallel.context_parallel_size": 2}),
 }
 IN_BACKGROUND = "own shards, in the background"
 WAYS: dict[str, dict[str, Any]] = {

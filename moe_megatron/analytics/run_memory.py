@@ -72,9 +72,11 @@ def run_memory(
 
 def _parameters(config: RunConfig) -> tuple[int, int]:
     """Parameters outside of experts, and in them."""
-    links = model_links(config.architecture)
+    links, hidden = model_links(config.architecture), config.model.hidden_size
     experts = sum(prod(link.shape) for link in links if link.expert is not None)
-    return sum(prod(link.shape) for link in links) - experts, experts
+    # Three norms and a projection around each layer for multi-token prediction.
+    around = config.model.num_prediction_layers * (3 * hidden + 2 * hidden**2)
+    return sum(prod(link.shape) for link in links) - experts + around, experts
 
 
 def _weight(precision: str) -> int:
@@ -116,16 +118,16 @@ def _passing(config: RunConfig, precision: str, world_size: int) -> float:
     hidden, architecture = model.hidden_size, config.architecture
     dense = 17 * hidden + 4 * model.dense_ffn_size
     routed = 17 * hidden + moe.top_k * 4 * (architecture.expert_hidden_size + hidden)
-    layers = [
-        routed if n in architecture.moe_layers else dense for n in range(1, model.num_layers + 1)
-    ]
+    numbers = range(1, model.num_layers + model.num_prediction_layers + 1)
+    layers = [routed if n in architecture.routed_layers else dense for n in numbers]
     if config.training.recompute == "full":
         kept = len(layers) * 2 * hidden / stages + max(layers)
     else:
         kept = sum(layers) / stages
     in_flight = (stages + 1) / 2  # micro-batches, on average over stages
     exchanged = sum(n for n, replicas in _shares(config, world_size) if replicas > 1) * _GRADIENT
-    logits = _LOGIT * architecture.vocab_size / stages
+    predictions = 1 + model.num_prediction_layers
+    logits = predictions * _LOGIT * architecture.vocab_size / stages
     return tokens * (weight * kept * in_flight + logits) + exchanged
 
 

@@ -53,6 +53,17 @@ class Architecture:
         return self.moe.layer_numbers(self.model.num_layers)
 
     @property
+    def routed_layers(self) -> tuple[int, ...]:
+        """Numbers of all layers with experts: the MoE layers, and those for multi-token prediction.
+
+        The latter are of the kind of the last layer, and are numbered on after it.
+        """
+        last, found = self.model.num_layers, self.moe_layers
+        if last not in found:
+            return found
+        return (*found, *range(last + 1, last + 1 + self.model.num_prediction_layers))
+
+    @property
     def expert_hidden_size(self) -> int:
         """Inner width of one expert, in features."""
         return self.moe.expert_hidden_size or self.model.dense_ffn_size

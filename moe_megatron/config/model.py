@@ -173,7 +173,8 @@ class ModelConfig:
         flag=Flag(name="mtp-num-layers", write=_unless(0), read=int_or_text),
         adjustable=True,
     )
-    """Multi-token prediction layers after the last layer (DeepSeek-V3, arXiv:2412.19437)."""
+    """Multi-token prediction layers after the last layer, of its kind (DeepSeek-V3,
+    arXiv:2412.19437)."""
 
     tie_embeddings: bool = setting(
         True,

@@ -98,6 +98,11 @@ class RunConfig:
         return self.architecture.moe_layers
 
     @property
+    def routed_layers(self) -> tuple[int, ...]:
+        """Numbers of all layers with experts, from 1: also those for multi-token prediction."""
+        return self.architecture.routed_layers
+
+    @property
     def expert_hidden_size(self) -> int:
         """Inner width of one expert, in features."""
         return self.architecture.expert_hidden_size
@@ -119,6 +124,7 @@ class RunConfig:
         """
         validation.check_layers(self.model, self.moe)
         validation.check_sequence(self.model, self.data, self.parallel)
+        validation.check_prediction(self.model, self.parallel, self.megatron)
         validation.check_expert_failure(self.moe, self.recovery)
         validation.check_restart(self.recovery, self.checkpoint, self.megatron)
         validation.check_schedule(self.training, self.data, self.megatron)

@@ -66,6 +66,43 @@ def check_sequence(model: ModelConfig, data: DataConfig, parallel: ParallelConfi
         )
 
 
+def check_prediction(
+    model: ModelConfig, parallel: ParallelConfig, megatron: Mapping[str, object]
+) -> None:
+    """Layers for multi-token prediction rule out some positions and ways to build them."""
+    layers = model.num_prediction_layers
+    if not layers:
+        return
+    scaling = model.rope_scaling
+    if scaling is not None and scaling.kind == "yarn" and model.latent_attention is None:
+        raise ConfigError(
+            f"model.num_prediction_layers ({layers}) does not work with model.rope_scaling.kind "
+            "'yarn', for which Megatron has no multi-token prediction outside of latent attention; "
+            "set num_prediction_layers to 0, or another kind of scaling."
+        )
+    stages = parallel.pipeline_parallel_size
+    if model.position_embedding == "learned_absolute" and stages > 1:
+        raise ConfigError(
+            f"model.num_prediction_layers ({layers}) with learned positions cannot be split by "
+            f"pipeline_parallel_size ({stages}): Megatron would train a table of positions on two "
+            "stages, each its own; set pipeline_parallel_size to 1, or position_embedding to rope."
+        )
+    for flag, reason in _NO_PREDICTION.items():
+        if flag in megatron:
+            raise ConfigError(
+                f"--{flag} {reason}; leave it out, or set model.num_prediction_layers ({layers}) "
+                "to 0."
+            )
+
+
+_NO_PREDICTION = {
+    "mtp-use-repeated-layer": "runs one layer for all predictions, whose routing could not be told "
+    "apart",
+    "spec": "describes the decoder alone, and Megatron builds layers for multi-token prediction "
+    "from a spec of its own",
+}
+
+
 def check_widths(model: ModelConfig, moe: MoEConfig, parallel: ParallelConfig) -> None:
     """Heads and inner widths must divide among the processes that share them."""
     tensor = parallel.tensor_parallel_size

@@ -38,7 +38,7 @@ def configured_sinks(
     sinks: list[Sink] = [] if exporter is None else [exporter.earlier]
     sinks.append(MetricsLog())
     telemetry = config.telemetry
-    routing = telemetry.enabled and bool(config.moe_layers)
+    routing = telemetry.enabled and bool(config.routed_layers)
     if routing and telemetry.routing_log:
         sinks.append(RoutingLog())
     address = history_address(telemetry.history_address, run_dir)

@@ -322,3 +322,36 @@ def save(name: str, folder: Path, *, fused: bool, seed: int = 0) -> Any:
     if config["model_type"] != (family := EXAMPLES[name][0]):
         path.write_text(json.dumps({**config, "model_type": family}, indent=2))
     return model
+
+
+def add_prediction(folder: Path, *, copies: bool = False) -> None:
+    """Add a layer for multi-token prediction to a saved DeepSeek-V3 or GLM-4.5, as published.
+
+    transformers leaves such layers out. This one is the last layer again, and what is around it.
+
+    Args:
+        folder: What `save` wrote, with experts one by one.
+        copies: Whether the layer holds copies of the embedding and of the output projection.
+    """
+    import json
+
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    config = json.loads((folder / "config.json").read_text())
+    weights = load_file(folder / "model.safetensors")
+    last, width = config["num_hidden_layers"] - 1, config["hidden_size"]
+    old, new = (f"model.layers.{number}." for number in (last, last + 1))
+    more = {name.replace(old, new): value * 0.9 for name, value in weights.items() if old in name}
+    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(
+        ("enorm", "hnorm", "shared_head.norm"), (width,)
+    )
+    shapes["eh_proj"] = (width, 2 * width)
+    generator = torch.Generator().manual_seed(7)
+    for name, shape in shapes.items():
+        more[f"{new}{name}.weight"] = torch.randn(shape, generator=generator) * 0.2
+    if copies:
+        more[f"{new}embed_tokens.weight"] = weights["model.embed_tokens.weight"].clone()
+        more[f"{new}shared_head.head.weight"] = weights["lm_head.weight"].clone()
+    save_file({**weights, **more}, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps({**config, "num_nextn_predict_layers": 1}))

@@ -122,7 +122,9 @@ def _uses(model: Model, wanted: FewerExperts, folder: Path) -> dict[int, list[in
             )
         profile, where = RoutingProfile.load(path), str(path)
     layers = tuple(n for n, moe in enumerate(model.geometry.moe_layers, start=1) if moe)
-    if profile.layers != layers or profile.num_experts != model.geometry.experts:
+    # Layers for multi-token prediction follow; they are left out of the new model.
+    own = tuple(n for n in profile.layers if n <= model.geometry.layers)
+    if own != layers or profile.num_experts != model.geometry.experts:
         raise CheckpointError(
             f"{where} is of layers {list(profile.layers)} with {profile.num_experts} experts, but "
             f"the model has layers {list(layers)} with {model.geometry.experts}; give the profile "

@@ -29,6 +29,7 @@ from moe_megatron.mcore.layers.moe_layer import VariableMoELayer
 from moe_megatron.mcore.layers.multipliers import scaled_residual, set_multipliers
 from moe_megatron.mcore.layers.norm import LocalNorm
 from moe_megatron.mcore.layers.qk_norm import NORMS
+from moe_megatron.mcore.layers.shared_head import drop_unused_head
 from moe_megatron.routing import bind
 
 APPLIED = frozenset(
@@ -56,6 +57,8 @@ def use_our_layers(model_config: GPTModelConfig, config: RunConfig) -> None:
     model_config.transformer_layer_spec = partial(layer_spec, config=config)
     set_multipliers(model_config.transformer, config.model)
     set_yarn(model_config.transformer, config.model)
+    if config.model.num_prediction_layers:
+        model_config.pre_wrap_hooks.append(drop_unused_head)
     if config.model.lm_head_bias:
         model_config.pre_wrap_hooks.append(add_head_bias)
     if config.moe.expert_dropout:
@@ -106,23 +109,29 @@ def adapt_block(block: TransformerBlockSubmodules, config: RunConfig) -> Transfo
     return dataclasses.replace(
         block,
         layer_specs=[
-            dataclasses.replace(layer, submodules=_adapt_layer(layer.submodules, config))
+            dataclasses.replace(layer, submodules=adapt_layer(layer.submodules, config))
             for layer in block.layer_specs
         ],
         layer_norm=_local_norm(block.layer_norm),
     )
 
 
-def _adapt_layer(submodules: Any, config: RunConfig) -> Any:
+def adapt_layer(submodules: Any, config: RunConfig) -> Any:
+    """The submodules of a transformer layer, with our router and local layers among them.
+
+    Args:
+        submodules: Megatron's, which are not changed.
+        config: The run, for what its layers have beyond Megatron's.
+    """
     attention = submodules.self_attention
-    replaced = _replace_attention(_replace_norms(attention.submodules), config.parallel)
+    replaced = _replace_attention(replace_norms(attention.submodules), config.parallel)
     attention = dataclasses.replace(
         attention,
         **_attention_class(attention, config.model),
         submodules=dataclasses.replace(replaced, **_attention_changes(replaced, config.model)),
     )
     return dataclasses.replace(
-        _replace_norms(submodules),
+        replace_norms(submodules),
         self_attention=attention,
         mlp=_adapt_mlp(submodules.mlp, config.moe),
         **_residual_adds(config.model),
@@ -158,7 +167,8 @@ def _residual_adds(model: ModelConfig) -> dict[str, Any]:
     return {"self_attn_bda": add, "mlp_bda": add}
 
 
-def _replace_norms(submodules: Any) -> Any:
+def replace_norms(submodules: Any) -> Any:
+    """The submodules, with norms that allow sequence parallelism without Transformer Engine."""
     norms = {
         field.name: LocalNorm
         for field in dataclasses.fields(submodules)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch.distributed as dist
 from megatron.core.transformer.moe.moe_logging import destroy_moe_metrics_tracker
+from megatron.core.transformer.multi_token_prediction import MTPLossLoggingHelper
 from megatron.training import global_vars
 from megatron.training import training as loop
 
@@ -37,6 +38,7 @@ def forget_globals() -> None:
         handler.release()
     loop.destroy_global_state()
     destroy_moe_metrics_tracker()
+    MTPLossLoggingHelper.tracker.clear()
 
 
 def _end_data_workers() -> None:

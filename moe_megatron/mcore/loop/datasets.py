@@ -4,13 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from megatron.core import mpu
 from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
 from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig, MockGPTDataset
 from megatron.core.datasets.utils import get_blend_from_list
 from megatron.training import get_args, get_tokenizer
 
 from moe_megatron.mcore.loop import index_cache
+from moe_megatron.mcore.loop.stages import reads_samples
 
 
 def train_valid_test_datasets(num_samples: list[int], vp_stage: int | None = None) -> Any:
@@ -41,9 +41,7 @@ def train_valid_test_datasets(num_samples: list[int], vp_stage: int | None = Non
         eod_mask_loss=args.eod_mask_loss,
         create_attention_mask=False,
     )
-    builder = BlendedMegatronDatasetBuilder(
-        dataset, num_samples, lambda: _needs_data(vp_stage), config
-    )
+    builder = BlendedMegatronDatasetBuilder(dataset, num_samples, reads_samples, config)
     if indices is None or torch.distributed.get_rank() != 0:
         return builder.build()
     with index_cache.checked(indices):  # Megatron lets rank 0 build first, and the others wait
@@ -65,11 +63,3 @@ def _index_folder(args: Any) -> Path | None:
 def _blend_per_split(args: Any) -> list[Any] | None:
     paths = [args.train_data_path, args.valid_data_path, args.test_data_path]
     return [get_blend_from_list(path) for path in paths] if any(paths) else None
-
-
-def _needs_data(vp_stage: int | None) -> bool:
-    """Whether this rank reads samples: the first stage needs tokens, the last one labels."""
-    return bool(
-        mpu.is_pipeline_first_stage(ignore_virtual=True)
-        or mpu.is_pipeline_last_stage(ignore_virtual=True)
-    )

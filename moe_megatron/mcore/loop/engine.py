@@ -28,6 +28,7 @@ from moe_megatron.config import RunConfig
 from moe_megatron.config.checkpoint_files import folder_of_checkpoints, iteration_dir
 from moe_megatron.errors import BackendUnavailableError
 from moe_megatron.mcore import world
+from moe_megatron.mcore.layers.prediction import our_prediction_layers
 from moe_megatron.mcore.layers.specs import use_our_layers
 from moe_megatron.mcore.loop.arguments import (
     MachineSettings,
@@ -42,6 +43,7 @@ from moe_megatron.mcore.loop.forward import forward_step
 from moe_megatron.mcore.loop.garbage import LastingObjects
 from moe_megatron.mcore.loop.root_logger import forget_import, root_logger_kept
 from moe_megatron.mcore.loop.saving import Saves
+from moe_megatron.mcore.loop.stages import check_embeddings, embedding_ranks
 from moe_megatron.mcore.measure.attempt_journal import AttemptJournal
 from moe_megatron.mcore.measure.lasting_writers import lasting_writers
 from moe_megatron.mcore.measure.phases import PhaseClock
@@ -189,6 +191,7 @@ def run(job: TrainingJob, machine: MachineSettings) -> JobOutcome:
         argv = [*megatron_argv(config, machine, paths), *monitor_flags(config)]
         stack.enter_context(sections_told(argv))
         args = parse(argv, verbose=True)
+        check_embeddings(args)
         args.iterations_to_skip.extend(rollback.left_out())
         stack.enter_context(_stop_on_interrupt(args.exit_signal))
         stack.enter_context(guarded(config.recovery, callbacks, rollback, job.run_dir))
@@ -252,13 +255,15 @@ def _pretrain(args: Any, job: TrainingJob, clock: PhaseClock, *, draws: bool) ->
     model_config.pre_wrap_hooks.extend(job.model_hooks)
     _skip_missing_makefile()
     try:
-        pretrain(
-            pretrain_cfg_container_from_args(args, model_config),
-            train_valid_test_datasets,
-            ModelType.encoder_or_decoder,
-            partial(forward_step, clock=clock),
-            store=world.single_process_store(),
-        )
+        with our_prediction_layers(job.config):
+            pretrain(
+                pretrain_cfg_container_from_args(args, model_config),
+                train_valid_test_datasets,
+                ModelType.encoder_or_decoder,
+                partial(forward_step, clock=clock),
+                get_embedding_ranks=embedding_ranks,
+                store=world.single_process_store(),
+            )
     except SystemExit as exit_request:
         if exit_request.code not in (None, 0):
             raise

@@ -11,6 +11,7 @@ from megatron.core.rerun_state_machine import get_rerun_state_machine
 from megatron.core.utils import get_batch_on_this_cp_rank
 from megatron.training import get_args, get_timers
 
+from moe_megatron.mcore.loop.stages import reads_samples
 from moe_megatron.mcore.measure.phases import PhaseClock
 
 
@@ -34,7 +35,7 @@ def forward_step(
     timers = get_timers()
     timers("batch-generator", log_level=2).start()
     with nullcontext() if clock is None else clock.measure("data"):
-        batch = _get_batch(data_iterator, model)
+        batch = _get_batch(data_iterator)
     timers("batch-generator").stop()
     output = model(
         batch.get("tokens"),
@@ -47,11 +48,9 @@ def forward_step(
 
 
 def _get_batch(
-    data_iterator: Iterator[dict[str, torch.Tensor]] | None, model: torch.nn.Module
+    data_iterator: Iterator[dict[str, torch.Tensor]] | None,
 ) -> dict[str, torch.Tensor]:
-    first = mpu.is_pipeline_first_stage(ignore_virtual=True)
-    last = mpu.is_pipeline_last_stage(ignore_virtual=True)
-    if data_iterator is None or not (first or last):
+    if data_iterator is None or not reads_samples():
         return {}
     # Every tensor parallel rank reads the same memory-mapped index: no broadcast is needed.
     sample = next(data_iterator)

@@ -23,6 +23,7 @@ from megatron.training.training import num_floating_point_operations
 from moe_megatron.config import RunConfig
 from moe_megatron.errors import DataError
 from moe_megatron.mcore import world
+from moe_megatron.mcore.layers.layer_numbers import number_of
 from moe_megatron.mcore.layers.measured_router import MeasuredRouter
 from moe_megatron.mcore.loop.callbacks import Callback, EvaluationEnd, StepEnd
 from moe_megatron.mcore.measure.counters import PendingTotals, RoutingCounters, StepTotals
@@ -107,7 +108,7 @@ class TelemetryCallback(Callback):
         """Attach the counters to the routers and start the sinks."""
         self.last_step = start_step
         moe, enabled = self._config.moe, self._config.telemetry.enabled
-        layers = self._config.moe_layers if enabled else ()
+        layers = self._config.routed_layers if enabled else ()
         num_experts = (moe.num_experts or 0) if layers else 0
         device = next(model[0].parameters()).device
         self._quantities = quantities()
@@ -286,7 +287,7 @@ class TelemetryCallback(Callback):
         snapshot = None
         if len(totals.tokens):
             snapshot = make_snapshot(
-                step, self._config.moe_layers, self._config.moe.top_k, totals, self._quantities
+                step, self._config.routed_layers, self._config.moe.top_k, totals, self._quantities
             )
             self.recent.add(snapshot)
         if writers is not None and snapshot is not None:
@@ -330,7 +331,7 @@ def attach_routers(model: list[Any], counters: RoutingCounters | None) -> None:
     for chunk in model:
         for module in chunk.modules():
             if isinstance(module, MeasuredRouter):
-                number = module.layer_number
+                number = number_of(module)
                 module.attach(None if counters is None else counters.row(number))
 
 

@@ -30,11 +30,11 @@ def configured_policies(
     """
     recovery, policies = config.recovery, list[Policy]()
     masks = recovery.expert_failure == "mask"
-    if config.moe_layers and (masks or (loaded is not None and read_masked(loaded))):
+    if config.routed_layers and (masks or (loaded is not None and read_masked(loaded))):
         policies.append(
             ExpertFailure(
                 config.moe,
-                config.moe_layers,
+                config.routed_layers,
                 checkpoints=checkpoints,
                 loaded=loaded,
                 run_dir=run_dir,

@@ -12,6 +12,7 @@ import torch
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.transformer.moe.moe_layer import MoELayer
 
+from moe_megatron.mcore.layers.layer_numbers import number_of
 from moe_megatron.mcore.layers.measured_router import MeasuredRouter
 
 _SEQUENTIAL = re.compile(r"^local_experts\.(\d+)\.(.+)$")
@@ -46,12 +47,12 @@ def expert_parameters(model: list[Any]) -> Iterator[ExpertParameter]:
             else:
                 continue
             expert = layer.local_expert_indices[number]
-            yield ExpertParameter(layer.layer_number, expert, part, tensor)
+            yield ExpertParameter(number_of(layer), expert, part, tensor)
 
 
 def routers(model: list[Any]) -> dict[int, MeasuredRouter]:
     """The routers of this rank, by the global number of their layer."""
-    return {router.layer_number: router for router in _modules(model, MeasuredRouter)}
+    return {number_of(router): router for router in _modules(model, MeasuredRouter)}
 
 
 @torch.no_grad()

@@ -54,6 +54,23 @@ def test_null_stands_for_a_value() -> None:
     assert default_of("model.head_dim") is None
 
 
+@pytest.mark.parametrize(
+    ("overrides", "layers"),
+    [
+        ({}, (1, 2, 3, 4, 5, 6)),
+        ({"moe.layer_frequency": [1, 0, 0, 1]}, (1, 4, 5, 6)),
+        ({"moe.layer_frequency": [1, 1, 0, 0]}, (1, 2)),
+        ({"moe.num_experts": None}, ()),
+    ],
+)
+def test_prediction_layers_are_of_the_kind_of_the_last_layer_and_numbered_on(
+    overrides: dict[str, Any], layers: tuple[int, ...]
+) -> None:
+    it = model(**{"model.num_prediction_layers": 2, **overrides})
+    assert it.routed_layers == layers
+    assert it.moe_layers == tuple(number for number in layers if number <= 4)
+
+
 def differences(ours: Architecture, theirs: Architecture) -> list[Difference]:
     return ours.differences(theirs, ours.field_names("tensors", "function"))
 

@@ -82,7 +82,7 @@ def test_megatron_flags_keep_their_types_and_lose_nulls() -> None:
 
 def test_derived_sizes_follow_the_sections() -> None:
     config = RunConfig()
-    assert config.moe_layers == (1, 2, 3, 4)
+    assert config.moe_layers == config.routed_layers == (1, 2, 3, 4)
     assert config.expert_hidden_size == config.model.dense_ffn_size
     assert config.max_position_embeddings == config.data.sequence_length
     config = RunConfig(model=ModelConfig(max_position_embeddings=512))

@@ -8,6 +8,7 @@ import pytest
 from moe_megatron.config import RunConfig, apply_overrides
 from moe_megatron.errors import ConfigError, TopologyError
 
+YARN = {"kind": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}
 TWO_STAGES = {"parallel.pipeline_parallel_size": 2, "parallel.virtual_pipeline_stages": 2}
 
 
@@ -59,6 +60,31 @@ def changed(overrides: dict[str, Any]) -> RunConfig:
             {"training.decay_style": "WSD"},
             "training.decay_style 'WSD' needs the length of its decay; set "
             "megatron.lr-wsd-decay-iters",
+        ),
+        (
+            {"model.num_prediction_layers": 1, "model.rope_scaling": YARN},
+            "model.num_prediction_layers (1) does not work with model.rope_scaling.kind 'yarn', "
+            "for which Megatron has no multi-token prediction outside of latent attention; set "
+            "num_prediction_layers to 0, or another kind of scaling.",
+        ),
+        (
+            {
+                "model.num_prediction_layers": 1,
+                "model.position_embedding": "learned_absolute",
+                "parallel.pipeline_parallel_size": 2,
+            },
+            "model.num_prediction_layers (1) with learned positions cannot be split by "
+            "pipeline_parallel_size (2)",
+        ),
+        (
+            {"model.num_prediction_layers": 2, "megatron.mtp-use-repeated-layer": True},
+            "--mtp-use-repeated-layer runs one layer for all predictions, whose routing could not "
+            "be told apart; leave it out, or set model.num_prediction_layers (2) to 0.",
+        ),
+        (
+            {"model.num_prediction_layers": 2, "megatron.spec": ["my_layers", "spec"]},
+            "--spec describes the decoder alone, and Megatron builds layers for multi-token "
+            "prediction from a spec of its own; leave it out",
         ),
     ],
 )

@@ -19,7 +19,7 @@ from moe_megatron.checkpoint.formats.hf_folder import HfFolder
 from moe_megatron.errors import CheckpointError, DataError
 from moe_megatron.families import family_of
 from moe_megatron.telemetry.values.profile import RoutingProfile
-from moe_megatron.testing.tiny_models import save
+from moe_megatron.testing.tiny_models import add_prediction, save
 
 QUIET = Execution(progress=False)
 Read = Callable[[Path], dict[str, Tensor]]
@@ -144,6 +144,7 @@ def test_groups_keep_equally_many_experts_and_prediction_layers_go(
     tmp_path: Path, tensors: Read
 ) -> None:
     source = tmp_path / "source"
+    (tmp_path / "other").mkdir()
     save("deepseek_v3", source, fused=False)
     profile = profile_of(source)
     profile.tokens_per_expert[:] = np.arange(16)  # the last group has the most used ones
@@ -154,7 +155,16 @@ def test_groups_keep_equally_many_experts_and_prediction_layers_go(
     assert torch.equal(after[router], before[router][kept])
     bias = "model.layers.2.mlp.gate.e_score_correction_bias"
     assert torch.equal(after[bias], before[bias][kept])
-    assert json.loads((back / "config.json").read_text())["n_routed_experts"] == 8
+    config = json.loads((back / "config.json").read_text())
+    assert config["n_routed_experts"] == 8
+    # With a layer for prediction, whose counts come last, the others are kept as before.
+    source = source.rename(tmp_path / "other" / "source")
+    add_prediction(source, copies=True)
+    wider = RoutingProfile.empty(layers=(*profile.layers, 6), num_experts=16, top_k=4)
+    wider.tokens_per_expert[:-1], wider.tokens = profile.tokens_per_expert, profile.tokens
+    again = there_and_back(source, KeepMostUsed(num_experts=8, profile=wider))
+    assert tensors(again).keys() == after.keys()
+    assert torch.equal(tensors(again)[router], after[router])
     with pytest.raises(CheckpointError, match="in multiples of its 4 groups"):
         there_and_back(source, KeepMostUsed(num_experts=6, profile=profile))
 
