@@ -59,6 +59,12 @@ def _score_function(family: Family) -> str:
     return str(family.constants.get("moe.router.score_function", "softmax"))
 
 
+def _experts_of(router: Any) -> int:
+    """Experts of a router of transformers, most of which are the gate's matrix themselves."""
+    weight = getattr(router, "weight", None)
+    return int(router.num_experts if weight is None else weight.shape[0])
+
+
 class RouterHooks:
     """Access to the routers of one model.
 
@@ -91,7 +97,7 @@ class RouterHooks:
         for layer in self._ours.values():
             shapes.add((layer.experts.num_experts, layer.config.top_k))
         for router in self._theirs.values():
-            shapes.add((router.weight.shape[0], router.top_k))
+            shapes.add((_experts_of(router), router.top_k))
         if len(shapes) > 1:
             raise ConfigError(
                 "all layers must have the same number of experts and the same top_k; found "

@@ -21,6 +21,8 @@ _YARN = {"beta_fast": 32, "beta_slow": 1, "original_max_position_embeddings": 40
 
 KEYS = ("rope_parameters", "rope_scaling", "rope_theta", "partial_rotary_factor")
 """Keys of `config.json` that this module reads."""
+_WITH_ALPHA = frozenset({"hunyuan_v1_moe"})
+"""Families in which `alpha` scales the base; in others transformers does not read it."""
 EXPRESSED = (
     "kind",
     "factor",
@@ -55,22 +57,24 @@ def parameters(config: HfConfig) -> dict[str, Any]:
     for key in ("rope_theta", "partial_rotary_factor"):
         if config.get(key) is not None:
             found.setdefault(key, config[key])
-    if _is_larger_base(found):
-        found["rope_type"] = "default"
+    if _is_larger_base(config, found):
+        found |= {"rope_type": "default", "larger_base": True}
     return found
 
 
-def _is_larger_base(rope: Mapping[str, Any]) -> bool:
+def _is_larger_base(config: HfConfig, rope: Mapping[str, Any]) -> bool:
     """Whether the kind is HunYuan's: it is called dynamic, but its `alpha` only scales the base."""
-    return bool(rope.get("rope_type") == "dynamic" and rope.get("alpha"))
+    named = config.get("model_type") in _WITH_ALPHA and rope["rope_type"] == "dynamic"
+    return bool(named and rope.get("alpha"))
 
 
 def base(config: HfConfig, default: float = 10000.0) -> float:
     """Base of the rotary frequencies."""
     rope = parameters(config)
-    theta, alpha = read_float(rope, "rope_theta", default), read_float(rope, "alpha", 0.0)
-    if not alpha:
+    theta = read_float(rope, "rope_theta", default)
+    if not rope.get("larger_base"):
         return theta
+    alpha = read_float(rope, "alpha")
     heads = max(1, read_int(config, "num_attention_heads"))
     width = read_int(config, "head_dim", read_int(config, "hidden_size") // heads)
     return float(theta * alpha ** (width / max(1, width - 2)))

@@ -178,6 +178,7 @@ EXAMPLES: dict[str, tuple[str, dict[str, Any]]] = {
             "moe_num_experts": 6,
             "moe_k": 3,
             "moe_num_shared_experts": 2,
+            "pad_token_id": None,  # whose embedding would be zeros, which the smallest step moves
         },
     ),
     "ernie4_5_moe-untied": (

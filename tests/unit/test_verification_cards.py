@@ -57,6 +57,18 @@ def test_a_card_says_what_was_verified_and_what_not(name: str) -> None:
     assert found["not_verified"]
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_every_layout_saved_what_it_loaded(name: str) -> None:
+    layouts = card(name)["parallel_layouts"]
+    if FAMILIES[name].untrained:
+        assert layouts == "none: does not train here"
+        return
+    assert {"tp2", "pp2"} <= layouts.keys()
+    for layout in layouts.values():
+        assert layout["max_difference"] < 1e-4
+        assert re.fullmatch(r"\d+ tensors bit-identical|not exported: .*", layout["saved"])
+
+
 @pytest.mark.parametrize(("family", "name"), examples())
 def test_an_example_has_every_result(family: str, name: str) -> None:
     found = card(family)["examples"][name]

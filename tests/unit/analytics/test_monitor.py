@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from moe_megatron.analytics import RouterMonitor
 from moe_megatron.errors import ConfigError, DataError
+from moe_megatron.families import FAMILIES
 from moe_megatron.model import MoEModel
 from moe_megatron.routing import Routing, registered_router
 from moe_megatron.telemetry.catalog import quantity_names, registered
@@ -173,6 +174,18 @@ def test_sigmoid_scores_of_deepseek_are_normalized(tokens: Tensor) -> None:
 def test_layers_are_numbered_globally() -> None:
     assert RouterMonitor(tiny_models.build("qwen2_moe-dense-layers")).layers == (2, 4)
     assert RouterMonitor(tiny_models.build("deepseek_v3")).layers == (3, 4, 5)
+
+
+@pytest.mark.parametrize("name", ["ernie4_5_moe", "hunyuan_v1_moe", "kimi_k2", "qwen3_next"])
+def test_routers_of_other_makes_are_found_and_measured(name: str, tokens: Tensor) -> None:
+    model = tiny_models.build(name)
+    monitor = RouterMonitor(model)
+    with torch.no_grad(), monitor.track():
+        model(tokens)
+    config = tiny_models.config_of(name)
+    moe_layers = FAMILIES[name].geometry(config).architecture.moe_layers
+    assert monitor.layers == moe_layers
+    assert monitor.get_stats().tokens == tokens.numel()
 
 
 @torch.no_grad()

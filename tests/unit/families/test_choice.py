@@ -163,7 +163,16 @@ def test_broken_configuration_is_named(changes: dict[str, Any], message: str) ->
         FAMILIES["mixtral"].run_config(config)
 
 
-@pytest.mark.parametrize("name", tiny_models.EXAMPLES)
+FIRST = {family: name for name, (family, _) in reversed(tiny_models.EXAMPLES.items())}.values()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in FIRST else pytest.mark.deep)
+        for name in tiny_models.EXAMPLES
+    ],
+)
 def test_nonsense_in_any_key_is_one_of_our_errors(name: str) -> None:
     original = tiny_models.config_of(name)
     family = family_of(original)
@@ -195,3 +204,52 @@ def test_every_flag_is_one_of_megatron(name: str) -> None:
     config = tiny_models.config_of(name)
     run = from_mapping(family_of(config).run_config(config))
     check_flags_exist([word for word in to_flags(run) if word.startswith("--")])
+
+
+def test_alpha_of_rotary_positions_scales_the_base_of_hunyuan_alone() -> None:
+    config = tiny_models.config_of("hunyuan_v1_moe")
+    family = FAMILIES["hunyuan_v1_moe"]
+    assert family.limits(config) == ()
+    run = from_mapping(family.run_config(config))
+    assert run.model.rotary_base == round(10000.0 * 1000.0 ** (16 / 14))
+    told = family.hf_config(apply_overrides(run, {"model.rotary_base": 500000}), config)
+    assert told["rope_parameters"] == {"rope_type": "default", "factor": 1.0, "rope_theta": 500000}
+    llama = tiny_models.config_of("llama") | {"rope_parameters": config["rope_parameters"]}
+    (limit,) = FAMILIES["llama"].limits(llama)
+    assert "Megatron has no 'dynamic' rotary positions here" in limit
+
+
+def test_layers_of_hunyuan_that_differ_are_refused() -> None:
+    config = tiny_models.config_of("hunyuan_v1_moe") | {"moe_topk": [2, 1, 2]}
+    with pytest.raises(MappingError, match=r"gives layers different numbers of moe_topk, \[2, 1"):
+        FAMILIES["hunyuan_v1_moe"].run_config(config)
+
+
+def test_linear_attention_of_minimax_is_refused() -> None:
+    config = tiny_models.config_of("minimax_m2") | {"attn_type_list": [1, 0, 1]}
+    with pytest.raises(MappingError, match="has layers of linear attention"):
+        FAMILIES["minimax_m2"].run_config(config)
+
+
+def test_rotated_features_of_minimax_are_a_fraction() -> None:
+    config = tiny_models.config_of("minimax_m2")
+    config["rope_parameters"] = {"rope_type": "default", "rope_theta": 5e6}
+    family = FAMILIES["minimax_m2"]
+    assert from_mapping(family.run_config(config)).model.rotary_fraction == 1.0
+    run = from_mapping(family.run_config(config | {"rotary_dim": 4}))
+    assert run.model.rotary_fraction == 4 / 16
+
+
+def test_kinds_of_layers_that_are_unknown_are_refused() -> None:
+    config = tiny_models.config_of("qwen3_next") | {"layer_types": ["full_attention"] * 4 + ["x"]}
+    with pytest.raises(MappingError, match="each of the 5 layers needs linear_attention or full"):
+        FAMILIES["qwen3_next"].geometry(config)
+
+
+def test_indexers_of_predicting_layers_are_kept_too() -> None:
+    family = FAMILIES["deepseek_v32"]
+    config = tiny_models.config_of("deepseek_v32") | {"num_nextn_predict_layers": 1}
+    links = {link.key: link for link in family.links(family.geometry(config))}
+    kept = links["hugging_face.layers.4.self_attn.indexer.wk.weight"]
+    assert kept.blocks[0].name == "model.layers.4.self_attn.indexer.wk.weight"
+    assert "mtp.layers.0.transformer_layer.mlp.router.weight" in links
