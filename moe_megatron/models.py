@@ -18,6 +18,7 @@ __all__ = [
     "GPTOSS",
     "DeepSeekV2",
     "DeepSeekV3",
+    "DeepSeekV32",
     "Dots1",
     "ERNIE45MoE",
     "GLM4MoE",
@@ -27,6 +28,7 @@ __all__ = [
     "HunYuanMoE",
     "KimiK2",
     "Llama",
+    "Llama4",
     "MiniMaxM2",
     "Mistral",
     "Mixtral",
@@ -37,6 +39,8 @@ __all__ = [
     "Qwen2MoE",
     "Qwen3",
     "Qwen3MoE",
+    "Qwen3Next",
+    "Qwen35MoE",
     "SwitchTransformers",
 ]
 
@@ -164,6 +168,30 @@ class GraniteMoEShared(_Published):
     """Granite MoE with a shared expert."""
 
     family = "granitemoeshared"
+
+
+class Qwen3Next(_Published):
+    """Qwen3-Next: it only converts, and is refused with the reason."""
+
+    family = "qwen3_next"
+
+
+class Qwen35MoE(_Published):
+    """The text model of Qwen3.5-MoE: it only converts."""
+
+    family = "qwen3_5_moe_text"
+
+
+class DeepSeekV32(_Published):
+    """DeepSeek-V3.2 (arXiv:2512.02556): it only converts."""
+
+    family = "deepseek_v32"
+
+
+class Llama4(_Published):
+    """The text model of Llama 4: it only converts."""
+
+    family = "llama4_text"
 
 
 class PhiMoE(_Published):

@@ -22,14 +22,16 @@ import yaml
 from safetensors.torch import load_file
 
 from moe_megatron.checkpoint.convert import Execution, export_checkpoint, import_checkpoint
+from moe_megatron.checkpoint.formats.hf_folder import HfFolder
 from moe_megatron.checkpoint.verify.verification import Options, Verification, verify
 from moe_megatron.errors import BackendUnavailableError, MappingError
-from moe_megatron.families import FAMILIES, Family
+from moe_megatron.families import FAMILIES, Family, family_of
 from moe_megatron.testing import tiny_models
 from tests.functional import ladder
 
 CARDS = ROOT / "docs" / "verification"
 QUIET = Execution(progress=False)
+_NONE = "none: does not train here"
 NOT_VERIFIED = (
     "published weights: all models here are tiny and random",
     "Transformer Engine and GPUs: Megatron runs its local layers on a CPU",
@@ -53,7 +55,9 @@ def card(family: Family) -> dict[str, Any]:
         "architecture": family.architecture,
         "versions": {package: importlib.metadata.version(package) for package in packages},
         "examples": {name: example(name) for name in names},
-        "parallel_layouts": parallel_layouts(names[0], is_moe=family.is_moe),
+        "parallel_layouts": _NONE
+        if family.untrained
+        else parallel_layouts(names[0], is_moe=family.is_moe),
         "not_verified": list(NOT_VERIFIED),
     }
 
@@ -71,7 +75,9 @@ def example(name: str) -> dict[str, Any]:
             "logits_fp32": logits(exact),
             "logits_bf16": logits(rounded),
             "differs_in_megatron": list(exact.limits),
-            "training": training(folder / "classic", folder / "run"),
+            "training": _NONE
+            if family_of(HfFolder(source).config).untrained
+            else training(folder / "classic", folder / "run"),
         }
 
 
@@ -103,6 +109,8 @@ def passed(found: Verification) -> str:
 
 def logits(found: Verification) -> dict[str, Any] | str:
     if found.logits is None:
+        if FAMILIES[found.family].untrained:
+            return _NONE
         return "not compared: an encoder-decoder, of which Megatron has the decoder alone"
     return {
         "positions": found.logits.positions,

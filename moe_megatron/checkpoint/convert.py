@@ -32,7 +32,7 @@ from moe_megatron.checkpoint.formats.view import View
 from moe_megatron.checkpoint.plan.exporting import ExportOptions, plan_export
 from moe_megatron.checkpoint.plan.importing import ImportOptions, check_source, plan_import
 from moe_megatron.config import CONFIG_FILE, dump_yaml
-from moe_megatron.config.checkpoint_files import TRACKER, read_tracker
+from moe_megatron.config.checkpoint_files import HF_FOLDER, TRACKER, read_tracker
 from moe_megatron.config.mapping import from_mapping
 from moe_megatron.errors import CheckpointError
 from moe_megatron.families import Family, Geometry, family_of
@@ -171,7 +171,7 @@ def _notes(
     """Files beside the weights: the run configuration, config.json, and what an export restores."""
     values = model.family.run_config(model.config, model.geometry)
     if has_tokenizer(folder.path):
-        values["data"]["tokenizer"] = str(target.absolute() / side_files.HF_FOLDER)
+        values["data"]["tokenizer"] = str(target.absolute() / HF_FOLDER)
     run = from_mapping(values)
     origin = {
         "fused": family_of(folder.config).has_fused_names(folder.tensors),

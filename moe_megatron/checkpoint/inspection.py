@@ -138,6 +138,7 @@ def _inspect_torch_dist(path: Path) -> Inspection:
         has_optimizer=any(_OPTIMIZER.search(key) for key in saved.tensors),
         routing=_routing(saved.path),
         checksums=(saved.path / MANIFEST).is_file(),
+        limits=_limits(saved.path),
     )
 
 
@@ -176,6 +177,15 @@ def _family(folder: Path) -> str | None:
         return description.family_of_folder(folder).name
     except MoEError:
         return None
+
+
+def _limits(folder: Path) -> tuple[str, ...]:
+    """What Megatron computes differently from the model that a checkpoint was imported from."""
+    try:
+        base = description.base_config(folder)
+        return () if base is None else family_of(base).limits(base)
+    except MoEError:
+        return ()
 
 
 def _routing(folder: Path) -> str | None:

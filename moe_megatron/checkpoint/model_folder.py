@@ -18,13 +18,12 @@ from moe_megatron.checkpoint.edit.selection import without_prediction
 from moe_megatron.checkpoint.execute.publish import check_free, publish, staging_of
 from moe_megatron.checkpoint.formats import description
 from moe_megatron.checkpoint.formats.hf_folder import CONFIG, HfFolder
-from moe_megatron.checkpoint.formats.side_files import HF_FOLDER
 from moe_megatron.checkpoint.formats.torch_dist import TorchDist
 from moe_megatron.checkpoint.hub import local_folder
 from moe_megatron.checkpoint.matrices import read_matrix, read_saved_matrix
 from moe_megatron.checkpoint.plan.importing import ImportOptions, check_source
 from moe_megatron.config import CONFIG_FILE, Architecture, DataConfig, RunConfig
-from moe_megatron.config.checkpoint_files import is_megatron_checkpoint
+from moe_megatron.config.checkpoint_files import HF_FOLDER, is_megatron_checkpoint
 from moe_megatron.errors import CheckpointError
 from moe_megatron.families import Family, family_of, family_of_run
 from moe_megatron.families.links import Identity, Link
@@ -63,6 +62,7 @@ def _load_hugging_face(path: Path, expected: str | None) -> LoadedModel:
     folder = HfFolder(path)
     family = family_of(folder.config)
     _check_family(path, family, expected)
+    _check_trains(path, family)
     geometry = family.geometry(folder.config, folder.tensors)
     links = family.links_of(geometry, folder.tensors)
     redundant = family.redundant(geometry)
@@ -94,6 +94,7 @@ def _load_megatron(path: Path, expected: str | None) -> LoadedModel:
         if expected is not None or base is not None:
             family = description.family_of_folder(saved.path)
             _check_family(path, family, expected)
+            _check_trains(path, family)
             limits = () if base is None else family.limits(base)
         vocab = run.data.vocab_size or saved.tensors["embedding.word_embeddings.weight"].shape[0]
         whole = replace(run.architecture, vocab_size=vocab)
@@ -201,6 +202,14 @@ def _check_family(path: Path, family: Family, expected: str | None) -> None:
             f"{path} holds a {family.name} model, not {expected}; load it with the class of its "
             "family in moe_megatron.models, or with MoEModel.from_pretrained, which takes any "
             "family."
+        )
+
+
+def _check_trains(path: Path, family: Family) -> None:
+    if family.untrained:
+        raise CheckpointError(
+            f"{path} holds a {family.name} model, which does not train here: {family.untrained} It "
+            "converts bit by bit (moe-megatron convert); load it with transformers."
         )
 
 

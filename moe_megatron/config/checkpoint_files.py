@@ -15,6 +15,11 @@ TRACKER = "latest_checkpointed_iteration.txt"
 RELEASE = "release"
 """Name of a checkpoint that holds weights alone: training starts at step 0."""
 
+HF_FOLDER = "hf"
+"""In the folder of one step: what an import keeps of the Hugging Face model beside its tensors."""
+HF_CONFIG = f"{HF_FOLDER}/config.json"
+"""The configuration of that model."""
+
 _TRACKER_BYTES = 64
 _ITERATION = re.compile(r"iter_(\d{7,})")
 

@@ -32,6 +32,8 @@ from moe_megatron.families.settings import (
 )
 from moe_megatron.families.table import Row, carried, expand, kept_links
 
+DOES_NOT_TRAIN = "a model of this family does not train here"
+"""How the limits of a family begin that only converts."""
 LONGEST_SEQUENCE = 1024
 """Longest training sequence that an import proposes, in tokens: what a laptop can begin with."""
 _FIRST_TRAINING = {"micro_batch_size": 1, "learning_rate": 2e-5, "min_learning_rate": 2e-6}
@@ -110,6 +112,8 @@ class Family:
     carried: tuple[str, ...] = ()
     """Patterns of tensor names that transformers does not read; they travel unchanged, under
     `hugging_face.` in a Megatron checkpoint."""
+    untrained: str = ""
+    """Why its models do not train here, as a sentence; empty: they do."""
     model_types: tuple[str, ...] = ()
     """Further `model_type`s with the same tensors."""
     computed_by: str = ""
@@ -252,6 +256,8 @@ class Family:
     def limits(self, hf_config: HfConfig) -> tuple[str, ...]:
         """How Megatron's function differs from this model's, as sentences; weights are exact."""
         geometry = self.geometry(hf_config)
+        if self.untrained:
+            return (f"{DOES_NOT_TRAIN}: {self.untrained}",)
         hf_config = self._with_defaults(hf_config)
         found = rope.limits(hf_config, latent=self.latent) if self._has_rope else []
         return (

@@ -4,7 +4,8 @@ The shapes of tensors follow from them. Further fields describe what a checkpoin
 to the tensors of the architecture. This module does not know tensors or families.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from moe_megatron.config import Architecture, LatentAttention, ModelConfig, MoEConfig
 
@@ -24,6 +25,10 @@ class Geometry:
     """Whether encoder and decoder have embeddings of their own in addition to the shared one."""
     position_buckets: int = 0
     """Rows of the table of relative position biases."""
+    layer_kinds: tuple[str, ...] = ()
+    """For each decoder layer its kind of attention, where layers differ in it."""
+    beyond: Mapping[str, int] = field(default_factory=dict)
+    """Sizes of what Megatron does not compute, by the names that rows use."""
     carried: tuple[tuple[str, tuple[int, ...]], ...] = ()
     """Names and shapes of tensors that neither transformers nor Megatron computes with."""
 
@@ -246,5 +251,7 @@ class Geometry:
         return self._moe.expert_bias
 
     def size(self, axis: str | int) -> int:
-        """The size of an axis, given as a number or as the name of one of these properties."""
-        return axis if isinstance(axis, int) else int(getattr(self, axis))
+        """The size of an axis: a number, or the name of one of these properties or of `beyond`."""
+        if isinstance(axis, int):
+            return axis
+        return self.beyond[axis] if axis in self.beyond else int(getattr(self, axis))

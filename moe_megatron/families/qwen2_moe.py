@@ -28,7 +28,7 @@ from moe_megatron.families.sliding import (
 )
 from moe_megatron.families.table import Scope, one_to_one
 
-_GATE = one_to_one(
+GATE = one_to_one(
     "mlp.shared_experts.gate_weight",
     LAYER + "mlp.shared_expert_gate.weight",
     1,
@@ -47,7 +47,7 @@ QWEN2_MOE = Family(
         router(),
         *experts(),
         *shared_experts("shared_expert"),
-        _GATE,
+        GATE,
     ),
     fields=(
         *MODEL_FIELDS,

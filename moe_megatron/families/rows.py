@@ -31,6 +31,11 @@ OUTSIDE = (
 """Embedding, last norm and output projection."""
 
 
+def kept(name: str, *shape: str | int, **more: object) -> Row:
+    """A tensor of each layer that Megatron has no name for, and that keeps its own."""
+    return one_to_one(name, LAYER + name, *shape, kept=True, **more)
+
+
 def mlp_norms(kind: str = "weight", name: str = "post_attention_layernorm") -> tuple[Row, ...]:
     """The norm before the MLP; in a MoE layer the two layer specs name it differently."""
     source, key = f"{LAYER}{name}.{kind}", _LOCAL_NORM + kind

@@ -260,6 +260,24 @@ FIRST_DENSE = Pattern(_first_dense, _write_first_dense, keys=("first_k_dense_rep
 """DeepSeek: k dense layers, then MoE layers."""
 
 
+def _listed_or_first_dense(config: HfConfig, layers: int) -> tuple[bool, ...]:
+    kinds, otherwise = read_list(config, "mlp_layer_types"), _first_dense(config, layers)
+    listed = tuple(layer < len(kinds) and kinds[layer] == "sparse" for layer in range(layers))
+    return listed if kinds else otherwise
+
+
+def _write_kinds(layers: tuple[bool, ...]) -> dict[str, Any]:
+    return {"mlp_layer_types": ["sparse" if moe else "dense" for moe in layers]}
+
+
+LISTED_OR_FIRST_DENSE = Pattern(
+    _listed_or_first_dense,
+    _write_kinds,
+    keys=("mlp_layer_types", "first_k_dense_replace"),
+)
+"""A list of dense and sparse layers; without it as `FIRST_DENSE`."""
+
+
 TOP_K_ROUTER: dict[str, Any] = {
     "moe.router.name": "top_k",
     "moe.router.score_function": "softmax",

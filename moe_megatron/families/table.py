@@ -14,6 +14,7 @@ from moe_megatron.families.geometry import Geometry
 from moe_megatron.families.links import Block, Link, Transform
 
 Axes = tuple[str | int, ...]
+_KEPT = "hugging_face."
 
 
 class Scope(StrEnum):
@@ -86,6 +87,11 @@ class Row:
     """Whether it is gate and up projection in one matrix, which Megatron saves in two parts."""
     when: str = ""
     """Name of a property of `Geometry`; the row is left out if that is 0 or false."""
+    kind: str = ""
+    """The kind of layers that it is repeated for (`Geometry.layer_kinds`); empty: all of them."""
+    kept: bool = False
+    """Whether Megatron has no name for it: its key then continues `hugging_face.layers.{layer}.`,
+    of a tensor for each layer, which Megatron does not look at."""
     dtype: str | None = None
 
 
@@ -123,7 +129,7 @@ def expand(
         link
         for row in rows
         if not row.when or getattr(geometry, row.when)
-        for place in _places(row.scope, geometry)
+        for place in _places(row, geometry)
         for link in _links(row, _source(row, fused=fused, packed=packed), place, geometry)
     ]
 
@@ -134,7 +140,18 @@ def _source(row: Row, *, fused: bool, packed: bool) -> Source:
     return row.fused if fused and row.fused is not None else row.source
 
 
-def _places(scope: Scope, geometry: Geometry) -> Iterator[_Place]:
+def _places(row: Row, geometry: Geometry) -> Iterator[_Place]:
+    for place in _all_places(row.scope, geometry):
+        if row.kind and (place.layer is None or geometry.layer_kinds[place.layer] != row.kind):
+            continue
+        yield _kept_place(place) if row.kept else place
+
+
+def _kept_place(place: _Place) -> _Place:
+    return _Place(f"{_KEPT}layers.{place.hf_layer}.", None, place.hf_layer)
+
+
+def _all_places(scope: Scope, geometry: Geometry) -> Iterator[_Place]:
     if scope is Scope.MODEL:
         yield _Place("", None, None)
         return
@@ -254,7 +271,6 @@ def one_to_one(key: str, name: str, *shape: str | int, **more: object) -> Row:
     return Row(key=key, shape=shape, source=Source((name,)), **more)  # type: ignore[arg-type]
 
 
-_KEPT = "hugging_face."
 _SCALE = "_scale_inv"
 
 

@@ -12,6 +12,7 @@ from moe_megatron.checkpoint.integrity.newest_valid import candidates
 from moe_megatron.config import RunConfig
 from moe_megatron.config.checkpoint_files import step_of
 from moe_megatron.config.loading import check_same_run, no_checkpoint, saved_config
+from moe_megatron.families.untrained import check_trains
 from moe_megatron.routing import resolve
 
 _OTHER_LENGTH = ("ckpt-step", "train-samples", "finetune")
@@ -36,6 +37,7 @@ def check_load(config: RunConfig) -> str | None:
     usable = found if config.checkpoint.fallback else found[:1]
     whole = next(filter(looks_whole, usable), None)
     folder = whole or found[0]
+    check_trains(folder)
     check_same_run(folder, _with_its_vocabulary(config, folder), resolve)
     if whole is None:
         return None  # the ranks say what is wrong with it

@@ -21,6 +21,12 @@ _MODEL = {
 }
 _MOE = {**_MODEL, "moe_intermediate_size": 40, "num_experts": 6, "num_experts_per_tok": 2}
 _QWEN2_MOE = {**_MOE, "shared_expert_intermediate_size": 72}
+_LINEAR = {
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 10,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+}
 _LOCAL = {**_MODEL, "num_local_experts": 4, "num_experts_per_tok": 2}
 
 _LATENT = {
@@ -260,6 +266,32 @@ EXAMPLES: dict[str, tuple[str, dict[str, Any]]] = {
             "tie_word_embeddings": False,
             "num_sparse_decoder_layers": 6,
             "num_experts": 5,
+        },
+    ),
+    "qwen3_next": (
+        "qwen3_next",
+        {**_QWEN2_MOE, **_LINEAR, "num_hidden_layers": 5, "head_dim": 16, "mlp_only_layers": [1]},
+    ),
+    "qwen3_next-biases": (
+        "qwen3_next",
+        {**_QWEN2_MOE, **_LINEAR, "num_hidden_layers": 4, "head_dim": 16, "attention_bias": True},
+    ),
+    "qwen3_5_moe_text": (
+        "qwen3_5_moe_text",
+        {**_QWEN2_MOE, **_LINEAR, "num_hidden_layers": 4, "head_dim": 16},
+    ),
+    "deepseek_v32": (
+        "deepseek_v32",
+        {
+            **{**_DEEPSEEK, **_LATENT, "num_hidden_layers": 4, "index_topk": 8},
+            **{"index_head_dim": 16, "index_n_heads": 4},
+        },
+    ),
+    "llama4_text": (
+        "llama4_text",
+        {
+            **{**_LOCAL, "num_hidden_layers": 5, "head_dim": 16, "num_experts_per_tok": 1},
+            **{"intermediate_size_mlp": 72, "interleave_moe_layer_step": 2},
         },
     ),
     "llama": ("llama", _MODEL),

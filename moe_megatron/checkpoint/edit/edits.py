@@ -39,6 +39,11 @@ def edit(
             "selecting experts by number, keeping experts by their use, and upcycling exclude each "
             "other; choose one of them."
         )
+    if model.family.untrained and not (selection.takes_all and experts is None):
+        raise CheckpointError(
+            f"a {model.family.name} model does not train here, so that a part of it would be of no "
+            "use; convert the whole model, without choosing layers or experts."
+        )
     if experts is not None:
         model = with_fewer_experts(model, experts, folder)
     if upcycling is not None:

@@ -4,9 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from moe_megatron.checkpoint.formats.hf_folder import CONFIG
-from moe_megatron.checkpoint.formats.side_files import HF_FOLDER
 from moe_megatron.config import CONFIG_FILE, RunConfig, load_config
+from moe_megatron.config.checkpoint_files import HF_CONFIG, HF_FOLDER
 from moe_megatron.config.checks import join_words
 from moe_megatron.config.masked_experts import read_masked
 from moe_megatron.errors import CheckpointError
@@ -14,7 +13,7 @@ from moe_megatron.families import Family, family_of, family_of_run
 from moe_megatron.families.choice import FLAGS_OF_UNKNOWN_FUNCTION
 from moe_megatron.reading import read_json
 
-BASE_CONFIG = f"{HF_FOLDER}/{CONFIG}"
+BASE_CONFIG = HF_CONFIG
 """Configuration of the Hugging Face model from which the checkpoint was imported."""
 ORIGIN = f"{HF_FOLDER}/origin.json"
 """Further facts about that model, needed for an export: `fused` and `dtypes`."""

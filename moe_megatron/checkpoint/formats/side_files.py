@@ -8,11 +8,9 @@ from functools import partial
 from pathlib import Path
 
 from moe_megatron.checkpoint.formats.own_files import check_own
+from moe_megatron.config.checkpoint_files import HF_FOLDER
 from moe_megatron.reading import read_bytes
 from moe_megatron.telemetry.values.profile import PROFILE_FILE
-
-HF_FOLDER = "hf"
-"""Folder of these files in a Megatron checkpoint."""
 
 PATTERNS = (
     "generation_config.json",

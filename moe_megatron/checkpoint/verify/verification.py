@@ -136,7 +136,7 @@ def verify(
         if not structure and not options.logits:
             skipped = "this was not requested"
         elif not structure:
-            logits, skipped = _logits(folder, saved, links, options)
+            logits, skipped = _logits(folder, saved, family, links, options)
     return Verification(
         source=source,
         converted=converted,
@@ -222,8 +222,10 @@ def _weights(
 
 
 def _logits(
-    folder: HfFolder, saved: TorchDist, links: list[Link], options: Options
+    folder: HfFolder, saved: TorchDist, family: Family, links: list[Link], options: Options
 ) -> tuple[LogitsReport | None, str]:
+    if family.untrained:
+        return None, f"a {family.name} model does not train here: {family.untrained}"
     run = description.run_of(saved.path)
     tokens = random_tokens(run.data.vocab_size, options.sequences, options.length)
     try:

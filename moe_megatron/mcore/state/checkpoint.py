@@ -33,6 +33,7 @@ from moe_megatron.config.checkpoint_files import (
     step_of,
 )
 from moe_megatron.errors import CheckpointError, NoRoomError
+from moe_megatron.families.untrained import check_trains
 from moe_megatron.pickle_names import refusal
 from moe_megatron.platform.disk import FULL
 from moe_megatron.routing import resolve
@@ -112,6 +113,7 @@ def check_same_model(folder: Path, config: RunConfig) -> Path:
     Raises:
         CheckpointError: Another model was saved, or the run changes what it must keep.
     """
+    check_trains(folder)
     loading.check_same_run(folder, config, resolve)
     return folder
 
