@@ -1,7 +1,8 @@
 """DeepSeek-V3 and R1: like V2, with a biased sigmoid router and multi-token prediction.
 
 Latent attention is that of `deepseek_v2`. Published checkpoints hold copies of the embedding for
-multi-token prediction; these are kept unchanged under `hugging_face.`.
+multi-token prediction; these are kept unchanged under `hugging_face.`, until Megatron trains the
+model: what it saves has the embedding alone.
 """
 
 from dataclasses import replace
