@@ -64,12 +64,8 @@ def choose_machine(config: RunConfig) -> MachineChoices:
             f"precision fp8 needs Transformer Engine, and {implementation.reason}; use bf16, or a "
             "GPU machine with transformer-engine[pytorch]."
         )
-    if "hybrid-context-parallel" in config.megatron and not with_engine:
-        raise BackendUnavailableError(
-            "--hybrid-context-parallel packs sequences, which needs Transformer Engine's "
-            f"attention, and {implementation.reason}; leave it out (context_parallel_size works "
-            "without it), or use a GPU machine with transformer-engine[pytorch]."
-        )
+    if not with_engine:
+        _check_context_flags(config, implementation.reason)
     grouped, fusion = config.moe.grouped_gemm, choose_accumulation_fusion()
     settings = MachineSettings(
         backend=backend.value,
@@ -86,3 +82,19 @@ def choose_machine(config: RunConfig) -> MachineChoices:
         accumulation_fusion=fusion,
         settings=settings,
     )
+
+
+_CONTEXT_FLAGS = {
+    "hybrid-context-parallel": "packs sequences",
+    "hierarchical-context-parallel-sizes": "nests context groups",
+}
+
+
+def _check_context_flags(config: RunConfig, reason: str) -> None:
+    for flag, does in _CONTEXT_FLAGS.items():
+        if flag in config.megatron:
+            raise BackendUnavailableError(
+                f"--{flag} {does}, which needs Transformer Engine's attention, and {reason}; leave "
+                "it out (context_parallel_size works without it), or use a GPU machine with "
+                "transformer-engine[pytorch]."
+            )

@@ -40,9 +40,10 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "tp2": (2, TP2),
     "ep2": (2, EP2),
     "pp2": (2, {"parallel.pipeline_parallel_size": 2}),
+    "cp2_ep2": (2, {"parallel.context_parallel_size": 2, **EP2}),
     "tp2_ep2": (4, {**TP2, **EP2}),
 }
-DEEP = {"tp2", "pp2", "tp2_ep2"}
+DEEP = {"tp2", "pp2", "cp2_ep2", "tp2_ep2"}
 """Those whose losses test_parallel_parity.py compares with those of one process, too."""
 
 

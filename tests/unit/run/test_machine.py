@@ -40,18 +40,25 @@ def test_engine_says_whether_gradients_are_fused_and_why(fused: bool, word: str)
     ]
 
 
-def test_packed_sequences_are_refused_where_local_layers_would_compute_them(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(
+    ("flag", "value", "does"),
+    [
+        ("hybrid-context-parallel", True, "packs sequences"),
+        ("hierarchical-context-parallel-sizes", [1, 2], "nests context groups"),
+    ],
+)
+def test_what_local_attention_cannot_split_is_refused(
+    flag: str, value: object, does: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(DEVICE_VARIABLE, "cpu")
-    packed = {"megatron.hybrid-context-parallel": True, "parallel.context_parallel_size": 2}
-    config = apply_overrides(load_config("test_tiny"), packed)
+    fields = {f"megatron.{flag}": value, "parallel.context_parallel_size": 2}
+    config = apply_overrides(load_config("test_tiny"), fields)
     with pytest.raises(BackendUnavailableError) as error:
         choose_machine(config)
     assert str(error.value) == (
-        "--hybrid-context-parallel packs sequences, which needs Transformer Engine's attention, "
-        "and Transformer Engine needs a CUDA device; leave it out (context_parallel_size works "
-        "without it), or use a GPU machine with transformer-engine[pytorch]."
+        f"--{flag} {does}, which needs Transformer Engine's attention, and Transformer Engine "
+        "needs a CUDA device; leave it out (context_parallel_size works without it), or use a GPU "
+        "machine with transformer-engine[pytorch]."
     )
 
 
