@@ -72,6 +72,7 @@ QWEN3_NEXT = Family(
     },
     reads=gated_delta_net.KEYS,
     layout=gated_delta_net.layout,
+    irrelevant={"use_sliding_window": "transformers has no windows in this family"},
     carried=(r"mtp\..*",),
     untrained=gated_delta_net.WHY_UNTRAINED,
 )

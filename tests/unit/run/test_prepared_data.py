@@ -31,7 +31,7 @@ def test_mock_data_needs_nothing_prepared(tmp_path, monkeypatch):
     monkeypatch.setenv("MOE_MEGATRON_CACHE", str(tmp_path / "cache"))
     config = apply_overrides(load_config("test_tiny"), {"megatron.mock-data": True})
     data = prepare_data(config)
-    assert (data.paths, data.vocab_size, data.cache) == ((), 512, tmp_path / "cache")
+    assert (data.paths, data.vocab_size, data.cache) == ((), 512, tmp_path / "cache" / "indices")
     assert not data.cache.exists()
 
 
