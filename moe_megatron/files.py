@@ -35,6 +35,15 @@ _REMEDIES = {
 }
 
 
+def user_path(given: str | os.PathLike[str]) -> Path:
+    """A path as a person writes it, where `~` stands for a home folder."""
+    path = Path(given)
+    try:
+        return path.expanduser()
+    except RuntimeError:  # there is no such user: a name like any other
+        return path
+
+
 def default_cache_dir() -> Path:
     """Where prepared data lives unless the caller says otherwise.
 
@@ -42,9 +51,9 @@ def default_cache_dir() -> Path:
         `$MOE_MEGATRON_CACHE`, else `$XDG_CACHE_HOME/moe_megatron`, else `~/.cache/moe_megatron`.
     """
     if own := os.environ.get("MOE_MEGATRON_CACHE"):
-        return Path(own).expanduser()
+        return user_path(own)
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "moe_megatron"
+    return user_path(base) / "moe_megatron"
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from moe_megatron.analytics.decisions import BatchAnalysis
 from moe_megatron.analytics.routers import Decision, RouterHooks
 from moe_megatron.analytics.specialization import Specialization, SpecializationCounter
 from moe_megatron.errors import ConfigError, DataError
+from moe_megatron.files import user_path
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -134,7 +135,7 @@ class RouterAnalyzer:
         if not len(ids):
             raise DataError("there are no tokens to plot; give non-empty text or token ids")
         analysis = self.analyze_batch(self._pad([ids]))
-        path = Path(save_to)
+        path = user_path(save_to)
         path.parent.mkdir(parents=True, exist_ok=True)
         labels = [self._label(token) for token in ids.tolist()]
         plot_affinity(analysis.scores[:, 0], analysis.indices[:, 0], self.layers, labels, path)

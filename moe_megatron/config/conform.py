@@ -7,7 +7,8 @@ quirks:
 
 * a whole number fits a float;
 * numeric text fits a float, because YAML 1.1 reads `1e-3` (no dot) as text;
-* a list becomes a tuple, and a path becomes text.
+* a list becomes a tuple, and a path becomes text;
+* `~` at the beginning of a text stands for a home folder.
 
 A class with a class method `conformed` converts values itself. This module does not know ranges
 (`checks`), files or the names of sections.
@@ -23,6 +24,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from moe_megatron.config.checks import clipped, join_words, nearest, qualified
 from moe_megatron.errors import ConfigError
+from moe_megatron.files import user_path
 
 _WORDS: dict[object, str] = {
     int: "a whole number",
@@ -155,8 +157,9 @@ def _fit(value: object, annotation: Any) -> Any:
         return tuple(_fit(item, get_args(annotation)[0]) for item in value)
     if annotation is float:
         return _fit_float(value)
-    if annotation is str and isinstance(value, os.PathLike):
-        return os.fspath(value)
+    if annotation is str and isinstance(value, os.PathLike | str):
+        text = os.fspath(value)
+        return str(user_path(text)) if text.startswith("~") else text
     # `type`, not `isinstance`: in Python True is an int, in a configuration it is a mistake.
     if type(value) is annotation:
         return value

@@ -16,6 +16,7 @@ from moe_megatron.config.moe import MoEConfig
 from moe_megatron.config.resume import Change, refused_changes
 from moe_megatron.config.run import RunConfig
 from moe_megatron.errors import CheckpointError, ConfigError
+from moe_megatron.files import user_path
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +78,7 @@ def _refused(folder: Path, saved: RunConfig, config: RunConfig) -> list[Change]:
 
 def _same_tokens(folder: Path, config: RunConfig) -> bool:
     """Whether the tokenizer is the one beside the checkpoint, which has moved."""
-    files = (folder / "hf" / _TOKENS, Path(config.data.tokenizer).expanduser() / _TOKENS)
+    files = (folder / "hf" / _TOKENS, user_path(config.data.tokenizer) / _TOKENS)
     return all(file.is_file() for file in files) and cmp(*files, shallow=False)
 
 

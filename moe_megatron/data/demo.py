@@ -18,7 +18,7 @@ from moe_megatron.data.demo_corpus import DOMAINS, write_demo_corpus
 from moe_megatron.data.index import bin_path, idx_path
 from moe_megatron.data.prepare import CacheEntry, prepare_dataset
 from moe_megatron.data.writer import OpenWriter
-from moe_megatron.files import exclusive_lock, explained_writes, publishing
+from moe_megatron.files import exclusive_lock, explained_writes, publishing, user_path
 from moe_megatron.reading import read_json
 from moe_megatron.text.demo import demo_tokenizer
 from moe_megatron.text.tokenizer import Tokenizer
@@ -69,7 +69,7 @@ def ensure_demo(
         DataError: If `vocab_size` is too small, the cache cannot be written or Python's standard
             library has no source.
     """
-    root = Path(cache_dir).expanduser().absolute()
+    root = user_path(cache_dir).absolute()
     tokenizer = demo_tokenizer(root, vocab_size=vocab_size)
     directory = demo_directory(root, tokenizer)
     if found := _find(directory, tokenizer):

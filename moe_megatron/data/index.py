@@ -59,7 +59,10 @@ def is_prefix(prefix: Path) -> bool:
     Raises:
         DataError: If only one of the two exists.
     """
-    has_bin, has_idx = bin_path(prefix).is_file(), idx_path(prefix).is_file()
+    try:
+        has_bin, has_idx = bin_path(prefix).is_file(), idx_path(prefix).is_file()
+    except (OSError, ValueError):  # no file can have such a name
+        return False
     if has_bin != has_idx:
         there, missing = (".bin", ".idx") if has_bin else (".idx", ".bin")
         raise DataError(

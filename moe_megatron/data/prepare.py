@@ -32,6 +32,7 @@ from moe_megatron.files import (
     exclusive_lock,
     explained_writes,
     rename_into_place,
+    user_path,
     working_directory,
 )
 from moe_megatron.text.tokenizer import Tokenizer
@@ -106,7 +107,7 @@ def prepare_dataset(
     """
     _check_numbers(num_workers, max_bad_line_ratio)
     entry = output_prefix.prefix if isinstance(output_prefix, CacheEntry) else output_prefix
-    prefix = Path(entry).expanduser().absolute()
+    prefix = user_path(entry).absolute()
     files = expand_sources(sources)
     origin = describe_origin(files, tokenizer.fingerprint, tokenizer.eod_id, text_key)
     if found := find_prepared(prefix, origin, max_bad_line_ratio):

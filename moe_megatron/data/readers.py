@@ -22,6 +22,7 @@ from typing import Any, BinaryIO, cast
 from moe_megatron.data.columnar import open_parquet, open_saved_dataset, whole_columns
 from moe_megatron.data.shards import END, Shard, Source, expand_sources, plan_parts
 from moe_megatron.errors import DataError
+from moe_megatron.network import hub_is_reachable
 from moe_megatron.reading import lines, open_regular, read_bytes
 
 MAX_EXAMPLES = 5
@@ -259,6 +260,8 @@ def _hub_rows(spec: str, text_key: str) -> Iterator[Any]:
     config = rest[0] if rest else None
     split = rest[1] if len(rest) > 1 else "train"
     streaming = os.environ.get("HF_HUB_OFFLINE", "").lower() not in {"1", "true", "yes", "on"}
+    if streaming and not hub_is_reachable():
+        raise _not_from_hub(spec, "it cannot be reached")
     try:
         rows = iter(datasets.load_dataset(name, config, split=split, streaming=streaming))
         first = next(rows, None)
@@ -268,12 +271,17 @@ def _hub_rows(spec: str, text_key: str) -> Iterator[Any]:
         for row in rows:
             yield row[text_key]
     except (OSError, ValueError) as error:
-        raise DataError(
-            f"{spec} is not a local file, and could not be read from the Hugging Face hub "
-            f"({type(error).__name__}: {str(error).strip().splitlines()[0]}). Check the name "
-            "(owner/name:config:split) and the network; or download it on a machine with a network "
-            '(datasets.load_dataset(...).save_to_disk("DIR")) and give DIR; or use "demo".'
-        ) from error
+        first_line = (str(error).strip().splitlines() or [""])[0]
+        raise _not_from_hub(spec, f"{type(error).__name__}: {first_line}") from error
+
+
+def _not_from_hub(spec: str, reason: str) -> DataError:
+    return DataError(
+        f"{spec} is not a local file, and could not be read from the Hugging Face hub ({reason}). "
+        "Check the name (owner/name:config:split) and the network; or download it on a machine "
+        'with a network (datasets.load_dataset(...).save_to_disk("DIR")) and give DIR; or use '
+        '"demo".'
+    )
 
 
 def _require_column(name: str, columns: list[str], where: str) -> None:

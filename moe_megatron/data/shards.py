@@ -6,6 +6,7 @@ so their concatenation is the same text for any number of shards. This module re
 listings and file footers; `readers` reads the text.
 """
 
+import glob
 import hashlib
 import logging
 import re
@@ -14,9 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from moe_megatron.contents import GZIP, PARQUET, REMEDIES, ZSTD, content_of
 from moe_megatron.data.columnar import open_parquet, open_saved_dataset
 from moe_megatron.errors import DataError
-from moe_megatron.reading import read_json
+from moe_megatron.files import user_path
+from moe_megatron.reading import open_regular, read_json
 
 _log = logging.getLogger(__name__)
 
@@ -29,8 +32,10 @@ SUFFIXES: dict[str, Kind] = {
     ".jsonl.zst": "jsonl.zst",
     ".parquet": "parquet",
 }
-# name or owner/name, then optionally :config and :split
-_HUB_ID = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?(:[\w.-]+){0,2}")
+# owner/name, then optionally :config and :split; a single word is no id, but a mistake
+_HUB_ID = re.compile(r"[\w][\w.-]*/[\w][\w.-]*(:[\w.-]+){0,2}")
+_PATTERN = re.compile(r"[*?\[]")
+_CONTENT: dict[Kind, str] = {"jsonl.gz": GZIP, "jsonl.zst": ZSTD, "parquet": PARQUET}
 END = -1
 _SUPPORTED = ", ".join(SUFFIXES)
 
@@ -40,6 +45,14 @@ class InMemory:
     """Documents that the caller already holds as strings."""
 
     texts: tuple[str, ...]
+
+    def digest(self) -> str:
+        """Of all texts and where each of them ends."""
+        digest = hashlib.sha256()
+        for text in self.texts:
+            encoded = text.encode("utf-8", "surrogatepass")
+            digest.update(b"%d:" % len(encoded) + encoded)
+        return digest.hexdigest()
 
 
 Source = str | Path | InMemory
@@ -87,47 +100,97 @@ def expand_sources(sources: Sequence[Source]) -> tuple[SourceFile, ...]:
     """List the files behind `sources`, in a fixed order.
 
     Args:
-        sources: Files, directories (searched recursively, sorted), directories written by
-            `datasets.save_to_disk`, hub ids (`owner/name[:config[:split]]`), or `InMemory`.
+        sources: Files, directories (searched recursively, sorted), patterns such as
+            `data/*.jsonl`, directories written by `datasets.save_to_disk`, hub ids
+            (`owner/name[:config[:split]]`), or `InMemory`. Of several files, empty ones are left
+            out and counted in a warning.
 
     Raises:
-        DataError: If there is no source, or one is missing, empty or of an unknown type.
+        DataError: If there is no source, or one is missing, of an unknown or another type than its
+            name says, or if all are empty.
     """
     if not sources:
         raise DataError("no data source was given; name at least one file, directory or hub id.")
-    return tuple(file for source in sources for file in _expand(source))
+    found = [file for source in sources for file in _expand(source)]
+    empty = [file for file in found if not file.size and file.kind not in {"hub", "memory"}]
+    if len(empty) == len(found):
+        more = f" and {len(empty) - 1} more" if len(empty) > 1 else ""
+        raise DataError(
+            f"data file {empty[0].path}{more} is empty; write it again, or leave it out."
+        )
+    if empty:
+        _log.warning("left out %d empty file(s), first %s", len(empty), empty[0].path)
+    return tuple(file for file in found if file not in empty)
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is anything of that name; a name that no file can have is that of none."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
+def names_a_source(name: str) -> bool:
+    """Whether a string that is no path may still be meant as a file, a pattern or a hub id."""
+    known = _kind_of(Path(name)) is not None
+    return known or bool(_PATTERN.search(name) or _HUB_ID.fullmatch(name))
 
 
 def _expand(source: Source) -> list[SourceFile]:
     if isinstance(source, InMemory):
-        return [_in_memory(source.texts)]
-    path = Path(source).expanduser()
+        return [_in_memory(source)]
+    path = user_path(source)
+    if not is_there(path):
+        return _not_there(source, path)
     if path.is_dir():
         return [_saved_dataset(path)] if _is_saved_dataset(path) else _directory(path)
+    if not path.is_file():
+        raise DataError(
+            f"{path} is a pipe or a device, which cannot be read twice; write its content to a "
+            "file and give that."
+        )
     kind = _kind_of(path)
-    if path.is_file():
-        if kind is None:
+    if kind is None:
+        raise DataError(
+            f"{path} has an unsupported type; supported are {_SUPPORTED}. Convert it, or "
+            "rename it if only its name differs."
+        )
+    return [_file(path, kind)]
+
+
+def _not_there(source: str | Path, path: Path) -> list[SourceFile]:
+    if isinstance(source, str) and _PATTERN.search(source):
+        matches = sorted(glob.glob(str(path), recursive=True))
+        if not matches:
             raise DataError(
-                f"{path} has an unsupported type; supported are {_SUPPORTED}. Convert it, or "
-                "rename it if only its name differs."
+                f"no file matches the pattern {source!r} (relative ones start at {Path.cwd()}); "
+                f"if it is text, put it into a list: [{source!r}]."
             )
-        return [_file(path, kind)]
-    if kind is None and isinstance(source, str) and _HUB_ID.fullmatch(source):
+        return [file for match in matches for file in _expand(Path(match))]
+    if isinstance(source, str) and _HUB_ID.fullmatch(source) and _kind_of(path) is None:
         return [SourceFile(kind="hub", path=source, size=0)]
+    shown = (
+        str(path)
+        if len(str(path)) < 200
+        else f"{str(path)[:100]}... ({len(str(path)):,} characters)"
+    )
     raise DataError(
-        f"data file {path} does not exist; check the path (relative paths start at {Path.cwd()})."
+        f"data file {shown} does not exist; check the path (relative paths start at {Path.cwd()}). "
+        "A dataset of the hub is owner/name."
     )
 
 
-def _in_memory(texts: tuple[str, ...]) -> SourceFile:
-    if not texts:
+def shortened(text: str) -> str:
+    """At most a line of a text, for a message."""
+    return text if len(text) <= 200 else f"{text[:100]}... ({len(text):,} characters)"
+
+
+def _in_memory(given: InMemory) -> SourceFile:
+    if not given.texts:
         raise DataError("the list of texts is empty; give at least one document.")
-    digest = hashlib.sha256()
-    for text in texts:
-        encoded = text.encode("utf-8", "surrogatepass")
-        digest.update(b"%d:" % len(encoded) + encoded)
-    size = sum(map(len, texts))
-    return SourceFile(kind="memory", path=f"memory:{digest.hexdigest()}", size=size, texts=texts)
+    size = sum(map(len, given.texts))
+    return SourceFile(kind="memory", path=f"memory:{given.digest()}", size=size, texts=given.texts)
 
 
 def _kind_of(path: Path) -> Kind | None:
@@ -137,11 +200,29 @@ def _kind_of(path: Path) -> Kind | None:
 
 def _file(path: Path, kind: Kind) -> SourceFile:
     status = path.stat()
-    if not status.st_size:
-        raise DataError(f"data file {path} is empty; write it again, or leave it out.")
+    _check_content(path, kind)
     return SourceFile(
         kind=kind, path=str(path.absolute()), size=status.st_size, mtime_ns=status.st_mtime_ns
     )
+
+
+def _check_content(path: Path, kind: Kind) -> None:
+    """Refuse a file whose first bytes are those of another kind than its name says."""
+    try:
+        with open_regular(path) as file:
+            found = content_of(file.read(64))
+    except OSError as error:
+        raise DataError(
+            f"cannot read {path}: {error.strerror}; check that you may read it."
+        ) from error
+    meant = _CONTENT.get(kind)
+    if meant is not None and found is None and path.stat().st_size:
+        raise DataError(
+            f"{path} is not {meant}, which its name says; rename it if it is plain text (to .jsonl "
+            "or .txt), or copy it again."
+        )
+    if found is not None and found != meant:
+        raise DataError(f"{path} is {found}, which its name does not say; {REMEDIES[found]}.")
 
 
 def _directory(path: Path) -> list[SourceFile]:

@@ -22,7 +22,7 @@ from moe_megatron.data.manifest import read_manifest
 from moe_megatron.data.prepare import CacheEntry, prepare_dataset
 from moe_megatron.data.writer import OpenWriter
 from moe_megatron.errors import ConfigError, DataError
-from moe_megatron.files import default_cache_dir
+from moe_megatron.files import default_cache_dir, user_path
 from moe_megatron.text.demo import demo_tokenizer
 from moe_megatron.text.loading import load_tokenizer
 from moe_megatron.text.tokenizer import Tokenizer
@@ -90,7 +90,7 @@ def _entry(path: str, weight: float | None) -> BlendEntry:
             )
         return BlendEntry(kind="demo", value=domain, weight=weight)
     # Megatron names a dataset by its prefix; the name of one of its files is accepted as well.
-    prefix = Path(re.sub(r"\.(bin|idx)$", "", path)).expanduser()
+    prefix = user_path(re.sub(r"\.(bin|idx)$", "", path))
     if is_prefix(prefix):
         return BlendEntry(kind="prefix", value=str(prefix.absolute()), weight=weight)
     return BlendEntry(kind="text", value=path, weight=weight)
@@ -122,7 +122,7 @@ def resolve_blend(
     entries = parse_blend(config.paths, config.weights)
     cache = default_cache_dir()
     if config.cache_dir is not None:
-        cache = Path(config.cache_dir).expanduser().absolute()
+        cache = user_path(config.cache_dir).absolute()
     own_tokenizer = config.tokenizer != DEMO
     demo: DemoData | None = None
     if any(entry.kind == "demo" for entry in entries):
@@ -136,7 +136,7 @@ def resolve_blend(
     else:
         info = demo_tokenizer(cache, vocab_size=config.vocab_size)
 
-    def prepare(text: str, text_key: str) -> _Part:
+    def prepare(text: str, text_key: str) -> Part:
         dataset = prepare_dataset(
             [text],
             info,
@@ -152,35 +152,41 @@ def resolve_blend(
     parts = []
     for entry in entries:
         if entry.kind == "prefix":
-            parts.append([_prepared_part(Path(entry.value), info)])
+            parts.append([prepared_part(Path(entry.value), info)])
         elif entry.kind == "text":
             parts.append([prepare(entry.value, config.text_key)])
         else:
             assert demo is not None
             if own_tokenizer:
-                corpus = [demo.corpus[domain] for domain in _domains(entry)]
+                corpus = [demo.corpus[domain] for domain in domains_of(entry)]
                 parts.append([prepare(str(path), DEMO_TEXT_KEY) for path in corpus])
             else:
                 parts.append(_demo_parts(entry, demo))
     return _blend(entries, parts, info.directory)
 
 
-_Part = tuple[Path, int]
+Part = tuple[Path, int]
 """Prefix and number of tokens."""
 
 
-def _domains(entry: BlendEntry) -> tuple[str, ...]:
+def domains_of(entry: BlendEntry) -> tuple[str, ...]:
+    """The domains of the demo corpus that an entry names."""
     return (entry.value,) if entry.value else DOMAINS
 
 
-def _demo_parts(entry: BlendEntry, demo: DemoData) -> list[_Part]:
-    return [(demo.prefixes[domain], demo.tokens[domain]) for domain in _domains(entry)]
+def _demo_parts(entry: BlendEntry, demo: DemoData) -> list[Part]:
+    return [(demo.prefixes[domain], demo.tokens[domain]) for domain in domains_of(entry)]
 
 
-def _prepared_part(prefix: Path, tokenizer: Tokenizer) -> _Part:
-    """A dataset that the user has prepared; refused if its manifest names another tokenizer."""
+def prepared_part(prefix: Path, tokenizer: Tokenizer) -> Part:
+    """A dataset that the user has prepared, with its number of tokens.
+
+    Raises:
+        DataError: Its manifest names another tokenizer, or it is damaged.
+    """
     manifest = read_manifest(prefix)
-    if manifest and manifest["tokenizer"]["fingerprint"] != tokenizer.fingerprint:
+    theirs = manifest and manifest.get("tokenizer")
+    if isinstance(theirs, dict) and theirs.get("fingerprint") != tokenizer.fingerprint:
         raise DataError(
             f"{prefix} was not tokenised with {tokenizer.directory}; set data.tokenizer to the "
             "tokenizer it was prepared with, or prepare its text again."
@@ -190,7 +196,7 @@ def _prepared_part(prefix: Path, tokenizer: Tokenizer) -> _Part:
 
 def cached_prefix(cache_dir: Path, text: str, text_key: str, tokenizer: Tokenizer) -> Path:
     """Prefix of the prepared dataset of an entry, unique for each text, text key and tokenizer."""
-    path = Path(text).expanduser()
+    path = user_path(text)
     identity = str(path.resolve()) if path.exists() else text
     digest = hashlib.sha256("\0".join((identity, text_key, tokenizer.fingerprint)).encode())
     slug = re.sub(r"[^\w.-]+", "-", text).strip("-.")[-60:]
@@ -198,7 +204,7 @@ def cached_prefix(cache_dir: Path, text: str, text_key: str, tokenizer: Tokenize
 
 
 def _blend(
-    entries: Sequence[BlendEntry], parts: Sequence[Sequence[_Part]], tokenizer_dir: Path
+    entries: Sequence[BlendEntry], parts: Sequence[Sequence[Part]], tokenizer_dir: Path
 ) -> ResolvedBlend:
     """weight(part) = weight(entry) * tokens(part) / tokens(entry)."""
     all_tokens = sum(tokens for of_entry in parts for _, tokens in of_entry)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from moe_megatron.config import Architecture
 from moe_megatron.errors import CheckpointError, ConfigError, DataError
+from moe_megatron.files import user_path
 from moe_megatron.model import expert_parallel, foreign, generation, inputs, storage, text
 from moe_megatron.model.foreign import Format
 from moe_megatron.model.language_model import LanguageModel
@@ -278,7 +279,7 @@ class MoEModel(LanguageModel):
                 "this process holds only its part of the experts; call "
                 "set_expert_parallel_group(None) on all processes, then save on one of them."
             )
-        folder, tensors = Path(path).expanduser(), self.state_dict()
+        folder, tensors = user_path(path), self.state_dict()
         if format == "moe_megatron":
             storage.save(folder, self.architecture, tensors)
             if self._tokenizer is not None:
@@ -318,7 +319,7 @@ class MoEModel(LanguageModel):
                 the message says what is missing.
             MappingError: The model family is unknown.
         """
-        folder = Path(path).expanduser()
+        folder = user_path(path)
         if foreign.is_foreign(folder):
             return cls._from_foreign(path, device=device, dtype=dtype)
         architecture, tensors = storage.load(folder, device)

@@ -1,13 +1,13 @@
 """Finds and reads tokenizers: in a folder, in the cache, or on the hub.
 
-A folder with a tokenizer.json needs no library but `tokenizers`; `transformers` is imported only to
-download or convert one without. A tokenizer directory is an ordinary Hugging Face one, which
+A folder with a tokenizer.json needs no library but `tokenizers`; one without goes through
+`fetching`. A tokenizer directory is an ordinary Hugging Face one, which
 `transformers.AutoTokenizer` and Megatron's "huggingface" library can read too. No code of others
 is run.
 """
 
 import hashlib
-import re
+from codecs import BOM_UTF8
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,11 @@ from typing import Any
 import tokenizers
 
 from moe_megatron.cached import cached_folder
+from moe_megatron.contents import REMEDIES, content_of
 from moe_megatron.errors import DataError
-from moe_megatron.files import default_cache_dir
+from moe_megatron.files import default_cache_dir, user_path
 from moe_megatron.reading import parse_json
+from moe_megatron.text.fetching import cache_entry, fetched, is_folder
 from moe_megatron.text.folder import (
     CONFIG_FILE,
     SPECIAL_TOKENS_FILE,
@@ -29,6 +31,8 @@ from moe_megatron.text.tokenizer import Tokenizer
 
 END_OF_TEXT = "<|endoftext|>"
 _MOST_TOKENS = 2**24  # 60 times the largest vocabulary that was published
+_UNKNOWN = "\u2603\U0001f9ff"
+"""A word that no vocabulary of words holds."""
 _EOD_CANDIDATES = (END_OF_TEXT, "</s>", "<eos>", "<|end_of_text|>")
 
 
@@ -43,9 +47,11 @@ def load_tokenizer(name: str | Path, *, cache_dir: Path | None = None) -> Tokeni
     Raises:
         DataError: If there is no tokenizer, it cannot be read, or it has no end-of-document token.
     """
-    directory = Path(name).expanduser()
-    if not (directory / TOKENIZER_FILE).is_file():
-        directory = _fetched(str(name), cache_dir or default_cache_dir())
+    directory = user_path(name)
+    if directory.name == TOKENIZER_FILE:
+        directory = directory.parent
+    if not (is_folder(directory) and (directory / TOKENIZER_FILE).is_file()):
+        directory = fetched(str(name), cache_dir or default_cache_dir())
     files = read_files(directory)
     backend = _read(directory / TOKENIZER_FILE, files[TOKENIZER_FILE])
     # Some published tokenizers truncate or pad every text; training data must stay complete.
@@ -95,20 +101,27 @@ def as_tokenizer(given: Any) -> Tokenizer:
 def _kept(tokenizer: Any) -> Path:
     """The directory in the cache of a tokenizer of transformers that is in memory."""
     content = tokenizer.backend_tokenizer.to_str() + str(tokenizer.special_tokens_map)
-    target = _entry(default_cache_dir(), "transformers", content.encode())
+    target = cache_entry(default_cache_dir(), "transformers", content.encode())
     return cached_folder(target, lambda folder: tokenizer.save_pretrained(str(folder)))
 
 
-def _entry(cache_dir: Path, name: str, content: bytes) -> Path:
-    slug = re.sub(r"[^\w.-]+", "-", name).strip("-.")[-60:]
-    return cache_dir / "tokenizers" / f"{slug}-{hashlib.sha256(content).hexdigest()[:16]}"
-
-
 def _read(path: Path, content: bytes) -> tokenizers.Tokenizer:
+    what = "text with a byte order mark" if content.startswith(BOM_UTF8) else content_of(content)
+    if what is not None:
+        remedy = REMEDIES.get(what, "save it as UTF-8 without one")
+        raise DataError(f"{path} is {what}, not the JSON of a tokenizer; {remedy}.")
     try:
-        return tokenizers.Tokenizer.from_buffer(content)
+        backend = tokenizers.Tokenizer.from_buffer(content)
     except ValueError as error:
         raise DataError(f"{path} is not a tokenizer ({error}); copy or save it again.") from error
+    try:
+        backend.encode(_UNKNOWN, add_special_tokens=False)
+    except Exception as error:  # what the library raises
+        raise DataError(
+            f"{path} has no token for unknown words ({error}), so most texts could not be read; "
+            "add its unk_token to the vocabulary, or use a tokenizer of another model."
+        ) from error
+    return backend
 
 
 def _vocab_size(backend: tokenizers.Tokenizer, directory: Path) -> int:
@@ -121,51 +134,18 @@ def _vocab_size(backend: tokenizers.Tokenizer, directory: Path) -> int:
     return size
 
 
-def _fetched(name: str, cache_dir: Path) -> Path:
-    """Let transformers download or convert `name`; returns its directory in the cache."""
-    folder = Path(name).expanduser()
-    if not folder.is_dir():
-        return cached_folder(
-            _entry(cache_dir, name, name.encode()), lambda new: _convert(name, name, new)
-        )
-    files = read_files(folder)
-    if not files:
-        raise DataError(
-            f"folder {folder} holds no tokenizer (no {TOKENIZER_FILE}, tokenizer.model or "
-            'vocab.json); copy the files of the tokenizer there, or give another folder, or "demo".'
-        )
-    digests = [f"{name} {hashlib.sha256(files[name]).hexdigest()}" for name in sorted(files)]
-    target = _entry(cache_dir, folder.name, "\n".join(digests).encode())
-    return cached_folder(target, lambda new: _convert(name, str(folder.resolve()), new))
-
-
-def _convert(name: str, source: str, folder: Path) -> None:
-    """Write the tokenizer that transformers finds in a folder or on the hub into a new folder."""
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    except Exception as error:  # it takes files as they are: any key may be missing or odd
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-        raise DataError(
-            f"no tokenizer at {name!r}: it is not a directory with a {TOKENIZER_FILE}, and "
-            f"transformers could not load it ({reason}). Give such a directory; or, on a machine "
-            f"with a network, run AutoTokenizer.from_pretrained({name!r}).save_pretrained(DIR) and "
-            'give DIR; or use "demo".'
-        ) from error
-    if not tokenizer.is_fast:
-        raise DataError(
-            f"tokenizer {name!r} has no fast version ({TOKENIZER_FILE}), which tokenising needs; "
-            "choose a model that publishes one."
-        )
-    tokenizer.save_pretrained(str(folder))
-
-
 def _eod_id(backend: tokenizers.Tokenizer, directory: Path, files: Mapping[str, bytes]) -> int:
-    for token in [*_declared_eos(directory, files), *_EOD_CANDIDATES]:
+    declared = list(_declared_eos(directory, files))
+    for token in declared or _EOD_CANDIDATES:
         token_id = backend.token_to_id(token)
         if token_id is not None:
             return token_id
+    if declared:
+        raise DataError(
+            f"tokenizer {directory} declares the end-of-document token {declared[0]!r}, which its "
+            f"vocabulary lacks; copy {TOKENIZER_FILE} and {CONFIG_FILE} from one model, or name an "
+            f'existing token as "eos_token" in {directory / CONFIG_FILE}.'
+        )
     raise DataError(
         f"tokenizer {directory} names no end-of-document token; add an existing one as "
         f'"eos_token" to {directory / CONFIG_FILE}.'

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moe_megatron.errors import ConfigError
+from moe_megatron.files import user_path
 from moe_megatron.run.history import History, import_pandas
 from moe_megatron.telemetry.sinks.jsonl import METRICS_FILE
 from moe_megatron.training.results import TrainingResult, curve_of
@@ -125,7 +126,7 @@ def _history(run: Run) -> History:
         raise ConfigError(
             f"compare takes results of train(...) and run folders, not {type(run).__name__}."
         )
-    folder = Path(run).expanduser()
+    folder = user_path(run)
     if not (folder / METRICS_FILE).is_file():
         raise ConfigError(
             f"{folder} is not the folder of a run ({METRICS_FILE} is missing); give one such as "

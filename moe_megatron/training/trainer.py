@@ -17,6 +17,7 @@ from moe_megatron.config import DataConfig, RunConfig, apply_overrides
 from moe_megatron.config.moe import BALANCES_WITHOUT_LOSS
 from moe_megatron.data.index import read_tokens
 from moe_megatron.errors import ConfigError
+from moe_megatron.files import user_path
 from moe_megatron.mcore import world
 from moe_megatron.model.moe_model import MoEModel
 from moe_megatron.run.collapse import collapse_warning
@@ -134,7 +135,8 @@ class MoETrainer:
         """Train, and put the trained weights into the model.
 
         Args:
-            train_data: A list of strings, a path, a hub id or a `datasets.Dataset`.
+            train_data: Strings in a list, a table with a column of text, a dataset, a path, a hub
+                id, ...: docs/data.md lists all.
             eval_dataset: As `train_data`; the model is evaluated on it when training ends.
             batch_size: Sequences of a batch, over all processes.
             learning_rate: Peak of the cosine schedule.
@@ -177,7 +179,7 @@ class MoETrainer:
         train_prefix, num_tokens = text_data.index_texts(texts, tokenizer, text_key)
         validation: tuple[str, ...] = ()
         if eval_dataset is not None:
-            prefix, _ = text_data.index_texts(eval_dataset, tokenizer, text_key)
+            prefix, _ = text_data.index_texts(eval_dataset, tokenizer, text_key, "eval_dataset")
             validation = ("1.0", str(prefix))
         config = configure(
             self._base,
@@ -220,7 +222,7 @@ class MoETrainer:
             DataError: There is no text, or it cannot be read.
         """
         batch_size = whole("batch_size", batch_size)
-        prefix, _ = text_data.index_texts(dataset, self.tokenizer, text_key)
+        prefix, _ = text_data.index_texts(dataset, self.tokenizer, text_key, "dataset")
         tokens = torch.from_numpy(read_tokens(prefix).astype("int64"))
         length = self._length(sequence_length)
         if length < 2 or len(tokens) < 2:
@@ -259,7 +261,7 @@ class MoETrainer:
         """
         if self._run_dir is None:
             raise ConfigError("there is no routing to show yet; call train(...) first.")
-        path = Path(save_to)
+        path = user_path(save_to)
         return write_report(self._run_dir, path) if world.rank() == 0 else path
 
     def _run(self, config: RunConfig, data: PreparedData, *, fresh: bool) -> TrainingResult:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moe_megatron.errors import DataError
+from moe_megatron.files import user_path
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -37,7 +38,7 @@ class Picture:
         Raises:
             DataError: The file cannot be written, or has another ending.
         """
-        file = Path(path).expanduser()
+        file = user_path(path)
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             self.figure.savefig(file, dpi=_DOTS_PER_INCH)

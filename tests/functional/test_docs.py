@@ -108,6 +108,7 @@ def test_first_python_example_runs_as_printed(tmp_path: Path) -> None:
         ("analytics.md", {"affinity.png", "routing_profile.json"}),
         ("telemetry.md", {"runs"}),
         ("adding_a_router.md", set()),
+        ("data.md", set()),
     ],
 )
 def test_python_examples_of_the_page_run(page: str, files: set[str], tmp_path: Path) -> None:

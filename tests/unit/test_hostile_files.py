@@ -52,6 +52,7 @@ from moe_megatron.telemetry.sinks.jsonl import (
 from moe_megatron.telemetry.uptime.attempts import Attempts
 from moe_megatron.telemetry.values.profile import PROFILE_FILE, RoutingProfile
 from moe_megatron.testing.small_folders import history, moe_model_config, tokenizer
+from moe_megatron.text.demo import demo_tokenizer
 from moe_megatron.text.loading import load_tokenizer
 from moe_megatron.viz.report_data import load_report_data
 
@@ -214,7 +215,7 @@ READERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "tokenizer's configuration": ("tokenizer_config.json", _tokenizer_config),
     "index of a data set": ("x.idx", lambda f: ((f / "x.bin").touch(), inspect(f / "x"))),
     "manifest of a data set": ("x.json", lambda f: find_prepared(f / "x", {}, 0.1)),
-    "manifest of the demo": ("demo.json", demo._find),
+    "manifest of the demo": ("demo.json", lambda f: demo._find(f, demo_tokenizer(f / "cache"))),
     "splits of a data set": ("dataset_dict.json", lambda f: list(read_texts([f]))),
     "saved data set": ("state.json", lambda f: ((f / "a.arrow").touch(), list(read_texts([f])))),
     "Parquet": ("x.parquet", lambda f: list(read_texts([f / "x.parquet"]))),

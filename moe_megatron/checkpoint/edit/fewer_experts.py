@@ -20,6 +20,7 @@ from moe_megatron.checkpoint.formats.hf_folder import HfFolder
 from moe_megatron.checkpoint.matrices import read_matrix
 from moe_megatron.errors import CheckpointError
 from moe_megatron.families.links import Link, Term
+from moe_megatron.files import user_path
 from moe_megatron.telemetry.values.profile import PROFILE_FILE, RoutingProfile
 
 _ROUTER = "mlp.router.weight"
@@ -114,7 +115,7 @@ def _uses(model: Model, wanted: FewerExperts, folder: Path) -> dict[int, list[in
     """Number of tokens of each expert, by layer, counted from 0."""
     profile, where = wanted.profile, "the routing profile"
     if not isinstance(profile, RoutingProfile):
-        path = folder / PROFILE_FILE if profile is None else Path(profile).expanduser()
+        path = folder / PROFILE_FILE if profile is None else user_path(profile)
         if profile is None and not path.is_file():
             raise CheckpointError(
                 f"{folder} has no {PROFILE_FILE}, so the use of its experts is unknown; give a "

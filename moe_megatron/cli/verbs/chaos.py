@@ -13,6 +13,7 @@ from random import Random
 from typing import TYPE_CHECKING
 
 from moe_megatron.errors import ConfigError
+from moe_megatron.files import user_path
 
 if TYPE_CHECKING:
     from moe_megatron.chaos.campaign import Hit
@@ -111,6 +112,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=1, help="chooses moments, order and targets (default: 1)")
     add("--harms", nargs="+", default=[], metavar="NAME", help="only these (default: all)")
     add("--patience", type=float, default=180.0, help="seconds without a step until a job is lost")
-    add("--output", type=Path, metavar="DIR", help="folder to keep report, logs and runs in")
+    add("--output", type=user_path, metavar="DIR", help="folder to keep report, logs and runs in")
     add("--debug", action="store_true", help="show tracebacks of errors")
     return parser

@@ -20,6 +20,7 @@ from moe_megatron.checkpoint.hub import local_folder
 from moe_megatron.checkpoint.progress import amount
 from moe_megatron.config.checkpoint_files import METADATA, TRACKER, is_megatron_checkpoint
 from moe_megatron.errors import CheckpointError
+from moe_megatron.files import user_path
 
 _EPILOG = """\
 The direction is detected from the source.
@@ -110,7 +111,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("source", help="folder to read, or owner/name of a model on the Hub")
-    parser.add_argument("destination", type=Path, help="folder to write")
+    parser.add_argument("destination", type=user_path, help="folder to write")
     parser.add_argument("--dtype", metavar="TYPE", help="bf16, fp16 or fp32 (default: unchanged)")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     parser.add_argument(
@@ -143,7 +144,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     to_megatron.add_argument(
         "--profile",
-        type=Path,
+        type=user_path,
         metavar="FILE",
         help="routing profile to use (default: the one beside the source)",
     )

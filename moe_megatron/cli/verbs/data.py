@@ -2,14 +2,13 @@
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
 from moe_megatron.data.demo import ensure_demo
 from moe_megatron.data.index import inspect, is_prefix
 from moe_megatron.data.prepare import prepare_dataset
 from moe_megatron.data.source import DEMO
 from moe_megatron.errors import DataError
-from moe_megatron.files import default_cache_dir
+from moe_megatron.files import default_cache_dir, user_path
 from moe_megatron.run.prepared_data import open_indexed_writer
 from moe_megatron.text.demo import demo_tokenizer
 from moe_megatron.text.loading import load_tokenizer
@@ -48,7 +47,11 @@ def _parser() -> argparse.ArgumentParser:
     prepare = commands.add_parser("prepare", help="tokenise sources into one indexed dataset")
     prepare.add_argument("sources", nargs="+", help="files, folders or hub ids (id:config)")
     prepare.add_argument(
-        "--output", type=Path, required=True, metavar="PREFIX", help="path without .bin and .idx"
+        "--output",
+        type=user_path,
+        required=True,
+        metavar="PREFIX",
+        help="path without .bin and .idx",
     )
     prepare.add_argument("--tokenizer", default="demo", help="'demo', a folder or a hub id")
     prepare.add_argument("--text-key", default="text", help="JSON key or column of the text")
@@ -63,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     prepare.set_defaults(run=_prepare)
     show = commands.add_parser("inspect", help="count documents and tokens of a dataset")
-    show.add_argument("prefix", type=Path)
+    show.add_argument("prefix", type=user_path)
     show.set_defaults(run=_inspect)
     demo = commands.add_parser("demo", help="build the embedded demo corpus")
     demo.set_defaults(run=_demo)

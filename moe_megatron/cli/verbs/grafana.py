@@ -10,6 +10,7 @@ from moe_megatron.dashboards.artifacts import dashboard_json, repository_files
 from moe_megatron.dashboards.build import differences, write_files
 from moe_megatron.dashboards.push import Grafana
 from moe_megatron.errors import EXIT_CODE, BackendUnavailableError
+from moe_megatron.files import user_path
 from moe_megatron.telemetry.exporter.access_token import check_token, read_token_file
 
 TOKEN_VARIABLE = "GRAFANA_TOKEN"
@@ -56,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     build.add_argument(
         "--folder",
-        type=Path,
+        type=user_path,
         default=Path("grafana"),
         metavar="DIR",
         help="folder to write (default: grafana)",
@@ -65,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     push.add_argument("--url", required=True, help="address of Grafana")
     push.add_argument(
         "--token-file",
-        type=Path,
+        type=user_path,
         metavar="FILE",
         help=f"file with the token of a service account (default: the variable {TOKEN_VARIABLE})",
     )

@@ -3,9 +3,9 @@
 import argparse
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
 from moe_megatron.checkpoint.inspection import Inspection, inspect_checkpoint
+from moe_megatron.files import user_path
 
 _EPILOG = """\
 examples:
@@ -33,7 +33,7 @@ def run(argv: Sequence[str]) -> int:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("checkpoint", type=Path, metavar="FOLDER")
+    parser.add_argument("checkpoint", type=user_path, metavar="FOLDER")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
     options = parser.parse_args(argv)

@@ -14,6 +14,7 @@ from moe_megatron.config.checks import join_words, nearest
 from moe_megatron.dashboards.local_prometheus import LocalPrometheus, MonitorOptions
 from moe_megatron.dashboards.rules import Thresholds
 from moe_megatron.errors import BackendUnavailableError, ConfigError
+from moe_megatron.files import user_path
 from moe_megatron.telemetry.exporter.discovery import TARGETS_FILE
 
 _TIME = re.compile(r"(?:\d+d)?(?:\d+h)?(?:\d+m)?(?:\d+s)?(?:\d+ms)?")
@@ -88,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("run_dir", type=Path, metavar="RUN_DIR", help="folder of a run")
+    add("run_dir", type=user_path, metavar="RUN_DIR", help="folder of a run")
     add("--port", type=int, default=0, help="port of Prometheus (default: a free one)")
     add("--interval", default="5s", metavar="TIME", help="time between scrapes (default: 5s)")
     add(
@@ -111,10 +112,15 @@ def _parser() -> argparse.ArgumentParser:
         help="threshold of an alert, such as checkpoint_seconds=3600 (repeatable; see "
         "docs/monitoring.md)",
     )
-    add("--metrics-token-file", type=Path, metavar="FILE", help="token that the exporter requires")
+    add(
+        "--metrics-token-file",
+        type=user_path,
+        metavar="FILE",
+        help="token that the exporter requires",
+    )
     add(
         "--metrics-ca-file",
-        type=Path,
+        type=user_path,
         metavar="FILE",
         help="certificate authority of the exporter's TLS certificate",
     )

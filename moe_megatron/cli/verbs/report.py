@@ -2,8 +2,8 @@
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
+from moe_megatron.files import user_path
 from moe_megatron.viz.report import write_report
 
 _EPILOG = """\
@@ -29,8 +29,8 @@ def run(argv: Sequence[str]) -> int:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="folder of a run")
-    parser.add_argument("--output", type=Path, help="file to write (RUN_DIR/report.html)")
+    parser.add_argument("run_dir", type=user_path, metavar="RUN_DIR", help="folder of a run")
+    parser.add_argument("--output", type=user_path, help="file to write (RUN_DIR/report.html)")
     parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
     options = parser.parse_args(argv)
     print(write_report(options.run_dir, options.output))

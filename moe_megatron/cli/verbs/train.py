@@ -9,6 +9,7 @@ from moe_megatron.cli.pretrain import option_parser, program, read_options
 from moe_megatron.config import CONFIG_FILE, dump_yaml
 from moe_megatron.config.checkpoint_files import CHECKPOINTS
 from moe_megatron.errors import ConfigError
+from moe_megatron.files import user_path
 
 _EPILOG = """\
 examples:
@@ -31,7 +32,9 @@ def run(argv: Sequence[str]) -> int:
     """
     parser = option_parser(prog="moe-megatron train")
     parser.epilog = _EPILOG
-    parser.add_argument("--resume", type=Path, metavar="DIR", help="resume the run in this folder")
+    parser.add_argument(
+        "--resume", type=user_path, metavar="DIR", help="resume the run in this folder"
+    )
     parser.add_argument("--num-processes", type=int, help="processes to start on this machine")
     ours, flags = parser.parse_known_args(argv)
     resumed: Path | None = ours.resume

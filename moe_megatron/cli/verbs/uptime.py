@@ -3,11 +3,11 @@
 import argparse
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
 from rich.console import Console
 
 from moe_megatron.cli.uptime_table import kinds_of_lost_time, show
+from moe_megatron.files import user_path
 from moe_megatron.run.uptime import uptime
 
 _DESCRIPTION = """\
@@ -45,7 +45,9 @@ def run(argv: Sequence[str]) -> int:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("run_dirs", type=Path, nargs="+", metavar="RUN_DIR", help="folder of a run")
+    parser.add_argument(
+        "run_dirs", type=user_path, nargs="+", metavar="RUN_DIR", help="folder of a run"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON, one object a run")
     parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
     options = parser.parse_args(argv)

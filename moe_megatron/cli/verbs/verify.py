@@ -12,6 +12,7 @@ from moe_megatron.checkpoint.integrity.check import check_folder
 from moe_megatron.checkpoint.integrity.manifest import MANIFEST
 from moe_megatron.checkpoint.integrity.seal import seal
 from moe_megatron.checkpoint.progress import amount
+from moe_megatron.files import user_path
 from moe_megatron.platform.device import DEVICE_VARIABLE
 
 if TYPE_CHECKING:
@@ -84,8 +85,10 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("source", type=Path, help="folder that was converted, or the only one")
-    parser.add_argument("converted", type=Path, nargs="?", help="folder that the conversion wrote")
+    parser.add_argument("source", type=user_path, help="folder that was converted, or the only one")
+    parser.add_argument(
+        "converted", type=user_path, nargs="?", help="folder that the conversion wrote"
+    )
     parser.add_argument(
         "--seal",
         action="store_true",

@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from moe_megatron.errors import ConfigError
+from moe_megatron.files import user_path
 
 HISTORY_FOLDER = "history"
 """Folder of the history in a run folder, unless another place is configured."""
@@ -65,7 +66,7 @@ def parse_location(address: str | Path) -> Location:
 
 
 def _local(path: Path) -> Location:
-    folder = path.expanduser().absolute()
+    folder = user_path(path).absolute()
     kvstore = {
         "driver": "file",
         "path": f"{folder}/",

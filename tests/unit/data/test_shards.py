@@ -46,7 +46,7 @@ def test_expand_of_nothing_names_the_remedy():
         expand_sources([InMemory(texts=())])
 
 
-@pytest.mark.parametrize("name", ["wikitext", "Salesforce/wikitext:wikitext-103-raw-v1:train"])
+@pytest.mark.parametrize("name", ["a/b", "Salesforce/wikitext:wikitext-103-raw-v1:train"])
 def test_expand_takes_a_missing_path_that_looks_like_one_for_a_hub_id(name):
     (file,) = expand_sources([name])
     assert (file.kind, file.path) == ("hub", name)

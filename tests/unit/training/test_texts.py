@@ -1,6 +1,10 @@
+from functools import partial
+
 import datasets
+import pandas as pd
 import pytest
 
+from moe_megatron.data.demo_corpus import write_demo_corpus
 from moe_megatron.data.index import read_tokens
 from moe_megatron.errors import DataError
 from moe_megatron.text.training import train_tokenizer
@@ -75,36 +79,41 @@ def test_changed_file_is_read_again(tokenizer, tmp_path):
     assert after < before
 
 
-@pytest.mark.parametrize(
-    ("texts", "message"),
-    [
-        ([1, 2], r"train_data\[0\] is int; every item must be text"),
-        (["a", None], r"train_data\[1\] is NoneType; every item must be text"),
-        (b"bytes", r"train_data\[0\] is int; every item must be text"),
-        ([], "train_data holds no text; give at least one string that is not empty"),
-        (["", ""], "train_data holds no text; give at least one string that is not empty"),
-        ("", "train_data is an empty string; give a path, or texts in a list"),
-        (7, "train_data is int; give a list of strings, a path, a hub id or a datasets.Dataset"),
-        (None, "train_data is NoneType; give a list of strings, a path"),
-        ("missing.jsonl", "data file missing.jsonl does not exist; check the path"),
-        ({"text": ["a"]}, "train_data is a dict of 'text'; give one of its values, such as "),
-        ({}, "train_data is a dict of nothing; give one of its values"),
-        (
-            datasets.DatasetDict(train=datasets.Dataset.from_dict({"text": TEXTS})),
-            r"train_data is a DatasetDict of 'train'; give one of its values, such as "
-            r"train_data\['train'\]",
-        ),
-        (
-            datasets.Dataset.from_dict({"body": TEXTS}),
-            "has no column 'text'; its columns are body: set text_key to one of them",
-        ),
-    ],
-    ids=lambda value: type(value).__name__,
-)
-def test_wrong_texts_are_explained(texts, message, tokenizer, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(DataError, match=message):
-        index_texts(texts, tokenizer, "text")
+def test_demo_is_the_demo_corpus(tokenizer, tmp_path, monkeypatch):
+    library = tmp_path / "library"
+    library.mkdir()
+    text = "def double(number):\n    return 2 * number\n\n" * 5
+    (library / "module.py").write_text(
+        f'"""Doubles a number, and tells what it has done."""\n{text}'
+    )
+    small = partial(write_demo_corpus, library=library)
+    monkeypatch.setattr("moe_megatron.data.demo.write_demo_corpus", small)
+    prefix, _ = index_texts("demo:code", tokenizer, "text")
+    assert "return 2 * number" in tokenizer.decode(read_tokens(prefix).tolist())
+
+
+def test_prefix_of_another_tokenizer_is_refused(tokenizer, tmp_path):
+    prefix, _ = index_texts(TEXTS, tokenizer, "text")
+    other = train_tokenizer(TEXTS, tmp_path / "other", vocab_size=290)
+    with pytest.raises(DataError, match=r"was not tokenised with .*other"):
+        index_texts(str(prefix), other, "text")
+
+
+def test_table_and_list_are_the_same_data(tokenizer):
+    frame = pd.DataFrame({"text": TEXTS, "y": 1})
+    assert index_texts(frame, tokenizer, "text") == index_texts(TEXTS, tokenizer, "text")
+
+
+@pytest.mark.parametrize(("damage"), ["zeroed", "cut short", "gone"])
+@pytest.mark.parametrize("suffix", [".bin", ".idx", ".json"])
+def test_damaged_cache_is_prepared_again(tokenizer, expected, suffix, damage):
+    prefix, _ = index_texts(TEXTS, tokenizer, "text")
+    path = prefix.with_name(prefix.name + suffix)
+    size = path.stat().st_size
+    path.unlink()
+    if damage != "gone":
+        path.write_bytes(bytes(size if damage == "zeroed" else 10))
+    assert tokens_of(TEXTS, tokenizer) == expected
 
 
 def test_tokenizer_larger_than_the_model_names_the_size(tokenizer):

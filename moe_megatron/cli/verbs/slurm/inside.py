@@ -7,6 +7,7 @@ from pathlib import Path
 
 from moe_megatron.cli.pretrain import option_parser, program, read_options
 from moe_megatron.cli.verbs.slurm.watching import target_of
+from moe_megatron.files import user_path
 from moe_megatron.platform.slurm.finding import healthy
 from moe_megatron.platform.slurm.gpu_health import examine_gpus
 from moe_megatron.platform.slurm.node import Place, run_node, torchrun_words
@@ -21,7 +22,7 @@ def verdict(argv: Sequence[str]) -> int:
     """Judge a run: the exit code is that of the contract, and the reason is printed."""
     parser = option_parser(prog="moe-megatron slurm verdict")
     parser.description = "Judge a run by its checkpoints and its journal."
-    parser.add_argument("run", nargs="?", type=Path, metavar="RUN", help="folder of a run")
+    parser.add_argument("run", nargs="?", type=user_path, metavar="RUN", help="folder of a run")
     parser.add_argument("--job", metavar="ID", help="judge the attempts of this job alone")
     parser.add_argument("--before", action="store_true", help="say whether to make an attempt")
     parser.add_argument("--stopped", action="store_true", help="the attempt was asked to stop")
@@ -54,7 +55,13 @@ def check_node(argv: Sequence[str]) -> int:
     )
     add = parser.add_argument
     add("--gpus", type=int, default=0, metavar="N", help="GPUs that must be there")
-    add("--disk", type=Path, action="append", default=[], help="folder to write to (repeatable)")
+    add(
+        "--disk",
+        type=user_path,
+        action="append",
+        default=[],
+        help="folder to write to (repeatable)",
+    )
     add("--free-gib", type=float, default=1.0, metavar="N", help="free space there (default: 1)")
     add("--memory-gib", type=float, default=1.0, metavar="N", help="memory (default: 1)")
     add("--clock", type=float, metavar="TIME", help="what the time is, in seconds since 1970")

@@ -9,6 +9,7 @@ from pathlib import Path
 from moe_megatron.cli.pretrain import DEFAULT_CONFIG, option_parser, read_options
 from moe_megatron.config import CONFIG_FILE, RunConfig, apply_overrides
 from moe_megatron.errors import ConfigError
+from moe_megatron.files import user_path
 from moe_megatron.platform.slurm.node_layout import Layout, check_layout
 from moe_megatron.platform.slurm.script import BatchJob
 from moe_megatron.platform.slurm.script import render as render_script
@@ -144,6 +145,6 @@ def _add_options(parser: argparse.ArgumentParser, *, submits: bool) -> None:
         help="an option of sbatch, such as --sbatch=--partition=gpu (repeatable)",
     )
     if submits:
-        add("--resume", type=Path, metavar="DIR", help="go on with the run in this folder")
-        add("--env", type=Path, metavar="FILE", help="settings of the site (examples/slurm)")
+        add("--resume", type=user_path, metavar="DIR", help="go on with the run in this folder")
+        add("--env", type=user_path, metavar="FILE", help="settings of the site (examples/slurm)")
         add("--chain", type=int, default=1, metavar="N", help="jobs that follow each other")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from moe_megatron.config import CONFIG_FILE, load_config
 from moe_megatron.errors import BackendUnavailableError, DataError
+from moe_megatron.files import user_path
 from moe_megatron.platform.slurm import logs as log_files
 from moe_megatron.platform.slurm.queue import describe_job
 from moe_megatron.platform.slurm.run_progress import newest_step, read_progress
@@ -91,6 +92,6 @@ def _last_step(run_dir: Path, saved: int) -> int:
 
 def _parser(action: str, description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=f"moe-megatron slurm {action}", description=description)
-    parser.add_argument("run_dir", type=Path, metavar="RUN", help="folder of a run")
+    parser.add_argument("run_dir", type=user_path, metavar="RUN", help="folder of a run")
     parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
     return parser

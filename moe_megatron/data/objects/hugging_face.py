@@ -1,0 +1,75 @@
+"""Datasets of Hugging Face: in Arrow files, streamed, or a dictionary of splits."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from moe_megatron.cached import cached_folder
+from moe_megatron.data.objects.documents import documents
+from moe_megatron.data.objects.registry import Ask, reads, source_of
+from moe_megatron.data.shards import Source
+from moe_megatron.errors import DataError
+from moe_megatron.files import default_cache_dir
+
+
+def _is_dataset(given: Any) -> bool:
+    return hasattr(given, "column_names") and hasattr(given, "features")
+
+
+def _is_dictionary(given: Any) -> bool:
+    return isinstance(given, Mapping) and bool(given) and all(map(_is_dataset, given.values()))
+
+
+@reads(lambda given: _is_dataset(given) and not hasattr(given, "save_to_disk"))
+def read_stream(given: Any, ask: Ask) -> tuple[Source, ...]:
+    """An `IterableDataset`, read to its end."""
+    return documents(_texts(given, ask), ask, lambda row: f"row {row} of {ask.name}")
+
+
+@reads(lambda given: _is_dataset(given) and hasattr(given, "save_to_disk"))
+def read_dataset(given: Any, ask: Ask) -> tuple[Source, ...]:
+    """A `Dataset`; its text is copied into the cache once, as workers read files.
+
+    Raises:
+        DataError: It lacks the column, or has no rows.
+    """
+    _check(given.column_names, ask)
+    if not len(given):
+        raise DataError(f"{ask.name} has no rows; give at least one text.")
+    text = given.select_columns([ask.text_key])
+    target = default_cache_dir() / "python" / f"hf-{given._fingerprint}-{ask.text_key}"
+
+    def save(folder: Any) -> None:
+        text.save_to_disk(str(folder))
+
+    return (cached_folder(target, save),)
+
+
+@reads(_is_dictionary)
+def read_splits(given: Mapping[str, Any], ask: Ask) -> tuple[Source, ...]:
+    """A `DatasetDict` with one split; of several, the caller must name one.
+
+    Raises:
+        DataError: It has several splits.
+    """
+    if len(given) == 1:
+        return source_of(next(iter(given.values())), ask)
+    wanted = "train" if ask.name.startswith("train") else "validation"
+    example = wanted if wanted in given else next(iter(given))
+    raise DataError(
+        f"{ask.name} is a {type(given).__name__} of {', '.join(map(repr, given))}; give one of "
+        f"them, such as {ask.name}[{example!r}]."
+    )
+
+
+def _texts(rows: Any, ask: Ask) -> Iterator[Any]:
+    for row in rows:
+        _check(list(row), ask)
+        yield row[ask.text_key]
+
+
+def _check(columns: list[str], ask: Ask) -> None:
+    if ask.text_key not in columns:
+        raise DataError(
+            f"{ask.name} has no column {ask.text_key!r}, but {', '.join(columns)}; set text_key to "
+            "the one that holds the text."
+        )

@@ -1,0 +1,81 @@
+"""Tables: DataFrames of pandas and polars, Arrow tables, and dictionaries of columns.
+
+The column `text_key` is the text; a table without it is refused with the names of its columns.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from moe_megatron.data.objects.documents import documents
+from moe_megatron.data.objects.registry import Ask, reads, source_of
+from moe_megatron.data.shards import Source
+from moe_megatron.errors import DataError
+
+
+@reads(lambda given: isinstance(given, Mapping))
+def read_columns(given: Mapping[Any, Any], ask: Ask) -> tuple[Source, ...]:
+    """A dictionary of columns.
+
+    Raises:
+        DataError: It lacks the column, or the column is no text.
+    """
+    column = given[_checked(list(given), ask, of="key")]
+    if isinstance(column, str):
+        raise DataError(
+            f"{ask.name}[{ask.text_key!r}] is one text; give a list of texts: "
+            f"[{ask.name}[{ask.text_key!r}]]."
+        )
+    return source_of(column, Ask(name=f"{ask.name}[{ask.text_key!r}]", text_key=ask.text_key))
+
+
+@reads(lambda given: hasattr(given, "column_names") and hasattr(given, "column"))
+def read_arrow(given: Any, ask: Ask) -> tuple[Source, ...]:
+    """An Arrow table, or a batch of one."""
+    column = given.column(_checked(given.column_names, ask))
+    return documents(column.to_pylist(), ask, _row(ask))
+
+
+@reads(lambda given: hasattr(given, "columns") and hasattr(given, "to_dict"))
+def read_frame(given: Any, ask: Ask) -> tuple[Source, ...]:
+    """A DataFrame of pandas."""
+    column = given[_checked(list(given.columns), ask)]
+    if not hasattr(column, "to_list"):
+        raise DataError(
+            f"{ask.name} has several columns called {ask.text_key!r}; give one of them alone."
+        )
+    return documents(column.to_list(), ask, _row(ask))
+
+
+@reads(lambda given: hasattr(given, "get_column") and hasattr(given, "columns"))
+def read_polars(given: Any, ask: Ask) -> tuple[Source, ...]:
+    """A DataFrame of polars."""
+    column = given.get_column(_checked(given.columns, ask))
+    return documents(column.to_list(), ask, _row(ask))
+
+
+@reads(lambda given: hasattr(given, "columns") and not hasattr(given, "iloc") and _is_lazy(given))
+def refuse_lazy(given: Any, ask: Ask) -> tuple[Source, ...]:
+    """A query has no rows yet."""
+    verb = "collect" if hasattr(given, "collect") else "compute"
+    raise DataError(
+        f"{ask.name} is a {type(given).__name__}, which has not been computed yet; give "
+        f"{ask.name}.{verb}()."
+    )
+
+
+def _is_lazy(given: Any) -> bool:
+    return hasattr(given, "collect") or hasattr(given, "compute")
+
+
+def _checked(columns: list[Any], ask: Ask, of: str = "column") -> str:
+    if ask.text_key not in columns:
+        names = ", ".join(map(str, columns)) or "nothing"
+        raise DataError(
+            f"{ask.name} has no {of} {ask.text_key!r}, but {names}; set text_key to the one that "
+            "holds the text."
+        )
+    return ask.text_key
+
+
+def _row(ask: Ask) -> Any:
+    return lambda number: f"row {number} of column {ask.text_key!r} of {ask.name}"
