@@ -6,7 +6,7 @@ are not asked here.
 
 from typing import Any
 
-from moe_megatron.data.objects.registry import Ask, reads, source_of
+from moe_megatron.data.objects.kinds import Ask, reads, source_of
 from moe_megatron.data.shards import Source
 
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 from moe_megatron.data.objects.documents import documents
-from moe_megatron.data.objects.registry import Ask, reads
+from moe_megatron.data.objects.kinds import Ask, reads
 from moe_megatron.data.shards import Source
 from moe_megatron.errors import DataError
 

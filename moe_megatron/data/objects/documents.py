@@ -7,7 +7,7 @@ object the values come from.
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from moe_megatron.data.objects.registry import Ask
+from moe_megatron.data.objects.kinds import Ask
 from moe_megatron.data.shards import InMemory
 from moe_megatron.errors import DataError
 

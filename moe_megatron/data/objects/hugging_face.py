@@ -5,7 +5,7 @@ from typing import Any
 
 from moe_megatron.cached import cached_folder
 from moe_megatron.data.objects.documents import documents
-from moe_megatron.data.objects.registry import Ask, reads, source_of
+from moe_megatron.data.objects.kinds import Ask, reads, source_of
 from moe_megatron.data.shards import Source
 from moe_megatron.errors import DataError
 from moe_megatron.files import default_cache_dir

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_megatron.data.objects.documents import documents
-from moe_megatron.data.objects.registry import Ask, reads
+from moe_megatron.data.objects.kinds import Ask, reads
 from moe_megatron.data.shards import Source
 from moe_megatron.errors import DataError
 

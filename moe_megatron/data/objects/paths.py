@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from moe_megatron.data.objects.registry import Ask, reads
+from moe_megatron.data.objects.kinds import Ask, reads
 from moe_megatron.data.shards import Source, is_there, names_a_source
 from moe_megatron.data.source import parse_blend
 from moe_megatron.errors import DataError

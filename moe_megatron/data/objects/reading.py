@@ -10,7 +10,7 @@ from moe_megatron.data.objects import hugging_face
 from moe_megatron.data.objects import paths
 
 # isort: on
-from moe_megatron.data.objects.registry import ACCEPTED, Ask, reads, source_of
+from moe_megatron.data.objects.kinds import ACCEPTED, Ask, reads, source_of
 
 __all__ = ["ACCEPTED", "KINDS", "Ask", "reads", "source_of"]
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from moe_megatron.data.objects.documents import documents
-from moe_megatron.data.objects.registry import Ask, reads, source_of
+from moe_megatron.data.objects.kinds import Ask, reads, source_of
 from moe_megatron.data.shards import Source
 from moe_megatron.errors import DataError
 

@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from moe_megatron.data.objects import documents
+from moe_megatron.data.objects.kinds import _KINDS, reads
 from moe_megatron.data.objects.reading import KINDS, Ask, source_of
-from moe_megatron.data.objects.registry import _KINDS, reads
 from moe_megatron.data.readers import read_texts
 from moe_megatron.data.shards import InMemory
 from moe_megatron.errors import DataError
@@ -318,6 +318,6 @@ def test_kinds_are_told_without_their_libraries() -> None:
 def test_every_file_of_the_package_is_a_kind_or_serves_them() -> None:
     folder = Path(documents.__file__).parent
     names = {Path(name).stem for name in os.listdir(folder) if name.endswith(".py")}
-    assert names - {"__init__", "registry", "documents", "reading"} == {
+    assert names - {"__init__", "kinds", "documents", "reading"} == {
         Path(str(kind.__file__)).stem for kind in KINDS
     }
