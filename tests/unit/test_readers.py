@@ -64,7 +64,6 @@ READERS: dict[str, set[str]] = {
     "chaos/harm.py": {"importlib.import_module"},
     "cli/main.py": {"importlib.import_module"},
     "cli/verbs/slurm/__init__.py": {"importlib.import_module"},
-    "config/layer_pattern.py": {"eval", "compile"},
     "data/worker.py": {"pickle.load"},
     "families/__init__.py": {"importlib.import_module"},
     "mcore/cpu/emulation/import_hook.py": {"builtins.__import__", "compile"},
