@@ -4,6 +4,7 @@ One task is one tile of a few megabytes, so that memory use stays constant.
 """
 
 from collections.abc import Callable
+from functools import cache
 from typing import TYPE_CHECKING
 
 from moe_megatron.checkpoint.formats import dtypes
@@ -19,7 +20,7 @@ Read = Callable[[int, int, memoryview], None]
 
 _FP4 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
 """The numbers of 4 bits: one of sign, two of exponent, one of mantissa (E2M1)."""
-_E8M0_BIAS = 127
+_E8M0_BIAS, _INFINITE = 127, 255
 _SMALL = 64 * 1024
 """Up to this many bytes are read at once, even if few of them are needed."""
 
@@ -88,10 +89,20 @@ def unpacked(numbers: "torch.Tensor", exponents: "torch.Tensor") -> "torch.Tenso
     """
     import torch
 
-    of_byte = torch.tensor([[_FP4[byte % 16], _FP4[byte // 16]] for byte in range(256)])
-    values = of_byte[numbers.long()].view(*exponents.shape, -1)
-    powers = exponents.int().unsqueeze(-1) - _E8M0_BIAS
-    return torch.ldexp(values, powers).flatten(-2)
+    values = _two_of_each_byte().index_select(0, numbers.flatten().int()).view(torch.float32)
+    values, powers = values.view(*exponents.shape, -1), exponents.int().unsqueeze(-1) - _E8M0_BIAS
+    if int(exponents.max()) == _INFINITE:  # where 0 times the power shall be 0, which is slow
+        return torch.ldexp(values, powers).flatten(-2)
+    return values.mul_(torch.pow(2.0, powers)).flatten(-2)
+
+
+@cache
+def _two_of_each_byte() -> "torch.Tensor":
+    """For each byte the bits of its two numbers as float32, together in one int64."""
+    import torch
+
+    pairs = [[_FP4[byte % 16], _FP4[byte // 16]] for byte in range(256)]
+    return torch.tensor(pairs).view(torch.int64).flatten()
 
 
 def _factors(move: Move, scale: Scale, read: Read) -> "torch.Tensor":
