@@ -155,6 +155,11 @@ class RouterAnalyzer:
     def _read_sample(
         self, sample: Mapping[str, Any], max_length: int
     ) -> tuple[npt.NDArray[np.int64], str]:
+        if not isinstance(sample, Mapping):
+            raise DataError(
+                f"a sample is {type(sample).__name__}, and must be a mapping with a domain and a "
+                'text; of a DataFrame, give df.to_dict("records").'
+            )
         if "domain" not in sample or not ("input_ids" in sample or "text" in sample):
             raise DataError(
                 'a sample needs "domain" and either "input_ids" or "text"; got a sample with '

@@ -197,6 +197,12 @@ def test_samples_without_their_fields_are_refused(make_model: Make, sample: dict
         RouterAnalyzer(make_model()).compute_expert_specialization([sample])
 
 
+@pytest.mark.parametrize("dataset", [["text", "domain"], "text", [1, 2]])
+def test_samples_that_are_no_mappings_are_refused(make_model: Make, dataset: Any) -> None:
+    with pytest.raises(DataError, match=r"a sample is \w+, and must be a mapping .* df.to_dict\("):
+        RouterAnalyzer(make_model()).compute_expert_specialization(dataset)
+
+
 @pytest.mark.parametrize("kind", ["ids", "tensor", "text"])
 def test_affinity_plot_is_a_picture(
     make_model: Make, tokenizer: PreTrainedTokenizerFast, tmp_path: Path, kind: str
