@@ -184,9 +184,12 @@ class _Importer:
         name, _ = self._name(link.key, link)
         dtype, first = self._types.setdefault(name, (min(types), origin))
         if types != {dtype}:
-            other = sorted(types)[-1] if len(types) > 1 else min(types)
+            other = next(name for name in types if name != dtype)
+            tensors = (self._folder.tensors[block.name] for block in link.blocks)
+            typed = {self._target_dtype(tensor, link): tensor.name for tensor in tensors}
             raise CheckpointError(
-                f"{self._folder.path}: {origin} is {other} and {first} is {dtype}, but Megatron "
+                f"{self._folder.path}: {typed.get(other, origin)} is {other} and "
+                f"{typed.get(dtype, first)} is {dtype}, but Megatron "
                 f"keeps both in {name}; choose one type with dtype=bf16, fp16 or fp32."
             )
         return dtype
