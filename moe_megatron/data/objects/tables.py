@@ -53,7 +53,7 @@ def read_polars(given: Any, ask: Ask) -> tuple[Source, ...]:
     return documents(column.to_list(), ask, _row(ask))
 
 
-@reads(lambda given: hasattr(given, "columns") and not hasattr(given, "iloc") and _is_lazy(given))
+@reads(lambda given: hasattr(type(given), "columns") and _is_lazy(type(given)))
 def refuse_lazy(given: Any, ask: Ask) -> tuple[Source, ...]:
     """A query has no rows yet."""
     verb = "collect" if hasattr(given, "collect") else "compute"
@@ -63,8 +63,9 @@ def refuse_lazy(given: Any, ask: Ask) -> tuple[Source, ...]:
     )
 
 
-def _is_lazy(given: Any) -> bool:
-    return hasattr(given, "collect") or hasattr(given, "compute")
+def _is_lazy(kind: type) -> bool:
+    """Told by the class: to ask a query for its columns may start it."""
+    return hasattr(kind, "collect") or hasattr(kind, "compute")
 
 
 def _checked(columns: list[Any], ask: Ask, of: str = "column") -> str:
