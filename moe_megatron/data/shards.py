@@ -115,9 +115,8 @@ def expand_sources(sources: Sequence[Source]) -> tuple[SourceFile, ...]:
     empty = [file for file in found if not file.size and file.kind not in {"hub", "memory"}]
     if len(empty) == len(found):
         more = f" and {len(empty) - 1} more" if len(empty) > 1 else ""
-        raise DataError(
-            f"data file {empty[0].path}{more} is empty; write it again, or leave it out."
-        )
+        first = sources[0] if len(found) == len(sources) else empty[0].path
+        raise DataError(f"data file {first}{more} is empty; write it again, or leave it out.")
     if empty:
         _log.warning("left out %d empty file(s), first %s", len(empty), empty[0].path)
     return tuple(file for file in found if file not in empty)
