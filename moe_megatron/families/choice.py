@@ -15,7 +15,16 @@ from moe_megatron.errors import ConfigError, MappingError
 from moe_megatron.families.family import Family
 from moe_megatron.families.hf_config import HfConfig
 
-FLAGS_OF_UNKNOWN_FUNCTION = ("apply-layernorm-1p", "moe-latent-size", "softmax-type")
+FLAGS_OF_UNKNOWN_FUNCTION = tuple(
+    """
+    apply-layernorm-1p apply-residual-connection-post-layernorm attention-output-gate
+    experimental-attention-variant heterogeneous-layers-config-encoded-json
+    heterogeneous-layers-config-path hybrid-layer-pattern hybrid-override-pattern is-hybrid-model
+    moe-apply-probs-on-input moe-latent-size moe-mlp-glu-interleave-size moe-router-force-biased
+    moe-router-force-load-balancing moe-shared-expert-glu-interleave-size mrope-section
+    mtp-use-repeated-layer no-rope-freq openai-gelu qk-l2-norm softmax-type spec use-mup
+    """.split()
+)
 """Megatron flags that change what a model computes and that no `ModelConfig` field covers."""
 
 

@@ -108,7 +108,31 @@ def _of_layers_config(
                 f"the layers {list(layers)} give a pattern of MoE layers that no {family.name} "
                 "model has; select other layers."
             )
+    return _with_windows(changed, layers, model)
+
+
+def _with_windows(config: dict[str, Any], layers: tuple[int, ...], model: Model) -> dict[str, Any]:
+    """The configuration with the windows of the selected layers, whatever rule gave them."""
+    before = _windows(model.geometry)
+    wanted = [before[layer] for layer in layers]
+    if _windows(model.family.geometry(config)) == wanted:
+        return config
+    kinds = ["sliding_attention" if slides else "full_attention" for slides in wanted]
+    changed = config | {"layer_types": kinds}
+    if _windows(model.family.geometry(changed)) != wanted:
+        raise MappingError(
+            f"the layers {list(layers)} give a pattern of sliding windows that no "
+            f"{model.family.name} model has; select other layers."
+        )
     return changed
+
+
+def _windows(geometry: Geometry) -> list[bool]:
+    """For each layer whether its attention has a window."""
+    window = geometry.architecture.model.sliding_window
+    if window is None or window.layers is None:
+        return [window is not None] * geometry.layers
+    return [bool(slides) for slides in window.layers]
 
 
 def _key(family: Family, ours: str, config: Mapping[str, Any]) -> str:

@@ -90,6 +90,16 @@ def test_layers_of_mixed_models_can_be_chosen(name: str, tmp_path: Path, tensors
     assert all(equal(value, after[n]) for n, value in renumbered.items())
 
 
+def test_selected_layers_keep_their_windows_where_none_are_listed(tmp_path: Path) -> None:
+    save("gpt_oss", tmp_path / "source", fused=False)
+    config = json.loads((tmp_path / "source" / "config.json").read_text())
+    del config["layer_types"]  # then every second layer has a window
+    (tmp_path / "source" / "config.json").write_text(json.dumps(config))
+    back = there_and_back(tmp_path / "source", tmp_path, selection=Selection(layers=(1, 2)))
+    found = json.loads((back / "config.json").read_text())
+    assert found["layer_types"] == ["full_attention", "sliding_attention"]
+
+
 @pytest.mark.parametrize(
     ("selection", "message"),
     [
@@ -364,6 +374,12 @@ def test_configuration_with_unknown_fields_is_remarked_on(source: Path, tmp_path
     reconfigure(source, auto_map={"AutoModelForCausalLM": "modeling.Mine"})
     with pytest.raises(MappingError, match=r"brings code of its own \(auto_map\)"):
         import_checkpoint(source, tmp_path / "again", execution=QUIET)
+
+
+def test_flags_that_change_the_function_are_megatrons() -> None:
+    from moe_megatron.mcore.loop.arguments import check_flags_exist
+
+    check_flags_exist([f"--{flag}" for flag in FLAGS_OF_UNKNOWN_FUNCTION])
 
 
 @pytest.mark.parametrize("flag", FLAGS_OF_UNKNOWN_FUNCTION)
