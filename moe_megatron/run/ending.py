@@ -4,6 +4,7 @@ from pathlib import Path
 
 from moe_megatron.errors import MoEError
 from moe_megatron.run.collapse import collapse_warning
+from moe_megatron.run.divergence import divergence
 from moe_megatron.run.start import RunResult
 from moe_megatron.telemetry.sinks.console import format_summary
 from moe_megatron.telemetry.sinks.jsonl import METRICS_FILE
@@ -25,7 +26,9 @@ def conclude(result: RunResult) -> str:
         metrics=result.run_dir / METRICS_FILE,
         report=report,
     )
-    for line in filter(None, (problem, collapse_warning(result.config, result.history))):
+    history = result.history
+    endings = (problem, divergence(history), collapse_warning(result.config, history))
+    for line in filter(None, endings):
         summary += f"\n\n{line}"
     if not result.was_stopped:
         return summary

@@ -6,8 +6,8 @@ defaults here. It reads no data and starts nothing.
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from moe_megatron.config import RunConfig, apply_overrides
@@ -105,6 +105,33 @@ class TrainOptions:
         """Updates that the wanted passes over so many tokens take, up to `max_steps`."""
         steps = math.ceil(tokens / self.sequence_length * self.num_epochs / self.sequences)
         return min(max(1, steps), self.max_steps or steps + 1)
+
+    def cautions(self, tokens: int, *, epochs_given: bool) -> Iterator[str]:
+        """What a person may not have meant, of a training on so many tokens."""
+        length, sequences = self.sequence_length, tokens // self.sequence_length
+        if tokens < length:
+            yield (
+                f"the text has {tokens:,} tokens, fewer than one sequence ({length:,}), so a "
+                "sequence repeats it; give more text or a smaller sequence_length."
+            )
+        elif sequences < self.sequences:
+            yield (
+                f"a step takes {self.sequences:,} sequences and the text has only {sequences:,} of "
+                f"{length:,} tokens, so a step repeats them; give more text, or a smaller "
+                "batch_size or sequence_length."
+            )
+        wanted = replace(self, max_steps=None).steps(tokens)
+        if epochs_given and self.max_steps is not None and self.max_steps < wanted:
+            yield (
+                f"max_steps ({self.max_steps:,}) ends the training before num_epochs "
+                f"({self.num_epochs:g}) are over, which take {wanted:,} steps; leave one of them "
+                "out."
+            )
+        if not epochs_given and self.max_steps is not None and wanted < self.max_steps:
+            yield (
+                f"one pass over the text takes {wanted:,} steps, fewer than max_steps "
+                f"({self.max_steps:,}), and ends the training; give num_epochs for more passes."
+            )
 
     @property
     def fields(self) -> dict[str, Any]:

@@ -16,11 +16,12 @@ import torch
 from moe_megatron.config import DataConfig, RunConfig, apply_overrides
 from moe_megatron.config.moe import BALANCES_WITHOUT_LOSS
 from moe_megatron.data.index import read_tokens
-from moe_megatron.errors import ConfigError
+from moe_megatron.errors import ConfigError, RecoveryError
 from moe_megatron.files import user_path
 from moe_megatron.mcore import world
 from moe_megatron.model.moe_model import MoEModel
 from moe_megatron.run.collapse import collapse_warning
+from moe_megatron.run.divergence import divergence
 from moe_megatron.run.history import History
 from moe_megatron.run.prepared_data import PreparedData
 from moe_megatron.run.start import Attachments, RunResult, start
@@ -181,6 +182,9 @@ class MoETrainer:
         if eval_dataset is not None:
             prefix, _ = text_data.index_texts(eval_dataset, tokenizer, text_key, "eval_dataset")
             validation = ("1.0", str(prefix))
+        for line in options.cautions(num_tokens, epochs_given=num_epochs is not None):
+            if world.rank() == 0:
+                logger.warning("%s", line)
         config = configure(
             self._base,
             options,
@@ -268,6 +272,11 @@ class MoETrainer:
         exchange = WeightExchange(self.model)
         attached = Attachments(callbacks=[exchange], model_hooks=[exchange.load])
         result = start(config, data=data, fresh=fresh, attached=attached)
+        self.history, self._run_dir = result.history, result.run_dir
+        if problem := divergence(result.history):
+            if world.size() == 1:
+                raise RecoveryError(f"{problem} The model keeps the weights it had before.")
+            logger.warning("%s", problem)  # only rank 0 knows, and the others have the weights
         self.model.load_state_dict(exchange.trained)
         if not fresh and world.rank() == 0:  # with the steps before
             result = replace(result, history=History.read(result.run_dir))

@@ -1,5 +1,6 @@
 """Arguments of a training call and `overrides`: nothing that a person gives is dropped."""
 
+import re
 from typing import Any, get_args
 
 import pytest
@@ -251,3 +252,31 @@ def test_numbers_of_numpy_and_torch_are_numbers() -> None:
     assert (given.batch_size, given.learning_rate, given.sequence_length) == (4, 0.5, 32)
     assert type(given.batch_size) is type(given.sequence_length) is int
     assert type(given.learning_rate) is float
+
+
+@pytest.mark.parametrize(
+    ("given", "tokens", "epochs_given", "expected"),
+    [
+        ({}, 64 * 8, False, None),
+        ({"max_steps": 3}, 64 * 80, False, None),
+        ({}, 63, False, r"the text has 63 tokens, fewer than one sequence \(64\)"),
+        ({}, 64 * 7, False, "a step takes 8 sequences and the text has only 7 of 64 tokens"),
+        ({"max_steps": 3}, 64 * 80, True, r"max_steps \(3\) ends the training before num_epochs"),
+        (
+            {"max_steps": 30},
+            64 * 80,
+            False,
+            "one pass over the text takes 10 steps, fewer than",
+        ),
+        ({"max_steps": 30, "num_epochs": 3}, 64 * 80, True, None),
+    ],
+)
+def test_what_may_not_be_meant_is_told(
+    given: dict[str, Any], tokens: int, epochs_given: bool, expected: str | None
+) -> None:
+    told = list(options(**given).cautions(tokens, epochs_given=epochs_given))
+    if expected is None:
+        assert told == []
+    else:
+        (line,) = told
+        assert re.match(expected, line)
