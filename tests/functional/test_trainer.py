@@ -154,6 +154,12 @@ logging.getLogger("moe_megatron").addHandler(collects)
 collapsed = MoETrainer(one_sided, tokenizer=TOKENIZER, run_dir="runs/collapsed")
 collapsed.train(TEXTS, **few)
 ANSWERS["collapsed"] = [line for line in told if "collapsed" in line]
+broken = trainer("broken")
+broken.model.embed_tokens.weight.data[:] = float("nan")
+try:
+    broken.train(TEXTS, **few)
+except Exception as error:
+    ANSWERS["broken"] = [type(error).__name__, str(error)]
 dense = MoETrainer(model(num_experts=None), tokenizer=TOKENIZER, run_dir="runs/dense")
 result = dense.train(TEXTS, **few)
 ANSWERS["dense"] = [result.steps, result.routing, str(dense.visualize_routing("dense.html"))]
@@ -382,6 +388,15 @@ def test_training_whose_routers_collapse_says_so(answers: dict[str, Any]) -> Non
     (line,) = answers["collapsed"]
     assert line.startswith("the routers of layers 1, 2 have collapsed onto few experts: in steps 1")
     assert "Raise moe.aux_loss_coef from 0.02 to 0.04" in line
+
+
+def test_loss_that_is_not_finite_is_named(answers: dict[str, Any]) -> None:
+    kind, message = answers["broken"]
+    assert kind == "FaultError"
+    assert message.startswith(
+        "the loss stopped being finite at step 1, which cannot be mended (loss"
+    )
+    assert message.endswith("Lower training.learning_rate, or start from weights that are finite.")
 
 
 def test_dense_model_trains_and_reports_without_routing(

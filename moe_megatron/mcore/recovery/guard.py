@@ -153,7 +153,11 @@ class StepGuard:
         if action in _BACKWARD:
             problem = self._rollback.find_problem(step.number)
             if problem is not None and action is Action.REPLAY:
-                raise FaultError(f"step {step.number} cannot be mended ({reason}): {problem}.")
+                raise FaultError(
+                    f"the loss stopped being finite at step {step.number}, which cannot be mended "
+                    f"({reason}): {problem}. Lower training.learning_rate, or start from weights "
+                    "that are finite."
+                )
             if problem is not None:
                 action, reason = Action.SKIP, f"{reason}; {problem}"
         if action is Action.SKIP:
