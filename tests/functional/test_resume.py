@@ -84,6 +84,7 @@ CHANGED: dict[str, dict[str, Any]] = {
         "moe.pad_to_capacity": True,
         "moe.drop_policy": "position",
         "moe.input_jitter": 0.05,
+        "moe.expert_dropout": 0.1,
         "moe.expert_bias_update_rate": 0.01,
         "moe.token_dispatcher": "allgather",
         "moe.grouped_gemm": False,
