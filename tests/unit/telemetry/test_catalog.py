@@ -179,6 +179,7 @@ MAY_NAME: dict[str, tuple[str, set[str]]] = {
     "config/moe.py": (METHOD, {"aux_loss"}),
     "families/family.py": (METHOD, {"aux_loss"}),
     "model/support.py": (METHOD, {"aux_loss"}),
+    "run/collapse.py": (METHOD, {"aux_loss"}),
     "training/trainer.py": (METHOD, {"aux_loss"}),
     "dashboards/rules.py": (ALERTS, {"entropy"}),
     "dashboards/rule_tests.py": (ALERTS, {"entropy"}),
