@@ -41,6 +41,7 @@ from moe_megatron.mcore.loop.cleanup import ModelRelease, forget_run
 from moe_megatron.mcore.loop.datasets import train_valid_test_datasets
 from moe_megatron.mcore.loop.forward import forward_step
 from moe_megatron.mcore.loop.garbage import LastingObjects
+from moe_megatron.mcore.loop.library_warnings import library_warnings_to
 from moe_megatron.mcore.loop.root_logger import forget_import, root_logger_kept
 from moe_megatron.mcore.loop.saving import Saves
 from moe_megatron.mcore.loop.stages import check_embeddings, embedding_ranks
@@ -310,7 +311,7 @@ def _skip_missing_makefile() -> None:
 
 @contextlib.contextmanager
 def _output_to(path: Path | None, health: SinkHealth) -> Iterator[None]:
-    """Send what Megatron prints and logs on this rank to a file."""
+    """Send what Megatron prints, logs and warns of on this rank to a file."""
     if path is None:
         yield
         return
@@ -320,7 +321,7 @@ def _output_to(path: Path | None, health: SinkHealth) -> Iterator[None]:
         megatron_logger.addHandler(handler)
         propagate, megatron_logger.propagate = megatron_logger.propagate, False
         try:
-            with contextlib.redirect_stdout(file):
+            with contextlib.redirect_stdout(file), library_warnings_to(file):
                 yield
         finally:
             megatron_logger.removeHandler(handler)
