@@ -23,7 +23,7 @@ TARGET ?= cpu
 COMPILE = --python-version 3.12 --python-platform x86_64-manylinux_2_28 --generate-hashes \
 	--no-emit-index-url --no-header --quiet
 
-.PHONY: help setup dev base resiliency train report gpu-report test test-deep test-fast lint format lock grafana-up grafana-down docker-build clean
+.PHONY: help setup dev base resiliency train tour report gpu-report test test-deep test-fast lint format lock grafana-up grafana-down docker-build clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,6 +37,11 @@ dev base:
 
 train: base ## train (PRESET=demo_moe, ARGS="..." for further options)
 	@$(BIN)/moe-megatron train --config $(PRESET) $(ARGS)
+
+tour: base ## a real model, upcycled and trained on three languages (8 minutes; ARGS="--steps 4" for less)
+	@tools/setup.sh tour
+	@tools/system_packages.sh tour
+	@$(BIN)/python examples/tour/tour.py $(ARGS)
 
 report: base ## write the HTML report of a run (RUN=runs/...; the newest by default)
 	@test -n "$(RUN)" || { echo "no run to report on: runs/ is empty; run 'make train' or give RUN=<run folder>" >&2; exit 2; }
@@ -53,6 +58,7 @@ resiliency: dev ## nvidia-resiliency-ext, for recovery.restart: ft_launcher and 
 	@tools/setup.sh resiliency
 
 test-deep: resiliency ## what is exhaustive rather than decisive: every layout, example and size
+	@tools/setup.sh tour
 	@tools/system_packages.sh
 	@$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m deep $(ARGS)
 
@@ -75,6 +81,8 @@ lock: ## recompile requirements/*.txt from pyproject.toml (ARGS=--upgrade for ne
 	$$uv pip compile pyproject.toml --extra dev $(COMPILE) $(ARGS) -c requirements/base.txt -o requirements/dev.txt; \
 	echo "nvidia-resiliency-ext$(RESILIENCY)" | $$uv pip compile - $(subst _2_28,_2_39,$(COMPILE)) \
 		-c requirements/dev.txt -o requirements/resiliency.txt; \
+	sed -n '/^tour = \[/,/^\]/s/.*"\(.*\)".*/\1/p' pyproject.toml | $$uv pip compile - --no-deps $(COMPILE) \
+		-c requirements/dev.txt -o requirements/tour.txt; \
 	echo "uv==$(UV_VERSION)" | $$uv pip compile - $(COMPILE) -o requirements/uv.txt
 
 grafana-up: ## start Prometheus, Alertmanager and Grafana in containers (Linux, docs/monitoring.md)

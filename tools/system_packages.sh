@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # Installs the non-Python programs that tests start: a C compiler, Prometheus, promtool, Alertmanager,
-# openssl, a browser, SLURM and shellcheck. Returns at once if all are installed. If it may not install
-# them (not root, or no apt-get), it prints the command; the tests that need them are then skipped, and
-# fail in CI.
+# openssl, a browser, SLURM and shellcheck, and the books that `make tour` trains on (with the argument
+# "tour" only these). Returns at once if all are installed. If it may not install them (not root, or no
+# apt-get), it prints the command; the tests that need them are then skipped, and fail in CI.
 set -euo pipefail
 
-# program=Debian package
+# program or file=Debian package
 needed=(
     cc=build-essential
     prometheus=prometheus
@@ -17,14 +17,19 @@ needed=(
     munge=munge
     shellcheck=shellcheck
 )
+books=()
+for language in en de fr ja; do
+    books+=("/usr/share/debian-reference/debian-reference.$language.txt.gz=debian-reference-$language")
+done
+if [ "${1:-}" = tour ]; then needed=("${books[@]}"); else needed+=("${books[@]}"); fi
 policy=/usr/sbin/policy-rc.d
 
 say() { echo "setup: $*" >&2; }
 
-missing() { # prints the packages whose program is not installed
+missing() { # prints the packages whose program or file is not installed
     local pair
     for pair in "${needed[@]}"; do
-        command -v "${pair%%=*}" > /dev/null || echo "${pair#*=}"
+        command -v "${pair%%=*}" > /dev/null || [ -e "${pair%%=*}" ] || echo "${pair#*=}"
     done | sort -u
 }
 

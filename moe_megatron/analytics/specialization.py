@@ -5,13 +5,16 @@ sample belongs to one domain. It does not know where samples come from, and runs
 """
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from moe_megatron.analytics.decisions import BatchAnalysis
 from moe_megatron.analytics.information import mutual_information, normalized_mutual_information
+from moe_megatron.analytics.specialization_plot import plot_shares
 from moe_megatron.errors import ConfigError, DataError
+from moe_megatron.files import explained_writes
 
 Int64Array = npt.NDArray[np.int64]
 Float64Array = npt.NDArray[np.float64]
@@ -106,6 +109,21 @@ class Specialization:
         if not 0 <= expert < num_experts:
             raise ConfigError(f"expert must be 0 to {num_experts - 1}, got {expert}")
         return self._pairs[row].top(expert, limit, min_count)
+
+    def plot(self, save_to: str | Path) -> Path:
+        """Draws `domain_share` as a PNG file: a panel per domain, experts across, layers down.
+
+        Args:
+            save_to: file to write.
+
+        Raises:
+            DataError: the file cannot be written.
+        """
+        path = Path(save_to).expanduser()
+        with explained_writes(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            plot_shares(self.domain_share, self.layers, self.domains, path)
+        return path
 
     def _row(self, layer: int) -> int:
         if layer not in self.layers:

@@ -1,4 +1,5 @@
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -134,3 +135,17 @@ def test_idle_expert_has_no_domain() -> None:
     counter.add(batch, ["b"])
     found = counter.finish()
     assert found.preferred_domain(1)[2:] == [None, None]
+
+
+def test_plot_is_a_picture_that_shows_the_shares(tmp_path: Path) -> None:
+    found, _ = analyze(separate=True)
+    other, _ = analyze(separate=False)
+    path = found.plot(tmp_path / "plots" / "domains.png")
+    assert path.read_bytes().startswith(b"\x89PNG")
+    assert path.read_bytes() != other.plot(tmp_path / "other.png").read_bytes()
+
+
+def test_plot_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match="file"):
+        analyze(separate=True)[0].plot(tmp_path / "file" / "domains.png")
