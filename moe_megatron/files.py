@@ -10,6 +10,7 @@ import errno
 import fcntl
 import logging
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -42,6 +43,11 @@ def user_path(given: str | os.PathLike[str]) -> Path:
         return path.expanduser()
     except RuntimeError:  # there is no such user: a name like any other
         return path
+
+
+def readable_name(text: str) -> str:
+    """The end of a text as part of a file's name, for people; it need not be unique."""
+    return re.sub(r"[^\w.-]+", "-", text).strip("-.")[-60:]
 
 
 def default_cache_dir() -> Path:

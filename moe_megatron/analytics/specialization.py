@@ -14,7 +14,7 @@ from moe_megatron.analytics.decisions import BatchAnalysis
 from moe_megatron.analytics.information import mutual_information, normalized_mutual_information
 from moe_megatron.analytics.specialization_plot import plot_shares
 from moe_megatron.errors import ConfigError, DataError
-from moe_megatron.files import explained_writes
+from moe_megatron.files import explained_writes, user_path
 
 Int64Array = npt.NDArray[np.int64]
 Float64Array = npt.NDArray[np.float64]
@@ -119,7 +119,7 @@ class Specialization:
         Raises:
             DataError: the file cannot be written.
         """
-        path = Path(save_to).expanduser()
+        path = user_path(save_to)
         with explained_writes(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             plot_shares(self.domain_share, self.layers, self.domains, path)

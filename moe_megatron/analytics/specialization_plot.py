@@ -40,8 +40,7 @@ def plot_shares(
     figure = Figure(figsize=(width * num_domains + 1.0, height), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, num_domains, sharey=True, squeeze=False)[0]
-    fair = 1 / num_domains
-    scale = TwoSlopeNorm(vcenter=fair, vmin=0.0, vmax=max(1.0, fair + 1e-6))
+    scale = TwoSlopeNorm(vcenter=1 / num_domains, vmin=0.0, vmax=1.0)  # two domains or more
     for number, panel in enumerate(panels):
         panel.set_facecolor("0.7")
         image = panel.imshow(

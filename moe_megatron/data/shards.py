@@ -9,6 +9,7 @@ listings and file footers; `readers` reads the text.
 import glob
 import hashlib
 import logging
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -122,14 +123,6 @@ def expand_sources(sources: Sequence[Source]) -> tuple[SourceFile, ...]:
     return tuple(file for file in found if file not in empty)
 
 
-def is_there(path: Path) -> bool:
-    """Whether there is anything of that name; a name that no file can have is that of none."""
-    try:
-        return path.exists()
-    except (OSError, ValueError):
-        return False
-
-
 def names_a_source(name: str) -> bool:
     """Whether a string that is no path may still be meant as a file, a pattern or a hub id."""
     known = _kind_of(Path(name)) is not None
@@ -140,7 +133,7 @@ def _expand(source: Source) -> list[SourceFile]:
     if isinstance(source, InMemory):
         return [_in_memory(source)]
     path = user_path(source)
-    if not is_there(path):
+    if not os.path.exists(path):  # also of a name that no file can have
         return _not_there(source, path)
     if path.is_dir():
         return [_saved_dataset(path)] if _is_saved_dataset(path) else _directory(path)
@@ -169,13 +162,9 @@ def _not_there(source: str | Path, path: Path) -> list[SourceFile]:
         return [file for match in matches for file in _expand(Path(match))]
     if isinstance(source, str) and _HUB_ID.fullmatch(source) and _kind_of(path) is None:
         return [SourceFile(kind="hub", path=source, size=0)]
-    shown = (
-        str(path)
-        if len(str(path)) < 200
-        else f"{str(path)[:100]}... ({len(str(path)):,} characters)"
-    )
     raise DataError(
-        f"data file {shown} does not exist; check the path (relative paths start at {Path.cwd()}). "
+        f"data file {shortened(str(path))} does not exist; check the path (relative paths start "
+        f"at {Path.cwd()}). "
         "A dataset of the hub is owner/name."
     )
 

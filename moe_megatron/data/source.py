@@ -22,7 +22,7 @@ from moe_megatron.data.manifest import read_manifest
 from moe_megatron.data.prepare import CacheEntry, prepare_dataset
 from moe_megatron.data.writer import OpenWriter
 from moe_megatron.errors import ConfigError, DataError
-from moe_megatron.files import default_cache_dir, user_path
+from moe_megatron.files import default_cache_dir, readable_name, user_path
 from moe_megatron.text.demo import demo_tokenizer
 from moe_megatron.text.loading import load_tokenizer
 from moe_megatron.text.tokenizer import Tokenizer
@@ -199,8 +199,7 @@ def cached_prefix(cache_dir: Path, text: str, text_key: str, tokenizer: Tokenize
     path = user_path(text)
     identity = str(path.resolve()) if path.exists() else text
     digest = hashlib.sha256("\0".join((identity, text_key, tokenizer.fingerprint)).encode())
-    slug = re.sub(r"[^\w.-]+", "-", text).strip("-.")[-60:]
-    return cache_dir / "datasets" / f"{slug}-{digest.hexdigest()[:12]}"
+    return cache_dir / "datasets" / f"{readable_name(text)}-{digest.hexdigest()[:12]}"
 
 
 def _blend(

@@ -3,18 +3,8 @@
 from dataclasses import replace
 
 from moe_megatron.families.fields import only
-from moe_megatron.families.glm4_moe import GLM4_MOE
+from moe_megatron.families.glm4_moe import GLM4_MOE, ROWS
 from moe_megatron.families.registry import register_family
-from moe_megatron.families.rows import (
-    ATTENTION,
-    DENSE_MLP,
-    EXPERT_BIAS,
-    OUTSIDE,
-    experts,
-    qk_norms,
-    router,
-    shared_experts,
-)
 from moe_megatron.families.settings import (
     ATTENTION_BIASES,
     GROUP_FIELDS,
@@ -29,10 +19,7 @@ DOTS1 = replace(
     GLM4_MOE,
     name="dots1",
     architecture="Dots1ForCausalLM",
-    rows=(
-        *(*OUTSIDE, *ATTENTION, *qk_norms(), *DENSE_MLP),
-        *(router(), EXPERT_BIAS, *experts(), *shared_experts()),
-    ),
+    rows=ROWS,
     fields=(
         *MODEL_FIELDS,
         *HEAD_FIELDS,

@@ -26,14 +26,17 @@ from moe_megatron.families.settings import (
     same_value,
 )
 
+ROWS = (
+    *(*OUTSIDE, *ATTENTION, *qk_norms(), *DENSE_MLP),
+    *(router(), EXPERT_BIAS, *experts(), *shared_experts()),
+)
+"""All tensors but those of multi-token prediction."""
+
 GLM4_MOE = replace(
     DEEPSEEK_V3,
     name="glm4_moe",
     architecture="Glm4MoeForCausalLM",
-    rows=(
-        *(*OUTSIDE, *ATTENTION, *qk_norms(), *DENSE_MLP),
-        *(router(), EXPERT_BIAS, *experts(), *shared_experts(), *MTP),
-    ),
+    rows=(*ROWS, *MTP),
     fields=(
         *MODEL_FIELDS,
         *HEAD_FIELDS,

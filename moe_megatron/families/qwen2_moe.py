@@ -37,6 +37,14 @@ GATE = one_to_one(
     when="shared_width",
 )
 
+SHARED = Field(
+    hf="shared_expert_intermediate_size",
+    ours="moe.shared_expert_hidden_size",
+    default=5632,
+    read=lambda width, _: width or None,
+    write=lambda width, _: width or 0,
+)
+
 QWEN2_MOE = Family(
     name="qwen2_moe",
     architecture="Qwen2MoeForCausalLM",
@@ -55,13 +63,7 @@ QWEN2_MOE = Family(
         *moe_fields("num_experts", "moe_intermediate_size"),
         negated("norm_topk_prob", "moe.router.pre_softmax", True),
         same_value("qkv_bias", "model.qkv_bias", True),
-        Field(
-            hf="shared_expert_intermediate_size",
-            ours="moe.shared_expert_hidden_size",
-            default=5632,
-            read=lambda width, _: width or None,
-            write=lambda width, _: width or 0,
-        ),
+        SHARED,
     ),
     pattern=SPARSE_STEP,
     constants={"moe.shared_expert_gate": True},

@@ -5,10 +5,11 @@ weights are added to 1 in this family. Multi-token prediction, which transformer
 carried along.
 """
 
-from moe_megatron.families import gated_delta_net
+from dataclasses import replace
+
+from moe_megatron.families import gated_delta_net, qwen2_moe
 from moe_megatron.families.family import Family
 from moe_megatron.families.gated_delta_net import GATED_ATTENTION, linear_attention
-from moe_megatron.families.qwen2_moe import GATE
 from moe_megatron.families.registry import register_family
 from moe_megatron.families.rows import (
     DENSE_MLP,
@@ -24,7 +25,6 @@ from moe_megatron.families.settings import (
     HEAD_FIELDS,
     MODEL_FIELDS,
     SPARSE_STEP,
-    Field,
     moe_fields,
     negated,
 )
@@ -36,17 +36,11 @@ HYBRID = (
     *mlp_norms(),
     *GATED_ATTENTION,
     *DENSE_MLP,
-    *(router(), *experts(), *shared_experts("shared_expert"), GATE),
+    *(router(), *experts(), *shared_experts("shared_expert"), qwen2_moe.GATE),
 )
 """The tensors of both families of this kind, but for linear attention."""
 
-SHARED = Field(
-    hf="shared_expert_intermediate_size",
-    ours="moe.shared_expert_hidden_size",
-    default=512,
-    read=lambda width, _: width or None,
-    write=lambda width, _: width or 0,
-)
+SHARED = replace(qwen2_moe.SHARED, default=512)
 
 QWEN3_NEXT = Family(
     name="qwen3_next",

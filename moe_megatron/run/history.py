@@ -1,7 +1,6 @@
 """A sink that keeps a run's records in memory, for results and notebooks."""
 
 from collections import deque
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -61,16 +60,14 @@ class History:
             DataError: A file is missing or malformed.
         """
         history = cls()
-        routing: Iterator[RoutingSnapshot] = iter(())
-        if (run_dir / ROUTING_FILE).exists():
-            routing = read_routing(run_dir / ROUTING_FILE)
         for record in read_metrics(run_dir / METRICS_FILE):
             if isinstance(record, EvalRecord):
                 history.evaluation(record)
             else:
                 history.step(record, None)
-        for snapshot in routing:
-            history._route(snapshot)
+        if (run_dir / ROUTING_FILE).exists():
+            for snapshot in read_routing(run_dir / ROUTING_FILE):
+                history._route(snapshot)
         return history
 
     def start(self, run: RunInfo) -> None:

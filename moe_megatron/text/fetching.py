@@ -5,6 +5,7 @@ They are kept in the cache under a hash of what they were made from, and no code
 
 import hashlib
 import logging
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from moe_megatron.cached import cached_folder
 from moe_megatron.errors import DataError
-from moe_megatron.files import user_path
+from moe_megatron.files import readable_name, user_path
 from moe_megatron.network import hub_is_reachable
 from moe_megatron.reading import read_bytes
 from moe_megatron.text.folder import TOKENIZER_FILE, read_files
@@ -23,7 +24,7 @@ _HUB_ID = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
 def fetched(name: str, cache_dir: Path) -> Path:
     """Let transformers download or convert `name`; returns its directory in the cache."""
     folder = user_path(name)
-    if not is_folder(folder):
+    if not os.path.isdir(folder):  # also of a name that no folder can have
         if not _HUB_ID.fullmatch(name):
             raise DataError(
                 f"there is no tokenizer folder {name[:200]!r}, and a hub id looks like owner/name; "
@@ -47,23 +48,15 @@ def fetched(name: str, cache_dir: Path) -> Path:
 
 def cache_entry(cache_dir: Path, name: str, content: bytes) -> Path:
     """Where the tokenizer that is made from `content` lies in a cache."""
-    slug = re.sub(r"[^\w.-]+", "-", name).strip("-.")[-60:]
-    return cache_dir / "tokenizers" / f"{slug}-{hashlib.sha256(content).hexdigest()[:16]}"
-
-
-def is_folder(path: Path) -> bool:
-    """Whether it is a folder; a name that none can have is that of none."""
-    try:
-        return path.is_dir()
-    except (OSError, ValueError):  # no folder can have such a name
-        return False
+    digest = hashlib.sha256(content).hexdigest()[:16]
+    return cache_dir / "tokenizers" / f"{readable_name(name)}-{digest}"
 
 
 def _convert(name: str, source: str, folder: Path) -> None:
     """Write the tokenizer that transformers finds in a folder or on the hub into a new folder."""
     from transformers import AutoTokenizer
 
-    local = is_folder(Path(source)) or not hub_is_reachable()
+    local = os.path.isdir(source) or not hub_is_reachable()
     try:
         with _in_silence():
             tokenizer = AutoTokenizer.from_pretrained(
@@ -81,14 +74,14 @@ def _convert(name: str, source: str, folder: Path) -> None:
 
 
 def _explained(name: str, folder: Path, reason: str, local: bool) -> str:
-    pieces = [file.name for file in folder.glob("*.model")] if is_folder(folder) else []
+    pieces = [file.name for file in folder.glob("*.model")] if os.path.isdir(folder) else []
     if pieces:
         return (
             f"folder {folder} holds a SentencePiece model ({pieces[0]}) and no {TOKENIZER_FILE}, "
             f"and transformers could not convert it ({reason}); take {TOKENIZER_FILE} from a newer "
             "copy of the model, or install sentencepiece and protobuf."
         )
-    away = local and not is_folder(folder)
+    away = local and not os.path.isdir(folder)
     where = "the hub cannot be reached, and the cache does not hold it: " if away else ""
     return (
         f"no tokenizer at {name[:200]!r}: it is not a directory with a {TOKENIZER_FILE}, and "

@@ -7,6 +7,7 @@ is run.
 """
 
 import hashlib
+import os
 from codecs import BOM_UTF8
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,7 +20,7 @@ from moe_megatron.contents import REMEDIES, content_of
 from moe_megatron.errors import DataError
 from moe_megatron.files import default_cache_dir, user_path
 from moe_megatron.reading import parse_json
-from moe_megatron.text.fetching import cache_entry, fetched, is_folder
+from moe_megatron.text.fetching import cache_entry, fetched
 from moe_megatron.text.folder import (
     CONFIG_FILE,
     SPECIAL_TOKENS_FILE,
@@ -50,7 +51,7 @@ def load_tokenizer(name: str | Path, *, cache_dir: Path | None = None) -> Tokeni
     directory = user_path(name)
     if directory.name == TOKENIZER_FILE:
         directory = directory.parent
-    if not (is_folder(directory) and (directory / TOKENIZER_FILE).is_file()):
+    if not os.path.isfile(directory / TOKENIZER_FILE):  # also of a name that no file can have
         directory = fetched(str(name), cache_dir or default_cache_dir())
     files = read_files(directory)
     backend = _read(directory / TOKENIZER_FILE, files[TOKENIZER_FILE])

@@ -75,10 +75,7 @@ class Comparison:
         Raises:
             DataError: None has made a step, or the file cannot be written.
         """
-        picture = draw_curves([curve_of(name, it) for name, it in self.histories.items()])
-        if save_to is not None:
-            picture.save(save_to)
-        return picture
+        return draw_curves([curve_of(name, it) for name, it in self.histories.items()], save_to)
 
     def __str__(self) -> str:
         rows = [["run", *(name.replace("_", " ") for name in _ending(History()))]]

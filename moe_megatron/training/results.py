@@ -67,10 +67,7 @@ class TrainingResult:
         Raises:
             DataError: No step was made, or the file cannot be written.
         """
-        picture = draw_curves([curve_of(self.run_dir.name, self.history)])
-        if save_to is not None:
-            picture.save(save_to)
-        return picture
+        return draw_curves([curve_of(self.run_dir.name, self.history)], save_to)
 
     def __repr__(self) -> str:
         loss = None if self.final_loss is None else round(self.final_loss, 4)

@@ -5,6 +5,7 @@ tokenizer, so using the same data again, in the next cell or on another rank, co
 """
 
 import hashlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from moe_megatron.data.demo_corpus import DEMO_TEXT_KEY
 from moe_megatron.data.manifest import PreparedDataset
 from moe_megatron.data.objects.reading import Ask, source_of
 from moe_megatron.data.prepare import CacheEntry, prepare_dataset
-from moe_megatron.data.shards import InMemory, Source, is_there
+from moe_megatron.data.shards import InMemory, Source
 from moe_megatron.data.source import DEMO, domains_of, parse_blend, prepared_part
 from moe_megatron.files import default_cache_dir, user_path
 from moe_megatron.model.text import fitting_tokenizer
@@ -85,4 +86,4 @@ def _identity(source: Source) -> str:
     if isinstance(source, InMemory):
         return source.digest()
     path = user_path(source)
-    return str(path.absolute()) if is_there(path) else str(source)
+    return str(path.absolute()) if os.path.exists(path) else str(source)

@@ -7,7 +7,6 @@ model's weights are copied to Megatron, in any parallel layout, and back when tr
 
 import logging
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -279,19 +278,17 @@ class MoETrainer:
             logger.warning("%s", problem)  # only rank 0 knows, and the others have the weights
         self.model.load_state_dict(exchange.trained)
         if not fresh and world.rank() == 0:  # with the steps before
-            result = replace(result, history=History.read(result.run_dir))
-        self.history, self._run_dir = result.history, result.run_dir
-        if warning := collapse_warning(result.config, result.history):
+            self.history = History.read(result.run_dir)
+        if warning := collapse_warning(result.config, self.history):
             logger.warning("%s", warning)
-        return _training_result(result)
+        return _training_result(result, self.history)
 
     def _length(self, wanted: int | None) -> int:
         limit = self.model.model_config.max_position_embeddings or _LENGTH
         return min(_LENGTH, limit) if wanted is None else whole("sequence_length", wanted)
 
 
-def _training_result(result: RunResult) -> TrainingResult:
-    history = result.history
+def _training_result(result: RunResult, history: History) -> TrainingResult:
     last = history.last_evaluation
     return TrainingResult(
         steps=result.outcome.steps,

@@ -6,6 +6,7 @@ It knows numbers and labels, not runs or files.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from moe_megatron.errors import DataError
 from moe_megatron.viz.picture import Picture
@@ -29,11 +30,15 @@ class Curve:
     """Of the most imbalanced layer, of each step; empty where it was not measured."""
 
 
-def draw_curves(curves: Sequence[Curve]) -> Picture:
+def draw_curves(curves: Sequence[Curve], save_to: str | Path | None = None) -> Picture:
     """Draw runs on top of each other.
 
+    Args:
+        curves: The runs.
+        save_to: File to write the picture to; None writes none.
+
     Raises:
-        DataError: None of them has a step.
+        DataError: None of them has a step, or the file cannot be written.
     """
     if not any(curve.steps for curve in curves):
         raise DataError("there is no step to draw yet; train first.")
@@ -64,7 +69,10 @@ def draw_curves(curves: Sequence[Curve]) -> Picture:
     for panel in panels:
         panel.spines[["top", "right"]].set_visible(False)
         panel.xaxis.get_major_locator().set_params(integer=True)
-    return Picture(figure)
+    picture = Picture(figure)
+    if save_to is not None:
+        picture.save(save_to)
+    return picture
 
 
 def _averages(steps: Sequence[int], values: Sequence[float]) -> tuple[list[float], list[float]]:

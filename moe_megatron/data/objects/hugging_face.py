@@ -5,7 +5,7 @@ from typing import Any
 
 from moe_megatron.cached import cached_folder
 from moe_megatron.data.objects.documents import documents
-from moe_megatron.data.objects.kinds import Ask, reads, source_of
+from moe_megatron.data.objects.kinds import Ask, reads, source_of, wanted_column
 from moe_megatron.data.shards import Source
 from moe_megatron.errors import DataError
 from moe_megatron.files import default_cache_dir
@@ -32,10 +32,10 @@ def read_dataset(given: Any, ask: Ask) -> tuple[Source, ...]:
     Raises:
         DataError: It lacks the column, or has no rows.
     """
-    _check(given.column_names, ask)
+    column = wanted_column(given.column_names, ask)
     if not len(given):
         raise DataError(f"{ask.name} has no rows; give at least one text.")
-    text = given.select_columns([ask.text_key])
+    text = given.select_columns([column])
     target = default_cache_dir() / "python" / f"hf-{given._fingerprint}-{ask.text_key}"
 
     def save(folder: Any) -> None:
@@ -63,13 +63,4 @@ def read_splits(given: Mapping[str, Any], ask: Ask) -> tuple[Source, ...]:
 
 def _texts(rows: Any, ask: Ask) -> Iterator[Any]:
     for row in rows:
-        _check(list(row), ask)
-        yield row[ask.text_key]
-
-
-def _check(columns: list[str], ask: Ask) -> None:
-    if ask.text_key not in columns:
-        raise DataError(
-            f"{ask.name} has no column {ask.text_key!r}, but {', '.join(columns)}; set text_key to "
-            "the one that holds the text."
-        )
+        yield row[wanted_column(list(row), ask)]

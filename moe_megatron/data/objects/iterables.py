@@ -1,5 +1,6 @@
 """Lists, tuples, generators and other iterables: of strings, of rows, or of paths."""
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain, islice
 from pathlib import Path
@@ -35,7 +36,7 @@ def read_iterable(given: Any, ask: Ask) -> tuple[Source, ...]:
     if first and isinstance(first[0], Mapping):
         return documents(_column(chain(first, items), ask), ask)
     (texts,) = found = documents(chain(first, items), ask)
-    if len(texts.texts) < _FEW and all(map(_is_file, texts.texts)):
+    if len(texts.texts) < _FEW and all(map(os.path.isfile, texts.texts)):
         raise DataError(
             f"{ask.name} is a list of texts, and each of them is the name of a file; to read the "
             f"files give paths, [Path(name) for name in {ask.name}], or their folder."
@@ -69,10 +70,3 @@ def _column(rows: Iterable[Any], ask: Ask) -> Iterator[Any]:
                 f"{keys or 'none'}); set text_key to the key that holds the text."
             )
         yield row[ask.text_key]
-
-
-def _is_file(text: str) -> bool:
-    try:
-        return len(text) < 1024 and Path(text).is_file()
-    except (OSError, ValueError):
-        return False

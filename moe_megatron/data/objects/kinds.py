@@ -3,7 +3,7 @@
 It knows no kind: each registers a test and a reader. The last one registered is asked first.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +47,26 @@ def reads(test: Test) -> Callable[[Reader], Reader]:
         return reader
 
     return register
+
+
+def wanted_column(columns: Sequence[Any], ask: Ask, of: str = "column") -> str:
+    """The column that is asked for, if there is one of that name.
+
+    Args:
+        columns: Names of those that there are.
+        ask: What is asked.
+        of: What messages call a column.
+
+    Raises:
+        DataError: There is none.
+    """
+    if ask.text_key not in columns:
+        names = ", ".join(map(str, columns)) or "nothing"
+        raise DataError(
+            f"{ask.name} has no {of} {ask.text_key!r}, but {names}; set text_key to the one that "
+            "holds the text."
+        )
+    return ask.text_key
 
 
 def source_of(given: Any, ask: Ask) -> tuple[Source, ...]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_megatron.data.objects.kinds import Ask, reads
-from moe_megatron.data.shards import Source, is_there, names_a_source
+from moe_megatron.data.shards import Source, names_a_source
 from moe_megatron.data.source import parse_blend
 from moe_megatron.errors import DataError
 from moe_megatron.files import user_path
@@ -33,7 +33,7 @@ def read_string(given: str, ask: Ask) -> tuple[Source, ...]:
     """
     if not given.strip():
         raise DataError(f"{ask.name} is an empty string; give a path, or texts in a list.")
-    there = is_there(user_path(given))
+    there = os.path.exists(user_path(given))
     if not there and (len(given) > _LONGEST or "\n" in given or "\0" in given):
         raise DataError(
             f"{ask.name} is one text of {len(given):,} characters, not a path; put it into a "

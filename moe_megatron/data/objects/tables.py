@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from moe_megatron.data.objects.documents import documents
-from moe_megatron.data.objects.kinds import Ask, reads, source_of
+from moe_megatron.data.objects.kinds import Ask, reads, source_of, wanted_column
 from moe_megatron.data.shards import Source
 from moe_megatron.errors import DataError
 
@@ -19,7 +19,7 @@ def read_columns(given: Mapping[Any, Any], ask: Ask) -> tuple[Source, ...]:
     Raises:
         DataError: It lacks the column, or the column is no text.
     """
-    column = given[_checked(list(given), ask, of="key")]
+    column = given[wanted_column(list(given), ask, of="key")]
     if isinstance(column, str):
         raise DataError(
             f"{ask.name}[{ask.text_key!r}] is one text; give a list of texts: "
@@ -31,14 +31,14 @@ def read_columns(given: Mapping[Any, Any], ask: Ask) -> tuple[Source, ...]:
 @reads(lambda given: hasattr(given, "column_names") and hasattr(given, "column"))
 def read_arrow(given: Any, ask: Ask) -> tuple[Source, ...]:
     """An Arrow table, or a batch of one."""
-    column = given.column(_checked(given.column_names, ask))
+    column = given.column(wanted_column(given.column_names, ask))
     return documents(column.to_pylist(), ask, _row(ask))
 
 
 @reads(lambda given: hasattr(given, "columns") and hasattr(given, "to_dict"))
 def read_frame(given: Any, ask: Ask) -> tuple[Source, ...]:
     """A DataFrame of pandas."""
-    column = given[_checked(list(given.columns), ask)]
+    column = given[wanted_column(list(given.columns), ask)]
     if not hasattr(column, "to_list"):
         raise DataError(
             f"{ask.name} has several columns called {ask.text_key!r}; give one of them alone."
@@ -49,7 +49,7 @@ def read_frame(given: Any, ask: Ask) -> tuple[Source, ...]:
 @reads(lambda given: hasattr(given, "get_column") and hasattr(given, "columns"))
 def read_polars(given: Any, ask: Ask) -> tuple[Source, ...]:
     """A DataFrame of polars."""
-    column = given.get_column(_checked(given.columns, ask))
+    column = given.get_column(wanted_column(given.columns, ask))
     return documents(column.to_list(), ask, _row(ask))
 
 
@@ -66,16 +66,6 @@ def refuse_lazy(given: Any, ask: Ask) -> tuple[Source, ...]:
 def _is_lazy(kind: type) -> bool:
     """Told by the class: to ask a query for its columns may start it."""
     return hasattr(kind, "collect") or hasattr(kind, "compute")
-
-
-def _checked(columns: list[Any], ask: Ask, of: str = "column") -> str:
-    if ask.text_key not in columns:
-        names = ", ".join(map(str, columns)) or "nothing"
-        raise DataError(
-            f"{ask.name} has no {of} {ask.text_key!r}, but {names}; set text_key to the one that "
-            "holds the text."
-        )
-    return ask.text_key
 
 
 def _row(ask: Ask) -> Any:

@@ -77,12 +77,9 @@ def _sums(folder: Path) -> dict[str, str]:
 
 
 def _sum(path: Path) -> str:
-    digest = hashlib.blake2b(digest_size=16)
     with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-        size = os.fstat(file.fileno()).st_size
-    return f"{size}:{digest.hexdigest()}"
+        digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16))
+        return f"{file.tell()}:{digest.hexdigest()}"
 
 
 def _read(path: Path) -> dict[str, str]:

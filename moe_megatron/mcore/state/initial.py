@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from megatron.core.dist_checkpointing.dict_utils import nested_values
-from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factories
+from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from megatron.core.transformer import TransformerConfig
 from torch import Tensor
+
+from moe_megatron.mcore.state.sharded import sharded_tensors
 
 Draw = Callable[[Tensor], Any]
 """Fills a tensor with random numbers of torch's default generator, such as `torch.nn.init.normal_`
@@ -51,7 +52,7 @@ class InitialWeights:
         with torch.no_grad(), torch.random.fork_rng(devices=()):
             for chunk in chunks:
                 methods = dict(self._methods(chunk))
-                for part in _parts(chunk):
+                for part in sharded_tensors(chunk):
                     if (method := methods.get(_address(part.data))) is not None:
                         part.data.copy_(self._whole(part, method)[_slices(part)])
         for chunk in chunks:  # stages that share the embedding must start with one
@@ -86,12 +87,6 @@ class InitialWeights:
         whole = torch.empty(part.global_shape[leading:], dtype=torch.float32)
         method(whole)
         return whole
-
-
-def _parts(chunk: Any) -> Iterator[ShardedTensor]:
-    state = chunk.sharded_state_dict()
-    apply_factories(state)
-    return (it for it in nested_values(state) if isinstance(it, ShardedTensor))
 
 
 def _slices(part: ShardedTensor) -> tuple[slice, ...]:

@@ -16,8 +16,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state, tensor_parallel
-from megatron.core.dist_checkpointing.dict_utils import nested_values
-from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factories
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.training.argument_utils import gpt_config_from_args
 from megatron.training.models.base import compose_hooks
@@ -30,6 +28,7 @@ from moe_megatron.mcore import world
 from moe_megatron.mcore.layers.specs import use_our_layers
 from moe_megatron.mcore.loop.arguments import MachineSettings, RunPaths, megatron_argv, parse
 from moe_megatron.mcore.loop.cleanup import forget_run
+from moe_megatron.mcore.state.sharded import sharded_tensors
 from moe_megatron.platform.device import DEVICE_VARIABLE
 from moe_megatron.platform.lazy_weights import load_while_running, make_room, weights_left_out
 
@@ -180,10 +179,8 @@ def _load(model: Any, modules: Sequence[nn.Module], read: Read) -> None:
         for module in modules
         for tensor in (*module.parameters(), *module.buffers())
     }
-    state = model.sharded_state_dict()
-    apply_factories(state)
-    for tensor in nested_values(state):
-        if not isinstance(tensor, ShardedTensor) or tensor.data.device.type == "meta":
+    for tensor in sharded_tensors(model):
+        if tensor.data.device.type == "meta":
             continue
         if tensor.data.untyped_storage().data_ptr() in storages:
             leading = (1,) * tensor.prepend_axis_num

@@ -11,12 +11,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from megatron.core.dist_checkpointing.dict_utils import nested_values
-from megatron.core.dist_checkpointing.mapping import (
-    ShardedTensor,
-    apply_factories,
-    is_main_replica,
-)
+from megatron.core.dist_checkpointing.mapping import ShardedTensor, is_main_replica
 from megatron.core.utils import unwrap_model
 from torch import Tensor
 
@@ -24,6 +19,7 @@ from moe_megatron.config import Architecture
 from moe_megatron.errors import MappingError
 from moe_megatron.families.links import Identity, Link, is_of_vocabulary, matrix_size, saved_names
 from moe_megatron.families.moe_model import model_links
+from moe_megatron.mcore.state.sharded import sharded_tensors
 from moe_megatron.model.matrices import gathered, scatter
 
 WeightMap = dict[str, Tensor]
@@ -114,15 +110,12 @@ def local_regions(model: list[Any], architecture: Architecture) -> Iterator[Loca
         for name in saved_names(key, link)
     }
     for chunk in unwrap_model(model):
-        state = chunk.sharded_state_dict()
-        apply_factories(state)
-        for tensor in nested_values(state):
-            if isinstance(tensor, ShardedTensor):
-                index = tensor.global_offset[: tensor.prepend_axis_num]
-                link = links.get((tensor.key, tuple(index)))
-                if link is None:
-                    raise MappingError(f"MoEModel has no counterpart of Megatron's {tensor.key}.")
-                yield _local_region(tensor, link)
+        for tensor in sharded_tensors(chunk):
+            index = tensor.global_offset[: tensor.prepend_axis_num]
+            link = links.get((tensor.key, tuple(index)))
+            if link is None:
+                raise MappingError(f"MoEModel has no counterpart of Megatron's {tensor.key}.")
+            yield _local_region(tensor, link)
 
 
 def _local_region(tensor: ShardedTensor, link: Link) -> LocalRegion:
