@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from moe_megatron.cli.words import read_words
 from moe_megatron.config import RunConfig, apply_overrides, dump_yaml, load_config, parse_override
 from moe_megatron.config.flags import split_flags
 from moe_megatron.errors import FAULT, INTERRUPTED, MoEError
@@ -60,7 +61,7 @@ def parse_options(argv: Sequence[str]) -> PretrainOptions:
     Raises:
         ConfigError: A file, field, value or flag is wrong.
     """
-    return read_options(*option_parser().parse_known_args(argv))
+    return read_options(*read_words(option_parser(), argv))
 
 
 def read_options(ours: argparse.Namespace, flags: Sequence[str]) -> PretrainOptions:
@@ -68,7 +69,7 @@ def read_options(ours: argparse.Namespace, flags: Sequence[str]) -> PretrainOpti
 
     Args:
         ours: Options parsed by `option_parser`.
-        flags: The remaining words of the command line, which are Megatron's.
+        flags: Megatron's flags with their values.
 
     Raises:
         ConfigError: A file, field, value or flag is wrong.
@@ -104,10 +105,11 @@ def option_parser(**kwargs: Any) -> argparse.ArgumentParser:
     parser.add_argument("--run-dir", metavar="DIR", help="folder for the files of the run")
     parser.add_argument(
         "--set",
-        action="append",
+        action="extend",
+        nargs="+",
         default=[],
         metavar="FIELD=VALUE",
-        help="override one field, such as moe.top_k=4 (repeatable)",
+        help="override fields, as in moe.top_k=4 training.seed=2 (repeatable)",
     )
     parser.add_argument(
         "--expert-failure-policy",

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from moe_megatron.cli.output import lasting_output
 from moe_megatron.cli.pretrain import option_parser, program, read_options
+from moe_megatron.cli.words import read_words
 from moe_megatron.config import CONFIG_FILE, dump_yaml
 from moe_megatron.config.checkpoint_files import CHECKPOINTS
 from moe_megatron.errors import ConfigError
@@ -36,7 +37,7 @@ def run(argv: Sequence[str]) -> int:
         "--resume", type=user_path, metavar="DIR", help="resume the run in this folder"
     )
     parser.add_argument("--num-processes", type=int, help="processes to start on this machine")
-    ours, flags = parser.parse_known_args(argv)
+    ours, flags = read_words(parser, argv)
     resumed: Path | None = ours.resume
     if resumed is not None:
         from moe_megatron.run.folder import check_resumable

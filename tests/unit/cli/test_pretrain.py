@@ -66,7 +66,8 @@ def test_print_config_of_another_rank_is_silent(capsys, monkeypatch):
         (["--moe-router-topk", "two"], "moe.top_k needs a whole number, not 'two' (text)."),
         (["--train-iters"], "--train-iters needs a value, as in '--train-iters VALUE'"),
         (["--train-iters", "1", "2"], "--train-iters takes one value, but is followed by '1 2'"),
-        (["stray"], "'stray' is not a flag; give flags as in '--num-layers 6', after the "),
+        (["stray"], "--config takes one value, but is followed by 'test_tiny stray'; leave out "),
+        (["--set", "moe.top_k=1", "2"], "an override needs the form section.field=value, such as"),
         (["--config", "tset_tiny"], "'tset_tiny' is neither a file nor a preset. Did you mean "),
     ],
 )

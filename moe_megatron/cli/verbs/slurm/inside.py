@@ -7,6 +7,7 @@ from pathlib import Path
 
 from moe_megatron.cli.pretrain import option_parser, program, read_options
 from moe_megatron.cli.verbs.slurm.watching import target_of
+from moe_megatron.cli.words import grouped_by_flag, read_words
 from moe_megatron.files import user_path
 from moe_megatron.platform.slurm.finding import healthy
 from moe_megatron.platform.slurm.gpu_health import examine_gpus
@@ -31,7 +32,7 @@ def verdict(argv: Sequence[str]) -> int:
         action="store_true",
         help="remove the Prometheus target of an attempt that was killed, unless it failed",
     )
-    ours, flags = parser.parse_known_args(argv)
+    ours, flags = read_words(parser, argv)
     discovery: str | None = None
     if ours.run is not None:
         run_dir, target = ours.run, target_of(ours.run)
@@ -88,19 +89,20 @@ def node(argv: Sequence[str]) -> int:
     parser = option_parser(prog="moe-megatron slurm node")
     parser.description = "Start the ranks of this node with torchrun; `srun` runs it on every node."
     parser.add_argument("--processes", type=int, required=True, metavar="N", help="ranks to start")
-    ours, flags = parser.parse_known_args(argv)
+    ours, flags = read_words(parser, argv)
     config = read_options(ours, flags).config
     place = Place.from_environment(os.environ)
     config.validate(place.nodes * ours.processes)
     if place.node == 0:
         outlast(Path(config.run_dir), place.job)
-    rank_words = _without_processes(argv)
+    rank_words = words_for_ranks(argv)
     words = torchrun_words(place, ours.processes, [*program(), *rank_words])
     print(f"node {place.node}: torchrun {' '.join(words)}", flush=True)
     return run_node(place, Path(config.run_dir), words, debug=ours.debug)
 
 
-def _without_processes(argv: Sequence[str]) -> list[str]:
-    """The words for the ranks."""
-    place = list(argv).index("--processes")
-    return [*argv[:place], *argv[place + 2 :]]
+def words_for_ranks(argv: Sequence[str]) -> list[str]:
+    """The words of `node` for the ranks, which know from torchrun how many they are."""
+    groups = list(grouped_by_flag(argv, ()))
+    ours = [words for words in groups if words[0].partition("=")[0] == "--processes"]
+    return [word for words in groups if words not in ours for word in words]

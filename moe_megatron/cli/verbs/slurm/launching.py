@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from moe_megatron.cli.pretrain import DEFAULT_CONFIG, option_parser, read_options
+from moe_megatron.cli.words import read_words
 from moe_megatron.config import CONFIG_FILE, RunConfig, apply_overrides
 from moe_megatron.errors import ConfigError
 from moe_megatron.files import user_path
@@ -84,7 +85,7 @@ def _read(argv: Sequence[str], action: str) -> _Order:
     )
     parser.epilog = _EPILOG
     _add_options(parser, submits=action == "submit")
-    ours, flags = parser.parse_known_args(argv)
+    ours, flags = read_words(parser, argv)
     _check(ours)
     if (resumed := getattr(ours, "resume", None)) is not None:
         if not (resumed / CONFIG_FILE).is_file():
