@@ -46,7 +46,7 @@ def _launch(words: Sequence[str]) -> int:
         num_processes=options.num_processes,
         fresh=False,
         say=lambda line: print(line, flush=True),
-    )
+    ).code
 
 
 if __name__ == "__main__":

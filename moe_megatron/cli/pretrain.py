@@ -6,9 +6,7 @@ as one paragraph with exit code 2.
 """
 
 import argparse
-import contextlib
 import os
-import signal
 import sys
 import time
 import traceback
@@ -20,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 from moe_megatron.cli.words import read_words
 from moe_megatron.config import RunConfig, apply_overrides, dump_yaml, load_config, parse_override
 from moe_megatron.config.flags import split_flags
-from moe_megatron.errors import FAULT, INTERRUPTED, MoEError
-from moe_megatron.platform.death import is_lost_peer, note_failure
+from moe_megatron.errors import INTERRUPTED, MoEError
 from moe_megatron.platform.parent import end_with_launcher
+from moe_megatron.run.rank_process import explained, leave_together
 
 if TYPE_CHECKING:
     from moe_megatron.mcore.loop.callbacks import Callback
@@ -170,7 +168,8 @@ def main(argv: Sequence[str] | None = None, callbacks: "Sequence[Callback]" = ()
             if _rank() == 0:
                 print(dump_yaml(options.config), end="")
             return 0
-        return _explained(options, callbacks)
+        run_dir = Path(options.config.run_dir)
+        return explained(lambda: _train(options, callbacks), run_dir, debug=options.debug)
     except MoEError as error:
         report_error(error, debug=debug)
         return error.exit_code
@@ -190,25 +189,6 @@ def report_error(error: MoEError, *, debug: bool) -> None:
         # all others. A rank that is still running after that has an error of its own.
         time.sleep(_PATIENCE_SECONDS)
         print(f"error on rank {_rank()}: {error}", file=sys.stderr)
-
-
-def _explained(options: PretrainOptions, callbacks: "Sequence[Callback]") -> int:
-    """Train, and explain a failure that is nobody's mistake."""
-    try:
-        return _train(options, callbacks)
-    except MoEError as error:
-        note_failure(error, error.exit_code)
-        raise
-    except Exception as error:
-        note_failure(error)
-        log = Path(options.config.run_dir) / "logs" / f"rank{_rank()}.log"
-        if options.debug or not is_lost_peer(error):
-            traceback.print_exception(error)
-        else:  # the cause is another rank's to tell
-            with contextlib.suppress(OSError), log.open("a", encoding="utf-8") as file:
-                traceback.print_exception(error, file=file)
-            print(f"rank {_rank()} lost its connection to another rank", file=sys.stderr)
-        return FAULT
 
 
 def _train(options: PretrainOptions, callbacks: "Sequence[Callback]") -> int:
@@ -237,11 +217,7 @@ def _train(options: PretrainOptions, callbacks: "Sequence[Callback]") -> int:
             result = attempt(options.config)
         if _rank() == 0:
             print(f"\n{conclude(result)}")
-    # A launcher that sees one rank leave with a code ends the others, who may still be writing.
-    world.wait_for_all()
-    for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-        signal.signal(signum, signal.SIG_IGN)
-    world.leave()
+    leave_together()
     return result.exit_code
 
 

@@ -23,6 +23,7 @@ from moe_megatron.platform.bytecode import keep_bytecode
 from moe_megatron.platform.death import Death, in_order
 from moe_megatron.platform.death_clock import DeathClock, children
 from moe_megatron.platform.memory_kills import count_memory_kills
+from moe_megatron.platform.scratch import environment
 
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 """Ctrl-C; the end that a batch system orders; and its announcement that time is nearly up."""
@@ -90,7 +91,8 @@ def run_torchrun(
     arguments = torchrun.parse_args(  # type: ignore[no-untyped-call]
         [*own, "--log-dir", str(scratch), *command]
     )
-    with running(command, scratch, on_stop) as end_of:
+    before = children(os.getpid())  # a notebook may have some
+    with running(command, scratch, on_stop, lambda: before) as end_of:
         try:
             torchrun.run(arguments)  # type: ignore[no-untyped-call]
         except ChildFailedError as error:
@@ -116,10 +118,14 @@ def running(
     Yields:
         A function that tells how they ended, from torch's failures by rank.
     """
-    os.environ.setdefault("OMP_NUM_THREADS", _threads_per_process(command))
     keep_bytecode()
     kills = count_memory_kills()
-    with DeathClock() as clock, _stops_passed_on(on_stop, others) as stops:
+    threads = os.environ.get("OMP_NUM_THREADS") or _threads_per_process(command)
+    with (
+        environment({"OMP_NUM_THREADS": threads}),
+        DeathClock() as clock,
+        _stops_passed_on(on_stop, others) as stops,
+    ):
 
         def end_of(failures: Mapping[int, Any]) -> End:
             if not failures:

@@ -56,9 +56,10 @@ class Attempts:
     scratch: Path
     """A folder for temporary files."""
     debug: bool
+    reason: str = ""
+    """Why the last attempt ended, if it was not in order."""
     _restarts: int = 0
     """Restarts since the newest checkpoint."""
-    _reason: str = ""
     _began: float = field(default_factory=time.time)
     _launched: float = 0.0
 
@@ -70,7 +71,7 @@ class Attempts:
             ours["TORCH_CPP_LOG_LEVEL"] = os.environ.get("TORCH_CPP_LOG_LEVEL", "error")
         with environment(ours):
             code = self._run()
-        note(self._folder, "ended", code=code, reason=self._reason)
+        note(self._folder, "ended", code=code, reason=self.reason)
         return code
 
     @property
@@ -82,7 +83,7 @@ class Attempts:
             end = self._attempt()
             if (code := self._final_code(end)) is not None:
                 return code
-            note(self._folder, "restarting", attempt=self._restarts, reason=self._reason)
+            note(self._folder, "restarting", attempt=self._restarts, reason=self.reason)
             self.config = continued(self.config)
 
     def _attempt(self) -> End:
@@ -107,28 +108,28 @@ class Attempts:
         return run_torchrun(command, scratch, debug=self.debug, on_stop=self._note_stop)
 
     def _note_stop(self, signum: signal.Signals) -> None:
-        self._reason = f"stopped by {signum.name}"
+        self.reason = f"stopped by {signum.name}"
         note(self._folder, "stopping", signal=signum.name)
 
     def _final_code(self, end: End) -> int | None:
         """The exit code if the run is over; None if the ranks are to be started again."""
         if self.claim.lost:
-            self._reason = self.claim.lost
-            print(f"error: {self._reason}.", file=sys.stderr, flush=True)
+            self.reason = self.claim.lost
+            print(f"error: {self.reason}.", file=sys.stderr, flush=True)
             return EXIT_CODE
         if end.code in _FINAL:
             return self._code_of_stop(end)
         cause = end.deaths[0]
-        self._reason = self._hang() + cause.explain(end.memory_kills)
+        self.reason = self._hang() + cause.explain(end.memory_kills)
         note(
             self._folder,
             "rank_died",
             rank=cause.rank,
-            reason=self._reason,
+            reason=self.reason,
             others=[death.explain() for death in end.deaths[1:]],
         )
         if end.stopped:
-            self._tell(f"{self._reason}, while the run was being stopped; {self._where()}")
+            self._tell(f"{self.reason}, while the run was being stopped; {self._where()}")
             return AGAIN if last_saved_step(self.config) is not None else end.code
         if self._has_saved():
             self._restarts = 0
@@ -136,7 +137,7 @@ class Attempts:
         if self._restarts < limit:
             self._restarts += 1
             self._tell(
-                f"{self._reason}; {self._where()}; starting again ({self._restarts} of {limit})"
+                f"{self.reason}; {self._where()}; starting again ({self._restarts} of {limit})"
             )
             self._began = time.time()
             return None
@@ -162,10 +163,10 @@ class Attempts:
 
     def _give_up(self, end: End, limit: int) -> int:
         if limit == 0:
-            self._tell(f"{self._reason}; {self._where()}")
+            self._tell(f"{self.reason}; {self._where()}")
             return AGAIN if self._has_saved() else end.code
         self._tell(
-            f"{self._reason}; after {limit} restart(s) without a new checkpoint the run is given "
+            f"{self.reason}; after {limit} restart(s) without a new checkpoint the run is given "
             f"up. Find the cause in {self._folder / 'logs'}, then: {self._where()}"
         )
         return NO_PROGRESS

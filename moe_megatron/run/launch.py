@@ -6,7 +6,7 @@ the resolved configuration in the run folder; a batch system can be given the sa
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from moe_megatron.config import CONFIG_FILE, RunConfig, apply_overrides
@@ -24,15 +24,26 @@ from moe_megatron.run.missing_data import data_of_run
 from moe_megatron.run.owner import claim
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Launched:
+    """How the processes of a run ended."""
+
+    code: int
+    run_dir: Path
+    reason: str = ""
+    """Why they ended, if it was not in order."""
+
+
 def launch(
     config: RunConfig,
     program: Sequence[str],
     *,
     num_processes: int | None = None,
     fresh: bool = True,
+    prepared: bool = False,
     debug: bool = False,
     say: Callable[[str], None] = print,
-) -> int:
+) -> Launched:
     """Start the processes of a run and wait for them.
 
     Args:
@@ -40,17 +51,24 @@ def launch(
         program: The words with which torchrun starts the program of a rank, which reads `--config`.
         num_processes: Number of processes on this machine; None chooses it.
         fresh: If the run folder already holds a run, use the next free name instead.
+        prepared: Whether the program brings its data, so that none is prepared here.
         debug: Show tracebacks and the output of Megatron and torchrun.
         say: Called with one line per automatic choice.
-
-    Returns:
-        The exit code.
 
     Raises:
         MoEError: The run cannot start.
     """
     with scratch_folder() as scratch:  # first: whatever is imported may leave something behind
-        return _launch(config, program, scratch, num_processes, fresh=fresh, debug=debug, say=say)
+        return _launch(
+            config,
+            program,
+            scratch,
+            num_processes,
+            fresh=fresh,
+            prepared=prepared,
+            debug=debug,
+            say=say,
+        )
 
 
 def _launch(
@@ -60,9 +78,10 @@ def _launch(
     num_processes: int | None,
     *,
     fresh: bool,
+    prepared: bool,
     debug: bool,
     say: Callable[[str], None],
-) -> int:
+) -> Launched:
     device = detect_device().value
     processes = choose_num_processes(device, num_processes)
     say(f"processes: {processes}")
@@ -73,27 +92,29 @@ def _launch(
     _check_megatron_flags(config)
     if config.recovery.restart != "elastic":
         require_resiliency(f"recovery.restart: {config.recovery.restart}")
+    wanted = Path(config.run_dir)
     if ended := check_load(config):
         say(ended)
-        return 0
+        return Launched(code=0, run_dir=wanted)
     for line in memory_lines(config, processes.value, device):
         say(line)
-    wanted = Path(config.run_dir)
     with holding(claim_fresh(wanted) if fresh else claim(wanted)) as ours:
         config = apply_overrides(config, {"run_dir": str(ours.run_dir)})
-        data_of_run(config)
+        if not prepared:
+            data_of_run(config)
         file = str(ours.run_dir / CONFIG_FILE)
         shown = " ".join([*(Path(word).name for word in program), "--config", file])
         launcher = "ft_launcher" if config.recovery.restart == "ft_launcher" else "torchrun"
         say(f"running: {launcher} --nproc-per-node {processes.value} {shown}")
-        return Attempts(
+        attempts = Attempts(
             config=config,
             program=program,
             num_processes=processes.value,
             claim=ours,
             scratch=scratch,
             debug=debug,
-        ).run()
+        )
+        return Launched(code=attempts.run(), run_dir=ours.run_dir, reason=attempts.reason)
 
 
 def fitted(config: RunConfig, num_processes: int) -> RunConfig:

@@ -18,6 +18,7 @@ from moe_megatron.data.index import read_tokens
 from moe_megatron.errors import ConfigError, RecoveryError
 from moe_megatron.files import user_path
 from moe_megatron.mcore import world
+from moe_megatron.mcore.state.weights import WeightMap
 from moe_megatron.model.moe_model import MoEModel
 from moe_megatron.run.collapse import collapse_warning
 from moe_megatron.run.divergence import divergence
@@ -190,7 +191,7 @@ class MoETrainer:
             self._overrides,
             steps=options.steps(num_tokens),
             evaluates=bool(validation),
-            world_size=world.size(),
+            world_size=self.world_size,
         )
         data = PreparedData(
             paths=("1.0", str(train_prefix)),
@@ -267,16 +268,32 @@ class MoETrainer:
         path = user_path(save_to)
         return write_report(self._run_dir, path) if world.rank() == 0 else path
 
-    def _run(self, config: RunConfig, data: PreparedData, *, fresh: bool) -> TrainingResult:
+    @property
+    def world_size(self) -> int:
+        """Number of processes that train."""
+        return world.size()
+
+    def _trained(
+        self, config: RunConfig, data: PreparedData, *, fresh: bool
+    ) -> tuple[RunResult, WeightMap]:
+        """Run, and give the trained weights."""
         exchange = WeightExchange(self.model)
         attached = Attachments(callbacks=[exchange], model_hooks=[exchange.load])
         result = start(config, data=data, fresh=fresh, attached=attached)
+        return result, exchange.trained
+
+    def _with_overrides(self) -> RunConfig:
+        """The configuration of the trainer, before that of a call."""
+        return apply_overrides(self._base, self._overrides)
+
+    def _run(self, config: RunConfig, data: PreparedData, *, fresh: bool) -> TrainingResult:
+        result, weights = self._trained(config, data, fresh=fresh)
         self.history, self._run_dir = result.history, result.run_dir
         if problem := divergence(result.history):
             if world.size() == 1:
                 raise RecoveryError(f"{problem} The model keeps the weights it had before.")
             logger.warning("%s", problem)  # only rank 0 knows, and the others have the weights
-        self.model.load_state_dict(exchange.trained)
+        self.model.load_state_dict(weights)
         if not fresh and world.rank() == 0:  # with the steps before
             self.history = History.read(result.run_dir)
         if warning := collapse_warning(result.config, self.history):

@@ -61,7 +61,7 @@ settings = {
     "checkpoint.save_interval": 20, **split_flags(["--mock-data", "--train-iters", steps]),
 }
 config = apply_overrides(load_config("test_tiny"), settings)
-sys.exit(launch(config, [__file__], num_processes=2))
+sys.exit(launch(config, [__file__], num_processes=2).code)
 """
 MONITORED = [*RUN, "--set", "recovery.restart=ft_launcher"]
 

@@ -61,7 +61,7 @@ def run(argv: Sequence[str]) -> int:
             fresh=resumed is None,
             debug=options.debug,
             say=lambda line: print(line, flush=True),
-        )
+        ).code
 
 
 _NOT_WITH_RESUME = {
