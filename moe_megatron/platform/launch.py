@@ -29,6 +29,8 @@ _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 """Ctrl-C; the end that a batch system orders; and its announcement that time is nearly up."""
 MEETING_PLACES = 2
 """Ports after the master's where ranks that are restarted in their processes meet again."""
+_AFTER_THIS_STEP = b"\nstopping after this step ... (a second Ctrl-C stops now)\n"
+_NOW = b"\nstopping now\n"
 OnStop = Callable[[signal.Signals], None]
 GRACE_SECONDS = 10
 """How long workers may go on after one has died; they have lost their connection to it."""
@@ -180,7 +182,7 @@ def _stops_passed_on(
         kill = not first and signum == signal.SIGINT
         if first or kill:
             with contextlib.suppress(OSError):
-                os.write(2, b"\nstopping now\n" if kill else b"\nstopping after this step ...\n")
+                os.write(2, _NOW if kill else _AFTER_THIS_STEP)
         for worker in workers if first or kill else ():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(worker, signal.SIGKILL if kill else signal.SIGTERM)

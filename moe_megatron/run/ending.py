@@ -17,6 +17,8 @@ def conclude(result: RunResult) -> str:
     Returns:
         The summary, followed by the command that resumes the run if it was stopped.
     """
+    if not result.outcome.steps:
+        return "stopped within the first step; nothing was saved"
     report, problem = _report(result.run_dir)
     summary = format_summary(
         evaluation=result.history.last_evaluation,

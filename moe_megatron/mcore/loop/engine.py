@@ -8,8 +8,6 @@ no data.
 
 import contextlib
 import logging
-import os
-import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -45,6 +43,7 @@ from moe_megatron.mcore.loop.library_warnings import library_warnings_to
 from moe_megatron.mcore.loop.root_logger import forget_import, root_logger_kept
 from moe_megatron.mcore.loop.saving import Saves
 from moe_megatron.mcore.loop.stages import check_embeddings, embedding_ranks
+from moe_megatron.mcore.loop.stopping import Stopping
 from moe_megatron.mcore.measure.attempt_journal import AttemptJournal
 from moe_megatron.mcore.measure.lasting_writers import lasting_writers
 from moe_megatron.mcore.measure.phases import PhaseClock
@@ -194,8 +193,9 @@ def run(job: TrainingJob, machine: MachineSettings) -> JobOutcome:
         args = parse(argv, verbose=True)
         check_embeddings(args)
         args.iterations_to_skip.extend(rollback.left_out())
-        stack.enter_context(_stop_on_interrupt(args.exit_signal))
-        stack.enter_context(guarded(config.recovery, callbacks, rollback, job.run_dir))
+        stopping = Stopping(args.exit_signal)
+        stack.enter_context(stopping.installed())
+        stack.enter_context(guarded(config.recovery, callbacks, rollback, stopping, job.run_dir))
         stack.enter_context(callbacks_installed(callbacks, clock))
         saves = Saves(callbacks, clock, job.checkpoints, config.checkpoint.patience_seconds)
         stack.enter_context(saves.watched())
@@ -326,24 +326,3 @@ def _output_to(path: Path | None, health: SinkHealth) -> Iterator[None]:
         finally:
             megatron_logger.removeHandler(handler)
             megatron_logger.propagate = propagate
-
-
-@contextlib.contextmanager
-def _stop_on_interrupt(exit_signal: int) -> Iterator[None]:
-    """Make the first Ctrl-C save and end the run after the current step, as `--exit-signal` does.
-
-    SIGTERM, by default that signal, and SIGUSR1, with which batch systems announce that time is
-    nearly up, do the same: launchers send them.
-    """
-
-    def stop(signum: int, frame: Any) -> None:
-        if signum == signal.SIGINT:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-        os.kill(os.getpid(), exit_signal)
-
-    with contextlib.ExitStack() as stack:
-        # Signals belong to the main thread; a notebook may train in another.
-        with contextlib.suppress(ValueError):
-            for signum in {signal.SIGINT, signal.SIGUSR1, signal.SIGTERM} - {exit_signal}:
-                stack.callback(signal.signal, signum, signal.signal(signum, stop))
-        yield

@@ -8,6 +8,7 @@ from moe_megatron.config import RecoveryConfig, RunConfig
 from moe_megatron.config.masked_experts import read_masked
 from moe_megatron.mcore import world
 from moe_megatron.mcore.loop.callbacks import Callback
+from moe_megatron.mcore.loop.stopping import Stopping
 from moe_megatron.mcore.recovery.expert_failure import ExpertFailure
 from moe_megatron.mcore.recovery.guard import Bounds, StepGuard
 from moe_megatron.mcore.recovery.nonfinite import NonFinite
@@ -78,6 +79,7 @@ def guarded(
     config: RecoveryConfig,
     callbacks: Sequence[Callback],
     rollback: RollBack,
+    stopping: Stopping,
     run_dir: Path | None,
 ) -> AbstractContextManager[None]:
     """Guard the steps of Megatron's loop.
@@ -86,6 +88,7 @@ def guarded(
         config: Bounds of what the run may do by itself.
         callbacks: Those of the run; the policies among them judge its steps, in their order.
         rollback: The way back.
+        stopping: Ends a step that takes long when the run is asked to stop.
         run_dir: Folder of the run; None writes no journal.
     """
     guard = StepGuard(
@@ -93,6 +96,7 @@ def guarded(
         Bounds(skips=config.max_skips, rollbacks=config.max_rollbacks),
         callbacks=callbacks,
         rollback=rollback,
+        stopping=stopping,
         run_dir=run_dir,
     )
     return guard.installed()

@@ -18,9 +18,11 @@ import torch
 import torch.distributed as dist
 from megatron.training import training as loop
 
+from moe_megatron.config.checkpoint_files import tracked_step
 from moe_megatron.errors import FaultError, RecoveryError
 from moe_megatron.mcore import world
 from moe_megatron.mcore.loop.callbacks import Callback
+from moe_megatron.mcore.loop.stopping import Left, Stopping
 from moe_megatron.mcore.recovery.policy import Action, Answer, Policy, Step
 from moe_megatron.mcore.recovery.rollback import BackTo, RollBack, dummy_train_step
 from moe_megatron.mcore.recovery.undo import StepUndo
@@ -53,6 +55,7 @@ class StepGuard:
         bounds: How often answers are carried out.
         callbacks: Told of steps that do not count.
         rollback: Carries out rollbacks.
+        stopping: Ends a step that takes long when the run is asked to stop.
         run_dir: Folder of the run, whose journal gets what happens; None writes nothing.
     """
 
@@ -63,18 +66,19 @@ class StepGuard:
         *,
         callbacks: Sequence[Callback],
         rollback: RollBack,
+        stopping: Stopping,
         run_dir: Path | None,
     ) -> None:
         self._policies = tuple(policies)
         self._bounds = bounds
         self._callbacks = tuple(callbacks)
-        self._rollback = rollback
+        self._rollback, self._stopping = rollback, stopping
         self._journal = run_dir if world.rank() == 0 else None
         self._needs_loss = any(policy.needs_loss for policy in policies)
         self._skips: deque[int] = deque()
         self._reports: list[dict[str, torch.Tensor]] = []
         self._grad_norm: float | None = None
-        self._number = self._repeats = 0
+        self._start = self._number = self._repeats = 0
         self._answer: Answer | None = None
         self._undo = StepUndo([])
 
@@ -100,6 +104,7 @@ class StepGuard:
                 policy.on_optimizer(optimizer)
             with self._watching(optimizer):
                 while True:
+                    self._start = loop.get_args().iteration
                     try:
                         return original(forward, model, optimizer, *args, **kwargs)
                     except BackTo as request:
@@ -200,7 +205,8 @@ class StepGuard:
             **kwargs: Any,
         ) -> Any:
             def keep_reports(*inner: Any, **named: Any) -> Any:
-                self._reports = forward_backward(*inner, **named)
+                with self._stopping.may_be_left():
+                    self._reports = forward_backward(*inner, **named)
                 return self._reports
 
             self._number, self._repeats = iteration + 1, 0
@@ -208,12 +214,28 @@ class StepGuard:
             while True:
                 self._answer = self._grad_norm = None
                 words = (forward, data, model, optimizer, scheduler, config, keep_reports)
-                result = original(*words, *args, iteration=iteration, **kwargs)
+                try:
+                    result = original(*words, *args, iteration=iteration, **kwargs)
+                except Left:
+                    return self._leave()
                 if self._is_over(data):
                     return result
                 self._repeats += 1
 
         return train_step
+
+    def _leave(self) -> Any:
+        """Undo the step; returns what lets Megatron save the steps before it, and end the run."""
+        self._undo.forget()
+        for callback in self._callbacks:
+            callback.on_step_discarded(self._number)
+        steps, folder = self._number - 1, loop.get_args().save
+        logger.warning(
+            "step %d takes long and is left: the run ends after step %d", self._number, steps
+        )
+        loop.maybe_finalize_async_save(blocking=True)
+        saves = bool(folder) and steps > self._start and tracked_step(Path(folder)) != steps
+        return {}, True, saves, True, 0, None, None, 0
 
     def _is_over(self, data: Any) -> bool:
         """Carry out the answer about a step; returns whether the step is over."""

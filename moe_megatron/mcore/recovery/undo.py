@@ -9,7 +9,7 @@ import itertools
 from typing import Any
 
 import torch
-from megatron.core.rerun_state_machine import RerunMode, get_rerun_state_machine
+from megatron.core.rerun_state_machine import RerunMode, RerunState, get_rerun_state_machine
 from megatron.core.transformer.moe.moe_logging import get_moe_metrics_tracker
 from megatron.core.transformer.moe.router import Router
 
@@ -45,6 +45,11 @@ class StepUndo:
         if self.can_repeat:
             # Saved by Megatron at the beginning of the step, for reruns of its own.
             get_rerun_state_machine()._restore_state()
+
+    def forget(self) -> None:
+        """Bring everything back to the beginning of a step that was left in its middle."""
+        self.restore()
+        get_rerun_state_machine().state = RerunState.NOT_RUNNING_YET
 
     def rewind(self, data: Any) -> None:
         """Make the next step read the micro-batches of this one again.
