@@ -11,6 +11,7 @@ import warnings
 import torch
 
 from moe_megatron.mcore.cpu import emulation
+from moe_megatron.mcore.later import import_later
 
 # Megatron warns in every module about missing optional packages; `moe-megatron doctor` says which
 # of them matter here.
@@ -21,6 +22,7 @@ warnings.filterwarnings("ignore", category=UserWarning, message="'pin_memory' ar
 if os.environ.get("MOE_MEGATRON_DEVICE", "").strip().lower() == "cpu":
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # torch must see the same devices as the run
 
+import_later("wandb")
 if not torch.cuda.is_available():
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     emulation.install()

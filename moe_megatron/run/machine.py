@@ -5,7 +5,8 @@ from typing import Any
 
 from moe_megatron.config import RunConfig
 from moe_megatron.errors import BackendUnavailableError
-from moe_megatron.mcore.loop.arguments import MachineSettings, prepare_environment
+from moe_megatron.mcore.loop.environment import prepare_environment
+from moe_megatron.mcore.loop.job import MachineSettings
 from moe_megatron.platform.choice import Choice
 from moe_megatron.platform.device import (
     Device,

@@ -18,10 +18,9 @@ from moe_megatron.config import CONFIG_FILE, RunConfig, apply_overrides, load_co
 from moe_megatron.config.checkpoint_files import iteration_dir
 from moe_megatron.errors import AGAIN, INTERRUPTED, ConfigError
 from moe_megatron.mcore import world
-from moe_megatron.mcore.loop import engine
-from moe_megatron.mcore.loop.arguments import MachineSettings
 from moe_megatron.mcore.loop.callbacks import Callback
-from moe_megatron.mcore.loop.engine import JobOutcome, ModelHook, TrainingJob
+from moe_megatron.mcore.loop.job import JobOutcome, MachineSettings, ModelHook, TrainingJob
+from moe_megatron.platform.importing import importing
 from moe_megatron.platform.parent import end_with_launcher
 from moe_megatron.routing import resolve
 from moe_megatron.run.folder import continued, make_run_dir
@@ -89,13 +88,25 @@ class RunResult:
         return AGAIN if self.checkpoint is not None else INTERRUPTED
 
 
+def megatron(job: TrainingJob, machine: MachineSettings) -> JobOutcome:
+    """The usual backend: Megatron's own loop, which is imported with the first run that needs it.
+
+    Raises:
+        MoEError: The configuration, data, checkpoint or machine does not allow it.
+    """
+    with importing():
+        from moe_megatron.mcore.loop import engine
+
+    return engine.run(job, machine)
+
+
 def start(
     config: RunConfig,
     *,
     data: PreparedData | None = None,
     fresh: bool = False,
     attached: Attachments | None = None,
-    backend: Backend = engine.run,
+    backend: Backend = megatron,
     quiet_megatron: bool = True,
     say: Callable[[str], None] = lambda line: None,
 ) -> RunResult:

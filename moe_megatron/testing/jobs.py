@@ -64,6 +64,7 @@ def run_on_this_rank(jobs: Iterable[Job]) -> None:
     """The part of `run_jobs` that runs on each rank."""
     from moe_megatron.mcore import world
     from moe_megatron.mcore.loop import engine
+    from moe_megatron.mcore.loop.job import TrainingJob
     from moe_megatron.run.machine import choose_machine
     from moe_megatron.telemetry.sinks.jsonl import MetricsLog, RoutingLog
     from moe_megatron.telemetry.sinks.sink_set import SinkSet
@@ -71,7 +72,7 @@ def run_on_this_rank(jobs: Iterable[Job]) -> None:
     for job in jobs:
         config = job.config
         sinks = SinkSet([MetricsLog(), RoutingLog()]) if world.rank() == 0 else None
-        training = engine.TrainingJob(
+        training = TrainingJob(
             config=config,
             data_paths=(),
             data_cache=job.run_dir.parent / "mock_data",  # its indices take half a second to build

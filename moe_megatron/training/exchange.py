@@ -3,14 +3,16 @@
 Which rows go where is known to `mcore/state/weights.py`.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
 
 from moe_megatron.mcore import world
 from moe_megatron.mcore.loop.callbacks import Callback
-from moe_megatron.mcore.state.weights import WeightMap, collect_weights, load_weights
 from moe_megatron.model.moe_model import MoEModel
+
+if TYPE_CHECKING:
+    from moe_megatron.mcore.state.weights import WeightMap
 
 
 class WeightExchange(Callback):
@@ -26,6 +28,8 @@ class WeightExchange(Callback):
 
     def load(self, chunks: list[Any]) -> list[Any]:
         """Start from the weights of rank 0."""
+        from moe_megatron.mcore.state.weights import load_weights
+
         device = world.device()
         weights = {name: value.to(device) for name, value in self._model.state_dict().items()}
         for value in weights.values():
@@ -35,4 +39,6 @@ class WeightExchange(Callback):
 
     def on_train_end(self, model: list[Any]) -> None:
         """Collect the trained weights on every rank."""
+        from moe_megatron.mcore.state.weights import collect_weights
+
         self.trained = collect_weights(model, self._model.architecture)

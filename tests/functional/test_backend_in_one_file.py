@@ -12,8 +12,7 @@ import torch
 from moe_megatron import MoEModel
 from moe_megatron.config import apply_overrides, load_config
 from moe_megatron.data.index import read_tokens
-from moe_megatron.mcore.loop.arguments import MachineSettings
-from moe_megatron.mcore.loop.engine import JobOutcome, TrainingJob
+from moe_megatron.mcore.loop.job import JobOutcome, MachineSettings, TrainingJob
 from moe_megatron.model.outputs import RoutingInfo
 from moe_megatron.run.ending import conclude
 from moe_megatron.run.start import start

@@ -10,8 +10,8 @@ import torch
 from moe_megatron.config import apply_overrides, load_config
 from moe_megatron.config.flags import split_flags
 from moe_megatron.errors import ConfigError
-from moe_megatron.mcore.loop.arguments import prepare_environment
 from moe_megatron.mcore.loop.callbacks import Callback
+from moe_megatron.mcore.loop.environment import prepare_environment
 from moe_megatron.telemetry.sinks.jsonl import METRICS_FILE, read_metrics
 from moe_megatron.telemetry.values.records import StepRecord
 from moe_megatron.testing.distributed import run_distributed

@@ -59,6 +59,8 @@ kinds = {
 for name, (data, options) in kinds.items():
     result = trainer(name).train(data, **few, **options)
     ANSWERS[name] = {"steps": result.steps, "tokens": result.tokens, "losses": result.losses}
+heavy = {"wandb.sdk", "transformers", "torch._dynamo", "torch._inductor.codecache"}
+ANSWERS["heavy"] = sorted(heavy & sys.modules.keys())
 
 one = trainer("twice")
 try:
@@ -257,6 +259,11 @@ def answers(
     program = start([sys.executable, script, tokenizer, corpus], place)
     assert program.end() == 0, program.output
     return dict(json.loads((place / "answers.json").read_text()))
+
+
+def test_training_imports_nothing_heavy_that_it_does_not_use(answers: dict[str, Any]) -> None:
+    """W&B, transformers and torch's compiler: together they made a rank start half as fast."""
+    assert answers["heavy"] == []
 
 
 @pytest.mark.parametrize("kind", ["list", "txt", "jsonl", "dataset", "streamed"])

@@ -22,12 +22,12 @@ from typing import Any
 
 from megatron.training.argument_utils import ArgumentGroupFactory
 from megatron.training.arguments import add_megatron_arguments, parse_and_validate_args
-from megatron.training.determinism import apply_determinism_env
 
 from moe_megatron.config import RunConfig
 from moe_megatron.config.flags import to_flags
 from moe_megatron.errors import ConfigError
 from moe_megatron.mcore import world
+from moe_megatron.mcore.loop.job import MachineSettings
 
 logger = logging.getLogger(__name__)
 
@@ -36,21 +36,6 @@ _LOCAL_IMPL_FLAGS = (
     "no-bias-dropout-fusion no-masked-softmax-fusion no-persist-layer-norm no-rope-fusion"
 ).split()
 """Flags that switch off fused kernels of Apex and Transformer Engine, for the local layers."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class MachineSettings:
-    """Settings of a run that depend on the machine, not on its configuration."""
-
-    backend: str
-    """"gloo" or "nccl"."""
-    transformer_impl: str
-    """"local" or "transformer_engine"."""
-    precision: str
-    """"fp32", "bf16" or "fp8"; never "auto"."""
-    grouped_gemm: bool
-    accumulation_fusion: bool
-    """Whether the fused weight gradient kernel is installed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -217,28 +202,6 @@ def _reason(error: Exception) -> str:
 
 def _in_main_thread() -> bool:
     return threading.current_thread() is threading.main_thread()
-
-
-def prepare_environment(config: RunConfig) -> None:
-    """Set the variables on which Megatron insists, before CUDA starts.
-
-    CUDA_DEVICE_MAX_CONNECTIONS=1: a single hardware queue keeps communication and computation in
-    the order in which tensor and context parallelism issue them. Without these, a GPU is faster
-    with more queues. Deterministic runs also fix the algorithms of NCCL, cuBLAS and Transformer
-    Engine.
-
-    Raises:
-        ConfigError: The environment asks for an algorithm that is not deterministic.
-    """
-    if config.training.deterministic:
-        try:
-            apply_determinism_env(os.environ)
-        except AssertionError as error:
-            raise ConfigError(
-                f"training.deterministic does not fit the environment: {error} Unset the variable."
-            ) from error
-    if config.parallel.tensor_parallel_size * config.parallel.context_parallel_size > 1:
-        os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
 
 
 def check_flags_exist(argv: Sequence[str]) -> None:

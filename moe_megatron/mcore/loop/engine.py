@@ -9,8 +9,7 @@ no data.
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,23 +21,20 @@ from megatron.core.enums import ModelType
 from megatron.training import pretrain
 from megatron.training.argument_utils import gpt_config_from_args, pretrain_cfg_container_from_args
 
-from moe_megatron.config import RunConfig
-from moe_megatron.config.checkpoint_files import folder_of_checkpoints, iteration_dir
+from moe_megatron.config.checkpoint_files import iteration_dir
 from moe_megatron.errors import BackendUnavailableError
 from moe_megatron.mcore import world
+from moe_megatron.mcore.later import tokenizers_later
 from moe_megatron.mcore.layers.prediction import our_prediction_layers
 from moe_megatron.mcore.layers.specs import use_our_layers
-from moe_megatron.mcore.loop.arguments import (
-    MachineSettings,
-    RunPaths,
-    megatron_argv,
-    parse,
-)
-from moe_megatron.mcore.loop.callbacks import Callback, callbacks_installed
+from moe_megatron.mcore.loop.arguments import RunPaths, megatron_argv, parse
+from moe_megatron.mcore.loop.callbacks import Callback
+from moe_megatron.mcore.loop.calling_back import callbacks_installed
 from moe_megatron.mcore.loop.cleanup import ModelRelease, forget_run
 from moe_megatron.mcore.loop.datasets import train_valid_test_datasets
 from moe_megatron.mcore.loop.forward import forward_step
 from moe_megatron.mcore.loop.garbage import LastingObjects
+from moe_megatron.mcore.loop.job import JobOutcome, MachineSettings, TrainingJob
 from moe_megatron.mcore.loop.library_warnings import library_warnings_to
 from moe_megatron.mcore.loop.root_logger import forget_import, root_logger_kept
 from moe_megatron.mcore.loop.saving import Saves
@@ -67,69 +63,12 @@ from moe_megatron.mcore.state.optimizer_shards import saving_own_shards
 from moe_megatron.mcore.state.writing_in_place import writing_in_place
 from moe_megatron.telemetry.sinks.health import SinkHealth
 from moe_megatron.telemetry.sinks.log_file import LogFile
-from moe_megatron.telemetry.sinks.sink_set import SinkSet
-from moe_megatron.telemetry.values.profile import PROFILE_FILE, RoutingProfile
-from moe_megatron.telemetry.values.recent_use import RecentUse
+from moe_megatron.telemetry.values.profile import PROFILE_FILE
 
 logger = logging.getLogger(__name__)
 
 forget_import()
-
-ModelHook = Callable[[list[Any]], list[Any]]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TrainingJob:
-    """One run, ready to start."""
-
-    config: RunConfig
-    data_paths: tuple[str, ...]
-    """Weights and prefixes of indexed datasets, as for `--data-path`; empty for mock data."""
-    data_cache: Path
-    vocab_size: int
-    end_of_document: int
-    validation_paths: tuple[str, ...] = ()
-    """As `data_paths`, for separate validation data; empty to split `data_paths`."""
-    tokenizer: Path | None = None
-    """Folder of the tokenizer, which is copied beside each checkpoint."""
-    load: Path | None = None
-    """Folder of the checkpoint to start from; None: the newest in `config.checkpoint.load`."""
-    run_dir: Path | None = None
-    """Folder of the run; None writes nothing."""
-    sinks: SinkSet | None = None
-    """Sinks for the records of rank 0; None on other ranks."""
-    callbacks: tuple[Callback, ...] = ()
-    model_hooks: tuple[ModelHook, ...] = ()
-    """Called with the model chunks before they are wrapped; each returns the chunks."""
-    megatron_log: Path | None = None
-    """File for Megatron's own output on this rank; None leaves it on the terminal."""
-    choose_checkpoint: Callable[[], Path | None] | None = None
-    """Gives the run's own checkpoint to go back to, on every rank; None: the newest one."""
-    health: SinkHealth = field(default_factory=SinkHealth)
-    """Is told when that file, TensorBoard or W&B cannot be written."""
-
-    @property
-    def checkpoints(self) -> Path | None:
-        """Folder of the `iter_*` folders; None when the run saves none."""
-        elsewhere = "save" in self.config.megatron
-        if not elsewhere and (self.run_dir is None or self.config.checkpoint.save_interval is None):
-            return None
-        return folder_of_checkpoints(self.config.megatron, self.run_dir or Path())
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class JobOutcome:
-    """How a run ended, on this rank."""
-
-    steps: int
-    """Steps the model has made, including those before a resume."""
-    interrupted: bool
-    """Whether a signal stopped the run, after saving."""
-    seconds: float
-    profile: RoutingProfile | None
-    """Routing of the whole run; only on rank 0 of MoE runs."""
-    recent: RecentUse | None = None
-    """When experts last had a token; None where `profile` is."""
+tokenizers_later()
 
 
 def run(job: TrainingJob, machine: MachineSettings) -> JobOutcome:
@@ -179,9 +118,7 @@ def run(job: TrainingJob, machine: MachineSettings) -> JobOutcome:
     with contextlib.ExitStack() as stack:
         stack.enter_context(root_logger_kept())
         stack.callback(forget_run, world.process_groups())
-        stack.callback(
-            torch.use_deterministic_algorithms, torch.are_deterministic_algorithms_enabled()
-        )
+        stack.callback(_set_determinism, torch.are_deterministic_algorithms_enabled())
         for watchdog in watchdogs:
             stack.callback(watchdog.close)
         stack.callback(release.release)
@@ -213,6 +150,12 @@ def run(job: TrainingJob, machine: MachineSettings) -> JobOutcome:
         profile=telemetry.profile,
         recent=telemetry.recent if telemetry.profile is not None else None,
     )
+
+
+def _set_determinism(wanted: bool) -> None:
+    """Restore torch's switch, only if it has changed: setting it imports torch's compiler."""
+    if torch.are_deterministic_algorithms_enabled() != wanted:
+        torch.use_deterministic_algorithms(wanted)
 
 
 @contextlib.contextmanager

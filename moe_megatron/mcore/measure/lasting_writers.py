@@ -90,12 +90,12 @@ def rewind_tensorboard(last_step: int) -> None:
 
 
 def _errors_of(name: str) -> tuple[type[Exception], ...]:
-    """What the W&B client raises where its service cannot write; nothing of TensorBoard's own."""
+    """What a writer raises that cannot write; the W&B client has an error of its own."""
     if name != "wandb" or find_spec("wandb") is None:
-        return ()
+        return (OSError,)
     import wandb
 
-    return (wandb.Error,)
+    return (OSError, wandb.Error)
 
 
 @contextmanager
@@ -116,10 +116,9 @@ def lasting_writers(health: SinkHealth) -> Iterator[None]:
             logger.warning("W&B was not told of a checkpoint: %s", error)
 
     def opening(original: Callable[[Any], None], name: str, variable: str, args: Any) -> None:
-        expected: tuple[type[Exception], ...] = (OSError, *_errors_of(name))
         try:
             original(args)
-        except expected as error:  # a full disk, or one that cannot be written
+        except _errors_of(name) as error:  # a full disk, or one that cannot be written
             health.failed(name, f"it cannot be opened: {type(error).__name__}: {error}")
             return
         writer = getattr(global_vars, variable)

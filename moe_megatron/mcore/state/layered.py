@@ -26,8 +26,9 @@ from moe_megatron.config import CheckpointConfig, ParallelConfig, RunConfig
 from moe_megatron.errors import BackendUnavailableError
 from moe_megatron.mcore import world
 from moe_megatron.mcore.layers.specs import use_our_layers
-from moe_megatron.mcore.loop.arguments import MachineSettings, RunPaths, megatron_argv, parse
+from moe_megatron.mcore.loop.arguments import RunPaths, megatron_argv, parse
 from moe_megatron.mcore.loop.cleanup import forget_run
+from moe_megatron.mcore.loop.job import MachineSettings
 from moe_megatron.mcore.state.sharded import sharded_tensors
 from moe_megatron.platform.device import DEVICE_VARIABLE
 from moe_megatron.platform.lazy_weights import load_while_running, make_room, weights_left_out

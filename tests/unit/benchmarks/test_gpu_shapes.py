@@ -17,7 +17,8 @@ from benchmarks.gpu_report.stages import PROFILES
 from benchmarks.telemetry_overhead import task
 from moe_megatron.cli.pretrain import parse_options
 from moe_megatron.config import RunConfig, apply_overrides, load_config
-from moe_megatron.mcore.loop.arguments import MachineSettings, RunPaths, megatron_argv, parse
+from moe_megatron.mcore.loop.arguments import RunPaths, megatron_argv, parse
+from moe_megatron.mcore.loop.job import MachineSettings
 
 PATHS = RunPaths(
     data=("1.0", "/data/text"),

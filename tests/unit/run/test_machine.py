@@ -4,7 +4,7 @@ import pytest
 
 from moe_megatron.config import apply_overrides, load_config
 from moe_megatron.errors import BackendUnavailableError
-from moe_megatron.mcore.loop.arguments import MachineSettings
+from moe_megatron.mcore.loop.job import MachineSettings
 from moe_megatron.platform.choice import Choice
 from moe_megatron.platform.device import DEVICE_VARIABLE, Device, Gpu
 from moe_megatron.run.machine import MachineChoices, choose_machine

@@ -4,7 +4,7 @@ import pytest
 
 from moe_megatron.config import apply_overrides, dump_yaml, load_config
 from moe_megatron.errors import CheckpointError, ConfigError
-from moe_megatron.mcore.loop.engine import JobOutcome
+from moe_megatron.mcore.loop.job import JobOutcome
 from moe_megatron.run.prepared_data import PreparedData
 from moe_megatron.run.start import _with_vocabulary, start
 from moe_megatron.telemetry.exporter.discovery import TARGETS_FILE

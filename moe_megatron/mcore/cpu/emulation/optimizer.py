@@ -9,6 +9,7 @@ state.
 """
 
 from collections.abc import Callable
+from inspect import unwrap
 from typing import Any
 
 import torch
@@ -21,7 +22,16 @@ _EMPTY_SHARD = "empty_shard"
 
 
 class MegatronAdamW(torch.optim.AdamW):
-    """`torch.optim.AdamW` with one step count per parameter group, by torch's fused kernel."""
+    """`torch.optim.AdamW` with one step count per parameter group, by torch's fused kernel.
+
+    torch keeps its compiler away from some methods, by a decorator that imports the compiler first.
+    Here they have no decorator: the import would be a tenth of the start of a rank.
+    """
+
+    add_param_group = unwrap(torch.optim.Optimizer.add_param_group)
+    zero_grad = unwrap(torch.optim.Optimizer.zero_grad)
+    _whole_state = unwrap(torch.optim.Optimizer.state_dict)
+    _load_whole_state = unwrap(torch.optim.Optimizer.load_state_dict)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -61,7 +71,7 @@ class MegatronAdamW(torch.optim.AdamW):
 
     def state_dict(self) -> dict[str, Any]:
         """The state with the step count in every entry; an empty shard gets a placeholder entry."""
-        state = super().state_dict()
+        state = self._whole_state()
         counts = [float(group["step"]) for group in self.param_groups if group.get("step")]
         step = torch.tensor(max(counts, default=0.0))
         entries = {key: {**entry, "step": step} for key, entry in state["state"].items()}
@@ -74,7 +84,7 @@ class MegatronAdamW(torch.optim.AdamW):
             for key, entry in state_dict["state"].items()
             if key != _EMPTY_SHARD
         }
-        super().load_state_dict({**state_dict, "state": entries})
+        self._load_whole_state({**state_dict, "state": entries})
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         # AdamW's own method upgrades old checkpoints and requires a step count in every entry.

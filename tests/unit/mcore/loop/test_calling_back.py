@@ -13,7 +13,8 @@ import pytest
 import torch
 from megatron.training import training as loop
 
-from moe_megatron.mcore.loop.callbacks import Callback, EvaluationEnd, StepEnd, callbacks_installed
+from moe_megatron.mcore.loop.callbacks import Callback, EvaluationEnd, StepEnd
+from moe_megatron.mcore.loop.calling_back import callbacks_installed
 from moe_megatron.mcore.measure.phases import PhaseClock
 from moe_megatron.telemetry.metric import PHASES
 
