@@ -25,6 +25,9 @@ CONFIG_FILE = "config.json"
 MODEL_TYPE = "moe_megatron"
 _METADATA_KEY = "moe_megatron_config"
 
+WeightMap = dict[str, Tensor]
+"""The parameters of a model, by name."""
+
 
 def _to_json(architecture: Architecture) -> str:
     """The content of `config.json`."""

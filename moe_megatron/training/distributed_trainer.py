@@ -14,8 +14,8 @@ from typing import Any
 from moe_megatron.config import RunConfig
 from moe_megatron.errors import AGAIN, INTERRUPTED, ConfigError, FaultError, TopologyError
 from moe_megatron.mcore import world
-from moe_megatron.mcore.state.weights import WeightMap
 from moe_megatron.model.moe_model import MoEModel
+from moe_megatron.model.storage import WeightMap
 from moe_megatron.platform.device import choose_num_processes, detect_device
 from moe_megatron.run.folder import make_run_dir
 from moe_megatron.run.launch import launch

@@ -3,16 +3,14 @@
 Which rows go where is known to `mcore/state/weights.py`.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch.distributed as dist
 
 from moe_megatron.mcore import world
 from moe_megatron.mcore.loop.callbacks import Callback
 from moe_megatron.model.moe_model import MoEModel
-
-if TYPE_CHECKING:
-    from moe_megatron.mcore.state.weights import WeightMap
+from moe_megatron.model.storage import WeightMap
 
 
 class WeightExchange(Callback):

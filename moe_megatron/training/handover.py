@@ -16,9 +16,9 @@ from moe_megatron import errors
 from moe_megatron.config import CONFIG_FILE, load_config
 from moe_megatron.errors import MoEError
 from moe_megatron.files import replace_file
-from moe_megatron.mcore.loop.engine import JobOutcome
-from moe_megatron.mcore.state.weights import WeightMap
+from moe_megatron.mcore.loop.job import JobOutcome
 from moe_megatron.model.moe_model import MoEModel
+from moe_megatron.model.storage import WeightMap
 from moe_megatron.reading import read_json
 from moe_megatron.run.history import History
 from moe_megatron.run.prepared_data import PreparedData

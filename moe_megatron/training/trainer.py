@@ -18,8 +18,8 @@ from moe_megatron.data.index import read_tokens
 from moe_megatron.errors import ConfigError, RecoveryError
 from moe_megatron.files import user_path
 from moe_megatron.mcore import world
-from moe_megatron.mcore.state.weights import WeightMap
 from moe_megatron.model.moe_model import MoEModel
+from moe_megatron.model.storage import WeightMap
 from moe_megatron.run.collapse import collapse_warning
 from moe_megatron.run.divergence import divergence
 from moe_megatron.run.history import History

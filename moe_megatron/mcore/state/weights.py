@@ -21,8 +21,7 @@ from moe_megatron.families.links import Identity, Link, is_of_vocabulary, matrix
 from moe_megatron.families.moe_model import model_links
 from moe_megatron.mcore.state.sharded import sharded_tensors
 from moe_megatron.model.matrices import gathered, scatter
-
-WeightMap = dict[str, Tensor]
+from moe_megatron.model.storage import WeightMap
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
