@@ -1,10 +1,12 @@
-"""Shows the progress of a conversion: a bar on a terminal, an occasional line elsewhere."""
+"""Shows the progress of a conversion: a bar on a terminal and in a notebook, else lines."""
 
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+from moe_megatron.live.watching import is_watched
 
 _SECONDS_BETWEEN_LINES = 30.0
 
@@ -31,7 +33,7 @@ def show_progress(label: str, total: int, *, enabled: bool) -> Iterator[Advance]
     """
     if not enabled:
         yield lambda nbytes: None
-    elif sys.stderr.isatty():
+    elif is_watched():
         with _bar(label, total) as advance:
             yield advance
     else:
@@ -42,26 +44,10 @@ def show_progress(label: str, total: int, *, enabled: bool) -> Iterator[Advance]
 
 @contextmanager
 def _bar(label: str, total: int) -> Iterator[Advance]:
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
+    from moe_megatron.live.bar import live_bar  # loads rich, which few processes need
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task(label, total=total)
-        yield lambda nbytes: progress.advance(task, nbytes)
+    with live_bar(label, total) as change:
+        yield lambda nbytes: change(advance=nbytes)
 
 
 class _Lines:

@@ -29,7 +29,7 @@ class TelemetryConfig:
     """Steps between console lines."""
 
     plain_console: bool | None = None
-    """Print plain lines in place of live tables; null: if the output is not a terminal."""
+    """Print plain lines in place of live tables; null: if the output is no terminal or notebook."""
 
     routing_log: bool = True
     """Write every routing snapshot to routing.jsonl in the run directory."""

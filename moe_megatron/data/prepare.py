@@ -80,7 +80,7 @@ def prepare_dataset(
     num_workers: int | None = None,
     text_key: str = "text",
     max_bad_line_ratio: float = 0.001,
-    progress: bool = True,
+    progress: bool | str = True,
 ) -> PreparedDataset:
     """Tokenise `sources` into `<output_prefix>.bin`, `.idx` and `.json`.
 
@@ -95,7 +95,7 @@ def prepare_dataset(
         num_workers: Number of processes; None chooses by the size of the input.
         text_key: JSON key or column that holds the text.
         max_bad_line_ratio: Largest accepted share of malformed lines, 0 to 1.
-        progress: Show progress on stderr.
+        progress: Show progress on stderr; a string is the name of what is tokenised.
 
     Returns:
         Where the dataset is and how large it is.
@@ -135,7 +135,8 @@ def prepare_dataset(
                 for number, part in enumerate(plan_parts(files, workers))
             ]
             total_bytes = sum(shard.size for job in jobs for shard in job.shards)
-            with show_progress(f"tokenising {prefix.name}", total_bytes, enabled=progress) as show:
+            label = f"tokenising {progress if isinstance(progress, str) else prefix.name}"
+            with show_progress(label, total_bytes, enabled=bool(progress)) as show:
                 several = len(jobs) > 1
                 results = run_workers(jobs, show) if several else [tokenize_part(jobs[0], show)]
             dataset = _tally(prefix, results, max_bad_line_ratio)

@@ -1,4 +1,4 @@
-"""Shows the progress of a long preparation: a bar on a terminal, an occasional line elsewhere.
+"""Shows the progress of a long preparation: a bar on a terminal and in a notebook, else lines.
 
 Everything goes to stderr, so that the output of a command stays clean. It knows bytes and
 documents, but not what is done with them.
@@ -8,6 +8,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+from moe_megatron.live.watching import is_watched
 
 ReportProgress = Callable[[int, int], None]
 """Called with the bytes and the documents done so far."""
@@ -31,7 +33,7 @@ def show_progress(
     """
     if not enabled:
         yield lambda done, documents: None
-    elif sys.stderr.isatty():
+    elif is_watched():
         with _bar(label, total_bytes) as report:
             yield report
     else:
@@ -41,27 +43,11 @@ def show_progress(
 
 @contextmanager
 def _bar(label: str, total_bytes: int) -> Iterator[ReportProgress]:
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-        TransferSpeedColumn,
-    )
+    from moe_megatron.live.bar import live_bar  # loads rich, which few processes need
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TextColumn("{task.fields[documents]:,} documents"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task(label, total=total_bytes or None, documents=0)
-        yield lambda done, documents: progress.update(task, completed=done, documents=documents)
+    facts = "{task.fields[documents]:,} documents"
+    with live_bar(label, total_bytes or None, facts, documents=0) as change:
+        yield lambda done, documents: change(completed=done, documents=documents)
 
 
 @contextmanager

@@ -126,7 +126,7 @@ class ShardReader:
                 case "hub":
                     yield from _hub_rows(shard.path, self.text_key)
                 case "memory":
-                    yield from shard.texts
+                    yield from self._held_texts()
         except OSError as error:
             raise DataError(
                 f"cannot read {shard.path}: {error.strerror or error}; check that the file exists "
@@ -150,6 +150,11 @@ class ShardReader:
             keys = ", ".join(map(repr, list(record)[:5])) or "none"
             return _Problem(f"no key {self.text_key!r} (keys: {keys})")
         return record[self.text_key]
+
+    def _held_texts(self) -> Iterator[str]:
+        for text in self.shard.texts:
+            self.position += len(text)  # as the size counts
+            yield text
 
     def _whole_text(self) -> str:
         content = read_bytes(Path(self.shard.path), _MOST_TEXT_BYTES)

@@ -10,6 +10,8 @@ from pathlib import Path
 from rich.console import Console
 
 from moe_megatron.config import RunConfig
+from moe_megatron.live.notebook import WIDTH as NOTEBOOK_WIDTH
+from moe_megatron.live.watching import in_notebook
 from moe_megatron.telemetry.exporter.access_token import read_token_file
 from moe_megatron.telemetry.exporter.metrics_server import ServerOptions
 from moe_megatron.telemetry.exporter.prometheus_sink import ExporterOptions, PrometheusSink
@@ -22,6 +24,8 @@ from moe_megatron.telemetry.sinks.delivery import Sink
 from moe_megatron.telemetry.sinks.health import SinkHealth
 from moe_megatron.telemetry.sinks.jsonl import MetricsLog, RoutingLog
 
+_NOTEBOOK_HEIGHT = 40
+"""Lines that the live view may take below a cell."""
 TOKEN_VARIABLE = "MOE_MEGATRON_METRICS_TOKEN"
 
 
@@ -52,9 +56,17 @@ def configured_sinks(
 
 
 def _console_sink(interval: int, plain: bool | None) -> ConsoleSink:
+    notebook = plain is None and in_notebook()
     # Bound now: Megatron's own output is redirected away from sys.stdout while it runs.
-    console = Console(file=sys.stdout, force_terminal=None if plain is None else not plain)
-    return ConsoleSink(interval=interval, console=console)
+    console = Console(
+        file=sys.stdout,
+        # Not what FORCE_COLOR says, which notebooks and CI set for what their programs print.
+        force_terminal=sys.stdout.isatty() if plain is None else not plain,
+        force_jupyter=False,
+        width=NOTEBOOK_WIDTH if notebook else None,
+        height=_NOTEBOOK_HEIGHT if notebook else None,
+    )
+    return ConsoleSink(interval=interval, console=console, notebook=notebook)
 
 
 def make_exporter(

@@ -17,6 +17,7 @@ from moe_megatron.data.prepare import CacheEntry, prepare_dataset
 from moe_megatron.data.shards import InMemory, Source
 from moe_megatron.data.source import DEMO, domains_of, parse_blend, prepared_part
 from moe_megatron.files import default_cache_dir, user_path
+from moe_megatron.live.watching import is_watched
 from moe_megatron.model.text import fitting_tokenizer
 from moe_megatron.run.prepared_data import open_indexed_writer
 from moe_megatron.text.demo import demo_tokenizer
@@ -76,7 +77,7 @@ def index_texts(
         CacheEntry(default_cache_dir() / "python" / key),
         open_indexed_writer,
         text_key=text_key,
-        progress=False,
+        progress=is_watched() and name,
     )
     return prepared.prefix, prepared.tokens
 

@@ -1,4 +1,4 @@
-"""A run on the terminal: a live view on a tty, plain lines in a log file.
+"""A run before a person's eyes: a live view on a tty or in a notebook, plain lines in a log file.
 
 The live view redraws in place at most four times per second. Elsewhere (a pipe, a SLURM log) it
 prints one line every `interval` steps, and at each evaluation and at the end the expert load table
@@ -21,6 +21,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from moe_megatron.live.notebook import NotebookDrawing
 from moe_megatron.telemetry.sinks.load_table import describe_dead_experts, load_table
 from moe_megatron.telemetry.values.expert_load import BoolArray
 from moe_megatron.telemetry.values.profile import RoutingProfile
@@ -65,6 +66,7 @@ class ConsoleSink:
     Args:
         interval: steps between two plain lines; the live view does not use it.
         console: where to draw; stdout when None.
+        notebook: draw below the cell of the notebook that this process runs.
         clock: a monotonic clock in seconds, for the refresh rate.
     """
 
@@ -75,10 +77,14 @@ class ConsoleSink:
         interval: int = 10,
         console: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
+        *,
+        notebook: bool = False,
     ) -> None:
         assert interval >= 1, interval
         self._interval = interval
         self._console = console if console is not None else Console()
+        self._drawing = NotebookDrawing() if notebook else None
+        self._heading: list[RenderableType] = []
         self._clock = clock
         self._unicode = not self._console.options.ascii_only
         self._live: Live | None = None
@@ -90,13 +96,19 @@ class ConsoleSink:
         self._since_table: RoutingProfile | None = None
 
     def start(self, run: RunInfo) -> None:
-        """Prints what is trained; opens the live view on a tty."""
-        self._print(run.description)
+        """Says what is trained; opens the live view on a tty."""
+        lines = [run.description]
         if run.start_step:
-            self._print(f"resuming after step {run.start_step:,} of {run.total_steps:,}")
+            lines.append(f"resuming after step {run.start_step:,} of {run.total_steps:,}")
+        if self._drawing is not None:
+            self._heading = [Text(line) for line in lines]
+            return
+        for line in lines:
+            self._print(line)
         if self._console.is_terminal:
             # Our own refresh instead of rich's thread: the state changes on this thread only.
-            self._live = Live(console=self._console, auto_refresh=False)
+            # What others print to stdout meanwhile is Megatron's, and goes to its log.
+            self._live = Live(console=self._console, auto_refresh=False, redirect_stdout=False)
             self._live.start()
 
     def step(self, record: StepRecord, routing: RoutingSnapshot | None) -> None:
@@ -107,30 +119,43 @@ class ConsoleSink:
         if routing is not None:
             self._routing = routing
             self._count(routing)
-        if self._live is not None:
+        if self._is_live:
             now = self._clock()
             if now - self._last_refresh >= _REFRESH_SECONDS:
                 self._last_refresh = now
-                self._live.update(self._draw(record), refresh=True)
+                self._redraw(record)
         elif first or record.step % self._interval == 0 or record.step == record.total_steps:
             self._print(self._line(record))
 
     def evaluation(self, record: EvalRecord) -> None:
         """Prints the result, and without a live view also the load since the last table."""
         self._evaluation = record
+        if self._drawing is not None:
+            return  # it shows the newest
         self._print(format_evaluation(record))
         if self._live is None:
             self._print_table()
 
     def close(self) -> None:
         """Draws the final state, or without a live view prints the load since the last table."""
-        if self._live is None:
+        if not self._is_live:
             self._print_table()
             return
         if self._record is not None:
-            self._live.update(self._draw(self._record), refresh=True)
-        self._live.stop()
-        self._live = None
+            self._redraw(self._record)
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    @property
+    def _is_live(self) -> bool:
+        return self._live is not None or self._drawing is not None
+
+    def _redraw(self, record: StepRecord) -> None:
+        if self._live is not None:
+            self._live.update(self._draw(record), refresh=True)
+        if self._drawing is not None:
+            self._drawing.draw(Group(*self._heading, self._draw(record)))
 
     def _print(self, text: str) -> None:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -100,3 +100,14 @@ def test_sinks_follow_the_configuration(overrides, expected):
 def test_unknown_place_for_histories_is_refused_before_the_run():
     with pytest.raises(ConfigError, match=r"cannot be kept at 'ftp://host/all/a'.*s3://BUCKET"):
         kinds(telemetry__history_address="ftp://host/all")
+
+
+@pytest.mark.parametrize("plain", [None, True, False])
+def test_lines_are_printed_unless_somebody_watches(plain, tmp_path, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as notebooks and CI do
+    (console,) = (
+        sink
+        for sink in configured_sinks(config(plain_console=plain), tmp_path)
+        if isinstance(sink, ConsoleSink)
+    )
+    assert console._console.is_terminal is (plain is False)

@@ -103,6 +103,19 @@ def test_terminal_redraws_at_most_four_times_per_second(
     assert file.getvalue().endswith("\x1b[?25h")  # the cursor is back
 
 
+def test_live_view_leaves_what_others_print_where_it_goes(
+    make_step: MakeStep, make_run: MakeRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = io.StringIO()
+    sink = ConsoleSink(console=Console(file=file, width=100, height=30, force_terminal=True))
+    sink.start(make_run())
+    print("Megatron's word, which its log gets")
+    sink.step(make_step(1), None)
+    sink.close()
+    assert capsys.readouterr().out == "Megatron's word, which its log gets\n"
+    assert "Megatron" not in file.getvalue()
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0, "0:00:00"), (82.4, "0:01:22"), (100 * 3600, "100:00:00")]
 )
