@@ -9,6 +9,7 @@ beside them. This module does not know what an index holds.
 import hashlib
 import json
 import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -19,6 +20,11 @@ from moe_megatron.reading import read_json
 SUMS = "sums.json"
 """Checksums of the files of a folder, by name."""
 _BLOCK = 16 * 2**20
+_TICK_NS = 2 * 10**9
+"""Two changes of a file that are closer than this may leave the same time."""
+
+_seen: dict[Path, tuple[tuple[int, ...], str]] = {}
+"""Checksums that this process has computed, and of which state of the file."""
 
 
 def folder_of(cache: Path, prefixes: Sequence[str]) -> Path:
@@ -77,9 +83,17 @@ def _sums(folder: Path) -> dict[str, str]:
 
 
 def _sum(path: Path) -> str:
+    """The checksum of a file, which is read once as long as it stays as it is."""
     with path.open("rb") as file:
+        found = os.fstat(file.fileno())
+        state = (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+        if path in _seen and _seen[path][0] == state:
+            return _seen[path][1]
         digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16))
-        return f"{file.tell()}:{digest.hexdigest()}"
+        checksum = f"{file.tell()}:{digest.hexdigest()}"
+    if time.time_ns() - max(found.st_mtime_ns, found.st_ctime_ns) > _TICK_NS:
+        _seen[path] = (state, checksum)
+    return checksum
 
 
 def _read(path: Path) -> dict[str, str]:

@@ -42,6 +42,25 @@ def test_damaged_index_is_built_again(damage: str, tmp_path: Path) -> None:
     assert build(tmp_path) == []
 
 
+def test_file_is_read_once_unless_it_may_have_changed(tmp_path: Path) -> None:
+    file = tmp_path / "a-sample_index.npy"
+    file.write_bytes(b"new")
+    first = index_cache._sum(file)
+    file.write_bytes(b"old")  # within one tick of the file system's clock, perhaps
+    assert index_cache._sum(file) != first
+    before = index_cache._TICK_NS
+    index_cache._TICK_NS = 0  # as if it had been written long ago
+    try:
+        once = index_cache._sum(file)
+        assert index_cache._sum(file) == once
+        assert index_cache._seen[file][1] == once
+        file.write_bytes(b"bad")
+        assert index_cache._sum(file) != once
+    finally:
+        index_cache._TICK_NS = before
+    assert index_cache._sum(file) != once
+
+
 def test_build_that_failed_is_not_taken_for_whole(tmp_path: Path) -> None:
     def fail() -> None:
         with index_cache.checked(tmp_path):
