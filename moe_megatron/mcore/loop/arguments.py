@@ -162,7 +162,7 @@ def parse(argv: Sequence[str], *, verbose: bool = False) -> Any:
     output = contextlib.nullcontext() if verbose else contextlib.redirect_stdout(io.StringIO())
     errors = io.StringIO()
     try:
-        with sys_argv(argv), output, contextlib.redirect_stderr(errors), _help_read_once():
+        with sys_argv(argv), output, contextlib.redirect_stderr(errors), _without_help():
             args = parse_and_validate_args()
     except (AssertionError, ValueError) as error:
         raise ConfigError(
@@ -227,29 +227,19 @@ def known_flags() -> frozenset[str]:
 @functools.cache
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(allow_abbrev=False)
-    with _help_read_once():
+    with _without_help():
         add_megatron_arguments(parser)
     return parser
 
 
-_help: dict[type, dict[str, str]] = {}
-"""Help texts by configuration class of Megatron and field."""
-
-
 @contextlib.contextmanager
-def _help_read_once() -> Iterator[None]:
-    """Let Megatron's parsers remember the help texts, which they read from its source, meanwhile.
+def _without_help() -> Iterator[None]:
+    """Let Megatron's parsers not read their help texts from its source meanwhile; none is shown.
 
     The parser itself is not shared: runs extend lists that are its defaults.
     """
     read = ArgumentGroupFactory._get_field_docstrings
-
-    def remembered(self: ArgumentGroupFactory, config_class: type) -> dict[str, str]:
-        if config_class not in _help:
-            _help[config_class] = read(self, config_class)
-        return _help[config_class]
-
-    ArgumentGroupFactory._get_field_docstrings = remembered
+    ArgumentGroupFactory._get_field_docstrings = lambda self, config_class: {}
     try:
         yield
     finally:

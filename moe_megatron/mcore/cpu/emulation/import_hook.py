@@ -3,8 +3,8 @@
 Each Megatron module gets a private `__import__`: where the import system would hand it `torch`,
 `torch.cuda`, `torch.distributed` or `torch.optim`, it receives the view from torch_view.py. Methods
 of tensors cannot be replaced that way, so calls such as `x.cuda()` are rewritten, when the module
-is compiled, into calls of functions in tensor_methods.py. The bytecode of rewritten modules is not
-cached on disk, because other programs share the installed package.
+is compiled, into calls of functions in tensor_methods.py. The bytecode of rewritten modules has
+names of its own on disk, because other programs share the installed package.
 """
 
 import ast
@@ -12,8 +12,11 @@ import builtins
 import importlib.abc
 import importlib.machinery
 import importlib.util
+import marshal
 import sys
+import zlib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import CodeType, ModuleType
 from typing import Any
 
@@ -42,6 +45,20 @@ class _TensorMethodRewriter(ast.NodeTransformer):
         return ast.fix_missing_locations(ast.copy_location(call, node))
 
 
+_OWN = f"moe{zlib.crc32(' '.join(sorted(tensor_methods.REWRITTEN)).encode()):08x}"
+"""Part of the names of bytecode files: what was rewritten. Change it when the rewriting changes."""
+
+
+def _stored_code(path: str, head: bytes) -> CodeType | None:
+    """Bytecode of a module that was rewritten before, if the file begins so and is whole."""
+    try:
+        content = Path(path).read_bytes()
+        found = marshal.loads(content[len(head) :]) if content.startswith(head) else None
+    except (OSError, EOFError, ValueError, TypeError):
+        return None
+    return found if isinstance(found, CodeType) else None
+
+
 def _is_super(call: ast.Call) -> bool:
     return isinstance(call.func, ast.Name) and call.func.id == "super"
 
@@ -54,11 +71,18 @@ class _MegatronLoader(importlib.machinery.SourceFileLoader):
         source = self.get_data(path)
         if not any(f".{name}(".encode() in source for name in tensor_methods.REWRITTEN):
             return super().get_code(fullname)
-        rewriter = _TensorMethodRewriter()
-        tree = rewriter.visit(ast.parse(source, path))
-        if not rewriter.count:
-            return super().get_code(fullname)
-        return compile(tree, path, "exec", dont_inherit=True)
+        stored = importlib.util.cache_from_source(path, optimization=_OWN)
+        head = importlib.util.MAGIC_NUMBER + importlib.util.source_hash(path.encode() + source)
+        code = _stored_code(stored, head)
+        if code is None:
+            rewriter = _TensorMethodRewriter()
+            tree = rewriter.visit(ast.parse(source, path))
+            if not rewriter.count:
+                return super().get_code(fullname)
+            code = compile(tree, path, "exec", dont_inherit=True)
+            if not sys.dont_write_bytecode:
+                self.set_data(stored, head + marshal.dumps(code))
+        return code
 
     def exec_module(self, module: ModuleType) -> None:
         module.__dict__["__builtins__"] = _MEGATRON_BUILTINS

@@ -190,9 +190,35 @@ def test_traceback_names_the_line_of_the_source(probe: Probe) -> None:
     assert last.filename == module.__spec__.loader.get_filename()
 
 
-def test_rewritten_module_leaves_no_bytecode(probe: Probe, tmp_path: Path) -> None:
-    probe("def f(x): return x.cuda()")
+def test_bytecode_of_a_rewritten_module_is_found_by_nobody_else(
+    probe: Probe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "pycache_prefix", None)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    probe("def f(x): return x.cuda(), 1")
     assert not list(tmp_path.rglob("*.pyc"))
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    probe("def f(x): return x.cuda(), 1")
+    (stored,) = tmp_path.rglob("*.pyc")
+    assert stored != Path(importlib.util.cache_from_source(str(tmp_path / "probe.py")))
+    monkeypatch.setattr(import_hook, "_TensorMethodRewriter", None)
+    assert probe("def f(x): return x.cuda(), 1").f(torch.ones(1))[1] == 1
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "of another source", "no code"])
+def test_bytecode_that_is_not_of_the_source_is_made_again(
+    damage: str, probe: Probe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "pycache_prefix", None)
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    probe("def f(x): return x.cuda(), 1")
+    (stored,) = tmp_path.rglob("*.pyc")
+    whole = stored.read_bytes()
+    left = {"cut": whole[:-9], "empty": b"", "no code": whole[:12] + b"N"}
+    stored.write_bytes(left.get(damage, whole))
+    result = 2 if damage == "of another source" else 1
+    assert probe(f"def f(x): return x.cuda(), {result}").f(torch.ones(1))[1] == result
+    assert (stored.read_bytes() == whole) is (result == 1)
 
 
 def test_method_names_and_helpers_agree() -> None:
