@@ -1,8 +1,9 @@
 """Starts the processes of a run on this machine through torchrun, and stops them gracefully.
 
 On Ctrl-C, torchrun itself kills its workers after 30 seconds and ends with a traceback. Here a
-signal is passed on to the workers, which save a checkpoint and exit by themselves; a second Ctrl-C
-kills them at once. This module does not know what the workers do.
+signal is passed on to the workers, which save a checkpoint and exit by themselves; a second Ctrl-C,
+or a second SIGTERM some seconds later, kills them at once. This module does not know what the
+workers do.
 """
 
 import contextlib
@@ -31,6 +32,8 @@ MEETING_PLACES = 2
 """Ports after the master's where ranks that are restarted in their processes meet again."""
 _AFTER_THIS_STEP = b"\nstopping after this step ... (a second Ctrl-C stops now)\n"
 _NOW = b"\nstopping now\n"
+_TWICE_SECONDS = 2.0
+"""Two SIGTERM within this time are one: `timeout` sends it to a process and to its group."""
 OnStop = Callable[[signal.Signals], None]
 GRACE_SECONDS = 10
 """How long workers may go on after one has died; they have lost their connection to it."""
@@ -172,14 +175,17 @@ def _stops_passed_on(
 ) -> Iterator[list[int]]:
     """Pass stop signals on to the workers; yields the list of those received so far."""
     stops: list[int] = []
+    asked = time.monotonic()
 
     def stop(signum: int, frame: FrameType | None) -> None:
+        nonlocal asked
         workers, first = set(children(os.getpid())) - set(others()), not stops
         if not workers:
             raise KeyboardInterrupt
         stops.append(signum)
-        # A batch system that has announced the end may order it before the workers have saved.
-        kill = not first and signum == signal.SIGINT
+        asked = time.monotonic() if first else asked
+        insists = signum == signal.SIGINT or _orders_again(stops, time.monotonic() - asked)
+        kill = insists and not first
         if first or kill:
             with contextlib.suppress(OSError):
                 os.write(2, _NOW if kill else _AFTER_THIS_STEP)
@@ -195,6 +201,16 @@ def _stops_passed_on(
     finally:
         for signum, handler in previous.items():
             signal.signal(signum, handler)
+
+
+def _orders_again(stops: Sequence[int], seconds: float) -> bool:
+    """Whether somebody orders again, some seconds later, what was ordered.
+
+    A batch system may announce the end and order it before the workers have saved; and it sends the
+    order to every process of a job, whose parents pass it on.
+    """
+    again = stops[0] == stops[-1] == signal.SIGTERM and "SLURM_JOB_ID" not in os.environ
+    return again and seconds > _TWICE_SECONDS
 
 
 def free_port(neighbours: int = 0) -> int:

@@ -1,5 +1,6 @@
 """Starting and stopping workers; each case is a small program, since signals belong to one."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from moe_megatron.platform.launch import torchrun_command
+from moe_megatron.platform.launch import _orders_again, torchrun_command
 from moe_megatron.testing.programs import interruptible
 
 ROOT = Path(__file__).parents[3]
@@ -163,6 +164,51 @@ def test_stop_of_workers_that_cannot_save_yet_says_so(launch):
     process.send_signal(signal.SIGINT)
     output = wait_for("CODE 130\n")
     assert "interrupted before the first step: nothing was saved" in output
+
+
+@pytest.mark.parametrize(
+    ("stops", "seconds", "again"),
+    [
+        ([signal.SIGTERM, signal.SIGTERM], 2.1, True),
+        ([signal.SIGTERM, signal.SIGTERM, signal.SIGTERM], 60.0, True),
+        ([signal.SIGTERM, signal.SIGTERM], 0.1, False),  # `timeout` sends it twice
+        ([signal.SIGUSR1, signal.SIGTERM], 60.0, False),  # announced, and now ordered
+        ([signal.SIGINT, signal.SIGTERM], 60.0, False),
+        ([signal.SIGTERM, signal.SIGUSR1], 60.0, False),
+    ],
+)
+def test_a_second_sigterm_is_an_order_again(stops, seconds, again, monkeypatch):
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    assert _orders_again(stops, seconds) is again
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    assert _orders_again(stops, seconds) is False
+
+
+def test_a_second_sigterm_kills_workers_that_go_on():
+    code = (
+        "import os, signal, subprocess\n"
+        "from moe_megatron.platform import launch\n"
+        "launch._TWICE_SECONDS = -1.0\n"
+        "words = ['sh', '-c', 'trap \"\" TERM; echo ready; exec sleep 100']\n"
+        "worker = subprocess.Popen(words, stdout=subprocess.PIPE)\n"
+        "worker.stdout.readline()\n"
+        "with launch._stops_passed_on():\n"
+        "    for _ in range(2):\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "print(worker.wait())\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "SLURM_JOB_ID"}
+    answer = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert answer.stdout == "-9\n"
+    assert "stopping after this step ..." in answer.stderr
+    assert "stopping now" in answer.stderr
 
 
 def test_stop_before_there_are_workers_is_a_keyboard_interrupt():
