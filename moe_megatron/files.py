@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from moe_megatron.errors import DataError
+from moe_megatron.errors import ConfigError, DataError
 
 _log = logging.getLogger(__name__)
 
@@ -37,7 +37,15 @@ _REMEDIES = {
 
 
 def user_path(given: str | os.PathLike[str]) -> Path:
-    """A path as a person writes it, where `~` stands for a home folder."""
+    """A path as a person writes it, where `~` stands for a home folder.
+
+    Raises:
+        ConfigError: It is no path at all.
+    """
+    if not isinstance(given, str | os.PathLike):
+        raise ConfigError(
+            f"a path is text or a pathlib.Path, not {given!r:.60} ({type(given).__name__})."
+        )
     path = Path(given)
     try:
         return path.expanduser()

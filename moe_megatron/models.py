@@ -12,6 +12,7 @@ from typing import ClassVar
 import torch
 
 from moe_megatron.checkpoint import model_folder  # noqa: F401  # reads and writes other formats
+from moe_megatron.config.arguments import explained
 from moe_megatron.model.moe_model import MoEModel
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
 ]
 
 
+@explained
 class _Published:
     """One family."""
 

@@ -18,6 +18,7 @@ from moe_megatron.analytics.affinity_plot import plot_affinity
 from moe_megatron.analytics.decisions import BatchAnalysis
 from moe_megatron.analytics.routers import Decision, RouterHooks
 from moe_megatron.analytics.specialization import Specialization, SpecializationCounter
+from moe_megatron.config.arguments import explained
 from moe_megatron.errors import ConfigError, DataError
 from moe_megatron.files import user_path
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     type Tokens = Tensor | npt.NDArray[np.int64] | Sequence[int]
 
 
+@explained
 class RouterAnalyzer:
     """Analyzes the routers of a model.
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moe_megatron.analytics.routers import Decision, RouterHooks
+from moe_megatron.config.arguments import explained
 from moe_megatron.errors import DataError
 from moe_megatron.telemetry.catalog import quantities
 from moe_megatron.telemetry.quantity import Quantity, StepSums
@@ -61,6 +62,7 @@ class RouterStats:
         return asdict(self)
 
 
+@explained
 class RouterMonitor:
     """Counts what the routers of a model do.
 

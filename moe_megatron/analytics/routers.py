@@ -76,6 +76,11 @@ class RouterHooks:
     """
 
     def __init__(self, model: "nn.Module") -> None:
+        if isinstance(model, type) or not hasattr(model, "named_modules"):
+            raise ConfigError(
+                f"a model is needed, not {model!r:.60} ({type(model).__name__}); give a MoEModel, "
+                "or a model of transformers."
+            )
         self._model = model
         self._ours = _find_own(model)
         self._theirs = {} if self._ours else _find_foreign(model)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from moe_megatron.cli.parser import Parser
 from moe_megatron.cli.words import read_words
 from moe_megatron.config import RunConfig, apply_overrides, dump_yaml, load_config, parse_override
 from moe_megatron.config.flags import split_flags
@@ -89,7 +90,7 @@ def read_options(ours: argparse.Namespace, flags: Sequence[str]) -> PretrainOpti
 
 def option_parser(**kwargs: Any) -> argparse.ArgumentParser:
     """A parser of our own options; everything else on the command line is Megatron's."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=_DESCRIPTION,
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,

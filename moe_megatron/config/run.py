@@ -123,6 +123,8 @@ class RunConfig:
             TopologyError: If the parallel sizes do not fit the model or the processes.
         """
         validation.check_layers(self.model, self.moe)
+        if world_size is not None:
+            self.parallel.validate_processes(world_size, num_experts=self.moe.num_experts)
         validation.check_sequence(self.model, self.data, self.parallel)
         validation.check_prediction(self.model, self.parallel, self.megatron)
         validation.check_expert_failure(self.moe, self.recovery)
@@ -135,7 +137,6 @@ class RunConfig:
         validation.check_widths(self.model, self.moe, self.parallel)
         validation.check_moe_splitting(self.model, self.moe, self.parallel)
         if world_size is not None:
-            self.parallel.validate_processes(world_size, num_experts=self.moe.num_experts)
             validation.check_batch(self.training, self.parallel, world_size, self.megatron)
 
 

@@ -74,6 +74,12 @@ def family_of(hf_config: Mapping[str, Any]) -> Family:
         raise MappingError(
             "config.json has no 'model_type'; use the config.json that belongs to the weights."
         )
+    if model_type == _OWN:
+        raise MappingError(
+            "this is a model that MoEModel.save_pretrained has written in its own format; load it "
+            "with MoEModel.from_pretrained, and convert it by saving it with "
+            "format='hugging_face' or format='megatron'."
+        )
     if model_type not in FAMILIES:
         raise MappingError(
             f"there is no mapping table for {shown(model_type)} models.{_guess(model_type)} "
@@ -81,6 +87,10 @@ def family_of(hf_config: Mapping[str, Any]) -> Family:
             "to add one."
         )
     return FAMILIES[model_type]
+
+
+_OWN = "moe_megatron"
+"""`model_type` of a `MoEModel` in a folder of its own."""
 
 
 def _guess(model_type: str) -> str:

@@ -10,7 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from moe_megatron.errors import ConfigError, DataError
+from moe_megatron.config.arguments import real, whole
+from moe_megatron.errors import DataError
 from moe_megatron.model.attention import KeyValueCache
 
 # Takes new token ids [batch, n], the valid mask [batch, all so far] or None, and the cache;
@@ -44,10 +45,9 @@ def continue_tokens(
 
     Raises:
         DataError: A row ends in padding.
-        ConfigError: `max_new_tokens` is negative.
+        ConfigError: `max_new_tokens` is no number of tokens.
     """
-    if max_new_tokens < 0:
-        raise ConfigError(f"max_new_tokens must be 0 or more, not {max_new_tokens}.")
+    max_new_tokens = whole("max_new_tokens", max_new_tokens, least=0)
     if valid is not None and not bool(valid[:, -1].all()):
         raise DataError(
             "generate continues every row at its end, but attention_mask ends a row in padding; "
@@ -85,12 +85,8 @@ def sampler(
     Raises:
         ConfigError: A value is out of range.
     """
-    if temperature < 0:
-        raise ConfigError(
-            f"temperature must be 0 (most probable token) or more, not {temperature}."
-        )
-    if top_k is not None and top_k < 1:
-        raise ConfigError(f"top_k must be at least 1, or None for all tokens, not {top_k}.")
+    temperature = real("temperature", temperature, example=0)
+    top_k = None if top_k is None else whole("top_k", top_k)
 
     def choose(logits: Tensor) -> Tensor:
         if temperature == 0:

@@ -3,6 +3,8 @@
 Without the checks, a mistake would show as an index error deep in a layer, or not at all.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -13,7 +15,7 @@ IGNORED_LABEL = -100
 """Label of a position that does not count in the loss, as in Hugging Face models."""
 
 
-def check_tokens(input_ids: Tensor, vocab_size: int, max_length: int | None) -> None:
+def check_tokens(input_ids: Any, vocab_size: int, max_length: int | None) -> None:
     """Refuse token ids that the embedding table cannot look up.
 
     Args:
@@ -24,6 +26,15 @@ def check_tokens(input_ids: Tensor, vocab_size: int, max_length: int | None) -> 
     Raises:
         DataError: Shape, dtype, length or (checked on the CPU only) ids are wrong.
     """
+    if not isinstance(input_ids, Tensor):
+        text = isinstance(input_ids, str) or (
+            isinstance(input_ids, list | tuple) and any(isinstance(it, str) for it in input_ids)
+        )
+        remedy = "text goes to generate_text" if text else "make one with torch.tensor([[1, 2, 3]])"
+        raise DataError(
+            "input_ids must be a tensor of whole numbers of shape [batch, seq], not "
+            f"{type(input_ids).__name__}; {remedy}."
+        )
     if input_ids.dim() != 2 or input_ids.is_floating_point() or input_ids.shape[1] == 0:
         raise DataError(
             "input_ids must be whole numbers of shape [batch, seq] with at least one token, not "

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from moe_megatron.config import Architecture
+from moe_megatron.config.arguments import explained
 from moe_megatron.errors import CheckpointError, ConfigError, DataError
 from moe_megatron.files import user_path
 from moe_megatron.model import expert_parallel, foreign, generation, inputs, storage, text
@@ -21,6 +22,7 @@ from moe_megatron.model.language_model import LanguageModel
 from moe_megatron.model.layers import FeedForward
 from moe_megatron.model.moe_layer import MoELayer
 from moe_megatron.model.options import build_configs
+from moe_megatron.model.placement import check_placement, check_precision
 from moe_megatron.text.loading import find_tokenizer
 from moe_megatron.text.tokenizer import Tokenizer
 
@@ -30,6 +32,7 @@ DEFAULT_VOCAB_SIZE = 8192
 """Vocabulary of the tokenizer that `moe_megatron.data` trains on its demo corpus."""
 
 
+@explained
 class MoEModel(LanguageModel):
     """Decoder-only transformer with Mixture-of-Experts layers.
 
@@ -93,6 +96,24 @@ class MoEModel(LanguageModel):
         LanguageModel.__init__(self, architecture)
         return self
 
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """Move the model, or change its precision, as `torch.nn.Module.to`.
+
+        Raises:
+            ConfigError: A device or precision is none.
+            BackendUnavailableError: The device is not there.
+        """
+        check_placement(*args, *kwargs.values())
+        return super().to(*args, **kwargs)
+
+    def cuda(self, device: int | torch.device | None = None) -> Self:
+        """Move the model to a GPU.
+
+        Raises:
+            BackendUnavailableError: There is none.
+        """
+        return self.to(f"cuda:{device}" if isinstance(device, int) else device or "cuda")
+
     def get_expert_weights(self) -> dict[int, Tensor]:
         """All expert matrices, as one detached copy for each MoE layer.
 
@@ -122,7 +143,13 @@ class MoEModel(LanguageModel):
         Raises:
             TopologyError: The number of processes does not divide the number of experts, or the
                 processes hold different weights.
+            ConfigError: It is no group of processes.
         """
+        if group is not None and not isinstance(group, dist.ProcessGroup):
+            raise ConfigError(
+                f"a group of processes is needed, not {group!r:.60} ({type(group).__name__}); make "
+                "one with torch.distributed.new_group(ranks), or give None."
+            )
         expert_parallel.collect_experts(self)
         if group is not None:
             expert_parallel.share_experts(self, group)
@@ -320,6 +347,8 @@ class MoEModel(LanguageModel):
             MappingError: The model family is unknown.
         """
         folder = user_path(path)
+        check_placement(device)
+        check_precision(dtype)
         if foreign.is_foreign(folder):
             return cls._from_foreign(path, device=device, dtype=dtype)
         architecture, tensors = storage.load(folder, device)
@@ -338,6 +367,8 @@ class MoEModel(LanguageModel):
         dtype: torch.dtype | None,
         family: str | None = None,
     ) -> Self:
+        check_placement(device)
+        check_precision(dtype)
         loaded = foreign.bridge().load(path, expected=family)
         with torch.device("meta"):
             model = cls.from_architecture(loaded.architecture)

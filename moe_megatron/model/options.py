@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from moe_megatron.config import ModelConfig, MoEConfig, RouterConfig
+from moe_megatron.config.arguments import meant
 from moe_megatron.config.checks import join_words, nearest
 from moe_megatron.errors import ConfigError
 from moe_megatron.routing import router_names
@@ -90,7 +91,7 @@ def _refuse_unknown(options: Mapping[str, Any]) -> None:
         if name == "top_k":
             raise ConfigError("MoEModel has no option 'top_k'; it is called experts_per_token.")
         if name not in _MODEL_FIELDS | _MOE_FIELDS:
-            hint = nearest(name, _MODEL_FIELDS | _MOE_FIELDS)
+            hint = meant(name, sorted(_MODEL_FIELDS | _MOE_FIELDS))
             raise ConfigError(
                 f"MoEModel has no option '{name}'.{hint} Options are the fields of ModelConfig "
                 "and MoEConfig."

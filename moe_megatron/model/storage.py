@@ -86,9 +86,7 @@ def load(folder: Path, device: torch.device | str) -> tuple[Architecture, dict[s
     """
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (folder / name).is_file():
-            raise CheckpointError(
-                f"{folder} has no {name}; give a folder written by MoEModel.save_pretrained."
-            )
+            raise CheckpointError(f"{folder} has no {name}; {_instead(folder)}.")
     values = _read_json(folder / CONFIG_FILE)
     architecture = _architecture(folder, values)
     try:
@@ -106,6 +104,23 @@ def load(folder: Path, device: torch.device | str) -> tuple[Architecture, dict[s
             "interrupted, or a file was changed; save the model again."
         )
     return architecture, tensors
+
+
+def _instead(folder: Path) -> str:
+    """What to give in place of a folder that holds no model."""
+    if not folder.is_dir():
+        return "give the folder of a model, not a file"
+    names = [path.name for path in folder.iterdir()]
+    if "adapter_config.json" in names:
+        return (
+            "it holds an adapter (LoRA), which is nothing without its base model: merge both, with "
+            "merge_and_unload of peft for example, and give the merged model's folder"
+        )
+    if any(name.endswith(".gguf") for name in names):
+        return "it holds a GGUF file; convert that to a Hugging Face folder first"
+    if "tokenizer.json" in names:
+        return "it holds a tokenizer alone; give the folder of a model"
+    return "give a folder written by MoEModel.save_pretrained, or a Hugging Face model folder"
 
 
 def assign(model: nn.Module, tensors: Mapping[str, Tensor], folder: Path) -> None:

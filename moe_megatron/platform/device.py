@@ -95,6 +95,25 @@ def detect_device() -> Choice[Device]:
     return Choice(value=Device(kind="cpu"), reason=obstacle)
 
 
+def check_cuda(asked: str) -> None:
+    """Check that torch can use CUDA here.
+
+    Args:
+        asked: What asks for it, for the message.
+
+    Raises:
+        BackendUnavailableError: It cannot; the message says why, and what to do.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        return
+    obstacle, remedy = _why_no_cuda()
+    raise BackendUnavailableError(
+        f"{asked} asks for CUDA, but {obstacle}; {remedy}, or stay with 'cpu'."
+    )
+
+
 def available_cores() -> int:
     """CPU cores this process may run on (its affinity, not the machine's total)."""
     return len(os.sched_getaffinity(0))

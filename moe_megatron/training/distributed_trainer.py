@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from moe_megatron.config import RunConfig
+from moe_megatron.config.arguments import explained, whole
 from moe_megatron.errors import AGAIN, INTERRUPTED, ConfigError, FaultError, TopologyError
 from moe_megatron.mcore import world
 from moe_megatron.model.moe_model import MoEModel
@@ -22,7 +23,6 @@ from moe_megatron.run.launch import launch
 from moe_megatron.run.prepared_data import PreparedData
 from moe_megatron.run.start import RunResult
 from moe_megatron.training import rank
-from moe_megatron.training.checks import whole
 from moe_megatron.training.handover import Handover
 from moe_megatron.training.trainer import MoETrainer
 
@@ -33,6 +33,7 @@ _LAYOUT = {
 }
 
 
+@explained
 class DistributedMoETrainer(MoETrainer):
     """Trains a `MoEModel` with several processes, in any parallel layout.
 

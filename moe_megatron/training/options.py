@@ -12,12 +12,12 @@ from typing import Any
 
 from moe_megatron.config import RunConfig, apply_overrides
 from moe_megatron.config.architecture import VOCABULARY
+from moe_megatron.config.arguments import real, whole
 from moe_megatron.config.fields import settings_of
 from moe_megatron.config.mapping import read_override
 from moe_megatron.config.run import SECTIONS
 from moe_megatron.errors import ConfigError
 from moe_megatron.model.support import LOSS_BALANCING
-from moe_megatron.training.checks import real, whole
 
 _LARGEST_MICRO_BATCH = 8
 _LONGEST_WARMUP = 100
@@ -160,6 +160,11 @@ def check_overrides(overrides: Mapping[str, Any]) -> dict[str, Any]:
         ConfigError: An unknown field, a value of the wrong type, or a field that something else
             sets; the message names the argument.
     """
+    if not isinstance(overrides, Mapping):
+        raise ConfigError(
+            f"overrides must be a mapping of fields and values, not {type(overrides).__name__}; "
+            "give {'checkpoint.save_interval': 100}, for example."
+        )
     flat: dict[str, Any] = {}
     for name, value in overrides.items():
         if (name in SECTIONS or name == "megatron") and isinstance(value, Mapping):

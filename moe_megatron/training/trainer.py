@@ -13,11 +13,13 @@ from typing import Any
 import torch
 
 from moe_megatron.config import DataConfig, RunConfig, apply_overrides
+from moe_megatron.config.arguments import explained, one_of, real, whole
 from moe_megatron.config.moe import BALANCES_WITHOUT_LOSS
 from moe_megatron.data.index import read_tokens
 from moe_megatron.errors import ConfigError, RecoveryError
 from moe_megatron.files import user_path
 from moe_megatron.mcore import world
+from moe_megatron.model.given import model_given
 from moe_megatron.model.moe_model import MoEModel
 from moe_megatron.model.storage import WeightMap
 from moe_megatron.run.collapse import collapse_warning
@@ -27,7 +29,6 @@ from moe_megatron.run.prepared_data import PreparedData
 from moe_megatron.run.start import Attachments, RunResult, start
 from moe_megatron.text.tokenizer import Tokenizer
 from moe_megatron.training import texts as text_data
-from moe_megatron.training.checks import one_of, whole
 from moe_megatron.training.exchange import WeightExchange
 from moe_megatron.training.options import TrainOptions, check_overrides, configure
 from moe_megatron.training.results import EvalResult, TrainingResult
@@ -41,6 +42,7 @@ _LENGTH = 256
 logger = logging.getLogger(__name__)
 
 
+@explained
 class MoETrainer:
     """Trains a `MoEModel`.
 
@@ -73,22 +75,22 @@ class MoETrainer:
         run_dir: str | Path = "runs/trainer",
         overrides: Mapping[str, Any] | None = None,
     ) -> None:
-        self.model = model
+        self.model = model_given(model, type(self).__name__)
         self.history = History()
         self._wanted_tokenizer = tokenizer
         self._run_dir: Path | None = None
         self._overrides = check_overrides(overrides or {})
         chosen: dict[str, Any] = {
             "moe.load_balancing": _METHODS.get(load_balancing, load_balancing),
-            "moe.z_loss_coef": router_z_loss_coef,
+            "moe.z_loss_coef": real("router_z_loss_coef", router_z_loss_coef, example=0.01),
             "checkpoint.save_interval": None,
-            "run_dir": str(run_dir),
+            "run_dir": str(user_path(run_dir)),
         }
         method = chosen["moe.load_balancing"]
         if aux_loss_coef is None and method in BALANCES_WITHOUT_LOSS:
             aux_loss_coef = 0.0
         if aux_loss_coef is not None:
-            chosen["moe.aux_loss_coef"] = aux_loss_coef
+            chosen["moe.aux_loss_coef"] = real("aux_loss_coef", aux_loss_coef, example=0.01)
         self._base = apply_overrides(
             RunConfig(
                 model=model.model_config,

@@ -12,6 +12,7 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
 
+from moe_megatron.cli.parser import Parser
 from moe_megatron.errors import ConfigError
 from moe_megatron.files import user_path
 
@@ -100,7 +101,7 @@ def _line(hit: "Hit") -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="moe-megatron chaos",
         description="Harm a small training again and again, and check that it survives.",
         epilog=_EPILOG,

@@ -18,6 +18,7 @@ from moe_megatron.checkpoint.formats.hf_folder import CONFIG
 from moe_megatron.checkpoint.formats.own_files import given_folder
 from moe_megatron.checkpoint.hub import local_folder
 from moe_megatron.checkpoint.progress import amount
+from moe_megatron.cli.parser import Parser
 from moe_megatron.config.checkpoint_files import METADATA, TRACKER, is_megatron_checkpoint
 from moe_megatron.errors import CheckpointError
 from moe_megatron.files import user_path
@@ -101,7 +102,7 @@ def size(text: str) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="moe-megatron convert",
         description="Convert a Hugging Face model folder to a Megatron checkpoint, which loads "
         "with any parallel sizes, or a Megatron checkpoint to a Hugging Face folder. Needs no GPU "

@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
+from moe_megatron.cli.parser import Parser
 from moe_megatron.data.demo import ensure_demo
 from moe_megatron.data.index import inspect, is_prefix
 from moe_megatron.data.prepare import prepare_dataset
@@ -37,7 +38,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="moe-megatron data",
         description="Prepare text for training: JSONL (.gz, .zst), text, Parquet or HF datasets.",
         epilog=_EPILOG,

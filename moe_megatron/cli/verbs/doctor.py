@@ -22,6 +22,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from moe_megatron.cli.parser import Parser
 from moe_megatron.errors import MoEError
 from moe_megatron.files import default_cache_dir
 from moe_megatron.platform.choice import Choice
@@ -91,7 +92,7 @@ def run(argv: Sequence[str]) -> int:
     Returns:
         The exit code: 0 when training can work here, 1 when it cannot.
     """
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="moe-megatron doctor",
         description="Show what this machine has, what a run would use, and what is missing.",
         epilog="examples:\n  moe-megatron doctor --json\n  moe-megatron doctor --config demo_moe",

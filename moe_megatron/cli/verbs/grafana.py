@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from moe_megatron.cli.parser import Parser
 from moe_megatron.dashboards.artifacts import dashboard_json, repository_files
 from moe_megatron.dashboards.build import differences, write_files
 from moe_megatron.dashboards.push import Grafana
@@ -42,7 +43,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="moe-megatron grafana",
         description="Grafana dashboards and Prometheus rules.",
         epilog=_EPILOG,

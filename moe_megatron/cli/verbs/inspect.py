@@ -5,6 +5,7 @@ import json
 from collections.abc import Sequence
 
 from moe_megatron.checkpoint.inspection import Inspection, inspect_checkpoint
+from moe_megatron.cli.parser import Parser
 from moe_megatron.files import user_path
 
 _EPILOG = """\
@@ -26,7 +27,7 @@ def run(argv: Sequence[str]) -> int:
         CheckpointError: The folder is not a checkpoint, or is damaged.
         MappingError: The model family is unknown.
     """
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="moe-megatron inspect",
         description="Describe a Hugging Face or Megatron checkpoint. Reads headers only and never "
         "executes code that a file names.",

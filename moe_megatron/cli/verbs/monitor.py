@@ -10,6 +10,7 @@ from dataclasses import fields
 from pathlib import Path
 from types import FrameType
 
+from moe_megatron.cli.parser import Parser
 from moe_megatron.config.checks import join_words, nearest
 from moe_megatron.dashboards.local_prometheus import LocalPrometheus, MonitorOptions
 from moe_megatron.dashboards.rules import Thresholds
@@ -81,7 +82,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="moe-megatron monitor",
         description="Start a Prometheus server for a run, in its folder, on the loopback address. "
         "It works while the run trains and afterwards.",

@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
+from moe_megatron.cli.parser import Parser
 from moe_megatron.files import user_path
 from moe_megatron.viz.report import write_report
 
@@ -23,7 +24,7 @@ def run(argv: Sequence[str]) -> int:
     Raises:
         DataError: The run's files are missing or damaged.
     """
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="moe-megatron report",
         description="Write one self-contained HTML file: loss, expert load, routers, dead experts.",
         epilog=_EPILOG,

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
+from moe_megatron.cli.parser import Parser
 from moe_megatron.cli.uptime_table import kinds_of_lost_time, show
 from moe_megatron.files import user_path
 from moe_megatron.run.uptime import uptime
@@ -39,7 +40,7 @@ def run(argv: Sequence[str]) -> int:
     Raises:
         DataError: A folder holds no journal of a run, or a damaged metrics.jsonl.
     """
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="moe-megatron uptime",
         description=_DESCRIPTION.format(lost="\n".join(kinds_of_lost_time())),
         epilog=_EPILOG,

@@ -12,6 +12,7 @@ from moe_megatron.checkpoint.integrity.check import check_folder
 from moe_megatron.checkpoint.integrity.manifest import MANIFEST
 from moe_megatron.checkpoint.integrity.seal import seal
 from moe_megatron.checkpoint.progress import amount
+from moe_megatron.cli.parser import Parser
 from moe_megatron.files import user_path
 from moe_megatron.platform.device import DEVICE_VARIABLE
 
@@ -76,7 +77,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="moe-megatron verify",
         description="With one folder: check every byte of a Megatron checkpoint against its "
         "checksums. With two: compare a conversion with its source, in either direction: every "

@@ -214,9 +214,27 @@ def check_flags_exist(argv: Sequence[str]) -> None:
     for word in argv:
         flag = word.partition("=")[0]
         if flag.startswith("--") and flag not in known:
-            near = difflib.get_close_matches(flag, known, n=1)
+            near = [_MEANT[flag]] if flag in _MEANT else difflib.get_close_matches(flag, known, n=1)
             hint = f" Did you mean {near[0]}?" if near else ""
             raise ConfigError(f"Megatron has no flag {flag}.{hint}")
+
+
+_MEANT = {
+    "--learning-rate": "--lr",
+    "--batch-size": "--global-batch-size",
+    "--epochs": "--train-iters",
+    "--num-epochs": "--train-iters",
+    "--num-train-epochs": "--train-iters",
+    "--max-steps": "--train-iters",
+    "--steps": "--train-iters",
+    "--sequence-length": "--seq-length",
+    "--seq-len": "--seq-length",
+    "--top-k": "--moe-router-topk",
+    "--dropout": "--hidden-dropout",
+    "--warmup-steps": "--lr-warmup-iters",
+    "--output-dir": "--run-dir",
+}
+"""What other programs call a flag, and what it is called here."""
 
 
 def known_flags() -> frozenset[str]:

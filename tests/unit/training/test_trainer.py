@@ -107,7 +107,7 @@ def test_train_with_a_wrong_number_is_explained(options, message, build):
     ("options", "message"),
     [
         ({"load_balancing": "aux_los"}, r"moe.load_balancing needs .* Did you mean 'aux_loss'\?"),
-        ({"router_z_loss_coef": -1}, "moe.z_loss_coef must be at least 0, not -1.0"),
+        ({"router_z_loss_coef": -1}, r"router_z_loss_coef \(-1\) must be a number, at least 0"),
         (
             {"overrides": {"parallel.expert_paralel_size": 2}},
             "unknown key 'expert_paralel_size' in section 'parallel'. Did you mean "

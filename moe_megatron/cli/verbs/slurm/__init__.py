@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from moe_megatron.config.checks import join_words, nearest
-from moe_megatron.errors import EXIT_CODE, ConfigError
+from moe_megatron.errors import ConfigError
 
 _FOR_PEOPLE = {
     "render": "print the batch script of a run",
@@ -59,10 +59,10 @@ def run(argv: Sequence[str]) -> int:
         MoEError: An option cannot be used, the layout does not fit, or SLURM refuses.
     """
     words = list(argv)
-    if not words or words[0] in {"-h", "--help"}:
-        print(_usage(), end="", file=sys.stdout if words else sys.stderr)
-        sys.exit(0 if words else EXIT_CODE)
-    action = words[0]
+    if words and words[0] in {"-h", "--help"}:
+        print(_usage(), end="")
+        sys.exit(0)  # as argparse does
+    action = words[0] if words else ""
     if action not in _MODULES:
         raise ConfigError(
             f"moe-megatron slurm has no action '{action}'.{nearest(action, _MODULES)} "

@@ -1,10 +1,10 @@
 """`moe-megatron slurm verdict`, `check-node`, `node`: what batch scripts call inside of a job."""
 
-import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from moe_megatron.cli.parser import Parser
 from moe_megatron.cli.pretrain import option_parser, program, read_options
 from moe_megatron.cli.verbs.slurm.watching import target_of
 from moe_megatron.cli.words import grouped_by_flag, read_words
@@ -50,7 +50,7 @@ def verdict(argv: Sequence[str]) -> int:
 
 def check_node(argv: Sequence[str]) -> int:
     """Examine this node; the exit code is 1 if it is not well."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="moe-megatron slurm check-node",
         description="Examine this node: exit code 0 if it is well, 1 if not.",
     )

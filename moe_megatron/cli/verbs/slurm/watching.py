@@ -5,6 +5,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from moe_megatron.cli.parser import Parser
 from moe_megatron.config import CONFIG_FILE, load_config
 from moe_megatron.errors import BackendUnavailableError, DataError
 from moe_megatron.files import user_path
@@ -91,7 +92,7 @@ def _last_step(run_dir: Path, saved: int) -> int:
 
 
 def _parser(action: str, description: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=f"moe-megatron slurm {action}", description=description)
+    parser = Parser(prog=f"moe-megatron slurm {action}", description=description)
     parser.add_argument("run_dir", type=user_path, metavar="RUN", help="folder of a run")
     parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
     return parser

@@ -139,7 +139,5 @@ def test_resume_of_a_run_without_checkpoint_says_how_to_start_anew(place, launch
 
 
 def test_number_of_processes_that_is_none_is_refused(capsys):
-    with pytest.raises(SystemExit) as ended:
-        train([*MOCK, "--num-processes", "two"])
-    assert ended.value.code == 2
+    assert main(["train", *MOCK, "--num-processes", "two"]) == 2
     assert "argument --num-processes: invalid int value: 'two'" in capsys.readouterr().err

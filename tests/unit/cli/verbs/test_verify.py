@@ -118,8 +118,7 @@ def test_an_unreadable_folder_is_an_error(
 def test_lengths_are_whole_numbers(
     value: str, pair: tuple[str, str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit):
-        main(["verify", *pair, f"--length={value}"])
+    assert main(["verify", *pair, f"--length={value}"]) == 2
     assert "is not a whole number of at least 1" in capsys.readouterr().err
 
 
@@ -141,6 +140,5 @@ def test_one_folder_is_checked_byte_by_byte_and_can_be_vouched_for_again(
     capsys.readouterr()
     assert main(["verify", str(folder)]) == 1
     assert "unverified\n  it has no checksums.json" in capsys.readouterr().out
-    with pytest.raises(SystemExit):
-        main(["verify", *pair, "--seal"])
+    assert main(["verify", *pair, "--seal"]) == 2
     assert "--seal takes one folder" in capsys.readouterr().err
