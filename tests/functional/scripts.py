@@ -22,6 +22,7 @@ def train_small_demo(corpus: Path, tokenizer: Path) -> None:
         "data.paths": [str(corpus)],
         "data.tokenizer": str(tokenizer),
         "training.train_steps": 250,
+        "training.global_batch_size": 1,
         "checkpoint.save_interval": 250,
         "run_dir": "runs/demo_moe",
     }

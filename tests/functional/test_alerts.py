@@ -138,7 +138,14 @@ def watched(
         yield watched
 
 
-@pytest.mark.parametrize("fault", EXPECTED)
+@pytest.mark.parametrize(
+    "fault",
+    # The rules have tests of their own (tests/unit/dashboards/test_rules.py).
+    [
+        pytest.param(f, marks=() if f in {"collapse", "kill"} else pytest.mark.deep)
+        for f in EXPECTED
+    ],
+)
 def test_fault_raises_its_alert_and_no_other(
     fault: str, receiver: AlertReceiver, watched: dict[str, Watched]
 ) -> None:

@@ -23,27 +23,32 @@ from moe_megatron.telemetry.values.records import EvalRecord, StepRecord
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parents[2]
-STEPS = 4
+MORE = 4
+"""Steps that a resumed run makes to its end."""
 ENDLESS = [
-    *("--mock-data", "--train-iters", "100000", "--async-save"),
-    *("--set", "checkpoint.save_interval=50000"),
+    *("--train-iters", "100000", "--async-save"),
+    *("--set", "checkpoint.save_interval=50000", "training.eval_interval=50000"),
 ]
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory, tokenizer: Path) -> Path:
-    """A working directory with a configuration."""
+    """A working directory with a configuration, and with an earlier run of its name."""
     folder = tmp_path_factory.mktemp("place")
     (folder / "tiny.yaml").write_text(
         "base: test_tiny\n"
         f"data: {{tokenizer: '{tokenizer}', split: '80,20,0'}}\n"
-        f"training: {{train_steps: {STEPS}, eval_interval: 2, eval_steps: 1}}\n"
+        "training: {eval_steps: 1}\n"
         "parallel: {expert_parallel_size: 2}\n"
-        "checkpoint: {save_interval: 2}\n"
         "telemetry: {console_interval: 1}\n"
         "run_dir: runs/tiny\n"
     )
+    (folder / "runs" / "tiny").mkdir(parents=True)
+    (folder / "runs" / "tiny" / METRICS_FILE).write_text(EARLIER)
     return folder
+
+
+EARLIER = "of a run before\n"
 
 
 def train(moe: Callable[..., Any], place: Path, *words: object) -> Any:
@@ -63,64 +68,136 @@ def assert_peaceful(program: Any) -> None:
     assert program.family() == []
 
 
-# --- a run to its end ----------------------------------------------------------------------------
+# --- a run that Ctrl-C ends ----------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def trained(moe: Callable[..., Any], place: Path, corpus: Path) -> Any:
-    """A run over real text, which ended; its folder is runs/tiny."""
-    program = train(moe, place, "--data-path", corpus)
-    assert program.end() == 0, program.output
-    return program
+def stopped(moe: Callable[..., Any], place: Path, corpus: Path) -> tuple[Any, int]:
+    """A run over real text that Ctrl-C ended, and its exit code; it asked for a folder in use."""
+    program = train(moe, place, "--data-path", corpus, *ENDLESS)
+    program.wait_for("step 3/100000")
+    program.press_ctrl_c()
+    return program, program.end()
 
 
-def test_train_says_what_it_chose_and_where_everything_is(trained: Any) -> None:
+def test_train_says_what_it_chose(stopped: tuple[Any, int]) -> None:
     for line in (
         "processes: 2 (it was requested)",
-        "running: torchrun --nproc-per-node 2 pretrain_moe.py --config runs/tiny/config.yaml\n",
+        "running: torchrun --nproc-per-node 2 pretrain_moe.py --config runs/tiny-2/config.yaml\n",
         "device: cpu (",
         "communication: gloo (it needs no GPU)",
         "precision: fp32 (it was requested)",
-        f"step {STEPS}/{STEPS} | loss ",
-        f"validation at step {STEPS} | loss ",
-        "dead experts: none",
-        f"checkpoint  runs/tiny/checkpoints/iter_{STEPS:07d}",
-        "metrics     runs/tiny/metrics.jsonl",
-        "report      runs/tiny/report.html",
     ):
-        assert line in trained.output
-    assert "stopped after" not in trained.output
-    assert_peaceful(trained)
+        assert line in stopped[0].output
 
 
-def test_train_records_every_step_and_evaluation(trained: Any, place: Path) -> None:
-    run_dir = place / "runs" / "tiny"
-    assert steps_of(run_dir) == list(range(1, STEPS + 1))
-    records = read_metrics(run_dir / METRICS_FILE)
-    assert {r.step for r in records if isinstance(r, EvalRecord)} >= {2, STEPS}
-    snapshots = list(read_routing(run_dir / ROUTING_FILE))
-    assert [s.step for s in snapshots] == list(range(1, STEPS + 1))
-    assert "<html" in (run_dir / "report.html").read_text()[:200]
-
-
-def test_train_leaves_configuration_and_profile_beside_run_and_checkpoints(
-    trained: Any, place: Path
+def test_ctrl_c_ends_after_the_step_with_a_checkpoint(
+    stopped: tuple[Any, int], place: Path
 ) -> None:
-    run_dir = place / "runs" / "tiny"
+    program, code = stopped
+    assert code == AGAIN, program.output
+    assert "stopping after this step ..." in program.output
+    last = re.search(r"stopped after step (\d+); resume with: (.*)", program.output)
+    assert last is not None, program.output
+    assert last[2] == "moe-megatron train --resume runs/tiny-2"
+    saved = place / "runs" / "tiny-2" / "checkpoints" / f"iter_{int(last[1]):07d}"
+    assert RoutingProfile.load(saved / PROFILE_FILE).steps == int(last[1])
+    assert_peaceful(program)
+
+
+def test_new_run_leaves_an_earlier_one_alone(stopped: tuple[Any, int], place: Path) -> None:
+    (left,) = (place / "runs" / "tiny").iterdir()
+    assert left.read_text() == EARLIER
+    assert load_config(place / "runs" / "tiny-2" / "config.yaml").run_dir == "runs/tiny-2"
+
+
+# --- the same run to its end ---------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def resumed(moe: Callable[..., Any], place: Path, stopped: tuple[Any, int]) -> tuple[Any, int, int]:
+    """The run that was stopped and resumed, with its step before and its last one."""
+    begun = newest_checkpoint(place / "runs" / "tiny-2")
+    end = begun + MORE
+    words = [
+        "checkpoint.save_interval=2",
+        "training.eval_interval=2",
+        f"training.train_steps={end}",
+    ]
+    program = moe(place, "train", "--resume", "runs/tiny-2", "--num-processes", 2, "--set", *words)
+    assert program.end() == 0, program.output
+    return program, begun, end
+
+
+def test_resume_continues_without_gap_or_duplicate(
+    resumed: tuple[Any, int, int], place: Path
+) -> None:
+    program, begun, end = resumed
+    assert f"resuming after step {begun:,} of {end:,}" in program.output
+    run_dir = place / "runs" / "tiny-2"
+    assert steps_of(run_dir) == list(range(1, end + 1))
+    assert [s.step for s in read_routing(run_dir / ROUTING_FILE)] == list(range(1, end + 1))
+    profile = RoutingProfile.load(run_dir / "checkpoints" / f"iter_{end:07d}" / PROFILE_FILE)
+    assert (profile.first_step, profile.steps) == (1, end)
+
+
+def test_train_says_how_it_ended_and_where_everything_is(resumed: tuple[Any, int, int]) -> None:
+    program, _, end = resumed
+    for line in (
+        f"step {end}/{end} | loss ",
+        f"validation at step {end} | loss ",
+        "dead experts: none",
+        f"checkpoint  runs/tiny-2/checkpoints/iter_{end:07d}",
+        "metrics     runs/tiny-2/metrics.jsonl",
+        "report      runs/tiny-2/report.html",
+    ):
+        assert line in program.output
+    assert "stopped after" not in program.output
+    assert_peaceful(program)
+
+
+def test_train_leaves_records_configuration_and_profile(
+    resumed: tuple[Any, int, int], place: Path
+) -> None:
+    _, begun, end = resumed
+    run_dir = place / "runs" / "tiny-2"
+    records = read_metrics(run_dir / METRICS_FILE)
+    even = {step for step in range(begun + 1, end + 1) if step % 2 == 0}
+    assert {r.step for r in records if isinstance(r, EvalRecord)} >= even | {end}
+    assert "<html" in (run_dir / "report.html").read_text()[:200]
     config = load_config(run_dir / "config.yaml")
-    assert (config.run_dir, config.parallel.expert_parallel_size) == ("runs/tiny", 2)
+    assert (config.run_dir, config.parallel.expert_parallel_size) == ("runs/tiny-2", 2)
+    saved = sorted({begun, *even, end})
     folders = sorted((run_dir / "checkpoints").glob("iter_*"))
-    assert [folder.name for folder in folders] == ["iter_0000002", "iter_0000004"]
-    for folder, step in zip(folders, (2, 4), strict=True):
-        assert load_config(folder / "config.yaml") == config
+    assert [folder.name for folder in folders] == [f"iter_{step:07d}" for step in saved]
+    for folder, step in zip(folders, saved, strict=True):
         assert RoutingProfile.load(folder / PROFILE_FILE).steps == step
+    assert load_config(folders[-1] / "config.yaml") == config
 
 
-def test_megatrons_own_output_goes_to_a_file_of_each_rank(trained: Any, place: Path) -> None:
-    logs = place / "runs" / "tiny" / "logs"
+def test_megatrons_own_output_goes_to_a_file_of_each_rank(
+    resumed: tuple[Any, int, int], place: Path
+) -> None:
+    logs = place / "runs" / "tiny-2" / "logs"
     assert "world size: 2" in (logs / "rank0.log").read_text()
     assert "learning rate:" in (logs / "rank1.log").read_text()
-    assert "learning rate:" not in trained.output
+    assert "learning rate:" not in resumed[0].output
+
+
+# --- other ways to start and to stop -------------------------------------------------------------
+
+
+@pytest.mark.deep  # tests/unit/platform/test_launch.py has every signal with idle workers
+def test_sigterm_to_the_command_ends_the_run_as_ctrl_c_does(
+    moe: Callable[..., Any], place: Path
+) -> None:
+    program = train(moe, place, "--mock-data", *ENDLESS, "--run-dir", "runs/ended")
+    program.wait_for("step 3/100000")
+    program.process.send_signal(signal.SIGTERM)
+    assert program.end() == AGAIN, program.output
+    assert "stopping after this step ..." in program.output
+    assert "resume with: moe-megatron train --resume runs/ended" in program.output
+    assert_peaceful(program)
 
 
 @pytest.mark.deep  # `train` starts the same script with torchrun's agent
@@ -136,77 +213,9 @@ def test_bare_torchrun_trains_with_the_script(
     assert steps_of(place / "runs" / "bare") == [1, 2, 3]
 
 
-# --- a run that is stopped -----------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def stopped(moe: Callable[..., Any], place: Path, trained: Any) -> tuple[Any, int]:
-    """A run that Ctrl-C ended, and its exit code; it asked for the folder of `trained`."""
-    program = train(moe, place, *ENDLESS)
-    program.wait_for("step 3/100000")
-    program.press_ctrl_c()
-    return program, program.end()
-
-
-@pytest.fixture(scope="module")
-def stopped_again(
-    moe: Callable[..., Any], place: Path, stopped: tuple[Any, int]
-) -> tuple[Any, int, int]:
-    """The same run resumed, and ended by SIGTERM; with its exit code and the step it began at."""
-    begun = newest_checkpoint(place / "runs" / "tiny-2")
-    program = moe(place, "train", "--resume", "runs/tiny-2", "--num-processes", 2)
-    program.wait_for(f"step {begun + 3}/100000")
-    program.process.send_signal(signal.SIGTERM)
-    return program, program.end(), begun
-
-
-def test_ctrl_c_ends_after_the_step_with_a_checkpoint(
-    stopped: tuple[Any, int], place: Path
-) -> None:
-    program, code = stopped
-    assert code == AGAIN, program.output
-    assert "stopping after this step ..." in program.output
-    last = re.search(r"stopped after step (\d+); resume with: (.*)", program.output)
-    assert last is not None, program.output
-    assert last[2] == "moe-megatron train --resume runs/tiny-2"
-    run_dir = place / "runs" / "tiny-2"
-    assert newest_checkpoint(run_dir) == int(last[1])
-    assert steps_of(run_dir) == list(range(1, int(last[1]) + 1))
-    assert_peaceful(program)
-
-
-def test_new_run_leaves_an_earlier_one_alone(stopped: tuple[Any, int], place: Path) -> None:
-    assert steps_of(place / "runs" / "tiny") == list(range(1, STEPS + 1))
-    assert load_config(place / "runs" / "tiny-2" / "config.yaml").run_dir == "runs/tiny-2"
-
-
-def test_resume_continues_without_gap_or_duplicate(
-    stopped_again: tuple[Any, int, int], place: Path
-) -> None:
-    program, code, begun = stopped_again
-    assert code == AGAIN, program.output
-    assert f"resuming after step {begun:,} of 100,000" in program.output
-    run_dir = place / "runs" / "tiny-2"
-    last = newest_checkpoint(run_dir)
-    assert last >= begun + 3
-    assert steps_of(run_dir) == list(range(1, last + 1))
-    assert [s.step for s in read_routing(run_dir / ROUTING_FILE)] == list(range(1, last + 1))
-    profile = RoutingProfile.load(run_dir / "checkpoints" / f"iter_{last:07d}" / PROFILE_FILE)
-    assert (profile.first_step, profile.steps) == (1, last)
-
-
-def test_sigterm_to_the_command_ends_the_run_as_ctrl_c_does(
-    stopped_again: tuple[Any, int, int],
-) -> None:
-    program, _, _ = stopped_again
-    assert "stopping after this step ..." in program.output
-    assert "resume with: moe-megatron train --resume runs/tiny-2" in program.output
-    assert_peaceful(program)
-
-
 @pytest.mark.deep  # tests/unit/platform/test_launch.py has the same with workers that do nothing
 def test_second_ctrl_c_ends_at_once(moe: Callable[..., Any], place: Path) -> None:
-    program = train(moe, place, *ENDLESS, "--run-dir", "runs/hasty")
+    program = train(moe, place, "--mock-data", *ENDLESS, "--run-dir", "runs/hasty")
     program.wait_for("step 2/100000")
     program.press_ctrl_c()
     program.wait_for("stopping after this step ...")
@@ -218,7 +227,7 @@ def test_second_ctrl_c_ends_at_once(moe: Callable[..., Any], place: Path) -> Non
 
 @pytest.mark.deep  # tests/unit/platform/test_launch.py has it with workers that do nothing
 def test_ctrl_c_before_the_first_step_is_a_line(moe: Callable[..., Any], place: Path) -> None:
-    program = train(moe, place, *ENDLESS, "--run-dir", "runs/early")
+    program = train(moe, place, "--mock-data", *ENDLESS, "--run-dir", "runs/early")
     program.wait_for("running: torchrun")
     while len(program.family()) < 3:  # the workers; they need seconds to load
         assert program.process.poll() is None, program.output

@@ -66,7 +66,7 @@ PLAIN: dict[str, dict[str, Any]] = {
     f"plain_{name}": layout for name, layout in ({"single": {}} | TWO | FOUR).items()
 }
 """By plain Megatron: the switch turns every accelerator off."""
-TOGETHER = {"uneven_pp2", "tp2_etp1_ep2", "pp2_ep2", "cp2_tp2"}
+TOGETHER = {"uneven_pp2", "tp2_etp1_ep2", "pp2_ep2", "cp2_tp2", "cp2_pp2", "cp2_ep2"}
 DEEP = TOGETHER | PLAIN.keys() - {"plain_single", "plain_ep2"}
 """Those that put together what others have alone."""
 RELAY = "relay"

@@ -194,7 +194,7 @@ DECISIVE = {
     "pp2": ["one_moe_layer", "untied", "tied_head_bias", "layer_norm_and_bias"],
     "tp2_etp1_ep2": ["shared_expert"],
     "tp2_ep2": ["shared_expert"],
-    "tp2_pp2": ["untied"],
+    "tp2_pp2": [],
 }
 """What a layout splits in a way of its own; of a single process, what no layout has here."""
 CASES = [
