@@ -7,6 +7,7 @@ or binary must skip inside the test or a fixture, so that the mark is known by t
 """
 
 import functools
+import gc
 import os
 import sys
 from pathlib import Path
@@ -57,6 +58,22 @@ def _left_out(config, mark) -> bool:
     if mark == "deep":
         return "deep" not in config.option.markexpr
     return not _has_cuda()
+
+
+def pytest_collection(session):
+    """Collect no garbage while test files are imported, which is most of the collection."""
+    gc.disable()
+
+
+def pytest_collection_finish(session):
+    """What has been imported stays: garbage collections need not visit it in every test."""
+    gc.enable()
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure(config):
+    gc.unfreeze()  # some extension modules say aloud what is not collected at the end
 
 
 def pytest_collection_modifyitems(config, items):

@@ -31,6 +31,7 @@ from socket import socketpair
 from threading import Lock
 from typing import NoReturn
 
+from moe_megatron.platform.importing import importing
 from moe_megatron.testing.rank import Task, run, settle
 
 PRELOADED = (
@@ -38,11 +39,10 @@ PRELOADED = (
     "moe_megatron.mcore.loop.engine",
     "moe_megatron.training.trainer",
     "moe_megatron.cli.pretrain",
-    # A run imports these when it needs them.
+    # Test files import these, or what they do.
     "torch._dynamo",
     "transformers.models.auto",
     "transformers.modeling_utils",
-    # Test files import these.
     "pytest",
     "moe_megatron.testing.warm",
 )
@@ -141,7 +141,8 @@ def serve(descriptor: int, preloaded: Sequence[str]) -> None:
     """Fork a rank for each task received through a socket, until the other end is closed."""
     connection = Connection(descriptor)
     for module in preloaded:
-        importlib.import_module(module)
+        with importing():
+            importlib.import_module(module)
         if len(os.listdir("/proc/self/task")) > 1:
             raise RuntimeError(f"importing {module} starts threads, which a fork would not have")
     gc.collect()

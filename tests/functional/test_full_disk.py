@@ -140,9 +140,9 @@ def runs(root: Path, cases: list[tuple[str, str]]) -> dict[str, Any]:
         train(root / f"{name}, {harm}", harm, root, **FORMATS[name])
     for name in ("own shards", "background"):
         run_dir = root / f"{name}, at the end"
-        made[name] = train_to_a_full_disk(run_dir, root, 2.0, **FORMATS[name])
+        made[name] = train_to_a_full_disk(run_dir, root, 1.0, **FORMATS[name])
     for name, changes in {"earlier": {}, "none": {"checkpoint.save_interval": STEPS}}.items():
-        made[name] = train_to_a_full_disk(root / name, root, 4.0, **NO_ROOM, **changes)
+        made[name] = train_to_a_full_disk(root / name, root, 2.0, **NO_ROOM, **changes)
     return made
 
 

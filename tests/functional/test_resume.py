@@ -22,6 +22,7 @@ SHAPE: dict[str, Any] = {
     "training.train_steps": 4,
     "training.warmup_steps": 0,
     "training.decay_style": "linear",
+    "training.micro_batch_size": 2,
     "checkpoint.save_interval": 2,
     # Random numbers take part, so that the state of their generators matters.
     "model.hidden_dropout": 0.1,
@@ -58,7 +59,7 @@ CHANGED: dict[str, dict[str, Any]] = {
         "megatron.decoupled-lr": "5e-4",
         "training.deterministic": True,
     },
-    "batch": {"training.global_batch_size": 8, "training.micro_batch_size": 2},
+    "batch": {"training.global_batch_size": 8, "training.micro_batch_size": 4},
     "bf16": {"training.precision": "bf16"},
     "memory": {
         "training.recompute": "full",

@@ -111,7 +111,7 @@ def test_command_is_of_one_machine_with_a_free_port():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("code", [0, 3])
+@pytest.mark.parametrize("code", [pytest.param(0, marks=pytest.mark.deep), 3])
 def test_exit_code_is_that_of_the_worker_that_failed(code, launch):
     process, wait_for = launch(ENDS, str(code))
     output = wait_for(f"CODE {code}\n")
@@ -133,7 +133,11 @@ def test_rank_that_died_first_is_named(script, code, cause, launch, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize(
+    "signum",
+    # tests/functional/test_command_line.py has Ctrl-C.
+    [pytest.param(signal.SIGINT, marks=pytest.mark.deep), signal.SIGTERM, signal.SIGUSR1],
+)
 def test_stop_lets_workers_end_by_themselves(signum, launch):
     process, wait_for = launch(PEACEFUL)
     wait_for("ready", times=2)

@@ -9,6 +9,12 @@ from moe_megatron.mcore.loop import garbage
 from moe_megatron.mcore.loop.garbage import LastingObjects
 
 
+@pytest.fixture(autouse=True)
+def nothing_is_set_aside():
+    """As in a process that no test has prepared."""
+    gc.unfreeze()
+
+
 class Ring:
     """An object that only a collection frees."""
 
