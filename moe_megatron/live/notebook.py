@@ -5,8 +5,8 @@ every notebook has: an output that was displayed under a name can be displayed a
 neither what is drawn nor when.
 """
 
+import importlib
 import io
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class NotebookDrawing:
         """Show this in place of what was drawn before."""
         bundle = self._bundle(drawing)
         if self._handle is None:
-            display: Any = import_module("IPython.display").display
+            display: Any = importlib.import_module("IPython.display").display
             self._handle = display(bundle, raw=True, display_id=True)
         else:
             self._handle.update(bundle, raw=True)

@@ -5,9 +5,9 @@ a module stands in `sys.modules` before it is executed, and is executed when som
 name, as by PEP 562.
 """
 
+import importlib
 import sys
 from collections.abc import Mapping
-from importlib import import_module
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -52,7 +52,7 @@ def _stand_in(spec: ModuleSpec, light: Mapping[str, str]) -> None:
 
     def find(name: str) -> Any:
         if name in light:
-            return getattr(import_module(light[name]), name)
+            return getattr(importlib.import_module(light[name]), name)
         if name.startswith("__") and name != "__path__":
             raise AttributeError(f"module {spec.name!r} has no attribute {name!r}")
         del names["__getattr__"]

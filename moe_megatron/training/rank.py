@@ -10,6 +10,7 @@ from pathlib import Path
 
 from moe_megatron.config import RunConfig, load_config
 from moe_megatron.errors import INTERRUPTED, MoEError
+from moe_megatron.files import user_path
 from moe_megatron.mcore import world
 from moe_megatron.run.rank_process import explained, leave_together
 from moe_megatron.run.start import Attachments, start
@@ -27,8 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code.
     """
     parser = argparse.ArgumentParser()
-    parser.add_argument("--handover", type=Path, required=True)
-    parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("--handover", type=user_path, required=True)
+    parser.add_argument("--config", type=user_path, required=True)
     parser.add_argument("--debug", action="store_true")
     given = parser.parse_args(argv)
     handover = Handover(given.handover)
