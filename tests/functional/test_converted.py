@@ -23,7 +23,10 @@ CASES: list[ladder.Case] = [
     *(("pp2", name) for name in ("deepseek_v3", "mixtral-tied", "granitemoe")),
     ("tp2_ep2", "deepseek_v3"),
 ]
-DEEP = {("tp2", "mixtral"), ("tp2", "olmoe"), ("ep2", "deepseek_v3"), ("pp2", "granitemoe")}
+DEEP = {
+    *(("tp2", "mixtral"), ("tp2", "olmoe"), ("ep2", "deepseek_v3"), ("pp2", "granitemoe")),
+    ("tp2_ep2", "deepseek_v3"),
+}
 """Of which others show the same."""
 PLAIN = (ladder.TRAINING, "mixtral")
 PARAMETERS = [

@@ -114,7 +114,7 @@ def written(config: RunConfig) -> set[str]:
     }
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.fixed_dictionaries({}, optional=FIELDS).filter(is_possible))
 def test_fields_come_back_from_their_flags(values: dict[str, Any]) -> None:
     config = apply_overrides(RunConfig(), values)

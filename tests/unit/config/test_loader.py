@@ -167,7 +167,7 @@ OVERRIDES = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(overrides=OVERRIDES)
 def test_dump_any_configuration_loads_back_equal(overrides: dict[str, object]) -> None:
     config = apply_overrides(RunConfig(), overrides)

@@ -25,7 +25,7 @@ SHAPE: dict[str, Any] = {
     "checkpoint.save_interval": None,
     "telemetry.history": False,
     # One row of the vocabulary more is padded to 128 in one process and to 256 in two.
-    "training.global_batch_size": 8,
+    "training.global_batch_size": 2,
 }
 ONE: dict[str, dict[str, Any]] = {
     "one": {},
