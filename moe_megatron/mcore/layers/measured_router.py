@@ -55,6 +55,17 @@ class MeasuredRouter(TopKRouter):
         self._route = route
         self._is_native = is_native(route)
 
+    def reset_parameters(self) -> None:  # Megatron's signature
+        """Draw the weights in the precision of the model.
+
+        Megatron draws them in float32 and converts them, into memory that `state/initial.py` does
+        not know: they would then stay what the layout of the run has made them.
+        """
+        for tensor in (self.weight, self.bias):
+            if tensor is not None:
+                tensor.data = tensor.data.to(self.config.params_dtype)
+        super().reset_parameters()
+
     def attach(self, row: RoutingRow | None) -> None:
         """Count into `row` from now on; None stops counting."""
         self._row = row
