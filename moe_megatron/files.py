@@ -43,8 +43,9 @@ def user_path(given: str | os.PathLike[str]) -> Path:
         ConfigError: It is no path at all.
     """
     if not isinstance(given, str | os.PathLike):
-        raise ConfigError(
-            f"a path is text or a pathlib.Path, not {given!r:.60} ({type(given).__name__})."
+        raise ConfigError(  # in one line, also if it is a model
+            f"a path is text or a pathlib.Path, not {' '.join(repr(given).split()):.60} "
+            f"({type(given).__name__})."
         )
     path = Path(given)
     try:

@@ -6,7 +6,7 @@ unchanged. It does not train.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,9 +18,9 @@ from moe_megatron.analytics.affinity_plot import plot_affinity
 from moe_megatron.analytics.decisions import BatchAnalysis
 from moe_megatron.analytics.routers import Decision, RouterHooks
 from moe_megatron.analytics.specialization import Specialization, SpecializationCounter
-from moe_megatron.config.arguments import explained
+from moe_megatron.config.arguments import explained, shown, whole
 from moe_megatron.errors import ConfigError, DataError
-from moe_megatron.files import user_path
+from moe_megatron.files import explained_writes, user_path
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -37,11 +37,18 @@ class RouterAnalyzer:
         tokenizer: a tokenizer of transformers or of ours; None takes the model's own.
 
     Raises:
-        ConfigError: no router is found in the model.
+        ConfigError: no router is found in the model, or the tokenizer is none.
     """
 
     def __init__(self, model: "nn.Module", tokenizer: Any = None) -> None:
         self._model = model
+        if tokenizer is not None and (
+            isinstance(tokenizer, str) or not hasattr(tokenizer, "decode")
+        ):
+            raise ConfigError(
+                f"tokenizer must encode and decode text, not be {shown(tokenizer)}; give "
+                "model.tokenizer or trainer.tokenizer, or one of transformers."
+            )
         self._tokenizer = getattr(model, "tokenizer", None) if tokenizer is None else tokenizer
         self._hooks = RouterHooks(model)
 
@@ -107,8 +114,16 @@ class RouterAnalyzer:
 
         Raises:
             DataError: a sample lacks a field, or there are fewer than two domains.
-            ConfigError: samples are text but there is no tokenizer.
+            ConfigError: samples are text but there is no tokenizer, or a number is none.
         """
+        num_samples = whole("num_samples", num_samples)
+        max_length = whole("max_length", max_length)
+        batch_size = whole("batch_size", batch_size)
+        if not isinstance(dataset, Iterable):
+            raise DataError(
+                f"samples come from a list or a dataset, not from {shown(dataset)}; each is a "
+                'mapping with a "domain" and a "text".'
+            )
         counter = SpecializationCounter()
         samples = iter(_choose(dataset, num_samples))
         while batch := list(islice(samples, batch_size)):
@@ -130,7 +145,7 @@ class RouterAnalyzer:
             The file.
 
         Raises:
-            DataError: there are no tokens.
+            DataError: there are no tokens, or the file cannot be written.
             ConfigError: text is given but there is no tokenizer.
         """
         ids = self._encode(tokens) if isinstance(tokens, str) else _as_ids(tokens)
@@ -138,9 +153,10 @@ class RouterAnalyzer:
             raise DataError("there are no tokens to plot; give non-empty text or token ids")
         analysis = self.analyze_batch(self._pad([ids]))
         path = user_path(save_to)
-        path.parent.mkdir(parents=True, exist_ok=True)
         labels = [self._label(token) for token in ids.tolist()]
-        plot_affinity(analysis.scores[:, 0], analysis.indices[:, 0], self.layers, labels, path)
+        with explained_writes(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            plot_affinity(analysis.scores[:, 0], analysis.indices[:, 0], self.layers, labels, path)
         return path
 
     def _named(self, inputs: Any) -> "dict[str, Tensor]":
@@ -248,8 +264,15 @@ def _run_with_attention(
 
 
 def _as_ids(tokens: Any) -> npt.NDArray[np.int64]:
-    ids = _fetch(tokens) if hasattr(tokens, "cpu") else np.asarray(tokens, dtype=np.int64)
-    return ids.reshape(-1)
+    ids = None
+    with suppress(ValueError):  # rows of different lengths
+        ids = _fetch(tokens) if hasattr(tokens, "cpu") else np.asarray(tokens)
+    if ids is None or (ids.size and not np.issubdtype(ids.dtype, np.integer)):
+        raise DataError(
+            f"tokens are one text, or its ids as whole numbers, not {shown(tokens)}; give a string "
+            "or a list such as [12, 7, 30]."
+        )
+    return ids.astype(np.int64).reshape(-1)
 
 
 def _fetch(tensor: Any) -> npt.NDArray[Any]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from moe_megatron.analytics.routed import Routed
+from moe_megatron.config.arguments import shown
 from moe_megatron.errors import ConfigError
 from moe_megatron.families import FAMILIES, Family
 
@@ -78,7 +79,7 @@ class RouterHooks:
     def __init__(self, model: "nn.Module") -> None:
         if isinstance(model, type) or not hasattr(model, "named_modules"):
             raise ConfigError(
-                f"a model is needed, not {model!r:.60} ({type(model).__name__}); give a MoEModel, "
+                f"a model is needed, not {shown(model)} ({type(model).__name__}); give a MoEModel, "
                 "or a model of transformers."
             )
         self._model = model

@@ -74,7 +74,7 @@ def read_options(ours: argparse.Namespace, flags: Sequence[str]) -> PretrainOpti
     Raises:
         ConfigError: A file, field, value or flag is wrong.
     """
-    config = load_config(ours.config or DEFAULT_CONFIG)
+    config = load_config(DEFAULT_CONFIG if ours.config is None else ours.config)
     overrides: dict[str, Any] = split_flags(flags)
     overrides.update(parse_override(text) for text in ours.set)
     if ours.run_dir is not None:

@@ -60,7 +60,7 @@ _ELSEWHERE = {
 
 
 def explained[Class: type](public: Class) -> Class:
-    """Class decorator: an unknown keyword of a public method says which one was meant.
+    """Class decorator: a public method says which argument is unknown, missing or too many.
 
     Without it, people read a TypeError of Python's, which knows no other name.
     """
@@ -75,21 +75,26 @@ def explained[Class: type](public: Class) -> Class:
 
 
 def _explained(function: Callable[..., Any]) -> Callable[..., Any]:
-    parameters = inspect.signature(function).parameters.values()
-    if any(it.kind is inspect.Parameter.VAR_KEYWORD for it in parameters):
-        return function  # whoever gets them knows what is known
+    signature = inspect.signature(function)
+    parameters = signature.parameters.values()
+    # whoever takes any keyword knows what is known
+    open_ended = any(it.kind is inspect.Parameter.VAR_KEYWORD for it in parameters)
     known = [it.name for it in parameters][1:]
+    owner, _, method = function.__qualname__.rpartition(".")
+    shown_name = owner if method == "__init__" else method
+    takes = f"It takes {join_words(known, 'and') or 'none'}."
 
     @functools.wraps(function)
     def checked(*args: Any, **kwargs: Any) -> Any:
         for name in kwargs:
-            if name not in known:
-                owner, _, method = function.__qualname__.rpartition(".")
-                shown_name = owner if method == "__init__" else method
+            if name not in known and not open_ended:
                 raise ConfigError(
-                    f"{shown_name}(...) has no argument '{name}'.{meant(name, known)} It takes "
-                    f"{join_words(known, 'and') or 'none'}."
+                    f"{shown_name}(...) has no argument '{name}'.{meant(name, known)} {takes}"
                 )
+        try:
+            signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise ConfigError(f"{shown_name}(...): {error}. {takes}") from None
         return function(*args, **kwargs)
 
     return checked
@@ -160,6 +165,6 @@ def one_of(**names: Any) -> Any:
 
 
 def shown(value: Any) -> str:
-    """A value as a message shows it: short, and text in quotes."""
-    text = repr(value)
+    """A value as a message shows it: short, in one line, and text in quotes."""
+    text = " ".join(repr(value).split())
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -119,7 +119,7 @@ def _find(name: str, *, folder: Path | None, asked_by: str) -> _Source:
         label = f"preset {name}"
         return _Source(label=label, identity=label, text=text, folder=None, preset=name)
     path = None if folder is None else folder / name
-    if path is None or not path.exists():
+    if path is None or not name or not path.exists():
         hint = nearest(Path(name).stem, presets)
         raise ConfigError(
             f"{asked_by}'{name}' is neither a file nor a preset.{hint} "

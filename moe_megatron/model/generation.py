@@ -45,9 +45,11 @@ def continue_tokens(
 
     Raises:
         DataError: A row ends in padding.
-        ConfigError: `max_new_tokens` is no number of tokens.
+        ConfigError: `max_new_tokens` is no number of tokens, or `eos_token_id` no token.
     """
     max_new_tokens = whole("max_new_tokens", max_new_tokens, least=0)
+    if eos_token_id is not None:
+        eos_token_id = whole("eos_token_id", eos_token_id, least=0)
     if valid is not None and not bool(valid[:, -1].all()):
         raise DataError(
             "generate continues every row at its end, but attention_mask ends a row in padding; "

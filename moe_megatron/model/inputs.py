@@ -35,7 +35,7 @@ def check_tokens(input_ids: Any, vocab_size: int, max_length: int | None) -> Non
             "input_ids must be a tensor of whole numbers of shape [batch, seq], not "
             f"{type(input_ids).__name__}; {remedy}."
         )
-    if input_ids.dim() != 2 or input_ids.is_floating_point() or input_ids.shape[1] == 0:
+    if input_ids.dim() != 2 or not _whole_numbers(input_ids) or not input_ids.numel():
         raise DataError(
             "input_ids must be whole numbers of shape [batch, seq] with at least one token, not "
             f"{input_ids.dtype} of shape {list(input_ids.shape)}; add a missing batch axis with "
@@ -47,7 +47,7 @@ def check_tokens(input_ids: Any, vocab_size: int, max_length: int | None) -> Non
             "number of positions that this model has learned; shorten the input."
         )
     # On a GPU the check would force the host to wait for the device.
-    if input_ids.device.type != "cpu" or not input_ids.numel():
+    if input_ids.device.type != "cpu":
         return
     low, high = int(input_ids.min()), int(input_ids.max())
     if low < 0 or high >= vocab_size:
@@ -57,12 +57,17 @@ def check_tokens(input_ids: Any, vocab_size: int, max_length: int | None) -> Non
         )
 
 
-def check_same_shape(name: str, given: Tensor, input_ids: Tensor) -> None:
+def check_same_shape(name: str, given: Any, input_ids: Tensor) -> None:
     """Refuse a mask or labels whose shape is not that of the tokens.
 
     Raises:
-        DataError: The shapes differ.
+        DataError: It is no tensor, or the shapes differ.
     """
+    if not isinstance(given, Tensor):
+        raise DataError(
+            f"{name} must be a tensor of the shape of input_ids, {list(input_ids.shape)}, not "
+            f"{type(given).__name__}; make one with torch.tensor(...)."
+        )
     if given.shape != input_ids.shape:
         raise DataError(
             f"{name} must have the shape of input_ids, {list(input_ids.shape)}, not "
@@ -70,11 +75,34 @@ def check_same_shape(name: str, given: Tensor, input_ids: Tensor) -> None:
         )
 
 
+def check_labels(labels: Any, input_ids: Tensor, vocab_size: int) -> None:
+    """Refuse labels that are not the ids of tokens, one for each position.
+
+    Raises:
+        DataError: Kind, shape, dtype or (checked on the CPU only) ids are wrong.
+    """
+    check_same_shape("labels", labels, input_ids)
+    if not _whole_numbers(labels):
+        raise DataError(f"labels must be ids of tokens, not {labels.dtype}; give labels.long().")
+    if labels.device.type != "cpu":
+        return
+    wrong = labels[(labels != IGNORED_LABEL) & ((labels < 0) | (labels >= vocab_size))]
+    if wrong.numel():
+        raise DataError(
+            f"labels hold {int(wrong[0])}, but this model has ids 0 to {vocab_size - 1}; give "
+            f"input_ids themselves, and {IGNORED_LABEL} where nothing is to be predicted."
+        )
+
+
+def _whole_numbers(tensor: Tensor) -> bool:
+    return not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype is torch.bool)
+
+
 def valid_tokens(attention_mask: Tensor | None, input_ids: Tensor) -> Tensor | None:
     """The mask as bool [batch, seq], True for tokens; None if there is none.
 
     Raises:
-        DataError: Its shape is not that of the tokens.
+        DataError: It is no tensor, or its shape is not that of the tokens.
     """
     if attention_mask is None:
         return None

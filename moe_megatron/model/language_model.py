@@ -140,7 +140,7 @@ class LanguageModel(nn.Module):
         aux_loss, z_loss, router_loss = self._router_losses(routing, logits)
         lm_loss = loss = None
         if labels is not None:
-            inputs.check_same_shape("labels", labels, input_ids)
+            inputs.check_labels(labels, input_ids, self.vocab_size)
             lm_loss = inputs.next_token_loss(logits, labels, valid)
             loss = lm_loss + router_loss
         return MoEOutput(

@@ -25,14 +25,20 @@ def check_placement(*given: Any) -> None:
     """Check the arguments of `torch.nn.Module.to`; None says nothing.
 
     Raises:
-        ConfigError: A word names neither a device nor a precision, or a precision is given as text.
+        ConfigError: A word names neither a device nor a precision, a precision is given as text,
+            or weights cannot have it; or nothing here computes on such a device.
         BackendUnavailableError: The device is not there.
     """
     for it in given:
         if isinstance(it, str):
             _check_word(it)
-        if isinstance(it, str | torch.device) and torch.device(it).type == "cuda":
-            check_cuda(f"device '{it}'")
+        if isinstance(it, torch.dtype):
+            _check_dtype(it)
+        if isinstance(it, str | torch.device) or (isinstance(it, int) and not isinstance(it, bool)):
+            device = torch.device(f"cuda:{it}" if isinstance(it, int) else it)
+            _check_kind(device)
+            if device.type == "cuda":
+                check_cuda(f"device '{device}'")
 
 
 def check_precision(dtype: Any) -> None:
@@ -41,6 +47,8 @@ def check_precision(dtype: Any) -> None:
     Raises:
         ConfigError: It is no precision of torch.
     """
+    if isinstance(dtype, torch.dtype):
+        _check_dtype(dtype)
     if dtype is None or isinstance(dtype, torch.dtype):
         return
     named = _PRECISIONS.get(str(dtype))
@@ -48,6 +56,20 @@ def check_precision(dtype: Any) -> None:
         f"dtype must be a precision of torch, not {dtype!r}; give {named or 'torch.bfloat16'}, or "
         "leave it out to keep the saved one."
     )
+
+
+def _check_dtype(dtype: torch.dtype) -> None:
+    if not dtype.is_floating_point:
+        raise ConfigError(
+            f"weights cannot be {dtype}; give torch.float32, torch.bfloat16 or torch.float16."
+        )
+
+
+def _check_kind(device: torch.device) -> None:
+    if device.type not in ("cpu", "cuda", "meta"):
+        raise ConfigError(
+            f"nothing here computes on device '{device}'; give 'cpu', or 'cuda' for a GPU."
+        )
 
 
 def _check_word(word: str) -> None:

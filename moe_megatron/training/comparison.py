@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from moe_megatron.config.arguments import shown
 from moe_megatron.errors import ConfigError
 from moe_megatron.files import user_path
 from moe_megatron.run.history import History, import_pandas
@@ -38,6 +39,10 @@ def compare(runs: Iterable[Run] | Mapping[str, Run]) -> "Comparison":
     """
     if isinstance(runs, Run):
         raise ConfigError("compare needs several runs; give them in a list, as in compare([a, b]).")
+    if not isinstance(runs, Iterable):
+        raise ConfigError(
+            f"compare needs several runs in a list, as in compare([a, b]), not {shown(runs)}."
+        )
     named = runs.items() if isinstance(runs, Mapping) else [("", run) for run in runs]
     found = [(name or _name(run), _history(run)) for name, run in named]
     if not found:

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from moe_megatron import MoEModel, MoETrainer, models
+from moe_megatron import MoEModel, MoETrainer, compare, models
 from moe_megatron.analytics import RouterAnalyzer, RouterMonitor
 from moe_megatron.cli import main
 from moe_megatron.distributed import DistributedMoETrainer
@@ -88,6 +88,7 @@ IN_PYTHON: dict[str, tuple[Mistake, str]] = {
         "DistributedMoETrainer needs a MoEModel",
     ),
     "name for a watched model": (lambda: RouterMonitor("olmoe"), "a model is needed, not 'olmoe'"),
+    "nothing for a model": (lambda: MoETrainer(), "missing a required argument: 'model'. It takes"),
     "class for an analysed model": (lambda: RouterAnalyzer(MoEModel), "a model is needed, not <cl"),
     "text for a size": (lambda: model(hidden_size="32"), r"needs a whole number, not '32' \(text"),
     "part of a layer": (lambda: model(num_layers=1.5), r"num_layers needs a whole number, not 1.5"),
@@ -106,9 +107,16 @@ IN_PYTHON: dict[str, tuple[Mistake, str]] = {
         r"no option 'num_expert'. Did you mean 'num_e",
     ),
     "another library's option": (lambda: model(dtype="bf16"), r"overrides=\{'training.precision'"),
+    "sizes in a row": (lambda: MoEModel(32, 4, 2, 1, "top_k", 8), "too many positional arguments"),
     "device of a model": (lambda: model(device="cuda"), r"model.to\(...\) moves a model"),
     "misspelt device": (lambda: model().to("gpu"), "there is no device 'gpu'; give 'cpu', 'cuda'"),
     "text for a precision": (lambda: model().to("bf16"), "as torch.bfloat16, not as 'bf16'"),
+    "whole numbers for weights": (lambda: model().to(torch.int64), "weights cannot be torch.int64"),
+    "whole numbers for saved weights": (
+        lambda: MoEModel.from_pretrained("saved", dtype=torch.int8),
+        "weights cannot be torch.int8; give torch.float32",
+    ),
+    "device of another library": (lambda: model().to("mps"), "nothing here computes on device 'mp"),
     "text for a saved precision": (
         lambda: MoEModel.from_pretrained("saved", dtype="bf16"),
         "dtype must be a precision of torch, not 'bf16'; give torch.bfloat16",
@@ -119,6 +127,8 @@ IN_PYTHON: dict[str, tuple[Mistake, str]] = {
     ),
     # a folder
     "no path": (lambda: MoEModel.from_pretrained(None), "a path is text or a pathlib.Path, not No"),
+    "model for a path": (lambda: MoEModel.from_pretrained(model()), r"not MoEModel\( \(embed"),
+    "saved to nowhere": (lambda: model().save_pretrained(), "missing a required argument: 'path'"),
     "number for a path": (lambda: trainer(run_dir=5), r"a path is text .*, not 5 \(int\)"),
     "folder that is not there": (
         lambda: MoEModel.from_pretrained("./nothere"),
@@ -187,6 +197,14 @@ IN_PYTHON: dict[str, tuple[Mistake, str]] = {
         lambda: trainer(overrides={"chekpoint.save_interval": 5}),
         r"unknown key 'chekpoint'. Did you mean 'checkpoint'\?",
     ),
+    "arguments in a row": (
+        lambda: trainer().train(TEXTS, TEXTS, 8, 1e-3, 1, 5),
+        r"train\(...\): too many positional arguments. It takes train_data, eval_dataset",
+    ),
+    "evaluation of nothing": (
+        lambda: trainer().evaluate(),
+        "missing a required argument: 'dataset'",
+    ),
     "evaluation without text": (
         lambda: trainer().train(TEXTS, eval_interval=5),
         "eval_interval needs text to evaluate on",
@@ -204,6 +222,30 @@ IN_PYTHON: dict[str, tuple[Mistake, str]] = {
     "ids of another tokenizer": (
         lambda: model()(IDS + 999),
         "hold 999, but this model has ids 0 to",
+    ),
+    "yes and no for ids": (lambda: model()(IDS > 0), "must be whole numbers .*, not torch.bool"),
+    "batch of nothing": (lambda: model()(IDS[:0]), r"at least one token, .* of shape \[0, 4\]"),
+    "list for a mask": (
+        lambda: model()(IDS, attention_mask=[[1, 1, 1, 1]]),
+        r"attention_mask must be a tensor of the shape of input_ids, \[1, 4\], not list",
+    ),
+    "list for labels": (lambda: model()(IDS, labels=[[1, 2, 3, 4]]), "labels must be a tensor of"),
+    "fractions for labels": (
+        lambda: model()(IDS, labels=IDS.float()),
+        r"labels must be ids of tokens, not torch.float32; give labels.long\(\)",
+    ),
+    "labels of another tokenizer": (
+        lambda: model()(IDS, labels=IDS + 999),
+        "labels hold 999, but this model has ids 0 to 279; give input_ids themselves, and -100",
+    ),
+    "labels of another padding": (lambda: model()(IDS, labels=IDS - 1), "labels hold -1, but"),
+    "generation without a limit": (
+        lambda: model().generate(IDS),
+        r"generate\(...\): missing a required argument: 'max_new_tokens'",
+    ),
+    "text for the last token": (
+        lambda: model().generate(IDS, 4, eos_token_id="</s>"),
+        r"eos_token_id \('</s>'\) must be a whole number",
     ),
     "labels of another length": (lambda: model()(IDS, labels=IDS[:, :2]), "pad both alike"),
     "text without a tokenizer": (
@@ -232,6 +274,55 @@ IN_PYTHON: dict[str, tuple[Mistake, str]] = {
         lambda: RouterMonitor(model(num_experts=None, expert_hidden_size=None)),
         "no router was found in MoEModel",
     ),
+    "number for an analyser's tokenizer": (
+        lambda: RouterAnalyzer(model(), tokenizer=5),
+        "tokenizer must encode and decode text, not be 5; give model.tokenizer",
+    ),
+    "folder for an analyser's tokenizer": (
+        lambda: RouterAnalyzer(model(), tokenizer="tokenizer"),
+        "tokenizer must encode and decode text, not be 'tokenizer'",
+    ),
+    "no samples": (
+        lambda: RouterAnalyzer(model()).compute_expert_specialization(None),
+        "samples come from a list or a dataset, not from None",
+    ),
+    "text for a number of samples": (
+        lambda: RouterAnalyzer(model()).compute_expert_specialization([], num_samples="5"),
+        r"num_samples \('5'\) must be a whole number",
+    ),
+    "negative number of samples": (
+        lambda: RouterAnalyzer(model()).compute_expert_specialization([], num_samples=-1),
+        r"num_samples \(-1\) must be a whole number",
+    ),
+    "nothing to plot": (
+        lambda: RouterAnalyzer(model()).plot_expert_token_affinity(None, "a.png"),
+        "tokens are one text, or its ids as whole numbers, not None",
+    ),
+    "fractions to plot": (
+        lambda: RouterAnalyzer(model()).plot_expert_token_affinity([1.5], "a.png"),
+        r"not \[1.5\]; give a string or a list such as",
+    ),
+    "texts to plot": (
+        lambda: RouterAnalyzer(reader()).plot_expert_token_affinity(["a", None], "a.png"),
+        r"tokens are one text, .*, not \['a', None\]",
+    ),
+    "rows of several lengths to plot": (
+        lambda: RouterAnalyzer(model()).plot_expert_token_affinity([[1], [2, 3]], "a.png"),
+        "tokens are one text, or its ids",
+    ),
+    "folder for a picture": (
+        lambda: RouterAnalyzer(model()).plot_expert_token_affinity([1, 2], "empty"),
+        "cannot write empty: Is a directory",
+    ),
+    "file for the folder of a picture": (
+        lambda: RouterAnalyzer(model()).plot_expert_token_affinity([1, 2], "book.txt/a.png"),
+        "cannot write book.txt",
+    ),
+    "number for runs": (
+        lambda: compare(5),
+        r"several runs in a list, as in compare\(\[a, b\]\), n",
+    ),
+    "nothing for runs": (lambda: compare(None), "several runs in a list, .*, not None"),
     "nothing to analyse": (lambda: RouterAnalyzer(model()).analyze_batch(None), "not NoneType"),
 }
 
@@ -301,6 +392,7 @@ ON_THE_COMMAND_LINE = {
     "trian": r"no verb 'trian'. Did you mean 'train'\?",
     "--config demo_moe": "no verb '--config'. Verbs are: ",
     "train --config demo_mo": r"neither a file nor a preset. Did you mean 'demo_moe'\?",
+    "train --config=": "'' is neither a file nor a preset",
     "train --config empty": "'empty' cannot be read: Is a directory",
     "train --config tab.yaml": r"line 2 is not valid YAML: found character '\\t'",
     "train --config twice.yaml": "line 3 repeats the key 'num_layers'; keep one",

@@ -44,7 +44,8 @@ def run(argv: Sequence[str]) -> int:
 
         _refuse_contradictions(ours, flags)
         checkpoints = check_resumable(resumed)
-        ours.config = ours.config or str(resumed / CONFIG_FILE)
+        if ours.config is None:
+            ours.config = str(resumed / CONFIG_FILE)
         ours.run_dir = str(resumed)
         flags = ["--load", str(checkpoints), *flags]
     options = read_options(ours, flags)
