@@ -235,7 +235,8 @@ class MoEModel(LanguageModel):
         """Continue each row, in evaluation mode, with a cache of earlier keys and values.
 
         With `capacity_factor`, the capacity of an expert depends on the tokens computed together,
-        so results can differ from those of `forward` over the whole text.
+        so results can differ from those of `forward` over the whole text, and those of a row from
+        those of its prompt alone.
 
         Args:
             input_ids: int64 [batch, seq], prompts.
