@@ -1,6 +1,7 @@
 """Whether a run has diverged: its last steps had no finite loss or gradients.
 
-Recovery policies look at single steps while a run goes on; this looks at how it ended.
+Recovery policies look at single steps while a run goes on; this looks at how it ended. It knows no
+processes; only rank 0 has a history to look at.
 """
 
 import math
@@ -30,4 +31,6 @@ def divergence(history: History) -> str:
 
 
 def _is_lost(record: StepRecord) -> bool:
-    return record.skipped or (record.loss is not None and not math.isfinite(record.loss))
+    """Not every skipped step: loss scaling and policies skip sound ones, without or with a norm."""
+    known = (it for it in (record.loss, record.grad_norm) if it is not None)
+    return not all(map(math.isfinite, known))

@@ -291,10 +291,11 @@ class MoETrainer:
     def _run(self, config: RunConfig, data: PreparedData, *, fresh: bool) -> TrainingResult:
         result, weights = self._trained(config, data, fresh=fresh)
         self.history, self._run_dir = result.history, result.run_dir
-        if problem := divergence(result.history):
-            if world.size() == 1:
-                raise RecoveryError(f"{problem} The model keeps the weights it had before.")
-            logger.warning("%s", problem)  # only rank 0 knows, and the others have the weights
+        problem = divergence(result.history)
+        if world.size() > 1:  # only rank 0 has the history
+            problem = world.agree_on_text(problem)
+        if problem:
+            raise RecoveryError(f"{problem} The model keeps the weights it had before.")
         self.model.load_state_dict(weights)
         if not fresh and world.rank() == 0:  # with the steps before
             self.history = History.read(result.run_dir)

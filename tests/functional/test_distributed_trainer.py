@@ -135,3 +135,33 @@ def refusal() -> str:
     except TopologyError as error:
         return str(error)
     return ""
+
+
+def test_every_rank_of_a_diverged_training_raises(tmp_path: Path, tokenizer: Path) -> None:
+    told = run_distributed(diverging, str(tmp_path / "run"), str(tokenizer), world_size=2)
+    assert told[0] == told[1]
+    assert "the loss or its gradients stopped being finite at step 2 and did not recover" in told[0]
+    assert told[0].endswith("exit code 2, weights as before: True")
+
+
+def diverging(run_dir: str, tokenizer: str) -> str:
+    """What a rank of two is told whose learning rate is absurd."""
+    import torch
+
+    from moe_megatron import MoEModel
+    from moe_megatron.distributed import DistributedMoETrainer
+    from moe_megatron.errors import RecoveryError
+
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "num_experts": 4, "num_layers": 1, "num_attention_heads": 4}
+    model = MoEModel(**shape, expert_hidden_size=32, vocab_size=384)
+    before = model.embed_tokens.weight.clone()
+    trainer = DistributedMoETrainer(model, tokenizer=tokenizer, run_dir=run_dir)
+    texts = ["some text that is long enough for a sequence " * 20] * 8
+    options = {"max_steps": 6, "batch_size": 2, "sequence_length": 16, "warmup_steps": 0}
+    try:
+        trainer.train(texts, learning_rate=1e25, **options)
+    except RecoveryError as error:
+        same = torch.equal(before, model.embed_tokens.weight)
+        return f"{error} exit code {error.exit_code}, weights as before: {same}"
+    return "nothing"
