@@ -3,12 +3,13 @@
 GZIP = "gzip data"
 ZSTD = "zstd data"
 PARQUET = "a parquet file"
+LFS_POINTER = "a pointer of Git LFS"
 
 _BEGINNINGS: tuple[tuple[bytes, str], ...] = (
     (b"\x1f\x8b", GZIP),
     (b"\x28\xb5\x2f\xfd", ZSTD),
     (b"PAR1", PARQUET),
-    (b"version https://git-lfs", "a pointer of Git LFS"),
+    (b"version https://git-lfs", LFS_POINTER),
     (b"\xff\xfe", "text in UTF-16"),
     (b"\xfe\xff", "text in UTF-16"),
     (b"PK\x03\x04", "a zip archive"),
@@ -21,7 +22,7 @@ REMEDIES = {
     GZIP: "rename it to .jsonl.gz if it is packed JSON lines, or unpack it",
     ZSTD: "rename it to .jsonl.zst if it is packed JSON lines, or unpack it",
     PARQUET: "rename it to .parquet",
-    "a pointer of Git LFS": "fetch the file that it stands for, with git lfs pull",
+    LFS_POINTER: "fetch the file that it stands for, with git lfs pull",
     "text in UTF-16": "save it as UTF-8 (iconv -f utf-16 -t utf-8)",
     "a zip archive": _UNPACK,
     "bzip2 data": _UNPACK,

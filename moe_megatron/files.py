@@ -50,7 +50,7 @@ def user_path(given: str | os.PathLike[str]) -> Path:
     path = Path(given)
     try:
         return path.expanduser()
-    except RuntimeError:  # there is no such user: a name like any other
+    except (RuntimeError, ValueError):  # there is no such user: a name like any other
         return path
 
 

@@ -61,12 +61,17 @@ def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
 def leads_out(path: Path, folder: Path) -> Path | None:
     """The file elsewhere that a name in a folder is a link to; None if the file belongs there.
 
-    In the cache of the Hub every file is a link, into the folder `blobs` of its model; and who
-    puts models together out of others links files under their own names.
+    In the cache of the Hub every file is a link, into the folder `blobs` of its model. A folder of
+    links to one other model is that model: where `config.json` leads, others may.
+
+    Raises:
+        OSError, RuntimeError: It cannot be followed, as links in a circle.
     """
-    real, here = path.resolve(), folder.resolve()
-    ours = (here, here.parent.parent / "blobs")
-    return None if real.name == path.name or any(map(real.is_relative_to, ours)) else real
+    real, here, config = path.resolve(), folder.resolve(), folder / "config.json"
+    ours = [here, here.parent.parent / "blobs"]
+    if config.exists() and config.resolve().name == config.name:
+        ours.append(config.resolve().parent)
+    return None if any(map(real.is_relative_to, ours)) else real
 
 
 def read_text(path: Path, most: int = MOST_BYTES, *, errors: str = "strict") -> str:

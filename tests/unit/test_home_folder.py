@@ -10,6 +10,7 @@ import torch
 
 from moe_megatron import MoEModel, MoETrainer
 from moe_megatron.analytics import RouterAnalyzer
+from moe_megatron.checkpoint.formats.own_files import given_folder
 from moe_megatron.config import RunConfig, apply_overrides
 from moe_megatron.config.conform import annotations_of
 from moe_megatron.config.run import SECTIONS
@@ -99,7 +100,9 @@ def test_data_paths_and_flags_take_the_home_folder(home: Path) -> None:
 
 
 def test_home_of_nobody_is_a_name_like_any_other() -> None:
-    assert user_path("~nobody-here/x") == Path("~nobody-here/x")
+    for read in (user_path, given_folder):
+        assert read("~nobody-here/x") == Path("~nobody-here/x")
+    assert user_path("~\0") == Path("~\0")
 
 
 def test_cache_may_be_in_the_home_folder(home: Path) -> None:
@@ -108,7 +111,7 @@ def test_cache_may_be_in_the_home_folder(home: Path) -> None:
 
 def test_commands_and_modules_expand_paths_in_one_way() -> None:
     """Options of commands are `user_path`s, and nobody expands on his own."""
-    own = {"files.py", "checkpoint/formats/own_files.py"}
+    own = {"files.py"}
     wrong = [
         name
         for path in PACKAGE.rglob("*.py")

@@ -7,9 +7,11 @@ This module knows no format.
 
 from pathlib import Path
 
+from moe_megatron.contents import LFS_POINTER, content_of
 from moe_megatron.errors import CheckpointError
+from moe_megatron.files import user_path
+from moe_megatron.reading import leads_out
 
-_POINTER = b"version https://git-lfs.github.com/spec/"
 LONGEST_NAME = 255
 """Bytes of a name; what file systems allow. Names of tensors have less than half of it."""
 
@@ -20,10 +22,10 @@ def given_folder(path: str | Path) -> Path:
     Raises:
         CheckpointError: No file system can have it.
     """
+    folder = user_path(path)
     try:
-        folder = Path(path).expanduser()
         folder.exists()
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise CheckpointError(
             f"'{str(path)[:60]}' ({len(str(path)):,} characters) cannot be a folder ({reason}); "
@@ -35,21 +37,14 @@ def given_folder(path: str | Path) -> Path:
 def check_own(path: Path, folder: Path) -> None:
     """Refuse a file that is a link to somewhere else.
 
-    In the cache of the Hub every file is a link, into the folder `blobs` of its model. A folder of
-    links to one other model is that model: where `config.json` leads, others may.
-
     Raises:
         CheckpointError: It leads to a file that is not the model's.
     """
     try:
-        real, here = path.resolve(), folder.resolve()
-        config = (folder / "config.json").resolve()
+        real = leads_out(path, folder)
     except (OSError, RuntimeError) as error:  # links in a circle
         raise CheckpointError(f"{path} cannot be followed ({error}); remove it.") from None
-    ours = [here, here.parent.parent / "blobs"]
-    if config.name == "config.json":
-        ours.append(config.parent)
-    if not any(map(real.is_relative_to, ours)):
+    if real is not None:
         raise CheckpointError(
             f"{path} is a link to {real}, which is not in the model's folder; it would be copied. "
             "Replace the link by the file if it belongs to the model, or remove it."
@@ -66,7 +61,7 @@ def check_no_pointer(path: Path, start: bytes) -> None:
     Raises:
         CheckpointError: It is such a note.
     """
-    if start.startswith(_POINTER):
+    if content_of(start) == LFS_POINTER:
         raise CheckpointError(
             f"{path} is a note of Git LFS about a file that was not fetched; run 'git lfs install' "
             "and 'git lfs pull' in its folder, or download the model with 'hf download'."

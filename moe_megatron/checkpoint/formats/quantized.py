@@ -56,6 +56,9 @@ def refuse_quantized(folder: Path, config: Mapping[str, Any], names: Collection[
     method = told.get("quant_method") if isinstance(told, Mapping) else None
     if told and method not in READ:
         raise _error(folder, _METHODS.get(str(method), shown(method)))
+    # Where the key is missing, the blocks are those of DeepSeek, as transformers has it.
+    if isinstance(told, Mapping) and told.get("weight_block_size", ()) is None:
+        raise _error(folder, "FP8 with one factor a tensor (its weight_block_size is null)")
     for end, sign in _SIGNS.items():
         if any(name.endswith(end) for name in names):
             raise _error(folder, f"{sign} (it has tensors *{end})")

@@ -18,6 +18,7 @@ WEIGHT = "model.layers.0.mlp.up_proj"
         ({"quant_method": "gptq"}, [], "GPTQ"),
         ({"quant_method": "compressed-tensors"}, [], "compressed-tensors"),
         ({"quant_method": "bitsandbytes", "load_in_4bit": True}, [], "bitsandbytes"),
+        ({"quant_method": "fp8", "weight_block_size": None}, [], "FP8 with one factor a tensor"),
         ({"quant_method": "fbgemm_fp8"}, [], "FBGEMM FP8"),
         ({"quant_method": "of tomorrow"}, [], "'of tomorrow'"),
         ({"load_in_8bit": True}, [], "None"),
