@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
@@ -107,6 +108,12 @@ def train(run_dir: Path, harm: str | None, disk: Path, **changes: Any) -> int:
     return start(config, attached=Attachments(callbacks=[Harming()])).outcome.steps
 
 
+def writers() -> list[psutil.Process]:
+    """The processes that still write a checkpoint for this rank."""
+    children = psutil.Process().children()
+    return [it for it in children if it.status() != psutil.STATUS_ZOMBIE]
+
+
 def train_to_a_full_disk(run_dir: Path, disk: Path, seconds: float, **changes: Any) -> Any:
     """A rank's side: a run whose last save finds no room, for some time."""
     from moe_megatron.config import apply_overrides, load_config
@@ -116,6 +123,9 @@ def train_to_a_full_disk(run_dir: Path, disk: Path, seconds: float, **changes: A
 
     class FillsTheDisk(Callback):
         def on_step_end(self, event: StepEnd) -> None:
+            if event.step == STEPS - 1:
+                while writers():  # the save before is another test's
+                    time.sleep(0.01)
             if event.step == STEPS and world.rank() == 0:
                 fill(disk)
                 threading.Timer(seconds, empty, [disk]).start()
