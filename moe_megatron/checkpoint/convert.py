@@ -243,6 +243,7 @@ def export_checkpoint(
         destination=target,
         family=family.name,
         limits=family.limits(config),
+        remarks=family.unwritten(geometry),
         outcome=outcome,
         nonfinite=tensors_at(written, targets, HfFolder(target)) if written else (),
     )

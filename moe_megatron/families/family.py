@@ -164,6 +164,19 @@ class Family:
         names = config_fields.unlisted(hf_config, self.listed)
         return (config_fields.about_unlisted(hf_config, names),) if names else ()
 
+    def unwritten(self, geometry: Geometry) -> tuple[str, ...]:
+        """What published folders repeat and an export of these tensors does not, as sentences."""
+        if geometry.mtp_copies or not geometry.mtp_layers:
+            return ()
+        if not self.extra_links(replace(geometry, mtp_copies=True)):
+            return ()
+        return (
+            "published models of this family repeat embedding and output projection in their "
+            "layers for multi-token prediction (embed_tokens and shared_head.head); this folder "
+            "does not, as the checkpoint has no such copies: a program that reads them there must "
+            "take model.embed_tokens and lm_head.",
+        )
+
     def _with_defaults(self, hf_config: HfConfig) -> HfConfig:
         return ChainMap(hf_config, self.defaults)  # type: ignore[arg-type]  # only read
 

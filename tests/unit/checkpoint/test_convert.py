@@ -22,8 +22,9 @@ from moe_megatron.config.masked_experts import write_masked
 from moe_megatron.errors import CheckpointError, MappingError
 from moe_megatron.families.choice import FLAGS_OF_UNKNOWN_FUNCTION
 from moe_megatron.telemetry.values.profile import RoutingProfile
-from moe_megatron.testing.tiny_models import save
+from moe_megatron.testing.tiny_models import add_prediction, save
 
+FILE = "model.safetensors"
 QUIET = Execution(progress=False)
 Tensors = Callable[[Path], dict[str, Tensor]]
 
@@ -164,6 +165,24 @@ def test_weights_of_eight_bits_are_multiplied_by_their_factors(
     assert all(equal(value, after[name]) for name, value in expected.items())
     assert not any(name.endswith("_scale_inv") for name in after)
     assert "quantization_config" not in json.loads((back / "config.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("name", "copies", "told"),
+    [("deepseek_v3", True, False), ("deepseek_v3", False, True), ("glm4_moe", None, False)],
+)
+def test_copies_that_an_export_does_not_write_are_told(
+    name: str, copies: bool | None, told: bool, tmp_path: Path
+) -> None:
+    save(name, tmp_path / "source", fused=False)
+    if copies is not None:
+        add_prediction(tmp_path / "source", copies=copies)
+    import_checkpoint(tmp_path / "source", tmp_path / "out", execution=QUIET)
+    report = export_checkpoint(tmp_path / "out", tmp_path / "back", execution=QUIET)
+    assert any("this folder does not, as the checkpoint" in it for it in report.remarks) == told
+    assert any("shared_head.head" in it for it in load_file(tmp_path / "back" / FILE)) == bool(
+        copies
+    )
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
