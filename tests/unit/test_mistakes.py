@@ -437,6 +437,9 @@ ON_THE_COMMAND_LINE = {
     "uptime empty": "tells of no attempt to train",
     "slurm": "Actions are: render, submit, status and logs",
     "slurm submitt": r"no action 'submitt'. Did you mean 'submit'\?",
+    "slurm render --nodes 1 --gpus-per-node 1 --config=": "'' is neither a file nor a preset",
+    "slurm render --nodes 1 --gpus-per-node 0": "1 node and 1 process on each, not 1 and 0",
+    "convert saved new --upcycle 4 --top-k 0": "top_k must be at least 2",
     "chaos --hits 0": "--hits and --steps must be at least 1",
     "grafana": "the following arguments are required: ACTION",
 }

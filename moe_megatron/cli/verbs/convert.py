@@ -245,7 +245,8 @@ def _fewer_experts(options: argparse.Namespace) -> FewerExperts | None:
 
 def _upcycling(options: argparse.Namespace) -> Upcycling | None:
     if options.upcycle is not None:
-        return Upcycling(num_experts=options.upcycle, top_k=options.top_k or 2)
+        top_k = 2 if options.top_k is None else options.top_k
+        return Upcycling(num_experts=options.upcycle, top_k=top_k)
     if options.top_k is not None:
         raise CheckpointError("--top-k has no effect without --upcycle; add it.")
     return None

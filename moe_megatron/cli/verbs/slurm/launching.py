@@ -90,11 +90,13 @@ def _read(argv: Sequence[str], action: str) -> _Order:
     if (resumed := getattr(ours, "resume", None)) is not None:
         if not (resumed / CONFIG_FILE).is_file():
             raise ConfigError(f"{resumed} holds no run to resume ({CONFIG_FILE} is missing).")
-        ours.config = ours.config or str(resumed / CONFIG_FILE)
+        if ours.config is None:
+            ours.config = str(resumed / CONFIG_FILE)
         ours.run_dir = str(resumed)
     config = read_options(ours, flags).config
     ours.flags = flags
-    per_node = ours.gpus_per_node or ours.processes_per_node
+    gpus, processes = ours.gpus_per_node, ours.processes_per_node
+    per_node = processes if gpus is None else gpus
     layout = Layout(
         nodes=ours.nodes, processes_per_node=per_node, gpus=ours.gpus_per_node is not None
     )
@@ -116,7 +118,7 @@ def _check(ours: argparse.Namespace) -> None:
 
 def _rank_words(ours: argparse.Namespace) -> list[str]:
     """What the ranks are told: the words of the command line that are not about the job."""
-    words = ["--config", ours.config or DEFAULT_CONFIG]
+    words = ["--config", DEFAULT_CONFIG if ours.config is None else ours.config]
     for text in ours.set:
         words += ["--set", text]
     return [*words, *ours.flags]
