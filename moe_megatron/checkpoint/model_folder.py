@@ -27,8 +27,8 @@ from moe_megatron.config.checkpoint_files import HF_FOLDER, is_megatron_checkpoi
 from moe_megatron.errors import CheckpointError
 from moe_megatron.families import Family, family_of, family_of_run
 from moe_megatron.families.links import Identity, Link
-from moe_megatron.families.moe_model import model_links
 from moe_megatron.model.foreign import LoadedModel, connect
+from moe_megatron.model.links import links_of
 from moe_megatron.model.matrices import gathered, scatter
 from moe_megatron.model.support import problems
 from moe_megatron.text.tokenizer import Tokenizer
@@ -71,7 +71,7 @@ def _load_hugging_face(path: Path, expected: str | None) -> LoadedModel:
         _log.warning("%s: %s", path, remark)
     architecture, left_out = _computed(path, geometry.architecture, family.limits(folder.config))
     by_identity = {link.identity: link for link in without_prediction(links, geometry)}
-    wanted = model_links(architecture)
+    wanted = links_of(architecture)
     _check_same(path, {link.identity for link in wanted}, by_identity)
 
     def matrix(link: Link) -> "Tensor":
@@ -99,7 +99,7 @@ def _load_megatron(path: Path, expected: str | None) -> LoadedModel:
         vocab = run.data.vocab_size or saved.tensors["embedding.word_embeddings.weight"].shape[0]
         whole = replace(run.architecture, vocab_size=vocab)
         architecture, left_out = _computed(path, whole, limits)
-        wanted = model_links(architecture)
+        wanted = links_of(architecture)
 
         def matrix(link: Link) -> "Tensor":
             found = read_saved_matrix(link, saved)
@@ -175,7 +175,7 @@ def _write_hugging_face(
     config = family.hf_config(run)
     config["dtype"] = str(tensors["embed_tokens.weight"].dtype).removeprefix("torch.")
     links = family.links(family.geometry(config))
-    own = {link.identity: link for link in model_links(architecture)}
+    own = {link.identity: link for link in links_of(architecture)}
     _check_same(folder, own.keys(), {link.identity: link for link in links})
     found = _assembled(links, lambda link: gathered(own[link.identity], tensors).cpu())
     try:

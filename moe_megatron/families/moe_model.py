@@ -4,7 +4,8 @@ It makes `MoEModel` one more layout like those of the Hugging Face families: two
 Megatron key, layer and expert describe the same matrix.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 
 from moe_megatron.config import Architecture, ModelConfig, MoEConfig
 from moe_megatron.families.geometry import Geometry
@@ -15,14 +16,31 @@ _LAYER = "layers.{layer}."
 _QKV = tuple(f"{_LAYER}attention.{letter}_proj" for letter in "qkv")
 
 
-def model_links(architecture: Architecture) -> list[Link]:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RouterTensors:
+    """The shapes of the tensors of a router that are its own."""
+
+    weight: tuple[int, ...] = ()
+    """Of the weight of its gate; () for the usual matrix, [experts, hidden]."""
+    gate: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Of further parameters of its gate, by name."""
+    state: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    """Of what it remembers, by name."""
+
+
+_USUAL_ROUTER = RouterTensors()
+
+
+def model_links(architecture: Architecture, router: RouterTensors = _USUAL_ROUTER) -> list[Link]:
     """Every parameter of a `MoEModel`, as blocks of Megatron's matrices.
 
     Args:
         architecture: The model.
+        router: What its routers have.
     """
     model, moe = architecture.model, architecture.moe
-    rows = [*_outside(model), *_attention(model), *_mlp(model), *_moe(model, moe)]
+    rows = [*_outside(model), *_attention(model), *_mlp(model), *_router(model, router)]
+    rows += _moe(model, moe)
     return expand(rows, Geometry(family="moe_megatron", architecture=architecture), fused=False)
 
 
@@ -83,11 +101,21 @@ def _mlp(model: ModelConfig) -> Iterator[Row]:
         yield from _feed_forward("mlp", "mlp", "ffn", kind, model, scope=Scope.DENSE)
 
 
+def _router(model: ModelConfig, router: RouterTensors) -> Iterator[Row]:
+    shapes: dict[str, tuple[str | int, ...]] = {"weight": router.weight or ("experts", "hidden")}
+    if "bias" in _kinds("linear", model):
+        shapes["bias"] = ("experts",)
+    shapes |= {f"gate.{name}": shape for name, shape in router.gate.items()}
+    for name, shape in shapes.items():
+        key, source = f"mlp.router.{name}", f"{_LAYER}moe.router.{name}"
+        yield one_to_one(key, source, *shape, scope=Scope.MOE)
+    for name, shape in router.state.items():
+        key, source = f"mlp.router.state.{name}", f"{_LAYER}moe.router.state.{name}"
+        yield one_to_one(key, source, *shape, scope=Scope.MOE, dtype="F32")
+
+
 def _moe(model: ModelConfig, moe: MoEConfig) -> Iterator[Row]:
     for kind in _kinds("linear", model):
-        more = ("hidden",) if kind == "weight" else ()
-        name = f"{_LAYER}moe.router.{kind}"
-        yield one_to_one(f"mlp.router.{kind}", name, "experts", *more, scope=Scope.MOE)
         yield from _feed_forward(
             "mlp.experts.experts",
             "moe.experts.{expert}",

@@ -175,7 +175,7 @@ class LanguageModel(nn.Module):
         routing = []
         for layer in self.layers:
             new = None if valid is None else valid[:, past:]
-            hidden, info = layer(hidden, angles, mask, new, cache)
+            hidden, info = layer(hidden, angles, mask, new, cache, input_ids)
             if info is not None:
                 routing.append(info)
         if cache is not None:
@@ -192,7 +192,10 @@ class LanguageModel(nn.Module):
     def _router_losses(
         self, routing: tuple[RoutingInfo, ...], logits: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean aux loss and z-loss over layers, and router_loss = sum_l (c_aux aux_l + c_z z_l)."""
+        """Mean aux loss and z-loss over layers, and their sum.
+
+        router_loss = sum_l (c_aux aux_l + c_z z_l + own_l).
+        """
         if not routing:
             zero = logits.new_zeros((), dtype=torch.float32)
             return zero, zero, zero
@@ -201,6 +204,8 @@ class LanguageModel(nn.Module):
         balanced = self.moe_config.load_balancing in LOSS_BALANCING
         coefficient = self.moe_config.aux_loss_coef if balanced else 0.0
         total = coefficient * aux.sum() + self.moe_config.z_loss_coef * z.sum()
+        own = [info.own_loss for info in routing if info.own_loss is not None]
+        total = total + torch.stack(own).sum() if own else total
         return aux.mean(), z.mean(), total
 
     def _next_logits(self, new: Tensor, valid: Tensor | None, cache: KeyValueCache) -> Tensor:

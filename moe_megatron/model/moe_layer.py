@@ -45,12 +45,15 @@ class MoELayer(nn.Module):
         gated = self.shared_expert is not None and moe.shared_expert_gate
         self.shared_gate = nn.Linear(model.hidden_size, 1, bias=False) if gated else None
 
-    def forward(self, hidden: Tensor, valid: Tensor | None) -> tuple[Tensor, RoutingInfo]:
+    def forward(
+        self, hidden: Tensor, valid: Tensor | None, token_ids: Tensor | None = None
+    ) -> tuple[Tensor, RoutingInfo]:
         """Apply the layer.
 
         Args:
             hidden: [batch, seq, hidden].
             valid: bool [batch, seq], False for padding, which is not routed; None if there is none.
+            token_ids: int64 [batch, seq], for routers that look at them.
 
         Returns:
             The output, [batch, seq, hidden], to which routed experts add 0 for padding; and what
@@ -59,8 +62,11 @@ class MoELayer(nn.Module):
         if valid is None:
             valid = hidden.new_ones(hidden.shape[:2], dtype=torch.bool)
         tokens = hidden[valid]
-        logits_TE, routing = self.router(tokens)
-        output = _scatter(self.experts(tokens, routing), valid)
+        logits_TE, routing = self.router(tokens, None if token_ids is None else token_ids[valid])
+        output_TH = self.experts(tokens, routing)
+        if routing.copied is not None:
+            output_TH = output_TH + routing.copied.unsqueeze(-1) * tokens
+        output = _scatter(output_TH, valid)
         if self.shared_expert is not None:
             shared = self.shared_expert(hidden)
             if self.shared_gate is not None:
@@ -81,6 +87,7 @@ class MoELayer(nn.Module):
             entropy=router_entropy(scores_TE.detach()),
             aux_loss=self._aux_loss(scores_TE, routing, valid),
             z_loss=z_loss(logits_TE),
+            own_loss=routing.loss,
         )
 
     def _aux_loss(self, scores_TE: Tensor, routing: Routing, valid: Tensor) -> Tensor:

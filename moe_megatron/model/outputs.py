@@ -39,10 +39,14 @@ class RoutingInfo:
 
     aux_loss: Tensor
     """Scalar, unscaled: load balancing loss, 1.0 for perfect balance; computed per sequence with
-    'seq_aux_loss'. Only this and `z_loss` carry gradients; all other tensors are detached."""
+    "seq_aux_loss". Only this, `z_loss` and `own_loss` carry gradients; all other tensors are
+    detached."""
 
     z_loss: Tensor
     """Scalar, unscaled: mean over tokens of logsumexp(logits)^2."""
+
+    own_loss: Tensor | None = None
+    """Scalar, with its coefficient: the loss of a router that has one of its own."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -63,7 +67,7 @@ class MoEOutput:
 
     router_loss: Tensor
     """Scalar: sum over layers (not the mean), as in Megatron, of aux_loss_coef * aux_loss +
-    z_loss_coef * z_loss. Training adds it to the loss of the language model."""
+    z_loss_coef * z_loss + own_loss. Training adds it to the loss of the language model."""
 
     lm_loss: Tensor | None = None
     """Scalar: mean cross-entropy of the next token, in nats; None without labels."""

@@ -1,13 +1,16 @@
-"""The gate of an MoE layer in `MoEModel`: its weights, input jitter and capacity.
+"""The gate of an MoE layer in `MoEModel`: its weights, input jitter, state and capacity.
 
 The choice of experts from the logits is in `moe_megatron.routing`, the experts are in `experts`.
 """
+
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from moe_megatron.config import MoEConfig
+from moe_megatron.model.router_state import StateBuffers
 from moe_megatron.routing import Routing, bind, drop_over_capacity, expert_capacity
 
 _DTYPES = {"fp32": torch.float32, "fp64": torch.float64}
@@ -16,12 +19,14 @@ _DTYPES = {"fp32": torch.float32, "fp64": torch.float64}
 class Router(nn.Module):
     """logits = x W^T + b, from which a router of `moe_megatron.routing` chooses experts.
 
-    `weight` is [experts, hidden]; `bias`, [experts], exists only with `add_bias`. The buffer
-    `expert_bias`, float32 [experts], exists only with `moe.expert_bias`; training in Megatron
-    updates it, this class only reads it.
+    `weight` is [experts, hidden]; `bias`, [experts], exists only with `add_bias`. A router with a
+    gate of its own may have another `weight` and further parameters, in `gate`. The buffer
+    `expert_bias`, float32 [experts], exists only with `moe.expert_bias`, and `state` only if the
+    router has one; training in Megatron updates both, this class only reads them.
     """
 
     bias: nn.Parameter | None
+    state: StateBuffers | None
     expert_bias: Tensor | None
 
     def __init__(
@@ -30,14 +35,34 @@ class Router(nn.Module):
         super().__init__()
         self.config = config
         self.route = bind(config)
-        self.weight = nn.Parameter(torch.empty(num_experts, hidden_size))
+        tensors = self.route.gate_tensors(num_experts, hidden_size)
+        self._drawn = [name for name, it in tensors.items() if it.first is None]
+        gate = {
+            name: nn.Parameter(torch.full(it.shape, it.first or 0.0))
+            for name, it in tensors.items()
+        }
+        self.weight = gate.pop("weight")
+        self.gate = nn.ParameterDict(gate)
+        state = self.route.router.state
+        self.state = None if state is None else StateBuffers(state, num_experts)
         self.bias = nn.Parameter(torch.empty(num_experts)) if add_bias else None
         self.register_buffer(
             "expert_bias", torch.zeros(num_experts) if config.expert_bias else None
         )
 
-    def forward(self, hidden: Tensor) -> tuple[Tensor, Routing]:
+    def drawn(self) -> Iterator[nn.Parameter]:
+        """The parameters that start with random numbers."""
+        tensors = self._gate_tensors()
+        yield from (tensors[name] for name in self._drawn)
+        if self.bias is not None:
+            yield self.bias
+
+    def forward(self, hidden: Tensor, token_ids: Tensor | None = None) -> tuple[Tensor, Routing]:
         """Route [tokens, hidden]: all tokens of a batch, without its padding.
+
+        Args:
+            hidden: What enters the gate.
+            token_ids: int64 [tokens], for routers that look at them.
 
         Returns:
             Logits, [tokens, experts], in the router's precision; and the experts of the tokens.
@@ -53,6 +78,8 @@ class Router(nn.Module):
             padding=None,
             training=self.training,
             expert_bias=self.expert_bias,
+            state=None if self.state is None else self.state.values(),
+            token_ids=token_ids,
         )
         if config.capacity_factor is not None:
             capacity = expert_capacity(
@@ -65,4 +92,14 @@ class Router(nn.Module):
         name = self.config.router_dtype
         dtype = hidden.dtype if name is None else _DTYPES[name]
         bias = None if self.bias is None else self.bias.to(dtype)
-        return functional.linear(hidden.to(dtype), self.weight.to(dtype), bias)
+        if self.route.router.gate is None:
+            return functional.linear(hidden.to(dtype), self.weight.to(dtype), bias)
+        logits_TE = self.route.gate_logits(
+            hidden.to(dtype),
+            training=self.training,
+            **{name: tensor.to(dtype) for name, tensor in self._gate_tensors().items()},
+        )
+        return logits_TE if bias is None else logits_TE + bias
+
+    def _gate_tensors(self) -> dict[str, nn.Parameter]:
+        return {"weight": self.weight, **self.gate}

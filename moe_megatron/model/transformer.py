@@ -46,6 +46,7 @@ class DecoderLayer(nn.Module):
         mask: Tensor | None,
         valid: Tensor | None,
         cache: KeyValueCache | None,
+        token_ids: Tensor,
     ) -> tuple[Tensor, RoutingInfo | None]:
         """Apply the layer to [batch, seq, hidden].
 
@@ -55,6 +56,7 @@ class DecoderLayer(nn.Module):
             mask: From `attention.visible_keys`.
             valid: bool [batch, seq], False for padding; None if there is none.
             cache: Earlier positions, if any.
+            token_ids: int64 [batch, seq], for routers that look at them.
 
         Returns:
             The new residual stream, and the routing of an MoE layer; None for a dense one.
@@ -62,7 +64,7 @@ class DecoderLayer(nn.Module):
         hidden = hidden + self._update(self.attention(self.input_norm(hidden), angles, mask, cache))
         normed = self.mlp_norm(hidden)
         if self.moe is not None:
-            update, info = self.moe(normed, valid)
+            update, info = self.moe(normed, valid, token_ids)
             return hidden + self._update(update), info
         assert self.mlp is not None
         return hidden + self._update(self.mlp(normed)), None
@@ -90,8 +92,9 @@ def initialize(module: nn.Module, config: ModelConfig) -> None:
         if not isinstance(part, nn.Linear | nn.Embedding | Router):
             continue
         writes = name.endswith(("o_proj", "down_proj"))
-        nn.init.normal_(part.weight, std=output_std if writes else config.init_std)
+        if not isinstance(part, Router):
+            nn.init.normal_(part.weight, std=output_std if writes else config.init_std)
         if isinstance(part, nn.Linear) and part.bias is not None:
             nn.init.zeros_(part.bias)
-        if isinstance(part, Router) and part.bias is not None:
-            nn.init.normal_(part.bias, std=config.init_std)
+        for drawn in part.drawn() if isinstance(part, Router) else ():
+            nn.init.normal_(drawn, std=config.init_std)

@@ -15,6 +15,7 @@ import pkgutil
 
 from moe_megatron.routing.capacity import drop_over_capacity, expert_capacity
 from moe_megatron.routing.decision import Routing
+from moe_megatron.routing.gate import Gate, Parameter
 from moe_megatron.routing.losses import (
     load_balancing_loss,
     router_entropy,
@@ -30,12 +31,16 @@ from moe_megatron.routing.registry import (
     resolve,
     router_names,
 )
+from moe_megatron.routing.state import RouterState
 
 for _module in pkgutil.iter_modules(__path__):  # a router is registered when its file is imported
     importlib.import_module(f"{__name__}.{_module.name}")
 
 __all__ = [
     "BoundRouter",
+    "Gate",
+    "Parameter",
+    "RouterState",
     "Routing",
     "bind",
     "drop_over_capacity",

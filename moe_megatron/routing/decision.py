@@ -3,7 +3,8 @@
 Shapes: T tokens that are routed together, E experts, K slots of a token.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 import torch
@@ -32,6 +33,17 @@ class Routing:
 
     num_experts: int
     """E."""
+
+    loss: Tensor | None = None
+    """Scalar, a mean over the tokens: a loss of the router's own, with its coefficient, which
+    training adds to that of the language model; None: there is none."""
+
+    copied: Tensor | None = None
+    """[T]: weights with which each token's own hidden state is added to the output, the work of
+    experts that only copy; None: there are none."""
+
+    observed: Mapping[str, Tensor] = field(default_factory=dict)
+    """What these tokens add to the sums of a router with a state (`state.RouterState`)."""
 
     @classmethod
     def of_indices(cls, indices_TK: Tensor, weights_TK: Tensor, num_experts: int) -> Self:
@@ -72,6 +84,30 @@ class Routing:
         """
         kept_TK = self.kept & accepted_TE.gather(1, self.indices)
         return replace(self, kept=kept_TK, weights=self.weights * kept_TK)
+
+    def rows(self, start: int, stop: int) -> Self:
+        """The routing of some of the tokens; loss and sums are still those of all."""
+        cut = slice(start, stop)
+        return replace(
+            self,
+            indices=self.indices[cut],
+            weights=self.weights[cut],
+            assigned=self.assigned[cut],
+            kept=self.kept[cut],
+            copied=None if self.copied is None else self.copied[cut],
+        )
+
+    def losing(self, loss: Tensor) -> Self:
+        """The same routing, with a loss of the router's own, already multiplied by its weight."""
+        return replace(self, loss=loss)
+
+    def copying(self, weights_T: Tensor) -> Self:
+        """The same routing, with weights of each token's own hidden state in the output."""
+        return replace(self, copied=weights_T)
+
+    def observing(self, **sums: Tensor) -> Self:
+        """The same routing, with what its tokens add to the sums of a router's state."""
+        return replace(self, observed=sums)
 
     @property
     def probs(self) -> Tensor:

@@ -15,7 +15,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -25,6 +25,8 @@ from moe_megatron.config.conform import conform
 from moe_megatron.config.moe import BALANCES_WITHOUT_LOSS
 from moe_megatron.errors import ConfigError
 from moe_megatron.routing.decision import Routing
+from moe_megatron.routing.gate import Gate, Parameter
+from moe_megatron.routing.state import RouterState, State
 
 CONTEXT = {
     "hidden": "input of the gate, [T, H]",
@@ -32,8 +34,13 @@ CONTEXT = {
     "training": "whether the model trains",
     "expert_bias": "float32 [E], added to the scores for the choice of experts but not for the "
     "weights; None without it (arXiv:2408.15664)",
+    "state": "what the router remembers, float32 tensors by name; needs `state=`",
+    "token_ids": "int64 [T], the ids of the tokens",
 }
 """Arguments that a router gets in addition to logits and `top_k` if its signature names them."""
+
+BatchDependence = bool | Literal["training"]
+"""Whether the experts of a token depend on other tokens of the batch; "training": there alone."""
 
 RouterFunction = Callable[..., Routing]
 Distribution = Callable[[Tensor], Tensor]
@@ -54,8 +61,16 @@ class Router:
     """From its options to its distribution."""
     fixed_number: bool
     """Whether every token gets exactly `top_k` experts."""
-    batch_dependent: bool
+    batch_dependent: BatchDependence
     """Whether the experts of a token depend on other tokens of the batch."""
+    random: bool
+    """Whether it draws random numbers in training."""
+    options_used: frozenset[str]
+    """The options that the function itself takes; others are the gate's."""
+    gate: Gate | None
+    """Where the logits come from; None: from a matrix, as everywhere."""
+    state: RouterState | None
+    """What it remembers from step to step; None: nothing."""
 
     def configured(self, router: RouterConfig) -> Any:
         """The options of a `RouterConfig` as an instance of `options`.
@@ -90,7 +105,35 @@ class BoundRouter:
             **context: All of `CONTEXT`; the router gets those that its signature names.
         """
         arguments = {name: context[name] for name in self.router.context}
-        return self.router.function(logits_TE, top_k=self.top_k, **self._options(), **arguments)
+        own = {name: it for name, it in self._options().items() if name in self.router.options_used}
+        return self.router.function(logits_TE, top_k=self.top_k, **own, **arguments)
+
+    def gate_tensors(self, num_experts: int, hidden_size: int) -> dict[str, Parameter]:
+        """The parameters of its gate by name, `weight` first."""
+        if self.router.gate is None:
+            return {"weight": Parameter((num_experts, hidden_size))}
+        return self.router.gate.tensors(num_experts, hidden_size, self._options())
+
+    def gate_logits(self, hidden_TH: Tensor, *, training: bool, **tensors: Tensor) -> Tensor:
+        """The logits of a gate of its own, [T, E].
+
+        Args:
+            hidden_TH: What enters the gate.
+            training: Whether the model trains.
+            **tensors: The parameters of the gate.
+        """
+        assert self.router.gate is not None
+        return self.router.gate.logits(hidden_TH, **tensors, **self._options(), training=training)
+
+    def next_state(self, state: State, sums: State) -> State:
+        """What it remembers after a step, in the same shapes.
+
+        Args:
+            state: What it remembered during the step.
+            sums: What the tokens of the global batch added up to.
+        """
+        assert self.router.state is not None
+        return self.router.state.updated(state, sums, top_k=self.top_k, **self._options())
 
     def uses(self, context: str) -> bool:
         """Whether the router's signature names this argument of `CONTEXT`."""
@@ -125,7 +168,10 @@ def register_router(
     options: type | None = None,
     distribution: Callable[[Any], Distribution] = lambda options: softmax,
     fixed_number: bool = True,
-    batch_dependent: bool = False,
+    batch_dependent: BatchDependence = False,
+    random: bool = False,
+    gate: Gate | None = None,
+    state: RouterState | None = None,
 ) -> Callable[[RouterFunction], RouterFunction]:
     """Register a router: decorates a pure function `(logits, *, top_k, ...) -> Routing`.
 
@@ -141,7 +187,12 @@ def register_router(
             entropy use; the softmax by default.
         fixed_number: Whether every token gets exactly `top_k` experts. If not, `top_k` is the
             target number.
-        batch_dependent: Whether the experts of a token depend on other tokens of the batch.
+        batch_dependent: Whether the experts of a token depend on other tokens of the batch: never,
+            in training alone ("training"), or always. A language model that depends on later
+            tokens when it is used cannot generate.
+        random: Whether it draws random numbers in training, from torch's generator.
+        gate: Where the logits come from, if not from a matrix.
+        state: What it remembers from step to step, which it gets as `state`.
 
     Raises:
         ConfigError: The name is taken, or the function does not have the signature of a router.
@@ -163,6 +214,12 @@ def register_router(
                 "a default, which routers are not given; give it a default to make it an option. "
                 f"Routers are given {checks.join_words(list(CONTEXT), 'and')}."
             )
+        if ("state" in context) != (state is not None):
+            raise ConfigError(
+                f"the router '{name}' needs both an argument 'state' and "
+                "register_router(..., state=...), which says how it begins and changes; it has "
+                "only one of them."
+            )
         _ROUTERS[name] = Router(
             name=name,
             function=function,
@@ -171,6 +228,10 @@ def register_router(
             distribution=distribution,
             fixed_number=fixed_number,
             batch_dependent=batch_dependent,
+            random=random,
+            options_used=frozenset(known & parameters.keys()),
+            gate=gate,
+            state=state,
         )
         return function
 

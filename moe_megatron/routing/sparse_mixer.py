@@ -42,7 +42,7 @@ class SparseMixerOptions:
         checks.fraction(self, "jitter")
 
 
-@register_router("sparse_mixer", options=SparseMixerOptions)
+@register_router("sparse_mixer", options=SparseMixerOptions, random=True)
 def route_sparse_mixer(
     logits_TE: Tensor, *, top_k: int, jitter: float = 0.01, training: bool = False
 ) -> Routing:

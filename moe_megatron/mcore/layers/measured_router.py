@@ -1,14 +1,15 @@
 """Runs any router of `moe_megatron.routing` in Megatron, and measures it.
 
-`MeasuredRouter` is Megatron's router with the choice of experts replaced; gate, auxiliary losses,
-capacity and the balancing bias stay Megatron's. So does its jitter, but in training alone: 0.19
-also adds it in evaluation, which then gives another loss each time. `measure/routed` counts its
+`MeasuredRouter` is Megatron's router with the choice of experts replaced, and the gate of a router
+that has one of its own; auxiliary losses, capacity and the balancing bias stay Megatron's. So does
+its jitter, but in training alone: 0.19 also adds it in evaluation, which then gives another loss
+each time. `measure/routed` counts its
 decisions into a `RoutingRow`, in training only and once per token: activation recomputation runs a
 layer's forward pass first without gradients, which is not counted, and then again with them, which
 is.
 """
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
@@ -17,13 +18,17 @@ from megatron.core.transformer.moe.router import TopKRouter
 from torch import Tensor
 
 from moe_megatron.config.flags import RULES
+from moe_megatron.mcore.layers.batch_part import BatchPart
 from moe_megatron.mcore.layers.expert_mask import ExpertMask
+from moe_megatron.mcore.layers.router_state import ObservedState
+from moe_megatron.mcore.layers.token_ids import token_ids_here
 from moe_megatron.mcore.measure.counters import RoutingRow
 from moe_megatron.mcore.measure.routed import Routed, count
 from moe_megatron.routing import BoundRouter, Routing
 
 _NATIVE = "top_k"
 """The router that Megatron has itself, with its kernels and assignment algorithms."""
+_DTYPES = {"fp32": torch.float32, "fp64": torch.float64}
 _FLAGGED = frozenset(rule.field for rule in RULES)
 
 
@@ -47,6 +52,11 @@ class MeasuredRouter(TopKRouter):
 
     mask: ExpertMask | None = None
     """Experts that get no tokens; None for the usual case that all do."""
+    state: ObservedState | None
+    """What a router with a state remembers."""
+    copied: Tensor | None = None
+    """Of the last pass, the weights of experts that only copy, [T]; the layer takes it."""
+    weight: torch.nn.Parameter
     _row: RoutingRow | None = None
     _hidden: Tensor | None = None
 
@@ -54,6 +64,25 @@ class MeasuredRouter(TopKRouter):
         super().__init__(*args, **kwargs)
         self._route = route
         self._is_native = is_native(route)
+        if route.router.gate is not None:
+            self._build_gate()
+        remembers = route.router.state is not None
+        device = self.weight.device
+        self.state = ObservedState(route, self.num_experts, device) if remembers else None
+
+    def _build_gate(self) -> None:
+        """Put the gate's own parameters in place of Megatron's matrix, drawn as that is."""
+        tensors = self._route.gate_tensors(self.num_experts, self.config.hidden_size)
+        built = {}
+        for name, it in tensors.items():
+            value = torch.full(it.shape, it.first or 0.0, device=self.weight.device)
+            if it.first is None and self.config.perform_initialization:
+                self.config.init_method(value)
+            parameter = torch.nn.Parameter(value.to(self.config.params_dtype))
+            parameter.sequence_parallel = self.config.sequence_parallel  # type: ignore[attr-defined]
+            built[name] = parameter
+        self.weight = built.pop("weight")
+        self.gate = torch.nn.ParameterDict(built)
 
     def reset_parameters(self) -> None:  # Megatron's signature
         """Draw the weights in the precision of the model.
@@ -80,7 +109,18 @@ class MeasuredRouter(TopKRouter):
         """Gate logits; [sequence, batch, hidden] to [sequence, batch, experts]."""
         if self._route.uses("hidden"):
             self._hidden = input.reshape(-1, input.shape[-1])
-        return super().gating(input)  # type: ignore[no-any-return]
+        if self._route.router.gate is None:
+            return super().gating(input)  # type: ignore[no-any-return]
+        dtype = _DTYPES.get(self.config.moe_router_dtype, input.dtype)
+        tensors = {"weight": self.weight, **self.gate}
+        logits_TE = self._route.gate_logits(
+            input.reshape(-1, input.shape[-1]).to(dtype),
+            training=self.training,
+            **{name: tensor.to(dtype) for name, tensor in tensors.items()},
+        )
+        if self.bias is not None:
+            logits_TE = logits_TE + self.bias.to(dtype)
+        return logits_TE.view(*input.shape[:-1], -1)
 
     def routing(self, logits: Tensor, padding_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Route, then count.
@@ -103,7 +143,7 @@ class MeasuredRouter(TopKRouter):
             probs_TE, map_TE = super().routing(logits, padding_mask=padding_mask)
         else:
             probs_TE, map_TE, assigned_TE = self._choose(logits, padding_mask)
-        if self._row is not None and self.training and torch.is_grad_enabled():
+        if self._row is not None and self._learns:
             routed_TE = map_TE
             if self.config.moe_pad_expert_input_to_capacity:
                 # The map also holds tokens that only pad an expert's buffer, with weight zero.
@@ -131,14 +171,8 @@ class MeasuredRouter(TopKRouter):
         config, (length, batch) = self.config, logits.shape[:2]
         padding_T = None if padding_mask is None else padding_mask.reshape(-1)
         logits_TE = self.apply_z_loss(logits.view(-1, logits.shape[-1]), padding_mask=padding_T)
-        hidden, self._hidden = self._hidden, None
-        routing = self._route(
-            logits_TE,
-            hidden=hidden,
-            padding=padding_T,
-            training=self.training,
-            expert_bias=self.expert_bias,
-        )
+        routing = self._routed(logits_TE, padding_T)
+        self.copied = routing.copied
         probs_TE, map_TE = routing.probs, routing.routing_map
         if config.moe_expert_capacity_factor is not None:
             probs_TE, map_TE = apply_router_token_dropping(
@@ -149,7 +183,11 @@ class MeasuredRouter(TopKRouter):
                 drop_policy=config.moe_token_drop_policy,
                 pad_to_capacity=config.moe_pad_expert_input_to_capacity,
             )
-        if self.training and torch.is_grad_enabled() and self.is_aux_loss_enabled():
+        if self._learns and routing.loss is not None:
+            probs_TE = self.attach_and_log_load_balancing_loss(
+                probs_TE, 1.0, routing.loss, "router_loss", self.tp_cp_group
+            )
+        if self._learns and self.is_aux_loss_enabled():
             scores_TE, chosen_TE = self._for_aux_loss(logits_TE, routing, padding_T)
             masked = {"with_padding_mask": padding_T is not None}
             probs_TE = self._apply_aux_loss(probs_TE, scores_TE, chosen_TE, **masked)
@@ -162,6 +200,45 @@ class MeasuredRouter(TopKRouter):
         )
         fixed = self._route.router.fixed_number
         return probs_TE, map_TE, None if fixed else routing.assigned_map
+
+    @property
+    def _learns(self) -> bool:
+        """Whether this pass is one of training, and not a first one that is computed again."""
+        return self.training and torch.is_grad_enabled()
+
+    def _routed(self, logits_TE: Tensor, padding_T: Tensor | None) -> Routing:
+        """What our router chooses for the tokens of this rank."""
+        hidden, self._hidden = self._hidden, None
+        uses, part = self._route.uses, self._part_of_batch()
+        token_ids = None
+        if uses("token_ids"):
+            token_ids = token_ids_here(sequence_parallel=self.config.sequence_parallel)
+        context = {"hidden": hidden, "padding": padding_T, "token_ids": token_ids}
+        given = {name: it for name, it in context.items() if uses(name) and it is not None}
+        length = len(logits_TE)
+        if part is not None:
+            logits_TE, given = part.whole(logits_TE), {n: part.whole(it) for n, it in given.items()}
+        routing = self._route(
+            logits_TE,
+            **{**dict.fromkeys(context), **given},
+            training=self.training,
+            expert_bias=self.expert_bias,
+            state=None if self.state is None else self.state.values(),
+        )
+        if self.state is not None and self._learns and (part is None or part.rank == 0):
+            self.state.observe(routing.observed)
+        if part is None:
+            if routing.loss is not None:  # a mean over the tokens of one of several ranks
+                routing = replace(routing, loss=routing.loss / self.tp_cp_group.size())
+            return routing
+        return routing.rows(*part.rows(length))
+
+    def _part_of_batch(self) -> BatchPart | None:
+        """Which part of the tokens that are routed together is here; None if it is all of them."""
+        if not self._route.router.batch_dependent:
+            return None
+        group = self.tp_cp_group if self.config.sequence_parallel else self.cp_group
+        return BatchPart(group) if group.size() > 1 else None
 
     def _for_aux_loss(
         self, logits_TE: Tensor, routing: Routing, padding_T: Tensor | None

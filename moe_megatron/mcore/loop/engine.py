@@ -27,6 +27,7 @@ from moe_megatron.mcore import world
 from moe_megatron.mcore.later import tokenizers_later
 from moe_megatron.mcore.layers.prediction import our_prediction_layers
 from moe_megatron.mcore.layers.specs import use_our_layers
+from moe_megatron.mcore.layers.token_ids import check_token_ids, uses_token_ids
 from moe_megatron.mcore.loop.arguments import RunPaths, megatron_argv, parse
 from moe_megatron.mcore.loop.callbacks import Callback
 from moe_megatron.mcore.loop.calling_back import callbacks_installed
@@ -37,8 +38,9 @@ from moe_megatron.mcore.loop.garbage import LastingObjects
 from moe_megatron.mcore.loop.job import JobOutcome, MachineSettings, TrainingJob
 from moe_megatron.mcore.loop.library_warnings import library_warnings_to
 from moe_megatron.mcore.loop.root_logger import forget_import, root_logger_kept
+from moe_megatron.mcore.loop.router_states import RouterStates
 from moe_megatron.mcore.loop.saving import Saves
-from moe_megatron.mcore.loop.stages import check_embeddings, embedding_ranks
+from moe_megatron.mcore.loop.stages import EVERY_STAGE_READS, check_embeddings, embedding_ranks
 from moe_megatron.mcore.loop.stopping import Stopping
 from moe_megatron.mcore.measure.attempt_journal import AttemptJournal
 from moe_megatron.mcore.measure.lasting_writers import lasting_writers
@@ -79,6 +81,7 @@ def run(job: TrainingJob, machine: MachineSettings) -> JobOutcome:
     """
     config = job.config
     config.validate(world.size())
+    check_token_ids(config)
     load = _find_checkpoint(job)
     paths = RunPaths(
         data=job.data_paths,
@@ -106,7 +109,14 @@ def run(job: TrainingJob, machine: MachineSettings) -> JobOutcome:
     earlier = None if load is None else job.run_dir
     rollback = RollBack(job.checkpoints, earlier, job.choose_checkpoint)
     watchdogs = configured_watchdogs(config.recovery, job.run_dir, clock.current)
-    callbacks: list[Callback] = [release, lasting, telemetry, *job.callbacks, *policies]
+    callbacks: list[Callback] = [
+        release,
+        lasting,
+        RouterStates(),
+        telemetry,
+        *job.callbacks,
+        *policies,
+    ]
     callbacks += [*watchdogs, Sections()]
     if job.checkpoints is not None:
         checkpoint.check_writable(job.checkpoints)
@@ -129,6 +139,7 @@ def run(job: TrainingJob, machine: MachineSettings) -> JobOutcome:
         stack.enter_context(sections_told(argv))
         args = parse(argv, verbose=True)
         check_embeddings(args)
+        setattr(args, EVERY_STAGE_READS, uses_token_ids(config))
         args.iterations_to_skip.extend(rollback.left_out())
         stopping = Stopping(args.exit_signal)
         stack.enter_context(stopping.installed())

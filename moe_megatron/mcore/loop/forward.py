@@ -11,6 +11,7 @@ from megatron.core.rerun_state_machine import get_rerun_state_machine
 from megatron.core.utils import get_batch_on_this_cp_rank
 from megatron.training import get_args, get_timers
 
+from moe_megatron.mcore.layers.token_ids import show_token_ids
 from moe_megatron.mcore.loop.stages import reads_samples
 from moe_megatron.mcore.measure.phases import PhaseClock
 
@@ -37,6 +38,7 @@ def forward_step(
     with nullcontext() if clock is None else clock.measure("data"):
         batch = _get_batch(data_iterator)
     timers("batch-generator").stop()
+    show_token_ids(batch.get("tokens"))
     output = model(
         batch.get("tokens"),
         batch.get("position_ids"),

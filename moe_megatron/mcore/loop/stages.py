@@ -2,7 +2,8 @@
 
 The first stage needs tokens and their embedding, the last one labels and, where it is tied to the
 embedding, the output projection. Layers for multi-token prediction, which may stand on any one
-stage, need the tokens that follow, and a copy of the embedding.
+stage, need the tokens that follow, and a copy of the embedding. A router that looks at token ids
+needs them on every stage.
 """
 
 from typing import Any
@@ -13,6 +14,9 @@ from megatron.core.transformer.pipeline_parallel_layer_layout import PipelinePar
 from megatron.training import get_args
 
 from moe_megatron.errors import TopologyError
+
+EVERY_STAGE_READS = "moe_every_stage_reads"
+"""Attribute of Megatron's arguments: whether all stages need the tokens."""
 
 Stage = tuple[int, int]
 """A process of the pipeline, and the number of the stage among its own; from 0."""
@@ -45,6 +49,8 @@ def check_embeddings(args: Any) -> None:
 
 def reads_samples() -> bool:
     """Whether this rank reads samples."""
+    if getattr(get_args(), EVERY_STAGE_READS, False):
+        return True
     process, last = mpu.get_pipeline_model_parallel_rank(), _last_stage(get_args())[0]
     return process in {0, last, *(it for it, _ in _prediction_stages(get_args()))}
 

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from megatron.core import mpu
 from megatron.training import get_args
 from megatron.training.training import num_floating_point_operations
 
@@ -28,6 +27,7 @@ from moe_megatron.mcore.layers.measured_router import MeasuredRouter
 from moe_megatron.mcore.loop.callbacks import Callback, EvaluationEnd, StepEnd
 from moe_megatron.mcore.measure.counters import PendingTotals, RoutingCounters, StepTotals
 from moe_megatron.mcore.measure.lasting_writers import rewind_tensorboard
+from moe_megatron.mcore.measure.own_tokens import sees_own_tokens
 from moe_megatron.mcore.measure.rank_load import ComputeTimer, RankValues
 from moe_megatron.mcore.measure.snapshots import make_snapshot
 from moe_megatron.mcore.measure.writers import RoutingWriters
@@ -194,7 +194,7 @@ class TelemetryCallback(Callback):
         self.last_step = event.step
         assert self._counters is not None
         totals = self._counters.collect(
-            contributes=_sees_own_tokens(),
+            contributes=sees_own_tokens(),
             loss=event.losses.get(_LOSS),
             own=self._own_values(),
         )
@@ -333,12 +333,6 @@ def attach_routers(model: list[Any], counters: RoutingCounters | None) -> None:
             if isinstance(module, MeasuredRouter):
                 number = number_of(module)
                 module.attach(None if counters is None else counters.row(number))
-
-
-def _sees_own_tokens() -> bool:
-    """Whether this rank's counts enter the totals: no token may be counted on two ranks."""
-    sequence_parallel = bool(get_args().sequence_parallel)
-    return sequence_parallel or mpu.get_tensor_model_parallel_rank() == 0
 
 
 def _mean_over_reporting_ranks(value: torch.Tensor | None) -> float | None:

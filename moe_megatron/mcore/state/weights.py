@@ -18,8 +18,8 @@ from torch import Tensor
 from moe_megatron.config import Architecture
 from moe_megatron.errors import MappingError
 from moe_megatron.families.links import Identity, Link, is_of_vocabulary, matrix_size, saved_names
-from moe_megatron.families.moe_model import model_links
 from moe_megatron.mcore.state.sharded import sharded_tensors
+from moe_megatron.model.links import links_of
 from moe_megatron.model.matrices import gathered, scatter
 from moe_megatron.model.storage import WeightMap
 
@@ -87,7 +87,7 @@ def collect_weights(model: list[Any], architecture: Architecture) -> WeightMap:
             regions.setdefault(region.link.identity, []).append(region)
     weights: WeightMap = {}
     with torch.no_grad():
-        for link in model_links(architecture):  # in the same order on all ranks
+        for link in links_of(architecture):  # in the same order on all ranks
             matrix = torch.zeros(link.shape, dtype=torch.float32, device=device)
             for region in regions.get(link.identity, ()):
                 region.of(matrix).copy_(region.local)
@@ -104,7 +104,7 @@ def local_regions(model: list[Any], architecture: Architecture) -> Iterator[Loca
     """
     links = {
         name: link
-        for link in model_links(architecture)
+        for link in links_of(architecture)
         for key in (link.key, *link.aliases)
         for name in saved_names(key, link)
     }
