@@ -165,6 +165,21 @@ def route_top_k(
     return Routing.of_indices(indices_TK, weights_TK.type_as(logits_TE), num_experts)
 
 
+def route_biased(scores_TE: Tensor, bias_E: Tensor, top_k: int, dtype: torch.dtype) -> Routing:
+    """Choose the largest score + bias; weights are the chosen scores divided by their sum.
+
+    Args:
+        scores_TE: Positive.
+        bias_E: Added for the choice alone.
+        top_k: Experts for each token.
+        dtype: Of the weights.
+    """
+    indices_TK = torch.topk(scores_TE + bias_E, top_k, dim=-1).indices
+    weights_TK = scores_TE.gather(-1, indices_TK)
+    weights_TK = weights_TK / (weights_TK.sum(-1, keepdim=True) + _EPSILON)
+    return Routing.of_indices(indices_TK, weights_TK.to(dtype), scores_TE.shape[-1])
+
+
 def check_top_k(top_k: int, num_experts: int) -> None:
     """Raise `ConfigError` unless 1 <= top_k <= num_experts."""
     if not 1 <= top_k <= num_experts:

@@ -14,3 +14,16 @@
 Every rank is a process of its own, forked in milliseconds from a server that has already imported
 torch and Megatron (`fork_server`). Only tests import this package.
 """
+
+from typing import Any
+
+__all__ = ["RouterError", "check_router"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the conformance of routers, and torch with it, when it is asked for."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from moe_megatron.testing import conformance
+
+    return getattr(conformance, name)

@@ -318,6 +318,17 @@ def _meanings(kind: type) -> dict[str, str]:
     return found
 
 
+def _router_meanings(name: str) -> dict[str, str]:
+    """What the documentation of a router's function says about each of its arguments."""
+    router = find_router(name)
+    if router.options.__name__ in vars(inspect.getmodule(router.function) or object):
+        return _meanings(router.options)
+    arguments = (inspect.getdoc(router.function) or "").partition("Args:")[2]
+    arguments = arguments.partition("\n\n")[0]
+    found = re.findall(r"^    (\w+): (.*(?:\n     .*)*)", arguments, re.MULTILINE)
+    return {argument: " ".join(text.split()) for argument, text in found}
+
+
 def _shown(value: Any) -> str:
     if value is None:
         return "null"
@@ -352,7 +363,8 @@ def field_rows(chapter: str) -> list[str]:
     """The lines that docs/configuration.md must hold for a chapter."""
     kind = chapters()[chapter]
     section = chapter.partition(":")[0]
-    meanings = _meanings(kind)
+    router = chapter.partition(": ")[2]
+    meanings = _router_meanings(router) if router else _meanings(kind)
     rows = []
     for field in fields(kind):
         assert field.default is not MISSING

@@ -1,0 +1,49 @@
+"""Expert threshold: a token goes to every expert whose learned cutoff it exceeds."""
+
+import torch
+from torch import Tensor
+
+from moe_megatron.routing.cutoffs import CUTOFFS, batch_cutoffs, learned_cutoffs, seen
+from moe_megatron.routing.decision import Routing
+from moe_megatron.routing.registry import register_router
+from moe_megatron.routing.state import State
+
+
+@register_router("expert_threshold", fixed_number=False, batch_dependent="training", state=CUTOFFS)
+def route_expert_threshold(
+    logits_TE: Tensor,
+    *,
+    top_k: int,
+    state: State,
+    training: bool,
+    padding: Tensor | None,
+    decay: float = 0.99,
+    warmup_steps: int = 20,
+) -> Routing:
+    """Token t goes to expert e where p_te >= c_e (expert threshold routing, arXiv:2603.11535).
+
+    p is the softmax over experts, and the weight; c_e is the moving average of what top_k / E of
+    all tokens exceed. The average of experts per token is top_k, and a token's own number follows
+    from the token alone. In the first `warmup_steps`, where c is still moving, experts choose among
+    the tokens of the batch instead.
+
+    Args:
+        logits_TE: Output of the gate.
+        top_k: Experts for each token, on average.
+        state: See `cutoffs`.
+        training: Whether this step may be one of the warm-up.
+        padding: bool [T], or None.
+        decay: Share of the old cutoffs that is kept in a step.
+        warmup_steps: Steps until the cutoffs count.
+    """
+    log_probs_TE = torch.log_softmax(logits_TE.float(), dim=-1)
+    cutoff_E = learned_cutoffs(log_probs_TE, state)
+    if training:
+        valid_TE = log_probs_TE if padding is None else log_probs_TE[~padding]
+        warm = state["steps"] >= warmup_steps
+        cutoff_E = torch.where(warm, cutoff_E, batch_cutoffs(valid_TE, top_k))
+    map_TE = log_probs_TE.detach() >= cutoff_E
+    if padding is not None:
+        map_TE = map_TE & ~padding.unsqueeze(-1)
+    routing = Routing.of_map(log_probs_TE.exp().type_as(logits_TE), map_TE)
+    return routing.observing(**seen(log_probs_TE, padding)) if training else routing

@@ -1,0 +1,44 @@
+"""Grouped routing: equally many experts out of every group, so that devices share the work."""
+
+import torch
+from torch import Tensor
+
+from moe_megatron.errors import ConfigError
+from moe_megatron.routing.decision import Routing
+from moe_megatron.routing.registry import register_router
+
+
+@register_router("grouped")
+def route_grouped(logits_TE: Tensor, *, top_k: int, groups: int = 2) -> Routing:
+    """Choose top_k / M experts from each of M groups (Pangu Pro MoGE, arXiv:2505.21411).
+
+    Weights are the softmax over all experts, divided by the sum of the chosen ones.
+
+    Args:
+        logits_TE: Output of the gate.
+        top_k: Experts for each token.
+        groups: M, the number of groups of experts that lie side by side.
+
+    Raises:
+        ConfigError: The groups divide neither experts nor top_k evenly.
+    """
+    num_tokens, num_experts = logits_TE.shape
+    if num_experts % groups or top_k % groups:
+        raise ConfigError(
+            f"moe.router.groups ({groups}) must divide moe.num_experts ({num_experts}) and "
+            f"moe.top_k ({top_k}), so that each group gives equally many experts."
+        )
+    probs_TE = torch.softmax(logits_TE, dim=-1, dtype=torch.float32)
+    best_TMK = probs_TE.view(num_tokens, groups, -1).topk(top_k // groups, dim=-1)
+    firsts_M1 = torch.arange(groups, device=logits_TE.device).unsqueeze(-1) * (
+        num_experts // groups
+    )
+    indices_TK = (best_TMK.indices + firsts_M1).flatten(1)
+    weights_TK = best_TMK.values.flatten(1)
+    weights_TK = weights_TK / weights_TK.sum(-1, keepdim=True)
+    best_first = weights_TK.detach().argsort(-1, descending=True)
+    return Routing.of_indices(
+        indices_TK.gather(1, best_first),
+        weights_TK.gather(1, best_first).type_as(logits_TE),
+        num_experts,
+    )

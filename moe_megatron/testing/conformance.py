@@ -1,0 +1,255 @@
+"""Conformance of routers, for their authors: does a router do what it declares?
+
+    from moe_megatron.testing import check_router
+
+    check_router("my_router")            # raises RouterError with the property that failed
+
+It routes random tokens as an engine does, without one. Training under every layout is a matter of
+`tests/functional`. Shapes: T tokens, E experts, H hidden size.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from moe_megatron.config import MoEConfig, RouterConfig
+from moe_megatron.errors import ConfigError
+from moe_megatron.routing import BoundRouter, Routing, bind, find_router, router_names
+
+TOKENS, EXPERTS, HIDDEN = 24, 8, 16
+
+
+class RouterError(ConfigError):
+    """A router does not have a property that it must have, or has declared."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trial:
+    """One router, with tokens, and what an engine gives it beside them."""
+
+    route: BoundRouter
+    hidden_TH: Tensor
+    token_ids: Tensor
+    tensors: dict[str, Tensor]
+    """The parameters of its gate."""
+    state: dict[str, Tensor] | None
+
+    def logits(self, *, training: bool, seed: int = 0, rows: slice = slice(None)) -> Tensor:
+        """What comes out of its gate, [T, E]."""
+        torch.manual_seed(seed)
+        hidden_TH = self.hidden_TH[rows]
+        if self.route.router.gate is None:
+            return hidden_TH @ self.tensors["weight"].T
+        return self.route.gate_logits(hidden_TH, training=training, **self.tensors)
+
+    def routed(
+        self,
+        *,
+        training: bool,
+        seed: int = 0,
+        padding: Tensor | None = None,
+        rows: slice = slice(None),
+        logits_TE: Tensor | None = None,
+    ) -> Routing:
+        """What it chooses for the tokens, or some of them."""
+        if logits_TE is None:
+            logits_TE = self.logits(training=training, seed=seed, rows=rows)
+        torch.manual_seed(seed)
+        return self.route(
+            logits_TE,
+            hidden=self.hidden_TH[rows],
+            padding=padding,
+            training=training,
+            expert_bias=None,
+            state=self.state,
+            token_ids=self.token_ids[rows],
+        )
+
+
+def trial(name: str, top_k: int = 2, dtype: torch.dtype = torch.float32, **options: Any) -> Trial:
+    """Random tokens for a router.
+
+    Args:
+        name: Of the router.
+        top_k: Experts for each token.
+        dtype: Of logits.
+        **options: Of the router.
+    """
+    router = RouterConfig(name=name, options=options)
+    route = bind(MoEConfig(num_experts=EXPERTS, top_k=top_k, router=router))
+    generator = torch.Generator().manual_seed(1)
+
+    def drawn(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator).to(dtype)
+
+    tensors = {
+        key: torch.full(it.shape, it.first, dtype=dtype)
+        if it.first is not None
+        else drawn(*it.shape)
+        for key, it in route.gate_tensors(EXPERTS, HIDDEN).items()
+    }
+    state = route.router.state
+    return Trial(
+        route=route,
+        hidden_TH=drawn(TOKENS, HIDDEN) / 2,
+        token_ids=torch.randint(0, 100, (TOKENS,), generator=generator),
+        tensors={key: it.requires_grad_() for key, it in tensors.items()},
+        state=None if state is None else {n: v.clone() for n, v in state.first(EXPERTS).items()},
+    )
+
+
+def check_router(router: str | Callable[..., Routing], top_k: int = 2, **options: Any) -> None:
+    """Check a registered router.
+
+    Args:
+        router: Its name, or the function.
+        top_k: Experts for each token.
+        **options: Of the router.
+
+    Raises:
+        ConfigError: There is no such router, or an option is wrong.
+        RouterError: A property does not hold; the message names it.
+    """
+    name = router if isinstance(router, str) else _name_of(router)
+    for dtype in (torch.float32, torch.bfloat16):
+        given = trial(name, top_k, dtype, **options)
+        for check in CHECKS:
+            for problem in check(given):
+                raise RouterError(
+                    f"the router '{name}' ({find_router(name).function.__module__}) fails in "
+                    f"{str(dtype).removeprefix('torch.')}: {problem}."
+                )
+
+
+def _name_of(function: Callable[..., Routing]) -> str:
+    for name in router_names():
+        if find_router(name).function is function:
+            return name
+    raise ConfigError(
+        f"{getattr(function, '__name__', function)} is not registered; decorate it with "
+        "@register_router(name), which is what is checked."
+    )
+
+
+def _shapes(it: Trial) -> Iterator[str]:
+    for training in (True, False):
+        routing = it.routed(training=training)
+        slots = routing.indices.shape
+        if len(slots) != 2 or slots[0] != TOKENS:
+            yield f"its indices have the shape {list(slots)}, not [{TOKENS}, K]"
+            return
+        if routing.num_experts != EXPERTS or int(routing.indices.max()) >= EXPERTS:
+            yield f"it names expert {int(routing.indices.max())} of {EXPERTS}"
+        if routing.weights.shape != slots or routing.assigned.shape != slots:
+            yield "indices, weights and assigned have different shapes"
+        if routing.weights.dtype != it.hidden_TH.dtype:
+            yield f"its weights are {routing.weights.dtype}, not those of the logits"
+        if not routing.weights.isfinite().all():
+            yield "a weight is not finite"
+        if (routing.weights[~routing.assigned] != 0).any():
+            yield "a slot that is not assigned has a weight"
+        if int(routing.assigned_map.sum()) != int(routing.assigned.sum()):
+            yield "a token has an expert twice"
+        counts = routing.assigned.sum(dim=1)
+        if it.route.router.fixed_number and (counts != it.route.top_k).any():
+            yield (
+                f"a token has {int(counts.min())} experts, not top_k ({it.route.top_k}); declare "
+                "fixed_number=False"
+            )
+
+
+def _repeats(it: Trial) -> Iterator[str]:
+    random = it.route.router.random
+    for training in (True, False):
+        first, same = (it.routed(training=training).probs for _ in range(2))
+        if not torch.equal(first, same):
+            yield "with the same seed it chooses otherwise a second time"
+        other = it.routed(training=training, seed=7).probs
+        if not torch.equal(first, other) and not (random and training):
+            where = "in training; declare random=True" if training else "in evaluation"
+            yield f"it draws random numbers {where}"
+
+
+def _gradient(it: Trial) -> Iterator[str]:
+    for training in (True, False):
+        routing = it.routed(training=training)
+        loss = (routing.probs.float() * torch.arange(1.0, EXPERTS + 1)).sum()
+        loss = loss if routing.loss is None else loss + routing.loss
+        if not loss.requires_grad:
+            yield "its weights do not depend on the gate: there is no gradient"
+            return
+        found = torch.autograd.grad(loss, list(it.tensors.values()), allow_unused=True)
+        unused = [key for key, grad in zip(it.tensors, found, strict=True) if grad is None]
+        if unused and training:
+            yield f"the parameter '{unused[0]}' of its gate gets no gradient"
+        if any(grad is not None and not grad.isfinite().all() for grad in found):
+            yield "a gradient is not finite"
+
+
+def _padding(it: Trial) -> Iterator[str]:
+    """Padding must not change what happens to tokens, nor count."""
+    if not it.route.uses("padding"):
+        return
+    padding = torch.zeros(TOKENS, dtype=torch.bool)
+    padding[-8:] = True
+    for training in (True, False):
+        logits_TE = it.logits(training=training).detach()
+        wild_TE = logits_TE.masked_fill(padding.unsqueeze(-1), 50.0)
+        one = it.routed(training=training, padding=padding, logits_TE=logits_TE)
+        two = it.routed(training=training, padding=padding, logits_TE=wild_TE)
+        if not torch.equal(one.probs[:-8], two.probs[:-8]):
+            yield "padding changes the experts of tokens"
+        if any(not torch.equal(one.observed[key], two.observed[key]) for key in one.observed):
+            yield "padding enters the sums of its state"
+        if one.loss is not None and two.loss is not None and not torch.equal(one.loss, two.loss):
+            yield "padding enters its loss"
+
+
+def _causality(it: Trial) -> Iterator[str]:
+    """No token's experts may depend on a later token, but where that is declared."""
+    for training in (True, False):
+        declared = it.route.router.batch_dependent
+        allowed = declared is True or (declared == "training" and training)
+        logits_TE = it.logits(training=training).detach()
+        other_TE = logits_TE.clone()
+        other_TE[TOKENS // 2 :] = -2 * other_TE[TOKENS // 2 :].flip(0)
+        early = slice(0, TOKENS // 2)
+        one, two = (
+            it.routed(training=training, logits_TE=them).probs[early]
+            for them in (logits_TE, other_TE)
+        )
+        if not torch.equal(one, two) and not allowed:
+            where = "training" if training else "evaluation"
+            yield f"in {where} a token's experts depend on later tokens, which it does not declare"
+
+
+def _state(it: Trial) -> Iterator[str]:
+    state = it.route.router.state
+    if state is None or it.state is None:
+        return
+    observed = it.routed(training=True).observed
+    expected = {key: tuple(value.shape) for key, value in state.sums(EXPERTS).items()}
+    found = {key: tuple(value.shape) for key, value in observed.items()}
+    if found != expected:
+        yield f"it observes {found}, but its state sums up {expected}"
+        return
+    after = it.route.next_state(it.state, {key: it_.double() for key, it_ in observed.items()})
+    shapes = {key: value.shape for key, value in it.state.items()}
+    if {key: value.shape for key, value in after.items()} != shapes:
+        yield "a step changes the shapes of its state"
+    if any(not value.isfinite().all() for value in after.values()):
+        yield "its state is not finite after a step"
+
+
+CHECKS: tuple[Callable[[Trial], Iterator[str]], ...] = (
+    _shapes,
+    _repeats,
+    _gradient,
+    _padding,
+    _causality,
+    _state,
+)
+"""What is checked, each of which yields sentences about what is wrong."""
