@@ -43,7 +43,7 @@ def test_options_become_configuration():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"router_type": "swich"}, "must be .*'top_k', 'switch' or 'sigmoid', not "
+        ({"router_type": "swich"}, "must be .*'top_k', .*'switch' or 'sigmoid', not "
                                    "'swich'. Did you mean 'switch'?"),
         ({"router_type": "switch", "experts_per_token": 2}, r"sends each token to 1 expert, not "
                                                             r"experts_per_token \(2\)"),
