@@ -1,5 +1,9 @@
 """Faults in real training runs raise the right alert at a real Alertmanager, and no other.
 
+It waits for a minute, mostly for alerts to stay away, so it is deep. In `make test` the same rules
+fire, and only when they should, over series that promtool plays (`tests/unit/dashboards/`
+`test_rules.py`), and a real Prometheus reads a run (`test_monitoring.py`).
+
 The rules are those of the repository with all their times shortened (`TIME_SCALE`).
 """
 
@@ -24,7 +28,7 @@ from moe_megatron.testing.faulty_training import main
 from moe_megatron.testing.ports import free_port
 from moe_megatron.testing.prometheus_api import AlertReceiver, PrometheusApi
 
-pytestmark = [pytest.mark.slow, pytest.mark.distributed, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.deep, pytest.mark.slow, pytest.mark.distributed, pytest.mark.timeout(600)]
 
 TIME_SCALE = 1 / 120
 LIMITS = Thresholds(

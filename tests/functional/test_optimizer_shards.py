@@ -13,7 +13,7 @@ from moe_megatron.testing.distributed import run_distributed
 from moe_megatron.testing.jobs import MOCK_VOCAB_SIZE, Job
 from moe_megatron.testing.saved_tensors import whole_tensors
 
-pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.deep, pytest.mark.distributed, pytest.mark.timeout(600)]
 
 SHAPE: dict[str, Any] = {
     "training.train_steps": 2,

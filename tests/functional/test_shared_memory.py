@@ -11,7 +11,7 @@ from moe_megatron.telemetry.sinks.jsonl import METRICS_FILE, read_metrics
 from moe_megatron.telemetry.values.records import StepRecord
 from moe_megatron.testing.jobs import Job, run_jobs
 
-pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.deep, pytest.mark.distributed, pytest.mark.timeout(600)]
 
 STEPS = 3
 SHAPE: dict[str, Any] = {

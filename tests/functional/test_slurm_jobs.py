@@ -111,6 +111,7 @@ def test_job_starts_again_until_the_last_step(cluster, submit, tmp_path) -> None
     assert "No such file" in log.read_text()
 
 
+@pytest.mark.deep
 def test_job_without_progress_ends_and_its_chain_is_cancelled(cluster, submit, tmp_path) -> None:
     (tmp_path / "run" / "checkpoints").mkdir()
     (tmp_path / "run" / "checkpoints" / "latest_checkpointed_iteration.txt").write_text("9")
@@ -160,6 +161,7 @@ def site_check(site: Path, body: str) -> None:
         file.write(f"MOE_CHECK_OPTIONS=(--site-check {check})\n")
 
 
+@pytest.mark.deep
 def test_node_that_is_not_well_is_excluded(cluster, site, submit, tmp_path) -> None:
     site_check(site, '[ "$SLURMD_NODENAME" != n1 ] || { echo broken fan; exit 1; }')
     job = submit(f"save {STEPS}")

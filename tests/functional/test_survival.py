@@ -122,6 +122,7 @@ def leftovers(place: Path) -> list[str]:
     return [name for name in os.listdir(place / "tmp") if not name.startswith("torchinductor")]
 
 
+@pytest.mark.deep
 def test_killed_rank_and_launcher_are_named_and_the_run_ends_as_if_untouched(
     run: Callable[..., Any], untouched: Path, place: Path
 ) -> None:

@@ -13,6 +13,7 @@ from megatron.training.global_vars import destroy_global_vars
 from moe_megatron.config import apply_overrides, load_config
 from moe_megatron.errors import ConfigError
 from moe_megatron.mcore.layers.expert_dropout import add_expert_dropout
+from moe_megatron.mcore.layers.token_ids import show_token_ids
 from moe_megatron.mcore.state.layered import bare_model
 from moe_megatron.routing import resolve, router_names
 
@@ -58,6 +59,7 @@ def build(overrides: dict[str, Any]) -> Any:
 
 def logits(model: Any) -> torch.Tensor:
     positions = torch.arange(TOKENS.shape[1]).expand_as(TOKENS)
+    show_token_ids(TOKENS)
     with torch.no_grad():
         return model(TOKENS, positions, None)  # type: ignore[no-any-return]
 

@@ -81,7 +81,7 @@ def in_child(work: Callable[[], object]) -> multiprocessing.process.BaseProcess:
 
 
 @pytest.mark.usefixtures("small_units")
-@pytest.mark.parametrize("direction", ["import", "export"])
+@pytest.mark.parametrize("direction", ["import", pytest.param("export", marks=pytest.mark.deep)])
 def test_killed_at_any_moment_it_continues_to_the_same_bytes(
     direction: str, source: Path, imported: Path, tmp_path: Path
 ) -> None:

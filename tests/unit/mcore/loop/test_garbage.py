@@ -55,6 +55,7 @@ def test_what_others_have_set_aside_stays_so() -> None:
         lasting = LastingObjects()
         lasting.on_train_start([], 0)
         lasting.release()
-        assert gc.get_freeze_count() >= frozen
+        # Some of them have ended meanwhile; had all been given back, none would be left.
+        assert gc.get_freeze_count() > frozen / 2
     finally:
         gc.unfreeze()
