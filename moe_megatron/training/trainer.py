@@ -163,6 +163,11 @@ class MoETrainer:
         Raises:
             MoEError: The data, an argument or the machine does not allow the run.
         """
+        if not isinstance(resume, bool):
+            raise ConfigError(
+                f"resume ({resume!r:.60}) must be True or False; the run to continue is the last "
+                "one of the trainer's run_dir."
+            )
         options = TrainOptions(
             batch_size=batch_size,
             learning_rate=learning_rate,

@@ -209,6 +209,10 @@ IN_PYTHON: dict[str, tuple[Mistake, str]] = {
         lambda: trainer().train(TEXTS, eval_interval=5),
         "eval_interval needs text to evaluate on",
     ),
+    "run to continue": (
+        lambda: trainer().train(TEXTS, resume="runs/trainer"),
+        r"resume \('runs/trainer'\) must be True or False",
+    ),
     "report before training": (lambda: trainer().visualize_routing(), r"call train\(...\) first"),
     "number for a tokenizer": (lambda: trainer(tokenizer=5).tokenizer, "cannot be a int"),
     # using
