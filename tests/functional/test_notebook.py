@@ -152,7 +152,9 @@ def test_interrupting_the_kernel_ends_the_training_in_order(notebook: Notebook) 
 @pytest.mark.deep  # tests/functional/test_distributed_trainer.py has its results
 def test_lines_of_other_processes_stand_below_the_cell(notebook: Notebook) -> None:
     cell = notebook.run(PROCESSES)
-    assert (cell.errors, cell.updated) == ([], [])
+    assert cell.errors == []
+    # The bar of the data appears where that takes half a second; the run itself draws none here.
+    assert [it for it in cell.updated if "tokenising" not in str(it)] == []
     steps = [line.partition(" |")[0] for line in cell.lines if line.startswith("step")]
     assert steps == ["step 1/6", "step 6/6"]
     assert "\x1b" not in cell.text
