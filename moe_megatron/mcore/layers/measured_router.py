@@ -137,6 +137,25 @@ class MeasuredRouter(TopKRouter):
         with self.mask.bias_of(self):
             return self._route_all(self.mask.logits(logits), padding_mask)
 
+    def _maintain_float32_expert_bias(self) -> None:  # Megatron's hook before each pass
+        """Keep counts in float32, too, which is exact for them; Megatron keeps the bias alone.
+
+        Rounded to bfloat16, as a model's other buffers are, they move the bias the wrong way: 7,979
+        and 8,000 tokens are the same number.
+        """
+        super()._maintain_float32_expert_bias()
+        for counts in (self.local_tokens_per_expert, self.global_tokens_per_expert, self.ga_steps):
+            if counts is not None and counts.dtype != torch.float32:
+                counts.data = counts.data.to(torch.float32)
+
+    def _apply_expert_bias(
+        self, routing_map: Tensor, padding_mask: Tensor | None = None
+    ) -> None:  # Megatron's signature
+        """Count for the bias; Megatron hands over a mask of tokens where it needs one of rows."""
+        if padding_mask is not None:
+            padding_mask = padding_mask.reshape(-1, 1)
+        super()._apply_expert_bias(routing_map, padding_mask=padding_mask)
+
     def _route_all(self, logits: Tensor, padding_mask: Tensor | None) -> tuple[Tensor, Tensor]:
         assigned_TE = None
         if self._is_native:
@@ -195,9 +214,7 @@ class MeasuredRouter(TopKRouter):
                 probs_TE, scores_TE, chosen_TE, length, batch, **masked
             )
             probs_TE = self._apply_global_aux_loss(probs_TE, scores_TE, chosen_TE, **masked)
-        self._apply_expert_bias(
-            map_TE, padding_mask=None if padding_T is None else padding_T.unsqueeze(-1)
-        )
+        self._apply_expert_bias(map_TE, padding_mask=padding_T)
         fixed = self._route.router.fixed_number
         return probs_TE, map_TE, None if fixed else routing.assigned_map
 

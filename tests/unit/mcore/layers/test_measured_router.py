@@ -391,3 +391,34 @@ def test_an_option_that_no_flag_of_megatron_expresses_is_computed_by_our_functio
     route = bind(apply_overrides(RunConfig(), {"moe.num_experts": EXPERTS}).moe)
     options = MoreOptions(**({} if option is None else {option: 2.0}))
     assert is_native(replace(route, options=options)) is (option is None)
+
+
+BALANCED_BY_BIAS = {
+    "moe_router_score_function": "sigmoid",
+    "moe_router_enable_expert_bias": True,
+    "moe_router_pre_softmax": True,
+}
+
+
+@pytest.mark.parametrize(
+    "fields", [BALANCED_BY_BIAS, {"moe_router_load_balancing_type": "global_aux_loss"}]
+)
+def test_counts_that_balance_are_exact_in_bf16(
+    fields: dict[str, Any], build: Build, x: torch.Tensor
+) -> None:
+    """Above 256, bfloat16 leaves out every other number."""
+    measured, row = build(**fields)
+    measured.bfloat16()
+    for _ in range(40):
+        measured(x.bfloat16())
+    counts = measured.local_tokens_per_expert
+    counts = measured.global_tokens_per_expert if counts is None else counts
+    assert counts.tolist() == row.tokens_per_expert.tolist()
+    assert max(counts.tolist()) > 256
+
+
+def test_padding_does_not_count_for_the_bias(build: Build, x: torch.Tensor) -> None:
+    measured, row = build(**BALANCED_BY_BIAS)
+    measured(x, padding(x.device).t())
+    assert measured.local_tokens_per_expert.tolist() == row.tokens_per_expert.tolist()
+    assert int(row.tokens_per_expert.sum()) == TOP_K * (TOKENS - int(padding(x.device).sum()))
