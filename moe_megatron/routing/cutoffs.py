@@ -11,6 +11,7 @@ import math
 import torch
 from torch import Tensor
 
+from moe_megatron.routing.decision import Routing
 from moe_megatron.routing.histogram import Histogram
 from moe_megatron.routing.state import RouterState, State
 
@@ -23,16 +24,39 @@ def learned_cutoffs(log_probs_TE: Tensor, state: State) -> Tensor:
     return torch.where(state["steps"] > 0, state["cutoff"], even)
 
 
-def batch_cutoffs(log_probs_TE: Tensor, top_k: int) -> Tensor:
+def batch_cutoffs(log_probs_TE: Tensor, top_k: int, padding_T: Tensor | None) -> Tensor:
     """Log p of the last token that each expert chooses of this batch, [E]."""
+    if padding_T is not None:
+        log_probs_TE = log_probs_TE[~padding_T]
     num_tokens, num_experts = log_probs_TE.shape
     chosen = min(num_tokens, math.ceil(num_tokens * top_k / num_experts))
     return log_probs_TE.detach().topk(chosen, dim=0).values[-1]
 
 
-def seen(log_probs_TE: Tensor, padding_T: Tensor | None) -> dict[str, Tensor]:
-    """What these tokens add to the sums."""
-    return {"histogram": _LOG_PROBABILITIES.counts(log_probs_TE, padding_T)}
+def route_above(
+    cutoff_E: Tensor,
+    log_probs_TE: Tensor,
+    padding_T: Tensor | None,
+    *,
+    training: bool,
+    dtype: torch.dtype,
+) -> Routing:
+    """Send each token to the experts whose cutoffs it reaches, with the weight p.
+
+    Args:
+        cutoff_E: Log p of the cutoffs.
+        log_probs_TE: Log p of the tokens.
+        padding_T: bool, True for tokens that go nowhere and do not count.
+        training: Whether cutoffs learn from these tokens.
+        dtype: Of the weights.
+    """
+    map_TE = log_probs_TE.detach() >= cutoff_E
+    if padding_T is not None:
+        map_TE = map_TE & ~padding_T.unsqueeze(-1)
+    routing = Routing.of_map(log_probs_TE.exp().to(dtype), map_TE)
+    if not training:
+        return routing
+    return routing.observing(histogram=_LOG_PROBABILITIES.counts(log_probs_TE, padding_T))
 
 
 def _updated(

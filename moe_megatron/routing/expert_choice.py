@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from moe_megatron.routing.cutoffs import CUTOFFS, batch_cutoffs, learned_cutoffs, seen
+from moe_megatron.routing.cutoffs import CUTOFFS, batch_cutoffs, learned_cutoffs, route_above
 from moe_megatron.routing.decision import Routing
 from moe_megatron.routing.registry import register_router
 from moe_megatron.routing.state import State
@@ -34,10 +34,8 @@ def route_expert_choice(
         decay: Share of the old cutoffs that is kept in a step.
     """
     log_probs_TE = torch.log_softmax(logits_TE.float(), dim=-1)
-    ranked_TE = log_probs_TE.detach()
-    if padding is not None:
-        ranked_TE = ranked_TE.masked_fill(padding.unsqueeze(-1), -torch.inf)
-    valid_TE = ranked_TE if padding is None else ranked_TE[~padding]
-    cutoff_E = batch_cutoffs(valid_TE, top_k) if training else learned_cutoffs(ranked_TE, state)
-    routing = Routing.of_map(log_probs_TE.exp().type_as(logits_TE), ranked_TE >= cutoff_E)
-    return routing.observing(**seen(log_probs_TE, padding)) if training else routing
+    if training:
+        cutoff_E = batch_cutoffs(log_probs_TE, top_k, padding)
+    else:
+        cutoff_E = learned_cutoffs(log_probs_TE, state)
+    return route_above(cutoff_E, log_probs_TE, padding, training=training, dtype=logits_TE.dtype)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from moe_megatron.routing.cutoffs import CUTOFFS, batch_cutoffs, learned_cutoffs, seen
+from moe_megatron.routing.cutoffs import CUTOFFS, batch_cutoffs, learned_cutoffs, route_above
 from moe_megatron.routing.decision import Routing
 from moe_megatron.routing.registry import register_router
 from moe_megatron.routing.state import State
@@ -39,11 +39,6 @@ def route_expert_threshold(
     log_probs_TE = torch.log_softmax(logits_TE.float(), dim=-1)
     cutoff_E = learned_cutoffs(log_probs_TE, state)
     if training:
-        valid_TE = log_probs_TE if padding is None else log_probs_TE[~padding]
         warm = state["steps"] >= warmup_steps
-        cutoff_E = torch.where(warm, cutoff_E, batch_cutoffs(valid_TE, top_k))
-    map_TE = log_probs_TE.detach() >= cutoff_E
-    if padding is not None:
-        map_TE = map_TE & ~padding.unsqueeze(-1)
-    routing = Routing.of_map(log_probs_TE.exp().type_as(logits_TE), map_TE)
-    return routing.observing(**seen(log_probs_TE, padding)) if training else routing
+        cutoff_E = torch.where(warm, cutoff_E, batch_cutoffs(log_probs_TE, top_k, padding))
+    return route_above(cutoff_E, log_probs_TE, padding, training=training, dtype=logits_TE.dtype)

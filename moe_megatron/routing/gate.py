@@ -15,6 +15,7 @@ Engines hold the parameters, give them to the function in the precision of the r
 them with the model. Shapes: T tokens, H hidden size, E experts.
 """
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -64,4 +65,10 @@ class Gate:
 
 def _named(function: Callable[..., Any], values: Mapping[str, Any]) -> dict[str, Any]:
     """The values that a function's signature names."""
-    return {name: values[name] for name in inspect.signature(function).parameters if name in values}
+    return {name: values[name] for name in _names(function) if name in values}
+
+
+@functools.cache
+def _names(function: Callable[..., Any]) -> tuple[str, ...]:
+    """The arguments of a function; layers ask in every pass."""
+    return tuple(inspect.signature(function).parameters)

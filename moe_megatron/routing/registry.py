@@ -72,6 +72,10 @@ class Router:
     state: RouterState | None
     """What it remembers from step to step; None: nothing."""
 
+    def looks_at_batch(self, *, training: bool) -> bool:
+        """Whether the experts of a token depend on other tokens of the batch now."""
+        return self.batch_dependent is True or (self.batch_dependent == "training" and training)
+
     def configured(self, router: RouterConfig) -> Any:
         """The options of a `RouterConfig` as an instance of `options`.
 

@@ -211,8 +211,7 @@ def _padding(it: Trial) -> Iterator[str]:
 def _causality(it: Trial) -> Iterator[str]:
     """No token's experts may depend on a later token, but where that is declared."""
     for training in (True, False):
-        declared = it.route.router.batch_dependent
-        allowed = declared is True or (declared == "training" and training)
+        allowed = it.route.router.looks_at_batch(training=training)
         logits_TE = it.logits(training=training).detach()
         other_TE = logits_TE.clone()
         other_TE[TOKENS // 2 :] = -2 * other_TE[TOKENS // 2 :].flip(0)

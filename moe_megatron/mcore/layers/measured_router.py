@@ -75,10 +75,12 @@ class MeasuredRouter(TopKRouter):
         tensors = self._route.gate_tensors(self.num_experts, self.config.hidden_size)
         built = {}
         for name, it in tensors.items():
-            value = torch.full(it.shape, it.first or 0.0, device=self.weight.device)
+            # In the precision of the model from the start, as in `reset_parameters`.
+            kind = {"dtype": self.config.params_dtype, "device": self.weight.device}
+            value = torch.full(it.shape, it.first or 0.0, **kind)
             if it.first is None and self.config.perform_initialization:
                 self.config.init_method(value)
-            parameter = torch.nn.Parameter(value.to(self.config.params_dtype))
+            parameter = torch.nn.Parameter(value)
             parameter.sequence_parallel = self.config.sequence_parallel  # type: ignore[attr-defined]
             built[name] = parameter
         self.weight = built.pop("weight")
@@ -252,7 +254,7 @@ class MeasuredRouter(TopKRouter):
 
     def _part_of_batch(self) -> BatchPart | None:
         """Which part of the tokens that are routed together is here; None if it is all of them."""
-        if not self._route.router.batch_dependent:
+        if not self._route.router.looks_at_batch(training=self.training):
             return None
         group = self.tp_cp_group if self.config.sequence_parallel else self.cp_group
         return BatchPart(group) if group.size() > 1 else None
