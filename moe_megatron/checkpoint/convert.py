@@ -3,10 +3,8 @@
 It needs no GPU, no process group and no model, and memory use does not grow with the model.
 """
 
-import gc
 import json
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -38,6 +36,7 @@ from moe_megatron.errors import CheckpointError
 from moe_megatron.families import Family, Geometry, family_of
 from moe_megatron.families.choice import check_expressed
 from moe_megatron.files import replace_file
+from moe_megatron.platform.collection import without_collection
 from moe_megatron.text.folder import has_tokenizer
 
 __all__ = ["Execution", "Report", "export_checkpoint", "import_checkpoint"]
@@ -47,24 +46,7 @@ _GROWTH = {"BF16": ("bf16", "four"), "F16": ("fp16", "four"), "F32": ("fp32", "e
 """Types as users call them, and how many times the space of 4-bit weights they take, about."""
 
 
-@contextmanager
-def _without_garbage_collection() -> Iterator[None]:
-    """Switch off cyclic garbage collection inside the context; it can also be a decorator.
-
-    A plan for thousands of tensors is hundreds of thousands of small objects without a cycle among
-    them. Creating them would trigger collections, each of which walks everything that torch has
-    loaded and finds nothing; these take half of the planning time.
-    """
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
-@_without_garbage_collection()
+@without_collection()
 def import_checkpoint(
     source: str | Path,
     destination: str | Path,
@@ -184,7 +166,7 @@ def _notes(
     )
 
 
-@_without_garbage_collection()
+@without_collection()
 def export_checkpoint(
     source: str | Path,
     destination: str | Path,

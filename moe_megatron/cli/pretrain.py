@@ -20,7 +20,7 @@ from moe_megatron.cli.words import read_words
 from moe_megatron.config import RunConfig, apply_overrides, dump_yaml, load_config, parse_override
 from moe_megatron.config.flags import split_flags
 from moe_megatron.errors import INTERRUPTED, MoEError
-from moe_megatron.platform.importing import importing
+from moe_megatron.platform.collection import without_collection
 from moe_megatron.platform.parent import end_with_launcher
 from moe_megatron.run.rank_process import explained, leave_together
 
@@ -195,7 +195,7 @@ def report_error(error: MoEError, *, debug: bool) -> None:
 
 def _train(options: PretrainOptions, callbacks: "Sequence[Callback]") -> int:
     # Imported here because they load torch and Megatron, which --help and --print-config can skip.
-    with importing():
+    with without_collection():
         from moe_megatron.cli.logs import configure_logging
         from moe_megatron.cli.output import lasting_output
         from moe_megatron.mcore import world

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from moe_megatron.config import CONFIG_FILE, RunConfig, apply_overrides
 from moe_megatron.platform.choice import Choice
+from moe_megatron.platform.collection import without_collection
 from moe_megatron.platform.device import choose_num_processes, detect_device
-from moe_megatron.platform.importing import importing
 from moe_megatron.platform.resiliency import require_resiliency
 from moe_megatron.platform.scratch import scratch_folder
 from moe_megatron.routing import resolve
@@ -152,7 +152,7 @@ def fit_expert_parallelism(config: RunConfig, num_processes: int) -> Choice[int]
 def _check_megatron_flags(config: RunConfig) -> None:
     # Importing Megatron takes seconds, so it is done only if Megatron flags were given.
     if config.megatron:
-        with importing():
+        with without_collection():
             from moe_megatron.mcore.loop.arguments import check_flags_exist
 
         check_flags_exist([f"--{flag}" for flag in config.megatron])

@@ -20,7 +20,7 @@ from moe_megatron.errors import AGAIN, INTERRUPTED, ConfigError
 from moe_megatron.mcore import world
 from moe_megatron.mcore.loop.callbacks import Callback
 from moe_megatron.mcore.loop.job import JobOutcome, MachineSettings, ModelHook, TrainingJob
-from moe_megatron.platform.importing import importing
+from moe_megatron.platform.collection import without_collection
 from moe_megatron.platform.parent import end_with_launcher
 from moe_megatron.routing import resolve
 from moe_megatron.run.folder import continued, make_run_dir
@@ -94,7 +94,7 @@ def megatron(job: TrainingJob, machine: MachineSettings) -> JobOutcome:
     Raises:
         MoEError: The configuration, data, checkpoint or machine does not allow it.
     """
-    with importing():
+    with without_collection():
         from moe_megatron.mcore.loop import engine
 
     return engine.run(job, machine)

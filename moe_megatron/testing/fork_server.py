@@ -31,7 +31,7 @@ from socket import socketpair
 from threading import Lock
 from typing import NoReturn
 
-from moe_megatron.platform.importing import importing
+from moe_megatron.platform.collection import without_collection
 from moe_megatron.testing.rank import Task, run, settle
 
 PRELOADED = (
@@ -141,7 +141,7 @@ def serve(descriptor: int, preloaded: Sequence[str]) -> None:
     """Fork a rank for each task received through a socket, until the other end is closed."""
     connection = Connection(descriptor)
     for module in preloaded:
-        with importing():
+        with without_collection():
             importlib.import_module(module)
         if len(os.listdir("/proc/self/task")) > 1:
             raise RuntimeError(f"importing {module} starts threads, which a fork would not have")

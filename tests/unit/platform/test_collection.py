@@ -5,7 +5,7 @@ from contextlib import suppress
 
 import pytest
 
-from moe_megatron.platform.importing import importing
+from moe_megatron.platform.collection import without_collection
 
 
 @pytest.mark.parametrize("enabled", [True, False])
@@ -13,7 +13,7 @@ def test_collections_are_off_inside_and_as_they_were_after(enabled):
     before = gc.isenabled()
     (gc.enable if enabled else gc.disable)()
     try:
-        with suppress(ImportError), importing():
+        with suppress(ImportError), without_collection():
             assert not gc.isenabled()
             raise ImportError
         assert gc.isenabled() is enabled
