@@ -64,6 +64,7 @@ READERS: dict[str, set[str]] = {
     "chaos/harm.py": {"importlib.import_module"},
     "cli/main.py": {"importlib.import_module"},
     "cli/verbs/slurm/__init__.py": {"importlib.import_module"},
+    "config/own_code.py": {"exec", "compile"},
     "data/worker.py": {"pickle.load"},
     "families/__init__.py": {"importlib.import_module"},
     "live/notebook.py": {"importlib.import_module"},
