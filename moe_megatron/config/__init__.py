@@ -10,6 +10,7 @@ It works on a login node: it imports neither torch nor Megatron, and opens nothi
 from moe_megatron.config.architecture import Architecture
 from moe_megatron.config.checkpoint import CheckpointConfig
 from moe_megatron.config.data import DataConfig
+from moe_megatron.config.expert import ExpertConfig
 from moe_megatron.config.loader import (
     CONFIG_FILE,
     dump_yaml,
@@ -33,6 +34,7 @@ __all__ = [
     "Architecture",
     "CheckpointConfig",
     "DataConfig",
+    "ExpertConfig",
     "LatentAttention",
     "MoEConfig",
     "ModelConfig",

@@ -15,7 +15,7 @@ from moe_megatron.config.conform import annotations_of, group_of
 from moe_megatron.config.fields import Changes, Setting, settings_of
 from moe_megatron.config.model import ModelConfig
 from moe_megatron.config.moe import MoEConfig
-from moe_megatron.config.router import RouterConfig
+from moe_megatron.config.named import Named
 
 VOCABULARY = "data.vocab_size"
 _SECTIONS: Mapping[str, type] = {"model": ModelConfig, "moe": MoEConfig}
@@ -71,15 +71,16 @@ class Architecture:
     def value(self, name: str) -> Any:
         """The value of a field by its dotted name; a null is resolved to the value it stands for.
 
-        Returns None for fields of a group, or options of a router, that the model does not have.
+        Returns None for fields of a group, or options of a router or expert, that the model does
+        not have.
         """
         if name in _RESOLVED:
             return _RESOLVED[name](self)
         section, *path = name.split(".")
         value: Any = {"model": self.model, "moe": self.moe}[section]
-        if path[0] == "router" and len(path) > 1:
-            return self.moe.router.to_plain().get(path[1])
         for part in path:
+            if isinstance(value, Named):
+                return value.to_plain().get(part)
             value = None if value is None else getattr(value, part)
         return value
 
@@ -108,7 +109,7 @@ class Architecture:
         """As `field_names`, with the fields of a group in place of a group that the model has."""
         for name in self.field_names(*changes):
             value = self.value(name)
-            if is_dataclass(value) and not isinstance(value, RouterConfig):
+            if is_dataclass(value) and not isinstance(value, Named):
                 yield from (f"{name}.{field.name}" for field in fields(value))
             else:
                 yield name
@@ -168,11 +169,11 @@ def _by_field(config_type: type) -> Iterator[list[Setting]]:
 
 
 def _differences(name: str, ours: Any, theirs: Any) -> Iterator[Difference]:
-    """The differences of one field; of a router or a group, each option or field that differs."""
-    if isinstance(ours, RouterConfig) and ours.name == theirs.name:
+    """The differences of one field; of a choice or a group, each option or field that differs."""
+    if isinstance(ours, Named) and ours.name == theirs.name:
         for option in dict.fromkeys((*ours.options, *theirs.options)):
             yield from _differences(f"{name}.{option}", ours.option(option), theirs.option(option))
-    elif isinstance(ours, RouterConfig):
+    elif isinstance(ours, Named):
         yield Difference(name=f"{name}.name", ours=ours.name, theirs=theirs.name)
     elif is_dataclass(ours) and type(ours) is type(theirs):
         for field in fields(ours):

@@ -9,6 +9,7 @@ from typing import Literal
 
 from moe_megatron.config import checks
 from moe_megatron.config.conform import conform
+from moe_megatron.config.expert import ExpertConfig
 from moe_megatron.config.fields import Flag, setting
 from moe_megatron.config.layer_pattern import read_pattern, write_pattern
 from moe_megatron.config.router import RouterConfig
@@ -39,6 +40,10 @@ class MoEConfig:
 
     expert_hidden_size: int | None = setting(None, changes="tensors", flag="moe-ffn-hidden-size")
     """Inner width of one expert, in features; null: that of a dense MLP."""
+
+    expert: ExpertConfig = setting(ExpertConfig(), changes="tensors")
+    """What an expert is: the name of a kind, and its options (docs/experts.md lists them); mlp: the
+    MLP of the model."""
 
     shared_expert_hidden_size: int | None = setting(
         None, changes="tensors", flag="moe-shared-expert-intermediate-size"
@@ -128,6 +133,7 @@ class MoEConfig:
         if self.num_experts is not None:
             self._check_top_k(self.num_experts)
             self._check_balancing()
+            self._check_expert()
 
     def _check_layer_frequency(self) -> None:
         pattern = self.layer_frequency
@@ -160,6 +166,19 @@ class MoEConfig:
             )
         if self.pad_to_capacity and self.capacity_factor is None:
             raise ConfigError("moe.pad_to_capacity needs a moe.capacity_factor, for example 1.25.")
+
+    def _check_expert(self) -> None:
+        """Options that look into the MLP of the model mean nothing for another module."""
+        if self.expert.is_model_mlp:
+            return
+        given = {"expert_dropout": self.expert_dropout, "grouped_gemm": self.grouped_gemm}
+        for name, value in given.items():
+            if value:
+                raise ConfigError(
+                    f"moe.{name} ({value}) looks inside the experts, which moe.expert "
+                    f"'{self.expert.name}' brings itself; leave it at its default, or use the "
+                    "expert 'mlp'."
+                )
 
     def layer_numbers(self, num_layers: int) -> tuple[int, ...]:
         """The MoE layers of a model, as global layer numbers that count from 1.

@@ -138,6 +138,12 @@ def check_moe_splitting(model: ModelConfig, moe: MoEConfig, parallel: ParallelCo
             f"MoE layers with tensor_parallel_size ({tensor}) need sequence parallelism, or every "
             "process would route the same tokens; set parallel.sequence_parallel to true or null."
         )
+    if not moe.expert.is_model_mlp and parallel.expert_tensor_size > 1:
+        raise TopologyError(
+            f"experts of the kind '{moe.expert.name}' (moe.expert) are whole modules, which cannot "
+            f"be split by expert_tensor_parallel_size ({parallel.expert_tensor_size}); set "
+            "parallel.expert_tensor_parallel_size to 1: tokens are then spread over the processes."
+        )
     if model.add_bias and parallel.expert_tensor_size > 1:
         raise TopologyError(
             f"experts with a bias cannot be split by expert_tensor_parallel_size "

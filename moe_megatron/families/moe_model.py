@@ -31,16 +31,21 @@ class RouterTensors:
 _USUAL_ROUTER = RouterTensors()
 
 
-def model_links(architecture: Architecture, router: RouterTensors = _USUAL_ROUTER) -> list[Link]:
+def model_links(
+    architecture: Architecture,
+    router: RouterTensors = _USUAL_ROUTER,
+    expert: Mapping[str, tuple[int, ...]] | None = None,
+) -> list[Link]:
     """Every parameter of a `MoEModel`, as blocks of Megatron's matrices.
 
     Args:
         architecture: The model.
         router: What its routers have.
+        expert: Shapes of the tensors of an expert, by name; None: it is the model's MLP.
     """
     model, moe = architecture.model, architecture.moe
     rows = [*_outside(model), *_attention(model), *_mlp(model), *_router(model, router)]
-    rows += _moe(model, moe)
+    rows += [*_experts(model, expert), *_moe(model, moe)]
     return expand(rows, Geometry(family="moe_megatron", architecture=architecture), fused=False)
 
 
@@ -114,17 +119,20 @@ def _router(model: ModelConfig, router: RouterTensors) -> Iterator[Row]:
         yield one_to_one(key, source, *shape, scope=Scope.MOE, dtype="F32")
 
 
-def _moe(model: ModelConfig, moe: MoEConfig) -> Iterator[Row]:
+def _experts(model: ModelConfig, own: Mapping[str, tuple[int, ...]] | None) -> Iterator[Row]:
+    key, name = "mlp.experts.experts", "moe.experts.{expert}"
+    if own is not None:
+        for part, shape in own.items():
+            source = f"{_LAYER}{name}.{part}"
+            yield one_to_one(f"{key}.{part}", source, *shape, scope=Scope.MOE, per_expert=True)
+        return
     for kind in _kinds("linear", model):
         yield from _feed_forward(
-            "mlp.experts.experts",
-            "moe.experts.{expert}",
-            "expert_width",
-            kind,
-            model,
-            scope=Scope.MOE,
-            per_expert=True,
+            key, name, "expert_width", kind, model, scope=Scope.MOE, per_expert=True
         )
+
+
+def _moe(model: ModelConfig, moe: MoEConfig) -> Iterator[Row]:
     if moe.expert_bias:
         name = f"{_LAYER}moe.router.expert_bias"
         yield one_to_one("mlp.router.expert_bias", name, "experts", scope=Scope.MOE, dtype="F32")

@@ -1,7 +1,7 @@
 """Distributes the experts of a model over processes, and collects them again.
 
 Process p of n keeps the experts p * E/n to (p + 1) * E/n - 1 of every layer; everything else stays
-on all processes. `experts` describes how tokens then travel.
+on all processes. `experts.pool` describes how tokens then travel.
 """
 
 import copy
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from moe_megatron.config.checks import divisors, join_words
 from moe_megatron.errors import TopologyError
-from moe_megatron.model.experts import Experts
+from moe_megatron.experts import ExpertPool
 
 
 def share_experts(model: nn.Module, group: dist.ProcessGroup) -> None:
@@ -51,16 +51,14 @@ def collect_experts(model: nn.Module) -> None:
         for number in range(experts.num_experts):
             expert = local.get(str(number))
             expert = copy.deepcopy(template) if expert is None else expert
-            for parameter in expert.parameters():
-                dist.broadcast(
-                    parameter.data, group=experts.process_group, group_src=number // per_process
-                )
+            for tensor in expert.state_dict().values():
+                dist.broadcast(tensor, group=experts.process_group, group_src=number // per_process)
             experts[str(number)] = expert
         experts.process_group = None
 
 
-def _expert_layers(model: nn.Module) -> list[Experts]:
-    return [part for part in model.modules() if isinstance(part, Experts)]
+def _expert_layers(model: nn.Module) -> list[ExpertPool]:
+    return [part for part in model.modules() if isinstance(part, ExpertPool)]
 
 
 def _check_replicas(parameters: Iterable[Tensor], group: dist.ProcessGroup) -> None:

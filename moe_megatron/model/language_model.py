@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from moe_megatron.config import Architecture, ModelConfig, MoEConfig
+from moe_megatron.experts import resolve
 from moe_megatron.model import inputs
 from moe_megatron.model.attention import (
     KeyValueCache,
@@ -45,7 +46,6 @@ from moe_megatron.model.layers import build_norm
 from moe_megatron.model.outputs import MoEOutput, RoutingInfo
 from moe_megatron.model.support import LOSS_BALANCING, check_supported
 from moe_megatron.model.transformer import DecoderLayer, initialize
-from moe_megatron.routing import resolve
 
 
 class LanguageModel(nn.Module):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from moe_megatron.config import ModelConfig, MoEConfig
-from moe_megatron.model.experts import Experts
+from moe_megatron.experts import ExpertPool, expert_builder
 from moe_megatron.model.layers import FeedForward
 from moe_megatron.model.outputs import RoutingInfo
 from moe_megatron.model.router import Router
@@ -40,7 +40,10 @@ class MoELayer(nn.Module):
         inner_size = moe.expert_hidden_size or model.dense_ffn_size
         shared = moe.shared_expert_hidden_size
         self.router = Router(moe, num_experts, model.hidden_size, add_bias=model.add_bias)
-        self.experts = Experts(model, num_experts, inner_size, moe.expert_dropout)
+        build = expert_builder(moe) or (
+            lambda _, inner: FeedForward(model, inner, moe.expert_dropout)
+        )
+        self.experts = ExpertPool(build, num_experts, model.hidden_size, inner_size)
         self.shared_expert = None if shared is None else FeedForward(model, shared)
         gated = self.shared_expert is not None and moe.shared_expert_gate
         self.shared_gate = nn.Linear(model.hidden_size, 1, bias=False) if gated else None

@@ -122,7 +122,15 @@ class MoEModel(LanguageModel):
             of its gate, up and transposed down matrix, in this order (n = 3; without swiglu there
             is no gate and n = 2): the vectors that each inner feature reads from and writes to the
             residual stream. With an expert parallel group, only the experts of this process.
+
+        Raises:
+            ConfigError: The experts are modules of another kind, which may have other matrices.
         """
+        if not self.moe_config.expert.is_model_mlp:
+            raise ConfigError(
+                f"experts of the kind '{self.moe_config.expert.name}' (moe.expert) need not have "
+                "gate, up and down matrices; read model.layers[i].moe.experts['0'].state_dict()."
+            )
         return {
             layer.layer: torch.stack(
                 [e.hidden_side() for e in layer.experts.values() if isinstance(e, FeedForward)]

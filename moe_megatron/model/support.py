@@ -28,7 +28,7 @@ COMPUTED = frozenset(
         "model.attention_multiplier model.residual_multiplier model.logits_divisor "
         "model.tie_embeddings moe.num_experts moe.top_k moe.expert_hidden_size "
         "moe.shared_expert_hidden_size moe.shared_expert_gate moe.layer_frequency moe.router "
-        "moe.expert_bias data.vocab_size"
+        "moe.expert moe.expert_bias data.vocab_size"
     ).split()
 )
 """Fields of the architecture that `MoEModel` implements, for all their values."""

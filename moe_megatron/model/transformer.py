@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from moe_megatron.config import ModelConfig, MoEConfig
+from moe_megatron.experts import ExpertPool
 from moe_megatron.model.attention import Attention, KeyValueCache
 from moe_megatron.model.layers import FeedForward, build_norm
 from moe_megatron.model.moe_layer import MoELayer
@@ -81,15 +82,24 @@ def initialize(module: nn.Module, config: ModelConfig) -> None:
 
     Matrices and embeddings are drawn from normal(0, init_std); those that write to the residual
     stream (`o_proj`, `down_proj`) from normal(0, init_std / sqrt(2 * num_layers)), so that its
-    variance does not grow with depth (GPT-2). Biases are 0, except the router's.
+    variance does not grow with depth (GPT-2). Biases are 0, except the router's. Experts other than
+    the model's MLP have drawn their own when they were built.
 
     Args:
         module: The model; norms are left as they are.
         config: `init_std` and `num_layers` are read.
     """
     output_std = config.init_std / math.sqrt(2 * config.num_layers)
+    own = {
+        id(part)
+        for pool in module.modules()
+        if isinstance(pool, ExpertPool)
+        for expert in pool.values()
+        if not isinstance(expert, FeedForward)
+        for part in expert.modules()
+    }
     for name, part in module.named_modules():
-        if not isinstance(part, nn.Linear | nn.Embedding | Router):
+        if id(part) in own or not isinstance(part, nn.Linear | nn.Embedding | Router):
             continue
         writes = name.endswith(("o_proj", "down_proj"))
         if not isinstance(part, Router):

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from moe_megatron.config import MoEConfig, RouterConfig, checks
-from moe_megatron.config.conform import conform
 from moe_megatron.config.moe import BALANCES_WITHOUT_LOSS
+from moe_megatron.config.signature import configured, options_class
 from moe_megatron.errors import ConfigError
 from moe_megatron.routing.decision import Routing
 from moe_megatron.routing.gate import Gate, Parameter
@@ -82,13 +82,7 @@ class Router:
         Raises:
             ConfigError: An option is unknown or has a wrong value.
         """
-        known = [field.name for field in dataclasses.fields(self.options)]
-        for option in router.options:
-            if option not in known:
-                hint = checks.nearest(option, known)
-                hint = hint or f" It has {checks.join_words(known, 'and') or 'none'}."
-                raise ConfigError(f"the router '{self.name}' has no option '{option}'.{hint}")
-        return self.options(**router.options)
+        return configured(self.options, router.options, owner=f"the router '{self.name}'")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -344,19 +338,6 @@ def _keywords(name: str, function: RouterFunction) -> dict[str, inspect.Paramete
 
 
 def _derived_options(name: str, parameters: Mapping[str, inspect.Parameter]) -> type:
-    """Make a frozen dataclass of the arguments that have defaults."""
-    fields = []
-    for parameter in parameters.values():
-        if parameter.default is inspect.Parameter.empty or parameter.name in {*CONTEXT, "top_k"}:
-            continue
-        kind = parameter.annotation
-        kind = type(parameter.default) if kind is inspect.Parameter.empty else kind
-        fields.append((parameter.name, kind, dataclasses.field(default=parameter.default)))
-    return dataclasses.make_dataclass(
-        f"{name.title().replace('_', '')}Options",
-        fields,
-        namespace={"__post_init__": conform, "SECTION": "moe.router"},
-        frozen=True,
-        kw_only=True,
-        slots=True,
-    )
+    """The options of a router that has no dataclass of its own: its arguments with defaults."""
+    own = (it for it in parameters.values() if it.name not in {*CONTEXT, "top_k"})
+    return options_class(name, own, section="moe.router")

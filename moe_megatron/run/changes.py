@@ -12,8 +12,8 @@ from moe_megatron.checkpoint.integrity.newest_valid import candidates
 from moe_megatron.config import RunConfig
 from moe_megatron.config.checkpoint_files import step_of
 from moe_megatron.config.loading import check_same_run, no_checkpoint, saved_config
+from moe_megatron.experts import resolve
 from moe_megatron.families.untrained import check_trains
-from moe_megatron.routing import resolve
 
 _OTHER_LENGTH = ("ckpt-step", "train-samples", "finetune")
 """Megatron flags with which the newest step does not say how much is left."""

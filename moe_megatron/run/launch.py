@@ -10,12 +10,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from moe_megatron.config import CONFIG_FILE, RunConfig, apply_overrides
+from moe_megatron.experts import resolve
 from moe_megatron.platform.choice import Choice
 from moe_megatron.platform.collection import without_collection
 from moe_megatron.platform.device import choose_num_processes, detect_device
 from moe_megatron.platform.resiliency import require_resiliency
 from moe_megatron.platform.scratch import scratch_folder
-from moe_megatron.routing import resolve
 from moe_megatron.run.attempts import Attempts
 from moe_megatron.run.changes import check_load
 from moe_megatron.run.folder import claim_fresh

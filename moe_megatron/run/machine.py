@@ -67,12 +67,15 @@ def choose_machine(config: RunConfig) -> MachineChoices:
         )
     if not with_engine:
         _check_context_flags(config, implementation.reason)
-    grouped, fusion = config.moe.grouped_gemm, choose_accumulation_fusion()
+    fusion = choose_accumulation_fusion()
+    grouped_gemm = config.moe.grouped_gemm
+    if grouped_gemm is None:  # experts that are modules of their own have no such product
+        grouped_gemm = with_engine and config.moe.expert.is_model_mlp
     settings = MachineSettings(
         backend=backend.value,
         transformer_impl=implementation.value,
         precision=precision.value,
-        grouped_gemm=with_engine if grouped is None else grouped,
+        grouped_gemm=grouped_gemm,
         accumulation_fusion=fusion.value,
     )
     return MachineChoices(

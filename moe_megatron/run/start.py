@@ -17,12 +17,12 @@ from pathlib import Path
 from moe_megatron.config import CONFIG_FILE, RunConfig, apply_overrides, load_config
 from moe_megatron.config.checkpoint_files import iteration_dir
 from moe_megatron.errors import AGAIN, INTERRUPTED, ConfigError
+from moe_megatron.experts import resolve
 from moe_megatron.mcore import world
 from moe_megatron.mcore.loop.callbacks import Callback
 from moe_megatron.mcore.loop.job import JobOutcome, MachineSettings, ModelHook, TrainingJob
 from moe_megatron.platform.collection import without_collection
 from moe_megatron.platform.parent import end_with_launcher
-from moe_megatron.routing import resolve
 from moe_megatron.run.folder import continued, make_run_dir
 from moe_megatron.run.history import History
 from moe_megatron.run.keeper import Keeper

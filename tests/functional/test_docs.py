@@ -19,11 +19,13 @@ from typing import Any
 import pytest
 
 from moe_megatron.cli.main import usage
-from moe_megatron.config import RouterConfig, list_presets, load_config
+from moe_megatron.config import list_presets, load_config
 from moe_megatron.config.conform import _choices, annotations_of, group_of
 from moe_megatron.config.fields import settings_of
 from moe_megatron.config.flags import RULES
+from moe_megatron.config.named import Named
 from moe_megatron.config.run import SECTIONS, RunConfig
+from moe_megatron.experts import expert_names, find_expert
 from moe_megatron.routing import find_router, router_names
 from moe_megatron.testing.distributed import NO_LAUNCHER, run_distributed
 from tests.functional.scripts import run_as_main, train_small_demo
@@ -119,6 +121,7 @@ def after_make_train(
         ("analytics.md", {"affinity.png", "domains.png", "routing_profile.json"}),
         ("telemetry.md", {"runs"}),
         ("adding_a_router.md", set()),
+        ("experts.md", set()),
         ("data.md", set()),
     ],
 )
@@ -323,16 +326,26 @@ def _router_meanings(name: str) -> dict[str, str]:
     router = find_router(name)
     if router.options.__name__ in vars(inspect.getmodule(router.function) or object):
         return _meanings(router.options)
-    arguments = (inspect.getdoc(router.function) or "").partition("Args:")[2]
+    return _argument_meanings(router.function)
+
+
+def _argument_meanings(documented: Any) -> dict[str, str]:
+    arguments = (inspect.getdoc(documented) or "").partition("Args:")[2]
     arguments = arguments.partition("\n\n")[0]
     found = re.findall(r"^    (\w+): (.*(?:\n     .*)*)", arguments, re.MULTILINE)
     return {argument: " ".join(text.split()) for argument, text in found}
 
 
+def _own_experts() -> list[str]:
+    """Kinds of experts of the package; other tests register some, too."""
+    named = (name for name in expert_names() if name != "mlp")
+    return [it for it in named if find_expert(it).place.startswith("moe_megatron.")]
+
+
 def _shown(value: Any) -> str:
     if value is None:
         return "null"
-    if isinstance(value, RouterConfig):
+    if isinstance(value, Named):
         return value.name
     if isinstance(value, bool):
         return str(value).lower()
@@ -356,6 +369,8 @@ def chapters() -> dict[str, type]:
                 found[".".join((section, *setting.path))] = group
     for name in router_names():
         found[f"moe.router: {name}"] = find_router(name).options
+    for name in _own_experts():
+        found[f"moe.expert: {name}"] = find_expert(name).options
     return found
 
 
@@ -363,8 +378,11 @@ def field_rows(chapter: str) -> list[str]:
     """The lines that docs/configuration.md must hold for a chapter."""
     kind = chapters()[chapter]
     section = chapter.partition(":")[0]
-    router = chapter.partition(": ")[2]
-    meanings = _router_meanings(router) if router else _meanings(kind)
+    choice = chapter.partition(": ")[2]
+    if section == "moe.expert":
+        meanings = _argument_meanings(find_expert(choice).build)
+    else:
+        meanings = _router_meanings(choice) if choice else _meanings(kind)
     rows = []
     for field in fields(kind):
         assert field.default is not MISSING

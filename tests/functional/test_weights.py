@@ -53,6 +53,8 @@ MODELS: dict[str, dict[str, Any]] = {
     "qkv_bias": {"qkv_bias": True, "num_query_groups": 2},
     "half_rotated": {"rotary_fraction": 0.5},
     "gated_shared_expert": {"shared_expert_hidden_size": 24, "shared_expert_gate": True},
+    "low_rank_experts": {"expert": {"name": "low_rank", "rank": 4}},
+    "gelu_experts": {"expert": "gelu"},
 }
 TP2 = {"parallel.tensor_parallel_size": 2}
 PP2 = {"parallel.pipeline_parallel_size": 2}
@@ -74,7 +76,7 @@ LAYOUTS: dict[str, tuple[int, dict[str, int], list[str]]] = {
             *("multipliers", "biases", "tied_head_bias"),
         ],
     ),
-    "ep2": (2, EP2, [*SPREAD, "expert_biases"]),
+    "ep2": (2, EP2, [*SPREAD, "expert_biases", "low_rank_experts", "gelu_experts"]),
     "pp2": (
         2,
         PP2,
@@ -83,7 +85,7 @@ LAYOUTS: dict[str, tuple[int, dict[str, int], list[str]]] = {
             *("multipliers", "biases", "tied_head_bias"),
         ],
     ),
-    "tp2_etp1_ep2": (2, {**TP2, **ETP1, **EP2}, ["plain", "shared_expert"]),
+    "tp2_etp1_ep2": (2, {**TP2, **ETP1, **EP2}, ["plain", "shared_expert", "gelu_experts"]),
     "tp2_ep2": (4, {**TP2, **EP2}, ["gqa", "shared_expert", "untied"]),
     "tp2_pp2": (4, {**TP2, **PP2}, ["plain", "untied"]),
 }
@@ -190,7 +192,14 @@ DECISIVE = {
         *("layer_norm_and_bias", "swiglu_bias", "biases", "tied_head_bias", "whole_vocabulary"),
         *("qkv_bias", "gated_shared_expert"),
     ],
-    "ep2": ["gqa", "shared_expert", "one_moe_layer", "expert_biases", "expert_bias"],
+    "ep2": [
+        "gqa",
+        "shared_expert",
+        "one_moe_layer",
+        "expert_biases",
+        "expert_bias",
+        "gelu_experts",
+    ],
     "pp2": ["one_moe_layer", "untied", "tied_head_bias", "layer_norm_and_bias"],
     "tp2_etp1_ep2": ["shared_expert"],
     "tp2_ep2": ["shared_expert"],

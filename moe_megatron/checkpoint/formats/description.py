@@ -29,7 +29,7 @@ def run_of(folder: Path) -> RunConfig:
         CheckpointError: The folder has no configuration.
         ConfigError: The configuration is invalid.
     """
-    from moe_megatron.routing import resolve  # imports torch, which is slow and rarely needed
+    from moe_megatron.experts import resolve  # imports torch, which is slow and rarely needed
 
     path = folder / CONFIG_FILE
     if not path.is_file():

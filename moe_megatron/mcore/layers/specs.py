@@ -17,6 +17,7 @@ from moe_megatron.config import Architecture, ModelConfig, MoEConfig, ParallelCo
 from moe_megatron.config.architecture import VOCABULARY, default_of
 from moe_megatron.config.flags import RULES
 from moe_megatron.errors import ConfigError
+from moe_megatron.experts import expert_builder
 from moe_megatron.mcore.layers.biases import add_head_bias, with_bias
 from moe_megatron.mcore.layers.context_attention import ContextAttention
 from moe_megatron.mcore.layers.expert_dropout import add_expert_dropout
@@ -28,6 +29,7 @@ from moe_megatron.mcore.layers.measured_router import MeasuredRouter
 from moe_megatron.mcore.layers.moe_layer import VariableMoELayer
 from moe_megatron.mcore.layers.multipliers import scaled_residual, set_multipliers
 from moe_megatron.mcore.layers.norm import LocalNorm
+from moe_megatron.mcore.layers.pooled_experts import PooledExperts
 from moe_megatron.mcore.layers.qk_norm import NORMS
 from moe_megatron.mcore.layers.shared_head import drop_unused_head
 from moe_megatron.routing import bind
@@ -35,7 +37,7 @@ from moe_megatron.routing import bind
 APPLIED = frozenset(
     (
         "model.qk_norm_scope model.qk_norm_after_rotation model.attention_output_bias "
-        "model.lm_head_bias moe.router "
+        "model.lm_head_bias moe.router moe.expert "
         "model.embedding_multiplier model.attention_multiplier model.residual_multiplier "
         "model.logits_divisor model.latent_attention.norm_epsilon"
     ).split()
@@ -191,11 +193,14 @@ def _local_norm(norm: Any) -> Any:
 def _adapt_mlp(mlp: Any, moe: MoEConfig) -> Any:
     if not (isinstance(mlp, partial) and mlp.func is MoELayer):
         return mlp
-    route = bind(moe)
+    route, builder = bind(moe), expert_builder(moe)
+    experts = mlp.keywords["submodules"].experts
     submodules = dataclasses.replace(
         mlp.keywords["submodules"],
         router=partial(MeasuredRouter, route=route),
-        experts=_local_experts(mlp.keywords["submodules"].experts),
+        experts=(
+            _local_experts(experts) if builder is None else partial(PooledExperts, builder=builder)
+        ),
     )
     layer = MoELayer if route.router.fixed_number else VariableMoELayer
     return partial(layer, **{**mlp.keywords, "submodules": submodules})

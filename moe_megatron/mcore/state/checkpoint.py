@@ -33,10 +33,10 @@ from moe_megatron.config.checkpoint_files import (
     step_of,
 )
 from moe_megatron.errors import CheckpointError, NoRoomError
+from moe_megatron.experts import resolve
 from moe_megatron.families.untrained import check_trains
 from moe_megatron.pickle_names import refusal
 from moe_megatron.platform.disk import FULL
-from moe_megatron.routing import resolve
 from moe_megatron.text.folder import TOKENIZER_FILES, has_tokenizer
 
 logger = logging.getLogger(__name__)

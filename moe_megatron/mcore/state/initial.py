@@ -4,7 +4,8 @@ Megatron draws the tensors of a rank one after the other, from generators that d
 and on what was drawn before, by its warm-up too: the same seed is another model under another
 layout or batch. Here each tensor of the whole model is drawn again, from a seed made of the run's
 and of its name in checkpoints, by the method that Megatron drew it with, and every rank keeps its
-part. What that method is, and which part of what a tensor is, are Megatron's to say.
+part. What that method is, and which part of what a tensor is, are Megatron's to say; experts that
+are modules of another kind draw their own.
 """
 
 import hashlib
@@ -16,6 +17,7 @@ from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from megatron.core.transformer import TransformerConfig
 from torch import Tensor
 
+from moe_megatron.mcore.layers.pooled_experts import draw_experts
 from moe_megatron.mcore.state.sharded import sharded_tensors
 
 Draw = Callable[[Tensor], Any]
@@ -55,6 +57,7 @@ class InitialWeights:
                 for part in sharded_tensors(chunk):
                     if (method := methods.get(_address(part.data))) is not None:
                         part.data.copy_(self._whole(part, method)[_slices(part)])
+                draw_experts(chunk, self._seed)
         for chunk in chunks:  # stages that share the embedding must start with one
             chunk.setup_embeddings_and_output_layer()
         self._drawn.clear()

@@ -170,6 +170,7 @@ def test_fields_without_a_flag_are_the_ones_the_engine_resolves() -> None:
         "checkpoint.keep_every",
         "checkpoint.keep_best",
         "checkpoint.patience_seconds",
+        "moe.expert",  # what is not the model's MLP is told to the layers
         "moe.router",  # what is not top_k's is told to the layers
     }
 

@@ -5,26 +5,55 @@ would look tidier, but indexing it makes the backward pass fill a gradient of th
 every expert, up to 31 times slower on a CPU. Routing is decided elsewhere.
 """
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from moe_megatron.config import ModelConfig
-from moe_megatron.model.exchange import exchange_counts, exchange_rows
-from moe_megatron.model.layers import FeedForward
+from moe_megatron.config.arguments import whole
+from moe_megatron.errors import ConfigError
+from moe_megatron.experts.exchange import exchange_counts, exchange_rows
 from moe_megatron.routing import Routing
 
 
-class Experts(nn.ModuleDict):
-    """Experts keyed "0", "1", ..., so that names do not change when some are on other processes."""
+class ExpertPool(nn.ModuleDict):
+    """Experts keyed "0", "1", ..., so that names do not change when some are on other processes.
+
+        pool = ExpertPool(CustomExpert, num_experts=8, hidden_size=64, intermediate_size=128)
+        output = pool(hidden, routing)
+
+    Args:
+        expert_class: A class of modules from rows to rows (`Expert`), or what builds one from
+            `hidden_size` and `intermediate_size`.
+        num_experts: Number of experts.
+        hidden_size: Features of a row.
+        intermediate_size: Inner features of an expert.
+        **options: Further arguments of the class.
+
+    Raises:
+        ConfigError: A number is below 1, or the class builds no module.
+    """
 
     def __init__(
-        self, config: ModelConfig, num_experts: int, inner_size: int, dropout: float = 0.0
+        self,
+        expert_class: Callable[..., nn.Module],
+        num_experts: int,
+        hidden_size: int,
+        intermediate_size: int,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            {str(e): FeedForward(config, inner_size, dropout) for e in range(num_experts)}
-        )
-        self.num_experts = num_experts
+        number = whole("num_experts", num_experts)
+        sizes = whole("hidden_size", hidden_size), whole("intermediate_size", intermediate_size)
+        built = {str(e): expert_class(*sizes, **options) for e in range(number)}
+        if not isinstance(built["0"], nn.Module):
+            raise ConfigError(
+                f"expert_class must build a torch.nn.Module, not {type(built['0']).__name__}; give "
+                "a class such as moe_megatron.experts.Expert describes."
+            )
+        super().__init__(built)
+        self.num_experts = number
         self.process_group: dist.ProcessGroup | None = None
         """The processes that share the experts, in equal consecutive parts; None: all are here."""
 
@@ -55,15 +84,7 @@ class Experts(nn.ModuleDict):
 
     def _run(self, rows: Tensor, counts: Tensor) -> Tensor:
         """Apply the local experts to rows [n, hidden], sorted by expert, counts[e] rows each."""
-        blocks = torch.split(rows, counts.tolist())
-        # With gradients, an expert without tokens runs on zero rows to get a gradient of zeros:
-        # optimizers and data parallel wrappers expect every parameter to have one.
-        return torch.cat(
-            [
-                expert(block) if len(block) or torch.is_grad_enabled() else block
-                for expert, block in zip(self.values(), blocks, strict=True)
-            ]
-        )
+        return apply_experts(list(self.values()), rows, counts)
 
     def _run_elsewhere(self, rows: Tensor, counts: Tensor, group: dist.ProcessGroup) -> Tensor:
         """Send the rows to the processes of their experts and bring the results back.
@@ -80,3 +101,34 @@ class Experts(nn.ModuleDict):
         outputs = self._run(arrived[by_expert], received.sum(0))
         back = outputs[by_expert.argsort()]
         return exchange_rows(back, receive_sizes, send_sizes, group)
+
+
+def apply_experts(experts: Sequence[nn.Module], rows: Tensor, counts: Tensor) -> Tensor:
+    """Apply each expert to its rows.
+
+    Args:
+        experts: Those that are here.
+        rows: [n, hidden], sorted by expert.
+        counts: int64 [experts], the number of rows of each.
+
+    Returns:
+        [n, hidden].
+
+    Raises:
+        ConfigError: An expert gives another shape than it was given.
+    """
+    blocks = torch.split(rows, counts.tolist())
+    # With gradients, an expert without tokens runs on zero rows to get a gradient of zeros:
+    # optimizers and data parallel wrappers expect every parameter to have one.
+    outputs = [
+        expert(block) if len(block) or torch.is_grad_enabled() else block
+        for expert, block in zip(experts, blocks, strict=True)
+    ]
+    for expert, block, output in zip(experts, blocks, outputs, strict=True):
+        if output.shape != block.shape:
+            raise ConfigError(
+                f"the expert {type(expert).__name__} ({type(expert).__module__}) was given rows of "
+                f"the shape {list(block.shape)} and returned {list(output.shape)}; forward must "
+                "map [n, hidden_size] to the same shape."
+            )
+    return torch.cat(outputs)

@@ -1,0 +1,95 @@
+"""Something chosen by name, with options: a router, a kind of expert.
+
+Which names there are, which options each takes and their defaults is known to the packages that
+register them; they check a choice when a model is built. A file gives a name, or a mapping of the
+name and options:
+
+    router: sparse_mixer
+    router: {name: top_k, score_function: sigmoid}
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Self
+
+from moe_megatron.config.checks import is_identifier
+from moe_megatron.config.conform import convert, show
+from moe_megatron.errors import ConfigError
+
+Option = bool | int | str | float | None
+"""Value of an option."""
+
+_NAME = "name"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Named:
+    """A name and options; a subclass says of what.
+
+    Raises:
+        ConfigError: The name is not text, or an option is not a value that a file can hold.
+    """
+
+    WHAT: ClassVar[str]
+    """What is named, in a message: "a router"."""
+    FIELD: ClassVar[str]
+    """The field that holds it: "moe.router"."""
+
+    name: str
+    """The name under which it is registered."""
+
+    options: Mapping[str, Option] = field(default_factory=dict)
+    """The options that differ from its defaults, or all of them."""
+
+    def __post_init__(self) -> None:
+        part = self.read_part({_NAME: self.name, **self.options}, self.FIELD)
+        object.__setattr__(self, "name", part.pop(_NAME))
+        object.__setattr__(self, "options", part)
+
+    def option(self, name: str, default: Option = None) -> Option:
+        """The value of an option; `default` if it is not given."""
+        return self.options.get(name, default)
+
+    def to_plain(self) -> dict[str, Option]:
+        """Name and options in one mapping, as a file holds them."""
+        return {_NAME: self.name, **self.options}
+
+    @classmethod
+    def conformed(cls, value: object, where: str) -> Self:
+        """A choice from a name, a mapping or a choice.
+
+        Raises:
+            ConfigError: It is none of these.
+        """
+        if isinstance(value, cls):
+            return value
+        part = cls.read_part(value, where)
+        given = {_NAME: part.pop(_NAME)} if _NAME in part else {}
+        return cls(**given, options=part)  # subclasses have a default name
+
+    @classmethod
+    def read_part(cls, value: object, where: str) -> dict[str, Any]:
+        """Read a name and options, any of which may be missing, and check their types.
+
+        Raises:
+            ConfigError: It is neither a name nor a mapping, or an option has no valid type.
+        """
+        if isinstance(value, cls):
+            return value.to_plain()
+        if isinstance(value, str):
+            value = {_NAME: value}
+        if not isinstance(value, Mapping):
+            raise ConfigError(
+                f"{where} needs the name of {cls.WHAT}, or a mapping of its name and options, not "
+                f"{show(value)}."
+            )
+        found: dict[str, Any] = {}
+        for key, item in value.items():
+            if not isinstance(key, str) or not is_identifier(key):
+                raise ConfigError(
+                    f"{where} has an option {show(key)}, which is not a valid name; use letters, "
+                    "digits and underscores."
+                )
+            kind = str if key == _NAME else Option
+            found[key] = convert(item, kind, f"{where}.{key}")
+        return found
