@@ -8,6 +8,7 @@ number. Layers for multi-token prediction, which no profile counts, are left out
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from moe_megatron.checkpoint.edit.selection import (
     Model,
@@ -22,6 +23,9 @@ from moe_megatron.errors import CheckpointError
 from moe_megatron.families.links import Link, Term
 from moe_megatron.files import user_path
 from moe_megatron.telemetry.values.profile import PROFILE_FILE, RoutingProfile
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _ROUTER = "mlp.router.weight"
 
@@ -70,16 +74,16 @@ def with_fewer_experts(model: Model, wanted: FewerExperts, folder: HfFolder) -> 
     geometry = model.geometry
     expert_groups = _num_expert_groups(model)
     _check(model, wanted.num_experts, expert_groups)
-    uses = _uses(model, wanted, folder.path)
+    used = _uses(model, wanted, folder.path)
     config = config_without_prediction(model.config, model.family)
     config = with_experts(config, wanted.num_experts, model.family)
     links = without_prediction(model.links, geometry)
     kept = {
-        layer: _most_used(counts, wanted.num_experts, expert_groups)
-        for layer, counts in uses.items()
+        layer: most_used(counts, wanted.num_experts, expert_groups)
+        for layer, counts in used.items()
     }
     if isinstance(wanted, MergeLeastUsed):
-        links = _merged(links, uses, kept, expert_groups, folder)
+        links = _merged(links, used, kept, expert_groups, folder)
     taken = [
         new
         for link in links
@@ -113,7 +117,35 @@ def _check(model: Model, wanted: int, expert_groups: int) -> None:
 
 def _uses(model: Model, wanted: FewerExperts, folder: Path) -> dict[int, list[int]]:
     """Number of tokens of each expert, by layer, counted from 0."""
-    profile, where = wanted.profile, "the routing profile"
+    geometry = model.geometry
+    layers = tuple(n for n, moe in enumerate(geometry.moe_layers, start=1) if moe)
+    # Layers for multi-token prediction follow; they are left out of the new model.
+    counts = uses(wanted.profile, folder, layers, geometry.experts, last=geometry.layers)
+    return {layer - 1: of_layer for layer, of_layer in counts.items()}
+
+
+def uses(
+    profile: RoutingProfile | Path | str | None,
+    folder: Path,
+    layers: tuple[int, ...],
+    experts: int,
+    *,
+    last: int,
+) -> dict[int, list[int]]:
+    """Number of tokens of each expert, by layer, from 1.
+
+    Args:
+        profile: A routing profile or its file; None: `routing_profile.json` of the folder.
+        folder: The folder of the weights.
+        layers: The layers with experts.
+        experts: Their number in each.
+        last: The last layer that counts; a profile may have further ones.
+
+    Raises:
+        CheckpointError: There is no profile, or it is of another model, or empty.
+        DataError: Its file cannot be read.
+    """
+    where = "the routing profile"
     if not isinstance(profile, RoutingProfile):
         path = folder / PROFILE_FILE if profile is None else user_path(profile)
         if profile is None and not path.is_file():
@@ -122,22 +154,19 @@ def _uses(model: Model, wanted: FewerExperts, folder: Path) -> dict[int, list[in
                 "routing profile (training saves one beside each checkpoint)."
             )
         profile, where = RoutingProfile.load(path), str(path)
-    layers = tuple(n for n, moe in enumerate(model.geometry.moe_layers, start=1) if moe)
-    # Layers for multi-token prediction follow; they are left out of the new model.
-    own = tuple(n for n in profile.layers if n <= model.geometry.layers)
-    if own != layers or profile.num_experts != model.geometry.experts:
+    own = tuple(n for n in profile.layers if n <= last)
+    if own != layers or profile.num_experts != experts:
         raise CheckpointError(
             f"{where} is of layers {list(profile.layers)} with {profile.num_experts} experts, but "
-            f"the model has layers {list(layers)} with {model.geometry.experts}; give the profile "
-            "of this model."
+            f"the model has layers {list(layers)} with {experts}; give the profile of this model."
         )
     if not profile.tokens:
         raise CheckpointError(f"{where} has counted no tokens; give one from a run that trained.")
     counts = profile.tokens_per_expert.tolist()
-    return {layer - 1: counts[row] for row, layer in enumerate(layers)}
+    return {layer: counts[row] for row, layer in enumerate(layers)}
 
 
-def _most_used(counts: Sequence[int], wanted: int, expert_groups: int) -> tuple[int, ...]:
+def most_used(counts: Sequence[int], wanted: int, expert_groups: int) -> tuple[int, ...]:
     """The numbers of the most used experts of each expert group; of equal ones, the first wins."""
     size = len(counts) // expert_groups
     found: list[int] = []
@@ -149,7 +178,7 @@ def _most_used(counts: Sequence[int], wanted: int, expert_groups: int) -> tuple[
 
 def _merged(
     links: list[Link],
-    uses: Mapping[int, Sequence[int]],
+    used: Mapping[int, Sequence[int]],
     kept: Mapping[int, Sequence[int]],
     expert_groups: int,
     folder: HfFolder,
@@ -158,33 +187,42 @@ def _merged(
     members: dict[int | None, dict[int | None, list[int]]] = {}
     for link in links:
         if link.layer is not None and link.key.endswith(_ROUTER):
-            members[link.layer] = _members(link, kept[link.layer], expert_groups, folder)
+            rows = read_matrix(link, folder)
+            members[link.layer] = clusters(rows, kept[link.layer], expert_groups)
     by_identity = {link.identity: link for link in links}
     found = []
     for link in links:
         joined = members.get(link.layer, {}).get(link.expert, [])
         if len(joined) > 1 and link.layer is not None:
-            counts = [uses[link.layer][expert] for expert in joined]
-            total = sum(counts)
+            counts = [used[link.layer][expert] for expert in joined]
             terms = tuple(
-                Term(
-                    weight=count / total if total else 1 / len(joined),
-                    blocks=by_identity[link.key, link.layer, expert].blocks,
-                )
-                for expert, count in zip(joined, counts, strict=True)
+                Term(weight=share, blocks=by_identity[link.key, link.layer, expert].blocks)
+                for expert, share in zip(joined, shares(counts), strict=True)
             )
             link = replace(link, terms=terms)
         found.append(link)
     return found
 
 
-def _members(
-    router: Link, kept: Sequence[int], expert_groups: int, folder: HfFolder
+def shares(counts: Sequence[int]) -> list[float]:
+    """What each member of a cluster contributes, by its tokens; equal shares without any."""
+    total = sum(counts)
+    return [count / total if total else 1 / len(counts) for count in counts]
+
+
+def clusters(
+    router: "Tensor", kept: Sequence[int], expert_groups: int
 ) -> dict[int | None, list[int]]:
-    """The experts merged into each kept expert, itself first."""
+    """The experts merged into each kept expert, itself first.
+
+    Args:
+        router: The rows of the router, [experts, hidden].
+        kept: The experts that stay.
+        expert_groups: Number of groups; an expert joins one of its own.
+    """
     import torch
 
-    rows = torch.nn.functional.normalize(read_matrix(router, folder).float(), dim=1)
+    rows = torch.nn.functional.normalize(router.float(), dim=1)
     experts = len(rows)
     found: dict[int | None, list[int]] = {expert: [expert] for expert in kept}
     for expert in range(experts):

@@ -44,6 +44,15 @@ def to_megatron(folder: Path, *, profile: bool = True) -> tuple[Table, ...]:
     return (*found, *_profile(folder)) if profile else found
 
 
+def beside(folder: Path) -> tuple[Table, ...]:
+    """What a Megatron checkpoint holds of its tokenizer and origin, by its names there."""
+    origin = [folder / HF_FOLDER / name for name in ("config.json", "origin.json")]
+    there = [path for path in origin if path.is_file()]
+    for path in there:
+        check_own(path, folder)
+    return _tables([*_found(folder / HF_FOLDER), *there], f"{HF_FOLDER}/")
+
+
 def to_hugging_face(folder: Path) -> tuple[Table, ...]:
     """The side files of a Megatron checkpoint, by their names in a Hugging Face folder."""
     return (*_tables(_found(folder / HF_FOLDER), ""), *_profile(folder))

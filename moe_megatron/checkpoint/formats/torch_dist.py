@@ -160,6 +160,26 @@ class TorchDist:
                     return self._matrix(self.tensors[name], index, link)
         return None
 
+    def matrix_at(self, tensor: SavedTensor, index: Sizes) -> FoundMatrix:
+        """The matrix of a tensor at an index along its leading axes.
+
+        Raises:
+            CheckpointError: Its records are damaged or do not cover the whole matrix.
+        """
+        found = self._by_index(tensor, len(index)).get(index, [])
+        regions = tuple(self._region(tensor, chunk, index) for chunk in found)
+        self._check_complete(tensor, tensor.shape[len(index) :], regions)
+        return FoundMatrix(tensor, index, regions)
+
+    def content(self, key: str) -> bytes:
+        """The record of an object, as it is.
+
+        Raises:
+            CheckpointError: It cannot be read.
+        """
+        where = self.objects[key]
+        return os.pread(self._descriptor(where.file), where.length, where.offset)
+
     def common_state(self) -> dict[str, Any]:
         """Everything that is not a tensor: iteration, arguments. Objects are replaced by `Inert`.
 
@@ -277,10 +297,7 @@ class TorchDist:
                 f"{self.path}: {tensor.key} has the shape {list(tensor.shape)}, but the model "
                 f"needs [{', '.join(wanted)}]; the checkpoint belongs to another configuration."
             )
-        found = self._by_index(tensor, leading).get(index, [])
-        regions = tuple(self._region(tensor, chunk, index) for chunk in found)
-        self._check_complete(tensor, matrix, regions)
-        return FoundMatrix(tensor, index, regions)
+        return self.matrix_at(tensor, index)
 
     def _by_index(self, tensor: SavedTensor, leading: int) -> dict[Sizes, list[Chunk]]:
         """The chunks of each matrix of a tensor, by its index along the leading axes."""
@@ -299,9 +316,21 @@ class TorchDist:
         before = 0
         for at, start, size in zip(index, chunk.offsets, chunk.sizes, strict=False):
             before = before * size + at - start
-        row, column = (*chunk.offsets[leading:], 0)[:2]
+        row, column = self._corner(tensor, chunk, leading)
         offset = self.data_offset(tensor, chunk) + before * rows * columns * item
         return Region(row, column, packed(chunk.record.file, offset, rows, columns, item))
+
+    def _corner(self, tensor: SavedTensor, chunk: Chunk, leading: int) -> tuple[int, int]:
+        """Row and column at which a chunk begins in its matrix, whose rows are all axes but one."""
+        offsets, sizes, whole = (it[leading:] for it in (chunk.offsets, chunk.sizes, tensor.shape))
+        if len(offsets) < 3:
+            return (*offsets, 0, 0)[0], (*offsets, 0, 0)[1]
+        if sizes[1:] != whole[1:]:
+            raise CheckpointError(
+                f"{self.path}: {tensor.key} {list(tensor.shape)} was saved in parts of "
+                f"{list(chunk.sizes)}, which are no rows of it; save it in one process."
+            )
+        return offsets[0] * prod(whole[1:-1]), 0
 
     def _check_complete(
         self, tensor: SavedTensor, matrix: Sizes, regions: tuple[Region, ...]
@@ -333,14 +362,17 @@ class TorchDist:
         return record.data[0][0] + first
 
     def _read_record(self, where: ByteRange, key: str) -> Record:
-        path = self.path / self.files[where.file]
-        if where.file not in self._descriptors:
+        what = f"{self.path / self.files[where.file]}: {key}"
+        return read_record(self._descriptor(where.file), where.offset, where.length, what)
+
+    def _descriptor(self, file: int) -> int:
+        path = self.path / self.files[file]
+        if file not in self._descriptors:
             try:
-                self._descriptors[where.file] = os.open(path, os.O_RDONLY)
+                self._descriptors[file] = os.open(path, os.O_RDONLY)
             except OSError as error:
                 raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
-        descriptor = self._descriptors[where.file]
-        return read_record(descriptor, where.offset, where.length, f"{path}: {key}")
+        return self._descriptors[file]
 
 
 def _overlap(a: Region, b: Region) -> bool:

@@ -1,6 +1,6 @@
 """Plans a Megatron checkpoint from a Hugging Face folder and links."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
@@ -229,7 +229,7 @@ class _Importer:
                 noise = link.noise.rows_from(chunk * height, height)
                 moves.append(Move(noise, "F32", target, weight=1.0))
             data = fill(record.file, record.data, (height, columns), dtype, moves)
-            yield from _framed(record, data)
+            yield from framed(record, data)
 
     def _read_blocks(self, link: Link, columns: int) -> Iterator[_ReadBlock]:
         """The blocks of the link or, for a sum, of its terms."""
@@ -312,7 +312,7 @@ def _target(record: TensorRecord, rows: int, columns: int) -> View:
     return packed(record.file, record.data, rows, columns, dtypes.item_size(record.dtype))
 
 
-def _framed(record: TensorRecord, tasks: Iterator[Task]) -> Iterator[Task]:
+def framed(record: TensorRecord, tasks: Iterable[Task]) -> Iterator[Task]:
     """The tasks of a record's data, between tasks that write the bytes before and after it."""
     head, tail = record.around
     yield Task(record.file, record.offset, len(head), "U8", literal=head)

@@ -12,19 +12,22 @@ from moe_megatron.checkpoint.convert import (
     import_checkpoint,
 )
 from moe_megatron.checkpoint.edit.fewer_experts import FewerExperts, KeepMostUsed, MergeLeastUsed
+from moe_megatron.checkpoint.edit.pool_change import Change, Grow
 from moe_megatron.checkpoint.edit.selection import Selection
 from moe_megatron.checkpoint.edit.upcycle import Upcycling
 from moe_megatron.checkpoint.formats.hf_folder import CONFIG
 from moe_megatron.checkpoint.formats.own_files import given_folder
 from moe_megatron.checkpoint.hub import local_folder
 from moe_megatron.checkpoint.progress import amount
+from moe_megatron.checkpoint.resize import change_experts
 from moe_megatron.cli.parser import Parser
 from moe_megatron.config.checkpoint_files import METADATA, TRACKER, is_megatron_checkpoint
 from moe_megatron.errors import CheckpointError
 from moe_megatron.files import user_path
 
 _EPILOG = """\
-The direction is detected from the source.
+The direction is detected from the source. A Megatron checkpoint with another number of experts
+(--grow, --keep-experts, --merge-experts) stays one, of the same step, for --load.
 
 examples:
   moe-megatron convert allenai/OLMoE-1B-7B-0924 checkpoints/olmoe
@@ -32,11 +35,10 @@ examples:
   moe-megatron convert runs/demo_moe/checkpoints exported/demo_moe --dtype bf16
   moe-megatron convert path/to/mixtral checkpoints/small --experts 0,3,5-7 --dry-run
   moe-megatron convert path/to/mixtral checkpoints/half --keep-experts 4
-  moe-megatron convert path/to/qwen3 checkpoints/upcycled --upcycle 8 --top-k 2"""
-_ON_IMPORT = (
-    *("layers", "experts", "keep_experts", "merge_experts", "profile"),
-    *("upcycle", "top_k"),
-)
+  moe-megatron convert path/to/qwen3 checkpoints/upcycled --upcycle 8 --top-k 2
+  moe-megatron convert runs/demo_moe/checkpoints checkpoints/grown --grow 16"""
+_ON_IMPORT = ("layers", "experts", "profile", "upcycle", "granularity", "top_k", "noise")
+_ON_CHANGE = ("layers", "experts", "upcycle", "granularity", "layout", "max_shard_size", "dtype")
 _UNITS = {"": 1, "MB": 10**6, "GB": 10**9, "MIB": 2**20, "GIB": 2**30}
 
 
@@ -153,7 +155,30 @@ def _parser() -> argparse.ArgumentParser:
         "--upcycle", type=int, metavar="N", help="make N experts from each MLP of a dense model"
     )
     to_megatron.add_argument(
-        "--top-k", type=int, metavar="K", help="experts per token after --upcycle (default: 2)"
+        "--granularity",
+        type=int,
+        metavar="G",
+        help="with --upcycle: experts are 1/G of an MLP, and a token visits whole sets of them",
+    )
+    to_megatron.add_argument(
+        "--top-k",
+        type=int,
+        metavar="K",
+        help="experts per token after --upcycle (default: 2 x granularity) or --grow (default: "
+        "multiplied as the experts are)",
+    )
+    to_megatron.add_argument(
+        "--noise",
+        type=float,
+        metavar="STD",
+        help="standard deviation of noise that makes copies differ, for --upcycle and --grow",
+    )
+    in_training = parser.add_argument_group("a Megatron checkpoint whose training goes on")
+    in_training.add_argument(
+        "--grow",
+        type=int,
+        metavar="N",
+        help="split experts until each layer has N; --keep-experts and --merge-experts work, too",
     )
     to_hf = parser.add_argument_group("from Megatron to Hugging Face")
     to_hf.add_argument(
@@ -204,6 +229,10 @@ def _run(options: argparse.Namespace, *, is_export: bool) -> Report:
         dry_run=options.dry_run,
         progress=not options.quiet,
     )
+    change = _change(options)
+    if is_export and change is not None:
+        _refuse(options, _ON_CHANGE, "changed in its number of experts")
+        return change_experts(options.source, options.destination, change, execution=execution)
     if is_export:
         _refuse(options, _ON_IMPORT, "a Megatron checkpoint; export all of it")
         return export_checkpoint(
@@ -215,6 +244,7 @@ def _run(options: argparse.Namespace, *, is_export: bool) -> Report:
             execution=execution,
         )
     _refuse(options, ("layout", "max_shard_size"), "a Hugging Face model; leave it out")
+    _refuse(options, ("grow",), "a Hugging Face model; import it first")
     return import_checkpoint(
         options.source,
         options.destination,
@@ -243,12 +273,39 @@ def _fewer_experts(options: argparse.Namespace) -> FewerExperts | None:
     return MergeLeastUsed(num_experts=merged, profile=options.profile)
 
 
+def _change(options: argparse.Namespace) -> Change | None:
+    """The change to a Megatron checkpoint, if one is asked for."""
+    if options.grow is None:
+        wanted = (options.keep_experts, options.merge_experts)
+        if wanted == (None, None):
+            return None
+        _refuse(options, ("top_k", "noise"), "not grown (--grow)")
+        return _fewer_experts(options)
+    if options.keep_experts is not None or options.merge_experts is not None:
+        raise CheckpointError(
+            "--grow makes more experts, --keep-experts and --merge-experts fewer; give one of them."
+        )
+    return Grow(
+        num_experts=options.grow,
+        top_k=options.top_k,
+        noise=options.noise or 0.0,
+        profile=options.profile,
+    )
+
+
 def _upcycling(options: argparse.Namespace) -> Upcycling | None:
     if options.upcycle is not None:
-        top_k = 2 if options.top_k is None else options.top_k
-        return Upcycling(num_experts=options.upcycle, top_k=top_k)
-    if options.top_k is not None:
-        raise CheckpointError("--top-k has no effect without --upcycle; add it.")
+        slices = 1 if options.granularity is None else options.granularity
+        return Upcycling(
+            num_experts=options.upcycle,
+            top_k=2 * slices if options.top_k is None else options.top_k,
+            granularity=slices,
+            noise=options.noise or 0.0,
+        )
+    for name in ("top_k", "granularity", "noise"):
+        if getattr(options, name) is not None:
+            flag = f"--{name.replace('_', '-')}"
+            raise CheckpointError(f"{flag} has no effect without --upcycle; add it.")
     return None
 
 

@@ -5,7 +5,9 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
+from moe_megatron import MoEModel
 from moe_megatron.cli.main import main
 from moe_megatron.cli.verbs.convert import numbers, size
 from moe_megatron.telemetry.values.profile import RoutingProfile
@@ -94,6 +96,7 @@ def test_experts_are_kept_and_made_by_options(
     ("words", "message"),
     [
         (["--top-k", "2"], "--top-k has no effect without --upcycle; add it."),
+        (["--granularity", "2"], "--granularity has no effect without --upcycle; add it."),
         (["--profile", "p"], "--profile has no effect without --keep-experts or --merge-experts"),
         (["--keep-experts", "2", "--merge-experts", "2"], "exclude each other; give only one"),
         (["--keep-experts", "9"], "9 experts"),
@@ -126,6 +129,47 @@ def test_selection_of_a_megatron_checkpoint_is_refused(
     main(["convert", str(mixtral), there, "--quiet"])
     assert main(["convert", there, str(tmp_path / "back"), "--layers", "0"]) == 2
     assert "--layers has no effect when the source is a Megatron" in capsys.readouterr().err
+
+
+def test_a_grown_checkpoint_answers_as_before(
+    mixtral: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    there, grown, back = (str(tmp_path / name) for name in ("megatron", "grown", "back"))
+    assert main(["convert", str(mixtral), there, "--quiet"]) == 0
+    assert main(["convert", there, grown, "--grow", "8", "--quiet"]) == 0
+    assert "each token visits all 2 copies of its experts" in capsys.readouterr().err
+    assert main(["convert", grown, back, "--quiet"]) == 0
+    tokens = torch.arange(40).view(2, 20)
+    before, after = (MoEModel.from_pretrained(path) for path in (mixtral, back))
+    assert (after.num_experts, after.experts_per_token) == (8, 4)
+    torch.testing.assert_close(after(tokens).logits, before(tokens).logits, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--grow", "4"], "4 experts are not more than the 4"),
+        (["--grow", "6"], "has no routing_profile.json"),
+        (["--grow", "8", "--keep-experts", "2"], "--grow makes more experts, --keep-experts and"),
+        (["--grow", "8", "--layout", "fused"], "--layout has no effect when the source is changed"),
+        (["--keep-experts", "2", "--noise", "0.1"], "--noise has no effect when the source is not"),
+        (["--grow", "8", "--noise", "3"], "the noise (3.0) must be a standard deviation"),
+    ],
+)
+def test_a_change_that_cannot_be_made_is_explained(
+    words: list[str],
+    message: str,
+    mixtral: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    there, target = str(tmp_path / "megatron"), tmp_path / "x"
+    main(["convert", str(mixtral), there, "--quiet"])
+    assert main(["convert", there, str(target), *words]) == 2
+    assert message in capsys.readouterr().err
+    assert not target.exists()
+    assert main(["convert", str(mixtral), str(target), "--grow", "8"]) == 2
+    assert "--grow has no effect when the source is a Hugging Face model" in capsys.readouterr().err
 
 
 def test_lists_and_ranges_of_numbers() -> None:

@@ -1,0 +1,117 @@
+"""Changes the number of experts of a Megatron checkpoint, which a run then resumes.
+
+    change_experts("runs/first/checkpoints", "grown", Grow(num_experts=16))
+
+The result is a checkpoint of the same step: weights, optimizer, random states and the place in the
+data are carried over. It needs no GPU, no process group and no model.
+"""
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from moe_megatron.checkpoint.edit.pool_change import (
+    Change,
+    Grow,
+    changed_experts,
+    what_is_kept,
+)
+from moe_megatron.checkpoint.execute.conversion import Execution, Report, carry_out
+from moe_megatron.checkpoint.execute.publish import check_apart, check_free
+from moe_megatron.checkpoint.formats import description, side_files
+from moe_megatron.checkpoint.formats.own_files import given_folder
+from moe_megatron.checkpoint.formats.torch_dist import TorchDist
+from moe_megatron.checkpoint.matrices import read_saved_matrix
+from moe_megatron.checkpoint.plan.resizing import Resizing, plan_resizing
+from moe_megatron.config import CONFIG_FILE, Architecture, dump_yaml
+from moe_megatron.config.checkpoint_files import TRACKER, step_of
+from moe_megatron.errors import CheckpointError
+from moe_megatron.families.links import Link, saved_names
+from moe_megatron.files import replace_file
+from moe_megatron.platform.collection import without_collection
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@without_collection()
+def change_experts(
+    source: str | Path,
+    destination: str | Path,
+    change: Change,
+    *,
+    execution: Execution | None = None,
+) -> Report:
+    """Write a checkpoint with more or fewer experts.
+
+    Args:
+        source: An `iter_*` folder, or the folder around it, whose newest step is taken.
+        destination: Folder of checkpoints to write, for `--load`.
+        change: `Grow`, `KeepMostUsed` or `MergeLeastUsed`.
+        execution: Workers, resuming, overwriting, dry run.
+
+    Returns:
+        What was done; its remarks say how far the function is kept.
+
+    Raises:
+        CheckpointError: The change does not fit the model, the source is damaged, or the
+            destination cannot be written.
+        DataError: The routing profile cannot be read.
+    """
+    execution = execution or Execution()
+    root = given_folder(destination)
+    with TorchDist(given_folder(source)) as saved:
+        folder = saved.path
+        check_apart(root, folder)
+        run = description.run_of(folder)
+        description.check_whole(folder, run)
+        model = run.architecture
+        moe, layers = changed_experts(
+            model, change, folder, lambda layer: _router_rows(saved, layer, model)
+        )
+        target = root / folder.name
+        check_free(target, overwrite=execution.overwrite)
+        grows = isinstance(change, Grow)
+        plan = plan_resizing(
+            saved,
+            Resizing(
+                layers=layers,
+                experts=model.moe.num_experts or 0,
+                decoder_layers=model.model.num_layers,
+                noise=change.noise if isinstance(change, Grow) else 0.0,
+                seed=change.seed if isinstance(change, Grow) else 0,
+                tables=(
+                    (CONFIG_FILE, lambda: dump_yaml(replace(run, moe=moe)).encode()),
+                    *side_files.beside(folder),
+                ),
+            ),
+        )
+        step = step_of(folder)
+        text = folder.name if step is None else str(step)
+        write_tracker = partial(replace_file, root / TRACKER, [text.encode()])
+        outcome = carry_out(plan, target, execution, before=write_tracker)
+    return Report(
+        plan=plan,
+        destination=target,
+        family="grown" if grows else "shrunk",
+        limits=(),
+        remarks=(what_is_kept(model.moe, moe, change),),
+        outcome=outcome,
+    )
+
+
+def _router_rows(saved: TorchDist, layer: int, model: Architecture) -> "Tensor":
+    """The rows of the router of a layer, numbered from 1."""
+    after = layer - 1 - model.model.num_layers
+    key = f"mtp.layers.{after}.transformer_layer." if after >= 0 else "decoder.layers.{layer}."
+    link = Link(
+        key=f"{key}mlp.router.weight", layer=None if after >= 0 else layer - 1, shape=(), blocks=()
+    )
+    for name, index in saved_names(link.key, link):
+        if name in saved.tensors:
+            rows = replace(link, shape=saved.tensors[name].shape[len(index) :])
+            found = read_saved_matrix(rows, saved)
+            assert found is not None, "its key is there"
+            return found
+    raise CheckpointError(f"{saved.path} has no router of layer {layer}.")
