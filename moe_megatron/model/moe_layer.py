@@ -10,15 +10,9 @@ from torch import Tensor, nn
 from moe_megatron.config import ModelConfig, MoEConfig
 from moe_megatron.experts import ExpertPool, expert_builder
 from moe_megatron.model.layers import FeedForward
-from moe_megatron.model.outputs import RoutingInfo
 from moe_megatron.model.router import Router
-from moe_megatron.routing import (
-    Routing,
-    load_balancing_loss,
-    router_entropy,
-    sequence_load_balancing_loss,
-    z_loss,
-)
+from moe_megatron.routing import Routing, RoutingInfo
+from moe_megatron.routing.info import describe, in_places
 
 
 class MoELayer(nn.Module):
@@ -69,7 +63,7 @@ class MoELayer(nn.Module):
         output_TH = self.experts(tokens, routing)
         if routing.copied is not None:
             output_TH = output_TH + routing.copied.unsqueeze(-1) * tokens
-        output = _scatter(output_TH, valid)
+        output = in_places(output_TH, valid)
         if self.shared_expert is not None:
             shared = self.shared_expert(hidden)
             if self.shared_gate is not None:
@@ -78,31 +72,12 @@ class MoELayer(nn.Module):
         return output, self._report(logits_TE, routing, valid)
 
     def _report(self, logits_TE: Tensor, routing: Routing, valid: Tensor) -> RoutingInfo:
-        scores_TE = self.router.route.distribution(logits_TE)
-        indices_TK = routing.indices.masked_fill(~routing.assigned, -1)
-        return RoutingInfo(
+        of_sequences = self.config.load_balancing == "seq_aux_loss"
+        return describe(
+            self.router.route,
+            logits_TE,
+            routing,
+            valid,
             layer=self.layer,
-            indices=_scatter(indices_TK, valid, padding=-1),
-            weights=_scatter(routing.weights.detach(), valid),
-            scores=_scatter(scores_TE.detach(), valid),
-            tokens_per_expert=routing.tokens_per_expert,
-            dropped=(routing.assigned & ~routing.kept).sum(),
-            entropy=router_entropy(scores_TE.detach()),
-            aux_loss=self._aux_loss(scores_TE, routing, valid),
-            z_loss=z_loss(logits_TE),
-            own_loss=routing.loss,
+            of_sequences=of_sequences,
         )
-
-    def _aux_loss(self, scores_TE: Tensor, routing: Routing, valid: Tensor) -> Tensor:
-        top_k, route = self.config.top_k, self.router.route
-        chosen_TE = route.balancing_map(scores_TE.detach(), routing)
-        if self.config.load_balancing != "seq_aux_loss":
-            return load_balancing_loss(scores_TE, chosen_TE, top_k)
-        sequence_T = valid.nonzero()[:, 0]
-        return sequence_load_balancing_loss(scores_TE, chosen_TE, top_k, sequence_T, len(valid))
-
-
-def _scatter(rows: Tensor, valid: Tensor, padding: int = 0) -> Tensor:
-    """Put the rows of valid tokens, [tokens, width], back in place: [batch, seq, width]."""
-    spread = rows.new_full((*valid.shape, rows.shape[1]), padding)
-    return spread.masked_scatter(valid.unsqueeze(-1), rows)

@@ -72,7 +72,9 @@ class MoEModel(LanguageModel):
                 arXiv:2412.19437), which are short for options of top_k.
             vocab_size: Number of entries of the vocabulary.
             **options: Any other field of `ModelConfig` and `MoEConfig`, for example
-                `num_attention_heads`, `expert_hidden_size` or `capacity_factor`.
+                `num_attention_heads`, `expert_hidden_size` or `capacity_factor`; and
+                `load_balancer`, a `LoadBalancer` or the name of a balancing method, which decides
+                several of them.
 
         Raises:
             ConfigError: A name or value is wrong, or the combination is not supported.

@@ -2,7 +2,8 @@
 
 Every field of the two classes is an argument under its own name, except that `top_k` is called
 `experts_per_token`. It has the default of the field, but for those in `BALANCED`. A router type is
-the name of a router, or short for a router with certain options. The two classes check the values.
+the name of a router, or short for a router with certain options. `load_balancer` decides several
+fields at once. The two classes check the values.
 """
 
 from collections.abc import Mapping
@@ -10,12 +11,13 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from moe_megatron.config import ModelConfig, MoEConfig, RouterConfig
-from moe_megatron.config.arguments import meant
+from moe_megatron.config.arguments import meant, shown
 from moe_megatron.config.checks import join_words, nearest
 from moe_megatron.errors import ConfigError
-from moe_megatron.routing import router_names
+from moe_megatron.routing import LoadBalancer, router_names
 
 DEFAULT_TOP_K = 2
+BALANCER = "load_balancer"
 BALANCED = {"init_std": 0.05, "aux_loss_coef": 0.02}
 """Defaults with which the routers of small models balance within some dozen steps; with those of
 the configuration they collapse (benchmarks/results has the comparison)."""
@@ -61,7 +63,14 @@ def build_configs(
             f"router_type must be {join_words([repr(name) for name in known])}, "
             f"not {router_type!r}.{nearest(str(router_type), known)}"
         )
+    options = dict(options)
+    balancer = options.pop(BALANCER, None)
     _refuse_unknown(options)
+    if balancer is not None:
+        balancer = LoadBalancer.of(balancer)
+        router_type, experts_per_token = _balanced(
+            balancer, router_type, experts_per_token, options
+        )
     short = SHORT.get(router_type, _Short(router=router_type))
     top_k = (short.top_k or DEFAULT_TOP_K) if experts_per_token is None else experts_per_token
     if short.top_k is not None and top_k != short.top_k:
@@ -86,12 +95,54 @@ def build_configs(
     )
 
 
+def _balanced(
+    balancer: LoadBalancer, router_type: str, top_k: int | None, options: dict[str, Any]
+) -> tuple[str, int | None]:
+    """Put the fields of a balancer among the options.
+
+    Args:
+        balancer: What decides them.
+        router_type: As in `build_configs`; "top_k" gives way to the router of the balancer.
+        top_k: `experts_per_token`.
+        options: Completed in place.
+
+    Returns:
+        Router type and number of experts for each token.
+
+    Raises:
+        ConfigError: An argument says otherwise.
+    """
+    short = SHORT.get(router_type, _Short(router=router_type))
+    router = RouterConfig.read_part(options.get("router", {}), "router")
+    fields = balancer.fields(router.get("name", short.router), given=options)
+    wanted = fields.pop("router", None)
+    if wanted is not None:
+        if wanted.name != short.router and router_type != "top_k":
+            raise ConfigError(
+                f"load_balancer {shown(balancer.method)} routes with '{wanted.name}', not with "
+                f"router_type {router_type!r}; leave one of the two out."
+            )
+        if router_type not in SHORT:
+            router_type = wanted.name
+        options["router"] = {**wanted.to_plain(), **router}
+    number = fields.pop("top_k", None)
+    given = {**options, "experts_per_token": top_k}
+    for name, value in {**fields, "experts_per_token": number}.items():
+        if value is not None and given.get(name, value) not in (None, value):
+            raise ConfigError(
+                f"{name} ({shown(given[name])}) contradicts load_balancer "
+                f"{shown(balancer.method)}, which sets it to {shown(value)}; keep one of the two."
+            )
+    options |= fields
+    return router_type, top_k or number
+
+
 def _refuse_unknown(options: Mapping[str, Any]) -> None:
     for name in options:
         if name == "top_k":
             raise ConfigError("MoEModel has no option 'top_k'; it is called experts_per_token.")
         if name not in _MODEL_FIELDS | _MOE_FIELDS:
-            hint = meant(name, sorted(_MODEL_FIELDS | _MOE_FIELDS))
+            hint = meant(name, sorted({*_MODEL_FIELDS, *_MOE_FIELDS, BALANCER}))
             raise ConfigError(
                 f"MoEModel has no option '{name}'.{hint} Options are the fields of ModelConfig "
                 "and MoEConfig."

@@ -2,8 +2,8 @@
 
 Terms are Megatron's: the gate outputs `logits`, a score function turns them into `scores`, `probs`
 are the combine weights, and `routing_map` says which token goes to which expert. Tensor names end
-in their axes: T tokens, E experts, K experts of a token. Nothing here holds parameters or state, or
-knows processes or Megatron itself.
+in their axes: T tokens, E experts, K experts of a token. Nothing here knows processes or Megatron
+itself, and only `modules` holds parameters.
 
 A router is one file of this package: a function, and optionally a frozen dataclass of its options,
 registered by a decorator (`registry`). Adding the file is all it takes. `losses` and `capacity`
@@ -13,15 +13,24 @@ work with every router.
 import importlib
 import pkgutil
 
+from moe_megatron.routing.balancing import (
+    BalancingMethod,
+    balancing_names,
+    find_balancing,
+    register_balancing,
+)
 from moe_megatron.routing.capacity import drop_over_capacity, expert_capacity
 from moe_megatron.routing.decision import Routing
 from moe_megatron.routing.gate import Gate, Parameter
+from moe_megatron.routing.info import RoutingInfo
+from moe_megatron.routing.load_balancer import LoadBalancer
 from moe_megatron.routing.losses import (
     load_balancing_loss,
     router_entropy,
     sequence_load_balancing_loss,
     z_loss,
 )
+from moe_megatron.routing.modules import ExpertChoice, RoutingDecision, TopKRouter
 from moe_megatron.routing.registry import (
     BoundRouter,
     bind,
@@ -37,16 +46,25 @@ for _module in pkgutil.iter_modules(__path__):  # a router is registered when it
     importlib.import_module(f"{__name__}.{_module.name}")
 
 __all__ = [
+    "BalancingMethod",
     "BoundRouter",
+    "ExpertChoice",
     "Gate",
+    "LoadBalancer",
     "Parameter",
     "RouterState",
     "Routing",
+    "RoutingDecision",
+    "RoutingInfo",
+    "TopKRouter",
+    "balancing_names",
     "bind",
     "drop_over_capacity",
     "expert_capacity",
+    "find_balancing",
     "find_router",
     "load_balancing_loss",
+    "register_balancing",
     "register_router",
     "registered_router",
     "resolve",

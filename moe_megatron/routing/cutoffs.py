@@ -24,7 +24,7 @@ def learned_cutoffs(log_probs_TE: Tensor, state: State) -> Tensor:
     return torch.where(state["steps"] > 0, state["cutoff"], even)
 
 
-def batch_cutoffs(log_probs_TE: Tensor, top_k: int, padding_T: Tensor | None) -> Tensor:
+def batch_cutoffs(log_probs_TE: Tensor, top_k: float, padding_T: Tensor | None) -> Tensor:
     """Log p of the last token that each expert chooses of this batch, [E]."""
     if padding_T is not None:
         log_probs_TE = log_probs_TE[~padding_T]

@@ -23,6 +23,7 @@ from moe_megatron.run.launch import launch
 from moe_megatron.run.prepared_data import PreparedData
 from moe_megatron.run.start import RunResult
 from moe_megatron.training import rank
+from moe_megatron.training.balancing import Balancing
 from moe_megatron.training.handover import Handover
 from moe_megatron.training.trainer import MoETrainer
 
@@ -68,7 +69,7 @@ class DistributedMoETrainer(MoETrainer):
         model_parallel_size: int = 1,
         pipeline_stages: int = 1,
         *,
-        load_balancing: str = "auxiliary_loss",
+        load_balancing: Balancing | None = None,
         router_z_loss_coef: float = 0.01,
         overrides: Mapping[str, Any] | None = None,
         **options: Any,

@@ -13,8 +13,7 @@ from typing import Any
 import torch
 
 from moe_megatron.config import DataConfig, RunConfig, apply_overrides
-from moe_megatron.config.arguments import explained, one_of, real, whole
-from moe_megatron.config.moe import BALANCES_WITHOUT_LOSS
+from moe_megatron.config.arguments import explained, one_of, whole
 from moe_megatron.data.index import read_tokens
 from moe_megatron.errors import ConfigError, RecoveryError
 from moe_megatron.files import user_path
@@ -29,6 +28,7 @@ from moe_megatron.run.prepared_data import PreparedData
 from moe_megatron.run.start import Attachments, RunResult, start
 from moe_megatron.text.tokenizer import Tokenizer
 from moe_megatron.training import texts as text_data
+from moe_megatron.training.balancing import Balancing, balancing_fields
 from moe_megatron.training.exchange import WeightExchange
 from moe_megatron.training.options import TrainOptions, check_overrides, configure
 from moe_megatron.training.results import EvalResult, TrainingResult
@@ -36,7 +36,6 @@ from moe_megatron.training.resuming import resumed
 from moe_megatron.training.texts import Texts
 from moe_megatron.viz.report import write_report
 
-_METHODS = {"auxiliary_loss": "aux_loss", "none": "none"}
 _LENGTH = 256
 
 logger = logging.getLogger(__name__)
@@ -51,7 +50,9 @@ class MoETrainer:
 
     Args:
         model: The model to train; its weights are replaced by the trained ones.
-        load_balancing: "auxiliary_loss", "none", or a value of `moe.load_balancing`.
+        load_balancing: A `LoadBalancer`, or the name or names of balancing methods, such as
+            "auxiliary_loss" or "none". Routers are a matter of the model, which must agree. None:
+            that of the model, which is "auxiliary_loss" unless it was built with another.
         router_z_loss_coef: Weight of the router z-loss (ST-MoE, arXiv 2202.08906).
         aux_loss_coef: Weight of the auxiliary loss; None keeps the model's.
         tokenizer: "demo", a tokenizer folder, a hub id or a tokenizer; None takes the model's, or
@@ -67,7 +68,7 @@ class MoETrainer:
     def __init__(
         self,
         model: MoEModel,
-        load_balancing: str = "auxiliary_loss",
+        load_balancing: Balancing | None = None,
         router_z_loss_coef: float = 0.01,
         *,
         aux_loss_coef: float | None = None,
@@ -81,16 +82,12 @@ class MoETrainer:
         self._run_dir: Path | None = None
         self._overrides = check_overrides(overrides or {})
         chosen: dict[str, Any] = {
-            "moe.load_balancing": _METHODS.get(load_balancing, load_balancing),
-            "moe.z_loss_coef": real("router_z_loss_coef", router_z_loss_coef, example=0.01),
             "checkpoint.save_interval": None,
             "run_dir": str(user_path(run_dir)),
         }
-        method = chosen["moe.load_balancing"]
-        if aux_loss_coef is None and method in BALANCES_WITHOUT_LOSS:
-            aux_loss_coef = 0.0
-        if aux_loss_coef is not None:
-            chosen["moe.aux_loss_coef"] = real("aux_loss_coef", aux_loss_coef, example=0.01)
+        chosen |= balancing_fields(
+            load_balancing, model.moe_config, router_z_loss_coef, aux_loss_coef
+        )
         self._base = apply_overrides(
             RunConfig(
                 model=model.model_config,

@@ -21,6 +21,7 @@ from moe_megatron.analytics import RouterAnalyzer, RouterMonitor
 from moe_megatron.cli import main
 from moe_megatron.distributed import DistributedMoETrainer
 from moe_megatron.errors import EXIT_CODE, ConfigError, MoEError
+from moe_megatron.routing import ExpertChoice, LoadBalancer, TopKRouter
 from moe_megatron.text.training import train_tokenizer
 
 TEXTS = [f"Document {i}: the quick brown fox, x = {i * i}." for i in range(10)]
@@ -105,6 +106,84 @@ IN_PYTHON: dict[str, tuple[Mistake, str]] = {
     "misspelt option": (
         lambda: model(num_expert=8),
         r"no option 'num_expert'. Did you mean 'num_e",
+    ),
+    "misspelt balancing": (lambda: LoadBalancer("swich"), r"Did you mean 'switch'\?"),
+    "number for balancing": (lambda: LoadBalancer(0.01), r"by name, or several .* not 0.01"),
+    "another library's balancing option": (
+        lambda: LoadBalancer(coef=0.1),
+        r"LoadBalancer\(...\) has no argument 'coef'. It takes method, aux_loss_coef",
+    ),
+    "two routers that balance": (
+        lambda: LoadBalancer(("loss_free", "sinkhorn")),
+        "'loss_free' and 'sinkhorn' do not work together: both decide the router",
+    ),
+    "two losses that balance": (
+        lambda: LoadBalancer(("auxiliary_loss", "global_auxiliary_loss")),
+        "do not work together: both decide moe.load_balancing",
+    ),
+    "weight of no loss": (
+        lambda: LoadBalancer("base_layers", aux_loss_coef=0.1),
+        r"aux_loss_coef \(0.1\) has no effect with the balancing method 'base_layers'",
+    ),
+    "capacity without dropping": (
+        lambda: LoadBalancer(capacity_factor=1.0, drop_tokens=False),
+        r"drop_tokens=False does not work with capacity_factor \(1.0\)",
+    ),
+    "dropping without capacity": (
+        lambda: LoadBalancer(drop_tokens=True),
+        "drop_tokens=True needs a capacity_factor",
+    ),
+    "policy without capacity": (
+        lambda: LoadBalancer(drop_policy="position"),
+        r"drop_policy \('position'\) has no effect without a capacity",
+    ),
+    "padding without capacity": (
+        lambda: LoadBalancer("switch", drop_tokens=False, pad_to_capacity=True),
+        r"pad_to_capacity \(True\) has no effect without a capacity",
+    ),
+    "two experts of Switch": (
+        lambda: LoadBalancer("switch", routing_top_k=2),
+        r"routing_top_k \(2\) does not work with the balancing method 'switch'",
+    ),
+    "Switch on a model of two experts": (
+        lambda: trainer(load_balancing="switch"),
+        r"needs the router 'top_k' with \{'pre_softmax': True\}, .* load_balancer='switch'\)",
+    ),
+    "threshold of no second expert": (
+        lambda: model(load_balancer=LoadBalancer(second_expert_threshold=0.2)),
+        "is an option of the router 'gshard', and the router here is 'top_k'",
+    ),
+    "bias beside a balancing router": (
+        lambda: model(load_balancer="sinkhorn", expert_bias=True),
+        r"the router 'sinkhorn' does not work with moe.expert_bias \(True\)",
+    ),
+    "two sources of a router": (
+        lambda: model(load_balancer="loss_free", router_type="cosine"),
+        "load_balancer 'loss_free' routes with 'loss_free', not with router_type 'cosine'",
+    ),
+    "two values of a capacity": (
+        lambda: model(load_balancer=LoadBalancer(capacity_factor=1.0), capacity_factor=2.0),
+        r"capacity_factor \(2.0\) contradicts load_balancer 'auxiliary_loss'",
+    ),
+    "two weights of a loss": (
+        lambda: trainer(load_balancing=LoadBalancer(aux_loss_coef=0.1), aux_loss_coef=0.2),
+        "aux_loss_coef is given twice, as 0.2 to the trainer and as 0.1 to its LoadBalancer",
+    ),
+    "one token for a router": (
+        lambda: TopKRouter(8, 4)(torch.zeros(8)),
+        r"hidden_states \(torch.float32 \[8\]\) must be floating-point numbers of the shape",
+    ),
+    "another width for a router": (
+        lambda: ExpertChoice(8, 4)(torch.zeros(2, 5)),
+        r"have 5 features, and this router was made for hidden_size 8",
+    ),
+    "another mask for a router": (
+        lambda: TopKRouter(8, 4)(torch.zeros(2, 3, 8), attention_mask=torch.ones(2, 4)),
+        r"attention_mask \[2, 4\] must have the shape \[2, 3\]",
+    ),
+    "negative capacity": (
+        lambda: ExpertChoice(8, 4)(torch.zeros(2, 8), capacity_factor=-1),
+        r"capacity_factor \(-1\) must be a number, greater than 0",
     ),
     "another library's option": (lambda: model(dtype="bf16"), r"overrides=\{'training.precision'"),
     "sizes in a row": (lambda: MoEModel(32, 4, 2, 1, "top_k", 8), "too many positional arguments"),

@@ -106,7 +106,10 @@ def test_train_with_a_wrong_number_is_explained(options, message, build):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"load_balancing": "aux_los"}, r"moe.load_balancing needs .* Did you mean 'aux_loss'\?"),
+        (
+            {"load_balancing": "aux_los"},
+            r"method 'aux_los'. Did you mean 'aux_loss'\?",
+        ),
         ({"router_z_loss_coef": -1}, r"router_z_loss_coef \(-1\) must be a number, at least 0"),
         (
             {"overrides": {"parallel.expert_paralel_size": 2}},
