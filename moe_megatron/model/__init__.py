@@ -5,7 +5,8 @@ maths is the same, and the parameter names are stable (`language_model`). Nothin
 Megatron, text files or optimizers.
 """
 
+from moe_megatron.model.gap import CausalGap, causal_gap
 from moe_megatron.model.moe_model import MoEModel
 from moe_megatron.model.outputs import MoEOutput, RoutingInfo
 
-__all__ = ["MoEModel", "MoEOutput", "RoutingInfo"]
+__all__ = ["CausalGap", "MoEModel", "MoEOutput", "RoutingInfo", "causal_gap"]
