@@ -1,13 +1,16 @@
 """Configuration files and packaged presets.
 
-A file holds the differences from its `base`, which is a preset or another file; without a base
-it holds the differences from the defaults. This module finds the files and names them in errors;
-`mapping` knows what they may contain.
+A file holds the differences from its `base`, which is a preset or another file, or from a list of
+them, of which later ones win; without a base it holds the differences from the defaults. Among the
+presets are the tables of architectures, `architectures/NAME`, which are bases of others. This
+module finds the files and names them in errors; `mapping` knows what they may contain.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from moe_megatron.config import yaml_text
 from moe_megatron.config.checks import join_words, nearest
@@ -19,6 +22,7 @@ from moe_megatron.reading import read_text
 
 _MOST_BYTES = 2**20
 _PRESETS = files("moe_megatron.config") / "presets"
+_TABLES = "architectures"
 
 CONFIG_FILE = "config.yaml"
 """File name of a complete configuration, in a run folder and next to each of its checkpoints."""
@@ -26,27 +30,43 @@ CONFIG_FILE = "config.yaml"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Source:
-    """The text of one file or preset, with its name for messages."""
+    """One file, preset or mapping, with its name for messages."""
 
     label: str
     identity: str
-    text: str
+    content: str | Mapping[str, Any]
+    """YAML text, or what it would hold."""
     folder: Path | None
     preset: str | None
+
+    def values(self) -> dict[Any, Any]:
+        """The sections it gives, and its bases."""
+        if isinstance(self.content, str):
+            return yaml_text.parse(self.content)
+        return dict(self.content)
 
 
 def list_presets() -> tuple[str, ...]:
     """Names of the packaged presets, sorted."""
-    names = (entry.name for entry in _PRESETS.iterdir())
+    return _names_in("")
+
+
+def list_tables() -> tuple[str, ...]:
+    """Names of the tables of architectures, sorted: `architectures/NAME`, each a preset, too."""
+    return tuple(f"{_TABLES}/{name}" for name in _names_in(_TABLES))
+
+
+def _names_in(folder: str) -> tuple[str, ...]:
+    names = (entry.name for entry in (_PRESETS / folder).iterdir())
     return tuple(sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml")))
 
 
-def load_config(source: str | Path) -> RunConfig:
+def load_config(source: str | Path | Mapping[str, Any]) -> RunConfig:
     """Read a configuration.
 
     Args:
         source: Name of a preset, or path of a YAML file. To read a file that has the name of a
-            preset, give its path with a folder or a suffix.
+            preset, give its path with a folder or a suffix. Or a mapping of what a file would hold.
 
     Returns:
         The configuration. Each section is checked by itself; call `validate` to check the whole,
@@ -55,7 +75,10 @@ def load_config(source: str | Path) -> RunConfig:
     Raises:
         ConfigError: If it cannot be read; the message names the file, the key and what to do.
     """
-    origin = _find(str(source), folder=Path(), asked_by="")
+    if isinstance(source, Mapping):
+        origin = _Source(label="the table", identity="", content=source, folder=Path(), preset=None)
+    else:
+        origin = _find(str(source), folder=Path(), asked_by="")
     layer = _read_with_bases(origin, chain=())
     try:
         return build(layer)
@@ -91,19 +114,28 @@ def _read_with_bases(source: _Source, chain: tuple[_Source, ...]) -> Layer:
         circle = " -> ".join(link.label for link in (*chain, source))
         raise ConfigError(f"the bases form a circle: {circle}; remove the 'base' of one.")
     try:
-        values = yaml_text.parse(source.text)
-        base = values.pop("base", None)
-        if base is not None and not isinstance(base, str):
-            raise ConfigError(f"base needs the name of a preset or file, not {show(base)}.")
+        values = source.values()
+        bases = _bases(values.pop("base", None))
         layer = read_layer(values)
     except ConfigError as error:
         raise _in_file(error, source) from error
     if source.preset is not None:
         layer["preset"] = source.preset
-    if base is None:
-        return layer
-    below = _find(base, folder=source.folder, asked_by=f"{source.label}: base ")
-    return merge(_read_with_bases(below, (*chain, source)), layer)
+    merged: Layer = {}
+    for base in bases:
+        below = _find(base, folder=source.folder, asked_by=f"{source.label}: base ")
+        merged = merge(merged, _read_with_bases(below, (*chain, source)))
+    return merge(merged, layer)
+
+
+def _bases(given: object) -> list[str]:
+    """The bases of a file, in the order in which they are laid over each other."""
+    names: list[str] = []
+    for name in given if isinstance(given, list) else [] if given is None else [given]:
+        if not isinstance(name, str):
+            raise ConfigError(f"base needs the name of a preset or file, not {show(name)}.")
+        names.append(name)
+    return names
 
 
 def _in_file(error: ConfigError, source: _Source) -> ConfigError:
@@ -114,10 +146,10 @@ def _in_file(error: ConfigError, source: _Source) -> ConfigError:
 def _find(name: str, *, folder: Path | None, asked_by: str) -> _Source:
     """Open a preset, or a file relative to `folder`; without a folder, presets only."""
     presets = list_presets()
-    if name in presets:
+    if name in presets or name in list_tables():
         text = (_PRESETS / f"{name}.yaml").read_text(encoding="utf-8")
         label = f"preset {name}"
-        return _Source(label=label, identity=label, text=text, folder=None, preset=name)
+        return _Source(label=label, identity=label, content=text, folder=None, preset=name)
     path = None if folder is None else folder / name
     if path is None or not name or not path.exists():
         hint = nearest(Path(name).stem, presets)
@@ -133,4 +165,6 @@ def _find(name: str, *, folder: Path | None, asked_by: str) -> _Source:
         raise ConfigError(f"{asked_by}'{path}' cannot be read: {error.strerror}.") from error
     # Resolved, so that a circle is recognised even if it reaches one file by two paths.
     identity = str(path.resolve())
-    return _Source(label=str(path), identity=identity, text=text, folder=path.parent, preset=None)
+    return _Source(
+        label=str(path), identity=identity, content=text, folder=path.parent, preset=None
+    )

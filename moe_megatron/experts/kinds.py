@@ -121,6 +121,19 @@ def find_expert(name: str) -> ExpertKind:
     return _KINDS[name]
 
 
+def name_of(expert_class: type[nn.Module]) -> str:
+    """The name under which a class is registered; if it is not yet, its own from now on.
+
+    Raises:
+        ConfigError: Its own name is taken, or it is not built as experts are.
+    """
+    for name, kind in _KINDS.items():
+        if kind.build is expert_class:
+            return name
+    register_expert(expert_class.__name__)(expert_class)
+    return expert_class.__name__
+
+
 def resolve(moe: MoEConfig) -> MoEConfig:
     """Fill in and check every option of router and expert.
 

@@ -266,6 +266,20 @@ def find_router(name: str) -> Router:
     return _ROUTERS[name]
 
 
+def name_of(function: RouterFunction) -> str:
+    """The name under which a function is registered; if it is not yet, its own from now on.
+
+    Raises:
+        ConfigError: Its own name is taken, or it does not have the signature of a router.
+    """
+    for name, router in _ROUTERS.items():
+        if router.function is function:
+            return name
+    name = getattr(function, "__name__", type(function).__name__)
+    register_router(name)(function)
+    return name
+
+
 def resolve(moe: MoEConfig) -> MoEConfig:
     """Fill in and check every option of the router.
 

@@ -16,6 +16,7 @@ from moe_megatron.config import (
     load_config,
     parse_override,
 )
+from moe_megatron.config.loader import list_tables
 from moe_megatron.errors import ConfigError
 
 
@@ -66,16 +67,37 @@ def test_load_missing_base_names_the_file_that_asks(tmp_path: Path) -> None:
     path = write(tmp_path / "run.yaml", "base: demo_mo\n")
     message = (
         f"{path}: base 'demo_mo' is neither a file nor a preset. Did you mean 'demo_moe'? "
-        "Presets are: deepseek_v3, demo_dense, demo_moe,"
+        "Presets are: deepseek_v3, deepseek_v3_tiny, demo_dense, demo_moe,"
     )
     with pytest.raises(ConfigError, match=re.escape(message)):
         load_config(path)
 
 
 def test_load_unknown_name_lists_presets_and_the_nearest() -> None:
-    message = "'mixtral' is neither a file nor a preset. Did you mean 'mixtral_8x7b'? Presets are:"
+    message = "'mixtral_7b' is neither a file nor a preset. Did you mean 'mixtral_8x7b'? Presets"
     with pytest.raises(ConfigError, match=re.escape(message)):
-        load_config("mixtral")
+        load_config("mixtral_7b")
+
+
+def test_load_list_of_bases_lays_later_ones_over_earlier_ones(tmp_path: Path) -> None:
+    write(tmp_path / "a.yaml", "moe: {top_k: 4, num_experts: 16}\nmodel: {num_layers: 3}\n")
+    write(tmp_path / "b.yaml", "base: test_tiny\nmoe: {num_experts: 32}\n")
+    config = load_config(write(tmp_path / "c.yaml", "base: [a.yaml, b.yaml]\nmoe: {top_k: 8}\n"))
+    assert (config.moe.top_k, config.moe.num_experts, config.model.num_layers) == (8, 32, 2)
+    with pytest.raises(ConfigError, match="base needs the name of a preset or file, not 3"):
+        load_config(write(tmp_path / "d.yaml", "base: [a.yaml, 3]\n"))
+
+
+def test_load_mapping_is_a_file_without_a_name() -> None:
+    config = load_config({"base": "test_tiny", "moe": {"top_k": 1}})
+    assert (config.preset, config.moe.top_k, config.moe.num_experts) == ("test_tiny", 1, 4)
+    with pytest.raises(ConfigError, match=r"the table: unknown key 'topk' .* Did you mean 'top_k'"):
+        load_config({"moe": {"topk": 1}})
+
+
+def test_load_table_of_an_architecture_is_a_base_that_is_not_listed() -> None:
+    assert set(list_tables()) & set(list_presets()) == set()
+    assert load_config("architectures/olmoe").model.qk_norm_scope == "all_heads"
 
 
 def test_load_wrong_key_in_a_base_names_the_base(tmp_path: Path) -> None:

@@ -1,0 +1,48 @@
+"""An architecture of your own: a router and experts that you write."""
+
+from typing import Any
+
+from torch import nn
+
+from moe_megatron import experts, routing
+from moe_megatron.architectures.named import Fields, NamedArchitecture
+from moe_megatron.config.arguments import shown
+from moe_megatron.errors import ConfigError
+from moe_megatron.model.options import BALANCED
+
+
+def _router(given: Any) -> Fields:
+    return {"moe.router": routing.name_of(given) if callable(given) else given}
+
+
+def _expert(given: Any) -> Fields:
+    if isinstance(given, type) and issubclass(given, nn.Module):
+        return {"moe.expert": experts.name_of(given)}
+    if isinstance(given, str | dict):
+        return {"moe.expert": given}
+    raise ConfigError(
+        f"expert_class needs a class of modules, or the name of a kind of expert, not "
+        f"{shown(given)}; give the class itself, which is built once for each expert."
+    )
+
+
+class CustomMoE(NamedArchitecture):
+    """A model with your router and your experts, and else what `MoEModel` has.
+
+        CustomMoE(router=route_nearest, expert_class=SineExpert, num_experts=16)
+
+    A function or class that is not registered yet is, under its own name; other processes of a run
+    must have imported its file, too.
+
+    Args:
+        router: A router's name, a mapping of its name and options, or its function.
+        expert_class: A class of modules from rows to rows (`moe_megatron.experts.Expert`), or the
+            name of a kind of expert, or a mapping of its name and options.
+        **options: As for `NamedArchitecture`.
+    """
+
+    table = {
+        "model": {"init_std": BALANCED["init_std"]},
+        "moe": {"aux_loss_coef": BALANCED["aux_loss_coef"]},
+    }
+    arguments = {"router": _router, "expert_class": _expert}
