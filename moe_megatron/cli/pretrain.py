@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moe_megatron.cli.parser import Parser
+from moe_megatron.cli.router_options import router_overrides, with_own_router
 from moe_megatron.cli.words import read_words
-from moe_megatron.config import RunConfig, apply_overrides, dump_yaml, load_config, parse_override
+from moe_megatron.config import RunConfig, dump_yaml, load_config, parse_override
 from moe_megatron.config.flags import split_flags
 from moe_megatron.errors import INTERRUPTED, MoEError
 from moe_megatron.platform.collection import without_collection
@@ -77,6 +78,7 @@ def read_options(ours: argparse.Namespace, flags: Sequence[str]) -> PretrainOpti
     config = load_config(DEFAULT_CONFIG if ours.config is None else ours.config)
     overrides: dict[str, Any] = split_flags(flags)
     overrides.update(parse_override(text) for text in ours.set)
+    overrides.update(router_overrides(ours.router, ours.router_arg))
     if ours.run_dir is not None:
         overrides["run_dir"] = ours.run_dir
     for field in _TELEMETRY_OPTIONS:
@@ -84,7 +86,7 @@ def read_options(ours: argparse.Namespace, flags: Sequence[str]) -> PretrainOpti
             overrides[f"telemetry.{field}"] = value
     if ours.expert_failure_policy is not None:
         overrides["recovery.expert_failure"] = ours.expert_failure_policy
-    config = apply_overrides(config, overrides)
+    config = with_own_router(config, overrides)
     return PretrainOptions(config=config, print_config=ours.print_config, debug=ours.debug)
 
 
@@ -110,6 +112,19 @@ def option_parser(**kwargs: Any) -> argparse.ArgumentParser:
         default=[],
         metavar="FIELD=VALUE",
         help="override fields, as in moe.top_k=4 training.seed=2 (repeatable)",
+    )
+    parser.add_argument(
+        "--router",
+        metavar="NAME|FILE.py:FUNCTION",
+        help="router of the experts: the name of one, or a function in a file of your own",
+    )
+    parser.add_argument(
+        "--router-arg",
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="OPTION=VALUE",
+        help="options of the router, as in sharpness=2.0 (repeatable)",
     )
     parser.add_argument(
         "--expert-failure-policy",

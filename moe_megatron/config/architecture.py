@@ -173,6 +173,8 @@ def _differences(name: str, ours: Any, theirs: Any) -> Iterator[Difference]:
     if isinstance(ours, Named) and ours.name == theirs.name:
         for option in dict.fromkeys((*ours.options, *theirs.options)):
             yield from _differences(f"{name}.{option}", ours.option(option), theirs.option(option))
+        if not ours.is_code_of(theirs):
+            yield Difference(name=f"{name}.sha256", ours=ours.sha256, theirs=theirs.sha256)
     elif isinstance(ours, Named):
         yield Difference(name=f"{name}.name", ours=ours.name, theirs=theirs.name)
     elif is_dataclass(ours) and type(ours) is type(theirs):

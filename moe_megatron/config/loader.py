@@ -16,6 +16,7 @@ from moe_megatron.config import yaml_text
 from moe_megatron.config.checks import join_words, nearest
 from moe_megatron.config.conform import show
 from moe_megatron.config.mapping import Layer, build, merge, read_layer, to_mapping
+from moe_megatron.config.own_code import names_code
 from moe_megatron.config.run import RunConfig
 from moe_megatron.errors import ConfigError
 from moe_megatron.reading import read_text
@@ -117,6 +118,8 @@ def _read_with_bases(source: _Source, chain: tuple[_Source, ...]) -> Layer:
         values = source.values()
         bases = _bases(values.pop("base", None))
         layer = read_layer(values)
+        if source.folder is not None and Path(source.label).name == CONFIG_FILE:
+            _refuse_code(layer)
     except ConfigError as error:
         raise _in_file(error, source) from error
     if source.preset is not None:
@@ -136,6 +139,21 @@ def _bases(given: object) -> list[str]:
             raise ConfigError(f"base needs the name of a preset or file, not {show(name)}.")
         names.append(name)
     return names
+
+
+def _refuse_code(layer: Layer) -> None:
+    """Reject code in a file of the name that runs give theirs: they note it, with its hash.
+
+    Whoever loads a checkpoint with the configuration beside it has not named code in it.
+    """
+    for field, value in layer.get("moe", {}).items():
+        part = value if isinstance(value, dict) else {}
+        if names_code(part.get("name")) and part.get("sha256") is None:
+            raise ConfigError(
+                f"moe.{field} names the code '{part['name']}', which a {CONFIG_FILE}, as runs and "
+                f"checkpoints hold it, cannot: give --{field} {part['name']}, if you trust that "
+                "file, or name it in a YAML file of another name."
+            )
 
 
 def _in_file(error: ConfigError, source: _Source) -> ConfigError:

@@ -13,6 +13,8 @@ from pathlib import Path
 from moe_megatron.config.checkpoint_files import RELEASE, TRACKER
 from moe_megatron.config.loader import CONFIG_FILE, load_config
 from moe_megatron.config.moe import MoEConfig
+from moe_megatron.config.named import Named
+from moe_megatron.config.own_code import changed
 from moe_megatron.config.resume import Change, refused_changes
 from moe_megatron.config.run import RunConfig
 from moe_megatron.errors import CheckpointError, ConfigError
@@ -42,11 +44,13 @@ def check_same_run(
         resolve: Fills in the options of a router.
 
     Raises:
-        CheckpointError: Another model was saved, or a run that resumes changes what it must keep.
+        CheckpointError: Another model was saved, code of the user's has changed, or a run that
+            resumes changes what it must keep.
     """
     saved = saved_config(folder)
     if saved is None:
         return
+    _check_code(saved.moe, config.moe)
     differences = _differences(saved, config, resolve)
     if differences:
         raise CheckpointError(
@@ -58,6 +62,19 @@ def check_same_run(
         raise CheckpointError(
             f"{folder} cannot be resumed with these changes: {' '.join(map(str, changes))}"
         )
+
+
+def _check_code(saved: MoEConfig, wanted: MoEConfig) -> None:
+    """Refuse code of the user's own that has changed since the checkpoint."""
+    pairs: list[tuple[Named, Named]] = [
+        (saved.router, wanted.router),
+        (saved.expert, wanted.expert),
+    ]
+    for theirs, ours in pairs:
+        if ours.name == theirs.name and not ours.is_code_of(theirs):
+            raise CheckpointError(
+                changed(ours.name, str(ours.sha256), str(theirs.sha256), ours.FIELD)
+            )
 
 
 def _continues(folder: Path, config: RunConfig) -> bool:

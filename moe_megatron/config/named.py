@@ -6,6 +6,8 @@ name and options:
 
     router: sparse_mixer
     router: {name: top_k, score_function: sigmoid}
+
+A name may be that of a file of the user's (`own_code`); a saved choice then notes the file's hash.
 """
 
 from collections.abc import Mapping
@@ -20,6 +22,7 @@ Option = bool | int | str | float | None
 """Value of an option."""
 
 _NAME = "name"
+_NOTES = ("sha256", "replaces")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,6 +44,12 @@ class Named:
     options: Mapping[str, Option] = field(default_factory=dict)
     """The options that differ from its defaults, or all of them."""
 
+    sha256: str | None = None
+    """Of the file with the user's own code, once that was loaded; None for what is registered."""
+
+    replaces: str | None = None
+    """The sha256 of earlier code that the file replaces, as the user has said."""
+
     def __post_init__(self) -> None:
         part = self.read_part({_NAME: self.name, **self.options}, self.FIELD)
         object.__setattr__(self, "name", part.pop(_NAME))
@@ -52,7 +61,12 @@ class Named:
 
     def to_plain(self) -> dict[str, Option]:
         """Name and options in one mapping, as a file holds them."""
-        return {_NAME: self.name, **self.options}
+        notes = {note: getattr(self, note) for note in _NOTES if getattr(self, note) is not None}
+        return {_NAME: self.name, **self.options, **notes}
+
+    def is_code_of(self, other: Self) -> bool:
+        """Whether code of the user's is that of an earlier choice, or was said to replace it."""
+        return self.sha256 == other.sha256 or self.replaces == other.sha256
 
     @classmethod
     def conformed(cls, value: object, where: str) -> Self:
@@ -64,7 +78,7 @@ class Named:
         if isinstance(value, cls):
             return value
         part = cls.read_part(value, where)
-        given = {_NAME: part.pop(_NAME)} if _NAME in part else {}
+        given = {key: part.pop(key) for key in (_NAME, *_NOTES) if key in part}
         return cls(**given, options=part)  # subclasses have a default name
 
     @classmethod
@@ -90,6 +104,7 @@ class Named:
                     f"{where} has an option {show(key)}, which is not a valid name; use letters, "
                     "digits and underscores."
                 )
-            kind = str if key == _NAME else Option
+            kind: Any = str if key == _NAME else Option
+            kind = str | None if key in _NOTES else kind
             found[key] = convert(item, kind, f"{where}.{key}")
         return found

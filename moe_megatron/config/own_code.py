@@ -10,6 +10,7 @@ It does not know what the code is for, nor where options and notes are.
 
 import ast
 import hashlib
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -80,7 +81,7 @@ def load_code(spec: str, what: str = "router") -> OwnCode:
     Raises:
         ConfigError: There is no such file or name, or the file raises when it is executed.
     """
-    path, name = _parts(spec, what)
+    path, name = parts_of(spec, what)
     try:
         source = read_bytes(path, _MOST_BYTES)
     except OSError as error:
@@ -118,12 +119,23 @@ def check_unchanged(code: OwnCode, noted: str | None, replaces: str | None, fiel
     Raises:
         ConfigError: It has changed.
     """
-    if noted in (None, code.sha256, replaces):
-        return
-    raise ConfigError(
-        f"{code.file} has changed: its sha256 is {code.sha256[:12]}..., and that of the file that "
-        f"was used before is {str(noted)[:12]}.... Give that file; or, to go on with this one on "
-        f"purpose, say which it replaces: --set {field}.replaces={noted}"
+    if noted is not None and noted not in (code.sha256, replaces):
+        raise ConfigError(changed(str(code.file), code.sha256, noted, field))
+
+
+def changed(file: str, sha256: str, noted: str, field: str) -> str:
+    """What to say of code that is not the noted one.
+
+    Args:
+        file: Its file, or the name under which it is noted.
+        sha256: Of what was given.
+        noted: Of what was used before.
+        field: The group of the configuration that holds the note, such as "moe.router".
+    """
+    return (
+        f"{file} has changed: its sha256 is {sha256[:12]}..., and that of the file that was used "
+        f"before is {noted[:12]}.... Give that file; or, to go on with this one on purpose, say "
+        f"which it replaces: --set {field}.replaces={noted}"
     )
 
 
@@ -143,8 +155,8 @@ def not_given(label: str, sha256: str | None, how: str, what: str = "router") ->
     )
 
 
-def _parts(spec: str, what: str) -> tuple[Path, str]:
-    """The file and the name.
+def parts_of(spec: str, what: str = "router") -> tuple[Path, str]:
+    """The absolute path of the file, and the name in it.
 
     Raises:
         ConfigError: It is not of this form.
@@ -160,7 +172,7 @@ def _parts(spec: str, what: str) -> tuple[Path, str]:
             f"the {what} '{clipped(spec)}' is neither the name of one nor a file with one; name "
             f"the Python file and, after a colon, what to take from it, as in {_example(what)}."
         )
-    return user_path(place).absolute().resolve(), name
+    return Path(os.path.abspath(user_path(place))), name
 
 
 def _example(what: str) -> str:

@@ -154,7 +154,7 @@ def resolve(moe: MoEConfig) -> MoEConfig:
             f"the expert 'mlp' has no option '{next(iter(moe.expert.options))}'; "
             "model.activation, model.add_bias and moe.expert_hidden_size describe it."
         )
-    return dataclasses.replace(found, expert=ExpertConfig(name=moe.expert.name, options=options))
+    return dataclasses.replace(found, expert=dataclasses.replace(moe.expert, options=options))
 
 
 def expert_builder(moe: MoEConfig) -> ExpertBuilder | None:

@@ -46,6 +46,7 @@ from moe_megatron.model.layers import build_norm
 from moe_megatron.model.outputs import MoEOutput, RoutingInfo
 from moe_megatron.model.support import LOSS_BALANCING, check_supported
 from moe_megatron.model.transformer import DecoderLayer, initialize
+from moe_megatron.routing import try_out
 
 
 class LanguageModel(nn.Module):
@@ -66,6 +67,7 @@ class LanguageModel(nn.Module):
         super().__init__()
         check_supported(architecture)
         self.architecture = replace(architecture, moe=resolve(architecture.moe))
+        try_out(self.moe_config, architecture.model.hidden_size)
         model, moe, vocab_size = self.model_config, self.moe_config, self.vocab_size
         self._rotary_width = int(model.attention_head_dim * model.rotary_fraction)
         width, positions = model.hidden_size, model.max_position_embeddings

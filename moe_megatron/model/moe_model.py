@@ -4,6 +4,8 @@ The network itself and its parameter names are in `language_model`; text is in `
 """
 
 import logging
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -12,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from moe_megatron.config import Architecture
+from moe_megatron.config import Architecture, RouterConfig
 from moe_megatron.config.arguments import explained
 from moe_megatron.errors import CheckpointError, ConfigError, DataError
 from moe_megatron.files import user_path
@@ -23,6 +25,8 @@ from moe_megatron.model.layers import FeedForward
 from moe_megatron.model.moe_layer import MoELayer
 from moe_megatron.model.options import build_configs
 from moe_megatron.model.placement import check_placement, check_precision
+from moe_megatron.model.support import check_continues
+from moe_megatron.routing import given_again, own_router
 from moe_megatron.text.loading import find_tokenizer
 from moe_megatron.text.tokenizer import Tokenizer
 
@@ -67,7 +71,8 @@ class MoEModel(LanguageModel):
             num_experts: Number of experts in each MoE layer; None for a dense model.
             experts_per_token: Number of experts for each token; None means 2, or 1 for "switch".
             num_layers: Number of transformer layers.
-            router_type: The name of a router, such as "top_k" (softmax) or "sparse_mixer"; or
+            router_type: The name of a router, such as "top_k" (softmax) or "sparse_mixer"; a
+                function in a file of your own, "path/to/my_router.py:my_router"; or
                 "switch" (top-1, arXiv:2101.03961) or "sigmoid" (independent scores,
                 arXiv:2412.19437), which are short for options of top_k.
             vocab_size: Number of entries of the vocabulary.
@@ -195,6 +200,7 @@ class MoEModel(LanguageModel):
         *,
         stop_at_end: bool = True,
         generator: torch.Generator | None = None,
+        allow_batch_dependent: bool = False,
     ) -> Text:
         """Continue text, in evaluation mode.
 
@@ -206,12 +212,14 @@ class MoEModel(LanguageModel):
             top_k: Sample only among the k most probable tokens; None samples among all.
             stop_at_end: End a text where the model ends the document.
             generator: Source of randomness for sampling.
+            allow_batch_dependent: As for `generate`.
 
         Returns:
             The prompt and its continuation; of a list, a list.
 
         Raises:
-            ConfigError: The model has no tokenizer, or a value is out of range.
+            ConfigError: The model has no tokenizer, a value is out of range, or experts depend on
+                other tokens.
             DataError: A prompt is no text, or does not fit the model.
         """
         tokenizer = text.require_tokenizer(self._tokenizer, self._unusable)
@@ -222,6 +230,7 @@ class MoEModel(LanguageModel):
             top_k=top_k,
             eos_token_id=tokenizer.eod_id if stop_at_end else None,
             generator=generator,
+            allow_batch_dependent=allow_batch_dependent,
         )
         return text.continued(
             prompt,
@@ -241,6 +250,7 @@ class MoEModel(LanguageModel):
         *,
         attention_mask: Tensor | None = None,
         generator: torch.Generator | None = None,
+        allow_batch_dependent: bool = False,
     ) -> Tensor:
         """Continue each row, in evaluation mode, with a cache of earlier keys and values.
 
@@ -256,18 +266,23 @@ class MoEModel(LanguageModel):
             eos_token_id: Ends a row, whose remainder is filled with it.
             attention_mask: [batch, seq], 0 for padding on the left of shorter prompts.
             generator: Source of randomness for sampling.
+            allow_batch_dependent: Generate also where the experts of a token depend on other tokens
+                that are computed with it, later ones included: the continuation is then not the
+                one that the model predicts for the whole text.
 
         Returns:
             int64 [batch, seq + new]: prompts and continuations.
 
         Raises:
-            ConfigError: A value is out of range.
+            ConfigError: A value is out of range, or experts depend on other tokens.
             DataError: Shapes or ids are wrong, or a row ends in padding.
         """
         limit = self._max_length
         limit = None if limit is None else limit - max_new_tokens
         inputs.check_tokens(input_ids, self.vocab_size, limit)
         choose = generation.sampler(temperature, top_k, generator)
+        if not allow_batch_dependent:
+            check_continues(self.moe_config)
         was_training = self.training
         self.eval()
         try:
@@ -343,6 +358,7 @@ class MoEModel(LanguageModel):
         *,
         device: torch.device | str = "cpu",
         dtype: torch.dtype | None = None,
+        router: str | Mapping[str, Any] | None = None,
     ) -> Self:
         """Load a model, in evaluation mode.
 
@@ -351,8 +367,12 @@ class MoEModel(LanguageModel):
                 checkpoint of any family that this class can compute, or a Hub id.
             device: Device for the weights.
             dtype: Precision to convert the weights to; None keeps the saved one.
+            router: The file and function of a router of your own, "path/to/my_router.py:my_router",
+                if the model has one: a folder holds its name and hash alone, and loads no code. A
+                changed file is given as {"name": "...", "replaces": "<the saved hash>"}.
 
         Raises:
+            ConfigError: The model has a router of somebody's own that is not given, or another one.
             CheckpointError: Files are missing or damaged, or this class cannot compute the model;
                 the message says what is missing.
             MappingError: The model family is unknown.
@@ -360,9 +380,11 @@ class MoEModel(LanguageModel):
         folder = user_path(path)
         check_placement(device)
         check_precision(dtype)
+        given = None if router is None else own_router(RouterConfig.conformed(router, "router"))
         if foreign.is_foreign(folder):
-            return cls._from_foreign(path, device=device, dtype=dtype)
+            return cls._from_foreign(path, device=device, dtype=dtype, router=given)
         architecture, tensors = storage.load(folder, device)
+        architecture = _with_router(architecture, given)
         with torch.device("meta"):
             model = cls.from_architecture(architecture)
         storage.assign(model, tensors, folder)
@@ -377,12 +399,13 @@ class MoEModel(LanguageModel):
         device: torch.device | str,
         dtype: torch.dtype | None,
         family: str | None = None,
+        router: RouterConfig | None = None,
     ) -> Self:
         check_placement(device)
         check_precision(dtype)
         loaded = foreign.bridge().load(path, expected=family)
         with torch.device("meta"):
-            model = cls.from_architecture(loaded.architecture)
+            model = cls.from_architecture(_with_router(loaded.architecture, router))
         for what in loaded.left_out:
             logger.warning("%s: %s are left out", path, what)
         storage.assign(model, loaded.tensors, Path(path))
@@ -400,3 +423,11 @@ class MoEModel(LanguageModel):
 
     def _moe_layers(self) -> list[MoELayer]:
         return [part for part in self.modules() if isinstance(part, MoELayer)]
+
+
+def _with_router(architecture: Architecture, given: RouterConfig | None) -> Architecture:
+    """The architecture of a saved model, with a router of the user's own that was given for it."""
+    if given is None:
+        return architecture
+    router = given_again(given, architecture.moe.router)
+    return replace(architecture, moe=replace(architecture.moe, router=router))

@@ -7,14 +7,15 @@ fields at once. The two classes check the values.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from moe_megatron.config import ModelConfig, MoEConfig, RouterConfig
 from moe_megatron.config.arguments import meant, shown
 from moe_megatron.config.checks import join_words, nearest
+from moe_megatron.config.own_code import names_code
 from moe_megatron.errors import ConfigError
-from moe_megatron.routing import LoadBalancer, router_names
+from moe_megatron.routing import LoadBalancer, own_router, router_names
 
 DEFAULT_TOP_K = 2
 BALANCER = "load_balancer"
@@ -50,15 +51,17 @@ def build_configs(
     """Build both configurations.
 
     Args:
-        router_type: A router's name, or a key of `SHORT`.
+        router_type: A router's name, a key of `SHORT`, or a file and a function in it.
         experts_per_token: `MoEConfig.top_k`; None for the router type's own number, or 2.
         options: Fields of either class; they override the options of the router type.
 
     Raises:
         ConfigError: A name or value is wrong, or contradicts the router type.
     """
+    own = own_router(RouterConfig(name=router_type)) if names_code(router_type) else None
+    router_type = router_type if own is None else own.name
     known = [*router_names(), *SHORT]
-    if router_type not in known:
+    if own is None and router_type not in known:
         raise ConfigError(
             f"router_type must be {join_words([repr(name) for name in known])}, "
             f"not {router_type!r}.{nearest(str(router_type), known)}"
@@ -87,7 +90,10 @@ def build_configs(
     # A softmax over one chosen expert is always 1; routing.top_k explains and refuses it.
     if (short.router, top_k, router.get("score_function", "softmax")) == ("top_k", 1, "softmax"):
         router.setdefault("pre_softmax", True)
-    chosen = {"top_k": top_k, "router": RouterConfig(name=short.router, options=router)}
+    chosen = {
+        "top_k": top_k,
+        "router": replace(own or RouterConfig(), name=short.router, options=router),
+    }
     values = {**BALANCED, **options, **chosen}
     return (
         ModelConfig(**{name: value for name, value in values.items() if name in _MODEL_FIELDS}),

@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from dataclasses import is_dataclass
 from typing import Any
 
-from moe_megatron.config import Architecture
+from moe_megatron.config import Architecture, MoEConfig
 from moe_megatron.config.architecture import default_of
 from moe_megatron.config.checks import join_words
 from moe_megatron.config.validation import check_layers
 from moe_megatron.errors import ConfigError
+from moe_megatron.routing import find_router
 
 LOSS_BALANCING = ("aux_loss", "seq_aux_loss", "global_aux_loss")
 _BALANCING = (*LOSS_BALANCING, "none")
@@ -91,4 +92,31 @@ def check_supported(architecture: Architecture) -> None:
             f"{problem} Megatron may: train and verify such a model as a Megatron checkpoint."
             if problem.startswith("MoEModel does not compute")
             else problem
+        )
+
+
+def check_continues(moe: MoEConfig) -> None:
+    """Refuse to generate where a token's experts depend on tokens that come after it.
+
+    Raises:
+        ConfigError: They do, in evaluation.
+    """
+    if moe.num_experts is None:
+        return
+    why = remedy = ""
+    if find_router(moe.router).looks_at_batch(training=False):
+        why = f"the router '{moe.router.name}' chooses by all tokens that are computed together"
+        remedy = "train with a router that does so in training alone"
+    factor = moe.capacity_factor
+    if factor is not None and moe.drop_policy == "probs" and factor * moe.top_k < moe.num_experts:
+        why = f"with moe.capacity_factor ({factor}) full experts drop the least probable tokens"
+        remedy = (
+            "build or load the model without capacity_factor, which is a matter of training, or "
+            "with drop_policy='position'"
+        )
+    if why:
+        raise ConfigError(
+            f"text cannot be continued as the model predicts it: {why}, so that a token's experts "
+            f"depend on later ones, which are not there yet; {remedy}. Give "
+            "allow_batch_dependent=True to generate nevertheless."
         )

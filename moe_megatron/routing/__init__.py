@@ -31,6 +31,7 @@ from moe_megatron.routing.losses import (
     z_loss,
 )
 from moe_megatron.routing.modules import ExpertChoice, RoutingDecision, TopKRouter
+from moe_megatron.routing.own_router import given_again, own_router, try_out, words_of
 from moe_megatron.routing.registry import (
     BoundRouter,
     bind,
@@ -64,8 +65,10 @@ __all__ = [
     "expert_capacity",
     "find_balancing",
     "find_router",
+    "given_again",
     "load_balancing_loss",
     "name_of",
+    "own_router",
     "register_balancing",
     "register_router",
     "registered_router",
@@ -73,5 +76,7 @@ __all__ = [
     "router_entropy",
     "router_names",
     "sequence_load_balancing_loss",
+    "try_out",
+    "words_of",
     "z_loss",
 ]

@@ -22,10 +22,12 @@ from torch import Tensor
 
 from moe_megatron.config import MoEConfig, RouterConfig, checks
 from moe_megatron.config.moe import BALANCES_WITHOUT_LOSS
+from moe_megatron.config.own_code import OwnCode, names_code, not_given
 from moe_megatron.config.signature import configured, options_class
 from moe_megatron.errors import ConfigError
 from moe_megatron.routing.decision import Routing
 from moe_megatron.routing.gate import Gate, Parameter
+from moe_megatron.routing.guard import guarded, telling
 from moe_megatron.routing.state import RouterState, State
 
 CONTEXT = {
@@ -71,6 +73,8 @@ class Router:
     """Where the logits come from; None: from a matrix, as everywhere."""
     state: RouterState | None
     """What it remembers from step to step; None: nothing."""
+    code: OwnCode | None = None
+    """The file of the user's that it is from; None: it was registered where it was imported."""
 
     def looks_at_batch(self, *, training: bool) -> bool:
         """Whether the experts of a token depend on other tokens of the batch now."""
@@ -104,7 +108,10 @@ class BoundRouter:
         """
         arguments = {name: context[name] for name in self.router.context}
         own = {name: it for name, it in self._options().items() if name in self.router.options_used}
-        return self.router.function(logits_TE, top_k=self.top_k, **own, **arguments)
+        route = self.router.function
+        if self.router.code is not None:
+            route = guarded(route, self.router.code)
+        return route(logits_TE, top_k=self.top_k, **own, **arguments)
 
     def gate_tensors(self, num_experts: int, hidden_size: int) -> dict[str, Parameter]:
         """The parameters of its gate by name, `weight` first."""
@@ -121,7 +128,10 @@ class BoundRouter:
             **tensors: The parameters of the gate.
         """
         assert self.router.gate is not None
-        return self.router.gate.logits(hidden_TH, **tensors, **self._options(), training=training)
+        with telling(self.router.code):
+            return self.router.gate.logits(
+                hidden_TH, **tensors, **self._options(), training=training
+            )
 
     def next_state(self, state: State, sums: State) -> State:
         """What it remembers after a step, in the same shapes.
@@ -131,7 +141,8 @@ class BoundRouter:
             sums: What the tokens of the global batch added up to.
         """
         assert self.router.state is not None
-        return self.router.state.updated(state, sums, top_k=self.top_k, **self._options())
+        with telling(self.router.code):
+            return self.router.state.updated(state, sums, top_k=self.top_k, **self._options())
 
     def uses(self, context: str) -> bool:
         """Whether the router's signature names this argument of `CONTEXT`."""
@@ -158,6 +169,9 @@ def softmax(logits_TE: Tensor) -> Tensor:
 
 
 _ROUTERS: dict[str, Router] = {}
+
+_RESERVED = ("name", "sha256", "replaces")
+"""What stands beside the options in a configuration."""
 
 
 def register_router(
@@ -197,43 +211,114 @@ def register_router(
     """
 
     def register(function: RouterFunction) -> RouterFunction:
-        if name in _ROUTERS:
+        if name in _ROUTERS and not _is_aside(function):
             raise ConfigError(
                 f"there is already a router '{name}' ({_ROUTERS[name].function.__module__}); "
                 "choose another name."
             )
-        parameters = _keywords(name, function)
-        kind = _derived_options(name, parameters) if options is None else options
-        known = {field.name for field in dataclasses.fields(kind)} | {"top_k"}
-        context = parameters.keys() - known
-        if unknown := sorted(context - CONTEXT.keys()):
-            raise ConfigError(
-                f"the router '{name}' has the argument {checks.join_words(unknown, 'and')} without "
-                "a default, which routers are not given; give it a default to make it an option. "
-                f"Routers are given {checks.join_words(list(CONTEXT), 'and')}."
-            )
-        if ("state" in context) != (state is not None):
-            raise ConfigError(
-                f"the router '{name}' needs both an argument 'state' and "
-                "register_router(..., state=...), which says how it begins and changes; it has "
-                "only one of them."
-            )
-        _ROUTERS[name] = Router(
-            name=name,
-            function=function,
-            options=kind,
-            context=frozenset(context),
+        router = described(
+            name,
+            function,
+            options=options,
             distribution=distribution,
             fixed_number=fixed_number,
             batch_dependent=batch_dependent,
             random=random,
-            options_used=frozenset(known & parameters.keys()),
             gate=gate,
             state=state,
         )
+        if _is_aside(function):
+            _aside.append(router)
+        else:
+            _ROUTERS[name] = router
         return function
 
     return register
+
+
+def described(
+    name: str,
+    function: RouterFunction,
+    *,
+    options: type | None = None,
+    state: RouterState | None = None,
+    **declared: Any,
+) -> Router:
+    """A router, as `register_router` makes it, registered nowhere.
+
+    Args:
+        name: Its name.
+        function: The function.
+        options: As for `register_router`, as are all others.
+        state: What it remembers.
+        **declared: What else it declares.
+
+    Raises:
+        ConfigError: The function does not have the signature of a router.
+    """
+    parameters = _keywords(name, function)
+    kind = _derived_options(name, parameters) if options is None else options
+    known = {field.name for field in dataclasses.fields(kind)} | {"top_k"}
+    if taken := sorted(known & set(_RESERVED)):
+        raise ConfigError(
+            f"the router '{name}' has the option {checks.join_words(taken, 'and')}, which means "
+            "something else in a configuration; call it otherwise."
+        )
+    context = parameters.keys() - known
+    if unknown := sorted(context - CONTEXT.keys()):
+        raise ConfigError(
+            f"the router '{name}' has the argument {checks.join_words(unknown, 'and')} without "
+            "a default, which routers are not given; give it a default to make it an option. "
+            f"Routers are given {checks.join_words(list(CONTEXT), 'and')}."
+        )
+    if ("state" in context) != (state is not None):
+        raise ConfigError(
+            f"the router '{name}' needs both an argument 'state' and "
+            "register_router(..., state=...), which says how it begins and changes; it has "
+            "only one of them."
+        )
+    return Router(
+        name=name,
+        function=function,
+        options=kind,
+        context=frozenset(context),
+        options_used=frozenset(known & parameters.keys()),
+        state=state,
+        **{**_UNDECLARED, **declared},
+    )
+
+
+_UNDECLARED: Mapping[str, Any] = {
+    "distribution": lambda options: softmax,
+    "fixed_number": True,
+    "batch_dependent": False,
+    "random": False,
+    "gate": None,
+}
+"""What is true of a router that declares nothing."""
+
+_aside: list[Router] = []
+_aside_file: str | None = None
+
+
+def _is_aside(function: RouterFunction) -> bool:
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    return _aside_file is not None and getattr(code, "co_filename", None) == _aside_file
+
+
+@contextmanager
+def set_aside(file: str) -> Iterator[list[Router]]:
+    """Keep routers that a file registers within the block out of the registry.
+
+    Yields:
+        All that were ever kept out.
+    """
+    global _aside_file
+    before, _aside_file = _aside_file, file
+    try:
+        yield _aside
+    finally:
+        _aside_file = before
 
 
 @contextmanager
@@ -251,16 +336,20 @@ def router_names() -> tuple[str, ...]:
     return tuple(sorted(_ROUTERS))
 
 
-def find_router(name: str) -> Router:
-    """The router with this name.
+def find_router(router: str | RouterConfig) -> Router:
+    """The router with this name; a `RouterConfig` may also name one of the user's own file.
 
     Raises:
-        ConfigError: There is none.
+        ConfigError: There is none, or its file was not given.
     """
+    name = router if isinstance(router, str) else router.name
+    if isinstance(router, RouterConfig) and names_code(name):
+        return find_own(router)
     if name not in _ROUTERS:
         raise ConfigError(
             f"there is no router '{name}'.{checks.nearest(name, _ROUTERS)} Routers are "
-            f"{checks.join_words(router_names(), 'and')}; register your own with "
+            f"{checks.join_words(router_names(), 'and')}; your own is the path of a file and a "
+            "function in it, as in my_router.py:my_router, or one that was registered with "
             "moe_megatron.routing.register_router before the run starts."
         )
     return _ROUTERS[name]
@@ -284,21 +373,27 @@ def resolve(moe: MoEConfig) -> MoEConfig:
     """Fill in and check every option of the router.
 
     Returns:
-        A copy of `moe` with all options of its router; `moe` itself for a dense model.
+        A copy of `moe` with all options of its router; `moe` itself for a dense model, and where
+        the router is code of somebody's own that nobody gave here: whoever only reads what was
+        trained with it does not need it, and it was noted with all of its options.
 
     Raises:
         ConfigError: There is no such router, an option is wrong, or the router does not work with
             another field.
     """
-    if moe.num_experts is None:
+    if moe.num_experts is None or not is_here(moe.router):
         return moe
-    router = find_router(moe.router.name)
+    return _resolved(moe)
+
+
+def _resolved(moe: MoEConfig) -> MoEConfig:
+    router = find_router(moe.router)
     options = router.configured(moe.router)
     if hasattr(options, "check"):
         options.check(moe)
     _check_compatibility(router, moe)
     return dataclasses.replace(
-        moe, router=RouterConfig(name=router.name, options=dataclasses.asdict(options))
+        moe, router=dataclasses.replace(moe.router, options=dataclasses.asdict(options))
     )
 
 
@@ -306,16 +401,48 @@ def bind(moe: MoEConfig) -> BoundRouter:
     """The router of a model, ready to route.
 
     Raises:
-        ConfigError: As `resolve`.
+        ConfigError: As `resolve`, and if the router is code of the user's own that was not given.
     """
-    router = find_router(moe.router.name)
-    options = router.configured(resolve(moe).router)
+    router = find_router(moe.router)
+    options = router.configured(_resolved(moe).router)
     return BoundRouter(
         router=router,
         options=options,
         top_k=moe.top_k,
         distribution=router.distribution(options),
     )
+
+
+_OWN: dict[tuple[str, str], Router] = {}
+"""Routers of files that were given in this process, by name and hash."""
+
+
+def keep_own(router: Router, sha256: str) -> None:
+    """Let a router of a file be found under its name and a hash."""
+    _OWN[router.name, sha256] = router
+
+
+def is_here(router: RouterConfig) -> bool:
+    """Whether a router is registered by name, or its file was given in this process."""
+    return router.sha256 is None or (router.name, router.sha256) in _OWN
+
+
+def find_own(router: RouterConfig) -> Router:
+    """The router of a file that was given in this process.
+
+    Raises:
+        ConfigError: It was not given, or only a file of its name with another content.
+    """
+    if router.sha256 is not None and is_here(router):
+        return _OWN[router.name, router.sha256]
+    given = f"PATH/{router.name}"
+    how = f"--router {given} on the command line, or router='{given}' in Python"
+    if any(name == router.name for name, _ in _OWN):
+        how += (
+            f". A {router.name.partition(':')[0]} was given, but it is another one; to go on with "
+            f"it on purpose, say that it replaces {router.sha256}"
+        )
+    raise not_given(router.name, router.sha256, how)
 
 
 def _check_compatibility(router: Router, moe: MoEConfig) -> None:

@@ -28,6 +28,7 @@ from moe_megatron.platform.launch import End, run_torchrun, torchrun_command
 from moe_megatron.platform.parent import LAUNCHER_VARIABLE
 from moe_megatron.platform.processes import Process
 from moe_megatron.platform.scratch import environment
+from moe_megatron.routing import words_of
 from moe_megatron.run.folder import announce_config, continued, last_saved_step
 from moe_megatron.run.owner import TOKEN_VARIABLE, Claim
 from moe_megatron.telemetry.journal import note, read_events
@@ -89,7 +90,7 @@ class Attempts:
     def _attempt(self) -> End:
         scratch = new_folder(self.scratch)
         words = ["--config", str(announce_config(self.config, self._folder, scratch))]
-        words += ["--debug"] if self.debug else []
+        words += [*words_of(self.config.moe.router), *(["--debug"] if self.debug else [])]
         target = [*self.program, *words]
         self._launched = time.time()
         note(
@@ -184,7 +185,7 @@ class Attempts:
             return "there is no checkpoint yet"
         return (
             f"last checkpoint at step {step}; go on with: moe-megatron train --resume "
-            f"{self._folder}"
+            f"{' '.join([str(self._folder), *words_of(self.config.moe.router)])}"
         )
 
     def _tell(self, text: str) -> None:

@@ -12,6 +12,7 @@ from moe_megatron.config import RunConfig, load_config
 from moe_megatron.errors import INTERRUPTED, MoEError
 from moe_megatron.files import user_path
 from moe_megatron.mcore import world
+from moe_megatron.routing import given_again, own_router
 from moe_megatron.run.rank_process import explained, leave_together
 from moe_megatron.run.start import Attachments, start
 from moe_megatron.training.exchange import WeightExchange
@@ -30,11 +31,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--handover", type=user_path, required=True)
     parser.add_argument("--config", type=user_path, required=True)
+    parser.add_argument("--router", help="file and function of a router of the user's own")
     parser.add_argument("--debug", action="store_true")
     given = parser.parse_args(argv)
     handover = Handover(given.handover)
     config = load_config(given.config)
     try:
+        if given.router is not None:
+            given_again(own_router(given.router), config.moe.router)
         run_dir = Path(config.run_dir)
         return explained(lambda: _train(config, handover), run_dir, debug=given.debug)
     except MoEError as error:

@@ -2,8 +2,9 @@
 
 Every mistake is answered by one paragraph that says what was given, what was needed or what to do,
 without a traceback and before anything slow begins. Mistakes with data are in
-`data/objects/test_reading.py`, with folders of models in `checkpoint/test_mutations.py`, and in
-running programs in `tests/functional/test_failures.py`.
+`data/objects/test_reading.py`, with routers of one's own in `test_router_mistakes.py`, with folders
+of models in `checkpoint/test_mutations.py`, and in running programs in
+`tests/functional/test_failures.py`.
 """
 
 import inspect

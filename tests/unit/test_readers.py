@@ -66,6 +66,7 @@ READERS: dict[str, set[str]] = {
     "cli/verbs/slurm/__init__.py": {"importlib.import_module"},
     "config/own_code.py": {"exec", "compile"},
     "data/worker.py": {"pickle.load"},
+    "experts/__init__.py": {"importlib.import_module"},
     "families/__init__.py": {"importlib.import_module"},
     "live/notebook.py": {"importlib.import_module"},
     "mcore/cpu/emulation/import_hook.py": {"builtins.__import__", "compile", "marshal.loads"},

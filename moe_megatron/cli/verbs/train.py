@@ -16,6 +16,7 @@ _EPILOG = """\
 examples:
   moe-megatron train
   moe-megatron train --config demo_moe --train-iters 50 --set moe.top_k=4
+  moe-megatron train --router my_router.py:my_router --router-arg sharpness=2.0
   moe-megatron train --resume runs/demo_moe"""
 
 

@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from moe_megatron.errors import ConfigError
 from moe_megatron.model import MoEModel
+from moe_megatron.routing import Routing, registered_router
 
 Build = Callable[..., MoEModel]
 LENGTHS = (3, 9, 5, 12)
@@ -35,9 +37,10 @@ def prompts(seed: int) -> tuple[list[Tensor], Tensor, Tensor]:
 def continuations(model: MoEModel, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
     """What is appended to each row, in a batch and alone."""
     alone, ids, mask = prompts(seed)
-    together = model.generate(ids, 8, attention_mask=mask)[:, ids.shape[1] :]
+    dependent = {"allow_batch_dependent": True}  # what "compete for capacity" is about
+    together = model.generate(ids, 8, attention_mask=mask, **dependent)[:, ids.shape[1] :]
     for prompt, row in zip(alone, together, strict=True):
-        yield row, model.generate(prompt[None], 8)[0, len(prompt) :]
+        yield row, model.generate(prompt[None], 8, **dependent)[0, len(prompt) :]
 
 
 @pytest.mark.parametrize("options", FORMS.values(), ids=FORMS)
@@ -72,3 +75,32 @@ def test_rows_of_a_batch_compete_for_capacity(build: Build) -> None:
         for pair in continuations(build(seed, capacity_factor=1.0).double(), seed)
     ]
     assert any(together.tolist() != alone.tolist() for together, alone in pairs)
+
+
+@pytest.mark.parametrize(
+    ("router", "options"),
+    [
+        ("expert_choice", {}),  # its experts choose tokens, but in training alone
+        ("base_layers", {}),
+        ("top_k", {"capacity_factor": 1.0, "drop_policy": "position"}),
+        ("top_k", {"capacity_factor": 2.0}),  # there is room for every token at every expert
+    ],
+)
+def test_what_looks_at_no_later_token_generates(
+    build: Build, router: str, options: dict[str, Any]
+) -> None:
+    model = build(router_type=router, **options)
+    assert model.generate(torch.zeros(1, 4, dtype=torch.int64), 2).shape == (1, 6)
+
+
+def test_what_looks_at_later_tokens_generates_if_it_is_asked_by_name(build: Build) -> None:
+    def seer(logits_TE: Tensor, *, top_k: int) -> Routing:
+        weights_TK, indices_TK = (logits_TE - logits_TE.mean(0)).softmax(-1).topk(top_k)
+        return Routing.of_indices(indices_TK, weights_TK, logits_TE.shape[-1])
+
+    ids = torch.zeros(1, 4, dtype=torch.int64)
+    with registered_router("seer", seer, batch_dependent=True):
+        model = build(router_type="seer")
+        with pytest.raises(ConfigError, match="the router 'seer' chooses by all tokens"):
+            model.generate(ids, 2)
+        assert model.generate(ids, 2, allow_batch_dependent=True).shape == (1, 6)

@@ -1,0 +1,148 @@
+"""A router in a file of the user's own: `path/to/my_router.py:my_router`.
+
+The function is a router as any other, decorated with `@register_router` or plain. It is found under
+the file's name, without folders, and its hash (`config/own_code`), and not under the name that a
+decorator gives it, so that two files, or two versions of one, never meet. Only who was told by a
+person which file to load calls `own_router`.
+"""
+
+from dataclasses import replace
+
+import torch
+
+from moe_megatron.config import MoEConfig, RouterConfig
+from moe_megatron.config.own_code import (
+    OwnCode,
+    check_unchanged,
+    load_code,
+    names_code,
+    parts_of,
+)
+from moe_megatron.errors import ConfigError, MoEError
+from moe_megatron.routing.registry import (
+    Router,
+    bind,
+    described,
+    find_router,
+    keep_own,
+    set_aside,
+)
+
+_TOKENS = 32
+
+
+def own_router(given: RouterConfig | str) -> RouterConfig:
+    """Load a router's file, if that is what a person has named.
+
+    Args:
+        given: A name, or a name with options. The path of a Python file, a colon and a function in
+            it is a file; whatever else is left as it is. So is a note of a file with its hash.
+
+    Returns:
+        The same choice; of a file, with its name without folders and with its hash.
+
+    Raises:
+        ConfigError: There is no such file or function, it raises when it is loaded, or is no
+            router.
+    """
+    choice = RouterConfig(name=given) if isinstance(given, str) else given
+    if not names_code(choice.name) or choice.sha256 is not None:
+        return choice
+    code, router = _loaded(choice.name)
+    keep_own(router, code.sha256)
+    if choice.replaces is not None:  # what was saved with the earlier code finds this one
+        keep_own(router, choice.replaces)
+    return replace(choice, name=code.label, sha256=code.sha256)
+
+
+def given_again(given: RouterConfig | str, noted: RouterConfig) -> RouterConfig:
+    """The router that a person has given for a run or a model that notes one.
+
+    Args:
+        given: As for `own_router`.
+        noted: What the run or model was saved with.
+
+    Returns:
+        The noted router with its options, and the hash of the file that was given.
+
+    Raises:
+        ConfigError: It is another router, or its file has changed and is not said to replace it.
+    """
+    found = own_router(given)
+    if found.name != noted.name:
+        raise ConfigError(
+            f"the router '{found.name}' was given, but '{noted.name}' is what was trained; give "
+            "that one."
+        )
+    if found.sha256 is not None:
+        replaces = found.replaces or noted.replaces
+        code = find_router(found).code
+        assert code is not None
+        check_unchanged(code, noted.sha256, replaces, found.FIELD)
+        return replace(noted, sha256=found.sha256, replaces=replaces)
+    return noted
+
+
+def words_of(router: RouterConfig) -> list[str]:
+    """What tells another process of this machine, or a batch job, to load the same file.
+
+    Raises:
+        ConfigError: It was not given here.
+    """
+    code = None if router.sha256 is None else find_router(router).code
+    return [] if code is None else ["--router", code.spec]
+
+
+def try_out(moe: MoEConfig, hidden_size: int) -> None:
+    """Route a few random tokens with a router of the user's own, in evaluation and in training.
+
+    Args:
+        moe: The experts and the router of a model.
+        hidden_size: Features of what enters its gate.
+
+    Raises:
+        ConfigError: It raises, or returns what is no routing.
+    """
+    if moe.num_experts is None or moe.router.sha256 is None:
+        return
+    route = bind(moe)
+    drawn = torch.Generator().manual_seed(0)
+    # On the CPU, whatever the model is built on, and without a trace in the generators of the run.
+    with torch.device("cpu"), torch.random.fork_rng(devices=[]), torch.no_grad():
+        hidden_TH = torch.randn(_TOKENS, hidden_size, generator=drawn)
+        logits_TE = torch.randn(_TOKENS, moe.num_experts, generator=drawn)
+        state = route.router.state
+        for training in (False, True):
+            route(
+                logits_TE,
+                hidden=hidden_TH,
+                padding=None,
+                training=training,
+                expert_bias=torch.zeros(moe.num_experts) if moe.expert_bias else None,
+                state=None if state is None else state.first(moe.num_experts),
+                token_ids=torch.randint(0, 100, (_TOKENS,), generator=drawn),
+            )
+
+
+def _loaded(spec: str) -> tuple[OwnCode, Router]:
+    with set_aside(str(parts_of(spec)[0])) as declared:
+        code = load_code(spec)
+    for router in reversed(declared):
+        if router.function is code.found:
+            return code, replace(router, name=code.label, code=code)
+    if isinstance(code.found, type) or not callable(code.found):
+        kind = "a class" if isinstance(code.found, type) else type(code.found).__name__
+        raise ConfigError(
+            f"{code.place} is {kind}, not a router; a router is a function (logits, *, top_k) that "
+            "returns a Routing."
+        )
+    try:
+        router = described(code.label, code.found)
+    except MoEError as error:
+        raise ConfigError(f"{code.file}, line {code.line}: {error}") from None
+    except (NameError, TypeError, ValueError) as error:  # annotations that cannot be evaluated
+        raise ConfigError(
+            f"the signature of the router {code.place} cannot be read: {code.told(error)}; its "
+            "annotations must be names that the file knows."
+        ) from error
+    return code, replace(router, code=code)
