@@ -44,7 +44,7 @@ def seer(logits_TE, *, top_k):
 CONFIGURATIONS = {
     "own.yaml": "moe:\n  router: mine.py:missing\n",
     "config.yaml": "moe:\n  router: mine.py:sharp\n",
-    "noted.yaml": f"moe:\n  router: {{name: 'mine.py:sharp', sha256: {'ab' * 32}}}\n",
+    "noted.yaml": f"moe:\n  router: {{name: 'mine.py:sharp', sha256: {'cd' * 32}}}\n",
 }
 
 
@@ -65,7 +65,7 @@ def save_with_own_router(place: Path) -> None:
     """As a run on another machine has saved it, whose file is not here."""
     model().save_pretrained(place)
     config = json.loads((place / "config.json").read_text())
-    config["moe"]["router"] = {"name": "mine.py:sharp", "sharpness": 1.0, "sha256": "ab" * 32}
+    config["moe"]["router"] = {"name": "mine.py:sharp", "sharpness": 1.0, "sha256": "cd" * 32}
     text = json.dumps(config)
     weights = load_file(place / "model.safetensors")
     save_file(weights, place / "model.safetensors", {"moe_megatron_config": text})
@@ -124,11 +124,11 @@ IN_PYTHON: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "model without the file of its router": (
         lambda: MoEModel.from_pretrained("own"),
-        r"is code of its user's own, sha256 ab[ab.]*, which is not stored with a run or a",
+        r"is code of its user's own, sha256 cd[cd.]*, which is not stored with a run or a",
     ),
     "model with another file of its router": (
         lambda: MoEModel.from_pretrained("own", router="mine.py:sharp"),
-        r"mine.py has changed: its sha256 is .* --set moe.router.replaces=abab",
+        r"mine.py has changed: its sha256 is .* --set moe.router.replaces=cdcd",
     ),
     "model with another router": (
         lambda: MoEModel.from_pretrained("own", router="top_k"),
