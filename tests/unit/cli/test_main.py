@@ -8,7 +8,9 @@ from moe_megatron.cli.main import main
 from moe_megatron.errors import MoEError
 
 ROOT = Path(__file__).parents[3]
-VERBS = "chaos convert data doctor grafana inspect monitor report slurm train uptime verify".split()
+VERBS = (
+    "chaos convert data doctor grafana inspect monitor pool report slurm train uptime verify"
+).split()
 LISTED = f"Verbs are: {', '.join(VERBS[:-1])} and {VERBS[-1]}.\n"
 
 
