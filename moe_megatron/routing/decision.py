@@ -35,8 +35,8 @@ class Routing:
     """E."""
 
     loss: Tensor | None = None
-    """Scalar, a mean over the tokens: a loss of the router's own, with its coefficient, which
-    training adds to that of the language model; None: there is none."""
+    """Scalar, a mean over the tokens unless `loss_of_batch` is declared: a loss of the router's
+    own, with its coefficient, which training adds to that of the language model; None: none."""
 
     copied: Tensor | None = None
     """[T]: weights with which each token's own hidden state is added to the output, the work of

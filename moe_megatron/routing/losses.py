@@ -11,9 +11,9 @@ from torch import Tensor
 def load_balancing_loss(scores_TE: Tensor, map_TE: Tensor, top_k: int) -> Tensor:
     """L = E * sum_e f_e * P_e, the load balancing loss of Switch (arXiv:2101.03961, equation 4).
 
-    f_e is the share of all assignments that go to expert e, P_e its mean probability over all
-    tokens. L is 1.0 in perfect balance, and up to E / top_k if all tokens go to the same experts.
-    The gradient flows only through P_e, since counts have none.
+    f_e is the number of tokens that go to expert e, divided by tokens times top_k; P_e is its mean
+    probability over all tokens. L is 1.0 in perfect balance, and up to E / top_k if all tokens go
+    to the same experts. The gradient flows only through P_e, since counts have none.
 
     Args:
         scores_TE: Router distribution, rows summing to 1.
@@ -24,7 +24,8 @@ def load_balancing_loss(scores_TE: Tensor, map_TE: Tensor, top_k: int) -> Tensor
         Scalar; 0 without tokens.
     """
     counts_E = map_TE.sum(dim=0).to(scores_TE.dtype)
-    return _switch_loss(scores_TE.sum(dim=0), counts_E, counts_E.sum() / top_k, top_k)
+    tokens = counts_E.new_tensor(len(scores_TE))
+    return _switch_loss(scores_TE.sum(dim=0), counts_E, tokens, top_k)
 
 
 def sequence_load_balancing_loss(
@@ -45,7 +46,8 @@ def sequence_load_balancing_loss(
     empty_SE = scores_TE.new_zeros(num_sequences, scores_TE.shape[-1])
     prob_sums_SE = empty_SE.index_add(0, sequence_T, scores_TE)
     counts_SE = empty_SE.index_add(0, sequence_T, map_TE.to(scores_TE.dtype))
-    return _switch_loss(prob_sums_SE, counts_SE, counts_SE.sum(dim=-1) / top_k, top_k).mean()
+    tokens_S = torch.bincount(sequence_T, minlength=num_sequences).to(scores_TE.dtype)
+    return _switch_loss(prob_sums_SE, counts_SE, tokens_S, top_k).mean()
 
 
 def _switch_loss(prob_sums: Tensor, counts: Tensor, tokens: Tensor, top_k: int) -> Tensor:

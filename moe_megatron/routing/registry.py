@@ -65,6 +65,8 @@ class Router:
     """Whether every token gets exactly `top_k` experts."""
     batch_dependent: BatchDependence
     """Whether the experts of a token depend on other tokens of the batch."""
+    loss_of_batch: bool
+    """Whether its loss is one of the batch, and not a mean over tokens."""
     random: bool
     """Whether it draws random numbers in training."""
     options_used: frozenset[str]
@@ -174,7 +176,7 @@ _RESERVED = ("name", "sha256", "replaces")
 """What stands beside the options in a configuration."""
 
 
-def register_router(
+def register_router(  # noqa: PLR0913  # what a router may declare, by name
     name: str,
     *,
     options: type | None = None,
@@ -182,6 +184,7 @@ def register_router(
     fixed_number: bool = True,
     batch_dependent: BatchDependence = False,
     random: bool = False,
+    loss_of_batch: bool = False,
     gate: Gate | None = None,
     state: RouterState | None = None,
 ) -> Callable[[RouterFunction], RouterFunction]:
@@ -203,6 +206,8 @@ def register_router(
             in training alone ("training"), or always. A language model that depends on later
             tokens when it is used cannot generate.
         random: Whether it draws random numbers in training, from torch's generator.
+        loss_of_batch: Whether its loss is one of the batch, such as one with loads of experts, and
+            not a mean over tokens. Ranks that share a batch then show each other their tokens.
         gate: Where the logits come from, if not from a matrix.
         state: What it remembers from step to step, which it gets as `state`.
 
@@ -224,6 +229,7 @@ def register_router(
             fixed_number=fixed_number,
             batch_dependent=batch_dependent,
             random=random,
+            loss_of_batch=loss_of_batch,
             gate=gate,
             state=state,
         )
@@ -293,6 +299,7 @@ _UNDECLARED: Mapping[str, Any] = {
     "fixed_number": True,
     "batch_dependent": False,
     "random": False,
+    "loss_of_batch": False,
     "gate": None,
 }
 """What is true of a router that declares nothing."""

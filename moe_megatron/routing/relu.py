@@ -31,6 +31,7 @@ def relu_distribution(options: object) -> Distribution:
 @register_router(
     "relu",
     fixed_number=False,
+    loss_of_batch=True,
     distribution=relu_distribution,
     state=RouterState(
         first=lambda num_experts: {"strength": torch.full((1,), 1e-8)},
@@ -64,6 +65,8 @@ def route_relu(
     valid_TE = gates_TE.float() if padding is None else gates_TE[~padding].float()
     active_E, num_tokens = (valid_TE > 0).sum(dim=0), valid_TE.shape[0]
     relative_E = active_E * (valid_TE.shape[1] / (top_k * max(num_tokens, 1)))
-    loss = state["strength"].squeeze() * (relative_E * valid_TE.mean(dim=0)).sum()
+    loss = (
+        state["strength"].squeeze() * (relative_E * valid_TE.sum(dim=0)).sum() / max(num_tokens, 1)
+    )
     tokens = torch.full((1,), num_tokens, device=logits_TE.device)
     return routing.losing(loss).observing(active=active_E, tokens=tokens)

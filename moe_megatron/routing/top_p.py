@@ -36,4 +36,4 @@ def route_top_p(
     chosen_TE = chosen_TE.scatter(1, sorted_TE.indices, before_TE < threshold)
     routing = Routing.of_map(probs_TE.type_as(logits_TE), chosen_TE)
     entropy_T = torch.special.entr(probs_TE if padding is None else probs_TE[~padding]).sum(-1)
-    return routing.losing(entropy_coef * entropy_T.mean())
+    return routing.losing(entropy_coef * entropy_T.sum() / max(len(entropy_T), 1))

@@ -9,17 +9,17 @@ layer's forward pass first without gradients, which is not counted, and then aga
 is.
 """
 
-from dataclasses import fields, replace
+from dataclasses import fields
 from typing import Any
 
 import torch
 from megatron.core.transformer.moe.moe_utils import apply_router_token_dropping
-from megatron.core.transformer.moe.router import TopKRouter
 from torch import Tensor
 
 from moe_megatron.config.flags import RULES
 from moe_megatron.mcore.layers.batch_part import BatchPart
 from moe_megatron.mcore.layers.expert_mask import ExpertMask
+from moe_megatron.mcore.layers.router_losses import RouterLosses
 from moe_megatron.mcore.layers.router_state import ObservedState
 from moe_megatron.mcore.layers.token_ids import token_ids_here
 from moe_megatron.mcore.measure.counters import RoutingRow
@@ -43,7 +43,7 @@ def is_native(route: BoundRouter) -> bool:
     )
 
 
-class MeasuredRouter(TopKRouter):
+class MeasuredRouter(RouterLosses):
     """`TopKRouter` that chooses by any router, with exact counters once a row is attached.
 
     Args:
@@ -134,6 +134,7 @@ class MeasuredRouter(TopKRouter):
         Returns:
             probs and routing_map, both [sequence * batch, experts].
         """
+        self._padding_T = None if padding_mask is None else padding_mask.reshape(-1)
         if self.mask is None:
             return self._route_all(logits, padding_mask)
         with self.mask.bias_of(self):
@@ -248,13 +249,18 @@ class MeasuredRouter(TopKRouter):
             self.state.observe(routing.observed)
         if part is None:
             if routing.loss is not None:  # a mean over the tokens of one of several ranks
-                routing = replace(routing, loss=routing.loss / self.tp_cp_group.size())
+                routing = routing.losing(routing.loss * self._share_of_tokens())
             return routing
-        return routing.rows(*part.rows(length))
+        routing = routing.rows(*part.rows(length))
+        if routing.loss is not None:  # that of all ranks, each with the gradient of its own tokens
+            value = routing.loss.detach()
+            routing = routing.losing(value / self.tp_cp_group.size() + (routing.loss - value))
+        return routing
 
     def _part_of_batch(self) -> BatchPart | None:
         """Which part of the tokens that are routed together is here; None if it is all of them."""
-        if not self._route.router.looks_at_batch(training=self.training):
+        router, training = self._route.router, self.training
+        if not router.looks_at_batch(training=training) and not (router.loss_of_batch and training):
             return None
         group = self.tp_cp_group if self.config.sequence_parallel else self.cp_group
         return BatchPart(group) if group.size() > 1 else None

@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from megatron.core.datasets import utils as dataset_utils
 from megatron.core.enums import ModelType
+from megatron.core.transformer.moe.moe_logging import set_moe_metrics_tracker
 from megatron.training import pretrain
 from megatron.training.argument_utils import gpt_config_from_args, pretrain_cfg_container_from_args
 
@@ -45,6 +46,7 @@ from moe_megatron.mcore.loop.stopping import Stopping
 from moe_megatron.mcore.measure.attempt_journal import AttemptJournal
 from moe_megatron.mcore.measure.lasting_writers import lasting_writers
 from moe_megatron.mcore.measure.phases import PhaseClock
+from moe_megatron.mcore.measure.router_loss_log import RouterLossLog
 from moe_megatron.mcore.measure.telemetry import TelemetryCallback
 from moe_megatron.mcore.recovery.build import (
     configured_policies,
@@ -147,6 +149,7 @@ def run(job: TrainingJob, machine: MachineSettings) -> JobOutcome:
         stack.enter_context(callbacks_installed(callbacks, clock))
         saves = Saves(callbacks, clock, job.checkpoints, config.checkpoint.patience_seconds)
         stack.enter_context(saves.watched())
+        set_moe_metrics_tracker(RouterLossLog(args.moe_router_load_balancing_type))
         if "use-checkpoint-opt_param-scheduler" not in config.megatron:
             stack.enter_context(configured_settings(checkpoint.batch_growth(load, config)))
         stack.enter_context(_our_checkpoints(args, load))
