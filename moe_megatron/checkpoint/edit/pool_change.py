@@ -174,7 +174,7 @@ def _shares_weight(moe: MoEConfig) -> bool:
     return not sigmoid or moe.top_k > 1  # one expert's score is not divided by a sum
 
 
-_SHARING = frozenset({"cosine", "query_key", "biased_softmax"})
+_SHARING = frozenset({"cosine", "query_key", "biased_softmax", "grouped", "hierarchical"})
 """Routers beside top_k whose weights are a softmax, or sum to 1, over equal rows."""
 
 

@@ -17,6 +17,7 @@ from moe_megatron.routing.expert_threshold import route_expert_threshold
 from moe_megatron.routing.grouped import route_grouped
 from moe_megatron.routing.gshard import route_gshard
 from moe_megatron.routing.hash import route_hash
+from moe_megatron.routing.hierarchical import route_hierarchical
 from moe_megatron.routing.loss_free import route_loss_free
 from moe_megatron.routing.quantile import route_quantile
 from moe_megatron.routing.registry import find_router
@@ -199,6 +200,33 @@ def test_grouped_takes_equally_many_of_each_group(logits: Tensor) -> None:
         )
     with pytest.raises(ConfigError, match=r"groups \(3\) must divide moe.num_experts \(8\)"):
         route_grouped(logits, top_k=2, groups=3)
+
+
+@pytest.mark.parametrize(("top_k", "per_token"), [(1, 1), (2, 1), (4, 2)])
+def test_hierarchical_chooses_groups_and_then_experts(top_k: int, per_token: int) -> None:
+    it = trial("hierarchical", groups=4)
+    logits_TE = it.route.gate_logits(it.hidden_TH, training=False, **it.tensors)
+    experts, width = logits_TE.shape[-1], logits_TE.shape[-1] // 4
+    routing = route_hierarchical(logits_TE, top_k=top_k, groups=4, groups_per_token=per_token)
+    for token, hidden in enumerate(it.hidden_TH):
+        of_groups = softmax(it.tensors["group_weight"] @ hidden)
+        expected: dict[int, float] = {}
+        for group in ranked(of_groups)[:per_token]:
+            rows = it.tensors["weight"][group * width : (group + 1) * width]
+            within = softmax(rows @ hidden)
+            best = ranked(within)[: top_k // per_token]
+            total = sum(within[e] for e in best)
+            for e in best:
+                expected[group * width + e] = of_groups[group] * within[e] / total
+        found = {e: float(routing.probs[token, e]) for e in range(experts)}
+        assert {e: w for e, w in found.items() if w} == pytest.approx(expected, rel=1e-4)
+
+
+def test_levels_that_do_not_divide_are_refused(logits: Tensor) -> None:
+    with pytest.raises(ConfigError, match=r"groups_per_token \(2\) must be at most"):
+        route_hierarchical(logits, top_k=3, groups=4, groups_per_token=2)
+    with pytest.raises(ConfigError, match=r"groups \(3\) must divide moe.num_experts"):
+        trial("hierarchical", groups=3)
 
 
 def test_gshard_uses_the_second_expert_as_often_as_it_is_probable() -> None:

@@ -123,6 +123,8 @@ ROUTERS: dict[str, dict[str, Any]] = {
     },
     "switch": {"router": {"name": "top_k", "pre_softmax": True}, "top_k": 1},
     "biased_softmax": {"router": "biased_softmax"},
+    "grouped": {"router": {"name": "grouped", "groups": 2}},
+    "hierarchical": {"router": {"name": "hierarchical", "groups": 2}},
     "above": {"router": "top_p"},
 }
 
