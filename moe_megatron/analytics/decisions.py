@@ -24,7 +24,8 @@ class BatchAnalysis:
     Attributes:
         input_ids: int64 [batch, seq].
         layers: global 1-based numbers of the MoE layers.
-        indices: int64 [L, batch, seq, k], chosen experts, best first; -1 for padding.
+        indices: int64 [L, batch, seq, k], chosen experts, best first; -1 for padding,
+            and for slots left free by a router that varies the number of experts per token.
         scores: float32 [L, batch, seq, E], router distribution; 0 for padding.
         attention_maps: for each transformer layer, float32 [batch, heads, seq, seq], how much each
             query attends to each key; None unless requested.
@@ -44,7 +45,9 @@ class BatchAnalysis:
     @property
     def valid(self) -> BoolArray:
         """True for tokens, False for padding. [batch, seq]"""
-        mask: BoolArray = self.indices[0, ..., 0] >= 0
+        # A router that varies the number of experts may give a token none.
+        chosen = (self.indices >= 0).any(axis=(0, -1))
+        mask: BoolArray = chosen | (self.scores[0].sum(axis=-1) > 0)
         return mask
 
     @property
@@ -67,7 +70,8 @@ class BatchAnalysis:
         """
         chosen = self.indices[self._row(layer)][self.valid]
         dense = np.zeros((len(chosen), self.num_experts), dtype=np.bool_)
-        np.put_along_axis(dense, chosen, True, axis=1)
+        rows, slots = np.nonzero(chosen >= 0)
+        dense[rows, chosen[rows, slots]] = True
         return dense
 
     def coactivation(self, layer: int) -> Int64Array:

@@ -153,9 +153,7 @@ class SpecializationCounter:
             self._domains.append(domain)
             self._tokens.append(int(valid.sum()))
             self._counts.append(
-                np.stack(
-                    [np.bincount(layer.ravel(), minlength=batch.num_experts) for layer in chosen]
-                )
+                np.stack([np.bincount(it[it >= 0], minlength=batch.num_experts) for it in chosen])
             )
             for pairs, layer in zip(self._pairs, chosen, strict=True):
                 pairs.add(batch.input_ids[row, valid], layer)
@@ -214,9 +212,10 @@ class _TokenPairs:
         self._seen: dict[int, int] = {}
 
     def add(self, tokens: Int64Array, chosen: Int64Array) -> None:
-        """Counts the experts [tokens, k] of tokens [tokens]."""
-        self._waiting.append((tokens[:, None] * self._num_experts + chosen).ravel())
-        self._size += chosen.size
+        """Counts the experts [tokens, k] of tokens [tokens]; -1 is none."""
+        keys = (tokens[:, None] * self._num_experts + chosen)[chosen >= 0]
+        self._waiting.append(keys)
+        self._size += keys.size
         for token, count in zip(*np.unique(tokens, return_counts=True), strict=True):
             self._seen[int(token)] = self._seen.get(int(token), 0) + int(count)
         if self._size > _MERGE_AT:

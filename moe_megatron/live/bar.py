@@ -1,4 +1,4 @@
-"""A bar of bytes that moves: on a terminal's stderr, or below a notebook's cell.
+"""A bar that moves: on a terminal's stderr, or below a notebook's cell.
 
 Work that is done at once shows none. The bar does not know what is done, nor what to show where
 nobody watches.
@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     DownloadColumn,
+    MofNCompleteColumn,
     Progress,
     TextColumn,
     TimeRemainingColumn,
@@ -32,12 +33,15 @@ Change = Callable[..., None]
 
 
 @contextmanager
-def live_bar(label: str, total: int | None, facts: str = "", **fields: Any) -> Iterator[Change]:
+def live_bar(
+    label: str, total: int | None, facts: str = "", *, of_bytes: bool = True, **fields: Any
+) -> Iterator[Change]:
     """Show a bar while the block runs.
 
     Args:
         label: Description of the work.
-        total: Number of bytes; None if unknown.
+        total: Number of bytes, or of what is counted; None if unknown.
+        of_bytes: Whether bytes are counted; else pieces of work.
         facts: What stands beside the bar, such as "{task.fields[documents]:,} documents".
         fields: The first values of what it shows.
 
@@ -49,8 +53,7 @@ def live_bar(label: str, total: int | None, facts: str = "", **fields: Any) -> I
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
+        *((DownloadColumn(), TransferSpeedColumn()) if of_bytes else (MofNCompleteColumn(),)),
         *([TextColumn(facts)] if facts else []),
         TimeRemainingColumn(),
     )

@@ -54,6 +54,7 @@ figcaption p { font-size: 12.5px; }
 .charts + details, .card + .card { margin-top: 16px; }
 figure { margin: 0; min-width: 0; display: flex; flex-direction: column; gap: 8px; }
 figure svg { width: 100%; height: auto; display: block; overflow: visible; touch-action: pan-y; }
+.intervals svg { max-width: 720px; }
 .grid { stroke: var(--rule); stroke-width: 1; }
 .tick { fill: var(--dim); font-size: 11px; }
 .line { fill: none; stroke-width: 1.8; stroke-linejoin: round; stroke-linecap: round; }
@@ -93,7 +94,8 @@ table { border-collapse: collapse; font-size: 13.5px; width: 100%; }
 th, td { padding: 5px 14px 5px 0; text-align: right; white-space: nowrap; }
 th { color: var(--dim); font-weight: 500; border-bottom: 1px solid var(--rule); }
 td.list, th.list { text-align: left; white-space: normal; width: 100%; padding-left: 14px; }
-tr + tr td { border-top: 1px solid var(--rule); }
+tbody th { border-bottom: none; text-align: left; }
+tr + tr :is(td, th) { border-top: 1px solid var(--rule); }
 .bad { color: var(--bad); font-weight: 600; }
 details > summary { cursor: pointer; padding: 8px 0; color: var(--dim); }
 pre { margin: 0; overflow-x: auto; font: 12.5px/1.5 ui-monospace, "DejaVu Sans Mono", monospace; }

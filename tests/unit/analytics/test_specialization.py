@@ -149,3 +149,22 @@ def test_plot_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match="file"):
         analyze(separate=True)[0].plot(tmp_path / "file" / "domains.png")
+
+
+def test_slots_that_a_router_left_free_are_no_expert() -> None:
+    """As of routers that give tokens different numbers of experts, and some of them none."""
+    indices = np.array(
+        [[[[0, -1, -1], [-1, -1, -1], [2, 1, -1]], [[3, -1, -1], [3, 2, 0], [-1] * 3]]]
+    )
+    scores = np.full((1, 2, 3, NUM_EXPERTS), 0.25, np.float32)
+    scores[0, 1, 2] = 0.0  # padding
+    ids = np.array([[5, 6, 7], [5, 5, 0]])
+    batch = BatchAnalysis(input_ids=ids, layers=(1,), indices=indices, scores=scores)
+    counter = SpecializationCounter()
+    counter.add(batch, ["a", "b"])
+    found = counter.finish()
+    assert found.tokens.tolist() == [3, 2]
+    assert found.counts.tolist() == [[[1, 1, 1, 0], [1, 0, 1, 2]]]
+    assert batch.tokens_per_expert.tolist() == [[2, 1, 2, 2]]
+    assert [(it.token, it.count) for it in found.top_tokens(1, 3, min_count=1)] == [(5, 2)]
+    assert [(it.token, it.count) for it in found.top_tokens(1, 1, min_count=1)] == [(7, 1)]

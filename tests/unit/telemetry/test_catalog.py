@@ -163,12 +163,15 @@ DECLARES = "where the quantities are declared"
 PUBLIC = "named fields that users were promised"
 COMPUTES = "computes the losses of a model in training, before there are quantities"
 ANY_ENTROPY = "the entropy of any distribution"
+COLUMN = "a column of the table of a bench"
 METHOD = "'aux_loss' is also one of Megatron's methods of load balancing"
 ALERTS = "an alert on one of them"
 MAY_NAME: dict[str, tuple[str, set[str]]] = {
     "telemetry/catalog.py": (DECLARES, {"entropy", "aux_loss", "z_loss"}),
     "telemetry/values/expert_load.py": (ANY_ENTROPY, {"entropy"}),
     "telemetry/values/layer_values.py": (ANY_ENTROPY, {"entropy"}),
+    "benchmarks/one_run.py": (COLUMN, {"entropy"}),
+    "benchmarks/rows.py": (COLUMN, {"entropy"}),
     "analytics/information.py": (ANY_ENTROPY, {"entropy"}),
     "analytics/monitor.py": (PUBLIC, {"entropy", "aux_loss", "z_loss"}),
     "model/outputs.py": (PUBLIC, {"entropy", "aux_loss", "z_loss"}),
