@@ -14,10 +14,9 @@ import torch
 
 from moe_megatron.benchmarks.setup import Setup
 from moe_megatron.config.named import Option
-from moe_megatron.config.own_code import OwnCode, load_code, names_code
 from moe_megatron.errors import ConfigError, MoEError
 from moe_megatron.model.moe_model import MoEModel
-from moe_megatron.routing import find_router, register_router, router_names
+from moe_megatron.routing import find_router, own_router, router_names
 
 REFERENCE = "top_k"
 """The router that the others are compared with."""
@@ -39,7 +38,7 @@ class Case:
     @property
     def name(self) -> str:
         """The router: its name, or "my_router.py:sharp" without folders."""
-        return load_code(self.router).label if names_code(self.router) else self.router
+        return own_router(self.router).name
 
     @property
     def label(self) -> str:
@@ -55,8 +54,8 @@ class Case:
     def to_plain(self) -> dict[str, Any]:
         """What a result is a result of, as JSON values; of the user's own code, the hash too."""
         plain = {"router": self.name, "options": dict(self.options), "experts": self.num_experts}
-        if names_code(self.router):
-            plain["sha256"] = load_code(self.router).sha256
+        if (sha256 := own_router(self.router).sha256) is not None:
+            plain["sha256"] = sha256
         return plain
 
 
@@ -91,32 +90,13 @@ def cases_of(
         for number in experts
     ]
     for case in found:
-        registered(case)
+        find_router(own_router(case.router))
     names = [case.slug for case in found]
     if twice := sorted({it for it in names if names.count(it) > 1}):
         raise ConfigError(
             f"two routers would have the files {twice[0]}-*.json; rename one of them."
         )
     return found
-
-
-def registered(case: Case) -> str:
-    """The name under which a case's router is registered; that of a file is loaded and registered.
-
-    Raises:
-        ConfigError: There is no such router, or its file cannot be loaded.
-    """
-    if not names_code(case.router):
-        return find_router(case.router).name
-    code = load_code(case.router)
-    for name in router_names():
-        if find_router(name).function is code.found:
-            return name
-    if not callable(code.found):
-        raise ConfigError(f"{code.place} is no function; a router is one of logits, with top_k.")
-    name = f"{code.label}:{code.sha256[:8]}"
-    register_router(name)(code.found)
-    return name
 
 
 def build_model(setup: Setup, case: Case, seed: int) -> MoEModel:
@@ -131,7 +111,7 @@ def build_model(setup: Setup, case: Case, seed: int) -> MoEModel:
         num_experts=case.num_experts,
         experts_per_token=setup.top_k,
         num_layers=setup.num_layers,
-        router_type=registered(case),
+        router_type=case.router,
         router=dict(case.options),
         vocab_size=setup.vocab_size,
         num_attention_heads=setup.num_heads,
@@ -153,13 +133,5 @@ def try_out(setup: Setup, case: Case) -> None:
         loss.backward()
     except MoEError as error:
         raise ConfigError(f"the router '{case.name}' cannot be trained here: {error}") from None
-    except Exception as error:
-        if not names_code(case.router):
-            raise
-        raise _own_fault(load_code(case.router), error) from error
     if not loss.isfinite():
         raise ConfigError(f"the router '{case.name}' gives a loss that is not finite.")
-
-
-def _own_fault(code: OwnCode, error: Exception) -> ConfigError:
-    return ConfigError(f"{code.place} fails on {_TRIAL_TOKENS} tokens: {code.told(error)}.")

@@ -24,7 +24,7 @@ from moe_megatron.routing import Routing
 
 def sharp(logits_TE, *, top_k: int, sharpness: float = 2.0):
     flag = os.environ.get("STOP_THE_BENCH", "")
-    if flag and os.path.exists(flag) and len(logits_TE) > 16:
+    if flag and os.path.exists(flag) and len(logits_TE) > 32:
         os.unlink(flag)
         os.kill(os.getpid(), signal.SIGINT)
     weights_TK, indices_TK = (sharpness * logits_TE).softmax(-1).topk(top_k)
@@ -154,7 +154,7 @@ def test_bench_of_experts_adds_parameters_and_no_work(
         (["routers", "--routers", "top_k,top_k"], "the router 'top_k' is named twice"),
         (
             ["routers", "--routers", "own.py:broken"],
-            "fails on 16 tokens: AttributeError: .*line 14",
+            "own.py, line 13.* raises AttributeError: .*line 14",
         ),
         (["routers", "--routers", "top_k", "--router-arg", "x.y=1"], "option of 'x', which is not"),
         (["routers", "--router-arg", "threshold=1"], "does not say whose option it is"),
