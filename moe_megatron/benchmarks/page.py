@@ -5,8 +5,8 @@ from html import escape
 from statistics import fmean
 
 from moe_megatron.benchmarks.case import REFERENCE
-from moe_megatron.benchmarks.rows import Row, columns
 from moe_megatron.benchmarks.setup import Setup
+from moe_megatron.benchmarks.table_rows import Row, columns
 from moe_megatron.benchmarks.tables import facts, meanings, notes, shown_rows, title
 from moe_megatron.viz.interval_chart import Estimate, interval_chart
 from moe_megatron.viz.report_page import render_page

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from moe_megatron.benchmarks.case import REFERENCE
-from moe_megatron.benchmarks.rows import Column, Row, columns, grouped
 from moe_megatron.benchmarks.setup import Setup, versions
+from moe_megatron.benchmarks.table_rows import Column, Row, columns, grouped
 from moe_megatron.platform.device import available_cores
 
 

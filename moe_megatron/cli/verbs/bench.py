@@ -160,7 +160,7 @@ def _write(
 ) -> None:
     """Write table and page, and show the table."""
     from moe_megatron.benchmarks.page import render
-    from moe_megatron.benchmarks.rows import rows_of
+    from moe_megatron.benchmarks.table_rows import rows_of
     from moe_megatron.benchmarks.tables import document, table
 
     rows = rows_of(folder, cases)

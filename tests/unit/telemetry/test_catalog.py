@@ -171,7 +171,7 @@ MAY_NAME: dict[str, tuple[str, set[str]]] = {
     "telemetry/values/expert_load.py": (ANY_ENTROPY, {"entropy"}),
     "telemetry/values/layer_values.py": (ANY_ENTROPY, {"entropy"}),
     "benchmarks/one_run.py": (COLUMN, {"entropy"}),
-    "benchmarks/rows.py": (COLUMN, {"entropy"}),
+    "benchmarks/table_rows.py": (COLUMN, {"entropy"}),
     "analytics/information.py": (ANY_ENTROPY, {"entropy"}),
     "analytics/monitor.py": (PUBLIC, {"entropy", "aux_loss", "z_loss"}),
     "model/outputs.py": (PUBLIC, {"entropy", "aux_loss", "z_loss"}),
