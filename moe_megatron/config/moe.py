@@ -133,6 +133,7 @@ class MoEConfig:
         if self.num_experts is not None:
             self._check_top_k(self.num_experts)
             self._check_balancing()
+            self._check_capacity(self.num_experts)
             self._check_expert()
 
     def _check_layer_frequency(self) -> None:
@@ -164,8 +165,29 @@ class MoEConfig:
                 f"moe.load_balancing '{self.load_balancing}'; set it to null, or balance with "
                 "'aux_loss', 'seq_aux_loss', 'global_aux_loss' or 'none'."
             )
-        if self.pad_to_capacity and self.capacity_factor is None:
+
+    def _check_capacity(self, num_experts: int) -> None:
+        factor = self.capacity_factor
+        if self.pad_to_capacity and factor is None:
             raise ConfigError("moe.pad_to_capacity needs a moe.capacity_factor, for example 1.25.")
+        if self.pad_to_capacity and factor is not None and factor * self.top_k > num_experts:
+            raise ConfigError(
+                f"moe.pad_to_capacity with moe.capacity_factor ({factor:g}) fills every expert "
+                f"with more tokens than there are: moe.top_k ({self.top_k}) x the factor must not "
+                f"exceed moe.num_experts ({num_experts}); set the factor to "
+                f"{num_experts / self.top_k:g} or less, or pad_to_capacity to false."
+            )
+
+    @property
+    def drops_by_weight(self) -> bool:
+        """Whether a full expert may drop a token because a later one weighs more.
+
+        So tokens look at later ones, in training and in use. By position they do not.
+        """
+        factor, experts = self.capacity_factor, self.num_experts
+        if factor is None or experts is None or self.drop_policy != "probs":
+            return False
+        return factor * self.top_k < experts
 
     def _check_expert(self) -> None:
         """Options that look into the MLP of the model mean nothing for another module."""

@@ -59,7 +59,13 @@ class MoELayer(nn.Module):
         if valid is None:
             valid = hidden.new_ones(hidden.shape[:2], dtype=torch.bool)
         tokens = hidden[valid]
-        logits_TE, routing = self.router(tokens, None if token_ids is None else token_ids[valid])
+        order = None
+        if self.config.capacity_factor is not None:
+            # As in Megatron: the first tokens of all sequences come before the second ones.
+            sequence_T, position_T = valid.nonzero(as_tuple=True)
+            order = (position_T * len(valid) + sequence_T).argsort()
+        ids = None if token_ids is None else token_ids[valid]
+        logits_TE, routing = self.router(tokens, ids, order)
         output_TH = self.experts(tokens, routing)
         if routing.copied is not None:
             output_TH = output_TH + routing.copied.unsqueeze(-1) * tokens

@@ -57,12 +57,15 @@ class Router(nn.Module):
         if self.bias is not None:
             yield self.bias
 
-    def forward(self, hidden: Tensor, token_ids: Tensor | None = None) -> tuple[Tensor, Routing]:
+    def forward(
+        self, hidden: Tensor, token_ids: Tensor | None = None, order: Tensor | None = None
+    ) -> tuple[Tensor, Routing]:
         """Route [tokens, hidden]: all tokens of a batch, without its padding.
 
         Args:
             hidden: What enters the gate.
             token_ids: int64 [tokens], for routers that look at them.
+            order: int64 [tokens], the tokens in the order in which full experts keep the first.
 
         Returns:
             Logits, [tokens, experts], in the router's precision; and the experts of the tokens.
@@ -85,7 +88,7 @@ class Router(nn.Module):
             capacity = expert_capacity(
                 logits_TE.shape[0], config.top_k, logits_TE.shape[1], config.capacity_factor
             )
-            routing = drop_over_capacity(routing, capacity, config.drop_policy)
+            routing = drop_over_capacity(routing, capacity, config.drop_policy, order_T=order)
         return logits_TE, routing
 
     def _logits(self, hidden: Tensor) -> Tensor:

@@ -107,9 +107,11 @@ def check_continues(moe: MoEConfig) -> None:
     if find_router(moe.router).looks_at_batch(training=False):
         why = f"the router '{moe.router.name}' chooses by all tokens that are computed together"
         remedy = "train with a router that does so in training alone"
-    factor = moe.capacity_factor
-    if factor is not None and moe.drop_policy == "probs" and factor * moe.top_k < moe.num_experts:
-        why = f"with moe.capacity_factor ({factor}) full experts drop the least probable tokens"
+    if moe.drops_by_weight:
+        why = (
+            f"with moe.capacity_factor ({moe.capacity_factor}) full experts drop the least "
+            "probable tokens"
+        )
         remedy = (
             "build or load the model without capacity_factor, which is a matter of training, or "
             "with drop_policy='position'"

@@ -13,7 +13,6 @@ from dataclasses import fields
 from typing import Any
 
 import torch
-from megatron.core.transformer.moe.moe_utils import apply_router_token_dropping
 from torch import Tensor
 
 from moe_megatron.config.flags import RULES
@@ -24,7 +23,8 @@ from moe_megatron.mcore.layers.router_state import ObservedState
 from moe_megatron.mcore.layers.token_ids import token_ids_here
 from moe_megatron.mcore.measure.counters import RoutingRow
 from moe_megatron.mcore.measure.routed import Routed, count
-from moe_megatron.routing import BoundRouter, Routing
+from moe_megatron.routing import BoundRouter, Routing, drop_over_capacity, expert_capacity
+from moe_megatron.routing.capacity import capacity_of, filled
 
 _NATIVE = "top_k"
 """The router that Megatron has itself, with its kernels and assignment algorithms."""
@@ -63,7 +63,8 @@ class MeasuredRouter(RouterLosses):
     def __init__(self, *args: Any, route: BoundRouter, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._route = route
-        self._is_native = is_native(route)
+        # Of equal places, Megatron's own capacity keeps any, and padding takes some.
+        self._is_native = is_native(route) and self.config.moe_expert_capacity_factor is None
         if route.router.gate is not None:
             self._build_gate()
         remembers = route.router.state is not None
@@ -160,51 +161,50 @@ class MeasuredRouter(RouterLosses):
         super()._apply_expert_bias(routing_map, padding_mask=padding_mask)
 
     def _route_all(self, logits: Tensor, padding_mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        assigned_TE = None
+        routing = None
         if self._is_native:
             probs_TE, map_TE = super().routing(logits, padding_mask=padding_mask)
         else:
-            probs_TE, map_TE, assigned_TE = self._choose(logits, padding_mask)
+            probs_TE, map_TE, routing = self._choose(logits)
         if self._row is not None and self._learns:
-            routed_TE = map_TE
-            if self.config.moe_pad_expert_input_to_capacity:
-                # The map also holds tokens that only pad an expert's buffer, with weight zero.
-                routed_TE = map_TE & (probs_TE > 0)
+            variable = routing is not None and not self._route.router.fixed_number
             with torch.no_grad():
                 routed = Routed(
                     logits.reshape(-1, logits.shape[-1]),
                     probs_TE,
-                    routed_TE,
+                    map_TE if routing is None else routing.routing_map,
                     route=self._route,
-                    assigned_map_TE=assigned_TE,
+                    assigned_map_TE=routing.assigned_map if variable else None,  # type: ignore[union-attr]
                 )
-                count(self._row, routed, None if padding_mask is None else padding_mask.flatten())
+                count(self._row, routed, self._padding_T)
         return probs_TE, map_TE
 
-    def _choose(
-        self, logits: Tensor, padding_mask: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+    def _choose(self, logits: Tensor) -> tuple[Tensor, Tensor, Routing]:
         """`TopKRouter.routing`, with the experts chosen by our router.
 
         Returns:
-            probs, routing_map, and the map of assignments before any was dropped for capacity;
-            None in place of the last for routers that assign top_k experts to every token.
+            probs; the map of what is sent, tokens that only fill an expert up to its capacity
+            included; and what was chosen.
         """
         config, (length, batch) = self.config, logits.shape[:2]
-        padding_T = None if padding_mask is None else padding_mask.reshape(-1)
+        padding_T = self._padding_T
         logits_TE = self.apply_z_loss(logits.view(-1, logits.shape[-1]), padding_mask=padding_T)
         routing = self._routed(logits_TE, padding_T)
         self.copied = routing.copied
-        probs_TE, map_TE = routing.probs, routing.routing_map
+        capacity = None
         if config.moe_expert_capacity_factor is not None:
-            probs_TE, map_TE = apply_router_token_dropping(
-                probs_TE,
-                map_TE,
-                router_topk=self.topk,
-                capacity_factor=config.moe_expert_capacity_factor,
-                drop_policy=config.moe_token_drop_policy,
-                pad_to_capacity=config.moe_pad_expert_input_to_capacity,
+            share = (self.topk, self.num_experts, config.moe_expert_capacity_factor)
+            capacity = expert_capacity(len(logits_TE), *share)
+            routing = drop_over_capacity(
+                routing,
+                capacity if padding_T is None else capacity_of(padding_T, *share),
+                config.moe_token_drop_policy,
+                padding_T=padding_T,
             )
+        probs_TE, map_TE = routing.probs, routing.routing_map
+        sent_TE = map_TE
+        if capacity is not None and config.moe_pad_expert_input_to_capacity:
+            sent_TE = filled(map_TE, capacity)
         if self._learns and routing.loss is not None:
             probs_TE = self.attach_and_log_load_balancing_loss(
                 probs_TE, 1.0, routing.loss, "router_loss", self.tp_cp_group
@@ -218,8 +218,7 @@ class MeasuredRouter(RouterLosses):
             )
             probs_TE = self._apply_global_aux_loss(probs_TE, scores_TE, chosen_TE, **masked)
         self._apply_expert_bias(map_TE, padding_mask=padding_T)
-        fixed = self._route.router.fixed_number
-        return probs_TE, map_TE, None if fixed else routing.assigned_map
+        return probs_TE, sent_TE, routing
 
     @property
     def _learns(self) -> bool:

@@ -31,6 +31,10 @@ from moe_megatron.errors import ConfigError
             "moe.capacity_factor (1.0) does not work with moe.load_balancing 'sinkhorn'",
         ),
         ({"pad_to_capacity": True}, "moe.pad_to_capacity needs a moe.capacity_factor"),
+        (
+            {"pad_to_capacity": True, "capacity_factor": 4.5},
+            "moe.top_k (2) x the factor must not exceed moe.num_experts (8); set the factor to 4 ",
+        ),
         ({"layer_frequency": 0}, "moe.layer_frequency must be at least 1, not 0."),
         ({"layer_frequency": [0, 0]}, "at least one 1, not [0, 0]."),
         ({"layer_frequency": [1, 2]}, "at least one 1, not [1, 2]."),

@@ -12,10 +12,12 @@ from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.moe.moe_utils import get_default_pg_collection
 from megatron.core.transformer.moe.router import TopKRouter
 
-from moe_megatron.config import RouterConfig, RunConfig, apply_overrides
+from moe_megatron.config import ModelConfig, MoEConfig, RouterConfig, RunConfig, apply_overrides
 from moe_megatron.config.flags import split_flags
 from moe_megatron.mcore.layers.measured_router import MeasuredRouter, is_native
+from moe_megatron.mcore.layers.token_ids import show_token_ids
 from moe_megatron.mcore.measure.counters import RoutingRow
+from moe_megatron.model.moe_layer import MoELayer
 from moe_megatron.routing import BoundRouter, Routing, bind, registered_router
 from moe_megatron.routing.sparse_mixer import route_sparse_mixer
 from moe_megatron.routing.top_k import TopKOptions, route_top_k, top_k_distribution
@@ -166,7 +168,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", [v for v in VARIANTS if "capacity" not in v])
 def test_routes_bit_for_bit_as_megatrons_router(
     variant: str, build: Build, x: torch.Tensor
 ) -> None:
@@ -240,6 +242,120 @@ def test_padding_moves_no_bias(build: Build, x: torch.Tensor) -> None:
         router(x, padding_mask=padding(x.device))
     assert router.local_tokens_per_expert.tolist() == row.tokens_per_expert.tolist()
     assert int(row.tokens_per_expert.sum()) == (TOKENS - 4) * TOP_K
+
+
+CAPACITY = -(-TOKENS * TOP_K * 7 // (EXPERTS * 10))
+"""Of the factor 0.7, without padding."""
+
+
+def slowly_kept(
+    probs: torch.Tensor, wanted: torch.Tensor, capacity: int, policy: str
+) -> torch.Tensor:
+    """Expert by expert: which of the tokens that want it, in order, it keeps."""
+    kept = torch.zeros_like(wanted)
+    for expert in range(EXPERTS):
+        tokens = wanted[:, expert].nonzero().squeeze(1).tolist()
+        if policy == "probs":
+            tokens.sort(key=lambda token: -float(probs[token, expert].detach()))
+        kept[tokens[:capacity], expert] = True
+    return kept
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("fills", [False, True])
+@pytest.mark.parametrize("policy", ["probs", "position"])
+@pytest.mark.parametrize("name", ["top_k", "sparse_mixer"])
+def test_full_experts_keep_the_best_or_the_first_and_padding_takes_no_place(
+    name: str, policy: str, fills: bool, padded: bool, build: Build, x: torch.Tensor
+) -> None:
+    fields = {"moe_expert_capacity_factor": 0.7, "moe_token_drop_policy": policy}
+    given = None if name == "top_k" else RouterConfig(name=name)
+    free, _ = build(given, moe_aux_loss_coeff=0.0)
+    if fills:
+        fields["moe_pad_expert_input_to_capacity"] = True
+    router, row = build(given, **fields, moe_aux_loss_coeff=0.0)
+    router.load_state_dict(free.state_dict())
+    mask = padding(x.device) if padded else None
+    hidden = x.clone().requires_grad_()
+    probs, sent = router(hidden, padding_mask=mask)
+    all_probs, wanted = free(x)
+    counts = torch.ones(TOKENS, dtype=torch.bool, device=x.device)
+    if mask is not None:
+        counts = ~mask.flatten()
+    capacity = -(-int(counts.sum()) * TOP_K * 7 // (EXPERTS * 10))
+    kept = slowly_kept(all_probs, wanted & counts.unsqueeze(-1), capacity, policy)
+    torch.testing.assert_close(probs, all_probs * kept)
+    assert torch.equal(sent & kept, kept)
+    if fills:
+        assert sent.sum(dim=0).tolist() == [CAPACITY] * EXPERTS
+        assert not probs[sent & ~kept].any()
+    else:
+        assert torch.equal(sent, kept)
+    assert row.tokens_per_expert.tolist() == kept.sum(dim=0).tolist()
+    dropped = int(counts.sum()) * TOP_K - int(row.tokens_per_expert.sum())
+    assert row.tokens * TOP_K - row.tokens_per_expert.sum() == dropped > 0
+    probs.square().sum().backward()
+    assert hidden.grad is not None
+    if mask is not None:
+        assert not hidden.grad.flatten(0, 1)[~counts].any()
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("policy", ["probs", "position"])
+@pytest.mark.parametrize("name", ["top_k", "hash"])
+def test_the_same_tokens_are_dropped_in_moe_model(
+    name: str, policy: str, padded: bool, build: Build, x: torch.Tensor
+) -> None:
+    """Weights of "hash" are all equal, so that both policies keep the first."""
+    torch.manual_seed(5)
+    ids = torch.randint(0, 50, (SEQUENCE, BATCH))
+    router, _ = build(
+        RouterConfig(name=name),
+        moe_expert_capacity_factor=0.7,
+        moe_token_drop_policy=policy,
+        moe_aux_loss_coeff=0.0,
+    )
+    mask = padding(x.device) if padded else None
+    show_token_ids(ids.T.to(x.device))
+    probs, _ = router(x, padding_mask=mask)
+    moe = MoEConfig(
+        num_experts=EXPERTS,
+        top_k=TOP_K,
+        router=RouterConfig(name=name),
+        capacity_factor=0.7,
+        drop_policy=policy,
+        expert_hidden_size=8,
+    )
+    layer = MoELayer(ModelConfig(hidden_size=HIDDEN, num_attention_heads=2), moe, EXPERTS, 1)
+    layer.router.weight.data.copy_(router.weight.data.cpu())
+    valid = None if mask is None else ~mask.T.cpu()
+    _, info = layer.train()(x.transpose(0, 1).cpu(), valid, ids.T)
+    found = torch.zeros(BATCH, SEQUENCE, EXPERTS)
+    found.scatter_add_(2, info.indices.clamp_min(0), info.weights)
+    torch.testing.assert_close(found.transpose(0, 1).flatten(0, 1), probs.detach().cpu())
+    assert int(info.dropped) > 0
+
+
+def test_capacity_by_probability_is_megatrons(build: Build, x: torch.Tensor) -> None:
+    router, _ = build(moe_expert_capacity_factor=0.7)
+    for ours, megatrons in zip(router(x), plain_router(router)(x), strict=True):
+        torch.testing.assert_close(ours, megatrons)
+
+
+@pytest.mark.parametrize("policy", ["probs", "position"])
+def test_a_dropped_token_does_not_move_the_bias_nor_one_that_fills(
+    policy: str, build: Build, x: torch.Tensor
+) -> None:
+    fields = {
+        "moe_router_score_function": "sigmoid",
+        "moe_router_enable_expert_bias": True,
+        "moe_expert_capacity_factor": 0.7,
+        "moe_pad_expert_input_to_capacity": True,
+        "moe_token_drop_policy": policy,
+    }
+    router, row = build(**fields)
+    router(x)
+    assert router.local_tokens_per_expert.tolist() == row.tokens_per_expert.tolist()
 
 
 def test_a_router_is_given_what_entered_the_gate(build: Build, x: torch.Tensor) -> None:
@@ -320,7 +436,7 @@ def test_capacity_limits_every_expert_and_leaves_the_rest_uncounted(
     assert dropped >= TOKENS * TOP_K - EXPERTS * capacity > 0
 
 
-@pytest.mark.parametrize("factor", [0.7, 1.5, 9.0])
+@pytest.mark.parametrize("factor", [0.7, 1.5, EXPERTS / TOP_K])
 @pytest.mark.parametrize("policy", ["probs", "position"])
 def test_filling_up_to_capacity_does_not_count_as_routing(
     factor: float, policy: str, build: Build, x: torch.Tensor
