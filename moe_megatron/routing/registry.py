@@ -78,6 +78,11 @@ class Router:
     code: OwnCode | None = None
     """The file of the user's that it is from; None: it was registered where it was imported."""
 
+    @property
+    def place(self) -> str:
+        """Where it was written, for a message."""
+        return self.function.__module__ if self.code is None else self.code.place
+
     def looks_at_batch(self, *, training: bool) -> bool:
         """Whether the experts of a token depend on other tokens of the batch now."""
         return self.batch_dependent is True or (self.batch_dependent == "training" and training)

@@ -29,7 +29,7 @@ from moe_megatron.platform.parent import LAUNCHER_VARIABLE
 from moe_megatron.platform.processes import Process
 from moe_megatron.platform.scratch import environment
 from moe_megatron.routing import words_of
-from moe_megatron.run.folder import announce_config, continued, last_saved_step
+from moe_megatron.run.folder import announce_config, continued, last_saved_step, resume_command
 from moe_megatron.run.owner import TOKEN_VARIABLE, Claim
 from moe_megatron.telemetry.journal import note, read_events
 
@@ -183,10 +183,7 @@ class Attempts:
         step = last_saved_step(self.config)
         if step is None:
             return "there is no checkpoint yet"
-        return (
-            f"last checkpoint at step {step}; go on with: moe-megatron train --resume "
-            f"{' '.join([str(self._folder), *words_of(self.config.moe.router)])}"
-        )
+        return f"last checkpoint at step {step}; go on with: {resume_command(self.config)}"
 
     def _tell(self, text: str) -> None:
         """Say something on the console, and in the launcher's log."""

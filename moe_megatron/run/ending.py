@@ -5,6 +5,7 @@ from pathlib import Path
 from moe_megatron.errors import MoEError
 from moe_megatron.run.collapse import collapse_warning
 from moe_megatron.run.divergence import divergence
+from moe_megatron.run.folder import resume_command
 from moe_megatron.run.start import RunResult
 from moe_megatron.telemetry.sinks.console import format_summary
 from moe_megatron.telemetry.sinks.jsonl import METRICS_FILE
@@ -38,7 +39,7 @@ def conclude(result: RunResult) -> str:
         return f"{summary}\n\nstopped after step {result.outcome.steps}; nothing was saved"
     return (
         f"{summary}\n\nstopped after step {result.outcome.steps}; resume with: "
-        f"moe-megatron train --resume {result.run_dir}"
+        f"{resume_command(result.config)}"
     )
 
 

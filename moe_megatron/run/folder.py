@@ -1,5 +1,6 @@
 """Run folders: one folder holds one run, and a new run never overwrites an old one."""
 
+import shlex
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import count
@@ -15,6 +16,7 @@ from moe_megatron.config.checkpoint_files import (
 from moe_megatron.errors import CheckpointError, NoRoomError, OccupiedError
 from moe_megatron.files import replace_file
 from moe_megatron.platform.disk import FULL
+from moe_megatron.routing import words_of
 from moe_megatron.run.owner import Claim, claim
 from moe_megatron.telemetry.sinks.jsonl import METRICS_FILE
 
@@ -83,6 +85,12 @@ def continued(config: RunConfig) -> RunConfig:
     flags = {name: it for name, it in config.megatron.items() if name not in _ONLY_AT_THE_START}
     own = {"checkpoint.load": str(checkpoints_of(config))}
     return apply_overrides(replace(config, megatron=flags), own)
+
+
+def resume_command(config: RunConfig) -> str:
+    """What goes on with a run; a router of the user's own is given again."""
+    again = words_of(config.moe.router)
+    return f"moe-megatron train --resume {shlex.join([config.run_dir, *again])}"
 
 
 def make_run_dir(run_dir: Path) -> None:

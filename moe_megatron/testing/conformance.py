@@ -17,7 +17,7 @@ from torch import Tensor
 
 from moe_megatron.config import MoEConfig, RouterConfig
 from moe_megatron.errors import ConfigError
-from moe_megatron.routing import BoundRouter, Routing, bind, find_router, router_names
+from moe_megatron.routing import BoundRouter, Routing, bind, find_router, own_router, router_names
 
 TOKENS, EXPERTS, HIDDEN = 24, 8, 16
 
@@ -73,12 +73,12 @@ def trial(name: str, top_k: int = 2, dtype: torch.dtype = torch.float32, **optio
     """Random tokens for a router.
 
     Args:
-        name: Of the router.
+        name: Of the router, or a function in a file.
         top_k: Experts for each token.
         dtype: Of logits.
         **options: Of the router.
     """
-    router = RouterConfig(name=name, options=options)
+    router = own_router(RouterConfig(name=name, options=options))
     route = bind(MoEConfig(num_experts=EXPERTS, top_k=top_k, router=router))
     generator = torch.Generator().manual_seed(1)
 
@@ -105,7 +105,7 @@ def check_router(router: str | Callable[..., Routing], top_k: int = 2, **options
     """Check a registered router.
 
     Args:
-        router: Its name, or the function.
+        router: Its name, the function, or a function in a file: "my_router.py:my_router".
         top_k: Experts for each token.
         **options: Of the router.
 
@@ -119,7 +119,7 @@ def check_router(router: str | Callable[..., Routing], top_k: int = 2, **options
         for check in CHECKS:
             for problem in check(given):
                 raise RouterError(
-                    f"the router '{name}' ({find_router(name).function.__module__}) fails in "
+                    f"the router '{name}' ({given.route.router.place}) fails in "
                     f"{str(dtype).removeprefix('torch.')}: {problem}."
                 )
 

@@ -120,7 +120,6 @@ def after_make_train(
     [
         ("analytics.md", {"affinity.png", "domains.png", "routing_profile.json"}),
         ("telemetry.md", {"runs"}),
-        ("adding_a_router.md", set()),
         ("experts.md", set()),
         ("data.md", set()),
     ],
