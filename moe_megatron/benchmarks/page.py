@@ -119,7 +119,8 @@ def _table(setup: Setup, rows: Sequence[Row], of_experts: bool) -> str:
     return (
         "<section><h2>Table</h2><p>Means over seeds. Routing is that of the last quarter of the "
         'training, means over steps and layers.</p><div class="card scroll" tabindex="0">'
-        f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
+        f'<table class="dense"><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody>'
+        "</table></div>"
         "<details><summary>What the columns are</summary>"
         f'<div class="card scroll"><table><tbody>{terms}</tbody></table></div></details></section>'
     )
@@ -145,7 +146,10 @@ def _curves(rows: Sequence[Row], of_experts: bool) -> str:
 def _series(row: Row, of_experts: bool) -> Series:
     curves = [dict(it.curve) for it in row.records.values()]
     steps = sorted(set.intersection(*map(set, curves)))
-    shown = [step for step in steps if step > _FIRST * steps[-1]]
+    spacing = steps[1] - steps[0] if len(steps) > 1 else 0
+    # The evaluation at the end of a run may come soon after another, on other batches.
+    even = [step for step in steps if step % spacing == 0] if spacing else steps
+    shown = [step for step in even if step > _FIRST * steps[-1]] or steps
     values = [[curve[step] for curve in curves] for step in shown]
     several = len(curves) > 1
     return Series(

@@ -4,6 +4,7 @@ import os
 import platform
 from collections.abc import Sequence
 from datetime import datetime
+from statistics import fmean
 
 from moe_megatron.benchmarks.case import REFERENCE
 from moe_megatron.benchmarks.setup import Setup, versions
@@ -119,7 +120,9 @@ def notes(setup: Setup, rows: Sequence[Row], *, of_experts: bool) -> list[str]:
             "order of name within, since the rest would rank noise."
         )
     )
-    return [work, "", reads + order]
+    chance = fmean([row.mean(lambda it: it.chance) for row in rows] or [0.0])
+    domains = f"With shuffled labels of the domains, domain MI is {chance:.3f}."
+    return [work, "", f"{reads}{order} {domains}"]
 
 
 def _processor() -> str:

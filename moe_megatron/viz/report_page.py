@@ -94,6 +94,9 @@ table { border-collapse: collapse; font-size: 13.5px; width: 100%; }
 th, td { padding: 5px 14px 5px 0; text-align: right; white-space: nowrap; }
 th { color: var(--dim); font-weight: 500; border-bottom: 1px solid var(--rule); }
 td.list, th.list { text-align: left; white-space: normal; width: 100%; padding-left: 14px; }
+.dense { font-size: 12.5px; }
+.dense :is(th, td) { padding-right: 9px; }
+.dense th:first-child { text-align: left; }
 tbody th { border-bottom: none; text-align: left; }
 tr + tr :is(td, th) { border-top: 1px solid var(--rule); }
 .bad { color: var(--bad); font-weight: 600; }
