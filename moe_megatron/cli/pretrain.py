@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from moe_megatron.cli.choices import choice_overrides, with_own_code
 from moe_megatron.cli.parser import Parser
-from moe_megatron.cli.router_options import router_overrides, with_own_router
 from moe_megatron.cli.words import read_words
 from moe_megatron.config import RunConfig, dump_yaml, load_config, parse_override
 from moe_megatron.config.flags import split_flags
@@ -78,7 +78,8 @@ def read_options(ours: argparse.Namespace, flags: Sequence[str]) -> PretrainOpti
     config = load_config(DEFAULT_CONFIG if ours.config is None else ours.config)
     overrides: dict[str, Any] = split_flags(flags)
     overrides.update(parse_override(text) for text in ours.set)
-    overrides.update(router_overrides(ours.router, ours.router_arg))
+    overrides.update(choice_overrides("router", ours.router, ours.router_arg))
+    overrides.update(choice_overrides("expert", ours.expert, ours.expert_arg))
     if ours.run_dir is not None:
         overrides["run_dir"] = ours.run_dir
     for field in _TELEMETRY_OPTIONS:
@@ -86,7 +87,7 @@ def read_options(ours: argparse.Namespace, flags: Sequence[str]) -> PretrainOpti
             overrides[f"telemetry.{field}"] = value
     if ours.expert_failure_policy is not None:
         overrides["recovery.expert_failure"] = ours.expert_failure_policy
-    config = with_own_router(config, overrides)
+    config = with_own_code(config, overrides)
     return PretrainOptions(config=config, print_config=ours.print_config, debug=ours.debug)
 
 
@@ -125,6 +126,19 @@ def option_parser(**kwargs: Any) -> argparse.ArgumentParser:
         default=[],
         metavar="OPTION=VALUE",
         help="options of the router, as in sharpness=2.0 (repeatable)",
+    )
+    parser.add_argument(
+        "--expert",
+        metavar="NAME|FILE.py:CLASS",
+        help="what an expert is: the name of a kind, or a class in a file of your own",
+    )
+    parser.add_argument(
+        "--expert-arg",
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="OPTION=VALUE",
+        help="options of the experts, as in rank=4 (repeatable)",
     )
     parser.add_argument(
         "--expert-failure-policy",

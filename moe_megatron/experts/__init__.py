@@ -30,6 +30,12 @@ from moe_megatron.experts.kinds import (
     registered_expert,
     resolve,
 )
+from moe_megatron.experts.own_expert import (
+    expert_given_again,
+    own_expert,
+    try_out,
+    words_of,
+)
 from moe_megatron.experts.pool import ExpertPool
 
 for _module in pkgutil.iter_modules(__path__):  # a kind is registered when its file is imported
@@ -39,11 +45,15 @@ __all__ = [
     "Expert",
     "ExpertPool",
     "expert_builder",
+    "expert_given_again",
     "expert_names",
     "expert_tensors",
     "find_expert",
     "name_of",
+    "own_expert",
     "register_expert",
     "registered_expert",
     "resolve",
+    "try_out",
+    "words_of",
 ]

@@ -22,8 +22,9 @@ from torch import nn
 
 from moe_megatron import routing
 from moe_megatron.config import ExpertConfig, MoEConfig, checks
+from moe_megatron.config.own_code import OwnCode, names_code, not_given
 from moe_megatron.config.signature import configured, options_class
-from moe_megatron.errors import ConfigError
+from moe_megatron.errors import ConfigError, MoEError
 
 _SIZES = ("hidden_size", "intermediate_size")
 
@@ -37,10 +38,14 @@ class ExpertKind:
     """Its class."""
     options: type
     """Frozen dataclass of its options, with their defaults."""
+    code: OwnCode | None = None
+    """The file of the user's own that it is from; None for what is registered by name."""
 
     @property
     def place(self) -> str:
         """Where it was written, for a message."""
+        if self.code is not None:
+            return self.code.place
         return f"{self.build.__module__}.{getattr(self.build, '__qualname__', self.build)}"
 
 
@@ -58,12 +63,34 @@ class ExpertBuilder:
             ConfigError: The class does not make what an expert is.
         """
         given = {f.name: getattr(self.options, f.name) for f in dataclasses.fields(self.options)}
-        expert = self.kind.build(hidden_size, intermediate_size, **given)
+        with telling(self.kind):
+            expert = self.kind.build(hidden_size, intermediate_size, **given)
         _check(expert, self.kind)
         return expert
 
 
+@contextmanager
+def telling(kind: ExpertKind) -> Iterator[None]:
+    """Say of errors within the block where in the user's file they are from.
+
+    Raises:
+        ConfigError: The code of a file raises.
+    """
+    try:
+        yield
+    except (MoEError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        if kind.code is None:
+            raise
+        told = f"the expert {kind.place} raises {kind.code.told(error)}."
+        raise ConfigError(told) from error
+
+
 _KINDS: dict[str, ExpertKind] = {}
+_OWN: dict[tuple[str, str], ExpertKind] = {}
+"""Classes of files that were given in this process, by their label and the hash of the file."""
+_setting_aside = False
 
 
 def register_expert[Class: type[nn.Module]](name: str) -> Callable[[Class], Class]:
@@ -81,7 +108,9 @@ def register_expert[Class: type[nn.Module]](name: str) -> Callable[[Class], Clas
 
     def register(expert_class: Class) -> Class:
         earlier = _KINDS.get(name)
-        kind = _kind(name, expert_class)
+        kind = described(name, expert_class)
+        if _setting_aside:
+            return expert_class
         if name == ExpertConfig().name or (earlier is not None and earlier.place != kind.place):
             owner = f" ({earlier.place})" if earlier is not None else ", the MLP of the model"
             raise ConfigError(f"there is already an expert '{name}'{owner}; choose another name.")
@@ -89,6 +118,17 @@ def register_expert[Class: type[nn.Module]](name: str) -> Callable[[Class], Clas
         return expert_class
 
     return register
+
+
+@contextmanager
+def set_aside() -> Iterator[None]:
+    """Keep what a file of the user's registers within the block out of the registry."""
+    global _setting_aside
+    before, _setting_aside = _setting_aside, True
+    try:
+        yield
+    finally:
+        _setting_aside = before
 
 
 @contextmanager
@@ -106,16 +146,34 @@ def expert_names() -> tuple[str, ...]:
     return tuple(sorted((*_KINDS, ExpertConfig().name)))
 
 
-def find_expert(name: str) -> ExpertKind:
-    """The kind of expert with this name, other than "mlp".
+def keep_own(kind: ExpertKind, sha256: str) -> None:
+    """Let a class of a file be found under its name and a hash."""
+    _OWN[kind.name, sha256] = kind
+
+
+def is_here(expert: ExpertConfig) -> bool:
+    """Whether an expert is registered by name, or its file was given in this process."""
+    return expert.sha256 is None or (expert.name, expert.sha256) in _OWN
+
+
+def find_expert(expert: str | ExpertConfig) -> ExpertKind:
+    """The kind of expert with this name, other than "mlp"; also of a user's own file.
 
     Raises:
-        ConfigError: There is none.
+        ConfigError: There is none, or its file was not given.
     """
+    name = expert if isinstance(expert, str) else expert.name
+    if isinstance(expert, ExpertConfig) and names_code(name):
+        if expert.sha256 is not None and is_here(expert):
+            return _OWN[name, expert.sha256]
+        given = f"PATH/{name}"
+        how = f"--expert {given} on the command line, or expert='{given}' in Python"
+        raise not_given(name, expert.sha256, how, "expert")
     if name not in _KINDS:
         raise ConfigError(
             f"there is no expert '{name}'.{checks.nearest(name, expert_names())} Experts are "
-            f"{checks.join_words(expert_names(), 'and')}; register your own with "
+            f"{checks.join_words(expert_names(), 'and')}; your own is the path of a file and a "
+            "class in it, as in my_expert.py:MyExpert, or one that was registered with "
             "moe_megatron.experts.register_expert before the run starts."
         )
     return _KINDS[name]
@@ -147,6 +205,8 @@ def resolve(moe: MoEConfig) -> MoEConfig:
     if moe.num_experts is None:
         return moe
     found = routing.resolve(moe)
+    if not is_here(moe.expert):  # whoever only reads what was trained with it does not need it
+        return found
     builder = expert_builder(moe)
     options = {} if builder is None else dataclasses.asdict(builder.options)
     if builder is None and moe.expert.options:
@@ -165,7 +225,7 @@ def expert_builder(moe: MoEConfig) -> ExpertBuilder | None:
     """
     if moe.expert.is_model_mlp:
         return None
-    kind = find_expert(moe.expert.name)
+    kind = find_expert(moe.expert)
     owner = f"the expert '{kind.name}'"
     options = configured(kind.options, moe.expert.options, owner=owner)
     return ExpertBuilder(kind=kind, options=options)
@@ -187,10 +247,15 @@ def expert_tensors(builder: ExpertBuilder, hidden: int, inner: int) -> dict[str,
     return {name: tuple(tensor.shape) for name, tensor in expert.state_dict().items()}
 
 
-def _kind(name: str, expert_class: Callable[..., nn.Module]) -> ExpertKind:
+def described(name: str, expert_class: Callable[..., nn.Module]) -> ExpertKind:
+    """A class as a kind of expert.
+
+    Raises:
+        ConfigError: It is not built as experts are.
+    """
     if not (isinstance(expert_class, type) and issubclass(expert_class, nn.Module)):
         raise ConfigError(
-            f"the expert '{name}' must be a class of torch.nn.Module, not {expert_class!r:.80}."
+            f"the expert '{name}' must be a class of torch.nn.Module, not {expert_class!r:.60}."
         )
     _, *parameters = inspect.signature(expert_class.__init__, eval_str=True).parameters.values()
     sizes, options = parameters[:2], parameters[2:]

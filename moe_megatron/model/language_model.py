@@ -33,6 +33,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from moe_megatron import experts
 from moe_megatron.config import Architecture, ModelConfig, MoEConfig
 from moe_megatron.experts import resolve
 from moe_megatron.model import inputs
@@ -68,6 +69,8 @@ class LanguageModel(nn.Module):
         check_supported(architecture)
         self.architecture = replace(architecture, moe=resolve(architecture.moe))
         try_out(self.moe_config, architecture.model.hidden_size)
+        sizes = architecture.model.hidden_size, architecture.expert_hidden_size
+        experts.try_out(self.moe_config, *sizes)
         model, moe, vocab_size = self.model_config, self.moe_config, self.vocab_size
         self._rotary_width = int(model.attention_head_dim * model.rotary_fraction)
         width, positions = model.hidden_size, model.max_position_embeddings

@@ -5,7 +5,7 @@ The network itself and its parameter names are in `language_model`; text is in `
 
 import logging
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -14,9 +14,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from moe_megatron.config import Architecture, RouterConfig
+from moe_megatron.config import Architecture, ExpertConfig, RouterConfig
 from moe_megatron.config.arguments import explained
 from moe_megatron.errors import CheckpointError, ConfigError, DataError
+from moe_megatron.experts import expert_given_again, own_expert
 from moe_megatron.files import user_path
 from moe_megatron.model import expert_parallel, foreign, generation, inputs, storage, text
 from moe_megatron.model.foreign import Format
@@ -359,6 +360,7 @@ class MoEModel(LanguageModel):
         device: torch.device | str = "cpu",
         dtype: torch.dtype | None = None,
         router: str | Mapping[str, Any] | None = None,
+        expert: str | Mapping[str, Any] | None = None,
     ) -> Self:
         """Load a model, in evaluation mode.
 
@@ -370,9 +372,11 @@ class MoEModel(LanguageModel):
             router: The file and function of a router of your own, "path/to/my_router.py:my_router",
                 if the model has one: a folder holds its name and hash alone, and loads no code. A
                 changed file is given as {"name": "...", "replaces": "<the saved hash>"}.
+            expert: The same of experts: "path/to/my_expert.py:MyExpert".
 
         Raises:
-            ConfigError: The model has a router of somebody's own that is not given, or another one.
+            ConfigError: The model has a router or experts of somebody's own that are not given, or
+                others.
             CheckpointError: Files are missing or damaged, or this class cannot compute the model;
                 the message says what is missing.
             MappingError: The model family is unknown.
@@ -380,11 +384,14 @@ class MoEModel(LanguageModel):
         folder = user_path(path)
         check_placement(device)
         check_precision(dtype)
-        given = None if router is None else own_router(RouterConfig.conformed(router, "router"))
+        given = _OwnCode(
+            router=None if router is None else own_router(RouterConfig.conformed(router, "router")),
+            expert=None if expert is None else own_expert(ExpertConfig.conformed(expert, "expert")),
+        )
         if foreign.is_foreign(folder):
-            return cls._from_foreign(path, device=device, dtype=dtype, router=given)
+            return cls._from_foreign(path, device=device, dtype=dtype, given=given)
         architecture, tensors = storage.load(folder, device)
-        architecture = _with_router(architecture, given)
+        architecture = given.put_into(architecture)
         with torch.device("meta"):
             model = cls.from_architecture(architecture)
         storage.assign(model, tensors, folder)
@@ -399,13 +406,13 @@ class MoEModel(LanguageModel):
         device: torch.device | str,
         dtype: torch.dtype | None,
         family: str | None = None,
-        router: RouterConfig | None = None,
+        given: "_OwnCode | None" = None,
     ) -> Self:
         check_placement(device)
         check_precision(dtype)
         loaded = foreign.bridge().load(path, expected=family)
         with torch.device("meta"):
-            model = cls.from_architecture(_with_router(loaded.architecture, router))
+            model = cls.from_architecture((given or _OwnCode()).put_into(loaded.architecture))
         for what in loaded.left_out:
             logger.warning("%s: %s are left out", path, what)
         storage.assign(model, loaded.tensors, Path(path))
@@ -425,9 +432,18 @@ class MoEModel(LanguageModel):
         return [part for part in self.modules() if isinstance(part, MoELayer)]
 
 
-def _with_router(architecture: Architecture, given: RouterConfig | None) -> Architecture:
-    """The architecture of a saved model, with a router of the user's own that was given for it."""
-    if given is None:
-        return architecture
-    router = given_again(given, architecture.moe.router)
-    return replace(architecture, moe=replace(architecture.moe, router=router))
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _OwnCode:
+    """Code of the user's own that was given for a saved model."""
+
+    router: RouterConfig | None = None
+    expert: ExpertConfig | None = None
+
+    def put_into(self, architecture: Architecture) -> Architecture:
+        """The architecture of the saved model, with what was given for it."""
+        moe = architecture.moe
+        if self.router is not None:
+            moe = replace(moe, router=given_again(self.router, moe.router))
+        if self.expert is not None:
+            moe = replace(moe, expert=expert_given_again(self.expert, moe.expert))
+        return replace(architecture, moe=moe)

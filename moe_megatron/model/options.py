@@ -10,11 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from moe_megatron.config import ModelConfig, MoEConfig, RouterConfig
+from moe_megatron.config import ExpertConfig, ModelConfig, MoEConfig, RouterConfig
 from moe_megatron.config.arguments import meant, shown
 from moe_megatron.config.checks import join_words, nearest
 from moe_megatron.config.own_code import names_code
 from moe_megatron.errors import ConfigError
+from moe_megatron.experts import own_expert
+from moe_megatron.experts.kinds import name_of
 from moe_megatron.routing import LoadBalancer, own_router, router_names
 
 DEFAULT_TOP_K = 2
@@ -90,6 +92,10 @@ def build_configs(
     # A softmax over one chosen expert is always 1; routing.top_k explains and refuses it.
     if (short.router, top_k, router.get("score_function", "softmax")) == ("top_k", 1, "softmax"):
         router.setdefault("pre_softmax", True)
+    if "expert" in options:
+        expert = options["expert"]
+        expert = name_of(expert) if isinstance(expert, type) else expert
+        options["expert"] = own_expert(ExpertConfig.conformed(expert, "expert"))
     chosen = {
         "top_k": top_k,
         "router": replace(own or RouterConfig(), name=short.router, options=router),

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from moe_megatron.config import RecoveryConfig, RunConfig
 from moe_megatron.errors import AGAIN, EXIT_CODE, INTERRUPTED, NO_PROGRESS
+from moe_megatron.experts import words_of
 from moe_megatron.platform.ft_launcher import (
     Timeouts,
     ft_launcher_command,
@@ -28,7 +29,6 @@ from moe_megatron.platform.launch import End, run_torchrun, torchrun_command
 from moe_megatron.platform.parent import LAUNCHER_VARIABLE
 from moe_megatron.platform.processes import Process
 from moe_megatron.platform.scratch import environment
-from moe_megatron.routing import words_of
 from moe_megatron.run.folder import announce_config, continued, last_saved_step, resume_command
 from moe_megatron.run.owner import TOKEN_VARIABLE, Claim
 from moe_megatron.telemetry.journal import note, read_events
@@ -90,7 +90,7 @@ class Attempts:
     def _attempt(self) -> End:
         scratch = new_folder(self.scratch)
         words = ["--config", str(announce_config(self.config, self._folder, scratch))]
-        words += [*words_of(self.config.moe.router), *(["--debug"] if self.debug else [])]
+        words += [*words_of(self.config.moe), *(["--debug"] if self.debug else [])]
         target = [*self.program, *words]
         self._launched = time.time()
         note(

@@ -14,9 +14,9 @@ from moe_megatron.config.checkpoint_files import (
     step_of,
 )
 from moe_megatron.errors import CheckpointError, NoRoomError, OccupiedError
+from moe_megatron.experts import words_of
 from moe_megatron.files import replace_file
 from moe_megatron.platform.disk import FULL
-from moe_megatron.routing import words_of
 from moe_megatron.run.owner import Claim, claim
 from moe_megatron.telemetry.sinks.jsonl import METRICS_FILE
 
@@ -88,8 +88,8 @@ def continued(config: RunConfig) -> RunConfig:
 
 
 def resume_command(config: RunConfig) -> str:
-    """What goes on with a run; a router of the user's own is given again."""
-    again = words_of(config.moe.router)
+    """What goes on with a run; code of the user's own is given again."""
+    again = words_of(config.moe)
     return f"moe-megatron train --resume {shlex.join([config.run_dir, *again])}"
 
 

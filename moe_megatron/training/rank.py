@@ -10,6 +10,7 @@ from pathlib import Path
 
 from moe_megatron.config import RunConfig, load_config
 from moe_megatron.errors import INTERRUPTED, MoEError
+from moe_megatron.experts import expert_given_again, own_expert
 from moe_megatron.files import user_path
 from moe_megatron.mcore import world
 from moe_megatron.routing import given_again, own_router
@@ -32,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--handover", type=user_path, required=True)
     parser.add_argument("--config", type=user_path, required=True)
     parser.add_argument("--router", help="file and function of a router of the user's own")
+    parser.add_argument("--expert", help="file and class of an expert of the user's own")
     parser.add_argument("--debug", action="store_true")
     given = parser.parse_args(argv)
     handover = Handover(given.handover)
@@ -39,6 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if given.router is not None:
             given_again(own_router(given.router), config.moe.router)
+        if given.expert is not None:
+            expert_given_again(own_expert(given.expert), config.moe.expert)
         run_dir = Path(config.run_dir)
         return explained(lambda: _train(config, handover), run_dir, debug=given.debug)
     except MoEError as error:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from moe_megatron.cli.choices import own_code_words
 from moe_megatron.cli.pretrain import DEFAULT_CONFIG, option_parser, read_options
-from moe_megatron.cli.router_options import router_words
 from moe_megatron.cli.words import read_words
 from moe_megatron.config import CONFIG_FILE, RunConfig, apply_overrides
 from moe_megatron.errors import ConfigError
@@ -71,7 +71,7 @@ def submit(argv: Sequence[str]) -> int:
     file = write_config(config, run_dir)
     order = _Order(config=config, layout=order.layout, options=order.options, words=order.words)
     folder = run_dir / FOLDER
-    words = ["--config", str(file), *router_words(config.moe.router)]
+    words = ["--config", str(file), *own_code_words(config.moe)]
     job = order.job(words=words, log=str(folder / "%j.log"), folder=str(folder))
     numbers = submit_script(write_job(job, run_dir, env), jobs=order.options.chain)
     for number in numbers:
@@ -123,9 +123,11 @@ def _rank_words(ours: argparse.Namespace) -> list[str]:
     words = ["--config", DEFAULT_CONFIG if ours.config is None else ours.config]
     for text in ours.set:
         words += ["--set", text]
-    words += [] if ours.router is None else ["--router", ours.router]
-    for text in ours.router_arg:
-        words += ["--router-arg", text]
+    for option in ("router", "expert"):
+        given = getattr(ours, option)
+        words += [] if given is None else [f"--{option}", given]
+        for text in getattr(ours, f"{option}_arg"):
+            words += [f"--{option}-arg", text]
     return [*words, *ours.flags]
 
 

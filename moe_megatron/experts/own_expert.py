@@ -1,0 +1,137 @@
+"""An expert in a file of the user's own: `path/to/my_expert.py:MyExpert`.
+
+The class is an expert as any other, decorated with `@register_expert` or plain. It is found under
+the file's name, without folders, and its hash (`config/own_code`). Only who was told by a person
+which file to load calls `own_expert`.
+"""
+
+from dataclasses import replace
+
+import torch
+
+from moe_megatron import routing
+from moe_megatron.config import ExpertConfig, MoEConfig
+from moe_megatron.config.own_code import check_unchanged, load_code, names_code
+from moe_megatron.errors import ConfigError, MoEError
+from moe_megatron.experts.kinds import (
+    described,
+    expert_builder,
+    find_expert,
+    keep_own,
+    set_aside,
+    telling,
+)
+
+_WHAT = "expert"
+_ROWS = 8
+
+
+def own_expert(given: ExpertConfig | str) -> ExpertConfig:
+    """Load an expert's file, if that is what a person has named.
+
+    Args:
+        given: A name, or a name with options. The path of a Python file, a colon and a class in it
+            is a file; whatever else is left as it is. So is a note of a file with its hash.
+
+    Returns:
+        The same choice; of a file, with its name without folders and with its hash.
+
+    Raises:
+        ConfigError: There is no such file or class, it raises when it is loaded, or is no expert.
+    """
+    choice = ExpertConfig(name=given) if isinstance(given, str) else given
+    if not names_code(choice.name) or choice.sha256 is not None:
+        return choice
+    with set_aside():
+        code = load_code(choice.name, _WHAT)
+        try:
+            kind = described(code.label, code.found)
+        except MoEError as error:
+            raise ConfigError(f"{code.file}, line {code.line}: {error}") from None
+        except (NameError, TypeError, ValueError) as error:  # annotations, or no signature at all
+            raise ConfigError(
+                f"the signature of the expert {code.place} cannot be read: {code.told(error)}; its "
+                "annotations must be names that the file knows."
+            ) from error
+    kind = replace(kind, code=code)
+    keep_own(kind, code.sha256)
+    if choice.replaces is not None:  # what was saved with the earlier code finds this one
+        keep_own(kind, choice.replaces)
+    return replace(choice, name=code.label, sha256=code.sha256)
+
+
+def expert_given_again(given: ExpertConfig | str, noted: ExpertConfig) -> ExpertConfig:
+    """The expert that a person has given for a run or a model that notes one.
+
+    Args:
+        given: As for `own_expert`.
+        noted: What the run or model was saved with.
+
+    Returns:
+        The noted expert with its options, and the hash of the file that was given.
+
+    Raises:
+        ConfigError: It is another expert, or its file has changed and is not said to replace it.
+    """
+    found = own_expert(given)
+    if found.name != noted.name:
+        raise ConfigError(
+            f"the expert '{found.name}' was given, but '{noted.name}' is what was trained; give "
+            "that one."
+        )
+    if found.sha256 is None:
+        return noted
+    replaces = found.replaces or noted.replaces
+    code = find_expert(found).code
+    assert code is not None, "it has a hash"
+    check_unchanged(code, noted.sha256, replaces, found.FIELD)
+    return replace(noted, sha256=found.sha256, replaces=replaces)
+
+
+def words_of(moe: MoEConfig) -> list[str]:
+    """What tells another process of this machine, or a batch job, to load the user's own files.
+
+    Raises:
+        ConfigError: They were not given here.
+    """
+    if moe.num_experts is None:
+        return []
+    words = routing.words_of(moe.router)
+    code = None if moe.expert.sha256 is None else find_expert(moe.expert).code
+    return words if code is None else [*words, "--expert", code.spec]
+
+
+def try_out(moe: MoEConfig, hidden_size: int, inner_size: int) -> None:
+    """Give an expert of the user's own a few random rows, and none, in evaluation and in training.
+
+    Args:
+        moe: The experts of a model.
+        hidden_size: Features of a row.
+        inner_size: Inner features of an expert.
+
+    Raises:
+        ConfigError: It raises, or returns something else than as many rows of finite numbers.
+    """
+    if moe.num_experts is None or moe.expert.sha256 is None:
+        return
+    builder = expert_builder(moe)
+    assert builder is not None, "it has a hash"
+    # On the CPU, whatever the model is built on, and without a trace in the generators of the run.
+    with torch.device("cpu"), torch.random.fork_rng(devices=[]), torch.no_grad():
+        expert = builder(hidden_size, inner_size)
+        for rows in (torch.randn(_ROWS, hidden_size), torch.zeros(0, hidden_size)):
+            for training in (False, True):
+                with telling(builder.kind):
+                    output = expert.train(training)(rows)
+                if not isinstance(output, torch.Tensor) or output.shape != rows.shape:
+                    found = list(getattr(output, "shape", [])) or type(output).__name__
+                    raise ConfigError(
+                        f"the expert {builder.kind.place} was given rows of the shape "
+                        f"{list(rows.shape)} and returned {found}; forward must map "
+                        "[n, hidden_size] to the same shape, n being 0, too."
+                    )
+                if not bool(output.isfinite().all()):
+                    raise ConfigError(
+                        f"the expert {builder.kind.place} returns numbers that are not finite for "
+                        "rows that all are."
+                    )
