@@ -16,8 +16,8 @@ class DeepSeekV3(NamedArchitecture):
         TINY: Size(table="deepseek_v3_tiny"),
         "671b": Size(
             table="deepseek_v3",
-            total=671,
-            active=36.6,
+            total="671B",
+            active="36.6B",
             source="README_WEIGHTS.md of deepseek-ai/DeepSeek-V3",
             counts_embedding=False,
         ),
@@ -41,10 +41,10 @@ class KimiK2(DeepSeekV3):
         TINY: Size(table="kimi_k2_tiny"),
         "1t": Size(
             table="kimi_k2",
-            total=1040,
-            active=32.6,
-            source="arXiv:2507.20534, table 2",
-            note="its config.json has 1026 in all",
+            total="1.04T",
+            active="32.6B",
+            source="arXiv:2507.20534",
+            note="its config.json gives 1.026 T; one more MoE layer would give 1.04 T",
         ),
     }
     lacks = "It trained with Muon and clipped queries and keys (QK-clip); neither is here."

@@ -34,9 +34,9 @@ class GLaMMoE(NamedArchitecture):
         TINY: Size(table="glam_tiny"),
         "64b_64e": Size(
             table="glam_64b_64e",
-            total=1200,
-            active=96.6,
-            source="arXiv:2112.06905, table 4",
+            total="1.2T",
+            active="96.6B",
+            source="arXiv:2112.06905",
         ),
     }
     lacks = (

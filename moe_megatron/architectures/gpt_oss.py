@@ -16,16 +16,16 @@ class GPTOSS(NamedArchitecture):
         TINY: Size(table="gpt_oss_tiny"),
         "20b": Size(
             table="gpt_oss_20b",
-            total=20.91,
-            active=3.61,
-            source="arXiv:2508.10925, table 1",
+            total="20.91B",
+            active="3.61B",
+            source="arXiv:2508.10925",
             counts_embedding=False,
         ),
         "120b": Size(
             table="gpt_oss_120b",
-            total=116.83,
-            active=5.13,
-            source="arXiv:2508.10925, table 1",
+            total="116.83B",
+            active="5.13B",
+            source="arXiv:2508.10925",
             counts_embedding=False,
         ),
     }

@@ -34,11 +34,14 @@ class MixtralModel(NamedArchitecture):
         TINY: Size(table="mixtral_tiny"),
         "8x7b": Size(
             table="mixtral_8x7b",
-            total=46.7,
-            active=12.9,
+            total="46.7B",
+            active="12.9B",
             source="mistral.ai/news/mixtral-of-experts",
         ),
         "8x22b": Size(
-            table="mixtral_8x22b", total=141, active=39, source="mistral.ai/news/mixtral-8x22b"
+            table="mixtral_8x22b",
+            total="141B",
+            active="39B",
+            source="mistral.ai/news/mixtral-8x22b",
         ),
     }

@@ -9,13 +9,13 @@ It knows how options become fields of a configuration. It does not know any arch
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Self
 
 import torch
 
 from moe_megatron.config import ModelConfig, MoEConfig, RunConfig, apply_overrides, load_config
-from moe_megatron.config.architecture import VOCABULARY
+from moe_megatron.config.architecture import VOCABULARY, Architecture
 from moe_megatron.config.arguments import explained, meant
 from moe_megatron.config.checks import join_words, nearest
 from moe_megatron.errors import ConfigError
@@ -40,14 +40,15 @@ _PLACES: Mapping[str, str] = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Size:
-    """One size of an architecture. Numbers of weights are in thousand millions."""
+    """One size of an architecture, with what was published about it."""
 
     table: Table
     """The whole configuration of a run at this size."""
-    total: float | None = None
-    """Published number of weights, without those of multi-token prediction; None: none is."""
-    active: float | None = None
-    """Published number of weights that a token uses."""
+    total: str | None = None
+    """Number of weights as it was published, such as "46.7B", without those of multi-token
+    prediction; None: none was."""
+    active: str | None = None
+    """Number of weights that a token uses."""
     source: str = ""
     """Where these numbers are published."""
     counts_embedding: bool = True
@@ -81,7 +82,7 @@ class NamedArchitecture(MoEModel):
     """What is not modelled of what was published, as a sentence."""
 
     def __init__(self, **options: Any) -> None:
-        LanguageModel.__init__(self, self.run_config(**options).architecture)
+        LanguageModel.__init__(self, self._computed(self.run_config(**options), options))
 
     @classmethod
     def tiny(cls, **options: Any) -> Self:
@@ -108,7 +109,7 @@ class NamedArchitecture(MoEModel):
         Raises:
             ConfigError: There is no such size; otherwise as the class.
         """
-        architecture = cls.run_config(size, **options).architecture
+        architecture = cls._computed(cls.run_config(size, **options), options)
         with torch.device(device):
             return cls.from_architecture(architecture)
 
@@ -141,6 +142,14 @@ class NamedArchitecture(MoEModel):
             num_layers: The number of layers.
         """
         return {}
+
+    @classmethod
+    def _computed(cls, config: RunConfig, options: Mapping[str, Any]) -> Architecture:
+        """What `MoEModel` computes: without multi-token prediction, unless it is asked for."""
+        architecture = config.architecture
+        if "num_prediction_layers" in options:
+            return architecture
+        return replace(architecture, model=replace(architecture.model, num_prediction_layers=0))
 
     @classmethod
     def _fields(cls, config: RunConfig, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,8 +13,6 @@ class OLMoE(NamedArchitecture):
     table = "architectures/olmoe"
     sizes = {
         TINY: Size(table="olmoe_tiny"),
-        "1b_7b": Size(
-            table="olmoe_1b_7b", total=6.92, active=1.28, source="arXiv:2409.02060, table 1"
-        ),
+        "1b_7b": Size(table="olmoe_1b_7b", total="6.9B", active="1.3B", source="arXiv:2409.02060"),
     }
     lacks = "Queries, keys and values are not clipped (clip_qkv), which the paper does not need."

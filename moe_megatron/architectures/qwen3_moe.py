@@ -15,15 +15,15 @@ class Qwen3MoE(NamedArchitecture):
         TINY: Size(table="qwen3_moe_tiny"),
         "30b_a3b": Size(
             table="qwen3_30b_a3b",
-            total=30.5,
-            active=3.3,
+            total="30.5B",
+            active="3.3B",
             source="huggingface.co/Qwen/Qwen3-30B-A3B",
-            note="3.35 active, published as 3.3",
+            note="3.35 B, published as 3.3",
         ),
         "235b_a22b": Size(
             table="qwen3_235b_a22b",
-            total=235,
-            active=22,
+            total="235B",
+            active="22B",
             source="huggingface.co/Qwen/Qwen3-235B-A22B",
         ),
     }

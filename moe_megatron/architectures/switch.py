@@ -11,6 +11,16 @@ from moe_megatron.architectures.named import (
 from moe_megatron.config import RunConfig
 
 
+def _published(preset: str, total: str) -> Size:
+    return Size(
+        table=preset,
+        total=total,
+        source="arXiv:2101.03961",
+        note="of encoder and decoder, which `families/switch_transformers.py` counts; this is the "
+        "decoder",
+    )
+
+
 class SwitchTransformer(NamedArchitecture):
     """Each token goes to one expert, of every other layer, which drops what exceeds its capacity.
 
@@ -34,8 +44,11 @@ class SwitchTransformer(NamedArchitecture):
     }
     sizes = {
         TINY: Size(table="switch_tiny"),
-        **{f"base_{experts}": Size(table=f"switch_base_{experts}") for experts in (8, 16, 32, 64)},
-        "base_128": Size(table="switch_base_128"),
+        "base_8": Size(table="switch_base_8"),
+        "base_16": _published("switch_base_16", "1.1B"),
+        "base_32": _published("switch_base_32", "2.0B"),
+        "base_64": _published("switch_base_64", "3.8B"),
+        "base_128": _published("switch_base_128", "7.4B"),
     }
     lacks = (
         "The published models have an encoder, too, and relative positions, relu and unscaled "

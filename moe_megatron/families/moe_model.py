@@ -44,7 +44,8 @@ def model_links(
         expert: Shapes of the tensors of an expert, by name; None: it is the model's MLP.
     """
     model, moe = architecture.model, architecture.moe
-    rows = [*_outside(model), *_attention(model), *_mlp(model), *_router(model, router)]
+    attention = _attention(model) if model.latent_attention is None else _latent(model)
+    rows = [*_outside(model), *attention, *_mlp(model), *_router(model, router)]
     rows += [*_experts(model, expert), *_moe(model, moe)]
     return expand(rows, Geometry(family="moe_megatron", architecture=architecture), fused=False)
 
@@ -96,9 +97,45 @@ def _attention(model: ModelConfig) -> Iterator[Row]:
             source=Source(tuple(f"{name}.{kind}" for name in _QKV), Form.QKV),
             when=when,
         )
+    yield from _attention_output(model, "q_rows")
+
+
+def _latent(model: ModelConfig) -> Iterator[Row]:
+    """Latent attention: Transformer Engine has its norms under the matrix that follows."""
+    for kind in _kinds("norm", model):
+        yield one_to_one(f"input_layernorm.{kind}", f"{_LAYER}input_norm.{kind}", "hidden")
+        key, source = f"pre_mlp_layernorm.{kind}", f"{_LAYER}mlp_norm.{kind}"
+        te = (f"mlp.linear_fc1.layer_norm_{kind}",)
+        yield one_to_one(key, source, "hidden", scope=Scope.MOE)
+        yield one_to_one(key, source, "hidden", scope=Scope.DENSE, aliases=te)
+        for letter, rank, when in (("q", "q_lora", "q_lora"), ("kv", "kv_lora", "")):
+            if model.qk_norm:
+                yield one_to_one(
+                    f"self_attention.{letter}_layernorm.{kind}",
+                    f"{_LAYER}attention.{letter}_norm.{kind}",
+                    rank,
+                    aliases=(f"self_attention.linear_{letter}_up_proj.layer_norm_{kind}",),
+                    when=when,
+                )
+    for name, rows, columns, when in (
+        ("q_proj", "latent_q_rows", "hidden", "full_rank_q"),
+        ("q_down_proj", "q_lora", "hidden", "q_lora"),
+        ("q_up_proj", "latent_q_rows", "q_lora", "q_lora"),
+        ("kv_down_proj", "latent_kv_down_rows", "hidden", ""),
+        ("kv_up_proj", "latent_kv_up_rows", "kv_lora", ""),
+    ):
+        key, source = f"self_attention.linear_{name}.weight", f"{_LAYER}attention.{name}.weight"
+        yield one_to_one(key, source, rows, columns, when=when)
+    yield from _attention_output(model, "latent_out")
+
+
+def _attention_output(model: ModelConfig, width: str) -> Iterator[Row]:
     key, name = "self_attention.linear_proj", f"{_LAYER}attention.o_proj"
-    yield one_to_one(f"{key}.weight", f"{name}.weight", "hidden", "q_rows")
+    yield one_to_one(f"{key}.weight", f"{name}.weight", "hidden", width)
     yield one_to_one(f"{key}.bias", f"{name}.bias", "hidden", when="proj_bias")
+    if model.attention_sinks:
+        sinks = "self_attention.core_attention.softmax_offset"
+        yield one_to_one(sinks, f"{_LAYER}attention.sinks", "heads")
 
 
 def _mlp(model: ModelConfig) -> Iterator[Row]:

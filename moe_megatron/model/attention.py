@@ -1,7 +1,11 @@
 """Causal self-attention: grouped-query, with rotary positions, padding and a key/value cache.
 
-It knows a single layer; `visible_keys` computes the attention mask once for all layers.
+It knows a single layer; `visible_keys` computes the attention mask once for all layers. Where
+queries, keys and values come from is what kinds of attention differ in: `Attention` is the usual
+one, and `latent_attention` has the other.
 """
+
+from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +15,10 @@ from moe_megatron.config import ModelConfig
 from moe_megatron.model.layers import build_norm
 
 
-def visible_keys(valid: Tensor | None, queries: Tensor, num_keys: int) -> Tensor | None:
-    """visible[q, k] = (k <= q and valid[k]) or k == q: which keys each query attends to.
+def visible_keys(
+    valid: Tensor | None, queries: Tensor, num_keys: int, window: int | None = None
+) -> Tensor | None:
+    """visible[q, k] = (q - window <= k <= q and valid[k]) or k == q: what each query attends to.
 
     A query always sees itself, so that the softmax of a padding position is over at least one key.
 
@@ -20,14 +26,18 @@ def visible_keys(valid: Tensor | None, queries: Tensor, num_keys: int) -> Tensor
         valid: bool [batch, keys], False for padding; None if there is none.
         queries: int64 [queries], their positions among the keys.
         num_keys: Number of positions from the first cached one to the last query.
+        window: How many tokens before its own a query sees; None: all.
 
     Returns:
         bool [batch or 1, 1, queries, keys]; None for plain causal attention over one square block.
     """
-    if valid is None and len(queries) == num_keys:
+    narrow = window is not None and window < num_keys - 1
+    if valid is None and len(queries) == num_keys and not narrow:
         return None
     keys = torch.arange(num_keys, device=queries.device)
     causal, itself = keys <= queries.unsqueeze(1), keys == queries.unsqueeze(1)
+    if window is not None and narrow:
+        causal &= keys >= queries.unsqueeze(1) - window
     if valid is None:
         return causal[None, None]
     return (causal & valid[:, None, None, :]) | itself
@@ -106,33 +116,32 @@ class KeyValueCache:
         return keys, values
 
 
-class Attention(nn.Module):
-    """Causal self-attention; groups of query heads share a key/value head (arXiv:2305.13245)."""
+class CausalAttention(nn.Module, ABC):
+    """What all kinds of attention do with queries, keys and values."""
 
-    q_norm: nn.Module | None
-    k_norm: nn.Module | None
+    sinks: nn.Parameter | None
+    o_proj: nn.Linear
 
-    def __init__(self, config: ModelConfig, layer: int) -> None:
+    def __init__(self, config: ModelConfig, layer: int, scale: float, value_width: int) -> None:
         super().__init__()
-        hidden, bias = config.hidden_size, config.add_bias
         self.layer = layer
-        self.head_dim = config.attention_head_dim
         self.dropout = config.attention_dropout
-        query_width = config.num_attention_heads * self.head_dim
-        kv_width = config.key_value_heads * self.head_dim
-        qkv_bias = bias or config.qkv_bias
-        self.q_proj = nn.Linear(hidden, query_width, bias=qkv_bias)
-        self.k_proj = nn.Linear(hidden, kv_width, bias=qkv_bias)
-        self.v_proj = nn.Linear(hidden, kv_width, bias=qkv_bias)
-        self.o_proj = nn.Linear(query_width, hidden, bias=bias or config.attention_output_bias)
-        self.scale = config.softmax_scale
-        self.interleaved = config.rotary_interleaved
-        self.norm_last = config.qk_norm_after_rotation
-        self.norm_all_heads = config.qk_norm_scope == "all_heads"
-        widths = (query_width, kv_width) if self.norm_all_heads else (self.head_dim,) * 2
-        self.q_norm, self.k_norm = (
-            build_norm(config, width) if config.qk_norm else None for width in widths
-        )
+        self.scale = scale
+        bias = config.add_bias or config.attention_output_bias
+        self.o_proj = nn.Linear(value_width, config.hidden_size, bias=bias)
+        heads = config.num_attention_heads
+        self.sinks = nn.Parameter(torch.zeros(heads)) if config.attention_sinks else None
+
+    @abstractmethod
+    def project(
+        self, hidden: Tensor, angles: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of [batch, seq, hidden], rotated.
+
+        Returns:
+            Each [batch, heads, seq, width]; there may be fewer heads of keys and values, of which
+            each serves a group of queries.
+        """
 
     def forward(
         self,
@@ -152,28 +161,31 @@ class Attention(nn.Module):
         Returns:
             [batch, seq, hidden].
         """
-        queries = self._heads(self.q_proj(hidden), self.q_norm, angles)
-        keys = self._heads(self.k_proj(hidden), self.k_norm, angles)
-        values = self._heads(self.v_proj(hidden), None, None)
+        queries, keys, values = self.project(hidden, angles)
         if cache is not None:
             keys, values = cache.extend(self.layer, keys, values)
-        mixed = functional.scaled_dot_product_attention(
-            queries,
-            keys,
-            values,
-            attn_mask=mask,
-            dropout_p=self.dropout if self.training else 0.0,
-            is_causal=mask is None,
-            scale=self.scale,
-            enable_gqa=True,
-        )
+        dropout = self.dropout if self.training else 0.0
+        if self.sinks is None:
+            mixed = functional.scaled_dot_product_attention(
+                queries,
+                keys,
+                values,
+                attn_mask=mask,
+                dropout_p=dropout,
+                is_causal=mask is None,
+                scale=self.scale,
+                enable_gqa=True,
+            )
+        else:
+            weights = functional.dropout(self._weights(queries, keys, mask), dropout)
+            mixed = weights.to(values.dtype) @ _for_each_query(values, queries)
         output: Tensor = self.o_proj(mixed.transpose(1, 2).flatten(2))
         return output
 
     def attention_weights(
         self, hidden: Tensor, angles: tuple[Tensor, Tensor] | None, mask: Tensor | None
     ) -> Tensor:
-        """softmax(scale * Q K^T + mask), which `forward` never holds in memory.
+        """softmax(scale * Q K^T + mask), which `forward` does not always hold in memory.
 
         Args:
             hidden: [batch, seq, hidden], as for `forward`.
@@ -181,15 +193,58 @@ class Attention(nn.Module):
             mask: From `visible_keys`.
 
         Returns:
-            [batch, heads, queries, keys], rows summing to 1.
+            [batch, heads, queries, keys], rows summing to 1; with sinks, to less.
         """
-        queries = self._heads(self.q_proj(hidden), self.q_norm, angles)
-        keys = self._heads(self.k_proj(hidden), self.k_norm, angles)
-        keys = keys.repeat_interleave(queries.shape[1] // keys.shape[1], dim=1)
-        scores = queries @ keys.transpose(2, 3) * self.scale
+        queries, keys, _ = self.project(hidden, angles)
+        return self._weights(queries, keys, mask)
+
+    def _weights(self, queries: Tensor, keys: Tensor, mask: Tensor | None) -> Tensor:
+        """A sink is one more logit of each head, whose share of the softmax goes to no token."""
+        scores = queries @ _for_each_query(keys, queries).transpose(2, 3) * self.scale
         if mask is None:
             mask = torch.ones_like(scores[:1, :1], dtype=torch.bool).tril()
-        return torch.softmax(scores.masked_fill(~mask, float("-inf")), dim=-1)
+        scores = scores.masked_fill(~mask, float("-inf"))
+        if self.sinks is None:
+            return torch.softmax(scores, dim=-1)
+        sinks = self.sinks.to(scores.dtype).view(1, -1, 1, 1).expand(*scores.shape[:3], 1)
+        return torch.softmax(torch.cat((scores, sinks), dim=-1), dim=-1)[..., :-1]
+
+
+def _for_each_query(heads: Tensor, queries: Tensor) -> Tensor:
+    """Keys or values repeated for each query head of their group."""
+    return heads.repeat_interleave(queries.shape[1] // heads.shape[1], dim=1)
+
+
+class Attention(CausalAttention):
+    """Causal self-attention; groups of query heads share a key/value head (arXiv:2305.13245)."""
+
+    q_norm: nn.Module | None
+    k_norm: nn.Module | None
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        self.head_dim = config.attention_head_dim
+        query_width = config.num_attention_heads * self.head_dim
+        super().__init__(config, layer, config.softmax_scale, query_width)
+        hidden, bias = config.hidden_size, config.add_bias or config.qkv_bias
+        kv_width = config.key_value_heads * self.head_dim
+        self.q_proj = nn.Linear(hidden, query_width, bias=bias)
+        self.k_proj = nn.Linear(hidden, kv_width, bias=bias)
+        self.v_proj = nn.Linear(hidden, kv_width, bias=bias)
+        self.interleaved = config.rotary_interleaved
+        self.norm_last = config.qk_norm_after_rotation
+        self.norm_all_heads = config.qk_norm_scope == "all_heads"
+        widths = (query_width, kv_width) if self.norm_all_heads else (self.head_dim,) * 2
+        self.q_norm, self.k_norm = (
+            build_norm(config, width) if config.qk_norm else None for width in widths
+        )
+
+    def project(
+        self, hidden: Tensor, angles: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, each a matrix times the hidden states."""
+        queries = self._heads(self.q_proj(hidden), self.q_norm, angles)
+        keys = self._heads(self.k_proj(hidden), self.k_norm, angles)
+        return queries, keys, self._heads(self.v_proj(hidden), None, None)
 
     def _heads(
         self, projected: Tensor, norm: nn.Module | None, angles: tuple[Tensor, Tensor] | None

@@ -11,6 +11,7 @@ Parameter names are stable (E experts; expert e and layer i count from 0):
     layers.{i}.attention.{q,k,v,o}_proj.weight
     layers.{i}.attention.{q,k,v}_proj.bias                                 qkv_bias only
     layers.{i}.attention.{q,k}_norm.weight           [head_dim]            qk_norm only
+    layers.{i}.attention.sinks                       [heads]               attention_sinks only
     layers.{i}.mlp_norm.weight                       [hidden]
     layers.{i}.mlp.{gate,up,down}_proj.weight                              dense layers
     layers.{i}.moe.router.weight                     [E, hidden]
@@ -24,7 +25,9 @@ Parameter names are stable (E experts; expert e and layer i count from 0):
 
 A matrix is [out, in], as in nn.Linear. Only swiglu has a `gate_proj`. With `add_bias`, and for
 LayerNorm, there is a `.bias` beside each weight except those of embeddings and `lm_head`; with
-`attention_output_bias`, beside that of `o_proj`.
+`attention_output_bias`, beside that of `o_proj`. In place of `{q,k,v}_proj`, latent attention has
+`q_down_proj`, `q_norm` and `q_up_proj` (or `q_proj`, where queries have full rank), `kv_down_proj`,
+`kv_norm` and `kv_up_proj`.
 """
 
 from dataclasses import replace
@@ -72,7 +75,9 @@ class LanguageModel(nn.Module):
         sizes = architecture.model.hidden_size, architecture.expert_hidden_size
         experts.try_out(self.moe_config, *sizes)
         model, moe, vocab_size = self.model_config, self.moe_config, self.vocab_size
-        self._rotary_width = int(model.attention_head_dim * model.rotary_fraction)
+        latent = model.latent_attention
+        rotated = model.attention_head_dim * model.rotary_fraction
+        self._rotary_width = int(rotated) if latent is None else latent.qk_pos_emb_head_dim
         width, positions = model.hidden_size, model.max_position_embeddings
         learned = model.position_embedding == "learned_absolute"
         self.embed_tokens = nn.Embedding(vocab_size, width)
@@ -168,6 +173,8 @@ class LanguageModel(nn.Module):
         queries = torch.arange(past, num_keys, device=input_ids.device)
         positions = token_positions(valid, queries)
         mask = visible_keys(valid, queries, num_keys)
+        window = None if config.sliding_window is None else config.sliding_window.size
+        windowed = mask if window is None else visible_keys(valid, queries, num_keys, window)
         angles = None
         if config.position_embedding == "rope":
             angles = rotary_angles(positions, self._rotary_width, config.rotary_base)
@@ -180,7 +187,8 @@ class LanguageModel(nn.Module):
         routing = []
         for layer in self.layers:
             new = None if valid is None else valid[:, past:]
-            hidden, info = layer(hidden, angles, mask, new, cache, input_ids)
+            seen = windowed if layer.has_window else mask
+            hidden, info = layer(hidden, angles, seen, new, cache, input_ids)
             if info is not None:
                 routing.append(info)
         if cache is not None:

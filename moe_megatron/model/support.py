@@ -27,6 +27,11 @@ COMPUTED = frozenset(
         "model.rotary_interleaved model.activation model.add_bias "
         "model.qkv_bias model.attention_output_bias model.lm_head_bias model.embedding_multiplier "
         "model.attention_multiplier model.residual_multiplier model.logits_divisor "
+        "model.attention_sinks model.activation_clamp model.glu_offset "
+        "model.sliding_window.size model.sliding_window.layers "
+        "model.latent_attention.q_lora_rank model.latent_attention.kv_lora_rank "
+        "model.latent_attention.qk_head_dim model.latent_attention.qk_pos_emb_head_dim "
+        "model.latent_attention.v_head_dim model.latent_attention.norm_epsilon "
         "model.tie_embeddings moe.num_experts moe.top_k moe.expert_hidden_size "
         "moe.shared_expert_hidden_size moe.shared_expert_gate moe.layer_frequency moe.router "
         "moe.expert moe.expert_bias data.vocab_size"
@@ -34,22 +39,25 @@ COMPUTED = frozenset(
 )
 """Fields of the architecture that `MoEModel` implements, for all their values."""
 
-_ACTIVATIONS = ("swiglu", "gelu", "squared_relu")
+_GROUPS = frozenset({"model.latent_attention", "model.sliding_window"})
+"""Groups of which it implements the fields that `COMPUTED` names."""
 
 
 def problems(architecture: Architecture) -> Iterator[str]:
     """Sentences that say what `MoEModel` does not implement of a model."""
     model, moe = architecture.model, architecture.moe
+    names = list(architecture.field_names("tensors", "function"))
+    for leaf in architecture.leaf_names("tensors", "function"):
+        group = leaf.rpartition(".")[0]
+        names += [leaf] if group in _GROUPS and leaf not in names else []
     beyond = [
         _shown(name, value)
-        for name in architecture.field_names("tensors", "function")
-        if name not in COMPUTED and (value := architecture.value(name)) != default_of(name)
+        for name in names
+        if name not in COMPUTED | _GROUPS
+        and (value := architecture.value(name)) != default_of(name)
     ]
     if beyond:
         yield f"MoEModel does not compute {join_words(beyond, 'and')}."
-    if model.activation not in _ACTIVATIONS:
-        words = join_words([repr(name) for name in _ACTIVATIONS], "and")
-        yield f"MoEModel does not compute model.activation '{model.activation}', only {words}."
     if not architecture.is_moe:
         return
     if moe.load_balancing not in _BALANCING:

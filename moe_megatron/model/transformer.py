@@ -12,7 +12,8 @@ from torch.nn import functional
 
 from moe_megatron.config import ModelConfig, MoEConfig
 from moe_megatron.experts import ExpertPool
-from moe_megatron.model.attention import Attention, KeyValueCache
+from moe_megatron.model.attention import Attention, CausalAttention, KeyValueCache
+from moe_megatron.model.latent_attention import LatentAttention
 from moe_megatron.model.layers import FeedForward, build_norm
 from moe_megatron.model.moe_layer import MoELayer
 from moe_megatron.model.outputs import RoutingInfo
@@ -33,7 +34,14 @@ class DecoderLayer(nn.Module):
         sparse = layer in moe.layer_numbers(model.num_layers)
         experts = moe.num_experts if sparse else None
         self.input_norm = build_norm(model, model.hidden_size)
-        self.attention = Attention(model, layer)
+        latent = model.latent_attention
+        self.attention: CausalAttention = (
+            Attention(model, layer) if latent is None else LatentAttention(model, latent, layer)
+        )
+        window = model.sliding_window
+        self.has_window = window is not None and (
+            not window.layers or bool(window.layers[layer - 1])
+        )
         self.mlp_norm = build_norm(model, model.hidden_size)
         self.moe = None if experts is None else MoELayer(model, moe, experts, layer)
         self.mlp = FeedForward(model, model.dense_ffn_size) if experts is None else None
@@ -89,6 +97,8 @@ def initialize(module: nn.Module, config: ModelConfig) -> None:
         module: The model; norms are left as they are.
         config: `init_std` and `num_layers` are read.
     """
+    if next(module.parameters()).is_meta:  # there is nothing to draw into
+        return
     output_std = config.init_std / math.sqrt(2 * config.num_layers)
     own = {
         id(part)
@@ -99,9 +109,11 @@ def initialize(module: nn.Module, config: ModelConfig) -> None:
         for part in expert.modules()
     }
     for name, part in module.named_modules():
+        if isinstance(part, CausalAttention) and part.sinks is not None:
+            nn.init.normal_(part.sinks, std=config.init_std)
         if id(part) in own or not isinstance(part, nn.Linear | nn.Embedding | Router):
             continue
-        writes = name.endswith(("o_proj", "down_proj"))
+        writes = name.rpartition(".")[2] in {"o_proj", "down_proj"}
         if not isinstance(part, Router):
             nn.init.normal_(part.weight, std=output_std if writes else config.init_std)
         if isinstance(part, nn.Linear) and part.bias is not None:

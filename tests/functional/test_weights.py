@@ -21,6 +21,12 @@ SHAPE: dict[str, Any] = {
     "init_std": 0.2,
 }
 DENSE = {"num_experts": None}
+LATENT = {"kv_lora_rank": 16, "qk_head_dim": 6, "qk_pos_emb_head_dim": 4, "v_head_dim": 10}
+ARCHITECTURES = [
+    *("SwitchTransformer", "MixtralModel", "GLaMMoE", "OLMoE", "Qwen3MoE"),
+    *("DeepSeekV3", "KimiK2", "GPTOSS"),
+]
+"""Their tiny sizes."""
 MODELS: dict[str, dict[str, Any]] = {
     "plain": {},
     "gqa": {"num_query_groups": 2},
@@ -55,6 +61,18 @@ MODELS: dict[str, dict[str, Any]] = {
     "gated_shared_expert": {"shared_expert_hidden_size": 24, "shared_expert_gate": True},
     "low_rank_experts": {"expert": {"name": "low_rank", "rank": 4}},
     "gelu_experts": {"expert": "gelu"},
+    "latent": {
+        "latent_attention": LATENT | {"q_lora_rank": 12},
+        "qk_norm": True,
+        "expert_bias": True,
+    }
+    | {"router_type": "sigmoid", "layer_frequency": [0, 1], "tie_embeddings": False},
+    "latent_full_rank": {"latent_attention": LATENT | {"norm_epsilon": 1e-2}, "qk_norm": True},
+    "latent_without_norms": {"latent_attention": LATENT},
+    "sinks": {"attention_sinks": True, "num_query_groups": 2},
+    "windows": {"sliding_window": {"size": 3, "layers": [1, 0]}},
+    "clamped": {"activation": "quick_geglu", "activation_clamp": 0.5, "glu_offset": 1.0},
+    **{name: {"architecture": name} for name in ARCHITECTURES},
 }
 TP2 = {"parallel.tensor_parallel_size": 2}
 PP2 = {"parallel.pipeline_parallel_size": 2}
@@ -63,7 +81,7 @@ ETP1 = {"parallel.expert_tensor_parallel_size": 1}
 SPREAD = [
     *("plain", "gqa", "qk_norm", "qk_norm_all_heads", "shared_expert"),
     *("one_moe_layer", "gelu", "untied", "sparse_mixer"),
-    *("expert_bias", "qkv_bias", "gated_shared_expert"),
+    *("expert_bias", "qkv_bias", "gated_shared_expert", "latent", "sinks", "windows", "clamped"),
 ]
 DENSE_ONES = ["dense", "layer_norm_and_bias", "swiglu_bias"]
 LAYOUTS: dict[str, tuple[int, dict[str, int], list[str]]] = {
@@ -76,7 +94,7 @@ LAYOUTS: dict[str, tuple[int, dict[str, int], list[str]]] = {
             *("multipliers", "biases", "tied_head_bias"),
         ],
     ),
-    "ep2": (2, EP2, [*SPREAD, "expert_biases", "low_rank_experts", "gelu_experts"]),
+    "ep2": (2, EP2, [*SPREAD, "expert_biases", "low_rank_experts", "gelu_experts", *ARCHITECTURES]),
     "pp2": (
         2,
         PP2,
@@ -110,6 +128,7 @@ def _compare(run_dir: Path, options: dict[str, Any], sizes: dict[str, int]) -> d
     """Load a model into Megatron; say what came back, and how far the logits are apart."""
     import torch
 
+    from moe_megatron import architectures
     from moe_megatron.config import RunConfig, apply_overrides
     from moe_megatron.mcore import world
     from moe_megatron.mcore.loop import engine
@@ -120,9 +139,12 @@ def _compare(run_dir: Path, options: dict[str, Any], sizes: dict[str, int]) -> d
     from tests.functional.parallel_logits import parallel_logits
 
     torch.manual_seed(1)
-    plain = MoEModel(**{**SHAPE, "vocab_size": VOCAB, **options})
+    if name := options.get("architecture"):
+        plain = getattr(architectures, name).tiny(vocab_size=VOCAB, init_std=0.2)
+    else:
+        plain = MoEModel(**{**SHAPE, "vocab_size": VOCAB, **options})
     for name, value in plain.named_parameters():
-        if "norm" in name or name.endswith("bias"):
+        if "norm" in name or name.endswith(("bias", "sinks")):
             value.data.add_(0.1 * torch.randn_like(value))
     for value in plain.buffers():
         value.add_(torch.randn_like(value))
@@ -185,7 +207,8 @@ def _compare(run_dir: Path, options: dict[str, Any], sizes: dict[str, int]) -> d
 DECISIVE = {
     "single": [
         *("plain", "wide_heads", "qk_norm", "switch", "sigmoid", "dense", "multipliers"),
-        *("sparse_mixer", "half_rotated"),
+        *("sparse_mixer", "half_rotated", "latent", "latent_full_rank", "sinks", "windows"),
+        *("clamped", "DeepSeekV3", "GPTOSS", "GLaMMoE"),
     ],
     "tp2": [
         *("gqa", "qk_norm_all_heads", "shared_expert", "gelu", "untied", "learned_positions"),

@@ -229,13 +229,13 @@ def test_more_tokens_than_learned_positions_are_refused(build, tokens):
             "does not work with a shared expert",
         ),
         ({}, {"layer_frequency": (1, 0)}, 8, "has 2 entries for model.num_layers"),
-        ({"activation": "quick_geglu"}, {}, 8, "activation 'quick_geglu', only 'swiglu', 'gelu'"),
         (
-            {"sliding_window": {"size": 8}},
+            {"num_prediction_layers": 1},
             {},
             8,
-            "not compute model.sliding_window. Megatron",
+            r"not compute model.num_prediction_layers \(1\). Megatron",
         ),
+        ({"rope_scaling": {"factor": 2}}, {}, 8, "not compute model.rope_scaling. Megatron"),
         ({}, {"router": "nowhere"}, 8, "there is no router 'nowhere'"),
     ],
 )
