@@ -4,12 +4,14 @@
 
     check_router("my_router")            # raises RouterError with the property that failed
 
-It routes random tokens as an engine does, without one. Training under every layout is a matter of
-`tests/functional`. Shapes: T tokens, E experts, H hidden size.
+    check_router("my_router", engines=True)      # also trains it, under every layout
+
+Without engines it routes random tokens as an engine does; `engines.py` trains. Shapes: T tokens,
+E experts, H hidden size.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,6 +20,9 @@ from torch import Tensor
 from moe_megatron.config import MoEConfig, RouterConfig
 from moe_megatron.errors import ConfigError
 from moe_megatron.routing import BoundRouter, Routing, bind, find_router, own_router, router_names
+from moe_megatron.routing.registry import Router
+from moe_megatron.testing.distributed import RankError
+from moe_megatron.testing.engines import ENGINES, Case, problems, train, ways_for
 
 TOKENS, EXPERTS, HIDDEN = 24, 8, 16
 
@@ -101,16 +106,43 @@ def trial(name: str, top_k: int = 2, dtype: torch.dtype = torch.float32, **optio
     )
 
 
-def check_router(router: str | Callable[..., Routing], top_k: int = 2, **options: Any) -> None:
-    """Check a registered router.
+def check_router(
+    router: str | Callable[..., Routing],
+    top_k: int = 2,
+    *,
+    engines: bool | Sequence[str] = False,
+    **options: Any,
+) -> None:
+    """Check a router.
+
+    Without engines, in a second: shapes, experts named twice, finite weights, the same again with
+    the same seed, gradients, padding, causality as declared, that neither the order nor the number
+    of tokens matters, and its state; in float32 and bfloat16.
+
+    In the engines, in about a quarter of a minute for all of them: a tiny model is trained in
+    Megatron for three steps, and losses, parameters and counts must be those of one process with
+    two-way expert ("ep2"), tensor with sequence ("tp2"), pipeline ("pp2") and context parallelism
+    ("cp2"), "recompute" and "accumulation" (two micro-batches for one); "capacity" must be
+    respected. Counts must be tokens x top_k, or what the router returned, to the last token.
+    `MoEModel` must compute Megatron's logits from the weights, and route no padding.
+
+    What a router declares it is exempt from: one that looks at its batch in training, or has a loss
+    of its batch, from "accumulation", as other tokens are in a micro-batch then. One that is random
+    must draw the same numbers for the same tokens, but under "accumulation" and "cp2", where
+    micro-batches are others or their tokens are in another order: there the first loss must be
+    equal to 2 %.
 
     Args:
         router: Its name, the function, or a function in a file: "my_router.py:my_router".
         top_k: Experts for each token.
+        engines: True for all of them, or the names of some; "tp2-ep2", of four processes, is
+            checked only if it is named. Processes are started, which import the router's file: call
+            it below `if __name__ == "__main__"` in a script.
         **options: Of the router.
 
     Raises:
-        ConfigError: There is no such router, or an option is wrong.
+        ConfigError: There is no such router, or an option is wrong; or other processes cannot know
+            the router.
         RouterError: A property does not hold; the message names it.
     """
     name = router if isinstance(router, str) else _name_of(router)
@@ -118,10 +150,28 @@ def check_router(router: str | Callable[..., Routing], top_k: int = 2, **options
         given = trial(name, top_k, dtype, **options)
         for check in CHECKS:
             for problem in check(given):
-                raise RouterError(
-                    f"the router '{name}' ({given.route.router.place}) fails in "
-                    f"{str(dtype).removeprefix('torch.')}: {problem}."
-                )
+                raise _error(name, str(dtype).removeprefix("torch."), problem)
+    if engines is False:
+        return
+    asked = ENGINES if engines is True else tuple(engines)
+    case = Case(router=_found(name), top_k=top_k, options=options)
+    try:
+        found = train({name: case}, ways_for(asked))[name]
+    except RankError as error:
+        raise RouterError(
+            f"the router '{name}' cannot be trained in the engines: {error}"
+        ) from error
+    for problem in problems(case, found):
+        raise _error(name, "the engines", problem)
+
+
+def _error(name: str, where: str, problem: str) -> RouterError:
+    router = _found(name)
+    return RouterError(f"the router '{router.name}' ({router.place}) fails in {where}: {problem}.")
+
+
+def _found(name: str) -> Router:
+    return find_router(own_router(name))
 
 
 def _name_of(function: Callable[..., Routing]) -> str:
@@ -225,11 +275,35 @@ def _causality(it: Trial) -> Iterator[str]:
             yield f"in {where} a token's experts depend on later tokens, which it does not declare"
 
 
+def _tokens_alone(it: Trial) -> Iterator[str]:
+    """Neither the order of tokens nor their number may matter, but where that is declared."""
+    router = it.route.router
+    for training in (True, False):
+        if router.looks_at_batch(training=training) or (router.random and training):
+            continue
+        where = "training" if training else "evaluation"
+        whole = it.routed(training=training).probs
+        order = torch.arange(TOKENS - 1, -1, -1)
+        logits_TE = it.logits(training=training)[order]
+        turned = replace(it, hidden_TH=it.hidden_TH[order], token_ids=it.token_ids[order])
+        if not torch.equal(
+            turned.routed(training=training, logits_TE=logits_TE).probs[order], whole
+        ):
+            yield f"in {where} the order of tokens changes their experts"
+        half = slice(0, TOKENS // 2)
+        few = it.routed(training=training, rows=half, logits_TE=it.logits(training=training)[half])
+        if not torch.equal(few.probs, whole[half]):
+            yield f"in {where} the number of tokens changes their experts"
+
+
 def _state(it: Trial) -> Iterator[str]:
     state = it.route.router.state
     if state is None or it.state is None:
         return
+    before = {key: value.clone() for key, value in it.state.items()}
     observed = it.routed(training=True).observed
+    if any(not torch.equal(before[key], value) for key, value in it.state.items()):
+        yield "it changes its state while it routes; only `updated` may, after the step"
     expected = {key: tuple(value.shape) for key, value in state.sums(EXPERTS).items()}
     found = {key: tuple(value.shape) for key, value in observed.items()}
     if found != expected:
@@ -249,6 +323,7 @@ CHECKS: tuple[Callable[[Trial], Iterator[str]], ...] = (
     _gradient,
     _padding,
     _causality,
+    _tokens_alone,
     _state,
 )
 """What is checked, each of which yields sentences about what is wrong."""

@@ -7,11 +7,14 @@ fraction of the time, and shows that earlier runs left nothing behind.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from moe_megatron.config import apply_overrides, load_config
 from moe_megatron.config.run import RunConfig
 from moe_megatron.testing.distributed import run_distributed
+
+if TYPE_CHECKING:
+    from moe_megatron.mcore.loop.callbacks import Callback
 
 MOCK_VOCAB_SIZE = 512
 
@@ -63,25 +66,38 @@ def run_jobs(
 def run_on_this_rank(jobs: Iterable[Job]) -> None:
     """The part of `run_jobs` that runs on each rank."""
     from moe_megatron.mcore import world
+
+    for job in jobs:
+        run_job(job)
+    world.leave()
+
+
+def run_job(job: Job, callbacks: tuple["Callback", ...] = ()) -> None:
+    """Run one job on this rank, which must then leave its world (`mcore.world.leave`).
+
+    Args:
+        job: The run.
+        callbacks: What hears of it, in addition to the run's own.
+    """
+    from moe_megatron.mcore import world
     from moe_megatron.mcore.loop import engine
     from moe_megatron.mcore.loop.job import TrainingJob
     from moe_megatron.run.machine import choose_machine
     from moe_megatron.telemetry.sinks.jsonl import MetricsLog, RoutingLog
     from moe_megatron.telemetry.sinks.sink_set import SinkSet
 
-    for job in jobs:
-        config = job.config
-        sinks = SinkSet([MetricsLog(), RoutingLog()]) if world.rank() == 0 else None
-        training = TrainingJob(
-            config=config,
-            data_paths=(),
-            data_cache=job.run_dir.parent / "mock_data",  # its indices take half a second to build
-            vocab_size=MOCK_VOCAB_SIZE,
-            end_of_document=0,
-            run_dir=job.run_dir,
-            sinks=sinks,
-        )
-        engine.run(training, choose_machine(config).settings)
-        if sinks is not None:
-            sinks.close()
-    world.leave()
+    config = job.config
+    sinks = SinkSet([MetricsLog(), RoutingLog()]) if world.rank() == 0 else None
+    training = TrainingJob(
+        config=config,
+        data_paths=(),
+        data_cache=job.run_dir.parent / "mock_data",  # its indices take half a second to build
+        vocab_size=MOCK_VOCAB_SIZE,
+        end_of_document=0,
+        run_dir=job.run_dir,
+        sinks=sinks,
+        callbacks=callbacks,
+    )
+    engine.run(training, choose_machine(config).settings)
+    if sinks is not None:
+        sinks.close()

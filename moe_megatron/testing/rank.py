@@ -98,7 +98,7 @@ def run(task: Task) -> NoReturn:
     """Run a task and exit with code 0, or 1 after an exception, or the code of a SystemExit."""
     code = 1
     try:
-        function = _look_up(_module(task), task.name)
+        function = _look_up(module_of(task.module, task.file), task.name)
         result = function(*pickle.loads(task.arguments))
         unfinished = Path(f"{task.result}.part")
         unfinished.write_bytes(pickle.dumps(result))
@@ -124,20 +124,20 @@ def _exit_code(request: SystemExit) -> int:
     return 1
 
 
-def _module(task: Task) -> ModuleType:
-    """The module of a task, under the name that it has in the test's process.
+def module_of(name: str, file: str) -> ModuleType:
+    """The module of a file, under the name that it has in the test's process.
 
     pytest imports test files without their packages, and names them after their paths.
     """
     with contextlib.suppress(ImportError):
-        module = importlib.import_module(task.module)
-        if module.__file__ == task.file:
+        module = importlib.import_module(name)
+        if module.__file__ == file:
             return module
-    spec = importlib.util.spec_from_file_location(task.module, task.file)
+    spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[task.module] = module
+    sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
 

@@ -16,6 +16,7 @@ from moe_megatron.telemetry.sinks.jsonl import (
     read_routing,
 )
 from moe_megatron.telemetry.values.records import StepRecord
+from moe_megatron.testing import RouterError, check_router
 from moe_megatron.testing.distributed import run_distributed
 from moe_megatron.testing.jobs import Job, run_on_this_rank
 
@@ -119,3 +120,25 @@ def test_it_runs_alone() -> None:
     (info,) = output.routing
     assert int(info.tokens_per_expert.sum()) == int((info.indices >= 0).sum())
     assert (info.indices >= 0).sum(-1).unique().numel() > 1
+
+
+def test_the_suite_for_users_checks_it_in_the_engines() -> None:
+    check_router("sharp", engines=("tp2",), sharpness=2.0)
+
+
+OWN = """
+from moe_megatron.routing import Routing
+
+def sharper(logits_TE, *, top_k: int, sharpness: float = 2.0):
+    weights_TK, indices_TK = (sharpness * logits_TE).softmax(-1).topk(top_k)
+    return Routing.of_indices(indices_TK, weights_TK, logits_TE.shape[-1])
+"""
+
+
+def test_it_checks_a_file_that_no_process_has_imported(tmp_path: Path) -> None:
+    file = tmp_path / "my_router.py"
+    file.write_text(OWN)
+    check_router(f"{file}:sharper", engines=("recompute",), sharpness=3.0)
+    file.write_text(OWN.replace("logits_TE).", "logits_TE.detach())."))
+    with pytest.raises(RouterError, match=r"'my_router.py:sharper' \(.*line 4.*no gradient"):
+        check_router(f"{file}:sharper")

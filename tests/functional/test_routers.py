@@ -1,44 +1,20 @@
-"""Every router that comes with the package trains, and alike under every layout.
+"""Every router that comes with the package trains alike in the engines, however it is run.
 
-Routers whose choice is random or looks at a batch are among them: ranks that share a batch see all
-of it. What is random draws other numbers under another layout, so there only the run is compared.
+And the suite that says so, which users run on their own routers, finds what is wrong with others.
 """
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 
-from moe_megatron.routing import find_router, router_names
-from moe_megatron.telemetry.sinks.jsonl import (
-    METRICS_FILE,
-    ROUTING_FILE,
-    read_metrics,
-    read_routing,
-)
-from moe_megatron.testing.jobs import Job, run_jobs
+from moe_megatron.errors import ConfigError
+from moe_megatron.routing import Routing, find_router, registered_router, router_names
+from moe_megatron.testing import RouterError, check_router
+from moe_megatron.testing.engines import ENGINES, Case, Found, problems, train, ways_for
 
-pytestmark = [pytest.mark.distributed, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.distributed, pytest.mark.timeout(1800)]
 
-STEPS, BATCH, SEQUENCE, EXPERTS, TOP_K = 3, 8, 32, 4, 2
-SHAPE: dict[str, Any] = {
-    "training.train_steps": STEPS,
-    "training.warmup_steps": 0,
-    "training.micro_batch_size": 2,
-    "training.global_batch_size": BATCH,
-    "training.precision": "fp32",
-    "training.eval_interval": STEPS,
-    "training.eval_steps": 1,
-    "data.sequence_length": SEQUENCE,
-    "moe.aux_loss_coef": 0.01,
-}
-LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
-    "one": (1, {}),
-    "tp2-ep2": (4, {"parallel.tensor_parallel_size": 2, "parallel.expert_parallel_size": 2}),
-    "pp2": (2, {"parallel.pipeline_parallel_size": 2}),
-    "cp2": (2, {"parallel.context_parallel_size": 2}),
-}
 OURS = [
     it for it in router_names() if find_router(it).function.__module__.startswith("moe_megatron.")
 ]
@@ -48,60 +24,72 @@ DECISIVE = ("cosine", "expert_choice", "hash", "relu", "zero_computation")
 loss, and copies."""
 
 
-def job(place: Path, router: str, layout: str) -> Job:
-    sizes = LAYOUTS[layout][1]
-    overrides = {**SHAPE, **sizes, "moe.router": router, "checkpoint.save_interval": None}
-    return Job(run_dir=place / f"{router}-{layout}", overrides=overrides)
-
-
-def train(place: Path, routers: Sequence[str], layouts: Sequence[str]) -> Path:
-    for layout in layouts:
-        jobs = [job(place, router, layout) for router in routers]
-        run_jobs(jobs, world_size=LAYOUTS[layout][0], timeout=600)
-    return place
-
-
-def losses(run: Path) -> list[float]:
-    return [it.loss for it in read_metrics(run / METRICS_FILE) if it.loss is not None]
-
-
-def check(place: Path, router: str, layout: str) -> None:
-    one, other = losses(place / f"{router}-one"), losses(place / f"{router}-{layout}")
-    assert len(one) == len(other) > STEPS
-    if find_router(router).random:
-        assert other[0] == pytest.approx(one[0], rel=0.02)
-    else:
-        assert other == pytest.approx(one, rel=1e-4)
-    for snapshot in read_routing(place / f"{router}-{layout}" / ROUTING_FILE):
-        assert snapshot.tokens == BATCH * SEQUENCE
-        kept = snapshot.tokens_per_expert.sum(axis=1)
-        if find_router(router).fixed_number:
-            assert (kept == BATCH * SEQUENCE * TOP_K).all()
-        else:
-            assert (snapshot.assigned == kept + snapshot.dropped).all()
+def trained(routers: Sequence[str], engines: Sequence[str]) -> dict[str, Found]:
+    """All of them, in the same processes."""
+    cases = {name: Case(router=find_router(name)) for name in routers}
+    return train(cases, ways_for(engines))
 
 
 @pytest.fixture(scope="module")
-def decisive(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train(tmp_path_factory.mktemp("routers"), DECISIVE, ("one", "tp2-ep2"))
+def decisive() -> dict[str, Found]:
+    return trained(DECISIVE, ("tp2-ep2", "recompute"))
 
 
 @pytest.mark.parametrize("router", DECISIVE)
 def test_router_trains_alike_with_its_experts_and_matrices_spread(
-    router: str, decisive: Path
+    router: str, decisive: dict[str, Found]
 ) -> None:
-    check(decisive, router, "tp2-ep2")
+    assert list(problems(Case(router=find_router(router)), decisive[router])) == []
 
 
 @pytest.fixture(scope="module")
-def all_of_them(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train(tmp_path_factory.mktemp("all"), OURS, tuple(LAYOUTS))
+def all_of_them(chosen: Callable[[str], list[str]]) -> dict[str, Found]:
+    return trained(chosen("each"), (*ENGINES, "tp2-ep2"))
 
 
 @pytest.mark.deep
-@pytest.mark.parametrize("layout", ["tp2-ep2", "pp2", "cp2"])
-@pytest.mark.parametrize("router", OURS)
-def test_every_router_trains_alike_under_every_layout(
-    router: str, layout: str, all_of_them: Path
+@pytest.mark.parametrize("each", OURS)
+def test_every_router_trains_alike_in_every_engine(
+    each: str, all_of_them: dict[str, Found]
 ) -> None:
-    check(all_of_them, router, layout)
+    assert list(problems(Case(router=find_router(each)), all_of_them[each])) == []
+
+
+# --- what the suite finds ------------------------------------------------------------------------
+
+DEEP = pytest.mark.deep
+WRONG: list[Any] = [
+    ("faulty_rank", ("ep2",), "under 'ep2' the loss of step . is .*, and .* in one process"),
+    pytest.param("faulty_first_pass", ("recompute",), "under 'recompute' the loss", marks=DEEP),
+    pytest.param("faulty_loss", ("accumulation",), "under 'accumulation' the", marks=DEEP),
+    pytest.param("faulty_sums", ("accumulation",), "under 'accumulation' the", marks=DEEP),
+    ("faulty_rows", (), "the order of tokens changes their experts"),
+    ("faulty_size", (), "the number of tokens changes their experts"),
+    ("faulty_state", (), "it changes its state while it routes"),
+]
+
+
+@pytest.mark.parametrize(("router", "engines", "expected"), WRONG)
+def test_what_is_wrong_is_found_and_named(
+    router: str, engines: tuple[str, ...], expected: str
+) -> None:
+    from tests.functional import faulty_routers  # noqa: F401  # registers them
+
+    with pytest.raises(RouterError, match=f"the router '{router}' .* fails in .*: .*{expected}"):
+        check_router(router, engines=engines)
+
+
+def sharp(logits_TE: Any, *, top_k: int, sharpness: float = 1.0) -> Routing:
+    weights_TK, indices_TK = (sharpness * logits_TE).softmax(-1).topk(top_k)
+    return Routing.of_indices(indices_TK, weights_TK, logits_TE.shape[-1])
+
+
+def test_what_other_processes_cannot_know_is_refused() -> None:
+    with registered_router("mine", sharp), pytest.raises(ConfigError, match="does not register"):
+        check_router("mine", engines=("recompute",))
+    with pytest.raises(ConfigError, match="there is no engine 'ep3' to check a router in"):
+        check_router("top_k", engines=("ep3",))
+
+
+def test_options_reach_the_engines() -> None:
+    check_router("top_k", top_k=1, engines=(), score_function="sigmoid")

@@ -9,6 +9,7 @@ layer's forward pass first without gradients, which is not counted, and then aga
 is.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from moe_megatron.config.flags import RULES
 from moe_megatron.mcore.layers.batch_part import BatchPart
+from moe_megatron.mcore.layers.drawing import drawn_for
 from moe_megatron.mcore.layers.expert_mask import ExpertMask
 from moe_megatron.mcore.layers.router_losses import RouterLosses
 from moe_megatron.mcore.layers.router_state import ObservedState
@@ -116,11 +118,18 @@ class MeasuredRouter(RouterLosses):
             return super().gating(input)  # type: ignore[no-any-return]
         dtype = _DTYPES.get(self.config.moe_router_dtype, input.dtype)
         tensors = {"weight": self.weight, **self.gate}
-        logits_TE = self._route.gate_logits(
-            input.reshape(-1, input.shape[-1]).to(dtype),
-            training=self.training,
-            **{name: tensor.to(dtype) for name, tensor in tensors.items()},
-        )
+        hidden_TH = input.reshape(-1, input.shape[-1])
+        length, part = len(hidden_TH), self._part_of_batch() if self._draws else None
+        if part is not None:
+            hidden_TH = part.whole(hidden_TH)
+        with self._drawing("gate", input.device):
+            logits_TE = self._route.gate_logits(
+                hidden_TH.to(dtype),
+                training=self.training,
+                **{name: tensor.to(dtype) for name, tensor in tensors.items()},
+            )
+        if part is not None:
+            logits_TE = logits_TE[slice(*part.rows(length))]
         if self.bias is not None:
             logits_TE = logits_TE + self.bias.to(dtype)
         return logits_TE.view(*input.shape[:-1], -1)
@@ -237,15 +246,21 @@ class MeasuredRouter(RouterLosses):
         length = len(logits_TE)
         if part is not None:
             logits_TE, given = part.whole(logits_TE), {n: part.whole(it) for n, it in given.items()}
-        routing = self._route(
-            logits_TE,
-            **{**dict.fromkeys(context), **given},
-            training=self.training,
-            expert_bias=self.expert_bias,
-            state=None if self.state is None else self.state.values(),
-        )
+        with self._drawing("choice", logits_TE.device):
+            routing = self._route(
+                logits_TE,
+                **{**dict.fromkeys(context), **given},
+                training=self.training,
+                expert_bias=self.expert_bias,
+                state=None if self.state is None else self.state.values(),
+            )
+        observed = routing.observed
+        if self.mask is not None:
+            fixed = self._route.router.fixed_number
+            routing = self.mask.routing(routing, logits_TE, fixed_number=fixed)
+            observed = self.mask.observed(observed)
         if self.state is not None and self._learns and (part is None or part.rank == 0):
-            self.state.observe(routing.observed)
+            self.state.observe(observed)
         if part is None:
             if routing.loss is not None:  # a mean over the tokens of one of several ranks
                 routing = routing.losing(routing.loss * self._share_of_tokens())
@@ -256,10 +271,25 @@ class MeasuredRouter(RouterLosses):
             routing = routing.losing(value / self.tp_cp_group.size() + (routing.loss - value))
         return routing
 
+    @property
+    def _draws(self) -> bool:
+        """Whether our router draws random numbers now."""
+        return self.training and self._route.router.random
+
+    def _drawing(self, what: str, device: torch.device) -> AbstractContextManager[None]:
+        """Random numbers of this layer's own inside the block, if our router draws any."""
+        if not self._draws:
+            return nullcontext()
+        return drawn_for(f"{self.layer_number} {what}", device)
+
     def _part_of_batch(self) -> BatchPart | None:
-        """Which part of the tokens that are routed together is here; None if it is all of them."""
+        """Which part of the tokens that are routed together is here; None if it is all of them.
+
+        Tokens for which numbers are drawn are together, too: all ranks draw the same ones.
+        """
         router, training = self._route.router, self.training
-        if not router.looks_at_batch(training=training) and not (router.loss_of_batch and training):
+        together = router.looks_at_batch(training=training) or (router.loss_of_batch and training)
+        if not (together or self._draws):
             return None
         group = self.tp_cp_group if self.config.sequence_parallel else self.cp_group
         return BatchPart(group) if group.size() > 1 else None

@@ -38,6 +38,7 @@ from moe_megatron.mcore.loop.forward import forward_step
 from moe_megatron.mcore.loop.garbage import LastingObjects
 from moe_megatron.mcore.loop.job import JobOutcome, MachineSettings, TrainingJob
 from moe_megatron.mcore.loop.library_warnings import library_warnings_to
+from moe_megatron.mcore.loop.micro_batches import micro_batch_seeds
 from moe_megatron.mcore.loop.root_logger import forget_import, root_logger_kept
 from moe_megatron.mcore.loop.router_states import RouterStates
 from moe_megatron.mcore.loop.saving import Saves
@@ -218,7 +219,7 @@ def _pretrain(args: Any, job: TrainingJob, clock: PhaseClock, *, draws: bool) ->
                 pretrain_cfg_container_from_args(args, model_config),
                 train_valid_test_datasets,
                 ModelType.encoder_or_decoder,
-                partial(forward_step, clock=clock),
+                partial(forward_step, clock=clock, seeds=micro_batch_seeds(job.config)),
                 get_embedding_ranks=embedding_ranks,
                 store=world.single_process_store(),
             )

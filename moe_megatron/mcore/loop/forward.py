@@ -12,6 +12,7 @@ from megatron.core.utils import get_batch_on_this_cp_rank
 from megatron.training import get_args, get_timers
 
 from moe_megatron.mcore.layers.token_ids import show_token_ids
+from moe_megatron.mcore.loop.micro_batches import MicroBatchSeeds
 from moe_megatron.mcore.loop.stages import reads_samples
 from moe_megatron.mcore.measure.phases import PhaseClock
 
@@ -21,6 +22,7 @@ def forward_step(
     model: torch.nn.Module,
     *,
     clock: PhaseClock | None = None,
+    seeds: MicroBatchSeeds | None = None,
 ) -> tuple[torch.Tensor, Any]:
     """Run one microbatch.
 
@@ -29,6 +31,7 @@ def forward_step(
             pipeline stage that needs no data.
         model: One model chunk.
         clock: Measures the phase "data".
+        seeds: Seeds random numbers, for routers that draw.
 
     Returns:
         The output tensor of this stage, and the function that turns it into the loss.
@@ -39,6 +42,8 @@ def forward_step(
         batch = _get_batch(data_iterator)
     timers("batch-generator").stop()
     show_token_ids(batch.get("tokens"))
+    if seeds is not None:
+        seeds.begin(model)
     output = model(
         batch.get("tokens"),
         batch.get("position_ids"),
