@@ -35,7 +35,8 @@ def route_loss_free(
 
     This is auxiliary-loss-free load balancing (arXiv:2408.15664) as DeepSeek-V3 has it: b_e rises
     by `update_rate` after a step in which expert e had fewer tokens than the average, and falls
-    where it had more. So no auxiliary loss disturbs that of the model.
+    where it had more. So no auxiliary loss disturbs that of the model. At inference tokens are
+    routed as in training, by the last bias.
 
     Args:
         logits_TE: Output of the gate.

@@ -48,7 +48,8 @@ def route_quantile(
     A token's gap to expert e is the score s_e + b_e that it would have needed to be chosen, less
     s_e. With a bias that top_k / E of an expert's gaps are below, it would have been chosen by just
     its part of the tokens; that becomes the bias of the next step (quantile balancing; the solution
-    of one expert at a time of the assignment problem in arXiv:2502.15451).
+    of one expert at a time of the assignment problem in arXiv:2502.15451). At inference tokens are
+    routed as in training, by the last bias.
 
     Args:
         logits_TE: Output of the gate.

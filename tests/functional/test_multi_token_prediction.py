@@ -126,6 +126,53 @@ def test_layers_of_prediction_move_between_layouts_and_their_profile_goes_on(roo
     assert (profile.layers, profile.steps) == ((1, 2, 3, 4), STEPS)
 
 
+# --- other routers ------------------------------------------------------------------------------
+
+ROUTED = ("ep2", "tp2", "pp2", "cp2")
+
+
+@pytest.fixture(scope="module")
+def routed(tmp_path_factory: pytest.TempPathFactory, chosen: Callable[[str], list[str]]) -> Path:
+    """Routers that Megatron does not know, in one process and in others."""
+    folder = tmp_path_factory.mktemp("routed")
+    cases = [(name, layout) for name, layout in (it.split("-") for it in chosen("case"))]
+    for world_size in (1, 2):
+        jobs = []
+        for name, layout in dict.fromkeys([(name, "one") for name, _ in cases] + cases):
+            ranks, sizes = (1, {}) if layout == "one" else LAYOUTS[layout]
+            if ranks == world_size:
+                overrides = SHAPE | sizes | {"moe.router": name}
+                jobs.append(Job(run_dir=folder / f"{name}-{layout}", overrides=overrides))
+        run_jobs(jobs, world_size=world_size)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(
+            f"{name}-{layout}",
+            marks=() if (name, layout) == ("expert_choice", "ep2") else pytest.mark.deep,
+        )
+        for name in ("expert_choice", "hash", "noisy_top_k")
+        for layout in ROUTED
+    ],
+)
+def test_layers_of_prediction_have_the_router_of_the_model(case: str, routed: Path) -> None:
+    name, _, layout = case.partition("-")
+    alone, shared = _steps(routed / f"{name}-one"), _steps(routed / case)
+    # With context parallelism random numbers are others, and gradients of the last tokens, too.
+    tolerance = 1e-4 if layout != "cp2" else 1e-3 if name != "noisy_top_k" else 0.05
+    for field in ("loss", "grad_norm"):
+        expected = [getattr(it, field) for it in alone]
+        assert [getattr(it, field) for it in shared] == pytest.approx(expected, rel=tolerance)
+    for snapshot in read_routing(routed / case / ROUTING_FILE):
+        assert snapshot.layers == (1, 2, 3, 4)
+        assert snapshot.assigned.tolist() == [8 * 32 * 2] * 4
+        if name == "expert_choice":  # every expert has its part, in layers for prediction, too
+            assert (snapshot.tokens_per_expert == 8 * 32 * 2 // 4).all()
+
+
 # --- the way to Hugging Face and back ------------------------------------------------------------
 
 

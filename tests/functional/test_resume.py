@@ -39,6 +39,9 @@ ROUTERS: dict[str, dict[str, Any]] = {
         "moe.z_loss_coef": 0,
     },
     "quantiles": {"moe.load_balancing": "quantile_balancing", "moe.aux_loss_coef": 0},
+    "a bias of its own": {"moe.router": {"name": "loss_free", "update_rate": 0.05}},
+    "cutoffs": {"moe.router": "expert_choice"},
+    "noise": {"moe.router": "noisy_top_k"},
     "global loss": {"moe.load_balancing": "global_aux_loss", "moe.input_jitter": 0.1},
 }
 """By what a router remembers from one step to the next."""

@@ -240,7 +240,10 @@ class MeasuredRouter(RouterLosses):
         uses, part = self._route.uses, self._part_of_batch()
         token_ids = None
         if uses("token_ids"):
-            token_ids = token_ids_here(sequence_parallel=self.config.sequence_parallel)
+            token_ids = token_ids_here(
+                sequence_parallel=self.config.sequence_parallel,
+                ahead=self.layer_number if self.is_mtp_layer else 0,
+            )
         context = {"hidden": hidden, "padding": padding_T, "token_ids": token_ids}
         given = {name: it for name, it in context.items() if uses(name) and it is not None}
         length = len(logits_TE)
@@ -280,7 +283,8 @@ class MeasuredRouter(RouterLosses):
         """Random numbers of this layer's own inside the block, if our router draws any."""
         if not self._draws:
             return nullcontext()
-        return drawn_for(f"{self.layer_number} {what}", device)
+        kind = "prediction" if self.is_mtp_layer else "decoder"
+        return drawn_for(f"{kind} {self.layer_number} {what}", device)
 
     def _part_of_batch(self) -> BatchPart | None:
         """Which part of the tokens that are routed together is here; None if it is all of them.

@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+import torch
 from megatron.core import tensor_parallel
 from megatron.core.num_microbatches_calculator import destroy_num_microbatches_calculator
 from megatron.core.transformer.moe.moe_layer import MoELayer
@@ -19,9 +20,11 @@ from moe_megatron.mcore.layers.layer_numbers import number_of
 from moe_megatron.mcore.layers.local_attention import LocalAttention
 from moe_megatron.mcore.layers.measured_router import MeasuredRouter
 from moe_megatron.mcore.layers.prediction import our_prediction_layers
+from moe_megatron.mcore.layers.token_ids import show_token_ids
 from moe_megatron.mcore.loop.cleanup import forget_globals
 from moe_megatron.mcore.recovery.expert_parameters import expert_parameters, routers
 from moe_megatron.mcore.state.layered import bare_model
+from moe_megatron.routing.hash import route_hash
 
 pytestmark = pytest.mark.usefixtures("world")
 
@@ -73,6 +76,25 @@ def test_their_weights_are_in_the_estimate_of_memory() -> None:
     weights = sum(parameter.numel() for parameter in build().parameters())
     # fp32 weights, moments and master weights.
     assert run_memory(config, precision="fp32", world_size=1).checkpoint == 16 * weights
+
+
+def test_a_router_of_token_ids_sees_those_that_a_layer_predicts_from() -> None:
+    model = build(**{"moe.router": "hash"}).eval()
+    tokens = torch.randint(0, 500, (2, 16), generator=torch.Generator().manual_seed(1))
+    found: dict[int, torch.Tensor] = {}
+    for number, router in routers([model]).items():
+        router.register_forward_hook(
+            lambda module, given, output, number=number: found.update({number: output[1]})
+        )
+    show_token_ids(tokens)
+    with torch.no_grad():
+        model(tokens, torch.arange(16).expand_as(tokens), None, labels=tokens)
+    # Layers 3 and 4 predict, from one and two tokens later.
+    for layer, ahead in {1: 0, 2: 0, 3: 1, 4: 2}.items():
+        later = torch.cat((tokens[:, ahead:], torch.zeros(2, ahead, dtype=torch.int64)), dim=1)
+        ids = later.t().reshape(-1)
+        expected = route_hash(torch.zeros(32, 4), top_k=2, token_ids=ids).routing_map
+        assert torch.equal(found[layer], expected)
 
 
 def test_losses_of_a_run_are_forgotten_after_it() -> None:
