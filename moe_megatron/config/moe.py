@@ -159,6 +159,12 @@ class MoEConfig:
                 f"moe.load_balancing '{self.load_balancing}' works without an auxiliary loss; set "
                 f"moe.aux_loss_coef to 0, not {self.aux_loss_coef}."
             )
+        if without_loss and self.expert_bias:
+            raise ConfigError(
+                f"moe.expert_bias does not work with moe.load_balancing '{self.load_balancing}', "
+                "which chooses without it; set expert_bias to false, or load_balancing to 'none' "
+                "or a loss."
+            )
         if without_loss and self.capacity_factor is not None:
             raise ConfigError(
                 f"moe.capacity_factor ({self.capacity_factor}) does not work with "

@@ -128,6 +128,7 @@ class RunConfig:
         validation.check_sequence(self.model, self.data, self.parallel)
         validation.check_prediction(self.model, self.parallel, self.megatron)
         validation.check_expert_failure(self.moe, self.recovery)
+        validation.check_quantiles(self.moe, self.training, self.data)
         validation.check_restart(self.recovery, self.checkpoint, self.megatron)
         validation.check_schedule(self.training, self.data, self.megatron)
         validation.check_retention(self.checkpoint, self.training)

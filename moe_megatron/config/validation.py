@@ -161,6 +161,20 @@ def check_expert_failure(moe: MoEConfig, recovery: RecoveryConfig) -> None:
         )
 
 
+def check_quantiles(moe: MoEConfig, training: TrainingConfig, data: DataConfig) -> None:
+    """Megatron's quantile balancing gives every expert equally many tokens of a micro-batch."""
+    if moe.num_experts is None or moe.load_balancing != "quantile_balancing":
+        return
+    tokens = training.micro_batch_size * data.sequence_length
+    if tokens * moe.top_k % moe.num_experts:
+        raise ConfigError(
+            f"moe.load_balancing 'quantile_balancing' needs training.micro_batch_size "
+            f"({training.micro_batch_size}) x data.sequence_length ({data.sequence_length}) x "
+            f"moe.top_k ({moe.top_k}) to be a multiple of moe.num_experts ({moe.num_experts}); "
+            "change one of them, or use the router 'quantile', which does not."
+        )
+
+
 _OWN_FLAGS = {
     "enable-ft-package": "recovery.restart: ft_launcher gives it to Megatron",
     "inprocess-restart": "use recovery.restart: in_process, which knows this loop",

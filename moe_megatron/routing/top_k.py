@@ -80,6 +80,21 @@ class TopKOptions:
                 "moe.router.score_function to 'sigmoid' or 'sqrtsoftplus', not 'softmax'."
             )
         self._check_expert_groups(moe.num_experts or 0, moe.top_k)
+        self._check_balancing(moe.load_balancing)
+
+    def _check_balancing(self, method: str) -> None:
+        """Megatron's methods without a loss choose by themselves, and would ignore options."""
+        ignored = {
+            "sinkhorn": ("score_function", "expert_groups", "scaling"),
+            "quantile_balancing": ("expert_groups",),
+        }
+        for name in ignored.get(method, ()):
+            value, default = getattr(self, name), getattr(TopKOptions(), name)
+            if value != default:
+                raise ConfigError(
+                    f"moe.router.{name} ({value}) does not work with moe.load_balancing "
+                    f"'{method}', which chooses without it; leave it out, or balance with a loss."
+                )
 
     def _check_expert_groups(self, num_experts: int, top_k: int) -> None:
         expert_groups, chosen = self.expert_groups, self.group_top_k

@@ -20,6 +20,7 @@ from moe_megatron.config.flags import RULES
 from moe_megatron.mcore.layers.batch_part import BatchPart
 from moe_megatron.mcore.layers.drawing import drawn_for
 from moe_megatron.mcore.layers.expert_mask import ExpertMask
+from moe_megatron.mcore.layers.input_jitter import jitter
 from moe_megatron.mcore.layers.router_losses import RouterLosses
 from moe_megatron.mcore.layers.router_state import ObservedState
 from moe_megatron.mcore.layers.token_ids import token_ids_here
@@ -106,9 +107,11 @@ class MeasuredRouter(RouterLosses):
 
     def apply_input_jitter(self, input: Tensor) -> Tensor:  # Megatron's signature
         """The router's input with noise, if this is training; [sequence, batch, hidden]."""
-        if not self.training:
+        amount = self.config.moe_input_jitter_eps
+        if not self.training or amount is None:
             return input
-        return super().apply_input_jitter(input)  # type: ignore[no-any-return]
+        tensor = self.tp_group if self.config.sequence_parallel else None
+        return jitter(input, amount, tensor=tensor, context=self.cp_group)
 
     def gating(self, input: Tensor) -> Tensor:  # Megatron's signature
         """Gate logits; [sequence, batch, hidden] to [sequence, batch, experts]."""

@@ -81,6 +81,9 @@ def megatron_argv(config: RunConfig, machine: MachineSettings, paths: RunPaths) 
     if config.moe.expert_bias and config.moe.router.option("score_function") is None:
         # Megatron wants to know it for a bias of its own router; another router computes here.
         words += ["--moe-router-score-function", "sigmoid"]
+    if config.moe.top_k == 1 and config.moe.router.option("score_function") is None:
+        # Megatron wants it for one expert a token of its own router; another router computes here.
+        words += ["--moe-router-pre-softmax"]
     if config.parallel.sequence_parallel is None and config.parallel.choose_sequence_parallel()[0]:
         words += ["--sequence-parallel"]
     if config.training.recompute == "full":

@@ -30,6 +30,10 @@ from moe_megatron.errors import ConfigError
             {"load_balancing": "sinkhorn", "aux_loss_coef": 0, "capacity_factor": 1.0},
             "moe.capacity_factor (1.0) does not work with moe.load_balancing 'sinkhorn'",
         ),
+        (
+            {"load_balancing": "quantile_balancing", "aux_loss_coef": 0, "expert_bias": True},
+            "moe.expert_bias does not work with moe.load_balancing 'quantile_balancing'",
+        ),
         ({"pad_to_capacity": True}, "moe.pad_to_capacity needs a moe.capacity_factor"),
         (
             {"pad_to_capacity": True, "capacity_factor": 4.5},

@@ -57,6 +57,17 @@ def changed(overrides: dict[str, Any]) -> RunConfig:
             "recovery.expert_failure 'mask' does not work with moe.load_balancing 'sinkhorn'",
         ),
         (
+            {
+                "moe.num_experts": 3,
+                "moe.load_balancing": "quantile_balancing",
+                "moe.aux_loss_coef": 0.0,
+                "training.micro_batch_size": 1,
+                "data.sequence_length": 32,
+            },
+            "needs training.micro_batch_size (1) x data.sequence_length (32) x moe.top_k (2) to be "
+            "a multiple of moe.num_experts (3)",
+        ),
+        (
             {"training.decay_style": "WSD"},
             "training.decay_style 'WSD' needs the length of its decay; set "
             "megatron.lr-wsd-decay-iters",

@@ -105,3 +105,24 @@ def test_expert_dropout_in_a_fused_operation_is_refused() -> None:
         ConfigError, match=r"moe.expert_dropout \(0.3\) does not work with --use-tr"
     ):
         add_expert_dropout([model], 0.3)
+
+
+def test_expert_dropout_drops_its_share_and_scales_the_rest() -> None:
+    """The twin: what reaches an output projection is what did without dropout, or nothing."""
+    model = build({"moe.expert_dropout": 0.25}).train()
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    before: list[torch.Tensor] = []
+    for name, module in model.named_modules():
+        if name.endswith("linear_fc2") and ".mlp.experts." in name:
+            # A hook that was added first sees what dropout is given, one added now what it gives.
+            (dropout,) = module._forward_pre_hooks.values()
+            module._forward_pre_hooks.clear()
+            module.register_forward_pre_hook(lambda _, given: before.append(given[0].clone()))
+            module.register_forward_pre_hook(dropout)
+            module.register_forward_pre_hook(lambda _, given: seen.append((before.pop(), given[0])))
+    logits(model)
+    given, left = (torch.cat([pair[i].flatten() for pair in seen]) for i in (0, 1))
+    assert len(given) > 1000
+    kept = left != 0
+    torch.testing.assert_close(left[kept], given[kept] / 0.75)
+    assert 1 - float(kept.float().mean()) == pytest.approx(0.25, abs=0.05)

@@ -155,6 +155,22 @@ def test_unknown_score_function_is_refused(logits):
             {"router": {"expert_groups": 8, "group_top_k": 1}, "top_k": 2},
             "its groups must hold top_k experts (they hold 1).",
         ),
+        (
+            {
+                "router": {"expert_groups": 4, "group_top_k": 2},
+                "load_balancing": "quantile_balancing",
+                "aux_loss_coef": 0,
+            },
+            "moe.router.expert_groups (4) does not work with moe.load_balancing 'quantile_balanci",
+        ),
+        (
+            {
+                "router": {"score_function": "sigmoid"},
+                "load_balancing": "sinkhorn",
+                "aux_loss_coef": 0,
+            },
+            "moe.router.score_function (sigmoid) does not work with moe.load_balancing 'sinkhorn'",
+        ),
         ({"router": {"scaling": 0}}, "moe.router.scaling must be greater than 0, not 0.0."),
     ],
 )
