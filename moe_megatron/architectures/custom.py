@@ -6,13 +6,16 @@ from torch import nn
 
 from moe_megatron import experts, routing
 from moe_megatron.architectures.named import Fields, NamedArchitecture
+from moe_megatron.config import RouterConfig
 from moe_megatron.config.arguments import shown
 from moe_megatron.errors import ConfigError
 from moe_megatron.model.options import BALANCED
 
 
 def _router(given: Any) -> Fields:
-    return {"moe.router": routing.name_of(given) if callable(given) else given}
+    if callable(given):
+        return {"moe.router": routing.name_of(given)}
+    return {"moe.router": routing.own_router(RouterConfig.conformed(given, "router"))}
 
 
 def _expert(given: Any) -> Fields:
@@ -32,10 +35,11 @@ class CustomMoE(NamedArchitecture):
         CustomMoE(router=route_nearest, expert_class=SineExpert, num_experts=16)
 
     A function or class that is not registered yet is, under its own name; other processes of a run
-    must have imported its file, too.
+    must have imported its file, too, unless it is given as a function in a file.
 
     Args:
-        router: A router's name, a mapping of its name and options, or its function.
+        router: A router's name, or a function in a file, "my_router.py:my_router"; a mapping of its
+            name and options; or the function itself.
         expert_class: A class of modules from rows to rows (`moe_megatron.experts.Expert`), or the
             name of a kind of expert, or a mapping of its name and options.
         **options: As for `NamedArchitecture`.

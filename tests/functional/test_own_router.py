@@ -177,3 +177,73 @@ def test_run_goes_on_as_the_page_says(moe: Callable[..., Any], place: Path) -> N
     program = moe(place, *words(line, "--num-processes 2"))
     assert program.end() == 0, program.output
     assert steps_of(place / SHARP) == [1, 2, 3, 4, 5, 6]
+
+
+# --- what is exhaustive ---------------------------------------------------------------------------
+
+LATER = """
+import torch
+from moe_megatron.routing import Routing
+
+passes = []
+
+
+def later(logits_TE, *, top_k, training):
+    if training and torch.is_grad_enabled():
+        passes.append(1)
+    weights_TK, indices_TK = logits_TE.softmax(-1).topk(top_k)
+    if len(passes) > 2:
+        weights_TK = weights_TK * float("nan")
+    return Routing.of_indices(indices_TK, weights_TK, logits_TE.shape[-1])
+"""
+SCRIPT = """
+import sys
+from pathlib import Path
+from moe_megatron import MoEModel
+from moe_megatron.distributed import DistributedMoETrainer
+from moe_megatron.errors import ConfigError
+
+TEXTS = [f"Document {i}: the quick brown fox, x = {i * i}." for i in range(60)]
+
+def trained(router, folder):
+    shape = dict(hidden_size=32, num_experts=4, num_layers=1, num_attention_heads=4, vocab_size=384)
+    model = MoEModel(**shape, expert_hidden_size=32, router_type=router)
+    sizes = dict(world_size=2, expert_parallel_size=2)
+    trainer = DistributedMoETrainer(model, **sizes, tokenizer=sys.argv[1], run_dir=folder)
+    return trainer.train(TEXTS, max_steps=3, batch_size=4, sequence_length=32)
+
+assert len(trained("my_router.py:sharp", "runs/trained").losses) == 3
+try:
+    trained("later.py:later", "runs/later")
+except ConfigError as error:
+    Path("said.txt").write_text(str(error))
+"""
+
+
+@pytest.mark.deep
+def test_trainer_hands_its_processes_the_file_and_takes_its_mistakes_back(
+    tmp_path: Path, tokenizer: Path
+) -> None:
+    files = {"my_router.py": FILE, "later.py": LATER, "script.py": SCRIPT}
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    given: dict[str, Any] = {"directory": tmp_path, "environment": NO_LAUNCHER}
+    run_distributed(run_as_main, tmp_path / "script.py", [tokenizer], world_size=1, **given)
+    said = (tmp_path / "said.txt").read_text()
+    assert re.search(r"the router later \(.*later.py, line 8\) returns weights of nan for", said)
+
+
+@pytest.mark.deep
+def test_changed_file_goes_on_on_purpose(
+    moe: Callable[..., Any], place: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "my_router.py").write_text(FILE + "# better\n")
+    noted = load_config(place / SHARP / CONFIG_FILE).moe.router.sha256
+    purpose = f"--set moe.router.replaces={noted} --train-iters 8 --num-processes 2"
+    line = f"moe-megatron train --resume {SHARP} --router {tmp_path}/my_router.py:sharp"
+    program = moe(place, *words(line, purpose))
+    assert program.end() == 0, program.output
+    router = load_config(place / SHARP / CONFIG_FILE).moe.router
+    assert (router.replaces, router.options) == (noted, {"sharpness": 2.0})
+    assert router.sha256 not in (None, noted)
+    assert steps_of(place / SHARP)[-1] == 8

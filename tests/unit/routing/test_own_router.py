@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from moe_megatron.architectures import CustomMoE
+from moe_megatron.cli import main
 from moe_megatron.config import MoEConfig, RouterConfig
 from moe_megatron.errors import ConfigError
 from moe_megatron.routing import bind, find_router, own_router, resolve, router_names, try_out
@@ -216,3 +218,20 @@ def test_trying_out_leaves_no_trace_in_the_generators(tmp_path: Path) -> None:
     with torch.device("meta"):  # as models that are loaded are built
         try_out(moe_of(choice), hidden_size=16)
     assert torch.equal(torch.rand(4), expected)
+
+
+def test_custom_architecture_takes_a_function_in_a_file(tmp_path: Path) -> None:
+    path = written(tmp_path, SHARP)
+    model = CustomMoE(router={"name": f"{path}:sharp", "sharpness": 2.0}, num_layers=1)
+    assert model.moe_config.router == replace(
+        own_router(f"{path}:sharp"), options={"sharpness": 2.0}
+    )
+
+
+def test_batch_job_is_told_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spec = f"{written(tmp_path, SHARP)}:sharp"
+    words = ["--router", spec, "--router-arg", "sharpness=2.0"]
+    job = ["slurm", "render", "--nodes", "1", "--processes-per-node", "2"]
+    assert main.main([*job, *words]) == 0
+    (train,) = [it for it in capsys.readouterr().out.splitlines() if it.startswith("train ")]
+    assert " ".join(words) in train
