@@ -84,7 +84,7 @@ CHANGED: dict[str, dict[str, Any]] = {
         "moe.load_balancing": "seq_aux_loss",
         "moe.aux_loss_coef": 0.02,
         "moe.z_loss_coef": 0.01,
-        "moe.capacity_factor": 1.5,
+        "moe.capacity_factor": 1.25,
         "moe.pad_to_capacity": True,
         "moe.drop_policy": "position",
         "moe.input_jitter": 0.05,
