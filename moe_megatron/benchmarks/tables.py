@@ -102,8 +102,8 @@ def notes(setup: Setup, rows: Sequence[Row], *, of_experts: bool) -> list[str]:
         ", so that more experts add parameters and no work but that of the gate's rows."
         if of_experts
         else ". Routers that vary the number aim at it or not; what they used is in the table, and "
-        "a star marks those whose work differs. Gates of their own cost less than 1 % of a layer "
-        "and are not made equal."
+        "a star marks those whose work differs. Gates are not made equal: "
+        "the docs say what each costs."
     )
     number = max((len(row.records) for row in rows), default=0)
     reads = (
