@@ -27,7 +27,7 @@ SHAPE: dict[str, Any] = {
     "checkpoint.save_interval": None,
 }
 NAMES = ("switch", "mixtral", "glam", "olmoe", "qwen3_moe", "deepseek_v3", "kimi_k2", "gpt_oss")
-DECISIVE = {"deepseek_v3", "gpt_oss", "olmoe"}
+DECISIVE = {"deepseek_v3", "gpt_oss"}
 """What they have between them that others do not."""
 SAME: dict[str, dict[str, Any]] = {
     # noise and a second expert by chance are other numbers on other processes; capacity is an

@@ -89,6 +89,36 @@ assert specialization.domains == ("even", "odd")
 analyzer.plot_expert_token_affinity(tokens="The quick brown fox", save_to="affinity.png")
 assert Path("affinity.png").read_bytes()[:4] == b"\\x89PNG"
 """,
+    "architectures": """
+import torch
+from torch import nn
+from moe_megatron import MoETrainer
+from moe_megatron.architectures import (
+    CustomMoE, DeepSeekV3, GLaMMoE, MixtralModel, SwitchTransformer,
+)
+
+class MyExpert(nn.Module):
+    def __init__(self, hidden_size, intermediate_size):
+        super().__init__()
+        self.up = nn.Linear(hidden_size, intermediate_size)
+        self.down = nn.Linear(intermediate_size, hidden_size)
+
+    def forward(self, x):
+        return self.down(torch.sin(self.up(x)))
+
+small = {"hidden_size": 32, "num_layers": 2}
+switch = SwitchTransformer(num_experts=4, expert_capacity_factor=1.25, jitter_noise=0.01, **small)
+mixtral = MixtralModel(num_experts=4, top_k=2, normalize_expert_weights=True, **small)
+glam, deepseek = GLaMMoE(num_experts=4, **small), DeepSeekV3.tiny(vocab_size=8192)
+custom = CustomMoE(router="top_p", expert_class=MyExpert, num_experts=4, **small)
+for model in (switch, mixtral, glam, deepseek, custom):
+    assert model(torch.randint(0, 100, (2, 16))).logits.shape == (2, 16, model.vocab_size)
+assert switch.experts_per_token == 1 and mixtral.experts_per_token == 2
+assert glam.architecture.moe_layers == (2,)
+result = MoETrainer(deepseek).train(texts, max_steps=2, batch_size=2, sequence_length=32)
+assert result.steps == 2 and result.routing is not None
+assert MoETrainer(custom).train(texts, max_steps=1, batch_size=2, sequence_length=32).steps == 1
+""",
     "published": """
 from moe_megatron import MoEModel
 from moe_megatron.models import Mixtral

@@ -207,8 +207,7 @@ def _compare(run_dir: Path, options: dict[str, Any], sizes: dict[str, int]) -> d
 DECISIVE = {
     "single": [
         *("plain", "wide_heads", "qk_norm", "switch", "sigmoid", "dense", "multipliers"),
-        *("sparse_mixer", "half_rotated", "latent", "latent_full_rank", "sinks", "windows"),
-        *("clamped", "DeepSeekV3", "GPTOSS", "GLaMMoE"),
+        *("sparse_mixer", "half_rotated", "latent_full_rank", "DeepSeekV3", "GPTOSS"),
     ],
     "tp2": [
         *("gqa", "qk_norm_all_heads", "shared_expert", "gelu", "untied", "learned_positions"),

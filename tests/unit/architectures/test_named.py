@@ -1,6 +1,7 @@
 """Architectures by name: their options, their sizes, and what is refused."""
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -110,7 +111,7 @@ def test_tiny_model_learns_and_is_saved_as_any_model(
     tokens = torch.randint(0, 512, (2, 16))
     loss = model(tokens, labels=tokens).loss
     assert loss is not None
-    assert 5 < float(loss) < 8
+    assert 5 < loss.item() < 8
     loss.backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
     model.save_pretrained(tmp_path / "saved")
@@ -150,6 +151,23 @@ def test_custom_moe_has_the_router_and_the_experts_that_it_is_given(
     assert sum(isinstance(part, Doubled) for part in model.modules()) == 4
     again = CustomMoE(router="route_first", expert_class="Doubled", **sizes)
     assert again.architecture == model.architecture
+
+
+def test_custom_moe_takes_a_router_from_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "my_router.py"
+    file.write_text(
+        "from moe_megatron.routing import Routing\n"
+        "def last(logits_TE, *, top_k, sharpness: float = 1.0):\n"
+        "    weights_TK, indices_TK = (-sharpness * logits_TE).softmax(-1).topk(top_k)\n"
+        "    return Routing.of_indices(indices_TK, weights_TK, logits_TE.shape[-1])\n"
+    )
+    router = {"name": f"{file}:last", "sharpness": 2.0}
+    model = CustomMoE(router=router, num_experts=4, num_layers=1, hidden_size=32)
+    assert model.moe_config.router.name == "my_router.py:last"
+    assert model.moe_config.router.option("sharpness") == 2.0
+    assert model(torch.arange(6)[None]).routing[0].tokens_per_expert.sum() == 12
+    with pytest.raises(ConfigError, match=r"my_router.py has no 'first'. It defines last"):
+        CustomMoE(router=f"{file}:first")
 
 
 MISTAKES: dict[str, tuple[Any, str]] = {
