@@ -128,7 +128,12 @@ class LanguageModel(nn.Module):
         return None if self.num_experts is None else self.moe_config.top_k
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, labels: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        *,
+        domain_ids: Tensor | None = None,
     ) -> MoEOutput:
         """Predict the next token at every position.
 
@@ -139,13 +144,15 @@ class LanguageModel(nn.Module):
                 meaningless.
             labels: int64 [batch, seq], usually the input_ids themselves: they are shifted by one
                 here. -100 excludes a position from the loss.
+            domain_ids: int64 [batch], the source of the data that each row is from, for routers
+                that look at it; -1, or None for all, where that is not known.
 
         Raises:
             DataError: Shapes or ids are wrong.
         """
         inputs.check_tokens(input_ids, self.vocab_size, self._max_length)
         valid = inputs.valid_tokens(attention_mask, input_ids)
-        hidden, routing = self._decode(input_ids, valid, None)
+        hidden, routing = self._decode(input_ids, valid, None, domain_ids)
         logits = self._project(hidden)
         aux_loss, z_loss, router_loss = self._router_losses(routing, logits)
         lm_loss = loss = None
@@ -164,7 +171,11 @@ class LanguageModel(nn.Module):
         )
 
     def _decode(
-        self, input_ids: Tensor, valid: Tensor | None, cache: KeyValueCache | None
+        self,
+        input_ids: Tensor,
+        valid: Tensor | None,
+        cache: KeyValueCache | None,
+        domain_ids: Tensor | None = None,
     ) -> tuple[Tensor, tuple[RoutingInfo, ...]]:
         """Hidden states of new tokens [batch, n]; `valid` also covers the cached tokens."""
         config = self.model_config
@@ -188,7 +199,7 @@ class LanguageModel(nn.Module):
         for layer in self.layers:
             new = None if valid is None else valid[:, past:]
             seen = windowed if layer.has_window else mask
-            hidden, info = layer(hidden, angles, seen, new, cache, input_ids)
+            hidden, info = layer(hidden, angles, seen, new, cache, input_ids, domain_ids)
             if info is not None:
                 routing.append(info)
         if cache is not None:

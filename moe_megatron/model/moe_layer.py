@@ -43,7 +43,11 @@ class MoELayer(nn.Module):
         self.shared_gate = nn.Linear(model.hidden_size, 1, bias=False) if gated else None
 
     def forward(
-        self, hidden: Tensor, valid: Tensor | None, token_ids: Tensor | None = None
+        self,
+        hidden: Tensor,
+        valid: Tensor | None,
+        token_ids: Tensor | None = None,
+        domain_ids: Tensor | None = None,
     ) -> tuple[Tensor, RoutingInfo]:
         """Apply the layer.
 
@@ -51,6 +55,7 @@ class MoELayer(nn.Module):
             hidden: [batch, seq, hidden].
             valid: bool [batch, seq], False for padding, which is not routed; None if there is none.
             token_ids: int64 [batch, seq], for routers that look at them.
+            domain_ids: int64 [batch], the same; None: they are not known.
 
         Returns:
             The output, [batch, seq, hidden], to which routed experts add 0 for padding; and what
@@ -65,7 +70,8 @@ class MoELayer(nn.Module):
             sequence_T, position_T = valid.nonzero(as_tuple=True)
             order = (position_T * len(valid) + sequence_T).argsort()
         ids = None if token_ids is None else token_ids[valid]
-        logits_TE, routing = self.router(tokens, ids, order)
+        domains = None if domain_ids is None else domain_ids.unsqueeze(1).expand_as(valid)[valid]
+        logits_TE, routing = self.router(tokens, ids, order, domains)
         output_TH = self.experts(tokens, routing)
         if routing.copied is not None:
             output_TH = output_TH + routing.copied.unsqueeze(-1) * tokens

@@ -58,7 +58,11 @@ class Router(nn.Module):
             yield self.bias
 
     def forward(
-        self, hidden: Tensor, token_ids: Tensor | None = None, order: Tensor | None = None
+        self,
+        hidden: Tensor,
+        token_ids: Tensor | None = None,
+        order: Tensor | None = None,
+        domain_ids: Tensor | None = None,
     ) -> tuple[Tensor, Routing]:
         """Route [tokens, hidden]: all tokens of a batch, without its padding.
 
@@ -66,6 +70,7 @@ class Router(nn.Module):
             hidden: What enters the gate.
             token_ids: int64 [tokens], for routers that look at them.
             order: int64 [tokens], the tokens in the order in which full experts keep the first.
+            domain_ids: int64 [tokens], for routers that look at them; None: they are not known.
 
         Returns:
             Logits, [tokens, experts], in the router's precision; and the experts of the tokens.
@@ -75,6 +80,8 @@ class Router(nn.Module):
         if jitter is not None and self.training:
             hidden = hidden * torch.empty_like(hidden).uniform_(1.0 - jitter, 1.0 + jitter)
         logits_TE = self._logits(hidden)
+        if domain_ids is None:
+            domain_ids = torch.full(hidden.shape[:1], -1, device=hidden.device)
         routing = self.route(
             logits_TE,
             hidden=hidden,
@@ -83,6 +90,7 @@ class Router(nn.Module):
             expert_bias=self.expert_bias,
             state=None if self.state is None else self.state.values(),
             token_ids=token_ids,
+            domain_ids=domain_ids,
         )
         if config.capacity_factor is not None:
             capacity = expert_capacity(

@@ -56,6 +56,7 @@ class DecoderLayer(nn.Module):
         valid: Tensor | None,
         cache: KeyValueCache | None,
         token_ids: Tensor,
+        domain_ids: Tensor | None = None,
     ) -> tuple[Tensor, RoutingInfo | None]:
         """Apply the layer to [batch, seq, hidden].
 
@@ -66,6 +67,7 @@ class DecoderLayer(nn.Module):
             valid: bool [batch, seq], False for padding; None if there is none.
             cache: Earlier positions, if any.
             token_ids: int64 [batch, seq], for routers that look at them.
+            domain_ids: int64 [batch], the same; None: they are not known.
 
         Returns:
             The new residual stream, and the routing of an MoE layer; None for a dense one.
@@ -73,7 +75,7 @@ class DecoderLayer(nn.Module):
         hidden = hidden + self._update(self.attention(self.input_norm(hidden), angles, mask, cache))
         normed = self.mlp_norm(hidden)
         if self.moe is not None:
-            update, info = self.moe(normed, valid, token_ids)
+            update, info = self.moe(normed, valid, token_ids, domain_ids)
             return hidden + self._update(update), info
         assert self.mlp is not None
         return hidden + self._update(self.mlp(normed)), None

@@ -107,7 +107,14 @@ class TopKRouter(_Gate):
         route = bind(MoEConfig(num_experts=self.num_experts, top_k=top_k, router=router))
         logits_TE, valid = self._logits(hidden_states, attention_mask)
         context = {"hidden": None, "padding": None, "expert_bias": None, "state": None}
-        routing = route(logits_TE, training=self.training, token_ids=None, **context)
+        unknown_T = torch.full(logits_TE.shape[:1], -1, device=logits_TE.device)
+        routing = route(
+            logits_TE,
+            training=self.training,
+            token_ids=None,
+            domain_ids=unknown_T,
+            **context,
+        )
         info = describe(route, logits_TE, routing, valid)
         return in_places(routing.weights, valid), info.indices, info
 

@@ -121,6 +121,7 @@ def try_out(moe: MoEConfig, hidden_size: int) -> None:
                 expert_bias=torch.zeros(moe.num_experts) if moe.expert_bias else None,
                 state=None if state is None else state.first(moe.num_experts),
                 token_ids=torch.randint(0, 100, (_TOKENS,), generator=drawn),
+                domain_ids=torch.full((_TOKENS,), -1),
             )
 
 

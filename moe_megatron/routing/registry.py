@@ -38,6 +38,8 @@ CONTEXT = {
     "weights; None without it (arXiv:2408.15664)",
     "state": "what the router remembers, float32 tensors by name; needs `state=`",
     "token_ids": "int64 [T], the ids of the tokens",
+    "domain_ids": "int64 [T], the number of the source of the data that a token is from; -1 where "
+    "that is not known",
 }
 """Arguments that a router gets in addition to logits and `top_k` if its signature names them."""
 

@@ -71,6 +71,7 @@ class Trial:
             expert_bias=None,
             state=self.state,
             token_ids=self.token_ids[rows],
+            domain_ids=self.token_ids[rows] % 3 - 1,
         )
 
 

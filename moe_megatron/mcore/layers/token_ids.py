@@ -1,11 +1,12 @@
-"""The token ids of the micro-batch that is computed now, for routers that look at them.
+"""The token ids of the micro-batch that is computed now, and their domains, for routers.
 
-Megatron gives layers hidden states alone. The forward step leaves the ids here before it calls the
-model; a layer finds those of its own rows. Layers for multi-token prediction are given later tokens
-of the sequence, one more with each layer, and find the ids of those.
+The domain of a token is the source of its sample, of which Megatron's blend tells. Megatron gives
+layers hidden states alone. The forward step leaves both here before it calls the model; a layer
+finds those of its own rows. Layers for multi-token prediction are given later tokens of the
+sequence, one more with each layer, and find the ids of those.
 
-Stages that compute a micro-batch again after they have
-begun another one would find the wrong ids: `check_token_ids` refuses such runs.
+Stages that compute a micro-batch again after they have begun another one would find the wrong ids:
+`check_token_ids` refuses such runs.
 """
 
 import torch
@@ -18,12 +19,18 @@ from moe_megatron.errors import ConfigError
 from moe_megatron.routing import bind
 
 _current: Tensor | None = None
+_domains: Tensor | None = None
 
 
-def show_token_ids(token_ids: Tensor | None) -> None:
-    """Leave the ids of a micro-batch, [batch, sequence], as far as this context rank has them."""
-    global _current
-    _current = token_ids
+def show_token_ids(token_ids: Tensor | None, domains: Tensor | None = None) -> None:
+    """Leave the ids of a micro-batch, as far as this context rank has them.
+
+    Args:
+        token_ids: [batch, sequence].
+        domains: [batch], the source of each sample; None: there is but one.
+    """
+    global _current, _domains
+    _current, _domains = token_ids, domains
 
 
 def token_ids_here(*, sequence_parallel: bool, ahead: int = 0) -> Tensor:
@@ -38,6 +45,24 @@ def token_ids_here(*, sequence_parallel: bool, ahead: int = 0) -> Tensor:
     for _ in range(ahead):  # as the layers themselves do it
         group = mpu.get_context_parallel_group()
         ids, _sum = roll_tensor(ids, shifts=-1, dims=-1, cp_group=group)
+    return _rows(ids, sequence_parallel=sequence_parallel)
+
+
+def domain_ids_here(*, sequence_parallel: bool) -> Tensor:
+    """The domains of the rows of a layer, int64 [T]; -1 where the data has but one source.
+
+    Args:
+        sequence_parallel: Whether the ranks of a tensor parallel group share a sequence.
+    """
+    assert _current is not None, "every stage reads samples for a router that looks at domains"
+    domains = torch.full_like(_current, -1)
+    if _domains is not None:
+        domains = _domains.to(_current).unsqueeze(1).expand_as(_current)
+    return _rows(domains, sequence_parallel=sequence_parallel)
+
+
+def _rows(ids: Tensor, *, sequence_parallel: bool) -> Tensor:
+    """[batch, sequence] to the rows of this rank, sequence first."""
     rows = ids.t()
     if sequence_parallel:
         size, rank = (
@@ -49,18 +74,39 @@ def token_ids_here(*, sequence_parallel: bool, ahead: int = 0) -> Tensor:
 
 
 def uses_token_ids(config: RunConfig) -> bool:
-    """Whether the router of a run looks at token ids."""
-    return config.moe.num_experts is not None and bind(config.moe).uses("token_ids")
+    """Whether the router of a run looks at token ids, or at their domains."""
+    if config.moe.num_experts is None:
+        return False
+    route = bind(config.moe)
+    return route.uses("token_ids") or route.uses("domain_ids")
 
 
-def check_token_ids(config: RunConfig) -> None:
-    """Check that layers find the right ids.
+def _check_domains(config: RunConfig, data_paths: tuple[str, ...]) -> None:
+    """The data must have a source for each domain of the router."""
+    if not data_paths or not bind(config.moe).uses("domain_ids"):
+        return
+    sources, domains = max(1, len(data_paths) // 2), config.moe.router.option("domains")
+    if sources < 2 or domains not in (None, sources):
+        raise ConfigError(
+            f"the router '{config.moe.router.name}' goes by the sources of the data, of which "
+            f"data.paths gives {sources}, and moe.router.domains is {domains}; give one source "
+            "for each domain, and as many domains."
+        )
+
+
+def check_token_ids(config: RunConfig, data_paths: tuple[str, ...] = ()) -> None:
+    """Check that layers find the right ids, and the domains that the router knows.
+
+    Args:
+        config: The run.
+        data_paths: Weights and prefixes of the sources, by turns; none: mock data.
 
     Raises:
         ConfigError: They would not.
     """
     if not uses_token_ids(config):
         return
+    _check_domains(config, data_paths)
     name = config.moe.router.name
     if config.training.recompute != "none" and config.parallel.pipeline_parallel_size > 1:
         raise ConfigError(

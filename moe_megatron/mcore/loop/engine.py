@@ -84,7 +84,7 @@ def run(job: TrainingJob, machine: MachineSettings) -> JobOutcome:
     """
     config = job.config
     config.validate(world.size())
-    check_token_ids(config)
+    check_token_ids(config, job.data_paths)
     load = _find_checkpoint(job)
     paths = RunPaths(
         data=job.data_paths,

@@ -39,9 +39,9 @@ def forward_step(
     timers = get_timers()
     timers("batch-generator", log_level=2).start()
     with nullcontext() if clock is None else clock.measure("data"):
-        batch = _get_batch(data_iterator)
+        batch, domains = _get_batch(data_iterator)
     timers("batch-generator").stop()
-    show_token_ids(batch.get("tokens"))
+    show_token_ids(batch.get("tokens"), domains)
     if seeds is not None:
         seeds.begin(model)
     output = model(
@@ -56,9 +56,10 @@ def forward_step(
 
 def _get_batch(
     data_iterator: Iterator[dict[str, torch.Tensor]] | None,
-) -> dict[str, torch.Tensor]:
+) -> tuple[dict[str, torch.Tensor], torch.Tensor | None]:
+    """A micro-batch, and the source of each of its samples, where the data has several."""
     if data_iterator is None or not reads_samples():
-        return {}
+        return {}, None
     # Every tensor parallel rank reads the same memory-mapped index: no broadcast is needed.
     sample = next(data_iterator)
     batch = {
@@ -67,9 +68,10 @@ def _get_batch(
         else sample[key]
         for key in ("tokens", "labels", "loss_mask", "position_ids")
     }
-    return get_batch_on_this_cp_rank(  # type: ignore[no-any-return]
+    own = get_batch_on_this_cp_rank(
         batch, is_hybrid_cp=False, cp_group=mpu.get_context_parallel_group()
     )
+    return own, sample.get("dataset_id")
 
 
 def _loss(

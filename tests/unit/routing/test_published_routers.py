@@ -23,6 +23,7 @@ from moe_megatron.routing.quantile import route_quantile
 from moe_megatron.routing.registry import find_router
 from moe_megatron.routing.relu import route_relu
 from moe_megatron.routing.sinkhorn import evened, route_sinkhorn
+from moe_megatron.routing.specialised import route_specialised
 from moe_megatron.routing.top_p import route_top_p
 from moe_megatron.routing.zero_computation import route_zero_computation
 from moe_megatron.testing.conformance import trial
@@ -227,6 +228,20 @@ def test_levels_that_do_not_divide_are_refused(logits: Tensor) -> None:
         route_hierarchical(logits, top_k=3, groups=4, groups_per_token=2)
     with pytest.raises(ConfigError, match=r"groups \(3\) must divide moe.num_experts"):
         trial("hierarchical", groups=3)
+
+
+def test_specialised_opens_a_domain_its_own_group_and_the_shared_experts(logits: Tensor) -> None:
+    domains = torch.arange(TOKENS) % 4 - 1
+    routing = route_specialised(logits, top_k=2, domain_ids=domains, domains=3, shared=2)
+    for token, row in enumerate(logits):
+        domain = int(domains[token])
+        open_ones = [2 * domain, 2 * domain + 1, 6, 7] if domain >= 0 else list(range(8))
+        best = sorted(open_ones, key=lambda e: -float(row[e]))[:2]
+        weights = softmax(row[best])
+        expected = dict(zip(best, weights, strict=True))
+        assert sent(routing)[token] == pytest.approx(expected, rel=1e-5)
+    with pytest.raises(ConfigError, match=r"domains \(3\) must divide the experts that are not"):
+        route_specialised(logits, top_k=2, domain_ids=domains, domains=3)
 
 
 def test_gshard_uses_the_second_expert_as_often_as_it_is_probable() -> None:
