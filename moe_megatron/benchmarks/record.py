@@ -93,7 +93,7 @@ class BenchFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def open(self, setup: Setup, kind: str) -> None:
+    def claim(self, setup: Setup, kind: str) -> None:
         """Make it the folder of a bench, unless it is that already.
 
         Args:

@@ -154,6 +154,7 @@ PLAIN = {
 """Calls that open or parse a file."""
 
 TRUSTED = {
+    "benchmarks/tables.py": "the kernel's /proc",
     "chaos": "looks at the training that it has started and harms",
     "cli/main.py": "the package's own source",
     "config/loader.py": "presets of the package; others by reading.py",

@@ -78,7 +78,7 @@ def run(argv: Sequence[str]) -> int:
     folder = BenchFolder(options.out or Path("runs") / f"bench-{options.kind}")
     for case in cases:
         try_out(setup, case)
-    folder.open(setup, options.kind)
+    folder.claim(setup, options.kind)
     try:
         failures = _make_runs(options, folder, setup, cases)
     except KeyboardInterrupt:
