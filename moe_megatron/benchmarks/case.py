@@ -65,14 +65,16 @@ def cases_of(
     """Every router with every number of experts.
 
     Args:
-        routers: As given; none means all that are registered.
+        routers: As given; none means all that are registered, but those that go by the sources of
+            the data, as the text of a bench is one source.
         options: Of each router, by its name.
         experts: Numbers of experts.
 
     Raises:
-        ConfigError: There is no such router or option, or one is given twice.
+        ConfigError: There is no such router or option, one is given twice, or a router goes by
+            the sources of the data.
     """
-    wanted = list(routers) or list(router_names())
+    wanted = list(routers) or [name for name in router_names() if not _goes_by_sources(name)]
     if twice := sorted({name for name in wanted if wanted.count(name) > 1}):
         raise ConfigError(f"the router '{twice[0]}' is named twice; leave one of them out.")
     if unknown := sorted(options.keys() - set(wanted)):
@@ -89,14 +91,22 @@ def cases_of(
         for name in wanted
         for number in experts
     ]
-    for case in found:
-        find_router(own_router(case.router))
+    for name in wanted:
+        if _goes_by_sources(name):
+            raise ConfigError(
+                f"the router '{own_router(name).name}' goes by the sources of the data, and the "
+                "text of a bench is one source; leave it out of --routers."
+            )
     names = [case.slug for case in found]
     if twice := sorted({it for it in names if names.count(it) > 1}):
         raise ConfigError(
             f"two routers would have the files {twice[0]}-*.json; rename one of them."
         )
     return found
+
+
+def _goes_by_sources(router: str) -> bool:
+    return "domain_ids" in find_router(own_router(router)).context
 
 
 def build_model(setup: Setup, case: Case, seed: int) -> MoEModel:

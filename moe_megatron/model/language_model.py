@@ -152,6 +152,7 @@ class LanguageModel(nn.Module):
         """
         inputs.check_tokens(input_ids, self.vocab_size, self._max_length)
         valid = inputs.valid_tokens(attention_mask, input_ids)
+        inputs.check_domains(domain_ids, input_ids)
         hidden, routing = self._decode(input_ids, valid, None, domain_ids)
         logits = self._project(hidden)
         aux_loss, z_loss, router_loss = self._router_losses(routing, logits)

@@ -1,14 +1,54 @@
 """Grouped routing: equally many experts out of every group, so that devices share the work."""
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
+from moe_megatron.config import MoEConfig, checks
+from moe_megatron.config.conform import conform
+from moe_megatron.config.fields import setting
 from moe_megatron.errors import ConfigError
 from moe_megatron.routing.decision import Routing
 from moe_megatron.routing.registry import register_router
 
 
-@register_router("grouped")
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GroupedOptions:
+    """Into how many groups experts are divided.
+
+    Raises:
+        ConfigError: There is none.
+    """
+
+    SECTION: ClassVar[str] = "moe.router"
+
+    groups: int = setting(2)
+    """M, the number of groups of experts that lie side by side."""
+
+    def __post_init__(self) -> None:
+        conform(self)
+        checks.at_least(self, 1, "groups")
+
+    def check(self, moe: MoEConfig) -> None:
+        """Check that the groups divide the experts, and those of a token.
+
+        Raises:
+            ConfigError: They do not.
+        """
+        _check(self.groups, moe.num_experts or 0, moe.top_k)
+
+
+def _check(groups: int, num_experts: int, top_k: int) -> None:
+    if num_experts % groups or top_k % groups:
+        raise ConfigError(
+            f"moe.router.groups ({groups}) must divide moe.num_experts ({num_experts}) and "
+            f"moe.top_k ({top_k}), so that each group gives equally many experts."
+        )
+
+
+@register_router("grouped", options=GroupedOptions)
 def route_grouped(logits_TE: Tensor, *, top_k: int, groups: int = 2) -> Routing:
     """Choose top_k / M experts from each of M groups (Pangu Pro MoGE, arXiv:2505.21411).
 
@@ -17,17 +57,13 @@ def route_grouped(logits_TE: Tensor, *, top_k: int, groups: int = 2) -> Routing:
     Args:
         logits_TE: Output of the gate.
         top_k: Experts for each token.
-        groups: M, the number of groups of experts that lie side by side.
+        groups: See `GroupedOptions`.
 
     Raises:
         ConfigError: The groups divide neither experts nor top_k evenly.
     """
     num_tokens, num_experts = logits_TE.shape
-    if num_experts % groups or top_k % groups:
-        raise ConfigError(
-            f"moe.router.groups ({groups}) must divide moe.num_experts ({num_experts}) and "
-            f"moe.top_k ({top_k}), so that each group gives equally many experts."
-        )
+    _check(groups, num_experts, top_k)
     probs_TE = torch.softmax(logits_TE, dim=-1, dtype=torch.float32)
     best_TMK = probs_TE.view(num_tokens, groups, -1).topk(top_k // groups, dim=-1)
     firsts_M1 = torch.arange(groups, device=logits_TE.device).unsqueeze(-1) * (

@@ -1,12 +1,62 @@
 """Two levels: a gate chooses groups of experts, and a gate in each group chooses experts."""
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 from torch import Tensor
 from torch.nn import functional
 
+from moe_megatron.config import MoEConfig, checks
+from moe_megatron.config.conform import conform
+from moe_megatron.config.fields import setting
 from moe_megatron.errors import ConfigError
 from moe_megatron.routing.decision import Routing
 from moe_megatron.routing.gate import Gate, Parameter
 from moe_megatron.routing.registry import register_router
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HierarchicalOptions:
+    """Into how many groups experts are divided, and how many of them a token visits.
+
+    Raises:
+        ConfigError: A number is below 1.
+    """
+
+    SECTION: ClassVar[str] = "moe.router"
+
+    groups: int = setting(2)
+    """Number of groups of experts that lie side by side."""
+
+    groups_per_token: int = setting(1)
+    """Groups that a token visits."""
+
+    def __post_init__(self) -> None:
+        conform(self)
+        checks.at_least(self, 1, "groups", "groups_per_token")
+
+    def check(self, moe: MoEConfig) -> None:
+        """Check that groups and experts of a token divide.
+
+        Raises:
+            ConfigError: They do not.
+        """
+        _check(self.groups, self.groups_per_token, moe.num_experts or 0, moe.top_k)
+
+
+def _check(groups: int, groups_per_token: int, num_experts: int, top_k: int) -> None:
+    size, rest = divmod(num_experts, groups)
+    if rest:
+        raise ConfigError(
+            f"moe.router.groups ({groups}) must divide moe.num_experts ({num_experts}); try "
+            f"{checks.join_words(checks.divisors(num_experts))}."
+        )
+    share, rest = divmod(top_k, groups_per_token)
+    if rest or groups_per_token > groups or share > size:
+        raise ConfigError(
+            f"moe.router.groups_per_token ({groups_per_token}) must be at most moe.router.groups "
+            f"({groups}) and divide moe.top_k ({top_k}) into at most the {size} experts of a group."
+        )
 
 
 def _joint(hidden_TH: Tensor, *, weight: Tensor, group_weight: Tensor, groups: int) -> Tensor:
@@ -18,17 +68,13 @@ def _joint(hidden_TH: Tensor, *, weight: Tensor, group_weight: Tensor, groups: i
 
 
 def _tensors(num_experts: int, hidden_size: int, *, groups: int) -> dict[str, Parameter]:
-    if num_experts % groups:
-        raise ConfigError(
-            f"moe.router.groups ({groups}) must divide moe.num_experts ({num_experts})."
-        )
     return {
         "weight": Parameter((num_experts, hidden_size)),
         "group_weight": Parameter((groups, hidden_size)),
     }
 
 
-@register_router("hierarchical", gate=Gate(_joint, _tensors))
+@register_router("hierarchical", options=HierarchicalOptions, gate=Gate(_joint, _tensors))
 def route_hierarchical(
     logits_TE: Tensor, *, top_k: int, groups: int = 2, groups_per_token: int = 1
 ) -> Routing:
@@ -40,19 +86,14 @@ def route_hierarchical(
     Args:
         logits_TE: Logarithms of the joint probabilities.
         top_k: Experts for each token.
-        groups: Number of groups of experts that lie side by side.
+        groups: See `HierarchicalOptions`, as for the next.
         groups_per_token: Groups that a token visits.
 
     Raises:
         ConfigError: Groups and experts of a token do not divide.
     """
-    share, rest = divmod(top_k, groups_per_token)
-    if rest or not groups_per_token <= groups or share > logits_TE.shape[-1] // groups:
-        raise ConfigError(
-            f"moe.router.groups_per_token ({groups_per_token}) must be at most moe.router.groups "
-            f"({groups}) and divide moe.top_k ({top_k}) into at most the "
-            f"{logits_TE.shape[-1] // groups} experts of a group."
-        )
+    _check(groups, groups_per_token, logits_TE.shape[-1], top_k)
+    share = top_k // groups_per_token
     joint_TGM = logits_TE.float().softmax(-1).view(len(logits_TE), groups, -1)
     group_TG = joint_TGM.sum(-1)
     weight_TC, group_TC = group_TG.topk(groups_per_token)

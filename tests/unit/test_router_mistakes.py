@@ -138,6 +138,30 @@ IN_PYTHON: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: model(router={"expert_groups": 3, "group_top_k": 1}),
         r"3.* 4",
     ),
+    "groups of a router that do not divide the experts": (
+        lambda: model(router_type="grouped", router={"groups": 3}),
+        r"moe.router.groups \(3\) must divide moe.num_experts \(4\) and moe.top_k \(2\)",
+    ),
+    "no group of experts": (
+        lambda: model(router_type="hierarchical", router={"groups": 0}),
+        "moe.router.groups must be at least 1, not 0",
+    ),
+    "more groups of a token than there are": (
+        lambda: model(router_type="hierarchical", router={"groups": 1, "groups_per_token": 2}),
+        r"groups_per_token \(2\) must be at most moe.router.groups \(1\)",
+    ),
+    "domains that do not divide the experts": (
+        lambda: model(router_type="specialised", router={"domains": 3}),
+        r"moe.router.domains \(3\) must divide the experts that are not shared \(4 - 0\)",
+    ),
+    "domains of tokens, where one of a row is needed": (
+        lambda: model(router_type="specialised")(IDS, domain_ids=IDS),
+        r"a whole number for each of the 1 rows of input_ids, .* of shape \[1, 4\]",
+    ),
+    "names of domains": (
+        lambda: model(router_type="specialised")(IDS, domain_ids=["code"]),
+        "where its domain is not known, not list",
+    ),
     "generating with experts that see what comes": (
         lambda: model(router_type="mine.py:seer").generate(IDS, 2),
         r"the router 'mine.py:seer' chooses by all tokens .* allow_batch_dependent=True",
@@ -160,6 +184,8 @@ ON_THE_COMMAND_LINE = {
     "train --router top_k --router-arg top_k=3": "the router 'top_k' has no option 'top_k'",
     "train --router-arg sharpness=1 sharpness=2": "--router-arg gives 'sharpness' twice",
     "train --router-arg expert_groups=3 group_top_k=1": "expert_groups",
+    "train --router grouped --router-arg groups=3": r"moe.router.groups \(3\) must divide moe",
+    "bench routers --routers top_k,specialised": "the router 'specialised' goes by the sources of",
     "train --config own.yaml": "mine.py has no 'missing'",
     "train --config config.yaml": (
         r"config.yaml: moe.router names the code 'mine.py:sharp', which a config.yaml, .* cannot: "

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from moe_megatron.benchmarks import corpus, crew
+from moe_megatron.benchmarks.case import cases_of
 from moe_megatron.cli.main import main
 from moe_megatron.data.demo_corpus import write_demo_corpus
 from moe_megatron.errors import EXIT_CODE, INTERRUPTED
@@ -133,6 +134,12 @@ def check_page(html: str, labels: list[str]) -> None:
         assert f'<th scope="row">{label}</th>' in html
         assert f"<h3>{label}</h3>" in html
     assert "Held-out loss, less that of top_k" in html
+
+
+def test_a_bench_of_all_routers_leaves_out_those_that_go_by_sources() -> None:
+    names = {case.name for case in cases_of([], {}, [8])}
+    assert {"hash", "top_k"} <= names
+    assert "specialised" not in names
 
 
 def test_bench_of_experts_adds_parameters_and_no_work(

@@ -24,6 +24,7 @@ from moe_megatron.routing.registry import find_router
 from moe_megatron.routing.relu import route_relu
 from moe_megatron.routing.sinkhorn import evened, route_sinkhorn
 from moe_megatron.routing.specialised import route_specialised
+from moe_megatron.routing.top_k import route_top_k
 from moe_megatron.routing.top_p import route_top_p
 from moe_megatron.routing.zero_computation import route_zero_computation
 from moe_megatron.testing.conformance import trial
@@ -240,6 +241,8 @@ def test_specialised_opens_a_domain_its_own_group_and_the_shared_experts(logits:
         weights = softmax(row[best])
         expected = dict(zip(best, weights, strict=True))
         assert sent(routing)[token] == pytest.approx(expected, rel=1e-5)
+    beyond = route_specialised(logits, top_k=2, domain_ids=domains + 9, domains=2)
+    assert torch.equal(beyond.probs, route_top_k(logits, top_k=2).probs)
     with pytest.raises(ConfigError, match=r"domains \(3\) must divide the experts that are not"):
         route_specialised(logits, top_k=2, domain_ids=domains, domains=3)
 
