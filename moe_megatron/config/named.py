@@ -11,11 +11,12 @@ A name may be that of a file of the user's (`own_code`); a saved choice then not
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self
 
 from moe_megatron.config.checks import is_identifier
 from moe_megatron.config.conform import convert, show
+from moe_megatron.config.own_code import OwnCode, check_unchanged
 from moe_megatron.errors import ConfigError
 
 Option = bool | int | str | float | None
@@ -67,6 +68,30 @@ class Named:
     def is_code_of(self, other: Self) -> bool:
         """Whether code of the user's is that of an earlier choice, or was said to replace it."""
         return self.sha256 == other.sha256 or self.replaces == other.sha256
+
+    def given_again(self, found: Self, code: OwnCode | None) -> Self:
+        """This choice, which a run or a model notes, with what a person has given for it.
+
+        Args:
+            found: What was given, loaded.
+            code: Its code; None for what is registered.
+
+        Returns:
+            This choice with its options, and the hash of the file that was given.
+
+        Raises:
+            ConfigError: It is another one, or its file has changed and is not said to replace it.
+        """
+        if found.name != self.name:
+            raise ConfigError(
+                f"the {self.FIELD.rpartition('.')[2]} '{found.name}' was given, but '{self.name}' "
+                "is what was trained; give that one."
+            )
+        if code is None:
+            return self
+        replaces = found.replaces or self.replaces
+        check_unchanged(code, self.sha256, replaces, self.FIELD)
+        return replace(self, sha256=code.sha256, replaces=replaces)
 
     @classmethod
     def conformed(cls, value: object, where: str) -> Self:

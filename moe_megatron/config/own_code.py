@@ -12,7 +12,8 @@ import ast
 import hashlib
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -105,6 +106,24 @@ def load_code(spec: str, what: str = "router") -> OwnCode:
         file=path, name=name, sha256=sha256, line=_LINES[module.__name__].get(name, 1),
         found=vars(module)[name],
     )  # fmt: skip
+
+
+@contextmanager
+def reading_signature(code: OwnCode, what: str) -> Iterator[None]:
+    """Say where code stands whose signature the block finds to be none of what it is to be.
+
+    Raises:
+        ConfigError: The block refuses it, or its annotations cannot be evaluated.
+    """
+    try:
+        yield
+    except MoEError as error:
+        raise ConfigError(f"{code.file}, line {code.line}: {error}") from None
+    except (NameError, TypeError, ValueError) as error:  # or it has no signature at all
+        raise ConfigError(
+            f"the signature of the {what} {code.place} cannot be read: {code.told(error)}; its "
+            "annotations must be names that the file knows."
+        ) from error
 
 
 def check_unchanged(code: OwnCode, noted: str | None, replaces: str | None, field: str) -> None:

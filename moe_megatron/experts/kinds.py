@@ -24,7 +24,8 @@ from moe_megatron import routing
 from moe_megatron.config import ExpertConfig, MoEConfig, checks
 from moe_megatron.config.own_code import OwnCode, names_code, not_given
 from moe_megatron.config.signature import configured, options_class
-from moe_megatron.errors import ConfigError, MoEError
+from moe_megatron.errors import ConfigError
+from moe_megatron.routing.guard import telling
 
 _SIZES = ("hidden_size", "intermediate_size")
 
@@ -63,28 +64,10 @@ class ExpertBuilder:
             ConfigError: The class does not make what an expert is.
         """
         given = {f.name: getattr(self.options, f.name) for f in dataclasses.fields(self.options)}
-        with telling(self.kind):
+        with telling(self.kind.code, "expert"):
             expert = self.kind.build(hidden_size, intermediate_size, **given)
         _check(expert, self.kind)
         return expert
-
-
-@contextmanager
-def telling(kind: ExpertKind) -> Iterator[None]:
-    """Say of errors within the block where in the user's file they are from.
-
-    Raises:
-        ConfigError: The code of a file raises.
-    """
-    try:
-        yield
-    except (MoEError, torch.OutOfMemoryError):
-        raise
-    except Exception as error:
-        if kind.code is None:
-            raise
-        told = f"the expert {kind.place} raises {kind.code.told(error)}."
-        raise ConfigError(told) from error
 
 
 _KINDS: dict[str, ExpertKind] = {}

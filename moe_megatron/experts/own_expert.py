@@ -11,16 +11,16 @@ import torch
 
 from moe_megatron import routing
 from moe_megatron.config import ExpertConfig, MoEConfig
-from moe_megatron.config.own_code import check_unchanged, load_code, names_code
-from moe_megatron.errors import ConfigError, MoEError
+from moe_megatron.config.own_code import load_code, names_code, reading_signature
+from moe_megatron.errors import ConfigError
 from moe_megatron.experts.kinds import (
     described,
     expert_builder,
     find_expert,
     keep_own,
     set_aside,
-    telling,
 )
+from moe_megatron.routing.guard import telling
 
 _WHAT = "expert"
 _ROWS = 8
@@ -44,15 +44,8 @@ def own_expert(given: ExpertConfig | str) -> ExpertConfig:
         return choice
     with set_aside():
         code = load_code(choice.name, _WHAT)
-        try:
+        with reading_signature(code, _WHAT):
             kind = described(code.label, code.found)
-        except MoEError as error:
-            raise ConfigError(f"{code.file}, line {code.line}: {error}") from None
-        except (NameError, TypeError, ValueError) as error:  # annotations, or no signature at all
-            raise ConfigError(
-                f"the signature of the expert {code.place} cannot be read: {code.told(error)}; its "
-                "annotations must be names that the file knows."
-            ) from error
     kind = replace(kind, code=code)
     keep_own(kind, code.sha256)
     if choice.replaces is not None:  # what was saved with the earlier code finds this one
@@ -74,18 +67,7 @@ def expert_given_again(given: ExpertConfig | str, noted: ExpertConfig) -> Expert
         ConfigError: It is another expert, or its file has changed and is not said to replace it.
     """
     found = own_expert(given)
-    if found.name != noted.name:
-        raise ConfigError(
-            f"the expert '{found.name}' was given, but '{noted.name}' is what was trained; give "
-            "that one."
-        )
-    if found.sha256 is None:
-        return noted
-    replaces = found.replaces or noted.replaces
-    code = find_expert(found).code
-    assert code is not None, "it has a hash"
-    check_unchanged(code, noted.sha256, replaces, found.FIELD)
-    return replace(noted, sha256=found.sha256, replaces=replaces)
+    return noted.given_again(found, None if found.sha256 is None else find_expert(found).code)
 
 
 def words_of(moe: MoEConfig) -> list[str]:
@@ -121,7 +103,7 @@ def try_out(moe: MoEConfig, hidden_size: int, inner_size: int) -> None:
         expert = builder(hidden_size, inner_size)
         for rows in (torch.randn(_ROWS, hidden_size), torch.zeros(0, hidden_size)):
             for training in (False, True):
-                with telling(builder.kind):
+                with telling(builder.kind.code, _WHAT):
                     output = expert.train(training)(rows)
                 if not isinstance(output, torch.Tensor) or output.shape != rows.shape:
                     found = list(getattr(output, "shape", [])) or type(output).__name__

@@ -19,13 +19,21 @@ from moe_megatron.routing.decision import Routing
 _HOW = "Routing.of_indices(indices_TK, weights_TK, num_experts) or Routing.of_map(probs_TE, map_TE)"
 
 
-def guarded(function: Callable[..., Routing], code: OwnCode) -> Callable[..., Routing]:
-    """A router's function that raises `ConfigError` for what is wrong with it."""
+def guarded(
+    function: Callable[..., Routing], code: OwnCode, *, own_gate: bool
+) -> Callable[..., Routing]:
+    """A router's function that raises `ConfigError` for what is wrong with it.
+
+    Args:
+        function: The router.
+        code: Where it is from.
+        own_gate: Whether its logits are from a gate of its own.
+    """
 
     def route(logits_TE: Tensor, **arguments: Any) -> Routing:
         with telling(code):
             routing = function(logits_TE, **arguments)
-        if found := problem(routing, logits_TE):
+        if found := problem(routing, logits_TE, own_gate=own_gate):
             raise ConfigError(f"the router {code.place} {found}.")
         return routing
 
@@ -33,8 +41,12 @@ def guarded(function: Callable[..., Routing], code: OwnCode) -> Callable[..., Ro
 
 
 @contextmanager
-def telling(code: OwnCode | None) -> Iterator[None]:
+def telling(code: OwnCode | None, what: str = "router") -> Iterator[None]:
     """Say of errors within the block where in the user's file they are from.
+
+    Args:
+        code: The user's; None: errors are left as they are.
+        what: What the code is, for messages.
 
     Raises:
         ConfigError: The code raises.
@@ -46,22 +58,24 @@ def telling(code: OwnCode | None) -> Iterator[None]:
     except Exception as error:
         if code is None:
             raise
-        raise ConfigError(f"the router {code.place} raises {code.told(error)}.") from error
+        raise ConfigError(f"the {what} {code.place} raises {code.told(error)}.") from error
 
 
-def problem(routing: object, logits_TE: Tensor) -> str | None:
+def problem(routing: object, logits_TE: Tensor, *, own_gate: bool = False) -> str | None:
     """What is wrong with a router's result, as the end of a sentence; None: nothing.
 
     Args:
         routing: What it returned.
         logits_TE: What it was given.
+        own_gate: Whether these are from a gate of its own, which may have rows for experts that
+            compute nothing, beside those of a Routing.
     """
     if not isinstance(routing, Routing):
         return f"returns {type(routing).__name__}, not a Routing; end it with {_HOW}"
-    return _wrong_shape(routing, logits_TE) or _wrong_values(routing, logits_TE)
+    return _wrong_shape(routing, logits_TE, own_gate) or _wrong_values(routing, logits_TE)
 
 
-def _wrong_shape(routing: Routing, logits_TE: Tensor) -> str | None:
+def _wrong_shape(routing: Routing, logits_TE: Tensor, own_gate: bool) -> str | None:
     tokens, experts = logits_TE.shape
     slots = routing.indices.shape
     if len(slots) != 2 or slots[0] != tokens:
@@ -73,7 +87,7 @@ def _wrong_shape(routing: Routing, logits_TE: Tensor) -> str | None:
         return f"returns indices of {routing.indices.dtype}, not torch.int64"
     if not routing.weights.is_floating_point():
         return f"returns weights of {routing.weights.dtype}, not floating point"
-    if routing.num_experts != experts:
+    if routing.num_experts > experts or (routing.num_experts < experts and not own_gate):
         return f"returns a Routing among {routing.num_experts} experts, where there are {experts}"
     return None
 

@@ -13,12 +13,12 @@ import torch
 from moe_megatron.config import MoEConfig, RouterConfig
 from moe_megatron.config.own_code import (
     OwnCode,
-    check_unchanged,
     load_code,
     names_code,
     parts_of,
+    reading_signature,
 )
-from moe_megatron.errors import ConfigError, MoEError
+from moe_megatron.errors import ConfigError
 from moe_megatron.routing.registry import (
     Router,
     bind,
@@ -69,18 +69,7 @@ def given_again(given: RouterConfig | str, noted: RouterConfig) -> RouterConfig:
         ConfigError: It is another router, or its file has changed and is not said to replace it.
     """
     found = own_router(given)
-    if found.name != noted.name:
-        raise ConfigError(
-            f"the router '{found.name}' was given, but '{noted.name}' is what was trained; give "
-            "that one."
-        )
-    if found.sha256 is not None:
-        replaces = found.replaces or noted.replaces
-        code = find_router(found).code
-        assert code is not None
-        check_unchanged(code, noted.sha256, replaces, found.FIELD)
-        return replace(noted, sha256=found.sha256, replaces=replaces)
-    return noted
+    return noted.given_again(found, None if found.sha256 is None else find_router(found).code)
 
 
 def words_of(router: RouterConfig) -> list[str]:
@@ -110,7 +99,8 @@ def try_out(moe: MoEConfig, hidden_size: int) -> None:
     # On the CPU, whatever the model is built on, and without a trace in the generators of the run.
     with torch.device("cpu"), torch.random.fork_rng(devices=[]), torch.no_grad():
         hidden_TH = torch.randn(_TOKENS, hidden_size, generator=drawn)
-        logits_TE = torch.randn(_TOKENS, moe.num_experts, generator=drawn)
+        rows = route.gate_tensors(moe.num_experts, hidden_size)["weight"].shape[0]
+        logits_TE = torch.randn(_TOKENS, rows, generator=drawn)
         state = route.router.state
         for training in (False, True):
             route(
@@ -137,13 +127,6 @@ def _loaded(spec: str) -> tuple[OwnCode, Router]:
             f"{code.place} is {kind}, not a router; a router is a function (logits, *, top_k) that "
             "returns a Routing."
         )
-    try:
+    with reading_signature(code, "router"):
         router = described(code.label, code.found)
-    except MoEError as error:
-        raise ConfigError(f"{code.file}, line {code.line}: {error}") from None
-    except (NameError, TypeError, ValueError) as error:  # annotations that cannot be evaluated
-        raise ConfigError(
-            f"the signature of the router {code.place} cannot be read: {code.told(error)}; its "
-            "annotations must be names that the file knows."
-        ) from error
     return code, replace(router, code=code)

@@ -119,7 +119,8 @@ class BoundRouter:
         own = {name: it for name, it in self._options().items() if name in self.router.options_used}
         route = self.router.function
         if self.router.code is not None:
-            route = guarded(route, self.router.code)
+            own_gate = self.router.gate is not None
+            route = guarded(route, self.router.code, own_gate=own_gate)
         return route(logits_TE, top_k=self.top_k, **own, **arguments)
 
     def gate_tensors(self, num_experts: int, hidden_size: int) -> dict[str, Parameter]:

@@ -20,6 +20,7 @@ from torch import Tensor
 from moe_megatron.config import MoEConfig, RouterConfig
 from moe_megatron.errors import ConfigError
 from moe_megatron.routing import BoundRouter, Routing, bind, find_router, own_router, router_names
+from moe_megatron.routing.guard import problem as problem_of
 from moe_megatron.routing.registry import Router
 from moe_megatron.testing.distributed import RankError
 from moe_megatron.testing.engines import ENGINES, Case, problems, train, ways_for
@@ -187,19 +188,16 @@ def _name_of(function: Callable[..., Routing]) -> str:
 
 def _shapes(it: Trial) -> Iterator[str]:
     for training in (True, False):
-        routing = it.routed(training=training)
-        slots = routing.indices.shape
-        if len(slots) != 2 or slots[0] != TOKENS:
-            yield f"its indices have the shape {list(slots)}, not [{TOKENS}, K]"
+        logits_TE = it.logits(training=training)
+        routing = it.routed(training=training, logits_TE=logits_TE)
+        own_gate = it.route.router.gate is not None
+        if found := problem_of(routing, logits_TE, own_gate=own_gate):
+            yield f"it {found}"
             return
-        if routing.num_experts != EXPERTS or int(routing.indices.max()) >= EXPERTS:
-            yield f"it names expert {int(routing.indices.max())} of {EXPERTS}"
-        if routing.weights.shape != slots or routing.assigned.shape != slots:
-            yield "indices, weights and assigned have different shapes"
-        if routing.weights.dtype != it.hidden_TH.dtype:
+        if routing.num_experts != EXPERTS:
+            yield f"its Routing is among {routing.num_experts} experts, not {EXPERTS}"
+        if routing.weights.dtype != logits_TE.dtype:
             yield f"its weights are {routing.weights.dtype}, not those of the logits"
-        if not routing.weights.isfinite().all():
-            yield "a weight is not finite"
         if (routing.weights[~routing.assigned] != 0).any():
             yield "a slot that is not assigned has a weight"
         if int(routing.assigned_map.sum()) != int(routing.assigned.sum()):

@@ -10,8 +10,17 @@ from moe_megatron.architectures import CustomMoE
 from moe_megatron.cli import main
 from moe_megatron.config import MoEConfig, RouterConfig
 from moe_megatron.errors import ConfigError
-from moe_megatron.routing import bind, find_router, own_router, resolve, router_names, try_out
+from moe_megatron.routing import (
+    bind,
+    find_router,
+    own_router,
+    resolve,
+    router_names,
+    try_out,
+    zero_computation,
+)
 from moe_megatron.routing.own_router import given_again, words_of
+from moe_megatron.testing import check_router
 
 HEAD = "import torch\nfrom moe_megatron.routing import *\n"
 SHARP = """
@@ -120,6 +129,14 @@ def test_a_note_is_answered_by_the_same_file_alone(tmp_path: Path) -> None:
     assert meant == replace(same, replaces="ab" * 32)
     with pytest.raises(ConfigError, match=r"'top_k' was given, but 'mine.py:sharp' is what"):
         given_again("top_k", noted)
+
+
+def test_a_gate_with_rows_for_experts_that_compute_nothing_is_taken(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(Path(zero_computation.__file__).read_text())
+    name = f"{path}:route_zero_computation"
+    try_out(moe_of(own_router(name)), hidden_size=16)
+    check_router(name)
 
 
 END = "    return Routing.of_indices(indices_TK, weights_TK, logits_TE.shape[-1])"

@@ -1,5 +1,6 @@
 """The conformance suite passes what comes with the package, and names what is wrong elsewhere."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -40,6 +41,15 @@ def not_a_number(logits_TE: Tensor, *, top_k: int) -> Routing:
     return good(logits_TE * torch.inf, top_k=top_k)
 
 
+def of_another_expert(logits_TE: Tensor, *, top_k: int) -> Routing:
+    routing = good(logits_TE, top_k=top_k)
+    return replace(routing, indices=routing.indices.clamp(min=7) + 1)
+
+
+def of_logits(logits_TE: Tensor, *, top_k: int) -> Any:
+    return logits_TE
+
+
 def varying(logits_TE: Tensor, *, top_k: int) -> Routing:
     probs_TE = logits_TE.softmax(-1)
     return Routing.of_map(probs_TE, probs_TE > 1 / logits_TE.shape[-1])
@@ -70,7 +80,9 @@ WRONG: list[tuple[Any, dict[str, Any], str]] = [
     (twice, {}, "a token has an expert twice"),
     (without_gradient, {}, "there is no gradient"),
     (of_another_precision, {}, "its weights are torch.float64, not those of the logits"),
-    (not_a_number, {}, "a weight is not finite"),
+    (not_a_number, {}, "it returns weights of nan for 24 of 24 tokens, for logits"),
+    (of_another_expert, {}, "it names expert 8, where there are 8, counted from 0"),
+    (of_logits, {}, "it returns Tensor, not a Routing; end it with"),
     (varying, {}, "declare fixed_number=False"),
     (drawing, {}, "in training; declare random=True"),
     (drawing, {"random": True}, "it draws random numbers in evaluation"),
