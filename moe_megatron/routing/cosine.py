@@ -3,6 +3,7 @@
 from torch import Tensor
 from torch.nn import functional
 
+from moe_megatron.config.arguments import whole
 from moe_megatron.routing.decision import Routing
 from moe_megatron.routing.gate import Gate, Parameter
 from moe_megatron.routing.registry import register_router
@@ -21,6 +22,7 @@ def _cosine(
 
 
 def _tensors(num_experts: int, hidden_size: int, *, width: int) -> dict[str, Parameter]:
+    width = whole("moe.router.width", width)
     return {
         "weight": Parameter((num_experts, width)),
         "projection": Parameter((width, hidden_size)),
@@ -38,6 +40,6 @@ def route_cosine(logits_TE: Tensor, *, top_k: int, width: int = 16) -> Routing:
         width: Dimensions of the sphere; the paper takes half the number of experts.
 
     Raises:
-        ConfigError: top_k is not in 1..E.
+        ConfigError: top_k is not in 1..E, or the width is below 1.
     """
     return route_top_k(logits_TE, top_k=top_k, pre_softmax=True)

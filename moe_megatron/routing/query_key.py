@@ -5,6 +5,7 @@ import math
 from torch import Tensor
 from torch.nn import functional
 
+from moe_megatron.config.arguments import whole
 from moe_megatron.routing.decision import Routing
 from moe_megatron.routing.gate import Gate, Parameter
 from moe_megatron.routing.registry import register_router
@@ -18,6 +19,7 @@ def _attend(hidden_TH: Tensor, *, weight: Tensor, query: Tensor) -> Tensor:
 
 
 def _tensors(num_experts: int, hidden_size: int, *, width: int) -> dict[str, Parameter]:
+    width = whole("moe.router.width", width)
     return {
         "weight": Parameter((num_experts, width)),
         "query": Parameter((width, hidden_size)),
@@ -36,6 +38,6 @@ def route_query_key(logits_TE: Tensor, *, top_k: int, width: int = 64) -> Routin
         width: Size of queries and keys.
 
     Raises:
-        ConfigError: top_k is not in 1..E.
+        ConfigError: top_k is not in 1..E, or the width is below 1.
     """
     return route_top_k(logits_TE, top_k=top_k, pre_softmax=True)

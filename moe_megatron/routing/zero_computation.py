@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from moe_megatron.config.arguments import whole
 from moe_megatron.routing.decision import Routing
 from moe_megatron.routing.gate import Gate, Parameter
 from moe_megatron.routing.registry import Distribution, register_router
@@ -19,7 +20,9 @@ def _linear(hidden_TH: Tensor, *, weight: Tensor) -> Tensor:
 def _tensors(
     num_experts: int, hidden_size: int, *, null_experts: int, copy_experts: int
 ) -> dict[str, Parameter]:
-    return {"weight": Parameter((num_experts + null_experts + copy_experts, hidden_size))}
+    null = whole("moe.router.null_experts", null_experts, least=0)
+    copies = whole("moe.router.copy_experts", copy_experts, least=0)
+    return {"weight": Parameter((num_experts + null + copies, hidden_size))}
 
 
 def _real_alone(options: Any) -> Distribution:
@@ -52,7 +55,7 @@ def route_zero_computation(
         copy_experts: Experts that give the token's hidden state.
 
     Raises:
-        ConfigError: top_k is not in 1..E.
+        ConfigError: top_k is not in 1..E, or a number is negative.
     """
     num_experts = logits_TE.shape[-1] - null_experts - copy_experts
     check_top_k(top_k, num_experts)

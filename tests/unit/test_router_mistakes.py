@@ -162,6 +162,14 @@ IN_PYTHON: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: model(router_type="specialised")(IDS, domain_ids=["code"]),
         "where its domain is not known, not list",
     ),
+    "keys without width": (
+        lambda: model(router_type="query_key", router={"width": 0}),
+        r"moe.router.width \(0\) must be a whole number, at least 1",
+    ),
+    "fewer null experts than none": (
+        lambda: model(router_type="zero_computation", router={"null_experts": -1}),
+        r"moe.router.null_experts \(-1\) must be a whole number, at least 0",
+    ),
     "generating with experts that see what comes": (
         lambda: model(router_type="mine.py:seer").generate(IDS, 2),
         r"the router 'mine.py:seer' chooses by all tokens .* allow_batch_dependent=True",
