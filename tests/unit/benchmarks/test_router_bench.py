@@ -18,6 +18,7 @@ from moe_megatron.benchmarks.case import cases_of
 from moe_megatron.cli.main import main
 from moe_megatron.data.demo_corpus import write_demo_corpus
 from moe_megatron.errors import EXIT_CODE, INTERRUPTED
+from moe_megatron.mcore.world import leave
 
 OWN = """
 import os, signal
@@ -58,6 +59,13 @@ class Page(HTMLParser):
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
+
+
+@pytest.fixture(scope="module", autouse=True)
+def world() -> Iterator[None]:
+    """Trainings leave their process group open for the next one."""
+    yield
+    leave()
 
 
 @pytest.fixture(scope="module")
