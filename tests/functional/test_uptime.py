@@ -1,6 +1,7 @@
 """`moe-megatron uptime` on a real run of two processes that is killed, resumed and done."""
 
 import json
+import time
 
 import pytest
 
@@ -35,6 +36,7 @@ def test_every_second_of_a_run_with_a_kill_and_a_resume(tmp_path, cache, moe):
     on_record = [r for r in read_metrics(run / METRICS_FILE) if isinstance(r, StepRecord)]
     lost = [record for record in on_record if record.step > 20]
 
+    time.sleep(0.5)  # the queue; without it, the next attempt begins as this one ends
     resume = ["--config", "run/config.yaml", "--run-dir", "run", "--load", "run/checkpoints"]
     with start_ranks(pretrain.main, resume, **given) as ranks:
         ends = ranks.wait()

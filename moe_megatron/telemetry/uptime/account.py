@@ -133,7 +133,8 @@ def _end(attempt: Attempt, following: Attempt | None, until: float) -> float:
     if following is None:
         return until
     signs = [attempt.last_sign]
-    if following.reached_at is not None:
+    # The next attempt may have mended the file before it noted when that was written.
+    if following.reached_at is not None and following.reached_at < following.started:
         signs.append(following.reached_at)
     return min(following.started, max(signs))
 
