@@ -20,7 +20,7 @@ from moe_megatron.telemetry.sinks.jsonl import (
 )
 from moe_megatron.testing.jobs import Job, run_jobs
 
-pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.distributed, pytest.mark.deep, pytest.mark.timeout(600)]
 
 STEPS, HALF, EXPERTS, TOP_K = 6, 3, 4, 2
 SHAPE: dict[str, Any] = {

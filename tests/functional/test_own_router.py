@@ -171,6 +171,7 @@ def test_reading_what_was_trained_needs_no_file(
         assert main.main(line) == 0
 
 
+@pytest.mark.deep
 def test_run_goes_on_as_the_page_says(moe: Callable[..., Any], place: Path) -> None:
     """The last test that looks at the run, which is longer afterwards."""
     line = RESUME.replace("400", "6")
