@@ -4,7 +4,6 @@ As in `test_mistakes.py`: every mistake is answered by one paragraph, before any
 """
 
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from moe_megatron import MoEModel
-from moe_megatron.cli import main
-from moe_megatron.errors import EXIT_CODE, MoEError
+from tests.unit.mistakes import assert_answered_in_python, assert_answered_on_the_command_line
 
 IDS = torch.zeros(1, 4, dtype=torch.int64)
 ROUTERS = """\
@@ -207,17 +205,11 @@ ON_THE_COMMAND_LINE = {
 @pytest.mark.parametrize("mistake", IN_PYTHON)
 def test_mistake_in_python_is_answered_in_a_paragraph(mistake: str) -> None:
     make, expected = IN_PYTHON[mistake]
-    with pytest.raises(MoEError, match=expected) as caught:
-        make()
-    assert "\n" not in str(caught.value)
+    assert_answered_in_python(make, expected)
 
 
 @pytest.mark.parametrize("words", ON_THE_COMMAND_LINE)
 def test_mistake_on_the_command_line_is_answered_in_a_paragraph(
     words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main.main(words.split()) == EXIT_CODE
-    said = capsys.readouterr().err.strip()
-    assert said.startswith("error: ")
-    assert "\n" not in said
-    assert re.search(ON_THE_COMMAND_LINE[words], said), said
+    assert_answered_on_the_command_line(words, ON_THE_COMMAND_LINE[words], capsys)
