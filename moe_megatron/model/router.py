@@ -80,7 +80,7 @@ class Router(nn.Module):
         if jitter is not None and self.training:
             hidden = hidden * torch.empty_like(hidden).uniform_(1.0 - jitter, 1.0 + jitter)
         logits_TE = self._logits(hidden)
-        if domain_ids is None:
+        if domain_ids is None and self.route.uses("domain_ids"):
             domain_ids = torch.full(hidden.shape[:1], -1, device=hidden.device)
         routing = self.route(
             logits_TE,
