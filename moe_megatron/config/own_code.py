@@ -82,7 +82,7 @@ def load_code(spec: str, what: str = "router") -> OwnCode:
     Raises:
         ConfigError: There is no such file or name, or the file raises when it is executed.
     """
-    path, name = parts_of(spec, what)
+    path, name = _parts_of(spec, what)
     try:
         source = read_bytes(path, _MOST_BYTES)
     except OSError as error:
@@ -106,6 +106,14 @@ def load_code(spec: str, what: str = "router") -> OwnCode:
         file=path, name=name, sha256=sha256, line=_LINES[module.__name__].get(name, 1),
         found=vars(module)[name],
     )  # fmt: skip
+
+
+def is_own_code(thing: object) -> bool:
+    """Whether a function or class is from a file that `load_code` has executed, or does now.
+
+    What such a file registers is found under the file's name, and not under the name it gives.
+    """
+    return getattr(thing, "__module__", None) in _NAMES
 
 
 @contextmanager
@@ -174,7 +182,7 @@ def not_given(label: str, sha256: str | None, how: str, what: str = "router") ->
     )
 
 
-def parts_of(spec: str, what: str = "router") -> tuple[Path, str]:
+def _parts_of(spec: str, what: str) -> tuple[Path, str]:
     """The absolute path of the file, and the name in it.
 
     Raises:
@@ -199,6 +207,8 @@ def _example(what: str) -> str:
 
 
 _MODULES: dict[tuple[Path, str], ModuleType] = {}
+_NAMES: set[str] = set()
+"""Of the modules, and of those that are being executed."""
 _LINES: dict[str, Mapping[str, int]] = {}
 """Of each module: where its functions and classes begin."""
 
@@ -216,6 +226,7 @@ def _module(path: Path, source: bytes, sha256: str, what: str) -> ModuleType:
     module = ModuleType(f"{path.stem}_{sha256[:8]}_{place}")
     module.__file__ = str(path)
     sys.modules[module.__name__] = module  # dataclasses and annotations look for it there
+    _NAMES.add(module.__name__)
     try:
         tree = ast.parse(source, str(path))
         exec(compile(tree, str(path), "exec"), vars(module))

@@ -22,7 +22,8 @@ from torch import nn
 
 from moe_megatron import routing
 from moe_megatron.config import ExpertConfig, MoEConfig, checks
-from moe_megatron.config.own_code import OwnCode, names_code, not_given
+from moe_megatron.config.own_code import OwnCode, is_own_code, names_code
+from moe_megatron.config.own_shelf import OwnShelf
 from moe_megatron.config.signature import configured, options_class
 from moe_megatron.errors import ConfigError
 from moe_megatron.routing.guard import telling
@@ -71,9 +72,8 @@ class ExpertBuilder:
 
 
 _KINDS: dict[str, ExpertKind] = {}
-_OWN: dict[tuple[str, str], ExpertKind] = {}
-"""Classes of files that were given in this process, by their label and the hash of the file."""
-_setting_aside = False
+OWN_EXPERTS: OwnShelf[ExpertConfig, ExpertKind] = OwnShelf(ExpertConfig)
+"""Classes of files that were given in this process."""
 
 
 def register_expert[Class: type[nn.Module]](name: str) -> Callable[[Class], Class]:
@@ -92,7 +92,7 @@ def register_expert[Class: type[nn.Module]](name: str) -> Callable[[Class], Clas
     def register(expert_class: Class) -> Class:
         earlier = _KINDS.get(name)
         kind = described(name, expert_class)
-        if _setting_aside:
+        if is_own_code(expert_class):
             return expert_class
         if name == ExpertConfig().name or (earlier is not None and earlier.place != kind.place):
             owner = f" ({earlier.place})" if earlier is not None else ", the MLP of the model"
@@ -101,17 +101,6 @@ def register_expert[Class: type[nn.Module]](name: str) -> Callable[[Class], Clas
         return expert_class
 
     return register
-
-
-@contextmanager
-def set_aside() -> Iterator[None]:
-    """Keep what a file of the user's registers within the block out of the registry."""
-    global _setting_aside
-    before, _setting_aside = _setting_aside, True
-    try:
-        yield
-    finally:
-        _setting_aside = before
 
 
 @contextmanager
@@ -129,16 +118,6 @@ def expert_names() -> tuple[str, ...]:
     return tuple(sorted((*_KINDS, ExpertConfig().name)))
 
 
-def keep_own(kind: ExpertKind, sha256: str) -> None:
-    """Let a class of a file be found under its name and a hash."""
-    _OWN[kind.name, sha256] = kind
-
-
-def is_here(expert: ExpertConfig) -> bool:
-    """Whether an expert is registered by name, or its file was given in this process."""
-    return expert.sha256 is None or (expert.name, expert.sha256) in _OWN
-
-
 def find_expert(expert: str | ExpertConfig) -> ExpertKind:
     """The kind of expert with this name, other than "mlp"; also of a user's own file.
 
@@ -147,11 +126,7 @@ def find_expert(expert: str | ExpertConfig) -> ExpertKind:
     """
     name = expert if isinstance(expert, str) else expert.name
     if isinstance(expert, ExpertConfig) and names_code(name):
-        if expert.sha256 is not None and is_here(expert):
-            return _OWN[name, expert.sha256]
-        given = f"PATH/{name}"
-        how = f"--expert {given} on the command line, or expert='{given}' in Python"
-        raise not_given(name, expert.sha256, how, "expert")
+        return OWN_EXPERTS.find(expert)
     if name not in _KINDS:
         raise ConfigError(
             f"there is no expert '{name}'.{checks.nearest(name, expert_names())} Experts are "
@@ -188,7 +163,8 @@ def resolve(moe: MoEConfig) -> MoEConfig:
     if moe.num_experts is None:
         return moe
     found = routing.resolve(moe)
-    if not is_here(moe.expert):  # whoever only reads what was trained with it does not need it
+    # Whoever only reads what was trained with a file of somebody's does not need it.
+    if not OWN_EXPERTS.holds(moe.expert):
         return found
     builder = expert_builder(moe)
     options = {} if builder is None else dataclasses.asdict(builder.options)

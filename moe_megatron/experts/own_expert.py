@@ -11,15 +11,9 @@ import torch
 
 from moe_megatron import routing
 from moe_megatron.config import ExpertConfig, MoEConfig
-from moe_megatron.config.own_code import load_code, names_code, reading_signature
+from moe_megatron.config.own_code import load_code, reading_signature
 from moe_megatron.errors import ConfigError
-from moe_megatron.experts.kinds import (
-    described,
-    expert_builder,
-    find_expert,
-    keep_own,
-    set_aside,
-)
+from moe_megatron.experts.kinds import OWN_EXPERTS, ExpertKind, described, expert_builder
 from moe_megatron.routing.guard import telling
 
 _WHAT = "expert"
@@ -39,18 +33,7 @@ def own_expert(given: ExpertConfig | str) -> ExpertConfig:
     Raises:
         ConfigError: There is no such file or class, it raises when it is loaded, or is no expert.
     """
-    choice = ExpertConfig(name=given) if isinstance(given, str) else given
-    if not names_code(choice.name) or choice.sha256 is not None:
-        return choice
-    with set_aside():
-        code = load_code(choice.name, _WHAT)
-        with reading_signature(code, _WHAT):
-            kind = described(code.label, code.found)
-    kind = replace(kind, code=code)
-    keep_own(kind, code.sha256)
-    if choice.replaces is not None:  # what was saved with the earlier code finds this one
-        keep_own(kind, choice.replaces)
-    return replace(choice, name=code.label, sha256=code.sha256)
+    return OWN_EXPERTS.taken(given, _loaded)
 
 
 def expert_given_again(given: ExpertConfig | str, noted: ExpertConfig) -> ExpertConfig:
@@ -66,8 +49,7 @@ def expert_given_again(given: ExpertConfig | str, noted: ExpertConfig) -> Expert
     Raises:
         ConfigError: It is another expert, or its file has changed and is not said to replace it.
     """
-    found = own_expert(given)
-    return noted.given_again(found, None if found.sha256 is None else find_expert(found).code)
+    return OWN_EXPERTS.given_again(own_expert(given), noted)
 
 
 def words_of(moe: MoEConfig) -> list[str]:
@@ -78,9 +60,7 @@ def words_of(moe: MoEConfig) -> list[str]:
     """
     if moe.num_experts is None:
         return []
-    words = routing.words_of(moe.router)
-    code = None if moe.expert.sha256 is None else find_expert(moe.expert).code
-    return words if code is None else [*words, "--expert", code.spec]
+    return [*routing.words_of(moe.router), *OWN_EXPERTS.words(moe.expert)]
 
 
 def try_out(moe: MoEConfig, hidden_size: int, inner_size: int) -> None:
@@ -117,3 +97,9 @@ def try_out(moe: MoEConfig, hidden_size: int, inner_size: int) -> None:
                         f"the expert {builder.kind.place} returns numbers that are not finite for "
                         "rows that all are."
                     )
+
+
+def _loaded(spec: str) -> ExpertKind:
+    code = load_code(spec, _WHAT)
+    with reading_signature(code, _WHAT):
+        return replace(described(code.label, code.found), code=code)

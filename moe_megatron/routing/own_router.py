@@ -11,22 +11,9 @@ from dataclasses import replace
 import torch
 
 from moe_megatron.config import MoEConfig, RouterConfig
-from moe_megatron.config.own_code import (
-    OwnCode,
-    load_code,
-    names_code,
-    parts_of,
-    reading_signature,
-)
+from moe_megatron.config.own_code import load_code, reading_signature
 from moe_megatron.errors import ConfigError
-from moe_megatron.routing.registry import (
-    Router,
-    bind,
-    described,
-    find_router,
-    keep_own,
-    set_aside,
-)
+from moe_megatron.routing.registry import DECLARED, OWN_ROUTERS, Router, bind, described
 
 _TOKENS = 32
 
@@ -45,14 +32,7 @@ def own_router(given: RouterConfig | str) -> RouterConfig:
         ConfigError: There is no such file or function, it raises when it is loaded, or is no
             router.
     """
-    choice = RouterConfig(name=given) if isinstance(given, str) else given
-    if not names_code(choice.name) or choice.sha256 is not None:
-        return choice
-    code, router = _loaded(choice.name)
-    keep_own(router, code.sha256)
-    if choice.replaces is not None:  # what was saved with the earlier code finds this one
-        keep_own(router, choice.replaces)
-    return replace(choice, name=code.label, sha256=code.sha256)
+    return OWN_ROUTERS.taken(given, _loaded)
 
 
 def given_again(given: RouterConfig | str, noted: RouterConfig) -> RouterConfig:
@@ -68,8 +48,7 @@ def given_again(given: RouterConfig | str, noted: RouterConfig) -> RouterConfig:
     Raises:
         ConfigError: It is another router, or its file has changed and is not said to replace it.
     """
-    found = own_router(given)
-    return noted.given_again(found, None if found.sha256 is None else find_router(found).code)
+    return OWN_ROUTERS.given_again(own_router(given), noted)
 
 
 def words_of(router: RouterConfig) -> list[str]:
@@ -78,8 +57,7 @@ def words_of(router: RouterConfig) -> list[str]:
     Raises:
         ConfigError: It was not given here.
     """
-    code = None if router.sha256 is None else find_router(router).code
-    return [] if code is None else ["--router", code.spec]
+    return OWN_ROUTERS.words(router)
 
 
 def try_out(moe: MoEConfig, hidden_size: int) -> None:
@@ -115,18 +93,16 @@ def try_out(moe: MoEConfig, hidden_size: int) -> None:
             )
 
 
-def _loaded(spec: str) -> tuple[OwnCode, Router]:
-    with set_aside(str(parts_of(spec)[0])) as declared:
-        code = load_code(spec)
-    for router in reversed(declared):
-        if router.function is code.found:
-            return code, replace(router, name=code.label, code=code)
+def _loaded(spec: str) -> Router:
+    code = load_code(spec)
     if isinstance(code.found, type) or not callable(code.found):
         kind = "a class" if isinstance(code.found, type) else type(code.found).__name__
         raise ConfigError(
             f"{code.place} is {kind}, not a router; a router is a function (logits, *, top_k) that "
             "returns a Routing."
         )
-    with reading_signature(code, "router"):
-        router = described(code.label, code.found)
-    return code, replace(router, code=code)
+    router = next((it for it in reversed(DECLARED) if it.function is code.found), None)
+    if router is None:
+        with reading_signature(code, "router"):
+            router = described(code.label, code.found)
+    return replace(router, name=code.label, code=code)

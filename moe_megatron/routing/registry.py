@@ -22,7 +22,8 @@ from torch import Tensor
 
 from moe_megatron.config import MoEConfig, RouterConfig, checks
 from moe_megatron.config.moe import BALANCES_WITHOUT_LOSS
-from moe_megatron.config.own_code import OwnCode, names_code, not_given
+from moe_megatron.config.own_code import OwnCode, is_own_code, names_code
+from moe_megatron.config.own_shelf import OwnShelf
 from moe_megatron.config.signature import configured, options_class
 from moe_megatron.errors import ConfigError
 from moe_megatron.routing.decision import Routing
@@ -61,21 +62,21 @@ class Router:
     """Frozen dataclass of its options, with their defaults."""
     context: frozenset[str]
     """The arguments of `CONTEXT` that its signature names."""
-    distribution: Callable[[Any], Distribution]
-    """From its options to its distribution."""
-    fixed_number: bool
-    """Whether every token gets exactly `top_k` experts."""
-    batch_dependent: BatchDependence
-    """Whether the experts of a token depend on other tokens of the batch."""
-    loss_of_batch: bool
-    """Whether its loss is one of the batch, and not a mean over tokens."""
-    random: bool
-    """Whether it draws random numbers in training."""
     options_used: frozenset[str]
     """The options that the function itself takes; others are the gate's."""
-    gate: Gate | None
+    distribution: Callable[[Any], Distribution] = lambda options: softmax
+    """From its options to its distribution."""
+    fixed_number: bool = True
+    """Whether every token gets exactly `top_k` experts."""
+    batch_dependent: BatchDependence = False
+    """Whether the experts of a token depend on other tokens of the batch."""
+    loss_of_batch: bool = False
+    """Whether its loss is one of the batch, and not a mean over tokens."""
+    random: bool = False
+    """Whether it draws random numbers in training."""
+    gate: Gate | None = None
     """Where the logits come from; None: from a matrix, as everywhere."""
-    state: RouterState | None
+    state: RouterState | None = None
     """What it remembers from step to step; None: nothing."""
     code: OwnCode | None = None
     """The file of the user's that it is from; None: it was registered where it was imported."""
@@ -179,6 +180,10 @@ def softmax(logits_TE: Tensor) -> Tensor:
 
 
 _ROUTERS: dict[str, Router] = {}
+OWN_ROUTERS: OwnShelf[RouterConfig, Router] = OwnShelf(RouterConfig)
+"""Routers of files that were given in this process."""
+DECLARED: list[Router] = []
+"""Routers that such files have decorated, with what they declare, oldest first."""
 
 _RESERVED = ("name", "sha256", "replaces")
 """What stands beside the options in a configuration."""
@@ -224,7 +229,8 @@ def register_router(  # noqa: PLR0913  # what a router may declare, by name
     """
 
     def register(function: RouterFunction) -> RouterFunction:
-        if name in _ROUTERS and not _is_aside(function):
+        own = is_own_code(function)
+        if name in _ROUTERS and not own:
             raise ConfigError(
                 f"there is already a router '{name}' ({_ROUTERS[name].function.__module__}); "
                 "choose another name."
@@ -241,8 +247,8 @@ def register_router(  # noqa: PLR0913  # what a router may declare, by name
             gate=gate,
             state=state,
         )
-        if _is_aside(function):
-            _aside.append(router)
+        if own:
+            DECLARED.append(router)
         else:
             _ROUTERS[name] = router
         return function
@@ -298,42 +304,8 @@ def described(
         context=frozenset(context),
         options_used=frozenset(known & parameters.keys()),
         state=state,
-        **{**_UNDECLARED, **declared},
+        **declared,
     )
-
-
-_UNDECLARED: Mapping[str, Any] = {
-    "distribution": lambda options: softmax,
-    "fixed_number": True,
-    "batch_dependent": False,
-    "random": False,
-    "loss_of_batch": False,
-    "gate": None,
-}
-"""What is true of a router that declares nothing."""
-
-_aside: list[Router] = []
-_aside_file: str | None = None
-
-
-def _is_aside(function: RouterFunction) -> bool:
-    code = getattr(inspect.unwrap(function), "__code__", None)
-    return _aside_file is not None and getattr(code, "co_filename", None) == _aside_file
-
-
-@contextmanager
-def set_aside(file: str) -> Iterator[list[Router]]:
-    """Keep routers that a file registers within the block out of the registry.
-
-    Yields:
-        All that were ever kept out.
-    """
-    global _aside_file
-    before, _aside_file = _aside_file, file
-    try:
-        yield _aside
-    finally:
-        _aside_file = before
 
 
 @contextmanager
@@ -359,7 +331,7 @@ def find_router(router: str | RouterConfig) -> Router:
     """
     name = router if isinstance(router, str) else router.name
     if isinstance(router, RouterConfig) and names_code(name):
-        return find_own(router)
+        return OWN_ROUTERS.find(router)
     if name not in _ROUTERS:
         raise ConfigError(
             f"there is no router '{name}'.{checks.nearest(name, _ROUTERS)} Routers are "
@@ -396,7 +368,7 @@ def resolve(moe: MoEConfig) -> MoEConfig:
         ConfigError: There is no such router, an option is wrong, or the router does not work with
             another field.
     """
-    if moe.num_experts is None or not is_here(moe.router):
+    if moe.num_experts is None or not OWN_ROUTERS.holds(moe.router):
         return moe
     return _resolved(moe)
 
@@ -426,38 +398,6 @@ def bind(moe: MoEConfig) -> BoundRouter:
         top_k=moe.top_k,
         distribution=router.distribution(options),
     )
-
-
-_OWN: dict[tuple[str, str], Router] = {}
-"""Routers of files that were given in this process, by name and hash."""
-
-
-def keep_own(router: Router, sha256: str) -> None:
-    """Let a router of a file be found under its name and a hash."""
-    _OWN[router.name, sha256] = router
-
-
-def is_here(router: RouterConfig) -> bool:
-    """Whether a router is registered by name, or its file was given in this process."""
-    return router.sha256 is None or (router.name, router.sha256) in _OWN
-
-
-def find_own(router: RouterConfig) -> Router:
-    """The router of a file that was given in this process.
-
-    Raises:
-        ConfigError: It was not given, or only a file of its name with another content.
-    """
-    if router.sha256 is not None and is_here(router):
-        return _OWN[router.name, router.sha256]
-    given = f"PATH/{router.name}"
-    how = f"--router {given} on the command line, or router='{given}' in Python"
-    if any(name == router.name for name, _ in _OWN):
-        how += (
-            f". A {router.name.partition(':')[0]} was given, but it is another one; to go on with "
-            f"it on purpose, say that it replaces {router.sha256}"
-        )
-    raise not_given(router.name, router.sha256, how)
 
 
 def _check_compatibility(router: Router, moe: MoEConfig) -> None:

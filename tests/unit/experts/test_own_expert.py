@@ -11,7 +11,7 @@ from moe_megatron import MoEModel
 from moe_megatron.cli.pretrain import parse_options
 from moe_megatron.config import CONFIG_FILE, load_config
 from moe_megatron.errors import ConfigError
-from moe_megatron.experts import expert_names, words_of
+from moe_megatron.experts import expert_names, kinds, words_of
 
 CODE = """\
 import torch
@@ -163,3 +163,15 @@ def test_a_class_is_given_as_it_is(file: Path) -> None:
             return self.scale * x
 
     assert build(Identity).moe_config.expert.name == "Identity"
+
+
+def test_what_a_file_imports_registers_as_always(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "waves_of_a_package.py").write_text(CODE.replace("in_a_file", "of_a_package"))
+    file.write_text("import waves_of_a_package\n" + CODE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(kinds, "_KINDS", dict(kinds._KINDS))
+    build(f"{file}:Wave")
+    assert "of_a_package" in expert_names()
+    assert "in_a_file" not in expert_names()
