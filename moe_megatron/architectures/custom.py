@@ -6,7 +6,7 @@ from torch import nn
 
 from moe_megatron import experts, routing
 from moe_megatron.architectures.named import Fields, NamedArchitecture
-from moe_megatron.config import RouterConfig
+from moe_megatron.config import ExpertConfig, RouterConfig
 from moe_megatron.config.arguments import shown
 from moe_megatron.errors import ConfigError
 from moe_megatron.model.options import BALANCED
@@ -22,7 +22,7 @@ def _expert(given: Any) -> Fields:
     if isinstance(given, type) and issubclass(given, nn.Module):
         return {"moe.expert": experts.name_of(given)}
     if isinstance(given, str | dict):
-        return {"moe.expert": given}
+        return {"moe.expert": experts.own_expert(ExpertConfig.conformed(given, "expert_class"))}
     raise ConfigError(
         f"expert_class needs a class of modules, or the name of a kind of expert, not "
         f"{shown(given)}; give the class itself, which is built once for each expert."
@@ -40,8 +40,9 @@ class CustomMoE(NamedArchitecture):
     Args:
         router: A router's name, or a function in a file, "my_router.py:my_router"; a mapping of its
             name and options; or the function itself.
-        expert_class: A class of modules from rows to rows (`moe_megatron.experts.Expert`), or the
-            name of a kind of expert, or a mapping of its name and options.
+        expert_class: A class of modules from rows to rows (`moe_megatron.experts.Expert`); or the
+            name of a kind of expert, or a class in a file, "my_expert.py:MyExpert"; or a mapping of
+            its name and options.
         **options: As for `NamedArchitecture`.
     """
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from moe_megatron import MoEModel
+from moe_megatron.architectures import CustomMoE
 from moe_megatron.cli.pretrain import parse_options
 from moe_megatron.config import CONFIG_FILE, load_config
 from moe_megatron.errors import ConfigError
@@ -175,3 +176,10 @@ def test_what_a_file_imports_registers_as_always(
     build(f"{file}:Wave")
     assert "of_a_package" in expert_names()
     assert "in_a_file" not in expert_names()
+
+
+def test_custom_moe_takes_a_class_from_a_file(file: Path) -> None:
+    model = CustomMoE(expert_class={"name": f"{file}:Wave", "frequency": 2.0}, num_experts=4)
+    assert model.moe_config.expert.name == f"{file.name}:Wave"
+    assert model.moe_config.expert.option("frequency") == 2.0
+    assert torch.isfinite(model(TOKENS).logits).all()
