@@ -110,7 +110,7 @@ def _given_again(option: str, spec: str, wanted: Any) -> Named:
     from moe_megatron.experts import expert_given_again
     from moe_megatron.routing import given_again
 
-    given: Any = _own(option, _KINDS[option](name=spec, replaces=wanted.replaces))
+    given: Any = _KINDS[option](name=spec, replaces=wanted.replaces)
     return (given_again if option == "router" else expert_given_again)(given, wanted)
 
 

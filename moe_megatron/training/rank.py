@@ -10,10 +10,10 @@ from pathlib import Path
 
 from moe_megatron.config import RunConfig, load_config
 from moe_megatron.errors import INTERRUPTED, MoEError
-from moe_megatron.experts import expert_given_again, own_expert
+from moe_megatron.experts import expert_given_again
 from moe_megatron.files import user_path
 from moe_megatron.mcore import world
-from moe_megatron.routing import given_again, own_router
+from moe_megatron.routing import given_again
 from moe_megatron.run.rank_process import explained, leave_together
 from moe_megatron.run.start import Attachments, start
 from moe_megatron.training.exchange import WeightExchange
@@ -40,9 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = load_config(given.config)
     try:
         if given.router is not None:
-            given_again(own_router(given.router), config.moe.router)
+            given_again(given.router, config.moe.router)
         if given.expert is not None:
-            expert_given_again(own_expert(given.expert), config.moe.expert)
+            expert_given_again(given.expert, config.moe.expert)
         run_dir = Path(config.run_dir)
         return explained(lambda: _train(config, handover), run_dir, debug=given.debug)
     except MoEError as error:
