@@ -5,7 +5,8 @@
 
 It clones the last commit into FOLDER (a temporary one by default) and runs every command and every
 Python example of README.md there, with a home folder of its own and no more of this environment
-than says where Python and packages come from. The first one that fails ends it, by its line. What
+than says where Python and packages come from. The first one that fails, or takes too long, ends
+it, by its line. What
 is shortened or left out stands in the tables below with its reason, and an entry that README no
 longer has fails, too. Nothing of the package is imported, and what the commands print is not read.
 """
@@ -30,6 +31,10 @@ SHORTER = {
     ),
     "moe-megatron train --config demo_moe --data-path data/corpus": (
         f"moe-megatron train --config demo_moe --data-path data/corpus {_FEW.format(2)}"
+    ),
+    "moe-megatron bench routers": (
+        "moe-megatron bench routers --routers top_k,hash --seeds 2 --steps 4 --held-out 2 "
+        "--train-characters 60000"
     ),
     # the run above has ended: it goes on with the option that README names below these two
     "moe-megatron train --resume runs/demo_moe": (
@@ -78,6 +83,9 @@ BROUGHT = {
     ),
 }
 """What README takes for granted that its reader has."""
+
+LONGEST = 600
+"""Seconds that one step may take; what takes longer belongs into a table above."""
 
 _KEPT = re.compile(r"PATH|LANG|PYENV_ROOT|PIP_\w+|UV_\w+|SSL_CERT_\w+|\w+_proxy", re.IGNORECASE)
 _FENCE = re.compile(r"^```(?P<language>\w*)$")
@@ -179,15 +187,22 @@ def follow(place: Path) -> int:
         print(f"running   {step}", flush=True)
         began = time.monotonic()
         given = {"cwd": clone, "env": environment(home), "stdin": subprocess.DEVNULL}
-        answer = subprocess.run(
-            words_of(step, clone),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            check=False,
-            **given,
-        )
+        try:
+            answer = subprocess.run(
+                words_of(step, clone),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+                check=False,
+                timeout=LONGEST,
+                **given,
+            )
+        except subprocess.TimeoutExpired:
+            print(
+                f"FAILED    {step} (not done after {LONGEST} s: SHORTER and LEFT_OUT are for that)"
+            )
+            return 1
         if answer.returncode:
             print(f"{answer.stdout[-4000:]}\nFAILED    {step} (exit code {answer.returncode})")
             return 1

@@ -9,7 +9,7 @@ import logging
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -19,15 +19,13 @@ from functools import cache
 import torch
 
 from moe_megatron.benchmarks.case import Case
-from moe_megatron.benchmarks.corpus import Corpus, read_corpus
+from moe_megatron.benchmarks.corpus import read_corpus
 from moe_megatron.benchmarks.one_run import measure_step_time, train_and_measure
 from moe_megatron.benchmarks.record import BenchFolder
 from moe_megatron.benchmarks.setup import Setup
 from moe_megatron.errors import MoEError, RecoveryError
 from moe_megatron.platform.parent import end_with_parent
 
-TIME_STEPS = 25
-"""Steps of a training that is made for its step time."""
 _POLL_SECONDS = 0.5
 
 
@@ -149,21 +147,21 @@ def _one_thread() -> Iterator[None]:
 
 
 def _do(task: Task) -> Ended:
-    measure: Callable[[Task, Corpus], None] = _time if task.times else _train
     try:
-        measure(task, _corpus(task.setup))
+        _time(task) if task.times else _train(task)
     except MoEError as error:
         return Ended(task=task, failure=str(error))
     return Ended(task=task)
 
 
-def _train(task: Task, corpus: Corpus) -> None:
-    record = train_and_measure(task.setup, task.case, task.number, corpus)
+def _train(task: Task) -> None:
+    record = train_and_measure(task.setup, task.case, task.number, _corpus(task.setup))
     task.folder.save(record, task.case)
 
 
-def _time(task: Task, corpus: Corpus) -> None:
-    milliseconds = measure_step_time(task.setup, task.case, corpus)
+def _time(task: Task) -> None:
+    short = task.setup.shortened()
+    milliseconds = measure_step_time(short, task.case, _corpus(short))
     task.folder.save_step_time(task.case, task.number, milliseconds)
 
 

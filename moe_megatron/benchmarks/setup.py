@@ -8,7 +8,7 @@ import dataclasses
 import importlib.metadata
 import platform
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from moe_megatron.config import checks
 from moe_megatron.config.conform import conform
@@ -17,6 +17,8 @@ from moe_megatron.version import package_version
 
 CAPACITY = 1.25
 """The capacity factor for which the share of assignments beyond it is told."""
+_TIME_STEPS = 25
+_TIME_CHARACTERS = 200_000
 _PACKAGES = ("torch", "megatron-core")
 
 
@@ -78,6 +80,14 @@ class Setup:
     def tokens(self) -> int:
         """Tokens that a run trains on."""
         return self.steps * self.batch_size * self.sequence_length
+
+    def shortened(self) -> Self:
+        """The same model and batches, with as few steps and as little text as a step time needs."""
+        return dataclasses.replace(
+            self,
+            steps=min(self.steps, _TIME_STEPS),
+            train_characters=min(self.train_characters, _TIME_CHARACTERS),
+        )
 
     def to_plain(self) -> dict[str, Any]:
         """All fields as JSON values."""

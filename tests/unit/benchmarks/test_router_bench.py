@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sysconfig
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 
 from moe_megatron.benchmarks import corpus, crew
 from moe_megatron.benchmarks.case import cases_of
+from moe_megatron.benchmarks.setup import Setup
 from moe_megatron.cli.main import main
 from moe_megatron.data.demo_corpus import write_demo_corpus
 from moe_megatron.errors import EXIT_CODE, INTERRUPTED
@@ -142,6 +144,15 @@ def check_page(html: str, labels: list[str]) -> None:
         assert f'<th scope="row">{label}</th>' in html
         assert f"<h3>{label}</h3>" in html
     assert "Held-out loss, less that of top_k" in html
+
+
+def test_a_step_time_takes_few_steps_and_little_text_of_the_same_model() -> None:
+    short = Setup(hidden_size=32, top_k=4).shortened()
+    assert short.steps < 50
+    assert short.train_characters < 1_000_000
+    same = {"steps": 300, "train_characters": 4_000_000}
+    assert replace(short, **same) == Setup(hidden_size=32, top_k=4)
+    assert Setup(steps=4, train_characters=100).shortened() == Setup(steps=4, train_characters=100)
 
 
 def test_a_bench_of_all_routers_leaves_out_those_that_go_by_sources() -> None:
