@@ -6,9 +6,9 @@
 It clones the last commit into FOLDER (a temporary one by default) and runs every command and every
 Python example of README.md there, with a home folder of its own and no more of this environment
 than says where Python and packages come from. The first one that fails, or takes too long, ends
-it, by its line. What
-is shortened or left out stands in the tables below with its reason, and an entry that README no
-longer has fails, too. Nothing of the package is imported, and what the commands print is not read.
+it, by its line. What is shortened or left out stands in the tables below with its reason, and an
+entry that README no longer has fails, too. Nothing of the package is imported, and what the
+commands print is not read.
 """
 
 import os

@@ -156,13 +156,13 @@ def _routing_columns(setup: Setup) -> list[Column]:
             ".2f",
         ),
         number(
-            f"over {CAPACITY:g}",
+            f"drops at {CAPACITY:g}",
             f"Share of assignments that a capacity factor of {CAPACITY:g} would drop.",
             lambda it: it.over_capacity,
             ".1%",
         ),
         *(
-            [number("dropped", "Share dropped in training.", lambda it: it.drop_rate, ".1%")]
+            [number("drop rate", "Share dropped in training.", lambda it: it.drop_rate, ".1%")]
             if setup.capacity_factor is not None
             else []
         ),
