@@ -9,16 +9,13 @@ from typing import Any
 import pytest
 
 from moe_megatron.errors import ConfigError
-from moe_megatron.routing import Routing, find_router, registered_router, router_names
+from moe_megatron.routing import Routing, find_router, registered_router
 from moe_megatron.testing import RouterError, check_router
 from moe_megatron.testing.engines import ENGINES, Case, Found, problems, train, ways_for
+from tests.built_in import ROUTERS
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(1800)]
 
-OURS = [
-    it for it in router_names() if find_router(it).function.__module__.startswith("moe_megatron.")
-]
-"""Other tests register some, too."""
 DECISIVE = ("cosine", "expert_choice", "hash", "relu", "zero_computation")
 """Of each thing that an engine does for a router, one: a gate, a batch and a state, token ids, a
 loss, and copies."""
@@ -48,7 +45,7 @@ def all_of_them(chosen: Callable[[str], list[str]]) -> dict[str, Found]:
 
 
 @pytest.mark.deep
-@pytest.mark.parametrize("each", OURS)
+@pytest.mark.parametrize("each", ROUTERS)
 def test_every_router_trains_alike_in_every_engine(
     each: str, all_of_them: dict[str, Found]
 ) -> None:

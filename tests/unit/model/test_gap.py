@@ -10,11 +10,8 @@ from moe_megatron.errors import ConfigError, DataError
 from moe_megatron.model import MoEModel, causal_gap
 from moe_megatron.model.attention import KeyValueCache
 from moe_megatron.model.inputs import next_token_loss
-from moe_megatron.routing import Routing, find_router, registered_router, router_names
-
-OURS = [
-    it for it in router_names() if find_router(it).function.__module__.startswith("moe_megatron.")
-]
+from moe_megatron.routing import Routing, find_router, registered_router
+from tests.built_in import ROUTERS
 
 
 @pytest.fixture
@@ -38,7 +35,7 @@ OPTIONS = {"sparse_mixer": {"jitter": 0.5}}
 """With little, it samples among one expert where first weights are as they are."""
 
 
-@pytest.mark.parametrize("router", OURS)
+@pytest.mark.parametrize("router", ROUTERS)
 def test_inference_is_what_generation_computes(router: str, build: Any, tokens: Tensor) -> None:
     model = build(router_type=router, capacity_factor=1.0)
     gap = causal_gap(model, tokens)
@@ -46,7 +43,7 @@ def test_inference_is_what_generation_computes(router: str, build: Any, tokens: 
         assert gap.inference_loss == pytest.approx(token_by_token(model.eval(), tokens), rel=1e-5)
 
 
-@pytest.mark.parametrize("router", OURS)
+@pytest.mark.parametrize("router", ROUTERS)
 def test_training_is_what_a_training_pass_computes(router: str, build: Any, tokens: Tensor) -> None:
     model = build(router_type=router, router=OPTIONS.get(router, {}))
     torch.manual_seed(3)
