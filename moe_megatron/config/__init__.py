@@ -28,6 +28,7 @@ from moe_megatron.config.router import RouterConfig
 from moe_megatron.config.run import RunConfig
 from moe_megatron.config.telemetry import TelemetryConfig
 from moe_megatron.config.training import TrainingConfig
+from moe_megatron.config.within import Within
 
 __all__ = [
     "CONFIG_FILE",
@@ -46,6 +47,7 @@ __all__ = [
     "SlidingWindow",
     "TelemetryConfig",
     "TrainingConfig",
+    "Within",
     "apply_overrides",
     "dump_yaml",
     "from_mapping",

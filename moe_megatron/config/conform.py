@@ -10,8 +10,8 @@ quirks:
 * a list becomes a tuple, and a path becomes text;
 * `~` at the beginning of a text stands for a home folder.
 
-A class with a class method `conformed` converts values itself. This module does not know ranges
-(`checks`), files or the names of sections.
+`Annotated` adds a range (`within`). A class with a class method `conformed` converts values itself.
+This module does not know files or the names of sections.
 """
 
 import dataclasses
@@ -23,6 +23,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from moe_megatron.config.checks import clipped, join_words, nearest, qualified
+from moe_megatron.config.within import Within, range_of
 from moe_megatron.errors import ConfigError
 from moe_megatron.files import user_path
 
@@ -36,27 +37,55 @@ _WORDS: dict[object, str] = {
 _PLURALS: dict[object, str] = {int: "whole numbers", float: "numbers", str: "texts"}
 
 
+_MOST_BITS = 256
+
+
 class _MisfitError(Exception):
     """The value does not fit; `convert` writes the message."""
 
 
 def conform(config: object) -> None:
-    """Fit every field of a frozen dataclass to its annotation, in place.
+    """Fit every field of a frozen dataclass to its annotation, in place, and check its range.
 
     Call it first in `__post_init__`, so that a configuration made in Python obeys the same rules as
     one read from YAML.
 
     Raises:
-        ConfigError: If a value does not fit the type of its field.
+        ConfigError: If a value does not fit the type of its field, or is out of its range.
     """
+    ranges = ranges_of(type(config))
     for name, annotation in annotations_of(type(config)).items():
         value = convert(getattr(config, name), annotation, qualified(config, name))
+        if name in ranges:
+            _check_range(value, ranges[name], qualified(config, name))
         object.__setattr__(config, name, value)
 
 
 def annotations_of(config_type: type) -> dict[str, Any]:
     """The fields of a configuration class with their resolved types, in order."""
     return _annotations(config_type)
+
+
+def _check_range(value: object, wanted: Within, where: str) -> None:
+    """Refuse a value out of its range; None is in any, as whether it is allowed is for the type."""
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ConfigError(f"{where} declares a range, {wanted}, but is {show(value)}, no number.")
+    if not wanted.holds(value):
+        raise ConfigError(f"{where} must be {wanted}, not {show(value)}.")
+
+
+def ranges_of(config_type: type) -> Mapping[str, Within]:
+    """The fields of a configuration class that declare a range, with their ranges."""
+    return _ranges(config_type)
+
+
+@functools.cache
+def _ranges(config_type: Any) -> Mapping[str, Within]:
+    hints = get_type_hints(config_type, include_extras=True)
+    fields = (field.name for field in dataclasses.fields(config_type))
+    return {name: it for name in fields if (it := range_of(hints[name])) is not None}
 
 
 @functools.cache
@@ -99,8 +128,11 @@ def convert(value: object, annotation: Any, where: str) -> Any:
     except _MisfitError:
         choices = _choices(annotation)
         hint = nearest(value, choices) if isinstance(value, str) else ""
+        needed = describe(annotation)
+        if isinstance(value, float) and "a number" in _descriptions(annotation):
+            needed = "a finite number"  # it is nan or infinite, else it would fit
         given = clipped(repr(value)) if choices and isinstance(value, str) else show(value)
-        raise ConfigError(f"{where} needs {describe(annotation)}, not {given}.{hint}") from None
+        raise ConfigError(f"{where} needs {needed}, not {given}.{hint}") from None
 
 
 def _convert_mapping(value: object, item_type: Any, where: str) -> dict[str, Any]:
@@ -219,6 +251,8 @@ def show(value: object) -> str:
         return "true" if value else "false"
     if isinstance(value, str):
         return f"{clipped(repr(value))} (text)"
+    if isinstance(value, int) and value.bit_length() > _MOST_BITS:
+        return f"a whole number of {value.bit_length()} bits"  # Python refuses to write long ones
     if isinstance(value, int | float):
         return repr(value)
     if isinstance(value, list | tuple):

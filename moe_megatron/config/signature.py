@@ -20,7 +20,11 @@ def options_class(name: str, parameters: Iterable[inspect.Parameter], *, section
     Args:
         name: Of what is registered.
         parameters: Its arguments, with annotations evaluated; one without is of the default's type.
+            `Annotated[int, Within(least=1)]` declares a range, too.
         section: What messages call the options: "moe.router".
+
+    Raises:
+        ConfigError: A default does not fit its annotation.
     """
     fields = []
     for parameter in parameters:
@@ -30,7 +34,7 @@ def options_class(name: str, parameters: Iterable[inspect.Parameter], *, section
         kind = type(parameter.default) if kind is inspect.Parameter.empty else kind
         fields.append((parameter.name, kind, dataclasses.field(default=parameter.default)))
     letters = "".join(letter if letter.isalnum() else "_" for letter in name)
-    return dataclasses.make_dataclass(
+    made = dataclasses.make_dataclass(
         f"{letters.title().replace('_', '')}Options",
         fields,
         namespace={"__post_init__": conform, "SECTION": section},
@@ -38,6 +42,8 @@ def options_class(name: str, parameters: Iterable[inspect.Parameter], *, section
         kw_only=True,
         slots=True,
     )
+    made()  # nobody could leave out an option whose default is refused
+    return made
 
 
 def configured(options: type, given: Mapping[str, object], *, owner: str) -> Any:

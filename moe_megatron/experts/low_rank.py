@@ -1,9 +1,11 @@
 """Experts with matrices of low rank: many experts for the parameters of a few."""
 
+from typing import Annotated
+
 from torch import Tensor, nn
 from torch.nn import functional
 
-from moe_megatron.errors import ConfigError
+from moe_megatron.config import Within
 from moe_megatron.experts.expert import Expert
 from moe_megatron.experts.kinds import register_expert
 
@@ -18,15 +20,15 @@ class LowRankExpert(Expert):
         hidden_size: Features of a row.
         intermediate_size: Inner features.
         rank: Rank of both matrices.
-
-    Raises:
-        ConfigError: The rank is below 1.
     """
 
-    def __init__(self, hidden_size: int, intermediate_size: int, rank: int = 8) -> None:
+    def __init__(
+        self,
+        hidden_size: int,
+        intermediate_size: int,
+        rank: Annotated[int, Within(least=1)] = 8,
+    ) -> None:
         super().__init__()
-        if rank < 1:
-            raise ConfigError(f"moe.expert.rank must be at least 1, not {rank}.")
         self.up = _product(hidden_size, rank, intermediate_size)
         self.down = _product(intermediate_size, rank, hidden_size)
 

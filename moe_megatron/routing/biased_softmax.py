@@ -5,12 +5,12 @@ router has no bias for a softmax.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
-from moe_megatron.config import checks
+from moe_megatron.config import Within
 from moe_megatron.config.conform import conform
 from moe_megatron.config.fields import setting
 from moe_megatron.routing.decision import Routing
@@ -28,13 +28,12 @@ class BiasedSoftmaxOptions:
 
     SECTION: ClassVar[str] = "moe.router"
 
-    smallest_sum: float = setting(1e-12)
+    smallest_sum: Annotated[float, Within(above=0)] = setting(1e-12)
     """The sum of the chosen probabilities counts as at least this, where the bias chooses experts
     whose probabilities vanish."""
 
     def __post_init__(self) -> None:
         conform(self)
-        checks.positive(self, "smallest_sum")
 
 
 @register_router("biased_softmax", options=BiasedSoftmaxOptions)

@@ -1,9 +1,11 @@
 """Cosine routing: tokens and experts meet on a sphere, so that no expert wins by its length."""
 
+from typing import Annotated
+
 from torch import Tensor
 from torch.nn import functional
 
-from moe_megatron.config.arguments import whole
+from moe_megatron.config import Within
 from moe_megatron.routing.decision import Routing
 from moe_megatron.routing.gate import Gate, Parameter
 from moe_megatron.routing.registry import register_router
@@ -22,7 +24,6 @@ def _cosine(
 
 
 def _tensors(num_experts: int, hidden_size: int, *, width: int) -> dict[str, Parameter]:
-    width = whole("moe.router.width", width)
     return {
         "weight": Parameter((num_experts, width)),
         "projection": Parameter((width, hidden_size)),
@@ -31,7 +32,9 @@ def _tensors(num_experts: int, hidden_size: int, *, width: int) -> dict[str, Par
 
 
 @register_router("cosine", gate=Gate(_cosine, _tensors))
-def route_cosine(logits_TE: Tensor, *, top_k: int, width: int = 16) -> Routing:
+def route_cosine(
+    logits_TE: Tensor, *, top_k: int, width: Annotated[int, Within(least=1)] = 16
+) -> Routing:
     """Choose by s_e = cos(P x, w_e) / tau, and weigh by its softmax (X-MoE, arXiv:2204.09179).
 
     Args:

@@ -1,8 +1,11 @@
 """Expert choice: each expert takes the tokens that suit it best, and all take equally many."""
 
+from typing import Annotated
+
 import torch
 from torch import Tensor
 
+from moe_megatron.config import Within
 from moe_megatron.routing.cutoffs import CUTOFFS, batch_cutoffs, learned_cutoffs, route_above
 from moe_megatron.routing.decision import Routing
 from moe_megatron.routing.registry import register_router
@@ -17,7 +20,7 @@ def route_expert_choice(
     state: State,
     training: bool,
     padding: Tensor | None,
-    decay: float = 0.99,
+    decay: Annotated[float, Within(least=0, below=1)] = 0.99,
 ) -> Routing:
     """Expert e takes its C = ceil(T * top_k / E) tokens with the largest p_te (arXiv:2202.09368).
 

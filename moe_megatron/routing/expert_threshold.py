@@ -1,8 +1,11 @@
 """Expert threshold: a token goes to every expert whose learned cutoff it exceeds."""
 
+from typing import Annotated
+
 import torch
 from torch import Tensor
 
+from moe_megatron.config import Within
 from moe_megatron.routing.cutoffs import CUTOFFS, batch_cutoffs, learned_cutoffs, route_above
 from moe_megatron.routing.decision import Routing
 from moe_megatron.routing.registry import register_router
@@ -17,8 +20,8 @@ def route_expert_threshold(
     state: State,
     training: bool,
     padding: Tensor | None,
-    decay: float = 0.99,
-    warmup_steps: int = 20,
+    decay: Annotated[float, Within(least=0, below=1)] = 0.99,
+    warmup_steps: Annotated[int, Within(least=0)] = 20,
 ) -> Routing:
     """Token t goes to expert e where p_te >= c_e (expert threshold routing, arXiv:2603.11535).
 

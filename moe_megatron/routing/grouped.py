@@ -1,12 +1,12 @@
 """Grouped routing: equally many experts out of every group, so that devices share the work."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
-from moe_megatron.config import MoEConfig, checks
+from moe_megatron.config import MoEConfig, Within
 from moe_megatron.config.conform import conform
 from moe_megatron.config.fields import setting
 from moe_megatron.errors import ConfigError
@@ -24,12 +24,11 @@ class GroupedOptions:
 
     SECTION: ClassVar[str] = "moe.router"
 
-    groups: int = setting(2)
+    groups: Annotated[int, Within(least=1)] = setting(2)
     """M, the number of groups of experts that lie side by side."""
 
     def __post_init__(self) -> None:
         conform(self)
-        checks.at_least(self, 1, "groups")
 
     def check(self, moe: MoEConfig) -> None:
         """Check that the groups divide the experts, and those of a token.

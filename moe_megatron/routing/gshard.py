@@ -1,14 +1,56 @@
 """GShard's top-2: the best expert always, and the second one by chance or above a threshold."""
 
+from dataclasses import dataclass
+from typing import Annotated, ClassVar
+
 import torch
 from torch import Tensor
 
+from moe_megatron.config import MoEConfig, Within
+from moe_megatron.config.conform import conform
+from moe_megatron.config.fields import setting
 from moe_megatron.errors import ConfigError
 from moe_megatron.routing.decision import Routing
 from moe_megatron.routing.registry import register_router
 
 
-@register_router("gshard", fixed_number=False, random=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GShardOptions:
+    """When the second expert is used.
+
+    Raises:
+        ConfigError: The threshold is no probability.
+    """
+
+    SECTION: ClassVar[str] = "moe.router"
+
+    random_second: bool = setting(True)
+    """Draw the second expert in training."""
+
+    second_expert_threshold: Annotated[float, Within(least=0, most=1)] = setting(0.2)
+    """Probability from which on the second expert is used for sure."""
+
+    def __post_init__(self) -> None:
+        conform(self)
+
+    def check(self, moe: MoEConfig) -> None:
+        """Check that there is a second expert, and no third one.
+
+        Raises:
+            ConfigError: There is none, or there are more.
+        """
+        _check(moe.top_k, moe.num_experts or 0)
+
+
+def _check(top_k: int, num_experts: int) -> None:
+    if top_k != 2 or num_experts < 2:
+        raise ConfigError(
+            f"the router 'gshard' sends a token to a first and perhaps a second expert, so it "
+            f"needs moe.top_k 2 and at least 2 experts, not {top_k} and {num_experts}."
+        )
+
+
+@register_router("gshard", options=GShardOptions, fixed_number=False, random=True)
 def route_gshard(
     logits_TE: Tensor,
     *,
@@ -27,18 +69,14 @@ def route_gshard(
         logits_TE: Output of the gate; p is its softmax.
         top_k: 2.
         training: Whether the second expert may be drawn.
-        random_second: Draw the second expert in training.
+        random_second: See `GShardOptions`, as for the next.
         second_expert_threshold: Probability from which on the second expert is used for sure.
 
     Raises:
         ConfigError: top_k is not 2, or there is one expert.
     """
     num_experts = logits_TE.shape[-1]
-    if top_k != 2 or num_experts < 2:
-        raise ConfigError(
-            f"the router 'gshard' sends a token to a first and perhaps a second expert, so it "
-            f"needs moe.top_k 2 and at least 2 experts, not {top_k} and {num_experts}."
-        )
+    _check(top_k, num_experts)
     best_T2 = torch.softmax(logits_TE, dim=-1, dtype=torch.float32).topk(2, dim=-1)
     weights_T2 = best_T2.values / best_T2.values.sum(-1, keepdim=True)
     second_T = best_T2.values[:, 1].detach()

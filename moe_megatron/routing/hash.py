@@ -1,8 +1,11 @@
 """Hash routing: the token's id decides, and nothing is learned."""
 
+from typing import Annotated
+
 import torch
 from torch import Tensor
 
+from moe_megatron.config import Within
 from moe_megatron.routing.decision import Routing
 from moe_megatron.routing.registry import register_router
 from moe_megatron.routing.top_k import check_top_k
@@ -11,7 +14,13 @@ _PRIME = 2_147_483_647
 
 
 @register_router("hash")
-def route_hash(logits_TE: Tensor, *, top_k: int, token_ids: Tensor, salt: int = 0) -> Routing:
+def route_hash(
+    logits_TE: Tensor,
+    *,
+    top_k: int,
+    token_ids: Tensor,
+    salt: Annotated[int, Within(above=-_PRIME, below=_PRIME)] = 0,
+) -> Routing:
     """Experts h(id), h(id) + s(id), h(id) + 2 s(id), ... modulo E, each with the weight 1 / top_k.
 
     h is a random hash of the id, and s, another one, is 1 or -1 (hash layers, arXiv:2106.04426).

@@ -1,12 +1,12 @@
 """Two levels: a gate chooses groups of experts, and a gate in each group chooses experts."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from torch import Tensor
 from torch.nn import functional
 
-from moe_megatron.config import MoEConfig, checks
+from moe_megatron.config import MoEConfig, Within, checks
 from moe_megatron.config.conform import conform
 from moe_megatron.config.fields import setting
 from moe_megatron.errors import ConfigError
@@ -25,15 +25,14 @@ class HierarchicalOptions:
 
     SECTION: ClassVar[str] = "moe.router"
 
-    groups: int = setting(2)
+    groups: Annotated[int, Within(least=1)] = setting(2)
     """Number of groups of experts that lie side by side."""
 
-    groups_per_token: int = setting(1)
+    groups_per_token: Annotated[int, Within(least=1)] = setting(1)
     """Groups that a token visits."""
 
     def __post_init__(self) -> None:
         conform(self)
-        checks.at_least(self, 1, "groups", "groups_per_token")
 
     def check(self, moe: MoEConfig) -> None:
         """Check that groups and experts of a token divide.

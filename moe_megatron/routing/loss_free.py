@@ -1,8 +1,11 @@
 """Loss-free balancing: a bias on the scores that choose, moved by a fixed step (DeepSeek-V3)."""
 
+from typing import Annotated
+
 import torch
 from torch import Tensor
 
+from moe_megatron.config import Within
 from moe_megatron.routing.decision import Routing
 from moe_megatron.routing.registry import register_router
 from moe_megatron.routing.state import RouterState, State
@@ -29,7 +32,7 @@ def route_loss_free(
     top_k: int,
     state: State,
     padding: Tensor | None,
-    update_rate: float = 1e-3,
+    update_rate: Annotated[float, Within(least=0)] = 1e-3,
 ) -> Routing:
     """Choose the largest s + b; weights are s / sum of the chosen s, s the sigmoid.
 

@@ -1,8 +1,11 @@
 """Quantile balancing: the bias with which every expert would have had an equal part of a batch."""
 
+from typing import Annotated
+
 import torch
 from torch import Tensor
 
+from moe_megatron.config import Within
 from moe_megatron.routing.decision import Routing
 from moe_megatron.routing.histogram import Histogram
 from moe_megatron.routing.registry import register_router
@@ -41,7 +44,7 @@ def route_quantile(
     top_k: int,
     state: State,
     padding: Tensor | None,
-    ema: float = 0.0,
+    ema: Annotated[float, Within(least=0, below=1)] = 0.0,
 ) -> Routing:
     """Choose the largest s + b; weights are s / sum of the chosen s, s = sigmoid.
 

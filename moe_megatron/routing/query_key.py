@@ -1,11 +1,12 @@
 """A router by attention: the token asks, and experts answer with keys that they have learned."""
 
 import math
+from typing import Annotated
 
 from torch import Tensor
 from torch.nn import functional
 
-from moe_megatron.config.arguments import whole
+from moe_megatron.config import Within
 from moe_megatron.routing.decision import Routing
 from moe_megatron.routing.gate import Gate, Parameter
 from moe_megatron.routing.registry import register_router
@@ -19,7 +20,6 @@ def _attend(hidden_TH: Tensor, *, weight: Tensor, query: Tensor) -> Tensor:
 
 
 def _tensors(num_experts: int, hidden_size: int, *, width: int) -> dict[str, Parameter]:
-    width = whole("moe.router.width", width)
     return {
         "weight": Parameter((num_experts, width)),
         "query": Parameter((width, hidden_size)),
@@ -27,7 +27,9 @@ def _tensors(num_experts: int, hidden_size: int, *, width: int) -> dict[str, Par
 
 
 @register_router("query_key", gate=Gate(_attend, _tensors))
-def route_query_key(logits_TE: Tensor, *, top_k: int, width: int = 64) -> Routing:
+def route_query_key(
+    logits_TE: Tensor, *, top_k: int, width: Annotated[int, Within(least=1)] = 64
+) -> Routing:
     """Choose the keys that answer best, and weigh by the softmax over all of them.
 
     It is scaled dot-product attention (arXiv:1706.03762) of a token over experts, cut to the top_k.

@@ -1,8 +1,11 @@
 """ReMoE: an expert works where its gate is positive, and a loss keeps most of them at zero."""
 
+from typing import Annotated
+
 import torch
 from torch import Tensor
 
+from moe_megatron.config import Within
 from moe_megatron.routing.decision import Routing
 from moe_megatron.routing.registry import Distribution, register_router
 from moe_megatron.routing.state import RouterState, State
@@ -45,7 +48,7 @@ def route_relu(
     top_k: int,
     state: State,
     padding: Tensor | None,
-    growth: float = 1.2,
+    growth: Annotated[float, Within(least=1)] = 1.2,
 ) -> Routing:
     """g_e = ReLU(l_e), which is weight and choice in one (ReMoE, arXiv:2412.14711).
 

@@ -1,8 +1,11 @@
 """Sinkhorn routing: scores are made even over experts before the choice, in training."""
 
+from typing import Annotated
+
 import torch
 from torch import Tensor
 
+from moe_megatron.config import Within
 from moe_megatron.routing.decision import Routing
 from moe_megatron.routing.registry import register_router
 from moe_megatron.routing.top_k import check_top_k
@@ -27,7 +30,7 @@ def route_sinkhorn(
     top_k: int,
     training: bool,
     padding: Tensor | None,
-    iterations: int = 8,
+    iterations: Annotated[int, Within(least=1)] = 8,
 ) -> Routing:
     """Choose the top_k of the evened scores; weights are those of the logits (arXiv:2202.01169).
 

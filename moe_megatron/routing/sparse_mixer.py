@@ -7,12 +7,12 @@ best expert is taken. PhiMoE uses this router; the formulas are those of its pub
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
-from moe_megatron.config import checks
+from moe_megatron.config import Within
 from moe_megatron.config.conform import conform
 from moe_megatron.config.fields import setting
 from moe_megatron.routing.decision import Routing
@@ -33,13 +33,12 @@ class SparseMixerOptions:
 
     SECTION: ClassVar[str] = "moe.router"
 
-    jitter: float = setting(0.01)
+    jitter: Annotated[float, Within(least=0, below=1)] = setting(0.01)
     """Experts with (best - logit) / max(best, |logit|) > 2 * jitter are excluded from the choice;
     best is the largest logit."""
 
     def __post_init__(self) -> None:
         conform(self)
-        checks.fraction(self, "jitter")
 
 
 @register_router("sparse_mixer", options=SparseMixerOptions, random=True)

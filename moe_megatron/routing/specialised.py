@@ -1,12 +1,12 @@
 """Experts bound to domains of the data: each source of texts has a group of its own."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
-from moe_megatron.config import MoEConfig, checks
+from moe_megatron.config import MoEConfig, Within
 from moe_megatron.config.conform import conform
 from moe_megatron.config.fields import setting
 from moe_megatron.errors import ConfigError
@@ -25,16 +25,14 @@ class SpecialisedOptions:
 
     SECTION: ClassVar[str] = "moe.router"
 
-    domains: int = setting(2)
+    domains: Annotated[int, Within(least=1)] = setting(2)
     """Number of domains, which is that of the sources of the data."""
 
-    shared: int = setting(0)
+    shared: Annotated[int, Within(least=0)] = setting(0)
     """Experts that every token may choose."""
 
     def __post_init__(self) -> None:
         conform(self)
-        checks.at_least(self, 1, "domains")
-        checks.at_least(self, 0, "shared")
 
     def check(self, moe: MoEConfig) -> None:
         """Check that the domains divide the experts that are not shared.

@@ -5,12 +5,12 @@ Formulas and precision are those of Megatron-Core, so that a model routes identi
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from moe_megatron.config import MoEConfig, checks
+from moe_megatron.config import MoEConfig, Within, checks
 from moe_megatron.config.conform import conform
 from moe_megatron.config.fields import setting
 from moe_megatron.errors import ConfigError
@@ -47,20 +47,18 @@ class TopKOptions:
     """Take the softmax over all experts before the choice, instead of over the chosen ones after
     it. The weights of a token then sum to less than 1. Needed with top_k 1."""
 
-    expert_groups: int | None = setting(None)
+    expert_groups: Annotated[int | None, Within(least=1)] = setting(None)
     """Number of equal groups of experts, for group-limited routing (DeepSeek-V2,
     arXiv:2405.04434); null: no groups."""
 
-    group_top_k: int | None = setting(None)
+    group_top_k: Annotated[int | None, Within(least=1)] = setting(None)
     """Number of groups that a token may choose from; set together with expert_groups."""
 
-    scaling: float | None = setting(None)
+    scaling: Annotated[float | None, Within(above=0)] = setting(None)
     """Multiplies the combine weights of the chosen experts; null: no scaling."""
 
     def __post_init__(self) -> None:
         conform(self)
-        checks.at_least(self, 1, "expert_groups", "group_top_k")
-        checks.positive(self, "scaling")
 
     def check(self, moe: MoEConfig) -> None:
         """Check the options against the other fields of `moe`.

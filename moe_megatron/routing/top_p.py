@@ -1,8 +1,11 @@
 """Top-p: as many experts as it takes to be sure enough (dynamic routing)."""
 
+from typing import Annotated
+
 import torch
 from torch import Tensor
 
+from moe_megatron.config import Within
 from moe_megatron.routing.decision import Routing
 from moe_megatron.routing.registry import register_router
 
@@ -13,8 +16,8 @@ def route_top_p(
     *,
     top_k: int,
     padding: Tensor | None,
-    threshold: float = 0.5,
-    entropy_coef: float = 1e-4,
+    threshold: Annotated[float, Within(above=0, most=1)] = 0.5,
+    entropy_coef: Annotated[float, Within(least=0)] = 1e-4,
 ) -> Routing:
     """The smallest set of experts whose probabilities add up to the threshold (arXiv:2403.07652).
 

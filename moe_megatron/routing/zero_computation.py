@@ -1,16 +1,18 @@
 """Experts that compute nothing: some drop a token, some hand it on as it is."""
 
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from moe_megatron.config.arguments import whole
+from moe_megatron.config import Within
 from moe_megatron.routing.decision import Routing
 from moe_megatron.routing.gate import Gate, Parameter
 from moe_megatron.routing.registry import Distribution, register_router
 from moe_megatron.routing.top_k import check_top_k
+
+_Number = Annotated[int, Within(least=0)]
 
 
 def _linear(hidden_TH: Tensor, *, weight: Tensor) -> Tensor:
@@ -20,9 +22,7 @@ def _linear(hidden_TH: Tensor, *, weight: Tensor) -> Tensor:
 def _tensors(
     num_experts: int, hidden_size: int, *, null_experts: int, copy_experts: int
 ) -> dict[str, Parameter]:
-    null = whole("moe.router.null_experts", null_experts, least=0)
-    copies = whole("moe.router.copy_experts", copy_experts, least=0)
-    return {"weight": Parameter((num_experts + null + copies, hidden_size))}
+    return {"weight": Parameter((num_experts + null_experts + copy_experts, hidden_size))}
 
 
 def _real_alone(options: Any) -> Distribution:
@@ -40,7 +40,7 @@ def _real_alone(options: Any) -> Distribution:
     "zero_computation", fixed_number=False, gate=Gate(_linear, _tensors), distribution=_real_alone
 )
 def route_zero_computation(
-    logits_TE: Tensor, *, top_k: int, null_experts: int = 2, copy_experts: int = 1
+    logits_TE: Tensor, *, top_k: int, null_experts: _Number = 2, copy_experts: _Number = 1
 ) -> Routing:
     """Top-k over experts that compute, experts that give 0, and experts that give x.
 

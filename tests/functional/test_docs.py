@@ -20,7 +20,7 @@ import pytest
 
 from moe_megatron.cli.main import usage
 from moe_megatron.config import list_presets, load_config
-from moe_megatron.config.conform import _choices, annotations_of, group_of
+from moe_megatron.config.conform import _choices, annotations_of, group_of, ranges_of
 from moe_megatron.config.fields import settings_of
 from moe_megatron.config.flags import RULES
 from moe_megatron.config.named import Named
@@ -391,6 +391,8 @@ def field_rows(chapter: str) -> list[str]:
         meaning = meanings[field.name].replace("|", "\\|")
         if choices := _choices(annotations_of(kind)[field.name]):
             meaning += f" One of {', '.join(f'`{choice}`' for choice in choices)}."
+        if (limits := ranges_of(kind).get(field.name)) is not None:
+            meaning += f" {str(limits).capitalize()}."
         rows.append(f"| `{field.name}` | `{_shown(field.default)}` | {said} | {meaning} |")
     return rows
 
