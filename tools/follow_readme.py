@@ -84,7 +84,7 @@ BROUGHT = {
 }
 """What README takes for granted that its reader has."""
 
-LONGEST = 600
+LONGEST = 900
 """Seconds that one step may take; what takes longer belongs into a table above."""
 
 _KEPT = re.compile(r"PATH|LANG|PYENV_ROOT|PIP_\w+|UV_\w+|SSL_CERT_\w+|\w+_proxy", re.IGNORECASE)
