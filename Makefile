@@ -11,7 +11,7 @@ BIN := .venv/bin
 PRESET ?= demo_moe
 ARGS ?=
 # The newest run, looked up only when a target asks for it.
-RUN ?= $(shell ls -td runs/*/ 2>/dev/null | head -n 1)
+RUN ?= $(patsubst %/metrics.jsonl,%,$(shell ls -t runs/*/metrics.jsonl 2>/dev/null | head -n 1))
 WORKERS ?= 2
 KIND ?= dev
 UV_VERSION := 0.13.8
@@ -44,7 +44,7 @@ tour: base ## a real model, upcycled and trained on three languages (8 minutes; 
 	@$(BIN)/python examples/tour/tour.py $(ARGS)
 
 report: base ## write the HTML report of a run (RUN=runs/...; the newest by default)
-	@test -n "$(RUN)" || { echo "no run to report on: runs/ is empty; run 'make train' or give RUN=<run folder>" >&2; exit 2; }
+	@test -n "$(RUN)" || { echo "no run to report on: runs/ has none; run 'make train' or give RUN=<run folder>" >&2; exit 2; }
 	@$(BIN)/moe-megatron report $(RUN) $(ARGS)
 
 gpu-report: dev ## what works on this GPU and how fast, in a dated folder (9 minutes; ARGS="--profile tiny" on a CPU)

@@ -1,6 +1,7 @@
 """README, followed literally by `tools/follow_readme.py`: a clean clone, a new home folder."""
 
 import importlib.util
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -64,6 +65,24 @@ def test_what_is_shortened_or_left_out_is_in_readme(script: ModuleType) -> None:
     assert script.stale(steps) == []
     assert script.stale(steps[1:]) == ["make train"]
     assert not script.SHORTER.keys() & script.LEFT_OUT.keys()
+
+
+def test_make_reports_on_the_newest_run_whatever_else_is_in_the_folder(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    for age, name in enumerate(["bench", "newest", "older"]):
+        (runs / name).mkdir(parents=True)
+        if name != "bench":
+            metrics = runs / name / "metrics.jsonl"
+            metrics.touch()
+            os.utime(metrics, (1e9 - age, 1e9 - age))
+    shown = subprocess.run(
+        ["make", "--dry-run", f"--makefile={ROOT / 'Makefile'}", "report"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert "moe-megatron report runs/newest" in shown
 
 
 @pytest.mark.deep
