@@ -119,7 +119,7 @@ def _tried(config: RunConfig) -> RunConfig:
     from moe_megatron import experts, routing
 
     config = replace(config, moe=experts.resolve(config.moe))
-    routing.try_out(config.moe, config.model.hidden_size)
+    routing.try_router(config.moe, config.model.hidden_size)
     inner = config.architecture.expert_hidden_size
     experts.try_out(config.moe, config.model.hidden_size, inner)
     return config

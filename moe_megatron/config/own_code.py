@@ -117,20 +117,19 @@ def is_own_code(thing: object) -> bool:
 
 
 @contextmanager
-def reading_signature(code: OwnCode, what: str) -> Iterator[None]:
+def reading_signature(code: OwnCode) -> Iterator[None]:
     """Say where code stands whose signature the block finds to be none of what it is to be.
 
     Raises:
-        ConfigError: The block refuses it, or its annotations cannot be evaluated.
+        ConfigError: The block refuses it, or raises.
     """
     try:
         yield
     except MoEError as error:
         raise ConfigError(f"{code.file}, line {code.line}: {error}") from None
-    except (NameError, TypeError, ValueError) as error:  # or it has no signature at all
+    except Exception as error:  # annotations may be any code
         raise ConfigError(
-            f"the signature of the {what} {code.place} cannot be read: {code.told(error)}; its "
-            "annotations must be names that the file knows."
+            f"the signature of {code.place} cannot be read: {code.told(error)}."
         ) from error
 
 

@@ -6,12 +6,33 @@ that checks what a file gives. It does not know what is registered.
 
 import dataclasses
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from moe_megatron.config import checks
 from moe_megatron.config.conform import conform
 from moe_megatron.errors import ConfigError
+
+
+def signature_of(function: Callable[..., Any], owner: str) -> inspect.Signature:
+    """The signature of a function or class, with annotations evaluated.
+
+    Args:
+        function: The function.
+        owner: What it is to be, in a message: "the router 'sharp'".
+
+    Raises:
+        ConfigError: It has none that Python can read, or an annotation is no name that its file
+            knows.
+    """
+    try:
+        return inspect.signature(function, eval_str=True)
+    except (Exception, SystemExit) as error:  # annotations may be any code
+        told = checks.clipped(f"{type(error).__name__}: {' '.join(str(error).split())}")
+        raise ConfigError(
+            f"the signature of {owner} cannot be read: {told}; give a function or class that is "
+            "written in Python, with annotations that its file knows."
+        ) from error
 
 
 def options_class(name: str, parameters: Iterable[inspect.Parameter], *, section: str) -> type:

@@ -24,7 +24,7 @@ from moe_megatron import routing
 from moe_megatron.config import ExpertConfig, MoEConfig, checks
 from moe_megatron.config.own_code import OwnCode, is_own_code, names_code
 from moe_megatron.config.own_shelf import OwnShelf
-from moe_megatron.config.signature import configured, options_class
+from moe_megatron.config.signature import configured, options_class, signature_of
 from moe_megatron.errors import ConfigError
 from moe_megatron.routing.guard import telling
 
@@ -216,7 +216,8 @@ def described(name: str, expert_class: Callable[..., nn.Module]) -> ExpertKind:
         raise ConfigError(
             f"the expert '{name}' must be a class of torch.nn.Module, not {expert_class!r:.60}."
         )
-    _, *parameters = inspect.signature(expert_class.__init__, eval_str=True).parameters.values()
+    signature = signature_of(expert_class.__init__, f"the expert '{name}'")
+    _, *parameters = signature.parameters.values()
     sizes, options = parameters[:2], parameters[2:]
     no_default = inspect.Parameter.empty
     many = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)

@@ -101,5 +101,5 @@ def try_out(moe: MoEConfig, hidden_size: int, inner_size: int) -> None:
 
 def _loaded(spec: str) -> ExpertKind:
     code = load_code(spec, _WHAT)
-    with reading_signature(code, _WHAT):
+    with reading_signature(code):
         return replace(described(code.label, code.found), code=code)

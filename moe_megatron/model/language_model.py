@@ -50,7 +50,7 @@ from moe_megatron.model.layers import build_norm
 from moe_megatron.model.outputs import MoEOutput, RoutingInfo
 from moe_megatron.model.support import LOSS_BALANCING, check_supported
 from moe_megatron.model.transformer import DecoderLayer, initialize
-from moe_megatron.routing import try_out
+from moe_megatron.routing import try_router
 
 
 class LanguageModel(nn.Module):
@@ -71,7 +71,7 @@ class LanguageModel(nn.Module):
         super().__init__()
         check_supported(architecture)
         self.architecture = replace(architecture, moe=resolve(architecture.moe))
-        try_out(self.moe_config, architecture.model.hidden_size)
+        try_router(self.moe_config, architecture.model.hidden_size)
         sizes = architecture.model.hidden_size, architecture.expert_hidden_size
         experts.try_out(self.moe_config, *sizes)
         model, moe, vocab_size = self.model_config, self.moe_config, self.vocab_size

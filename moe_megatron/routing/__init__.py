@@ -31,7 +31,7 @@ from moe_megatron.routing.losses import (
     z_loss,
 )
 from moe_megatron.routing.modules import ExpertChoice, RoutingDecision, TopKRouter
-from moe_megatron.routing.own_router import given_again, own_router, try_out, words_of
+from moe_megatron.routing.own_router import given_again, own_router, try_router, words_of
 from moe_megatron.routing.registry import (
     BoundRouter,
     bind,
@@ -76,7 +76,7 @@ __all__ = [
     "router_entropy",
     "router_names",
     "sequence_load_balancing_loss",
-    "try_out",
+    "try_router",
     "words_of",
     "z_loss",
 ]

@@ -23,6 +23,8 @@ from typing import Any
 
 from torch import Tensor
 
+from moe_megatron.errors import ConfigError
+
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
@@ -57,9 +59,24 @@ class Gate:
     def tensors(
         self, num_experts: int, hidden_size: int, options: Mapping[str, Any]
     ) -> dict[str, Parameter]:
-        """The parameters for a model of this size, `weight` first."""
+        """The parameters for a model of this size, `weight` first.
+
+        Raises:
+            ConfigError: None is called `weight`, or one is no `Parameter`.
+        """
         named = _named(self.parameters, options)
         found = dict(self.parameters(num_experts, hidden_size, **named))
+        if not isinstance(found.get("weight"), Parameter) or not found["weight"].shape:
+            raise ConfigError(
+                "the parameters of a gate must include 'weight', as in {'weight': "
+                f"Parameter((num_experts, hidden_size))}}, not only {sorted(found) or 'none'}."
+            )
+        for name, parameter in found.items():
+            if not isinstance(parameter, Parameter):
+                raise ConfigError(
+                    f"'{name}' of a gate must be a Parameter, which says its shape, not "
+                    f"{type(parameter).__name__}."
+                )
         return {"weight": found.pop("weight"), **found}
 
 

@@ -24,11 +24,11 @@ from moe_megatron.config import MoEConfig, RouterConfig, checks
 from moe_megatron.config.moe import BALANCES_WITHOUT_LOSS
 from moe_megatron.config.own_code import OwnCode, is_own_code, names_code
 from moe_megatron.config.own_shelf import OwnShelf
-from moe_megatron.config.signature import configured, options_class
+from moe_megatron.config.signature import configured, options_class, signature_of
 from moe_megatron.errors import ConfigError
 from moe_megatron.routing.decision import Routing
 from moe_megatron.routing.gate import Gate, Parameter
-from moe_megatron.routing.guard import guarded, telling
+from moe_megatron.routing.guard import problem, telling
 from moe_megatron.routing.state import RouterState, State
 
 CONTEXT = {
@@ -86,6 +86,11 @@ class Router:
         """Where it was written, for a message."""
         return self.function.__module__ if self.code is None else self.code.place
 
+    @property
+    def is_of_users(self) -> bool:
+        """Whether somebody else has written it, so that what it returns is looked at."""
+        return self.code is not None or self.function.__module__.partition(".")[0] != _PACKAGE
+
     def looks_at_batch(self, *, training: bool) -> bool:
         """Whether the experts of a token depend on other tokens of the batch now."""
         return self.batch_dependent is True or (self.batch_dependent == "training" and training)
@@ -108,6 +113,8 @@ class BoundRouter:
     top_k: int
     distribution: Distribution
     """Gives the scores that auxiliary losses and entropy use."""
+    watched: bool = True
+    """Whether what a router returns is looked at, if it is not of this package."""
 
     def __call__(self, logits_TE: Tensor, **context: Any) -> Routing:
         """Route tokens.
@@ -115,20 +122,48 @@ class BoundRouter:
         Args:
             logits_TE: Output of the gate.
             **context: All of `CONTEXT`; the router gets those that its signature names.
+
+        Raises:
+            ConfigError: A router that is not of this package returns something else than a routing,
+                or one from a file raises.
         """
         arguments = {name: context[name] for name in self.router.context}
         own = {name: it for name, it in self._options().items() if name in self.router.options_used}
-        route = self.router.function
-        if self.router.code is not None:
-            own_gate = self.router.gate is not None
-            route = guarded(route, self.router.code, own_gate=own_gate)
-        return route(logits_TE, top_k=self.top_k, **own, **arguments)
+        with telling(self.router.code):
+            routing = self.router.function(logits_TE, top_k=self.top_k, **own, **arguments)
+        watched = self.watched and self.router.is_of_users
+        if watched and (found := self.problem(routing, logits_TE, arguments.get("padding"))):
+            raise ConfigError(f"the router {self.place} {found}.")
+        return routing
+
+    def problem(
+        self, routing: object, logits_TE: Tensor, padding_T: Tensor | None = None
+    ) -> str | None:
+        """What is wrong with a result, as the end of a sentence; None: nothing.
+
+        Args:
+            routing: What the router returned.
+            logits_TE: What it was given.
+            padding_T: bool, True for tokens that may have any number of experts.
+        """
+        return problem(
+            routing,
+            logits_TE,
+            own_gate=self.router.gate is not None,
+            fixed_number=self.top_k if self.router.fixed_number else None,
+            padding_T=padding_T,
+        )
 
     def gate_tensors(self, num_experts: int, hidden_size: int) -> dict[str, Parameter]:
-        """The parameters of its gate by name, `weight` first."""
+        """The parameters of its gate by name, `weight` first.
+
+        Raises:
+            ConfigError: A gate of its own declares none that is called `weight`.
+        """
         if self.router.gate is None:
             return {"weight": Parameter((num_experts, hidden_size))}
-        return self.router.gate.tensors(num_experts, hidden_size, self._options())
+        with telling(self.router.code):
+            return self.router.gate.tensors(num_experts, hidden_size, self._options())
 
     def gate_logits(self, hidden_TH: Tensor, *, training: bool, **tensors: Tensor) -> Tensor:
         """The logits of a gate of its own, [T, E].
@@ -143,6 +178,18 @@ class BoundRouter:
             return self.router.gate.logits(
                 hidden_TH, **tensors, **self._options(), training=training
             )
+
+    def first_state(self, num_experts: int) -> State | None:
+        """What it remembers before the first step; None: nothing."""
+        state = self.router.state
+        with telling(self.router.code):
+            return None if state is None else state.first(num_experts)
+
+    def zero_sums(self, num_experts: int) -> State:
+        """What a step adds up, before its first token."""
+        assert self.router.state is not None
+        with telling(self.router.code):
+            return self.router.state.sums(num_experts)
 
     def next_state(self, state: State, sums: State) -> State:
         """What it remembers after a step, in the same shapes.
@@ -170,6 +217,12 @@ class BoundRouter:
         chosen_TK = torch.topk(scores_TE, self.top_k, dim=-1).indices
         return torch.zeros_like(scores_TE, dtype=torch.bool).scatter(1, chosen_TK, True)
 
+    @property
+    def place(self) -> str:
+        """What a message calls it: its name, and where it was written."""
+        router = self.router
+        return router.place if router.code else f"'{router.name}' ({router.place})"
+
     def _options(self) -> dict[str, Any]:
         return {f.name: getattr(self.options, f.name) for f in dataclasses.fields(self.options)}
 
@@ -185,6 +238,7 @@ OWN_ROUTERS: OwnShelf[RouterConfig, Router] = OwnShelf(RouterConfig)
 DECLARED: list[Router] = []
 """Routers that such files have decorated, with what they declare, oldest first."""
 
+_PACKAGE = __name__.partition(".")[0]
 _RESERVED = ("name", "sha256", "replaces")
 """What stands beside the options in a configuration."""
 
@@ -375,9 +429,10 @@ def resolve(moe: MoEConfig) -> MoEConfig:
 
 def _resolved(moe: MoEConfig) -> MoEConfig:
     router = find_router(moe.router)
-    options = router.configured(moe.router)
-    if hasattr(options, "check"):
-        options.check(moe)
+    with telling(router.code):
+        options = router.configured(moe.router)
+        if hasattr(options, "check"):
+            options.check(moe)
     _check_compatibility(router, moe)
     return dataclasses.replace(
         moe, router=dataclasses.replace(moe.router, options=dataclasses.asdict(options))
@@ -392,12 +447,9 @@ def bind(moe: MoEConfig) -> BoundRouter:
     """
     router = find_router(moe.router)
     options = router.configured(_resolved(moe).router)
-    return BoundRouter(
-        router=router,
-        options=options,
-        top_k=moe.top_k,
-        distribution=router.distribution(options),
-    )
+    with telling(router.code):
+        distribution = router.distribution(options)
+    return BoundRouter(router=router, options=options, top_k=moe.top_k, distribution=distribution)
 
 
 def _check_compatibility(router: Router, moe: MoEConfig) -> None:
@@ -418,7 +470,7 @@ def _check_compatibility(router: Router, moe: MoEConfig) -> None:
 
 def _keywords(name: str, function: RouterFunction) -> dict[str, inspect.Parameter]:
     """The keyword arguments of a router function, whose signature is checked."""
-    signature = inspect.signature(function, eval_str=True)
+    signature = signature_of(function, f"the router '{name}'")
     first, rest = None, list(signature.parameters.values())
     if rest:
         first, *rest = rest

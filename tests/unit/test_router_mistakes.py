@@ -31,7 +31,7 @@ def bad(logits_TE, *, top_k):
 
 def late(logits_TE, *, top_k):
     weights_TK, indices_TK = logits_TE.topk(top_k)
-    odds_TK = (40 * weights_TK.abs()).exp()
+    odds_TK = (8 * weights_TK.abs()).exp()
     return Routing.of_indices(indices_TK, odds_TK / odds_TK, logits_TE.shape[-1])
 
 

@@ -77,13 +77,13 @@ BIASED = RouterState(
     updated=lambda state, sums, **_: {"bias": state["bias"] - sums["load"].float()},
 )
 WRONG: list[tuple[Any, dict[str, Any], str]] = [
-    (twice, {}, "a token has an expert twice"),
+    (twice, {}, "it names an expert twice for 24 of 24 tokens"),
     (without_gradient, {}, "there is no gradient"),
     (of_another_precision, {}, "its weights are torch.float64, not those of the logits"),
     (not_a_number, {}, "it returns weights of nan for 24 of 24 tokens, for logits"),
     (of_another_expert, {}, "it names expert 8, where there are 8, counted from 0"),
     (of_logits, {}, "it returns Tensor, not a Routing; end it with"),
-    (varying, {}, "declare fixed_number=False"),
+    (varying, {}, r"gives a token \d experts, not top_k \(2\); .* fixed_number=False"),
     (drawing, {}, "in training; declare random=True"),
     (drawing, {"random": True}, "it draws random numbers in evaluation"),
     (looking_ahead, {}, "in training a token's experts depend on later tokens"),
