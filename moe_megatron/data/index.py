@@ -41,6 +41,9 @@ class IndexedDatasetInfo:
     documents: int
     tokens: int
     dtype: str
+    pieces: int | None = None
+    """Of instruction data, the number of pieces, learned or not, that its samples consist of; None:
+    the documents are text."""
 
 
 def bin_path(prefix: Path) -> Path:
@@ -95,7 +98,7 @@ def inspect(prefix: Path) -> IndexedDatasetInfo:
         dtype, item_size = _DTYPES[code]
         size = os.fstat(file.fileno()).st_size
         whole = _HEADER.size + 12 * sequences + 8 * boundaries
-        # Megatron's multimodal indices hold one more byte a sequence.
+        # Megatron's multimodal indices, and so instruction data, hold one more byte a sequence.
         if version != 1 or not boundaries or size not in (whole, whole + sequences):
             raise DataError(
                 f"{index} has {size:,} bytes, but its header announces {sequences:,} sequences "
@@ -111,7 +114,12 @@ def inspect(prefix: Path) -> IndexedDatasetInfo:
             f"{data} has {actual:,} bytes but its index describes {expected:,}: the copy is "
             "incomplete or belongs to another index; copy both files again or prepare them again."
         )
-    return IndexedDatasetInfo(documents=boundaries - 1, tokens=actual // item_size, dtype=dtype)
+    return IndexedDatasetInfo(
+        documents=boundaries - 1,
+        tokens=actual // item_size,
+        dtype=dtype,
+        pieces=sequences if sequences and size == whole + sequences else None,
+    )
 
 
 def read_tokens(prefix: Path) -> NDArray[np.integer]:
@@ -127,6 +135,37 @@ def read_tokens(prefix: Path) -> NDArray[np.integer]:
         DataError: As `inspect`.
     """
     return np.memmap(bin_path(prefix), dtype=inspect(prefix).dtype, mode="r")
+
+
+def read_pieces(
+    prefix: Path,
+) -> tuple[NDArray[np.int64], NDArray[np.int8], NDArray[np.int64]]:
+    """The pieces of a dataset of instruction data.
+
+    Args:
+        prefix: Path without `.bin` and `.idx`; both files exist.
+
+    Returns:
+        Where each piece ends, in tokens from the start; whether it is learned (1) or not (0); and
+        the first piece of each sample, and one more for the end.
+
+    Raises:
+        DataError: It is no instruction data; or as `inspect`.
+    """
+    info = inspect(prefix)
+    if info.pieces is None:
+        raise DataError(f"{prefix} is text, not instruction data; prepare it with --format.")
+    boundaries = info.documents + 1
+    with _opened(idx_path(prefix)) as file:
+        lengths = _read(file, _HEADER.size, "<i4", info.pieces)
+        first = _read(file, _HEADER.size + 12 * info.pieces, "<i8", boundaries)
+        modes = _read(file, _HEADER.size + 12 * info.pieces + 8 * boundaries, "<i1", info.pieces)
+    if not np.isin(modes, (0, 1)).all() or first[0] != 0 or first[-1] != info.pieces:
+        raise DataError(
+            f"{idx_path(prefix)} has pieces that are neither learned nor not, or belong to no "
+            "sample: it is no instruction data, or damaged; prepare it again."
+        )
+    return np.cumsum(lengths, dtype=np.int64), modes.astype(np.int8), first.astype(np.int64)
 
 
 def _opened(path: Path) -> BinaryIO:

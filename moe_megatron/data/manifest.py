@@ -36,6 +36,8 @@ class PreparedDataset:
     """Lines or rows read; lines == documents + bad_lines + empty_documents."""
     bad_lines: int
     empty_documents: int
+    learned_tokens: int | None = None
+    """Tokens of answers, of instruction data; None: all are learned."""
 
 
 def manifest_path(prefix: Path) -> Path:
@@ -61,13 +63,26 @@ def write_manifest(
 
 
 def describe_origin(
-    files: Sequence[SourceFile], fingerprint: str, eod_id: int, text_key: str
+    files: Sequence[SourceFile],
+    fingerprint: str,
+    eod_id: int,
+    text_key: str,
+    instructions: dict[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Everything that determines the content of a dataset, as JSON values."""
+    """Everything that determines the content of a dataset, as JSON values.
+
+    Args:
+        files: The sources.
+        fingerprint: Of the tokenizer.
+        eod_id: Of the token that ends each text.
+        text_key: Where texts are; not of instruction data.
+        instructions: Of instruction data, what it is read with.
+    """
+    read_with = {"text_key": text_key} if instructions is None else {"instructions": instructions}
     return {
         "sources": [file.identity() for file in files],
         "tokenizer": {"fingerprint": fingerprint, "eod_id": eod_id},
-        "text_key": text_key,
+        **read_with,
     }
 
 

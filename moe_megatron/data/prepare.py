@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from moe_megatron.data.index import bin_path, idx_path
+from moe_megatron.data.instructions.tokens import ChatEncoder
 from moe_megatron.data.manifest import (
     PreparedDataset,
     describe_origin,
@@ -73,7 +74,7 @@ def choose_num_workers(files: Sequence[SourceFile]) -> tuple[int, str]:
 
 def prepare_dataset(
     sources: Sequence[Source],
-    tokenizer: Tokenizer,
+    tokenizer: Tokenizer | ChatEncoder,
     output_prefix: str | Path | CacheEntry,
     open_writer: OpenWriter,
     *,
@@ -89,7 +90,8 @@ def prepare_dataset(
 
     Args:
         sources: Files, directories, saved datasets, hub ids or `InMemory`; see `shards`.
-        tokenizer: The tokenizer; it ends each document with an end-of-document id.
+        tokenizer: The tokenizer; it ends each document with an end-of-document id. If the sources
+            are conversations, what reads them; `open_writer` must then open writers of pieces.
         output_prefix: Output path without suffix, or an entry of a cache; directories are created.
         open_writer: Opens the output; with several workers it must be picklable.
         num_workers: Number of processes; None chooses by the size of the input.
@@ -109,7 +111,10 @@ def prepare_dataset(
     entry = output_prefix.prefix if isinstance(output_prefix, CacheEntry) else output_prefix
     prefix = user_path(entry).absolute()
     files = expand_sources(sources)
-    origin = describe_origin(files, tokenizer.fingerprint, tokenizer.eod_id, text_key)
+    chat = tokenizer if isinstance(tokenizer, ChatEncoder) else None
+    tokenizer = tokenizer.tokenizer if isinstance(tokenizer, ChatEncoder) else tokenizer
+    identity = None if chat is None else chat.identity()
+    origin = describe_origin(files, tokenizer.fingerprint, tokenizer.eod_id, text_key, identity)
     if found := find_prepared(prefix, origin, max_bad_line_ratio):
         return found
     with explained_writes(prefix), exclusive_lock(prefix):
@@ -131,6 +136,7 @@ def prepare_dataset(
                     prefix=work / f"part-{number}",
                     text_key=text_key,
                     all_may_be_bad=max_bad_line_ratio >= 1,
+                    chat=chat,
                 )
                 for number, part in enumerate(plan_parts(files, workers))
             ]
@@ -139,7 +145,7 @@ def prepare_dataset(
             with show_progress(label, total_bytes, enabled=bool(progress)) as show:
                 several = len(jobs) > 1
                 results = run_workers(jobs, show) if several else [tokenize_part(jobs[0], show)]
-            dataset = _tally(prefix, results, max_bad_line_ratio)
+            dataset = _tally(prefix, results, max_bad_line_ratio, chat)
             whole = _merge(jobs, work / "whole", tokenizer.vocab_size)
             write_manifest(manifest_path(whole), dataset, origin, whole)
             _publish(whole, prefix)
@@ -159,7 +165,10 @@ def _check_numbers(num_workers: int | None, max_bad_line_ratio: float) -> None:
 
 
 def _tally(
-    prefix: Path, results: Sequence[PartResult], max_bad_line_ratio: float
+    prefix: Path,
+    results: Sequence[PartResult],
+    max_bad_line_ratio: float,
+    chat: ChatEncoder | None,
 ) -> PreparedDataset:
     """Add up the counts, and stop if too little of the input was text."""
     shards = [shard for result in results for shard in result.shards]
@@ -171,6 +180,7 @@ def _tally(
         lines=sum(shard.lines for shard in shards),
         bad_lines=sum(shard.bad for shard in shards),
         empty_documents=sum(shard.empty for shard in shards),
+        learned_tokens=None if chat is None else sum(result.learned for result in results),
     )
     if dataset.bad_lines:
         bad, lines = dataset.bad_lines, dataset.lines
@@ -186,7 +196,9 @@ def _tally(
         _log.info("%d blank lines or documents were left out", dataset.empty_documents)
     if not dataset.documents:
         paths = ", ".join(sorted({shard.path for shard in shards})[:MAX_EXAMPLES])
-        raise DataError(f"no document with any text in {paths}; check the files and text_key.")
+        what = "no document with any text" if chat is None else "no conversation with an answer"
+        how = "text_key" if chat is None else "their format"
+        raise DataError(f"{what} in {paths}; check the files and {how}.")
     return dataset
 
 

@@ -14,7 +14,7 @@ import gzip
 import json
 import os
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -47,8 +47,8 @@ class BadLine:
         return f"{self.path}:{self.line}: {self.problem}"
 
 
-class _Problem(str):
-    """Takes the place of a line that could not be parsed, in a stream of values."""
+class Problem(str):
+    """Takes the place of a value that cannot be used, and says why, in a stream of values."""
 
 
 class ShardReader:
@@ -79,7 +79,7 @@ class ShardReader:
         self.bad_lines: list[BadLine] = []
         self._all_may_be_bad = all_may_be_bad
 
-    def __iter__(self) -> Iterator[str]:
+    def __iter__(self) -> Iterator[Any]:
         """Yield each non-empty document.
 
         Raises:
@@ -87,13 +87,38 @@ class ShardReader:
         """
         for value in self._values():
             self.lines += 1
-            problem = value if isinstance(value, _Problem) else _problem_of(value, self.text_key)
-            if problem is not None:
-                self._reject(problem)
-            elif value.isspace() or not value:
+            if isinstance(value, str) and not isinstance(value, Problem) and not value.strip():
                 self.empty += 1
+                continue
+            taken = value if isinstance(value, Problem) else self._taken(value)
+            if isinstance(taken, Problem):
+                self._reject(taken)
             else:
-                yield value
+                yield taken
+
+    def _taken(self, value: Any) -> Any:
+        """What is made of a value that was read, or the problem with it."""
+        problem = _problem_of(value, self.text_key)
+        return value if problem is None else Problem(problem)
+
+    def _picked(self, record: dict[str, Any]) -> Any:
+        """The value of a line of JSON."""
+        if self.text_key in record:
+            return record[self.text_key]
+        keys = ", ".join(map(repr, list(record)[:5])) or "none"
+        return Problem(f"no key {self.text_key!r} (keys: {keys})")
+
+    def _columns(self, there: list[str]) -> list[str]:
+        """The columns to read of those that there are."""
+        _require_column(self.text_key, there, self.shard.path)
+        return [self.text_key]
+
+    def _of_rows(self, rows: list[dict[str, Any]]) -> list[Any]:
+        """The values of rows with these columns."""
+        return [row[self.text_key] for row in rows]
+
+    def _advice(self) -> str:
+        return f"the format and text_key ({self.text_key!r})"
 
     def _reject(self, problem: str) -> None:
         self.bad += 1
@@ -103,8 +128,8 @@ class ShardReader:
         if hopeless and not self._all_may_be_bad:
             raise DataError(
                 f"the first {HOPELESS_LINES} lines of {self.shard.path} are all malformed "
-                f"(line 1: {self.bad_lines[0].problem}); check the format and text_key "
-                f"({self.text_key!r})."
+                f"(line 1: {self.bad_lines[0].problem}); check "
+                f"{self._advice()}."
             )
 
     def _values(self) -> Iterator[Any]:
@@ -124,7 +149,7 @@ class ShardReader:
                 case "arrow":
                     yield from self._saved_rows()
                 case "hub":
-                    yield from _hub_rows(shard.path, self.text_key)
+                    yield from map(self._picked, _hub_rows(shard.path, self._columns))
                 case "memory":
                     yield from self._held_texts()
         except OSError as error:
@@ -141,15 +166,12 @@ class ShardReader:
         try:
             record = json.loads(line.decode("utf-8"))
         except UnicodeDecodeError as error:
-            return _Problem(f"not UTF-8 (byte {error.start} of the line)")
+            return Problem(f"not UTF-8 (byte {error.start} of the line)")
         except (ValueError, RecursionError) as error:
-            return _Problem(f"not JSON ({error})")
+            return Problem(f"not JSON ({error})")
         if not isinstance(record, dict):
-            return _Problem(f"a JSON {type(record).__name__}, not an object")
-        if self.text_key not in record:
-            keys = ", ".join(map(repr, list(record)[:5])) or "none"
-            return _Problem(f"no key {self.text_key!r} (keys: {keys})")
-        return record[self.text_key]
+            return Problem(f"a JSON {type(record).__name__}, not an object")
+        return self._picked(record)
 
     def _held_texts(self) -> Iterator[str]:
         for text in self.shard.texts:
@@ -163,7 +185,7 @@ class ShardReader:
             return content.removeprefix(_BYTE_ORDER_MARK).decode("utf-8")
         except UnicodeDecodeError as error:
             line = content.count(b"\n", 0, error.start) + 1
-            return _Problem(f"not UTF-8 (byte {error.start}, line {line} of the file)")
+            return Problem(f"not UTF-8 (byte {error.start}, line {line} of the file)")
 
     def _byte_range(self) -> Iterator[bytes]:
         """The lines that begin within the shard's range; the last one may end beyond it."""
@@ -224,26 +246,27 @@ class ShardReader:
 
     def _parquet_rows(self) -> Iterator[Any]:
         file = open_parquet(self.shard.path)
-        _require_column(self.text_key, file.schema_arrow.names, self.shard.path)
+        columns = self._columns(file.schema_arrow.names)
         row_groups = file.metadata.num_row_groups
         stop = row_groups if self.shard.stop == END else self.shard.stop
         wanted = list(range(self.shard.start, stop))
         rows = sum(file.metadata.row_group(number).num_rows for number in wanted)
-        batches = file.iter_batches(_BATCH_ROWS, row_groups=wanted, columns=[self.text_key])
+        batches = file.iter_batches(_BATCH_ROWS, row_groups=wanted, columns=columns)
         with whole_columns(self.shard.path):
             for batch in batches:
                 self.position = self.shard.size * (self.lines + len(batch)) // max(rows, 1)
-                yield from batch.column(0).to_pylist()
+                yield from self._of_rows(batch.to_pylist())
 
     def _saved_rows(self) -> Iterator[Any]:
         dataset = open_saved_dataset(self.shard.path)
-        _require_column(self.text_key, dataset.column_names, self.shard.path)
+        columns = self._columns(dataset.column_names)
         stop = len(dataset) if self.shard.stop == END else self.shard.stop
-        rows = dataset.select_columns([self.text_key]).select(range(self.shard.start, stop))
+        rows = dataset.select_columns(columns).select(range(self.shard.start, stop))
         for batch in rows.iter(_BATCH_ROWS):
-            values = batch[self.text_key]
-            self.position = self.shard.size * (self.lines + len(values)) // max(len(rows), 1)
-            yield from values
+            values = [batch[name] for name in columns]
+            records = [dict(zip(columns, row, strict=True)) for row in zip(*values, strict=True)]
+            self.position = self.shard.size * (self.lines + len(records)) // max(len(rows), 1)
+            yield from self._of_rows(records)
 
 
 def read_texts(sources: Sequence[Source], text_key: str = "text") -> Iterator[str]:
@@ -257,7 +280,7 @@ def read_texts(sources: Sequence[Source], text_key: str = "text") -> Iterator[st
             yield from ShardReader(shard, text_key)
 
 
-def _hub_rows(spec: str, text_key: str) -> Iterator[Any]:
+def _hub_rows(spec: str, check: Callable[[list[str]], list[str]]) -> Iterator[dict[str, Any]]:
     """Stream a hub dataset; with HF_HUB_OFFLINE=1, read the copy in the local HF cache."""
     import datasets
 
@@ -271,10 +294,9 @@ def _hub_rows(spec: str, text_key: str) -> Iterator[Any]:
         rows = iter(datasets.load_dataset(name, config, split=split, streaming=streaming))
         first = next(rows, None)
         if first is not None:
-            _require_column(text_key, list(first), spec)
-            yield first[text_key]
-        for row in rows:
-            yield row[text_key]
+            check(list(first))
+            yield first
+        yield from rows
     except (OSError, ValueError) as error:
         first_line = (str(error).strip().splitlines() or [""])[0]
         raise _not_from_hub(spec, f"{type(error).__name__}: {first_line}") from error

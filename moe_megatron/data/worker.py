@@ -14,11 +14,13 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from moe_megatron.data.instructions.samples import SampleReader
+from moe_megatron.data.instructions.tokens import ChatEncoder, Sample
 from moe_megatron.data.progress import ReportProgress
 from moe_megatron.data.readers import BadLine, ShardReader
 from moe_megatron.data.shards import Shard
@@ -44,6 +46,8 @@ class PartJob:
     """Path of the dataset to write, without `.bin` and `.idx`."""
     text_key: str
     all_may_be_bad: bool
+    chat: ChatEncoder | None = None
+    """What reads conversations; None: the part is text."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,6 +67,8 @@ class PartResult:
 
     documents: int
     tokens: int
+    learned: int
+    """Of instruction data, those that are learned."""
     dtype: str
     shards: tuple[ShardCounts, ...]
 
@@ -88,16 +94,13 @@ def tokenize_part(job: PartJob, report: ReportProgress) -> PartResult:
 
 
 def _write_part(job: PartJob, writer: DocumentWriter, report: ReportProgress) -> PartResult:
-    documents = tokens = bytes_before = 0
+    documents = tokens = learned = bytes_before = 0
     counts = []
     for shard in job.shards:
-        reader = ShardReader(shard, job.text_key, all_may_be_bad=job.all_may_be_bad)
-        for batch in _batches(reader):
-            for ids in _encode(job.tokenizer, batch):
-                ids.append(job.tokenizer.eod_id)
-                writer.add_document(ids)
-                tokens += len(ids)
-            documents += len(batch)
+        reader = _reader(job, shard)
+        written = _write_texts if job.chat is None else _write_samples
+        for number, added, of_answers in written(job, reader, writer):
+            documents, tokens, learned = documents + number, tokens + added, learned + of_answers
             report(bytes_before + reader.position, documents)
         bytes_before += shard.size
         report(bytes_before, documents)
@@ -110,10 +113,46 @@ def _write_part(job: PartJob, writer: DocumentWriter, report: ReportProgress) ->
                 bad_lines=tuple(reader.bad_lines),
             )
         )
-    return PartResult(documents=documents, tokens=tokens, dtype=writer.dtype, shards=tuple(counts))
+    return PartResult(
+        documents=documents,
+        tokens=tokens,
+        learned=learned,
+        dtype=writer.dtype,
+        shards=tuple(counts),
+    )
 
 
-def _batches(texts: ShardReader) -> Iterator[list[str]]:
+def _reader(job: PartJob, shard: Shard) -> ShardReader:
+    if job.chat is None:
+        return ShardReader(shard, job.text_key, all_may_be_bad=job.all_may_be_bad)
+    return SampleReader(shard, job.chat, all_may_be_bad=job.all_may_be_bad)
+
+
+Written = tuple[int, int, int]
+"""Documents, tokens, and tokens that are learned, of what was written at once."""
+
+
+def _write_texts(job: PartJob, reader: Iterable[str], writer: DocumentWriter) -> Iterator[Written]:
+    for batch in _batches(reader):
+        tokens = 0
+        for ids in _encode(job.tokenizer, batch):
+            ids.append(job.tokenizer.eod_id)
+            writer.add_document(ids)
+            tokens += len(ids)
+        yield len(batch), tokens, 0
+
+
+def _write_samples(
+    job: PartJob, reader: Iterable[Sample], writer: DocumentWriter
+) -> Iterator[Written]:
+    for sample in reader:
+        pieces = sample.pieces
+        ids = [token for piece in pieces for token in piece.ids]
+        writer.add_pieces(ids, [len(it.ids) for it in pieces], [it.learned for it in pieces])
+        yield 1, len(ids), sample.learned
+
+
+def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
     batch: list[str] = []
     characters = 0
     for text in texts:

@@ -25,6 +25,18 @@ class DocumentWriter(Protocol):
         """
         ...
 
+    def add_pieces(
+        self, tokens: Sequence[int], lengths: Sequence[int], learned: Sequence[bool]
+    ) -> None:
+        """Append one sample of instruction data, to a writer that was opened for such.
+
+        Args:
+            tokens: Token ids of all its pieces, one after another.
+            lengths: Number of tokens of each piece.
+            learned: Whether each piece is learned.
+        """
+        ...
+
     def add_index(self, prefix: Path) -> None:
         """Append every document of a finished dataset.
 

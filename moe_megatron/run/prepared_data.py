@@ -37,6 +37,13 @@ def open_indexed_writer(prefix: Path, vocab_size: int) -> Any:
     return open_indexed_dataset(prefix, vocab_size)
 
 
+def open_instruction_writer(prefix: Path, vocab_size: int) -> Any:
+    """Open Megatron's dataset writer for instruction data, as `open_indexed_writer`."""
+    from moe_megatron.mcore.loop.indexed_dataset import open_indexed_dataset
+
+    return open_indexed_dataset(prefix, vocab_size, pieces=True)
+
+
 def prepare_data(config: RunConfig, *, progress: bool = True) -> PreparedData:
     """Prepare the configured data unless that has been done before.
 

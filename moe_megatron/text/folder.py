@@ -14,6 +14,7 @@ from moe_megatron.reading import leads_out, read_bytes
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
 SPECIAL_TOKENS_FILE = "special_tokens_map.json"
+TEMPLATE_FILE = "chat_template.jinja"
 MOST_BYTES = 128 * 2**20
 """Of one file; the largest that was published has 40 million."""
 
@@ -24,7 +25,7 @@ _WORDS = (
 """Each of these holds a vocabulary."""
 TOKENIZER_FILES = (
     *(*_WORDS, CONFIG_FILE, SPECIAL_TOKENS_FILE, "added_tokens.json"),
-    *("merges.txt", "chat_template.jinja"),
+    *("merges.txt", TEMPLATE_FILE),
 )
 """The files of a model folder that make up its tokenizer."""
 

@@ -67,6 +67,21 @@ class Tokenizer:
             raise self._unknown(error) from error
         return [encoding.ids for encoding in encodings]
 
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Encode a text without adding special tokens.
+
+        Returns:
+            The ids, and from which character of the text to which each of them goes.
+
+        Raises:
+            DataError: The tokenizer has no token for a part of the text.
+        """
+        try:
+            encoding = self.backend.encode(text, add_special_tokens=False)
+        except Exception as error:  # what the library raises
+            raise self._unknown(error) from error
+        return list(encoding.ids), list(encoding.offsets)
+
     def decode(self, tokens: Sequence[int], *, skip_special_tokens: bool = False) -> str:
         """The text of `tokens`.
 

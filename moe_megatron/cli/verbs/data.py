@@ -1,22 +1,44 @@
-"""`moe-megatron data`: turn text into indexed datasets, or describe one."""
+"""`moe-megatron data`: turn text and conversations into indexed datasets, or look into them."""
 
 import argparse
+import os
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from moe_megatron.cli.parser import Parser
 from moe_megatron.data.demo import ensure_demo
 from moe_megatron.data.index import inspect, is_prefix
+from moe_megatron.data.instructions.encoder import chat_encoder
+from moe_megatron.data.instructions.format_registry import AUTOMATIC
+from moe_megatron.data.instructions.preview import (
+    COLOURS,
+    SIGNS,
+    marked_lines,
+    preview_files,
+    preview_prepared,
+)
+from moe_megatron.data.instructions.stored import StoredSamples
 from moe_megatron.data.prepare import prepare_dataset
-from moe_megatron.data.source import DEMO
-from moe_megatron.errors import DataError
+from moe_megatron.data.shards import expand_sources
+from moe_megatron.data.source import DEMO, prepared_part
+from moe_megatron.errors import ConfigError, DataError
 from moe_megatron.files import default_cache_dir, user_path
-from moe_megatron.run.prepared_data import open_indexed_writer
+from moe_megatron.run.prepared_data import open_indexed_writer, open_instruction_writer
 from moe_megatron.text.demo import demo_tokenizer
 from moe_megatron.text.loading import load_tokenizer
+from moe_megatron.text.tokenizer import Tokenizer
 
+TEXT = "text"
+_FORMAT_HELP = (
+    "text; or, of conversations: messages, sharegpt, alpaca, completion, my_format.py:read, or "
+    "instructions for what the first rows show (default: %(default)s)"
+)
 _EPILOG = """\
 examples:
   moe-megatron data prepare corpus.jsonl more.jsonl.zst --output data/corpus --tokenizer demo
+  moe-megatron data preview chat.jsonl --tokenizer models/chat
+  moe-megatron data prepare chat.jsonl --format messages --output data/chat --tokenizer models/chat
   moe-megatron data inspect data/corpus
   moe-megatron data demo"""
 
@@ -40,7 +62,8 @@ def run(argv: Sequence[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="moe-megatron data",
-        description="Prepare text for training: JSONL (.gz, .zst), text, Parquet or HF datasets.",
+        description="Prepare text, or conversations, for training: JSONL (.gz, .zst), text, "
+        "Parquet or HF datasets.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -56,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     prepare.add_argument("--tokenizer", default="demo", help="'demo', a folder or a hub id")
     prepare.add_argument("--text-key", default="text", help="JSON key or column of the text")
+    prepare.add_argument("--format", default=TEXT, help=_FORMAT_HELP)
     prepare.add_argument(
         "--max-bad-line-ratio",
         type=float,
@@ -66,33 +90,83 @@ def _parser() -> argparse.ArgumentParser:
         "--num-workers", type=int, help="number of processes (default: by size of the sources)"
     )
     prepare.set_defaults(run=_prepare)
+    preview = commands.add_parser(
+        "preview", help="show what a training learns of conversations, and count it"
+    )
+    preview.add_argument("source", help="file, folder, hub id, or prefix of a prepared dataset")
+    preview.add_argument("--tokenizer", required=True, help="a folder or a hub id")
+    preview.add_argument("--format", default=AUTOMATIC, help=_FORMAT_HELP)
+    preview.add_argument("--samples", type=int, default=3, help="samples to show (default: 3)")
+    preview.add_argument(
+        "--sequence-length", type=int, help="tokens of a row, to count what is cut there"
+    )
+    preview.set_defaults(run=_preview)
     show = commands.add_parser("inspect", help="count documents and tokens of a dataset")
     show.add_argument("prefix", type=user_path)
     show.set_defaults(run=_inspect)
     demo = commands.add_parser("demo", help="build the embedded demo corpus")
     demo.set_defaults(run=_demo)
-    for command in (prepare, show, demo):
+    for command in (prepare, preview, show, demo):
         command.add_argument("--debug", action="store_true", help="show tracebacks of errors")
     return parser
 
 
+def _tokenizer(name: str) -> Tokenizer:
+    return demo_tokenizer() if name == DEMO else load_tokenizer(name)
+
+
 def _prepare(options: argparse.Namespace) -> int:
-    demo = options.tokenizer == DEMO
-    tokenizer = demo_tokenizer() if demo else load_tokenizer(options.tokenizer)
+    tokenizer, chat = _tokenizer(options.tokenizer), None
+    if options.format != TEXT:
+        chat = chat_encoder(options.format, tokenizer, expand_sources(options.sources))
+        print(f"format: {chat.format}")
     prepared = prepare_dataset(
         options.sources,
-        tokenizer,
+        chat or tokenizer,
         options.output,
-        open_indexed_writer,
+        open_indexed_writer if chat is None else open_instruction_writer,
         num_workers=options.num_workers,
         text_key=options.text_key,
         max_bad_line_ratio=options.max_bad_line_ratio,
     )
     print(
-        f"{prepared.prefix}: {prepared.documents:,} documents, {prepared.tokens:,} tokens "
+        f"{prepared.prefix}: {prepared.documents:,} {'documents' if chat is None else 'samples'}, "
+        f"{prepared.tokens:,} tokens{_of_which(prepared.learned_tokens)} "
         f"({prepared.dtype}), {prepared.bad_lines:,} bad lines, "
         f"{prepared.empty_documents:,} empty documents"
     )
+    return 0
+
+
+def _of_which(learned: int | None) -> str:
+    return "" if learned is None else f", {learned:,} of them learned"
+
+
+def _preview(options: argparse.Namespace) -> int:
+    for name in ("samples", "sequence_length"):
+        if (number := getattr(options, name)) is not None and number < 1:
+            flag = name.replace("_", "-")
+            raise ConfigError(f"--{flag} ({number}) must be at least 1; leave it out otherwise.")
+    tokenizer, prefix = _tokenizer(options.tokenizer), user_path(options.source)
+    wanted = {"keep": options.samples, "sequence_length": options.sequence_length}
+    if is_prefix(prefix):
+        prepared_part(prefix, tokenizer)  # refuses another tokenizer's
+        preview = preview_prepared(prefix, **wanted)
+    else:
+        files = expand_sources([options.source])
+        chat = chat_encoder(options.format, tokenizer, files)
+        print(f"format: {chat.format}")
+        preview = preview_files(files, chat, **wanted)
+    coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+    marks = COLOURS if coloured else SIGNS
+    print(f"learned: {marks.begin}like this{marks.end}")
+    for number, sample in enumerate(preview.shown, start=1):
+        print(f"--- sample {number}: {sample.tokens:,} tokens, {sample.learned:,} learned")
+        for line in marked_lines(sample, tokenizer, marks):
+            print(line)
+    print("---")
+    for line in preview.summary(options.sequence_length):
+        print(line)
     return 0
 
 
@@ -103,8 +177,13 @@ def _inspect(options: argparse.Namespace) -> int:
             "missing); give the prefix that was given to 'moe-megatron data prepare --output'."
         )
     found = inspect(options.prefix)
+    what, learned = "documents", None
+    if found.pieces is not None:
+        what, stored = "samples", StoredSamples(Path(options.prefix))
+        learned = int(stored.learned_within(found.tokens).sum())
     print(
-        f"{options.prefix}: {found.documents:,} documents, {found.tokens:,} tokens ({found.dtype})"
+        f"{options.prefix}: {found.documents:,} {what}, {found.tokens:,} tokens"
+        f"{_of_which(learned)} ({found.dtype})"
     )
     return 0
 

@@ -30,6 +30,12 @@ class IndexedDatasetWriter:
         """Append one document of `len(tokens)` ids as a single sequence."""
         self._builder.add_document(tokens, [len(tokens)])
 
+    def add_pieces(
+        self, tokens: Sequence[int], lengths: Sequence[int], learned: Sequence[bool]
+    ) -> None:
+        """Append one sample; pieces that are learned have mode 1, others 0."""
+        self._builder.add_document(tokens, list(lengths), [int(it) for it in learned])
+
     def add_index(self, prefix: Path) -> None:
         """Append the finished dataset `<prefix>.bin` / `<prefix>.idx`."""
         self._builder.add_index(str(prefix))
@@ -45,12 +51,15 @@ class IndexedDatasetWriter:
             self._builder.data_file.close()
 
 
-def open_indexed_dataset(prefix: Path, vocab_size: int) -> IndexedDatasetWriter:
+def open_indexed_dataset(
+    prefix: Path, vocab_size: int, *, pieces: bool = False
+) -> IndexedDatasetWriter:
     """Start a dataset; `moe_megatron.data` passes this factory to its workers.
 
     Args:
         prefix: Output path without `.bin` and `.idx`.
         vocab_size: One more than the largest token id. Below 65,500 ids take 2 bytes, else 4.
+        pieces: Whether documents come in pieces, some of which are learned.
 
     Returns:
         An open writer.
@@ -62,5 +71,6 @@ def open_indexed_dataset(prefix: Path, vocab_size: int) -> IndexedDatasetWriter:
     # prepared passes this factory around without ever calling it.
     from megatron.core.datasets.indexed_dataset import DType, IndexedDatasetBuilder
 
-    builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=DType.optimal_dtype(vocab_size))
+    dtype = DType.optimal_dtype(vocab_size)
+    builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=dtype, multimodal=pieces)
     return IndexedDatasetWriter(prefix, builder)
