@@ -8,10 +8,7 @@ import ast
 import importlib.util
 import inspect
 import json
-import os
 import re
-import subprocess
-import sys
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
@@ -77,18 +74,11 @@ def ids(page: Path) -> str:
 
 
 def run_program(text: str, folder: Path) -> None:
-    """Run a Python program in a folder, on the CPU, as a user of this checkout does."""
+    """Run a Python program in a folder, as the only process that was started."""
     script = folder / "example.py"
     script.write_text(text)
-    answer = subprocess.run(
-        [sys.executable, str(script)],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=280,
-    )
-    assert answer.returncode == 0, answer.stderr[-4000:]
+    given: dict[str, Any] = {"directory": folder, "environment": NO_LAUNCHER, "world_size": 1}
+    run_distributed(run_as_main, script, **given)
 
 
 @pytest.mark.slow
@@ -120,21 +110,27 @@ def after_make_train(
     [
         ("analytics.md", {"affinity.png", "domains.png", "routing_profile.json"}),
         ("telemetry.md", {"runs"}),
-        ("experts.md", set()),
-        ("data.md", set()),
     ],
 )
-def test_python_examples_of_the_page_run(
+@pytest.mark.deep
+def test_python_examples_that_read_a_run_run(
     page: str, files: set[str], after_make_train: Path, tmp_path: Path
 ) -> None:
-    """In their order, as one program, beside a run that they may read."""
     (tmp_path / "runs").symlink_to(after_make_train / "runs")
-    blocks = _BLOCK.findall((ROOT / "docs" / page).read_text())
-    script = tmp_path / "example.py"
-    script.write_text("".join(block for language, block in blocks if language == "python"))
-    given = {"directory": tmp_path, "environment": NO_LAUNCHER, "world_size": 1}
-    run_distributed(run_as_main, script, **given)
+    run_page(page, tmp_path)
     assert files <= {path.name for path in tmp_path.iterdir()}
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("page", ["experts.md", "data.md"])
+def test_python_examples_of_the_page_run(page: str, tmp_path: Path) -> None:
+    run_page(page, tmp_path)
+
+
+def run_page(page: str, folder: Path) -> None:
+    """Run the Python examples of a page in their order, as one program."""
+    blocks = _BLOCK.findall((ROOT / "docs" / page).read_text())
+    run_program("".join(block for language, block in blocks if language == "python"), folder)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=ids)

@@ -1,6 +1,7 @@
 """A run that loses an expert goes on without it, and can have it back, under every layout."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,10 @@ RUNS = {
 }
 
 
+DEEP = {"bf16_sharded", "reinitialized"}
+"""What others show in parts."""
+
+
 class Remember(Callback):
     """Keeps the weights of the expert as they are before the first step, on its rank."""
 
@@ -121,6 +126,10 @@ def train(folder: Path, names: list[str]) -> tuple[dict[str, str], dict[str, Any
     return errors, weights
 
 
+def named(*names: str) -> list[Any]:
+    return [pytest.param(it, marks=pytest.mark.deep if it in DEEP else ()) for it in names]
+
+
 @dataclass(frozen=True)
 class Found:
     folder: Path
@@ -142,14 +151,15 @@ class Found:
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
+def found(tmp_path_factory: pytest.TempPathFactory, chosen: Callable[[str], list[str]]) -> Found:
     folder = tmp_path_factory.mktemp("experts")
-    (errors, weights), (others, _) = run_distributed(train, folder, list(RUNS), world_size=2)
+    names = [name for name in RUNS if name not in DEEP or name in chosen("name")]
+    (errors, weights), (others, _) = run_distributed(train, folder, names, world_size=2)
     assert errors == others
     return Found(folder, errors, weights)
 
 
-@pytest.mark.parametrize("name", ["ep2", "tp2", "ep2_bias", "bf16_sharded", "gradients"])
+@pytest.mark.parametrize("name", named("ep2", "tp2", "ep2_bias", "bf16_sharded", "gradients"))
 def test_failed_expert_is_masked_and_the_others_train_on(name: str, found: Found) -> None:
     losses, load = found.losses(name), found.load(name)
     assert len(losses) == STEPS, "no step is lost"
@@ -189,7 +199,7 @@ def test_restored_weights_are_those_before_the_loss(found: Found) -> None:
     assert not any(value for row in found.weights["kept"][0] for value in row)
 
 
-@pytest.mark.parametrize("name", ["restored", "reinitialized"])
+@pytest.mark.parametrize("name", named("restored", "reinitialized"))
 def test_expert_returns_on_request(name: str, found: Found) -> None:
     load = found.load(name)
     assert len(load) == 3

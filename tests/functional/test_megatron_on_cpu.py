@@ -6,6 +6,7 @@ left nothing behind.
 
 import shutil
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,12 @@ TWO: dict[str, dict[str, Any]] = {
         "parallel.sequence_parallel": False,
     },
 }
+DEEP = {
+    *("drops_by_position", "sqrtsoftplus", "groups", "jitter", "recompute_attention"),
+    *("sinkhorn", "quantile_balancing", "seq_aux_loss"),
+    *("tp2_no_distributed_optimizer", "ep2_expert_bias", "pp2_first_stage_only", "vpp2"),
+}
+"""What differs in one field from others, or what `test_parallel_parity.py` trains, too."""
 LAYERS = {
     "every_second_layer": (1, 3),
     "pp2_every_second_layer": (1, 3),
@@ -131,12 +138,17 @@ NAMES = [name for name in (*ONE, *TWO) if name != FIRST]
 WITH_EXPERTS = [name for name in NAMES if "dense" not in name]
 
 
+def named(names: Iterable[str]) -> list[Any]:
+    return [pytest.param(it, marks=pytest.mark.deep if it in DEEP else ()) for it in names]
+
+
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cpu")
 
 
-def jobs(root: Path, table: dict[str, dict[str, Any]]) -> list[Job]:
+def jobs(root: Path, table: dict[str, dict[str, Any]], deep: Iterable[str]) -> list[Job]:
+    """All of a table, of deep ones those that are asked for."""
     load = {"checkpoint.load": str(root / FIRST / "checkpoints")}
     return [
         Job(
@@ -148,25 +160,26 @@ def jobs(root: Path, table: dict[str, dict[str, Any]]) -> list[Job]:
             },
         )
         for name, change in table.items()
+        if name not in DEEP or name in deep
     ]
 
 
 @pytest.fixture(scope="module")
-def one(root: Path) -> Path:
+def one(root: Path, chosen: Callable[[str], list[str]]) -> Path:
     """All jobs of one process, on a machine without a C++ compiler."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PATH", str(Path(sys.executable).parent))
         patch.delenv("CC", raising=False)
         patch.delenv("CXX", raising=False)
         assert not any(map(shutil.which, ("gcc", "g++", "cc", "c++", "clang", "nvcc", "make")))
-        run_jobs(jobs(root, ONE), world_size=1)
+        run_jobs(jobs(root, ONE, chosen("name")), world_size=1)
     return root
 
 
 @pytest.fixture(scope="module")
-def runs(one: Path) -> Path:
+def runs(one: Path, chosen: Callable[[str], list[str]]) -> Path:
     """The folder of all runs."""
-    run_jobs(jobs(one, TWO), world_size=2)
+    run_jobs(jobs(one, TWO, chosen("name")), world_size=2)
     return one
 
 
@@ -183,7 +196,7 @@ def routing(run_dir: Path) -> list[RoutingSnapshot]:
     return list(read_routing(run_dir / ROUTING_FILE))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", named(NAMES))
 def test_run_ends_and_its_loss_falls(name: str, runs: Path) -> None:
     curve = list(losses(runs / name).values())
     assert len(curve) >= STEPS
@@ -193,7 +206,7 @@ def test_run_ends_and_its_loss_falls(name: str, runs: Path) -> None:
     assert not any(record.skipped for record in steps(runs / name))
 
 
-@pytest.mark.parametrize("name", WITH_EXPERTS)
+@pytest.mark.parametrize("name", named(WITH_EXPERTS))
 def test_every_assignment_is_counted_once_or_dropped(name: str, runs: Path) -> None:
     snapshots = routing(runs / name)
     assert [s.step for s in snapshots] == list(losses(runs / name))
@@ -211,7 +224,7 @@ def test_every_assignment_is_counted_once_or_dropped(name: str, runs: Path) -> N
             assert not snapshot.dropped.any()
 
 
-@pytest.mark.parametrize("name", [name for name in (*ONE, *TWO) if "drops" in name])
+@pytest.mark.parametrize("name", named(name for name in NAMES if "drops" in name))
 def test_full_experts_drop_tokens_and_none_takes_more_than_its_capacity(
     name: str, runs: Path
 ) -> None:
@@ -228,7 +241,8 @@ def test_padding_to_capacity_changes_neither_counts_nor_losses(one: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    "name", ["recompute_full", "recompute_attention", "recompute_moe", "no_distributed_optimizer"]
+    "name",
+    named(("recompute_full", "recompute_attention", "recompute_moe", "no_distributed_optimizer")),
 )
 def test_saving_memory_changes_neither_counts_nor_losses(name: str, one: Path) -> None:
     assert losses(one / name) == pytest.approx(losses(one / "base"), rel=1e-6)
@@ -275,8 +289,10 @@ def test_dense_model_reports_steps_and_no_routing(name: str, runs: Path) -> None
     assert not path.exists() or path.read_text() == ""
 
 
-def test_layers_of_one_stage_only_are_numbered_globally(runs: Path) -> None:
-    assert {s.layers for s in routing(runs / "pp2_first_stage_only")} == {(1, 2)}
+@pytest.mark.deep
+@pytest.mark.parametrize("name", ["pp2_first_stage_only"])
+def test_layers_of_one_stage_only_are_numbered_globally(name: str, runs: Path) -> None:
+    assert {s.layers for s in routing(runs / name)} == {(1, 2)}
 
 
 def test_evaluations_are_reported_beside_the_steps(one: Path) -> None:

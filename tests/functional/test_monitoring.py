@@ -32,7 +32,7 @@ from moe_megatron.testing.prometheus_api import PrometheusApi
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
 
 INTERVAL = 0.25
-SCRAPES = 24
+SCRAPES = 12
 MAX_SERIES = 300
 DASHBOARDS = dashboard_json()
 RUN = "recorded"

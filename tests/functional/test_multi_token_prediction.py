@@ -68,7 +68,6 @@ def root(tmp_path_factory: pytest.TempPathFactory, chosen: Callable[[str], list[
     jobs = {
         1: [
             Job(run_dir=folder / "one", overrides=SHAPE),
-            Job(run_dir=folder / "one_untied", overrides=SHAPE | UNTIED),
             Job(run_dir=folder / "without", overrides=SHAPE | {"model.num_prediction_layers": 0}),
         ],
         2: [
@@ -77,6 +76,8 @@ def root(tmp_path_factory: pytest.TempPathFactory, chosen: Callable[[str], list[
         ],
         4: [],
     }
+    if any(name.endswith("untied") for name in chosen("layout")):
+        jobs[1].append(Job(run_dir=folder / "one_untied", overrides=SHAPE | UNTIED))
     for name in chosen("layout"):
         world_size, layout = LAYOUTS[name]
         jobs[world_size].append(Job(run_dir=folder / name, overrides=SHAPE | layout))

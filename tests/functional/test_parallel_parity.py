@@ -67,8 +67,9 @@ PLAIN: dict[str, dict[str, Any]] = {
 }
 """By plain Megatron: the switch turns every accelerator off."""
 TOGETHER = {"uneven_pp2", "tp2_etp1_ep2", "pp2_ep2", "cp2_tp2", "cp2_pp2", "cp2_ep2"}
-DEEP = TOGETHER | PLAIN.keys() - {"plain_single", "plain_ep2"}
-"""Those that put together what others have alone."""
+ELSEWHERE = {"dp2", "ep2_recompute", "ep2_allgather"}
+DEEP = TOGETHER | ELSEWHERE | PLAIN.keys() - {"plain_single", "plain_ep2"}
+"""Those that put together what others have alone, or that `test_megatron_on_cpu.py` has, too."""
 RELAY = "relay"
 LAYOUTS = [
     pytest.param(name, marks=pytest.mark.deep if name in DEEP else ())

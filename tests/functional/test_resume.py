@@ -1,5 +1,6 @@
 """A run goes on exactly where it stopped, and with other settings where those may change."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,11 @@ ROUTERS: dict[str, dict[str, Any]] = {
     "global loss": {"moe.load_balancing": "global_aux_loss", "moe.input_jitter": 0.1},
 }
 """By what a router remembers from one step to the next."""
+DEEP = {
+    *("quantiles", "cutoffs", "global loss"),
+    *("another rate for embeddings", "bf16", "memory"),
+}
+"""Of which others show the same, or what is stored."""
 
 CHANGED: dict[str, dict[str, Any]] = {
     "longer": {"training.train_steps": 6},
@@ -114,24 +120,30 @@ ELSEWHERE = {
 """Fields that may change and are not changed here, and why."""
 
 
+def cases(table: dict[str, Any]) -> list[Any]:
+    return [pytest.param(it, marks=pytest.mark.deep if it in DEEP else ()) for it in table]
+
+
 def resumed(root: Path, name: str, source: str, **changes: Any) -> Job:
     load = {"checkpoint.load": str(root / source / "checkpoints")}
     return Job(run_dir=root / name, overrides={**SHAPE, **changes, **load})
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def runs(tmp_path_factory: pytest.TempPathFactory, chosen: Callable[[str], list[str]]) -> Path:
     """Every run to its end; each again in two halves; and the first half with other settings."""
     root = tmp_path_factory.mktemp("resume")
     jobs = []
-    for name, router in ROUTERS.items():
+    for name in dict.fromkeys(["aux loss", *chosen("router")]):
+        router = ROUTERS[name]
         half = {**router, "megatron.exit-interval": 2}
         jobs += [
             Job(run_dir=root / name, overrides={**SHAPE, **router}),
             Job(run_dir=root / f"{name}, half", overrides={**SHAPE, **half}),
             resumed(root, f"{name}, resumed", f"{name}, half", **router),
         ]
-    jobs += [resumed(root, name, "aux loss, half", **changes) for name, changes in CHANGED.items()]
+    changed = dict.fromkeys(["optimizer", "batch", *chosen("change")])
+    jobs += [resumed(root, name, "aux loss, half", **CHANGED[name]) for name in changed]
     run_jobs(jobs, world_size=1)
     return root
 
@@ -140,7 +152,7 @@ def steps(run_dir: Path) -> list[StepRecord]:
     return [r for r in read_metrics(run_dir / METRICS_FILE) if isinstance(r, StepRecord)]
 
 
-@pytest.mark.parametrize("router", ROUTERS)
+@pytest.mark.parametrize("router", cases(ROUTERS))
 def test_resumed_run_is_the_uninterrupted_one_bit_by_bit(router: str, runs: Path) -> None:
     straight = {r.step: r for r in steps(runs / router)}
     found = steps(runs / f"{router}, resumed")
@@ -153,7 +165,7 @@ def test_resumed_run_is_the_uninterrupted_one_bit_by_bit(router: str, runs: Path
         assert (snapshot.tokens_per_expert == whole[snapshot.step].tokens_per_expert).all()
 
 
-@pytest.mark.parametrize("change", CHANGED)
+@pytest.mark.parametrize("change", cases(CHANGED))
 def test_run_goes_on_with_other_settings(change: str, runs: Path) -> None:
     last = CHANGED[change].get("training.train_steps", SHAPE["training.train_steps"])
     assert [r.step for r in steps(runs / change)] == list(range(3, last + 1))

@@ -56,10 +56,17 @@ ROUTERS: dict[str, Any] = {
     "above_average": {"moe.router": "above_average"},
     "above_average_with_capacity": {"moe.router": "above_average", "moe.capacity_factor": 1.0},
 }
-LAYOUTS: dict[int, dict[str, Any]] = {
-    2: {"parallel.tensor_parallel_size": 2},
-    4: {"parallel.tensor_parallel_size": 2, "parallel.expert_parallel_size": 2},
+TP2 = {"parallel.tensor_parallel_size": 2}
+EP2 = {"parallel.expert_tensor_parallel_size": 1, "parallel.expert_parallel_size": 2}
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "tp2": TP2,
+    "tp2-ep2": {
+        **TP2,
+        "parallel.expert_tensor_parallel_size": 1,
+        "parallel.expert_parallel_size": 2,
+    },
 }
+"""Of two processes; `test_routers.py` has more."""
 
 
 def train(jobs: Sequence[Job]) -> None:
@@ -73,12 +80,12 @@ def train(jobs: Sequence[Job]) -> None:
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place: Path = tmp_path_factory.mktemp("routers")
-    for world_size, sizes in LAYOUTS.items():
-        jobs = [
-            Job(run_dir=place / f"{name}-{world_size}", overrides={**SHAPE, **router, **sizes})
-            for name, router in ROUTERS.items()
-        ]
-        run_distributed(train, jobs, world_size=world_size)
+    jobs = [
+        Job(run_dir=place / f"{name}-{layout}", overrides={**SHAPE, **router, **sizes})
+        for name, router in ROUTERS.items()
+        for layout, sizes in LAYOUTS.items()
+    ]
+    run_distributed(train, jobs, world_size=2)
     return place
 
 
@@ -89,16 +96,16 @@ def losses(run: Path) -> list[float]:
 
 @pytest.mark.parametrize("router", ROUTERS)
 def test_it_trains_alike_wherever_its_experts_are(router: str, runs: Path) -> None:
-    together, spread = (losses(runs / f"{router}-{size}") for size in LAYOUTS)
+    together, spread = (losses(runs / f"{router}-{layout}") for layout in LAYOUTS)
     assert len(together) == STEPS
     assert spread == pytest.approx(together, rel=1e-5)
     assert spread[-1] < spread[0]
 
 
-@pytest.mark.parametrize("size", LAYOUTS)
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("router", ["above_average", "above_average_with_capacity"])
-def test_what_a_router_asked_for_is_counted(router: str, size: int, runs: Path) -> None:
-    for snapshot in read_routing(runs / f"{router}-{size}" / ROUTING_FILE):
+def test_what_a_router_asked_for_is_counted(router: str, layout: str, runs: Path) -> None:
+    for snapshot in read_routing(runs / f"{router}-{layout}" / ROUTING_FILE):
         assert snapshot.tokens == TOKENS
         kept = snapshot.tokens_per_expert.sum(axis=1)
         assert (snapshot.assigned == kept + snapshot.dropped).all()
@@ -106,9 +113,9 @@ def test_what_a_router_asked_for_is_counted(router: str, size: int, runs: Path) 
         assert (snapshot.dropped > 0).any() == ("capacity" in router)
 
 
-@pytest.mark.parametrize("size", LAYOUTS)
-def test_a_fixed_number_of_experts_is_counted(size: int, runs: Path) -> None:
-    for snapshot in read_routing(runs / f"sharp-{size}" / ROUTING_FILE):
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_fixed_number_of_experts_is_counted(layout: str, runs: Path) -> None:
+    for snapshot in read_routing(runs / f"sharp-{layout}" / ROUTING_FILE):
         assert snapshot.tokens == TOKENS
         assert (snapshot.tokens_per_expert.sum(axis=1) == TOKENS * TOP_K).all()
 

@@ -206,22 +206,15 @@ def _compare(run_dir: Path, options: dict[str, Any], sizes: dict[str, int]) -> d
 
 DECISIVE = {
     "single": [
-        *("plain", "wide_heads", "qk_norm", "switch", "sigmoid", "dense", "multipliers"),
-        *("sparse_mixer", "half_rotated", "latent_full_rank", "DeepSeekV3", "GPTOSS"),
+        *("wide_heads", "qk_norm", "switch", "sigmoid", "dense", "multipliers"),
+        *("half_rotated", "latent_full_rank", "DeepSeekV3", "GPTOSS"),
     ],
     "tp2": [
-        *("gqa", "qk_norm_all_heads", "shared_expert", "gelu", "untied", "learned_positions"),
-        *("layer_norm_and_bias", "swiglu_bias", "biases", "tied_head_bias", "whole_vocabulary"),
-        *("qkv_bias", "gated_shared_expert"),
+        *("gqa", "qk_norm_all_heads", "learned_positions", "swiglu_bias", "biases"),
+        "gelu",
+        *("whole_vocabulary", "qkv_bias", "gated_shared_expert"),
     ],
-    "ep2": [
-        "gqa",
-        "shared_expert",
-        "one_moe_layer",
-        "expert_biases",
-        "expert_bias",
-        "gelu_experts",
-    ],
+    "ep2": ["one_moe_layer", "expert_biases", "expert_bias", "gelu_experts"],
     "pp2": ["one_moe_layer", "untied", "tied_head_bias", "layer_norm_and_bias"],
     "tp2_etp1_ep2": ["shared_expert"],
     "tp2_ep2": ["shared_expert"],

@@ -200,7 +200,7 @@ def test_ctrl_c_ends_the_workers(tmp_path, tokenizer, start, wait_until, texts):
     process.send_signal(signal.SIGINT)
     process.communicate()
     assert names(tmp_path / "out") == []
-    assert not [worker for worker in workers if os.path.exists(f"/proc/{worker}")]
+    wait_until(lambda: not any(os.path.exists(f"/proc/{worker}") for worker in workers))
 
 
 def test_script_without_main_guard_may_use_workers(tmp_path, source, tokenizer, start, expected):
