@@ -22,7 +22,8 @@ from moe_megatron.errors import ConfigError
 from moe_megatron.routing import BoundRouter, Routing, bind, find_router, own_router, router_names
 from moe_megatron.routing.registry import Router
 from moe_megatron.testing.distributed import RankError
-from moe_megatron.testing.engines import ENGINES, Case, problems, train, ways_for
+from moe_megatron.testing.engines import problems, train
+from moe_megatron.testing.ways import ENGINES, Case, ways_for
 
 TOKENS, EXPERTS, HIDDEN = 24, 8, 16
 

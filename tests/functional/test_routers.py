@@ -11,7 +11,8 @@ import pytest
 from moe_megatron.errors import ConfigError
 from moe_megatron.routing import Routing, find_router, registered_router
 from moe_megatron.testing import RouterError, check_router
-from moe_megatron.testing.engines import ENGINES, Case, Found, problems, train, ways_for
+from moe_megatron.testing.engines import problems, train
+from moe_megatron.testing.ways import ENGINES, Case, Found, ways_for
 from tests.built_in import ROUTERS
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(1800)]
