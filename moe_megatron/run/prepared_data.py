@@ -4,15 +4,20 @@ The launcher uses this module before it starts processes, so nothing here loads 
 unless data has to be written.
 """
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from moe_megatron.config import RunConfig
+from moe_megatron.data.instructions.stored import holds_instructions
+from moe_megatron.data.instructions.suitable import check_settings, rows_of_splits
 from moe_megatron.data.source import resolve_blend
 from moe_megatron.data.split import check_splits
 from moe_megatron.files import default_cache_dir
 from moe_megatron.text.loading import load_tokenizer
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,9 +65,14 @@ def prepare_data(config: RunConfig, *, progress: bool = True) -> PreparedData:
             end_of_document=0,
         )
     blend = resolve_blend(config.data, open_indexed_writer, progress=progress)
-    if config.training.eval_interval is not None:
-        for prefix in blend.prefixes:
-            check_splits(prefix, config.data.split_shares)
+    evaluates = config.training.eval_interval is not None
+    shares = config.data.split_shares if evaluates else (1.0, 0.0, 0.0)
+    for prefix in blend.prefixes if evaluates else ():
+        check_splits(prefix, shares)
+    if holds_instructions(blend.prefixes):
+        check_settings(config)
+        for line in rows_of_splits(blend.prefixes, config.data.sequence_length, shares):
+            logger.log(logging.WARNING if progress else logging.DEBUG, "%s", line)
     tokenizer = load_tokenizer(str(blend.tokenizer_dir))
     cache = Path(config.data.cache_dir) if config.data.cache_dir else default_cache_dir()
     pairs = zip(blend.weights, blend.prefixes, strict=True)

@@ -26,6 +26,8 @@ class Job:
     run_dir: Path
     overrides: Mapping[str, Any] = field(default_factory=dict)
     preset: str = "test_tiny"
+    data: Path | None = None
+    """Prefix of a prepared dataset; None: Megatron's mock data."""
 
     @property
     def config(self) -> RunConfig:
@@ -90,8 +92,8 @@ def run_job(job: Job, callbacks: tuple["Callback", ...] = ()) -> None:
     sinks = SinkSet([MetricsLog(), RoutingLog()]) if world.rank() == 0 else None
     training = TrainingJob(
         config=config,
-        data_paths=(),
-        data_cache=job.run_dir.parent / "mock_data",  # its indices take half a second to build
+        data_paths=() if job.data is None else ("1.0", str(job.data)),
+        data_cache=job.run_dir.parent / "indices",  # they take half a second to build
         vocab_size=MOCK_VOCAB_SIZE,
         end_of_document=0,
         run_dir=job.run_dir,

@@ -16,6 +16,8 @@ from moe_megatron.mcore.cpu.fast.causal_attention import CausalAttention
 class LocalAttention(DotProductAttention):
     """`DotProductAttention` with a faster path for plain causal attention.
 
+    Packed sequences, which Megatron's class refuses, are attended to one by one.
+
     Everything else (dropout, windows, softmax variants, few queries against an inference cache) is
     left to Megatron. Latent attention (MLA) passes the widths of its keys and values, which
     Megatron's class refuses; they are ignored here, since the tensors have these widths anyway.
@@ -43,18 +45,21 @@ class LocalAttention(DotProductAttention):
         """softmax(scale * Q K^T + mask) V.
 
         Args:
-            query: [sequence, batch, heads, width].
+            query: [sequence, batch, heads, width]; of packed sequences [tokens, heads, width].
             key: [sequence, batch, query groups, width].
             value: [sequence, batch, query groups, value width].
             attention_mask: None for the causal mask alone.
             attn_mask_type: Kind of mask; None for the layer's own.
             attention_bias: Added to the scores; not supported by Megatron's class.
-            packed_seq_params: Packed sequences; not supported by Megatron's class.
+            packed_seq_params: Where each of the packed sequences begins; Megatron's class supports
+                none.
 
         Returns:
-            [sequence, batch, heads * value width].
+            [sequence, batch, heads * value width]; of packed sequences [tokens, ...].
         """
         mask_type = self.attn_mask_type if attn_mask_type is None else attn_mask_type
+        if packed_seq_params is not None and query.dim() == 3:
+            return self._sample_by_sample(query, key, value, mask_type, packed_seq_params)
         plain = (
             attention_mask is None
             and attention_bias is None
@@ -74,6 +79,21 @@ class LocalAttention(DotProductAttention):
                 packed_seq_params,
             )
         return self.causal(query, key, value)
+
+    def _sample_by_sample(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        mask_type: AttnMaskType,
+        packed: Any,
+    ) -> torch.Tensor:
+        """Attention within each of the sequences that are packed into one."""
+        sizes = torch.diff(packed.cu_seqlens_q).tolist()
+        split = [torch.split(x.unsqueeze(1), sizes) for x in (query, key, value)]
+        parts = zip(*split, strict=True)
+        outputs = [self.forward(q, k, v, None, attn_mask_type=mask_type) for q, k, v in parts]
+        return torch.cat(outputs).squeeze(1)
 
     def is_plain(self, query: torch.Tensor) -> bool:
         """Whether `causal` computes all that this layer does but for masks."""

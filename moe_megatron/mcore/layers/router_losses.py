@@ -5,6 +5,9 @@
 - **Padding:** of the tokens of several ranks, or sequences, each with its own padding, Megatron
   takes a mean of means, and one average length for all sequences. Here every token that counts
   counts the same, and a sequence has its own length.
+- **Instruction data:** where only answers are learned, Megatron weighs a micro-batch by all its
+  tokens, so that the losses of routers would outweigh that of the model. Here a micro-batch weighs
+  as much in both.
 - **A router that gives tokens different numbers of experts:** the number of tokens is counted, and
   not derived from that of assignments.
 
@@ -18,6 +21,8 @@ import torch
 import torch.distributed as dist
 from megatron.core.transformer.moe.router import TopKRouter
 from torch import Tensor
+
+from moe_megatron.mcore.layers.learned_tokens import learned_tokens_here
 
 _GLOBAL = "global_load_balancing_loss"
 
@@ -50,7 +55,13 @@ class RouterLosses(TopKRouter):
         needs_dp_avg: bool = True,
         valid_token_count: int | Tensor | None = None,
     ) -> Tensor:  # Megatron's signature
-        """The activation, with the gradient of a loss attached; the loss is logged."""
+        """The activation, with the gradient of a loss attached; the loss is logged.
+
+        Where gradients are divided by the number of tokens in the loss of the model, a loss of the
+        router counts as often as its micro-batch has such tokens.
+        """
+        if (learned := learned_tokens_here()) is not None:
+            valid_token_count = learned / self.tp_cp_group.size()
         if aux_loss_name == _GLOBAL:
             ranks = self.tp_dp_cp_group.size() // self.tp_cp_group.size()
             aux_loss, reduce_group, needs_dp_avg = aux_loss * ranks, self.tp_cp_group, True

@@ -27,7 +27,8 @@ def show_token_ids(token_ids: Tensor | None, domains: Tensor | None = None) -> N
 
     Args:
         token_ids: [batch, sequence].
-        domains: [batch], the source of each sample; None: there is but one.
+        domains: [batch], the source of each sample, or of each token as `token_ids`; None: there
+            is but one.
     """
     global _current, _domains
     _current, _domains = token_ids, domains
@@ -57,7 +58,8 @@ def domain_ids_here(*, sequence_parallel: bool) -> Tensor:
     assert _current is not None, "every stage reads samples for a router that looks at domains"
     domains = torch.full_like(_current, -1)
     if _domains is not None:
-        domains = _domains.to(_current).unsqueeze(1).expand_as(_current)
+        of_rows = _domains if _domains.dim() == 2 else _domains.unsqueeze(1)
+        domains = of_rows.to(_current).expand_as(_current)
     return _rows(domains, sequence_parallel=sequence_parallel)
 
 

@@ -54,6 +54,8 @@ class RunPaths:
     load: str | None
     """Folder to load the newest checkpoint from."""
     load_step: int | None = None
+    instructions: bool = False
+    """Whether the data is instruction data, of which answers alone are learned."""
     """Step of the checkpoint to load, if it is not the newest."""
 
 
@@ -128,6 +130,8 @@ def _path_flags(config: RunConfig, machine: MachineSettings, paths: RunPaths) ->
     if paths.validation:
         words = ["--train-data-path", *paths.data, "--valid-data-path", *paths.validation]
     words += ["--data-cache-path", paths.data_cache]
+    if paths.instructions:  # every learned token of a step counts the same
+        words += ["--calculate-per-token-loss"]
     words += ["--tokenizer-type", "NullTokenizer", "--vocab-size", str(paths.vocab_size)]
     words += ["--null-tokenizer-eod-id", str(paths.end_of_document)]
     if paths.checkpoints is not None:

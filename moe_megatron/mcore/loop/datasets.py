@@ -1,5 +1,6 @@
-"""Megatron's datasets over the indexed files that `moe_megatron.data` prepared."""
+"""Megatron's datasets over the indexed files that `moe_megatron.data` prepared: text or samples."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,10 @@ from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig, Moc
 from megatron.core.datasets.utils import get_blend_from_list
 from megatron.training import get_args, get_tokenizer
 
+from moe_megatron.data.index import is_prefix
+from moe_megatron.data.instructions.stored import holds_instructions
 from moe_megatron.mcore.loop import index_cache
+from moe_megatron.mcore.loop.instruction_dataset import InstructionDataset
 from moe_megatron.mcore.loop.stages import reads_samples
 
 
@@ -26,7 +30,9 @@ def train_valid_test_datasets(num_samples: list[int], vp_stage: int | None = Non
     args = get_args()
     per_split = _blend_per_split(args)
     indices = _index_folder(args)
-    dataset = MockGPTDataset if args.mock_data else GPTDataset
+    dataset: Any = MockGPTDataset if args.mock_data else GPTDataset
+    if holds_instructions(prefixes_in(_words(args))):
+        dataset = InstructionDataset
     config = GPTDatasetConfig(
         random_seed=args.seed,
         sequence_length=args.seq_length,
@@ -55,9 +61,19 @@ def _index_folder(args: Any) -> Path | None:
     """The folder of the indices, one for each state of the data; None if Megatron's is used."""
     if not args.data_cache_path:
         return None
+    return index_cache.folder_of(Path(args.data_cache_path), _words(args))
+
+
+def _words(args: Any) -> list[str]:
+    """Weights and prefixes of all datasets of a run."""
     groups = (args.data_path, args.train_data_path, args.valid_data_path, args.test_data_path)
-    words = [word for group in groups for word in group or ()]
-    return index_cache.folder_of(Path(args.data_cache_path), words)
+    return [word for group in groups for word in group or ()]
+
+
+def prefixes_in(words: Sequence[str]) -> list[Path]:
+    """The prefixes among words as `--data-path` takes them: prefixes alone, or after weights."""
+    prefixes = [Path(word) for word in words]
+    return [prefix for prefix in prefixes if is_prefix(prefix)]
 
 
 def _blend_per_split(args: Any) -> list[Any] | None:

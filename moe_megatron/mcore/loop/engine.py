@@ -23,6 +23,8 @@ from megatron.training import pretrain
 from megatron.training.argument_utils import gpt_config_from_args, pretrain_cfg_container_from_args
 
 from moe_megatron.config.checkpoint_files import iteration_dir
+from moe_megatron.data.instructions.stored import holds_instructions
+from moe_megatron.data.instructions.suitable import check_settings
 from moe_megatron.errors import BackendUnavailableError
 from moe_megatron.mcore import world
 from moe_megatron.mcore.later import tokenizers_later
@@ -33,12 +35,13 @@ from moe_megatron.mcore.loop.arguments import RunPaths, megatron_argv, parse
 from moe_megatron.mcore.loop.callbacks import Callback
 from moe_megatron.mcore.loop.calling_back import callbacks_installed
 from moe_megatron.mcore.loop.cleanup import ModelRelease, forget_run
-from moe_megatron.mcore.loop.datasets import train_valid_test_datasets
+from moe_megatron.mcore.loop.datasets import prefixes_in, train_valid_test_datasets
 from moe_megatron.mcore.loop.forward import forward_step
 from moe_megatron.mcore.loop.garbage import LastingObjects
 from moe_megatron.mcore.loop.job import JobOutcome, MachineSettings, TrainingJob
 from moe_megatron.mcore.loop.library_warnings import library_warnings_to
 from moe_megatron.mcore.loop.micro_batches import micro_batch_seeds
+from moe_megatron.mcore.loop.packed_batch import set_packing
 from moe_megatron.mcore.loop.root_logger import forget_import, root_logger_kept
 from moe_megatron.mcore.loop.router_states import RouterStates
 from moe_megatron.mcore.loop.saving import Saves
@@ -83,8 +86,7 @@ def run(job: TrainingJob, machine: MachineSettings) -> JobOutcome:
         MoEError: The configuration, data, checkpoint or machine does not allow it.
     """
     config = job.config
-    config.validate(world.size())
-    check_token_ids(config, job.data_paths)
+    instructions = _check(job)
     load = _find_checkpoint(job)
     paths = RunPaths(
         data=job.data_paths,
@@ -95,6 +97,7 @@ def run(job: TrainingJob, machine: MachineSettings) -> JobOutcome:
         checkpoints=None if job.checkpoints is None else str(job.checkpoints),
         load=None if load is None else str(load.parent),
         load_step=None if load is None else checkpoint.step_to_ask_for(load),
+        instructions=instructions,
     )
     policies = configured_policies(
         config, checkpoints=job.checkpoints, loaded=load, run_dir=job.run_dir
@@ -142,7 +145,8 @@ def run(job: TrainingJob, machine: MachineSettings) -> JobOutcome:
         stack.enter_context(sections_told(argv))
         args = parse(argv, verbose=True)
         check_embeddings(args)
-        setattr(args, EVERY_STAGE_READS, uses_token_ids(config))
+        setattr(args, EVERY_STAGE_READS, instructions or uses_token_ids(config))
+        set_packing(args, packed=instructions)
         args.iterations_to_skip.extend(rollback.left_out())
         stopping = Stopping(args.exit_signal)
         stack.enter_context(stopping.installed())
@@ -165,6 +169,16 @@ def run(job: TrainingJob, machine: MachineSettings) -> JobOutcome:
         profile=telemetry.profile,
         recent=telemetry.recent if telemetry.profile is not None else None,
     )
+
+
+def _check(job: TrainingJob) -> bool:
+    """Refuse what cannot train together; returns whether the data is instruction data."""
+    job.config.validate(world.size())
+    check_token_ids(job.config, job.data_paths)
+    instructions = holds_instructions(prefixes_in((*job.data_paths, *job.validation_paths)))
+    if instructions:
+        check_settings(job.config)
+    return instructions
 
 
 def _set_determinism(wanted: bool) -> None:

@@ -11,8 +11,10 @@ from megatron.core.rerun_state_machine import get_rerun_state_machine
 from megatron.core.utils import get_batch_on_this_cp_rank
 from megatron.training import get_args, get_timers
 
+from moe_megatron.mcore.layers.learned_tokens import show_learned_tokens
 from moe_megatron.mcore.layers.token_ids import show_token_ids
 from moe_megatron.mcore.loop.micro_batches import MicroBatchSeeds
+from moe_megatron.mcore.loop.packed_batch import PADDING, flattened
 from moe_megatron.mcore.loop.stages import reads_samples
 from moe_megatron.mcore.measure.phases import PhaseClock
 
@@ -41,7 +43,14 @@ def forward_step(
     with nullcontext() if clock is None else clock.measure("data"):
         batch, domains = _get_batch(data_iterator)
     timers("batch-generator").stop()
+    packed = PADDING in batch
+    if packed:
+        if domains is not None:
+            domains = domains.to(batch["tokens"]).unsqueeze(1).expand_as(batch["tokens"])
+            domains = domains.reshape(1, -1)
+        batch = flattened(batch, sequence_parallel=get_args().sequence_parallel)
     show_token_ids(batch.get("tokens"), domains)
+    show_learned_tokens(batch["loss_mask"].sum() if packed else None)
     if seeds is not None:
         seeds.begin(model)
     output = model(
@@ -50,13 +59,14 @@ def forward_step(
         None,
         labels=batch.get("labels"),
         loss_mask=batch.get("loss_mask"),
+        **{name: batch[name] for name in ("padding_mask", "packed_seq_params") if packed},
     )
     return output, partial(_loss, batch.get("loss_mask"))
 
 
 def _get_batch(
     data_iterator: Iterator[dict[str, torch.Tensor]] | None,
-) -> tuple[dict[str, torch.Tensor], torch.Tensor | None]:
+) -> tuple[dict[str, Any], torch.Tensor | None]:
     """A micro-batch, and the source of each of its samples, where the data has several."""
     if data_iterator is None or not reads_samples():
         return {}, None
@@ -66,7 +76,8 @@ def _get_batch(
         key: sample[key].to(device=torch.cuda.current_device(), non_blocking=True)
         if torch.cuda.is_available()
         else sample[key]
-        for key in ("tokens", "labels", "loss_mask", "position_ids")
+        for key in ("tokens", "labels", "loss_mask", "position_ids", PADDING)
+        if key in sample
     }
     own = get_batch_on_this_cp_rank(
         batch, is_hybrid_cp=False, cp_group=mpu.get_context_parallel_group()

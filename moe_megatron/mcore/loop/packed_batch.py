@@ -1,0 +1,68 @@
+"""A micro-batch of rows that hold several samples each, as Megatron's packed sequences.
+
+Megatron wants all samples one after another in a single row, and where each begins
+(`PackedSeqParams`): attention stays within a sample, positions begin anew with each. With
+Transformer Engine its kernels do that, without it `layers/local_attention.py`. Padding is a sample
+of its own, which is in no loss and not counted by any router.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from megatron.core import mpu
+from megatron.core.packed_seq_params import PackedSeqParams
+from torch import Tensor
+
+PADDING = "padding"
+"""The key that batches of instruction data have, and others have not."""
+
+
+def flattened(batch: Mapping[str, Tensor], *, sequence_parallel: bool) -> dict[str, Any]:
+    """What the model takes of a micro-batch, by Megatron's names.
+
+    Args:
+        batch: Tensors [batch, sequence].
+        sequence_parallel: Whether the ranks of a tensor parallel group share a sequence.
+
+    Returns:
+        Tensors [1, batch * sequence], and where samples begin.
+    """
+    flat: dict[str, Any] = {name: tensor.reshape(1, -1) for name, tensor in batch.items()}
+    bounds = sample_bounds(flat["position_ids"])
+    longest = int((bounds[1:] - bounds[:-1]).max())
+    padding = flat.pop(PADDING)
+    if sequence_parallel and not mpu.is_pipeline_first_stage():
+        # Megatron cuts it with the embedding, which only the first stage has.
+        parts = padding.chunk(mpu.get_tensor_model_parallel_world_size(), dim=1)
+        padding = parts[mpu.get_tensor_model_parallel_rank()].contiguous()
+    flat["padding_mask"] = padding
+    flat["packed_seq_params"] = PackedSeqParams(
+        qkv_format="thd",
+        cu_seqlens_q=bounds,
+        cu_seqlens_kv=bounds,
+        max_seqlen_q=longest,
+        max_seqlen_kv=longest,
+    )
+    return flat
+
+
+def sample_bounds(positions: Tensor) -> Tensor:
+    """Where samples begin, and where the last one ends: int32 [samples + 1].
+
+    Args:
+        positions: [1, T], 0 where a sample begins.
+    """
+    starts = torch.nonzero(positions.view(-1) == 0).view(-1)
+    end = torch.tensor([positions.numel()], device=positions.device)
+    return torch.cat((starts, end)).to(torch.int32)
+
+
+def set_packing(args: Any, *, packed: bool) -> None:
+    """Tell Megatron that the stages of a pipeline exchange micro-batches that are one row.
+
+    Args:
+        args: Megatron's arguments.
+        packed: Whether they are.
+    """
+    args.variable_seq_lengths = packed and args.micro_batch_size > 1
