@@ -17,11 +17,29 @@ NO_PROGRESS = 93
 """Exit code of a job that ended at the checkpoint it began with: starting it again is no use."""
 
 
+_LONGEST_WORD = 300
+_ENDS = "'\".,;:)]"
+"""What may follow a name within a word of a message."""
+
+
+def _shortened(word: str) -> str:
+    if len(word) <= _LONGEST_WORD:
+        return word
+    end = word[len(word.rstrip(_ENDS)) :][:_LONGEST_WORD]
+    return f"{word[: _LONGEST_WORD * 2 // 3]}...{end}"
+
+
 class MoEError(Exception):
-    """Base of all errors that a wrong input, file or environment can cause."""
+    """Base of all errors that a wrong input, file or environment can cause.
+
+    Its text shows the beginning of a name that somebody gave pages of.
+    """
 
     exit_code: int = EXIT_CODE
     """With which code a process of a run leaves because of it."""
+
+    def __str__(self) -> str:
+        return " ".join(_shortened(word) for word in super().__str__().split(" "))
 
 
 class ConfigError(MoEError, ValueError):

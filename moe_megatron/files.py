@@ -20,6 +20,8 @@ from moe_megatron.errors import ConfigError, DataError
 
 _log = logging.getLogger(__name__)
 
+_LONGEST_NAME = 255
+"""Of a file, in bytes, on all file systems in use."""
 _FREE_SPACE = "free some space or choose a directory on another disk"
 _CHOOSE_WRITABLE = "choose a directory that you may write to (set cache_dir or MOE_MEGATRON_CACHE)"
 _REMEDIES = {
@@ -52,6 +54,17 @@ def user_path(given: str | os.PathLike[str]) -> Path:
         return path.expanduser()
     except (RuntimeError, ValueError):  # there is no such user: a name like any other
         return path
+
+
+def namable(path: Path) -> Path:
+    """A path that a file can have, whether there is one or not.
+
+    Raises:
+        ConfigError: One of its names is longer than a file's can be.
+    """
+    if any(len(os.fsencode(part)) > _LONGEST_NAME for part in path.parts):
+        raise ConfigError(f"the name {path} is longer than a file's can be.")
+    return path
 
 
 def readable_name(text: str) -> str:

@@ -16,8 +16,8 @@ import torch
 
 from moe_megatron.config import ModelConfig, MoEConfig, RunConfig, apply_overrides, load_config
 from moe_megatron.config.architecture import VOCABULARY, Architecture
-from moe_megatron.config.arguments import explained, meant
-from moe_megatron.config.checks import join_words, nearest
+from moe_megatron.config.arguments import explained, meant, shown
+from moe_megatron.config.checks import clipped, join_words, nearest
 from moe_megatron.errors import ConfigError
 from moe_megatron.model.language_model import LanguageModel
 from moe_megatron.models import MoEModel
@@ -127,8 +127,13 @@ class NamedArchitecture(MoEModel):
         if size is not None and size not in cls.sizes:
             known = list(cls.sizes)
             raise ConfigError(
-                f"{cls.__name__} has no size {size!r}.{nearest(str(size), known)} It has "
+                f"{cls.__name__} has no size {shown(size)}.{nearest(str(size), known)} It has "
                 f"{join_words(known, 'and') or 'only its default size'}."
+            )
+        if size is None and not hasattr(cls, "table"):
+            raise ConfigError(
+                f"{cls.__name__} has no table; give a subclass one, as in table = {{'moe': "
+                "{'num_experts': 32}}, or build one of moe_megatron.architectures, or a MoEModel."
             )
         config = load_config(cls.table if size is None else cls.sizes[size].table)
         return apply_overrides(config, cls._fields(config, options))
@@ -163,8 +168,8 @@ class NamedArchitecture(MoEModel):
                 known = [*cls.arguments, *_PLACES]
                 own = join_words(list(cls.arguments), "and")
                 raise ConfigError(
-                    f"{cls.__name__} has no option '{name}'.{meant(name, known)} Options are "
-                    f"{own + ', ' if own else ''}vocab_size, and the fields of ModelConfig and "
+                    f"{cls.__name__} has no option '{clipped(name)}'.{meant(name, known)} Options "
+                    f"are {own + ', ' if own else ''}vocab_size, and the fields of ModelConfig and "
                     "MoEConfig."
                 )
             if twice := found.keys() & given.keys():

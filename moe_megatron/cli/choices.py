@@ -121,7 +121,7 @@ def _tried(config: RunConfig) -> RunConfig:
     config = replace(config, moe=experts.resolve(config.moe))
     routing.try_router(config.moe, config.model.hidden_size)
     inner = config.architecture.expert_hidden_size
-    experts.try_out(config.moe, config.model.hidden_size, inner)
+    experts.try_expert(config.moe, config.model.hidden_size, inner)
     return config
 
 

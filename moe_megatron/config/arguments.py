@@ -12,7 +12,7 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
-from moe_megatron.config.checks import join_words, nearest
+from moe_megatron.config.checks import in_one_line, join_words, nearest
 from moe_megatron.errors import ConfigError
 
 _MEANT = {
@@ -166,5 +166,5 @@ def one_of(**names: Any) -> Any:
 
 def shown(value: Any) -> str:
     """A value as a message shows it: short, in one line, and text in quotes."""
-    text = " ".join(repr(value).split())
+    text = in_one_line(repr(value))
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -7,6 +7,7 @@ is needed. It skips fields that are None: whether None is allowed depends on the
 
 import difflib
 import keyword
+import re
 from collections.abc import Iterable, Sequence
 
 from moe_megatron.errors import ConfigError
@@ -89,6 +90,11 @@ def divisors(number: int) -> list[int]:
 def clipped(text: str, most: int = 200) -> str:
     """A text as a message shows it: its beginning if somebody gave pages of it."""
     return text if len(text) <= most else f"{text[:most]}..."
+
+
+def in_one_line(text: str) -> str:
+    """A text of Python's on one line, without places in memory, which say nothing to a person."""
+    return " ".join(re.sub(r" at 0x[0-9a-f]+", "", text).split())
 
 
 def first_few(names: Sequence[str], most: int = 5) -> str:

@@ -22,7 +22,13 @@ import types
 from collections.abc import Mapping
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from moe_megatron.config.checks import clipped, join_words, nearest, qualified
+from moe_megatron.config.checks import (
+    clipped,
+    in_one_line,
+    join_words,
+    nearest,
+    qualified,
+)
 from moe_megatron.config.within import Within, range_of
 from moe_megatron.errors import ConfigError
 from moe_megatron.files import user_path
@@ -259,4 +265,4 @@ def show(value: object) -> str:
         return f"the list {clipped(repr(list(value)))}"
     if isinstance(value, Mapping):
         return "a mapping"
-    return f"{value!r} ({type(value).__name__})"
+    return f"{clipped(in_one_line(repr(value)))} ({type(value).__name__})"

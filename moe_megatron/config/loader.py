@@ -19,6 +19,7 @@ from moe_megatron.config.mapping import Layer, build, merge, read_layer, to_mapp
 from moe_megatron.config.own_code import names_code
 from moe_megatron.config.run import RunConfig
 from moe_megatron.errors import ConfigError
+from moe_megatron.files import namable
 from moe_megatron.reading import read_text
 
 _MOST_BYTES = 2**20
@@ -168,7 +169,7 @@ def _find(name: str, *, folder: Path | None, asked_by: str) -> _Source:
         text = (_PRESETS / f"{name}.yaml").read_text(encoding="utf-8")
         label = f"preset {name}"
         return _Source(label=label, identity=label, content=text, folder=None, preset=name)
-    path = None if folder is None else folder / name
+    path = None if folder is None else folder / namable(Path(name))
     if path is None or not name or not path.exists():
         hint = nearest(Path(name).stem, presets)
         raise ConfigError(

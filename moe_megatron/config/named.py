@@ -23,7 +23,8 @@ Option = bool | int | str | float | None
 """Value of an option."""
 
 _NAME = "name"
-_NOTES = ("sha256", "replaces")
+NOTES = ("sha256", "replaces")
+"""What a choice notes beside its name and options."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,7 +63,7 @@ class Named:
 
     def to_plain(self) -> dict[str, Option]:
         """Name and options in one mapping, as a file holds them."""
-        notes = {note: getattr(self, note) for note in _NOTES if getattr(self, note) is not None}
+        notes = {note: getattr(self, note) for note in NOTES if getattr(self, note) is not None}
         return {_NAME: self.name, **self.options, **notes}
 
     def is_code_of(self, other: Self) -> bool:
@@ -103,7 +104,7 @@ class Named:
         if isinstance(value, cls):
             return value
         part = cls.read_part(value, where)
-        given = {key: part.pop(key) for key in (_NAME, *_NOTES) if key in part}
+        given = {key: part.pop(key) for key in (_NAME, *NOTES) if key in part}
         return cls(**given, options=part)  # subclasses have a default name
 
     @classmethod
@@ -130,6 +131,6 @@ class Named:
                     "digits and underscores."
                 )
             kind: Any = str if key == _NAME else Option
-            kind = str | None if key in _NOTES else kind
+            kind = str | None if key in NOTES else kind
             found[key] = convert(item, kind, f"{where}.{key}")
         return found

@@ -19,13 +19,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from moe_megatron.config.checks import clipped, join_words, nearest
+from moe_megatron.config.checks import clipped, in_one_line, join_words, nearest
 from moe_megatron.errors import ConfigError, MoEError
 from moe_megatron.files import user_path
 from moe_megatron.reading import read_bytes
 
 _MOST_BYTES = 2**20
 _SUFFIX = ".py"
+_EXIT = "_sitebuiltins.py"
+"""Python's own `exit` and `quit`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,6 +133,17 @@ def reading_signature(code: OwnCode) -> Iterator[None]:
         raise ConfigError(
             f"the signature of {code.place} cannot be read: {code.told(error)}."
         ) from error
+
+
+def where_left(error: SystemExit) -> str:
+    """Where code has left the process: "SystemExit: 3 (my_expert.py, line 7)"."""
+    place, trace = "", error.__traceback__
+    while trace is not None:
+        file = trace.tb_frame.f_code.co_filename
+        if not file.endswith(_EXIT):
+            place = f" ({file}, line {trace.tb_lineno})"
+        trace = trace.tb_next
+    return _told(error) + place
 
 
 def check_unchanged(code: OwnCode, noted: str | None, replaces: str | None, field: str) -> None:
@@ -261,7 +274,7 @@ def _cannot(path: Path, error: BaseException, what: str) -> str:
 
 
 def _told(error: BaseException) -> str:
-    text = clipped(" ".join(str(error).split()))
+    text = clipped(in_one_line(str(error)))
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 

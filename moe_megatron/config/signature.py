@@ -28,7 +28,7 @@ def signature_of(function: Callable[..., Any], owner: str) -> inspect.Signature:
     try:
         return inspect.signature(function, eval_str=True)
     except (Exception, SystemExit) as error:  # annotations may be any code
-        told = checks.clipped(f"{type(error).__name__}: {' '.join(str(error).split())}")
+        told = checks.clipped(f"{type(error).__name__}: {checks.in_one_line(str(error))}")
         raise ConfigError(
             f"the signature of {owner} cannot be read: {told}; give a function or class that is "
             "written in Python, with annotations that its file knows."
@@ -83,5 +83,5 @@ def configured(options: type, given: Mapping[str, object], *, owner: str) -> Any
         if option not in known:
             hint = checks.nearest(option, known)
             hint = hint or f" It has {checks.join_words(known, 'and') or 'none'}."
-            raise ConfigError(f"{owner} has no option '{option}'.{hint}")
+            raise ConfigError(f"{owner} has no option '{checks.clipped(option)}'.{hint}")
     return options(**given)

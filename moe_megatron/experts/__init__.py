@@ -33,7 +33,7 @@ from moe_megatron.experts.kinds import (
 from moe_megatron.experts.own_expert import (
     expert_given_again,
     own_expert,
-    try_out,
+    try_expert,
     words_of,
 )
 from moe_megatron.experts.pool import ExpertPool
@@ -54,6 +54,6 @@ __all__ = [
     "register_expert",
     "registered_expert",
     "resolve",
-    "try_out",
+    "try_expert",
     "words_of",
 ]

@@ -22,12 +22,14 @@ from torch import nn
 
 from moe_megatron import routing
 from moe_megatron.config import ExpertConfig, MoEConfig, checks
+from moe_megatron.config.arguments import shown
 from moe_megatron.config.own_code import OwnCode, is_own_code, names_code
 from moe_megatron.config.own_shelf import OwnShelf
 from moe_megatron.config.signature import configured, options_class, signature_of
 from moe_megatron.errors import ConfigError
 from moe_megatron.routing.guard import telling
 
+_PACKAGE = __name__.partition(".")[0]
 _SIZES = ("hidden_size", "intermediate_size")
 
 
@@ -49,6 +51,11 @@ class ExpertKind:
         if self.code is not None:
             return self.code.place
         return f"{self.build.__module__}.{getattr(self.build, '__qualname__', self.build)}"
+
+    @property
+    def is_of_users(self) -> bool:
+        """Whether somebody else has written it, so that it is tried before a run."""
+        return self.code is not None or self.build.__module__.partition(".")[0] != _PACKAGE
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -129,9 +136,9 @@ def find_expert(expert: str | ExpertConfig) -> ExpertKind:
         return OWN_EXPERTS.find(expert)
     if name not in _KINDS:
         raise ConfigError(
-            f"there is no expert '{name}'.{checks.nearest(name, expert_names())} Experts are "
-            f"{checks.join_words(expert_names(), 'and')}; your own is the path of a file and a "
-            "class in it, as in my_expert.py:MyExpert, or one that was registered with "
+            f"there is no expert '{checks.clipped(name)}'.{checks.nearest(name, expert_names())} "
+            f"Experts are {checks.join_words(expert_names(), 'and')}; your own is the path of a "
+            "file and a class in it, as in my_expert.py:MyExpert, or one that was registered with "
             "moe_megatron.experts.register_expert before the run starts."
         )
     return _KINDS[name]
@@ -146,8 +153,9 @@ def name_of(expert_class: type[nn.Module]) -> str:
     for name, kind in _KINDS.items():
         if kind.build is expert_class:
             return name
-    register_expert(expert_class.__name__)(expert_class)
-    return expert_class.__name__
+    name = getattr(expert_class, "__name__", type(expert_class).__name__)
+    register_expert(name)(expert_class)
+    return name
 
 
 def resolve(moe: MoEConfig) -> MoEConfig:
@@ -214,7 +222,7 @@ def described(name: str, expert_class: Callable[..., nn.Module]) -> ExpertKind:
     """
     if not (isinstance(expert_class, type) and issubclass(expert_class, nn.Module)):
         raise ConfigError(
-            f"the expert '{name}' must be a class of torch.nn.Module, not {expert_class!r:.60}."
+            f"the expert '{name}' must be a class of torch.nn.Module, not {shown(expert_class)}."
         )
     signature = signature_of(expert_class.__init__, f"the expert '{name}'")
     _, *parameters = signature.parameters.values()

@@ -8,6 +8,7 @@ which file to load calls `own_expert`.
 from dataclasses import replace
 
 import torch
+from torch import Tensor, nn
 
 from moe_megatron import routing
 from moe_megatron.config import ExpertConfig, MoEConfig
@@ -18,6 +19,8 @@ from moe_megatron.routing.guard import telling
 
 _WHAT = "expert"
 _ROWS = 8
+_TOLERANCE = 1e-3
+"""Of the largest number: products of other sizes round otherwise."""
 
 
 def own_expert(given: ExpertConfig | str) -> ExpertConfig:
@@ -63,7 +66,7 @@ def words_of(moe: MoEConfig) -> list[str]:
     return [*routing.words_of(moe.router), *OWN_EXPERTS.words(moe.expert)]
 
 
-def try_out(moe: MoEConfig, hidden_size: int, inner_size: int) -> None:
+def try_expert(moe: MoEConfig, hidden_size: int, inner_size: int) -> None:
     """Give an expert of the user's own a few random rows, and none, in evaluation and in training.
 
     Args:
@@ -72,31 +75,56 @@ def try_out(moe: MoEConfig, hidden_size: int, inner_size: int) -> None:
         inner_size: Inner features of an expert.
 
     Raises:
-        ConfigError: It raises, or returns something else than as many rows of finite numbers.
+        ConfigError: It raises, returns something else than as many rows of finite numbers, or a row
+            depends on others.
     """
-    if moe.num_experts is None or moe.expert.sha256 is None:
+    if moe.num_experts is None or moe.expert.is_model_mlp or not OWN_EXPERTS.holds(moe.expert):
         return
     builder = expert_builder(moe)
-    assert builder is not None, "it has a hash"
+    if builder is None or not builder.kind.is_of_users:
+        return
     # On the CPU, whatever the model is built on, and without a trace in the generators of the run.
     with torch.device("cpu"), torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
         expert = builder(hidden_size, inner_size)
-        for rows in (torch.randn(_ROWS, hidden_size), torch.zeros(0, hidden_size)):
-            for training in (False, True):
-                with telling(builder.kind.code, _WHAT):
-                    output = expert.train(training)(rows)
-                if not isinstance(output, torch.Tensor) or output.shape != rows.shape:
-                    found = list(getattr(output, "shape", [])) or type(output).__name__
-                    raise ConfigError(
-                        f"the expert {builder.kind.place} was given rows of the shape "
-                        f"{list(rows.shape)} and returned {found}; forward must map "
-                        "[n, hidden_size] to the same shape, n being 0, too."
-                    )
-                if not bool(output.isfinite().all()):
-                    raise ConfigError(
-                        f"the expert {builder.kind.place} returns numbers that are not finite for "
-                        "rows that all are."
-                    )
+        rows = torch.randn(_ROWS, hidden_size)
+        for training in (False, True):
+            expert.train(training)
+            _computed(expert, builder.kind, rows[:0])
+            _compute_in_parts(expert, builder.kind, rows)
+
+
+def _computed(expert: nn.Module, kind: ExpertKind, rows: Tensor, seed: int = 0) -> Tensor:
+    """What an expert makes of rows, checked."""
+    torch.manual_seed(seed)
+    with telling(kind.code, _WHAT):
+        output = expert(rows)
+    if not isinstance(output, Tensor) or output.shape != rows.shape:
+        found = list(getattr(output, "shape", [])) or type(output).__name__
+        raise ConfigError(
+            f"the expert {kind.place} was given rows of the shape {list(rows.shape)} and returned "
+            f"{found}; forward must map [n, hidden_size] to the same shape, n being 0, too."
+        )
+    if not bool(output.isfinite().all()):
+        raise ConfigError(
+            f"the expert {kind.place} returns numbers that are not finite for rows that all are."
+        )
+    return output
+
+
+def _compute_in_parts(expert: nn.Module, kind: ExpertKind, rows: Tensor) -> None:
+    """Compare rows that come together with the same rows in two parts."""
+    together = _computed(expert, kind, rows)
+    if not torch.equal(together, _computed(expert, kind, rows, seed=1)):
+        return  # dropout, say, which draws other numbers for other rows
+    parts = torch.cat([_computed(expert, kind, part) for part in (rows[:3], rows[3:])])
+    difference = float((together - parts).abs().max())
+    if difference > _TOLERANCE * float(together.abs().max()):
+        raise ConfigError(
+            f"the expert {kind.place} makes something else of a row when other rows come with it "
+            f"(by {difference:.2g}). Which rows come together depends on the layout, so compute "
+            "each row alone, along the last axis, as in x - x.mean(-1, keepdim=True)."
+        )
 
 
 def _loaded(spec: str) -> ExpertKind:

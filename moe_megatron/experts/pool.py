@@ -16,6 +16,7 @@ from moe_megatron.config.arguments import whole
 from moe_megatron.errors import ConfigError
 from moe_megatron.experts.exchange import exchange_counts, exchange_rows
 from moe_megatron.routing import Routing
+from moe_megatron.routing.guard import telling
 
 
 class ExpertPool(nn.ModuleDict):
@@ -115,15 +116,16 @@ def apply_experts(experts: Sequence[nn.Module], rows: Tensor, counts: Tensor) ->
         [n, hidden].
 
     Raises:
-        ConfigError: An expert gives another shape than it was given.
+        ConfigError: An expert gives another shape than it was given, or leaves the process.
     """
     blocks = torch.split(rows, counts.tolist())
     # With gradients, an expert without tokens runs on zero rows to get a gradient of zeros:
     # optimizers and data parallel wrappers expect every parameter to have one.
-    outputs = [
-        expert(block) if len(block) or torch.is_grad_enabled() else block
-        for expert, block in zip(experts, blocks, strict=True)
-    ]
+    with telling(None, "expert"):
+        outputs = [
+            expert(block) if len(block) or torch.is_grad_enabled() else block
+            for expert, block in zip(experts, blocks, strict=True)
+        ]
     for expert, block, output in zip(experts, blocks, outputs, strict=True):
         if output.shape != block.shape:
             raise ConfigError(

@@ -73,7 +73,7 @@ class LanguageModel(nn.Module):
         self.architecture = replace(architecture, moe=resolve(architecture.moe))
         try_router(self.moe_config, architecture.model.hidden_size)
         sizes = architecture.model.hidden_size, architecture.expert_hidden_size
-        experts.try_out(self.moe_config, *sizes)
+        experts.try_expert(self.moe_config, *sizes)
         model, moe, vocab_size = self.model_config, self.moe_config, self.vocab_size
         latent = model.latent_attention
         rotated = model.attention_head_dim * model.rotary_fraction

@@ -18,7 +18,7 @@ from moe_megatron.config import Architecture, ExpertConfig, RouterConfig
 from moe_megatron.config.arguments import explained
 from moe_megatron.errors import CheckpointError, ConfigError, DataError
 from moe_megatron.experts import expert_given_again, own_expert
-from moe_megatron.files import user_path
+from moe_megatron.files import namable, user_path
 from moe_megatron.model import expert_parallel, foreign, generation, inputs, storage, text
 from moe_megatron.model.foreign import Format
 from moe_megatron.model.language_model import LanguageModel
@@ -60,7 +60,7 @@ class MoEModel(LanguageModel):
         num_experts: int | None = 8,
         experts_per_token: int | None = None,
         num_layers: int = 4,
-        router_type: str = "top_k",
+        router_type: str | None = None,
         *,
         vocab_size: int = DEFAULT_VOCAB_SIZE,
         **options: Any,
@@ -75,7 +75,8 @@ class MoEModel(LanguageModel):
             router_type: The name of a router, such as "top_k" (softmax) or "sparse_mixer"; a
                 function in a file of your own, "path/to/my_router.py:my_router"; or
                 "switch" (top-1, arXiv:2101.03961) or "sigmoid" (independent scores,
-                arXiv:2412.19437), which are short for options of top_k.
+                arXiv:2412.19437), which are short for options of top_k. None: what the option
+                `router` names, or "top_k".
             vocab_size: Number of entries of the vocabulary.
             **options: Any other field of `ModelConfig` and `MoEConfig`, for example
                 `num_attention_heads`, `expert_hidden_size` or `capacity_factor`; and
@@ -333,7 +334,7 @@ class MoEModel(LanguageModel):
                 "this process holds only its part of the experts; call "
                 "set_expert_parallel_group(None) on all processes, then save on one of them."
             )
-        folder, tensors = user_path(path), self.state_dict()
+        folder, tensors = namable(user_path(path)), self.state_dict()
         if format == "moe_megatron":
             storage.save(folder, self.architecture, tensors)
             if self._tokenizer is not None:
@@ -381,7 +382,7 @@ class MoEModel(LanguageModel):
                 the message says what is missing.
             MappingError: The model family is unknown.
         """
-        folder = user_path(path)
+        folder = namable(user_path(path))
         check_placement(device)
         check_precision(dtype)
         given = _OwnCode(

@@ -10,9 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from moe_megatron import routing
 from moe_megatron.config import ExpertConfig, ModelConfig, MoEConfig, RouterConfig
 from moe_megatron.config.arguments import meant, shown
-from moe_megatron.config.checks import join_words, nearest
+from moe_megatron.config.checks import clipped, join_words, nearest
+from moe_megatron.config.named import NOTES
 from moe_megatron.config.own_code import names_code
 from moe_megatron.errors import ConfigError
 from moe_megatron.experts import own_expert
@@ -48,27 +50,21 @@ SHORT = {
 
 
 def build_configs(
-    *, router_type: str, experts_per_token: int | None, options: Mapping[str, Any]
+    *, router_type: Any, experts_per_token: int | None, options: Mapping[str, Any]
 ) -> tuple[ModelConfig, MoEConfig]:
     """Build both configurations.
 
     Args:
-        router_type: A router's name, a key of `SHORT`, or a file and a function in it.
+        router_type: A router's name, a key of `SHORT`, a file and a function in it, or the function
+            itself; None: what `router` among the options names, or "top_k".
         experts_per_token: `MoEConfig.top_k`; None for the router type's own number, or 2.
         options: Fields of either class; they override the options of the router type.
 
     Raises:
         ConfigError: A name or value is wrong, or contradicts the router type.
     """
-    own = own_router(RouterConfig(name=router_type)) if names_code(router_type) else None
-    router_type = router_type if own is None else own.name
-    known = [*router_names(), *SHORT]
-    if own is None and router_type not in known:
-        raise ConfigError(
-            f"router_type must be {join_words([repr(name) for name in known])}, "
-            f"not {router_type!r}.{nearest(str(router_type), known)}"
-        )
     options = dict(options)
+    router_type, own, options["router"] = _router(router_type, options.get("router", {}))
     balancer = options.pop(BALANCER, None)
     _refuse_unknown(options)
     if balancer is not None:
@@ -80,13 +76,13 @@ def build_configs(
     top_k = (short.top_k or DEFAULT_TOP_K) if experts_per_token is None else experts_per_token
     if short.top_k is not None and top_k != short.top_k:
         raise ConfigError(
-            f"router_type {router_type!r} sends each token to {short.top_k} expert, not "
+            f"router_type '{router_type}' sends each token to {short.top_k} expert, not "
             f"experts_per_token ({top_k}); leave experts_per_token out, or use 'top_k'."
         )
-    router = {**short.options, **RouterConfig.read_part(options.get("router", {}), "router")}
+    router = {**short.options, **options["router"]}
     if router.pop("name", short.router) != short.router:
         raise ConfigError(
-            f"router_type {router_type!r} is the router '{short.router}', but `router` names "
+            f"router_type '{router_type}' is the router '{short.router}', but `router` names "
             "another one; leave router_type out, or give only options in `router`."
         )
     # A softmax over one chosen expert is always 1; routing.top_k explains and refuses it.
@@ -94,17 +90,51 @@ def build_configs(
         router.setdefault("pre_softmax", True)
     if "expert" in options:
         expert = options["expert"]
-        expert = name_of(expert) if isinstance(expert, type) else expert
+        expert = name_of(expert) if callable(expert) else expert
         options["expert"] = own_expert(ExpertConfig.conformed(expert, "expert"))
     chosen = {
         "top_k": top_k,
-        "router": replace(own or RouterConfig(), name=short.router, options=router),
+        "router": replace(own, name=short.router, options=router),
     }
     values = {**BALANCED, **options, **chosen}
     return (
         ModelConfig(**{name: value for name, value in values.items() if name in _MODEL_FIELDS}),
         MoEConfig(**{name: value for name, value in values.items() if name in _MOE_FIELDS}),
     )
+
+
+def _router(router_type: Any, given: Any) -> tuple[str, RouterConfig, dict[str, Any]]:
+    """What router is meant, with its file loaded if it has one.
+
+    Args:
+        router_type: As in `build_configs`.
+        given: The option `router`: a name, a function, or a mapping of options and perhaps a name.
+
+    Returns:
+        The router type; the choice, which notes the file; and the other options of the router.
+
+    Raises:
+        ConfigError: There is no such router, or it is given in another form.
+    """
+    given = routing.name_of(given) if callable(given) else given
+    part = RouterConfig.read_part(given, "router")
+    notes = {note: part.pop(note) for note in NOTES if note in part}
+    by_name = router_type is None and "name" in part
+    if router_type is None:
+        router_type = part.pop("name", RouterConfig().name)
+    elif callable(router_type):
+        router_type = routing.name_of(router_type)
+    known = [*router_names(), *SHORT]
+    if not names_code(router_type) and router_type not in known:
+        raise ConfigError(
+            f"router_type must be {join_words([repr(name) for name in known])}, not "
+            f"{shown(router_type)}.{nearest(str(router_type), known)} A router of your own is a "
+            "function in a file, as in 'my_router.py:my_router', or the function itself."
+        )
+    own = own_router(RouterConfig(name=router_type, **notes))
+    if by_name and own.name not in SHORT:
+        part["name"] = own.name  # so that a balancing method with another router contradicts it
+    return own.name, own, part
 
 
 def _balanced(
@@ -156,6 +186,6 @@ def _refuse_unknown(options: Mapping[str, Any]) -> None:
         if name not in _MODEL_FIELDS | _MOE_FIELDS:
             hint = meant(name, sorted({*_MODEL_FIELDS, *_MOE_FIELDS, BALANCER}))
             raise ConfigError(
-                f"MoEModel has no option '{name}'.{hint} Options are the fields of ModelConfig "
-                "and MoEConfig."
+                f"MoEModel has no option '{clipped(name)}'.{hint} Options are the fields of "
+                "ModelConfig and MoEConfig."
             )

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from moe_megatron.config import MoEConfig, RouterConfig, checks
+from moe_megatron.config.arguments import shown
 from moe_megatron.errors import ConfigError
 
 
@@ -94,7 +95,7 @@ def find_balancing(name: object) -> BalancingMethod:
     values = [str(it.fields["load_balancing"]) for it in _METHODS.values() if it.fields]
     hint = checks.nearest(str(name), [*_METHODS, *values])
     raise ConfigError(
-        f"there is no balancing method {name!r:.60}.{hint} Methods are "
+        f"there is no balancing method {shown(name)}.{hint} Methods are "
         f"{checks.join_words(balancing_names(), 'and')}; add your own with "
         "moe_megatron.routing.register_balancing."
     )

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from moe_megatron.config.own_code import OwnCode
+from moe_megatron.config.own_code import OwnCode, where_left
 from moe_megatron.errors import ConfigError, MoEError
 from moe_megatron.routing.decision import Routing
 
@@ -25,7 +25,7 @@ def telling(code: OwnCode | None, what: str = "router") -> Iterator[None]:
     Leaving the process (`SystemExit`) is one; a person who stops it (`KeyboardInterrupt`) is not.
 
     Args:
-        code: The user's; None: errors are left as they are.
+        code: The user's file; None: errors are left as they are, and only leaving is told.
         what: What the code is, for messages.
 
     Raises:
@@ -36,6 +36,11 @@ def telling(code: OwnCode | None, what: str = "router") -> Iterator[None]:
     except (MoEError, torch.OutOfMemoryError):
         raise
     except (Exception, SystemExit) as error:
+        if code is None and isinstance(error, SystemExit):
+            raise ConfigError(
+                f"the {what} ends the process: {where_left(error)}. Let it raise an error that "
+                "says what is wrong."
+            ) from error
         if code is None:
             raise
         raise ConfigError(f"the {what} {code.place} raises {code.told(error)}.") from error

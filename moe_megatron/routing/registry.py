@@ -388,8 +388,8 @@ def find_router(router: str | RouterConfig) -> Router:
         return OWN_ROUTERS.find(router)
     if name not in _ROUTERS:
         raise ConfigError(
-            f"there is no router '{name}'.{checks.nearest(name, _ROUTERS)} Routers are "
-            f"{checks.join_words(router_names(), 'and')}; your own is the path of a file and a "
+            f"there is no router '{checks.clipped(name)}'.{checks.nearest(name, _ROUTERS)} Routers "
+            f"are {checks.join_words(router_names(), 'and')}; your own is the path of a file and a "
             "function in it, as in my_router.py:my_router, or one that was registered with "
             "moe_megatron.routing.register_router before the run starts."
         )

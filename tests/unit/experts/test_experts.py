@@ -211,7 +211,7 @@ def test_a_class_that_is_no_expert_is_refused(kind: Any, message: str) -> None:
     [
         (Counting, r"seen of the expert 'wrong' .* is torch.int64 .* persistent=False"),
         (Scaled, r"scale of the expert 'wrong' .* make a scalar a tensor of the shape \[1\]"),
-        (Cut, r"Cut .* was given rows of the shape \[\d+, 32\] and returned \[\d+, 31\]"),
+        (Cut, r"Cut.* was given rows of the shape \[\d+, 32\] and returned \[\d+, 31\]"),
     ],
 )
 def test_what_an_expert_must_not_be_is_said(kind: type[nn.Module], message: str) -> None:

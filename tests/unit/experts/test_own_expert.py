@@ -12,7 +12,8 @@ from moe_megatron.architectures import CustomMoE
 from moe_megatron.cli.pretrain import parse_options
 from moe_megatron.config import CONFIG_FILE, load_config
 from moe_megatron.errors import ConfigError
-from moe_megatron.experts import expert_names, kinds, words_of
+from moe_megatron.experts import expert_names, kinds, registered_expert, words_of
+from moe_megatron.experts.pool import apply_experts
 
 CODE = """\
 import torch
@@ -46,6 +47,36 @@ class Raising(Wave):
 class Hollow(Wave):
     def forward(self, x):
         return x / 0
+
+
+class Leaving(Wave):
+    def forward(self, x):
+        raise SystemExit(3)
+
+
+class Centred(Wave):
+    def forward(self, x):
+        return x - x.mean(0)
+
+
+class Ranked(Wave):
+    def forward(self, x):
+        return super().forward(x)[x[:, 0].argsort()]
+
+
+class Batched(Wave):
+    def __init__(self, hidden_size: int, intermediate_size: int) -> None:
+        super().__init__(hidden_size, intermediate_size)
+        self.norm = nn.BatchNorm1d(hidden_size, track_running_stats=False)
+
+    def forward(self, x):
+        return self.norm(x) if len(x) > 1 else x
+
+
+class Normed(Wave):
+    def forward(self, x):
+        x = nn.functional.dropout(x - x.mean(-1, keepdim=True), 0.5, self.training)
+        return super().forward(x)
 
 
 class Lazy(Wave):
@@ -116,6 +147,13 @@ def test_a_saved_model_loads_no_code(file: Path, tmp_path: Path) -> None:
         ("Deep", r"waves.py, line \d+: .* must be built from hidden_size and intermediate_size"),
         ("Cut", r"Cut \(.*waves.py, line \d+\) was given rows of the shape \[8, 32\] and returned"),
         ("Raising", r"Raising \(.*\) raises ValueError: no way \(line \d+\)"),
+        ("Leaving", r"Leaving \(.*\) raises SystemExit: 3 \(line \d+\)"),
+        (
+            "Centred",
+            r"Centred \(.*\) makes something else of a row when other rows come with it \(b",
+        ),
+        ("Ranked", r"Ranked \(.*\) makes something else of a row"),
+        ("Batched", r"Batched \(.*\) makes something else of a row"),
         ("Lazy", r"Lazy \(.*\) raises TypeError: .*intermediate_size.* \(line \d+\)"),
         ("Hollow", r"Hollow \(.*\) returns numbers that are not finite"),
     ],
@@ -125,6 +163,49 @@ def test_what_is_wrong_with_a_file_is_told_before_it_trains(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         build(f"{file}:{name}")
+
+
+def test_an_expert_that_computes_each_row_alone_is_taken(file: Path) -> None:
+    assert build(f"{file}:Normed").moe_config.expert.name == "waves.py:Normed"
+
+
+def test_a_registered_expert_is_tried_as_one_in_a_file() -> None:
+    class Mean(torch.nn.Module):
+        def __init__(self, hidden_size: int, intermediate_size: int) -> None:
+            super().__init__()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.mean(0, keepdim=True).expand_as(x) if len(x) else x
+
+    said = r"Mean makes something else of a row"
+    with registered_expert("mean", Mean), pytest.raises(ConfigError, match=said):
+        build("mean")
+
+
+def test_leaving_the_process_in_a_layer_is_told_with_its_place() -> None:
+    class Late(torch.nn.Identity):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            raise SystemExit(3)
+
+    with pytest.raises(ConfigError, match=r"expert ends the process: SystemExit: 3 \(.*test_own"):
+        apply_experts([Late()], torch.ones(2, 4), torch.tensor([2]))
+
+    class Stopped(torch.nn.Identity):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        apply_experts([Stopped()], torch.ones(2, 4), torch.tensor([2]))
+
+
+def test_a_function_is_no_expert() -> None:
+    for given in (lambda x: x, torch.nn.Linear(2, 2)):
+        with pytest.raises(ConfigError, match=r"must be a class of torch.nn.Module, not") as raised:
+            build(given)
+        assert " at 0x" not in str(raised.value)
+    with pytest.raises(ConfigError, match=r"must be a class of .*, not <function .*<lambda>>\.$"):
+        build(lambda x: x)
+    assert not {"<lambda>", "Linear"} & {*expert_names()}
 
 
 def test_it_is_an_option_of_the_command_line(file: Path, tmp_path: Path) -> None:
