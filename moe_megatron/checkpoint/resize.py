@@ -6,6 +6,7 @@ The result is a checkpoint of the same step: weights, optimizer, random states a
 data are carried over. It needs no GPU, no process group and no model.
 """
 
+import re
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from moe_megatron.checkpoint.edit.pool_change import (
     changed_experts,
     what_is_kept,
 )
+from moe_megatron.checkpoint.edit.router_rows import router_rows
 from moe_megatron.checkpoint.execute.conversion import Execution, Report, carry_out
 from moe_megatron.checkpoint.execute.publish import check_apart, check_free
 from moe_megatron.checkpoint.formats import description, side_files
@@ -33,6 +35,8 @@ from moe_megatron.platform.collection import without_collection
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+_OF_ROUTER = re.compile(r"decoder\.layers\.(?P<layer>\d+\.)?mlp\.router\.(?P<name>.+)")
 
 
 @without_collection()
@@ -77,6 +81,7 @@ def change_experts(
             saved,
             Resizing(
                 layers=layers,
+                rows=router_rows(model.moe, model.model.hidden_size, _router_shapes(saved)),
                 experts=model.moe.num_experts or 0,
                 decoder_layers=model.model.num_layers,
                 noise=change.noise if isinstance(change, Grow) else 0.0,
@@ -101,6 +106,15 @@ def change_experts(
     )
 
 
+def _router_shapes(saved: TorchDist) -> dict[str, tuple[int, ...]]:
+    """Shapes of what a checkpoint has of one router, by name."""
+    found: dict[str, tuple[int, ...]] = {}
+    for key, tensor in saved.tensors.items():
+        if match := _OF_ROUTER.fullmatch(key):
+            found[match["name"]] = tensor.shape[int(match["layer"] is None) :]
+    return found
+
+
 def _router_rows(saved: TorchDist, layer: int, model: Architecture) -> "Tensor":
     """The rows of the router of a layer, numbered from 1."""
     after = layer - 1 - model.model.num_layers
@@ -113,5 +127,5 @@ def _router_rows(saved: TorchDist, layer: int, model: Architecture) -> "Tensor":
             rows = replace(link, shape=saved.tensors[name].shape[len(index) :])
             found = read_saved_matrix(rows, saved)
             assert found is not None, "its key is there"
-            return found
+            return found[: model.moe.num_experts]
     raise CheckpointError(f"{saved.path} has no router of layer {layer}.")

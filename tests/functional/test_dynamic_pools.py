@@ -123,6 +123,39 @@ def test_noise_makes_copies_differ_and_leaves_their_mean(runs: Path) -> None:
         assert not torch.equal(first[0] - origin[0], first[1] - origin[1])
 
 
+ROUTERS = ("noisy_top_k", "zero_computation", "expert_threshold", "cosine")
+"""With gates and states of their own."""
+
+
+@pytest.fixture(scope="module")
+def of_routers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs whose pools of other routers were doubled, and merged."""
+    root = tmp_path_factory.mktemp("routers")
+    kinds = {name: {**SHAPE, "moe.router": name} for name in ROUTERS}
+    run_jobs([Job(run_dir=root / it, overrides=kinds[it]) for it in ROUTERS], world_size=1)
+    later = []
+    for name, overrides in kinds.items():
+        for change in ("doubled", "merged"):
+            wanted, top_k = CHANGES[change]
+            grown = root / f"{name}, {change}"
+            change_experts(root / name / "checkpoints" / f"iter_{HALF:07d}", grown, wanted)
+            sizes = {"moe.num_experts": wanted.num_experts, "moe.top_k": top_k}
+            load = {"checkpoint.load": str(grown)}
+            later.append(Job(run_dir=grown / "run", overrides={**overrides, **sizes, **load}))
+    run_jobs(later, world_size=1)
+    return root
+
+
+@pytest.mark.parametrize("change", ["doubled", "merged"])
+@pytest.mark.parametrize("router", ROUTERS)
+def test_rows_of_gates_and_states_go_with_their_experts(
+    router: str, change: str, of_routers: Path
+) -> None:
+    before, after = losses(of_routers / router), losses(of_routers / f"{router}, {change}" / "run")
+    assert len(after) == STEPS - HALF
+    assert after[0] == pytest.approx(before[HALF], rel=0.02)
+
+
 @pytest.mark.parametrize(("moment", "share"), [("exp_avg", 0.5), ("exp_avg_sq", 0.25)])
 def test_copies_share_the_moments(moment: str, share: float, runs: Path) -> None:
     prefix = f"optimizer.state.{moment}."

@@ -8,7 +8,7 @@ writes nor knows where tensors are.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from moe_megatron.checkpoint.edit.fewer_experts import (
     FewerExperts,
@@ -18,8 +18,8 @@ from moe_megatron.checkpoint.edit.fewer_experts import (
     shares,
     uses,
 )
-from moe_megatron.config import Architecture, MoEConfig
-from moe_megatron.errors import CheckpointError
+from moe_megatron.config import Architecture, MoEConfig, RouterConfig
+from moe_megatron.errors import CheckpointError, ConfigError
 from moe_megatron.telemetry.values.profile import RoutingProfile
 
 if TYPE_CHECKING:
@@ -105,9 +105,10 @@ def changed_experts(
     experts = moe.num_experts
     if experts is None:
         raise CheckpointError("this is a dense model, which has no experts to change.")
-    groups = int(moe.router.option("expert_groups") or moe.router.option("groups") or 1)
+    groups = next((int(n) for it in _GROUPS if (n := moe.router.option(it))), 1)
     wanted = change.num_experts
-    if wanted % groups:
+    router = _router(moe, experts, change)
+    if wanted % groups and router == moe.router:
         raise CheckpointError(
             f"{wanted} experts cannot be divided into the {groups} groups of the router "
             f"'{moe.router.name}'; choose a multiple of {groups}."
@@ -125,17 +126,18 @@ def changed_experts(
             found: Layers = dict.fromkeys(layers, whole)
         else:
             found = {n: _split(counts, wanted, groups) for n, counts in used().items()}
-        return replace(moe, num_experts=wanted, top_k=top_k), found
+        return _fitting(moe, num_experts=wanted, top_k=top_k, router=router), found
     if not moe.top_k <= wanted < experts:
         raise CheckpointError(
             f"cannot keep {wanted} experts: this model has {experts} and sends a token to "
             f"{moe.top_k}. Keep {moe.top_k} to {experts - 1}."
         )
+    fewer = _fitting(moe, num_experts=wanted)
     found = {
         layer: _kept(counts, change, groups, lambda n=layer: router_rows(n))  # type: ignore[misc]
         for layer, counts in used().items()
     }
-    return replace(moe, num_experts=wanted), found
+    return fewer, found
 
 
 def what_is_kept(before: MoEConfig, after: MoEConfig, change: Change) -> str:
@@ -150,9 +152,9 @@ def what_is_kept(before: MoEConfig, after: MoEConfig, change: Change) -> str:
     times, rest = divmod(change.num_experts, before.num_experts or 1)
     if rest or after.top_k != times * before.top_k:
         return (
-            f"each token still visits {after.top_k} experts, and two copies of one may be among "
-            "them in place of another expert: the loss may jump, and recovers in training. To keep "
-            f"the function, grow to a multiple of {before.num_experts} and multiply top_k alike."
+            f"each token visits {after.top_k} experts, and copies of one may be among them in "
+            "place of others: the loss may jump, and recovers in training. To keep the function, "
+            f"grow to a multiple of {before.num_experts} and multiply top_k alike."
         )
     if _shares_weight(before):
         return (
@@ -174,8 +176,46 @@ def _shares_weight(moe: MoEConfig) -> bool:
     return not sigmoid or moe.top_k > 1  # one expert's score is not divided by a sum
 
 
-_SHARING = frozenset({"cosine", "query_key", "biased_softmax", "grouped", "hierarchical"})
+_SHARING = frozenset(
+    {"cosine", "query_key", "biased_softmax", "grouped", "hierarchical", "specialised"}
+)
 """Routers beside top_k whose weights are a softmax, or sum to 1, over equal rows."""
+
+
+_GROUPS = ("expert_groups", "groups", "domains")
+"""Options of routers that say into how many groups experts are divided, side by side."""
+
+
+def _router(moe: MoEConfig, experts: int, change: Change) -> RouterConfig:
+    """The router afterwards; experts that lie behind all groups grow with the others, or stay."""
+    shared, times = int(moe.router.option("shared") or 0), change.num_experts // experts
+    if moe.router.name != "specialised" or not shared:
+        return moe.router
+    if change.num_experts % experts or not isinstance(change, Grow):
+        raise CheckpointError(
+            f"the last {shared} of the {moe.num_experts} experts are shared by all domains "
+            "(moe.router.shared), and which of them a change is about cannot be said; grow to a "
+            f"multiple of {moe.num_experts}."
+        )
+    return replace(moe.router, options={**moe.router.options, "shared": times * shared})
+
+
+def _fitting(moe: MoEConfig, **changes: Any) -> MoEConfig:
+    """The changed configuration, which its router must be able to work with.
+
+    Raises:
+        CheckpointError: It is not.
+    """
+    from moe_megatron.routing import resolve  # imports torch, which is slow
+
+    try:
+        return resolve(replace(moe, **changes))
+    except ConfigError as error:
+        top_k = changes.get("top_k", moe.top_k)
+        raise CheckpointError(
+            f"a model with {changes['num_experts']} experts, {top_k} of them for a token, could "
+            f"not be trained: {error} Choose another number of experts, or of them for a token."
+        ) from None
 
 
 def _top_k(moe: MoEConfig, experts: int, change: Grow) -> int:

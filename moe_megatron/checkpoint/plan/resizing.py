@@ -11,7 +11,7 @@ of all its members, so its moments are the sums of theirs.
 
 import hashlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 
@@ -34,8 +34,6 @@ _KEY = re.compile(
 )
 _OPTIMIZER = re.compile(r"optimizer\.state\.(param|exp_avg|exp_avg_sq)\..+")
 _EXTRA = re.compile(r"(.*mlp\.experts\.experts\..*_extra_state/shard_)([\d.]+)_([\d.]+)")
-_PER_EXPERT = re.compile(r"weight|bias|expert_bias|state\..+")
-"""What a router has a row of for each expert; a state may also have others."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,6 +42,8 @@ class Resizing:
 
     layers: Layers
     """The experts of each MoE layer."""
+    rows: Mapping[str, int]
+    """Tensors of a router with a row of each expert, and how many further rows follow in them."""
     experts: int
     """Their number before."""
     decoder_layers: int
@@ -106,23 +106,32 @@ class _Resizer:
             return None
         stacked = match["layer"] is None and match["mtp"] is None
         axis = int(stacked)
-        has_axis = len(tensor.shape) > axis and tensor.shape[axis] == self._wanted.experts
-        if match["part"] == _EXPERTS:
-            if not has_axis:
-                raise CheckpointError(
-                    f"{self._saved.path}: {tensor.key} has the shape {list(tensor.shape)}, whose "
-                    f"axis {axis} should be the {self._wanted.experts} experts; the configuration "
-                    "beside it is another model's."
-                )
-            return tensor, match, axis
-        return (tensor, match, axis) if has_axis and _PER_EXPERT.fullmatch(match["name"]) else None
+        further = self._further(match)
+        if further is None:
+            return None
+        rows = self._wanted.experts + further
+        if len(tensor.shape) <= axis or tensor.shape[axis] != rows:
+            raise CheckpointError(
+                f"{self._saved.path}: {tensor.key} has the shape {list(tensor.shape)}, whose axis "
+                f"{axis} should be {rows} long, of {self._wanted.experts} experts; the "
+                "configuration beside it is another model's."
+            )
+        return tensor, match, axis
+
+    def _further(self, match: "re.Match[str]") -> int | None:
+        """Rows after those of experts; None: it has none of experts."""
+        return 0 if match["part"] == _EXPERTS else self._wanted.rows.get(match["name"])
 
     def _new(
         self, tensor: SavedTensor, match: "re.Match[str]", axis: int, layout: Layout
     ) -> Iterator[Task]:
-        shape = (*tensor.shape[:axis], self._wanted.new_experts, *tensor.shape[axis + 1 :])
+        further = self._further(match) or 0
+        length = self._wanted.new_experts + further
+        shape = (*tensor.shape[:axis], length, *tensor.shape[axis + 1 :])
+        rest = [Made(members=((self._wanted.experts + row, 1.0),)) for row in range(further)]
         for layer in range(tensor.shape[0]) if axis else (None,):
-            for number, made in enumerate(self._wanted.layers[self._number(match, layer)]):
+            experts = self._wanted.layers[self._number(match, layer)]
+            for number, made in enumerate((*experts, *rest)):
                 yield from self._expert(tensor, match, shape, layer, number, made, layout)
 
     def _number(self, match: "re.Match[str]", layer: int | None) -> int:

@@ -37,7 +37,7 @@ examples:
   moe-megatron convert path/to/mixtral checkpoints/half --keep-experts 4
   moe-megatron convert path/to/qwen3 checkpoints/upcycled --upcycle 8 --top-k 2
   moe-megatron convert runs/demo_moe/checkpoints checkpoints/grown --grow 16"""
-_ON_IMPORT = ("layers", "experts", "profile", "upcycle", "granularity", "top_k", "noise")
+_ON_IMPORT = ("layers", "experts", "profile", "upcycle", "granularity")
 _ON_CHANGE = ("layers", "experts", "upcycle", "granularity", "layout", "max_shard_size", "dtype")
 _UNITS = {"": 1, "MB": 10**6, "GB": 10**9, "MIB": 2**20, "GIB": 2**30}
 
@@ -234,6 +234,11 @@ def _run(options: argparse.Namespace, *, is_export: bool) -> Report:
         _refuse(options, _ON_CHANGE, "changed in its number of experts")
         return change_experts(options.source, options.destination, change, execution=execution)
     if is_export:
+        if options.top_k is not None or options.noise is not None:
+            raise CheckpointError(
+                "--top-k and --noise change a Megatron checkpoint only together with --grow; add "
+                "it, or leave them out."
+            )
         _refuse(options, _ON_IMPORT, "a Megatron checkpoint; export all of it")
         return export_checkpoint(
             options.source,

@@ -208,7 +208,11 @@ class RoutingProfile(LoadMeasures):
             raise DataError(
                 f"{path}: no such file; a routing profile is saved next to each checkpoint"
             ) from None
-        except (OSError, ValueError) as error:  # unreadable, not JSON, or not UTF-8
+        except OSError as error:
+            raise DataError(
+                f"{path}: cannot be read ({error.strerror}); give the file of a routing profile"
+            ) from None
+        except ValueError as error:  # not JSON, or not UTF-8
             raise DataError(
                 f"{path}: not valid JSON ({error}); copy it again from its checkpoint"
             ) from error
@@ -219,9 +223,14 @@ class RoutingProfile(LoadMeasures):
 
     @classmethod
     def _from_json(cls, data: object) -> Self:
-        if isinstance(data, dict) and data.get("schema_version") != SCHEMA_VERSION:
+        if not isinstance(data, dict) or "schema_version" not in data:
             raise DataError(
-                f"routing profile schema_version is {data.get('schema_version')!r}, this version "
+                "is no routing profile, which has a schema_version; one is saved next to each "
+                "checkpoint"
+            )
+        if data["schema_version"] != SCHEMA_VERSION:
+            raise DataError(
+                f"routing profile schema_version is {data['schema_version']!r}, this version "
                 f"reads {SCHEMA_VERSION}; read it with the version that wrote it"
             )
         fields = require_fields(data, _FIELDS)

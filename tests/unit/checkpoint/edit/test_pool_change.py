@@ -104,6 +104,27 @@ def test_groups_of_a_router_keep_one_size() -> None:
 def test_what_does_not_fit_is_refused(wanted: Change, message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         change(wanted)
+
+
+SHARED = {"name": "specialised", "domains": 2, "shared": 2}
+
+
+@pytest.mark.parametrize(
+    ("router", "wanted", "message"),
+    [
+        ("gshard", Grow(num_experts=8), "8 experts, 4 of them for a token, .* needs moe.top_k 2"),
+        ({"name": "hierarchical", "groups": 2}, KeepMostUsed(num_experts=2), "2 experts, 2 of"),
+        ({"name": "specialised", "domains": 2}, Grow(num_experts=7), "7 .* into the 2 groups"),
+        (SHARED, KeepMostUsed(num_experts=3), "last 2 of the 4 experts are shared by all domains"),
+        (SHARED, Grow(num_experts=6), "grow to a multiple of 4"),
+    ],
+)
+def test_what_does_not_fit_the_router_is_refused(router: Any, wanted: Change, message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        change(dataclasses.replace(wanted, profile=profile()), router=router)
+
+
+def test_a_wrong_noise_is_refused() -> None:
     with pytest.raises(CheckpointError, match=r"noise \(2\) must be a standard deviation"):
         Grow(num_experts=8, noise=2)
 
@@ -125,6 +146,8 @@ ROUTERS: dict[str, dict[str, Any]] = {
     "biased_softmax": {"router": "biased_softmax"},
     "grouped": {"router": {"name": "grouped", "groups": 2}},
     "hierarchical": {"router": {"name": "hierarchical", "groups": 2}},
+    "specialised": {"router": {"name": "specialised", "domains": 2}},
+    "shared": {"router": SHARED},
     "above": {"router": "top_p"},
 }
 
@@ -138,7 +161,7 @@ def test_what_is_said_of_a_doubled_pool_is_true(name: str) -> None:
     logits = torch.randn(50, EXPERTS, generator=torch.Generator().manual_seed(0)).double()
     given = {
         "hidden": None, "padding": None, "training": False, "expert_bias": None, "state": None,
-        "token_ids": None,
+        "token_ids": None, "domain_ids": torch.arange(50) % 3 - 1,
     }  # fmt: skip
     first: Routing = bind(before)(logits, **given)
     second: Routing = bind(after)(logits.repeat_interleave(2, 1), **given)

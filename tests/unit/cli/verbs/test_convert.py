@@ -153,6 +153,7 @@ def test_a_grown_checkpoint_answers_as_before(
         (["--grow", "8", "--keep-experts", "2"], "--grow makes more experts, --keep-experts and"),
         (["--grow", "8", "--layout", "fused"], "--layout has no effect when the source is changed"),
         (["--keep-experts", "2", "--noise", "0.1"], "--noise has no effect when the source is not"),
+        (["--noise", "0.1"], "--top-k and --noise change a Megatron checkpoint only together with"),
         (["--grow", "8", "--noise", "3"], "the noise (3.0) must be a standard deviation"),
     ],
 )

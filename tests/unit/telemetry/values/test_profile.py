@@ -160,6 +160,12 @@ def test_load_missing_or_torn_file_is_data_error(make_snapshot: Make, tmp_path: 
     path = tmp_path / "p.json"
     with pytest.raises(DataError, match=r"p\.json: no such file; a routing profile is saved"):
         RoutingProfile.load(path)
+    with pytest.raises(DataError, match=r"cannot be read \(Is a directory\); give the file of"):
+        RoutingProfile.load(tmp_path)
+    for foreign in ("{}", "[]", '{"layers": [1]}'):
+        path.write_text(foreign)
+        with pytest.raises(DataError, match=r"p\.json: is no routing profile"):
+            RoutingProfile.load(path)
     RoutingProfile.from_snapshots([make_snapshot()]).save(path)
     path.write_bytes(path.read_bytes()[:-40])
     with pytest.raises(DataError, match=r"p\.json: not valid JSON .* copy it again"):
