@@ -85,16 +85,17 @@ class NamedArchitecture(MoEModel):
         LanguageModel.__init__(self, self._computed(self.run_config(**options), options))
 
     @classmethod
-    def tiny(cls, **options: Any) -> Self:
+    def tiny(cls, *, device: torch.device | str = "cpu", **options: Any) -> Self:
         """The smallest model that still has every part of the architecture, for tests.
 
         Args:
+            device: Where to put its weights, as for `of_size`.
             **options: As for the class.
 
         Raises:
             ConfigError: As the class, or the architecture has no such size.
         """
-        return cls.of_size(TINY, device="cpu", **options)
+        return cls.of_size(TINY, device=device, **options)
 
     @classmethod
     def of_size(cls, size: str, *, device: torch.device | str = "meta", **options: Any) -> Self:

@@ -81,11 +81,12 @@ def _explained(function: Callable[..., Any]) -> Callable[..., Any]:
     open_ended = any(it.kind is inspect.Parameter.VAR_KEYWORD for it in parameters)
     known = [it.name for it in parameters][1:]
     owner, _, method = function.__qualname__.rpartition(".")
-    shown_name = owner if method == "__init__" else method
-    takes = f"It takes {join_words(known, 'and') or 'none'}."
+    takes = f"It takes {join_words(known, 'and') or 'none'}{', by name' if open_ended else ''}."
 
     @functools.wraps(function)
     def checked(*args: Any, **kwargs: Any) -> Any:
+        built = type(args[0]).__name__ if args else owner  # perhaps a subclass of the owner
+        shown_name = built if method == "__init__" else method
         for name in kwargs:
             if name not in known and not open_ended:
                 raise ConfigError(

@@ -45,6 +45,18 @@ def is_computed(architecture: type[NamedArchitecture]) -> bool:
 COMPUTED = [it for it in ALL if "tiny" in it.sizes and is_computed(it)]
 
 
+def test_the_smallest_size_is_put_where_one_asks() -> None:
+    shapes, model = MixtralModel.tiny(device="meta"), MixtralModel.tiny()
+    assert {it.device.type for it in shapes.parameters()} == {"meta"}
+    assert {it.device.type for it in model.parameters()} == {"cpu"}
+    assert shapes.num_parameters() == model.num_parameters()
+
+
+def test_a_size_without_its_word_is_answered_with_the_name_of_the_class() -> None:
+    with pytest.raises(ConfigError, match=r"^MixtralModel\(\.\.\.\): too many .* options, by name"):
+        MixtralModel("8x7b")  # type: ignore[call-arg]
+
+
 def test_switch_has_the_options_of_its_paper() -> None:
     model = SwitchTransformer(num_experts=4, expert_capacity_factor=1.5, jitter_noise=0.1)
     moe = model.moe_config
