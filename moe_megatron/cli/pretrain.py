@@ -12,6 +12,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -240,7 +241,8 @@ def _train(options: PretrainOptions, callbacks: "Sequence[Callback]") -> int:
             config,
             attached=replace(attached, callbacks=[*attached.callbacks, *callbacks]),
             quiet_megatron=not options.debug,
-            say=lambda line: print(line, flush=True),
+            # Bound here: Megatron's own output, and what is printed meanwhile, goes to a file.
+            say=partial(print, file=sys.stdout, flush=True),
         )
 
     with lasting_output(attached.health):

@@ -58,7 +58,7 @@ def check_same_run(
             f"configuration beside it (--config {folder / CONFIG_FILE}), or choose a checkpoint of "
             "this model."
         )
-    if _continues(folder, config) and (changes := _refused(folder, saved, config)):
+    if changes := _refused(folder, saved, config):
         raise CheckpointError(
             f"{folder} cannot be resumed with these changes: {' '.join(map(str, changes))}"
         )
@@ -79,16 +79,17 @@ def _check_code(saved: MoEConfig, wanted: MoEConfig) -> None:
 
 def _continues(folder: Path, config: RunConfig) -> bool:
     """Whether a run goes on from a checkpoint of its own, rather than from one of another run."""
-    own = folder.resolve().is_relative_to(Path(config.run_dir).resolve())
-    return own and "finetune" not in config.megatron
+    return folder.resolve().is_relative_to(Path(config.run_dir).resolve())
 
 
 def _refused(folder: Path, saved: RunConfig, config: RunConfig) -> list[Change]:
-    if folder.name == RELEASE:
+    if folder.name == RELEASE or "finetune" in config.megatron:
         return []
+    continues = _continues(folder, config)
     return [
         change
         for change in refused_changes(saved, config)
+        if continues or change.kept.of_other_runs
         if change.name != "data.tokenizer" or not _same_tokens(folder, config)
     ]
 

@@ -23,6 +23,8 @@ class Kept:
     """What to do instead."""
     applies: Callable[[RunConfig, RunConfig], bool] = lambda saved, wanted: True
     """Whether the change from the saved to the wanted configuration is one of those that matter."""
+    of_other_runs: bool = False
+    """Whether it is kept also by a run that goes on from a checkpoint of another run."""
 
 
 def _loads_optimizer(saved: RunConfig, wanted: RunConfig) -> bool:
@@ -44,6 +46,13 @@ _KEEP_LAYOUT = Kept(
     applies=lambda saved, wanted: (
         not saved.checkpoint.fully_reshardable and _loads_optimizer(saved, wanted)
     ),
+)
+
+_KEEP_SELECTION = Kept(
+    reason="its optimizer holds the state of those parameters that were trained then, and no other",
+    remedy=f"{_NO_OPTIMIZER}, or start a new run from the weights, with --finetune",
+    applies=_loads_optimizer,
+    of_other_runs=True,
 )
 
 ON_RESUME: Mapping[str, Kept | None] = {
@@ -121,6 +130,16 @@ ON_RESUME: Mapping[str, Kept | None] = {
     "checkpoint.patience_seconds": None,
     "telemetry": None,
     "recovery": None,
+    "finetune.train": _KEEP_SELECTION,
+    "finetune.freeze": _KEEP_SELECTION,
+    "finetune.router_learning_rate": None,
+    "finetune.expert_learning_rate": None,
+    "finetune.shared_expert_learning_rate": None,
+    "finetune.attention_learning_rate": None,
+    "finetune.mlp_learning_rate": None,
+    "finetune.embedding_learning_rate": None,
+    "finetune.output_learning_rate": None,
+    "finetune.norm_learning_rate": None,
     "run_dir": None,
     "preset": None,
     "megatron": None,

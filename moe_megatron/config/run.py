@@ -1,4 +1,4 @@
-"""The whole configuration of a run: eight sections, and Megatron flags that none of them covers.
+"""The whole configuration of a run: nine sections, and Megatron flags that none of them covers.
 
 It checks that the sections fit together. It does not read files (`loader`), nor translate fields
 to Megatron flags (`flags`).
@@ -12,6 +12,7 @@ from moe_megatron.config.architecture import Architecture
 from moe_megatron.config.checkpoint import CheckpointConfig
 from moe_megatron.config.conform import conform
 from moe_megatron.config.data import DataConfig
+from moe_megatron.config.finetune import FinetuneConfig
 from moe_megatron.config.model import ModelConfig
 from moe_megatron.config.moe import MoEConfig
 from moe_megatron.config.parallel import ParallelConfig
@@ -35,6 +36,7 @@ SECTIONS: dict[str, type] = {
         CheckpointConfig,
         TelemetryConfig,
         RecoveryConfig,
+        FinetuneConfig,
     )
 }
 """The sections by name, in the order in which a file lists them."""
@@ -71,6 +73,9 @@ class RunConfig:
 
     recovery: RecoveryConfig = field(default_factory=RecoveryConfig)
     """What happens after a fault."""
+
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+    """Which parameters are trained, and how fast."""
 
     run_dir: str = "runs/moe"
     """Folder of everything the run writes: metrics, checkpoints, report."""
@@ -127,6 +132,7 @@ class RunConfig:
             self.parallel.validate_processes(world_size, num_experts=self.moe.num_experts)
         validation.check_sequence(self.model, self.data, self.parallel)
         validation.check_prediction(self.model, self.parallel, self.megatron)
+        validation.check_finetune(self.finetune, self.model, self.moe, self.megatron)
         validation.check_expert_failure(self.moe, self.recovery)
         validation.check_quantiles(self.moe, self.training, self.data)
         validation.check_restart(self.recovery, self.checkpoint, self.megatron)

@@ -12,10 +12,12 @@ from collections.abc import Mapping
 from moe_megatron.config import checks
 from moe_megatron.config.checkpoint import CheckpointConfig
 from moe_megatron.config.data import DataConfig
+from moe_megatron.config.finetune import RATES, FinetuneConfig
 from moe_megatron.config.model import ModelConfig
 from moe_megatron.config.moe import BALANCES_WITHOUT_LOSS, MoEConfig
 from moe_megatron.config.parallel import ParallelConfig
 from moe_megatron.config.recovery import RecoveryConfig
+from moe_megatron.config.selector import Selector
 from moe_megatron.config.training import TrainingConfig
 from moe_megatron.errors import ConfigError, TopologyError
 
@@ -159,6 +161,58 @@ def check_expert_failure(moe: MoEConfig, recovery: RecoveryConfig) -> None:
             f"'{moe.load_balancing}', which cannot leave experts out; use 'stop', or "
             "balance with a loss."
         )
+
+
+def check_finetune(
+    finetune: FinetuneConfig, model: ModelConfig, moe: MoEConfig, megatron: Mapping[str, object]
+) -> None:
+    """Selectors must name what the model has, and each rate must have something to apply to."""
+    for field, selector in finetune.selectors():
+        if problem := _missing(selector, model, moe):
+            raise ConfigError(f"{field} '{selector}' does not fit this model: {problem}.")
+    if "all" in finetune.freeze:
+        raise ConfigError(
+            "finetune.freeze 'all' leaves nothing to train; name what to train in finetune.train."
+        )
+    for role, field in RATES.items():
+        given = getattr(finetune, field)
+        if given is not None and role in finetune.freeze:
+            raise ConfigError(
+                f"finetune.{field} ({given}) has no effect, because finetune.freeze names {role}; "
+                "leave one of them out."
+            )
+    for flag in _OTHER_RATES & megatron.keys():
+        if any(getattr(finetune, field) is not None for field in RATES.values()):
+            raise ConfigError(
+                f"--{flag} gives learning rates of its own, which contradict those of finetune; "
+                "leave one of them out."
+            )
+
+
+_OTHER_RATES = frozenset({"decoupled-lr", "use-mup"})
+
+
+def _missing(selector: Selector, model: ModelConfig, moe: MoEConfig) -> str:
+    """What a selector names and a model lacks; "" if it has all of it."""
+    layers = model.num_layers + model.num_prediction_layers
+    moe_layers = (*moe.layer_numbers(model.num_layers), *range(model.num_layers + 1, layers + 1))
+    if not moe.num_experts:
+        moe_layers = ()
+    if selector.layers and selector.layers[-1] > layers:
+        return f"it has {layers} layers, which count from 1"
+    if selector.what == "shared_experts" and not moe.shared_expert_hidden_size:
+        return "it has no shared experts"
+    if selector.what == "output" and model.tie_embeddings:
+        return "its output layer is the embedding; write embeddings"
+    if selector.what not in ("experts", "router", "shared_experts"):
+        return ""
+    if not moe_layers:
+        return "it is a dense model"
+    if plain := sorted({*selector.layers} - {*moe_layers}):
+        return f"layer {plain[0]} is not an MoE layer"
+    if selector.experts and selector.experts[-1] >= (moe.num_experts or 0):
+        return f"its layers have {moe.num_experts} experts, which count from 0"
+    return ""
 
 
 def check_quantiles(moe: MoEConfig, training: TrainingConfig, data: DataConfig) -> None:

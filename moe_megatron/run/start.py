@@ -184,6 +184,7 @@ def _start(
             sinks=sinks,
             callbacks=(FolderWatch(run_dir), ConfigWriter(config), *attached.callbacks),
             model_hooks=tuple(attached.model_hooks),
+            say=say,
             health=health,
             megatron_log=run_dir / "logs" / f"rank{rank}.log" if quiet_megatron else None,
         )

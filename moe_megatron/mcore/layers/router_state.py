@@ -22,6 +22,9 @@ class ObservedState(StateBuffers):
         device: Where it routes.
     """
 
+    frozen = False
+    """Whether it stays what it is."""
+
     def __init__(self, route: BoundRouter, num_experts: int, device: torch.device) -> None:
         assert route.router.state is not None
         super().__init__(route.router.state, num_experts)
@@ -55,6 +58,9 @@ class ObservedState(StateBuffers):
 
     def renew(self, sums: Tensor) -> None:
         """Take the state of the next step from the sums of all processes, and start new sums."""
+        if self.frozen:
+            self.discard()
+            return
         sizes = [value.numel() for value in self._sums.values()]
         parts = zip(self._sums.items(), torch.split(sums, sizes), strict=True)
         total = {name: part.view_as(value) for (name, value), part in parts}

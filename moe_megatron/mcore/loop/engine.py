@@ -68,7 +68,11 @@ from moe_megatron.mcore.state.initial import InitialWeights
 from moe_megatron.mcore.state.optimizer_resharding import resharding_optimizer_states
 from moe_megatron.mcore.state.optimizer_settings import configured_settings
 from moe_megatron.mcore.state.optimizer_shards import saving_own_shards
+from moe_megatron.mcore.state.partial_states import apart, states_apart
 from moe_megatron.mcore.state.writing_in_place import writing_in_place
+from moe_megatron.mcore.tuning.empty_optimizers import without_empty_optimizers
+from moe_megatron.mcore.tuning.freezing import freeze
+from moe_megatron.mcore.tuning.rates import rates_of_roles
 from moe_megatron.telemetry.sinks.health import SinkHealth
 from moe_megatron.telemetry.sinks.log_file import LogFile
 from moe_megatron.telemetry.values.profile import PROFILE_FILE
@@ -157,7 +161,7 @@ def run(job: TrainingJob, machine: MachineSettings) -> JobOutcome:
         set_moe_metrics_tracker(RouterLossLog(args.moe_router_load_balancing_type))
         if "use-checkpoint-opt_param-scheduler" not in config.megatron:
             stack.enter_context(configured_settings(checkpoint.batch_growth(load, config)))
-        stack.enter_context(_our_checkpoints(args, load))
+        stack.enter_context(_our_checkpoints(args, load, partial_states=config.finetune.freezes))
         stack.enter_context(checkpoint.explained_errors(job.checkpoints or load or Path.cwd()))
         interrupted = _pretrain(args, job, clock, draws=load is None)
         journal.end(interrupted=interrupted)
@@ -188,11 +192,12 @@ def _set_determinism(wanted: bool) -> None:
 
 
 @contextlib.contextmanager
-def _our_checkpoints(args: Any, load: Path | None) -> Iterator[None]:
+def _our_checkpoints(args: Any, load: Path | None, *, partial_states: bool) -> Iterator[None]:
     """Let Megatron save and load as we want it to."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(resharding_optimizer_states())
-        stack.enter_context(saving_own_shards())
+        stack.enter_context(saving_own_shards(apart) if partial_states else saving_own_shards())
+        stack.enter_context(states_apart() if partial_states else contextlib.nullcontext())
         stack.enter_context(writing_in_place())
         stack.enter_context(complete_loading())
         stack.enter_context(checkpoint.explained_loading(load))
@@ -225,10 +230,14 @@ def _pretrain(args: Any, job: TrainingJob, clock: PhaseClock, *, draws: bool) ->
         weights = InitialWeights(args.seed)
         weights.watch(model_config.transformer)
         model_config.pre_wrap_hooks.append(weights.draw)
+    if job.config.finetune.freezes:
+        frozen = partial(freeze, finetune=job.config.finetune, say=job.say)
+        model_config.pre_wrap_hooks.append(frozen)
     model_config.pre_wrap_hooks.extend(job.model_hooks)
     _skip_missing_makefile()
     try:
-        with our_prediction_layers(job.config):
+        rates = rates_of_roles(job.config.finetune, job.config.training.learning_rate)
+        with our_prediction_layers(job.config), rates, without_empty_optimizers():
             pretrain(
                 pretrain_cfg_container_from_args(args, model_config),
                 train_valid_test_datasets,

@@ -58,6 +58,8 @@ class TrainingJob:
     """File for Megatron's own output on this rank; None leaves it on the terminal."""
     choose_checkpoint: Callable[[], Path | None] | None = None
     """Gives the run's own checkpoint to go back to, on every rank; None: the newest one."""
+    say: Callable[[str], None] = lambda line: None
+    """Called on rank 0 with lines on what the engine has chosen."""
     health: SinkHealth = field(default_factory=SinkHealth)
     """Is told when that file, TensorBoard or W&B cannot be written."""
 

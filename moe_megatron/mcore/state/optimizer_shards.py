@@ -7,7 +7,7 @@ shards that it owns, as boxes of those tensors. Keys, shapes and numbers in the 
 same, so Megatron itself reads what this writes, and the reverse.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -26,6 +26,8 @@ from torch import Tensor
 
 from moe_megatron.mcore.state.boxes import boxes_of_range
 
+Rename = Callable[[ShardedTensor], ShardedTensor]
+
 _LARGEST = 2**24
 """Elements of a box: a reader needs memory for one stored box at a time."""
 _SAVE = "sharded_param_state_fully_reshardable"
@@ -33,14 +35,18 @@ _LOAD = "load_parameter_state_from_fully_reshardable"
 
 
 @contextmanager
-def saving_own_shards() -> Iterator[None]:
-    """Let ranks save and load the parts of the optimizer state that they own, meanwhile."""
+def saving_own_shards(rename: Rename = lambda tensor: tensor) -> Iterator[None]:
+    """Let ranks save and load the parts of the optimizer state that they own, meanwhile.
+
+    Args:
+        rename: From the tensor of a parameter's state to the one that is stored.
+    """
     originals = {name: getattr(DistributedOptimizer, name) for name in (_SAVE, _LOAD)}
 
     def sharded(self: Any, model: Any, is_loading: bool = False, metadata: Any = None) -> Any:
         if _has_own_format(self):
             return originals[_SAVE](self, model, is_loading, metadata)
-        return _sharded_state(self, model)
+        return _sharded_state(self, model, rename)
 
     def load(self: Any, state: dict[Any, Any]) -> None:
         if _has_own_format(self):
@@ -63,7 +69,7 @@ def _has_own_format(optimizer: Any) -> bool:
     return unscaled or isinstance(optimizer.optimizer, HybridDeviceOptimizer)
 
 
-def _sharded_state(optimizer: Any, model: Any) -> dict[int, Any]:
+def _sharded_state(optimizer: Any, model: Any, rename: Rename) -> dict[int, Any]:
     """The state of each parameter of which this rank owns a part, as tensors of the checkpoint."""
     sharded, _ = extract_sharded_tensors_and_factories(model)
     saved_as = {id(item.data): item for item in nested_values(sharded)}
@@ -72,7 +78,9 @@ def _sharded_state(optimizer: Any, model: Any) -> dict[int, Any]:
         shards = optimizer._get_main_param_and_optimizer_states(parameter)
         parts: dict[str, Any] = {"in_memory": {}, "saved": {}}
         for name in ("param", *optimizer.optimizer_state_keys):
-            tensors = _boxes(saved_as[id(parameter)], name, shards[name], owned, optimizer)
+            whole = _state_tensors(saved_as[id(parameter)], name, shards[name].dtype, optimizer)
+            shard = shards[name].detach().view(-1)
+            tensors = [box for it in whole for box in _boxes_of(rename(it), shard, owned)]
             parts["saved"][name] = tensors
             parts["in_memory"][name] = LocalNonpersistentObject([it.data for it in tensors])
         state[len(state)] = parts
@@ -90,23 +98,24 @@ def _owned_ranges(optimizer: Any) -> Iterator[tuple[Tensor, range]]:
                         yield parameter, owned
 
 
-def _boxes(saved: Any, name: str, shard: Tensor, owned: range, optimizer: Any) -> list[Any]:
-    """The boxes of one state of a parameter that make up this rank's shard, as views of it."""
-    shard = shard.detach().view(-1)
+def _state_tensors(saved: Any, name: str, dtype: torch.dtype, optimizer: Any) -> list[Any]:
+    """The tensors of the checkpoint that one state of a parameter is, without memory."""
     # The first two numbers say which pipeline and tensor replica this is; data replicas have none.
     replica = (*saved.replica_id[:2], optimizer.distributed_optimizer_instance_id)
-    whole = torch.empty(saved.data.shape, dtype=shard.dtype, device="meta")
+    whole = torch.empty(saved.data.shape, dtype=dtype, device="meta")
     changes = {"key": f"optimizer.state.{name}.{saved.key}", "data": whole, "replica_id": replica}
     if isinstance(saved, ShardedTensorFactory):
         tensors = list(nested_values(replace(saved, **changes).build()))
     else:
-        tensors = [replace(saved, **changes, dtype=shard.dtype)]
-    return [box for tensor in tensors for box in _boxes_of(tensor, shard, owned, whole)]
+        tensors = [replace(saved, **changes, dtype=dtype)]
+    for it in tensors:
+        assert it.data._base is whole or it.data is whole, "a factory copies the parameter"
+    return tensors
 
 
-def _boxes_of(tensor: ShardedTensor, shard: Tensor, owned: range, whole: Tensor) -> Iterator[Any]:
+def _boxes_of(tensor: ShardedTensor, shard: Tensor, owned: range) -> Iterator[Any]:
+    """The boxes of a tensor that make up this rank's shard of the parameter, as views of it."""
     part = tensor.data
-    assert part._base is whole or part is whole, "a factory copies the parameter"
     leading = tensor.prepend_axis_num
     strides = part.stride()
     for box in boxes_of_range(part.shape, strides, part.storage_offset(), owned, _LARGEST):

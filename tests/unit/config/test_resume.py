@@ -41,6 +41,8 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "training.seed": (5, "sequences it has read in an order that would be another one"),
     "training.eval_interval": (None, "with evaluation off, all texts are training data"),
     "model.num_prediction_layers": (1, "its optimizer knows those layers alone"),
+    "finetune.train": (("router",), "state of those parameters that were trained then, and no"),
+    "finetune.freeze": (("router",), "state of those parameters that were trained then, and no"),
     "parallel.distributed_optimizer": (False, "the other optimizer cannot read what this one"),
 }
 

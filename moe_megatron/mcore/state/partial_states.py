@@ -1,0 +1,65 @@
+"""Names the optimizer states of a run that freezes parameters, layer by layer and expert by expert.
+
+Megatron stores the states of a parameter of all layers, and of all experts, as one tensor. A run
+that trains some of them would leave holes in it, which torch's writer refuses. Here each layer and
+expert has a tensor of its own, named by its numbers: `KEY@1.0` is expert 0 of the layer at index 1.
+Weights keep their names: all of them are saved.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from megatron.core.dist_checkpointing import optimizer as states
+from megatron.core.dist_checkpointing.dict_utils import dict_list_map_inplace
+from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
+from megatron.core.optimizer import optimizer as optimizers
+
+_MAKE = "make_sharded_optimizer_tensor"
+
+
+def apart(tensor: ShardedTensor) -> ShardedTensor:
+    """A part of a stacked tensor, as a part of the tensor of its own layer and expert."""
+    leading = tensor.prepend_axis_num
+    if not leading:
+        return tensor
+    numbers = ".".join(map(str, tensor.global_offset[:leading]))
+    pieces = tensor.axis_fragmentations
+    return replace(
+        tensor,
+        key=f"{tensor.key}@{numbers}",
+        global_shape=tensor.global_shape[leading:],
+        global_offset=tensor.global_offset[leading:],
+        axis_fragmentations=None if pieces is None else pieces[leading:],
+        prepend_axis_num=0,
+    )
+
+
+@contextmanager
+def states_apart() -> Iterator[None]:
+    """Let optimizers that are not distributed save and load their states so, meanwhile."""
+    original = getattr(states, _MAKE)
+
+    def make(*args: Any, **kwargs: Any) -> Any:
+        return _apart(original(*args, **kwargs))
+
+    modules = (states, optimizers)
+    for module in modules:
+        setattr(module, _MAKE, make)
+    try:
+        yield
+    finally:
+        for module in modules:
+            setattr(module, _MAKE, original)
+
+
+def _apart(part: Any) -> Any:
+    if isinstance(part, ShardedTensorFactory):
+        build = part.build_fn
+
+        def build_apart(*args: Any) -> Any:
+            return dict_list_map_inplace(apart, build(*args))
+
+        return replace(part, build_fn=build_apart)
+    return apart(part)

@@ -1,0 +1,251 @@
+"""What is frozen stays bit by bit and has no optimizer state, whatever the layout.
+
+Trained weights are the same under every layout, and a selection is resumed by itself alone.
+"""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from moe_megatron.config.checkpoint_files import iteration_dir
+from moe_megatron.config.parameter_roles import role_of
+from moe_megatron.errors import CheckpointError
+from moe_megatron.mcore.loop.callbacks import StepEnd
+from moe_megatron.mcore.recovery.policy import Policy
+from moe_megatron.testing.distributed import run_distributed
+from moe_megatron.testing.jobs import Job, run_job
+from moe_megatron.testing.saved_tensors import whole_tensors
+
+pytestmark = [pytest.mark.distributed]
+
+STEPS = 3
+SHAPE: dict[str, Any] = {
+    "training.train_steps": STEPS,
+    "training.warmup_steps": 0,
+    "training.precision": "fp32",
+    "training.weight_decay": 0.1,
+    "training.decay_style": "constant",
+    "training.eval_interval": None,
+    "telemetry.console": False,
+    "checkpoint.save_interval": STEPS,
+}
+EP2 = {"parallel.expert_parallel_size": 2}
+TP2 = {"parallel.tensor_parallel_size": 2}
+PP2 = {"parallel.pipeline_parallel_size": 2}
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "ep2": EP2,
+    "tp2": TP2,
+    "pp2": PP2,
+    "ep2_plain": {**EP2, "parallel.distributed_optimizer": False},
+    "ep2_bf16": {**EP2, "training.precision": "bf16"},
+    "pp2_recomputed": {**PP2, "training.recompute": "full"},
+    "tp2_recomputed": {**TP2, "training.recompute": "full"},
+}
+SELECTIONS: dict[str, list[str]] = {
+    "one_expert": ["experts@2:0"],  # one rank of two has nothing to train
+    "routers": ["router"],
+    "first_layer": ["all@1"],
+    "last_layer": ["all@2"],
+    "attention": ["*.linear_qkv.weight", "norms"],
+    "embeddings": ["embeddings"],
+}
+
+
+class Watched(Policy):
+    """Keeps this rank's weights at the start, and sizes of its optimizer's state at the end."""
+
+    def __init__(self) -> None:
+        self.first: dict[str, torch.Tensor] = {}
+        self.trained: set[str] = set()
+        self.moved: set[str] = set()
+        self.state = 0
+        self._optimizer: Any = None
+
+    def on_train_start(self, model: list[Any], start_step: int) -> None:
+        named = [it for chunk in model for it in chunk.named_parameters()]
+        self.first = {name: tensor.detach().clone() for name, tensor in named}
+        self.trained = {name for name, tensor in named if tensor.requires_grad}
+
+    def on_optimizer(self, optimizer: Any) -> None:
+        self._optimizer = optimizer
+
+    def on_step_end(self, event: StepEnd) -> None:
+        assert event.grad_norm is not None
+        assert math.isfinite(event.grad_norm)
+
+    def on_train_end(self, model: list[Any]) -> None:
+        named = [it for chunk in model for it in chunk.named_parameters()]
+        self.moved = {name for name, it in named if not torch.equal(it, self.first[name])}
+        parts = [it.optimizer for it in self._optimizer.chained_optimizers if it.optimizer]
+        states = [state for part in parts for state in part.state.values()]
+        self.state = sum(state["exp_avg"].numel() for state in states)
+
+
+def tune(root: Path, runs: dict[str, dict[str, Any]]) -> dict[str, tuple[Any, ...]]:
+    """On every rank: the runs, one after the other; what moved, what was trained, and state."""
+    from moe_megatron.mcore import world
+
+    found = {}
+    for name, overrides in runs.items():
+        watched = Watched()
+        run_job(Job(run_dir=root / name, overrides={**SHAPE, **overrides}), (watched,))
+        trained = sum(watched.first[it].numel() for it in watched.trained)
+        found[name] = (watched.moved, watched.trained, watched.state, trained)
+    world.leave()
+    return found
+
+
+def check(root: Path, layout: dict[str, Any], names: list[str], world_size: int) -> None:
+    """Train each selection under a layout, and check it against one process."""
+    runs = {it: {**layout, "finetune.train": SELECTIONS[it]} for it in names}
+    ranks = run_distributed(tune, root / "many", runs, world_size=world_size)
+    alone = {name: {**it, **dict.fromkeys(layout, 1)} for name, it in runs.items()}
+    for changed in alone.values():
+        changed.update({key: value for key, value in layout.items() if "parallel_size" not in key})
+    run_distributed(tune, root / "one", alone, world_size=1)
+    for name in names:
+        moved, trained = (set.union(*(rank[name][i] for rank in ranks)) for i in (0, 1))
+        assert moved == trained, name
+        for rank in ranks:
+            assert rank[name][0] <= rank[name][1], name
+        one, many = (
+            whole_tensors(iteration_dir(root / place / name / "checkpoints", STEPS))
+            for place in ("one", "many")
+        )
+        assert one.keys() == many.keys(), name
+        states = sum(it.numel() for key, it in many.items() if ".exp_avg." in key)
+        assert states == sum(it.numel() for key, it in one.items() if ".exp_avg." in key)
+        if world_size == 2 and layout.get("parallel.distributed_optimizer", True):
+            assert all(rank[name][2] <= rank[name][3] for rank in ranks), name
+        for key in one:
+            if one[key].is_floating_point() and "rng" not in key:
+                tolerance = 2e-2 if "bf16" in str(layout) else 2e-5
+                assert torch.allclose(one[key], many[key], atol=tolerance), (name, key)
+
+
+def test_rank_with_nothing_to_train_does_not_keep_the_other_waiting(tmp_path: Path) -> None:
+    runs = {"one": {**EP2, "finetune.train": ["experts@2:0"]}}
+    first, second = run_distributed(tune, tmp_path, runs, world_size=2)
+    moved, trained, state, numbers = first["one"]
+    assert moved == trained
+    assert len(trained) == 2
+    assert state == numbers
+    assert second["one"] == (set(), set(), 0, 0)
+
+
+@pytest.mark.deep
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_frozen_stays_and_trained_is_the_same_under(layout: str, tmp_path: Path) -> None:
+    check(tmp_path, LAYOUTS[layout], [*SELECTIONS], 2)
+
+
+# --- resuming ------------------------------------------------------------------------------------
+
+
+def resume(root: Path, layouts: list[dict[str, Any]]) -> list[str]:
+    """On every rank: a run in one piece, one in two, the second under another layout.
+
+    Returns:
+        What is said to a run that goes on with another selection.
+    """
+    from moe_megatron.mcore import world
+
+    first, second = ({**SHAPE, "finetune.train": ["experts@2:0", "router"], **it} for it in layouts)
+    run_job(Job(run_dir=root / "whole", overrides={**second, "training.train_steps": 4}))
+    half = {"checkpoint.save_interval": 2, "training.train_steps": 4, "megatron.exit-interval": 2}
+    run_job(Job(run_dir=root / "parts", overrides={**first, **half}))
+    load = {"checkpoint.load": str(root / "parts" / "checkpoints"), "training.train_steps": 4}
+    said = []
+    for selection in (["experts@2:0"], ["experts@2:0", "router"]):
+        job = Job(
+            run_dir=root / "parts",
+            overrides={**second, **load, "finetune.train": selection},
+        )
+        try:
+            run_job(job)
+        except CheckpointError as error:
+            said.append(str(error))
+    world.leave()
+    return said
+
+
+@pytest.mark.deep
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("distributed", [True, False])
+def test_selection_is_resumed_by_itself_alone(tmp_path: Path, distributed: bool) -> None:
+    kind = {"parallel.distributed_optimizer": distributed}
+    layouts = [{**EP2, **kind}, {**(PP2 if distributed else EP2), **kind}]
+    for (said,) in run_distributed(resume, tmp_path, layouts, world_size=2):
+        assert "finetune.train is ('experts@2:0', 'router') there" in said
+        assert "its optimizer holds the state of those parameters that were trained then" in said
+    whole, parts = (
+        whole_tensors(iteration_dir(tmp_path / name / "checkpoints", 4))
+        for name in ("whole", "parts")
+    )
+    assert whole.keys() == parts.keys()
+    for key, tensor in whole.items():
+        if tensor.is_floating_point():
+            assert torch.allclose(tensor, parts[key], atol=2e-5), key
+
+
+# --- learning rates ------------------------------------------------------------------------------
+
+
+class Rates(Policy):
+    """The learning rates of each role's parameters, after each step."""
+
+    def __init__(self) -> None:
+        self.seen: list[dict[str, set[float]]] = []
+        self._names: dict[int, str] = {}
+        self._groups: list[dict[str, Any]] = []
+
+    def on_train_start(self, model: list[Any], start_step: int) -> None:
+        self._names = {id(it): name for chunk in model for name, it in chunk.named_parameters()}
+
+    def on_optimizer(self, optimizer: Any) -> None:
+        self._groups = optimizer.param_groups
+
+    def on_step_end(self, event: StepEnd) -> None:
+        found: dict[str, set[float]] = {}
+        for group in self._groups:
+            for parameter in group["params"]:
+                role = role_of(self._names[id(parameter)])
+                found.setdefault(role, set()).add(round(group["lr"], 12))
+        self.seen.append(found)
+
+
+def rates(root: Path) -> list[dict[str, set[float]]]:
+    """On a rank: a run whose optimizer has Megatron's own parameters in its groups."""
+    from moe_megatron.mcore import world
+
+    seen = Rates()
+    overrides = {
+        **SHAPE,
+        "training.learning_rate": 1e-3,
+        "training.min_learning_rate": 1e-4,
+        "training.decay_style": "linear",
+        "checkpoint.save_interval": None,
+        "parallel.distributed_optimizer": False,
+        "finetune.freeze": ["embeddings"],
+        "finetune.router_learning_rate": "0.1x",
+        "finetune.expert_learning_rate": 2e-3,
+    }
+    run_job(Job(run_dir=root, overrides=overrides), (seen,))
+    world.leave()
+    return seen.seen
+
+
+@pytest.mark.deep
+def test_roles_keep_their_multiple_of_the_schedule(tmp_path: Path) -> None:
+    (seen,) = run_distributed(rates, tmp_path, world_size=1)
+    assert len(seen) == STEPS
+    for step, found in enumerate(seen):
+        base = 1e-3 - (1e-3 - 1e-4) * (step + 1) / STEPS
+        assert found.keys() == {"attention", "norms", "router", "experts"}
+        for role, times in (("attention", 1), ("norms", 1), ("router", 0.1), ("experts", 2)):
+            (rate,) = found[role]
+            assert rate == pytest.approx(base * times, rel=1e-6), (step, role)
