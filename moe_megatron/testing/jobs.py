@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from moe_megatron.config import apply_overrides, load_config
 from moe_megatron.config.run import RunConfig
+from moe_megatron.telemetry.sinks.jsonl import METRICS_FILE, read_metrics
+from moe_megatron.telemetry.values.records import StepRecord
 from moe_megatron.testing.distributed import run_distributed
 
 if TYPE_CHECKING:
@@ -33,6 +35,27 @@ class Job:
     def config(self) -> RunConfig:
         """The whole configuration."""
         return apply_overrides(load_config(self.preset), self.overrides)
+
+
+def few_steps(steps: int, *, batch: int = 8, micro_batch: int = 2) -> dict[str, Any]:
+    """What a run of a few steps sets, which has no time for a warm-up.
+
+    Args:
+        steps: Their number.
+        batch: Sequences of a step.
+        micro_batch: Sequences of a micro-batch.
+    """
+    return {
+        "training.train_steps": steps,
+        "training.warmup_steps": 0,
+        "training.micro_batch_size": micro_batch,
+        "training.global_batch_size": batch,
+    }
+
+
+def step_records(run_dir: Path) -> list[StepRecord]:
+    """The steps that a run has on record, in their order."""
+    return [it for it in read_metrics(run_dir / METRICS_FILE) if isinstance(it, StepRecord)]
 
 
 def run_jobs(

@@ -21,13 +21,10 @@ from moe_megatron.routing import Routing, find_router
 from moe_megatron.routing.own_router import own_router
 from moe_megatron.routing.registry import Router
 from moe_megatron.telemetry.sinks.jsonl import (
-    METRICS_FILE,
     ROUTING_FILE,
-    read_metrics,
     read_routing,
 )
-from moe_megatron.telemetry.values.records import StepRecord
-from moe_megatron.testing.jobs import Job, run_job
+from moe_megatron.testing.jobs import Job, run_job, step_records
 from moe_megatron.testing.rank import module_of
 from moe_megatron.testing.ways import SEQUENCE, SHAPE, WAYS, Found, Trained
 
@@ -107,7 +104,7 @@ def _trained(run_dir: Path, overrides: Mapping[str, Any]) -> Trained:
     run_job(Job(run_dir=run_dir, overrides=overrides), callbacks=(seen,))
     if world.rank() != 0:
         return _NOTHING
-    records = [it for it in read_metrics(run_dir / METRICS_FILE) if isinstance(it, StepRecord)]
+    records = step_records(run_dir)
     routed = list(read_routing(run_dir / ROUTING_FILE))
     return Trained(
         losses=[it.loss for it in records if it.loss is not None],

@@ -14,13 +14,11 @@ from torch import Tensor
 from moe_megatron.config.checks import join_words
 from moe_megatron.errors import ConfigError
 from moe_megatron.routing.registry import Router
+from moe_megatron.testing.jobs import few_steps
 
 STEPS, BATCH, SEQUENCE = 3, 8, 32
 SHAPE: dict[str, Any] = {
-    "training.train_steps": STEPS,
-    "training.warmup_steps": 0,
-    "training.micro_batch_size": 2,
-    "training.global_batch_size": BATCH,
+    **few_steps(STEPS, batch=BATCH),
     "training.precision": "fp32",
     "training.eval_interval": None,
     "data.sequence_length": SEQUENCE,

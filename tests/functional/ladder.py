@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_megatron.testing.distributed import run_distributed
+from moe_megatron.testing.jobs import step_records
 
 TP2 = {"parallel.tensor_parallel_size": 2}
 PP2 = {"parallel.pipeline_parallel_size": 2, "megatron.decoder-first-pipeline-num-layers": 2}
@@ -145,9 +146,8 @@ def _compare(place: Path, name: str, layout: str) -> float:
 def _train(place: Path, name: str) -> list[float]:
     """Train on from a converted checkpoint; the loss of each step."""
     from moe_megatron.mcore import world
-    from moe_megatron.telemetry.sinks.jsonl import METRICS_FILE, MetricsLog, read_metrics
+    from moe_megatron.telemetry.sinks.jsonl import MetricsLog
     from moe_megatron.telemetry.sinks.sink_set import SinkSet
-    from moe_megatron.telemetry.values.records import StepRecord
 
     sinks = SinkSet([MetricsLog()]) if world.rank() == 0 else None
     steps = {"training.train_steps": STEPS, "training.learning_rate": 5e-3}
@@ -155,8 +155,7 @@ def _train(place: Path, name: str) -> list[float]:
     if sinks is None:
         return []
     sinks.close()
-    records = read_metrics(run_dir / METRICS_FILE)
-    return [r.loss for r in records if isinstance(r, StepRecord) and r.loss is not None]
+    return [r.loss for r in step_records(run_dir) if r.loss is not None]
 
 
 def run(runs: Path, example: Path, overrides: dict[str, Any], **more: Any) -> Path:

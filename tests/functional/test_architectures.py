@@ -7,22 +7,16 @@ from typing import Any
 import pytest
 
 from moe_megatron.telemetry.sinks.jsonl import (
-    METRICS_FILE,
     ROUTING_FILE,
-    read_metrics,
     read_routing,
 )
-from moe_megatron.telemetry.values.records import StepRecord
-from moe_megatron.testing.jobs import Job, run_jobs
+from moe_megatron.testing.jobs import Job, few_steps, run_jobs, step_records
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
 
 STEPS, BATCH, SEQUENCE = 3, 8, 32
 SHAPE: dict[str, Any] = {
-    "training.train_steps": STEPS,
-    "training.warmup_steps": 0,
-    "training.micro_batch_size": 4,
-    "training.global_batch_size": BATCH,
+    **few_steps(STEPS, batch=BATCH, micro_batch=4),
     "training.learning_rate": 1e-3,
     "checkpoint.save_interval": None,
 }
@@ -58,10 +52,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, chosen: Callable[[str], list[
     "name", [pytest.param(x, marks=() if x in DECISIVE else pytest.mark.deep) for x in NAMES]
 )
 def test_it_trains_alike_wherever_its_experts_are(name: str, runs: Path) -> None:
-    alone, spread = (
-        [x for x in read_metrics(runs / f"{name}-{n}" / METRICS_FILE) if isinstance(x, StepRecord)]
-        for n in (1, 2)
-    )
+    alone, spread = (step_records(runs / f"{name}-{n}") for n in (1, 2))
     assert [x.step for x in spread] == list(range(1, STEPS + 1))
     losses = [x.loss for x in alone]
     assert [x.loss for x in spread] == pytest.approx(losses, rel=1e-4)

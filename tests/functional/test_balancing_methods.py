@@ -12,25 +12,17 @@ import pytest
 
 from moe_megatron.routing import LoadBalancer, balancing_names
 from moe_megatron.telemetry.sinks.jsonl import (
-    METRICS_FILE,
     ROUTING_FILE,
-    read_metrics,
     read_routing,
 )
-from moe_megatron.telemetry.values.records import StepRecord
-from moe_megatron.testing.jobs import Job, run_jobs
+from moe_megatron.testing.jobs import Job, few_steps, run_jobs, step_records
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
 
 STEPS, MICRO, BATCH, SEQUENCE, EXPERTS = 2, 2, 8, 32, 4
 SHAPE: dict[str, Any] = {
-    "training.train_steps": STEPS,
-    "training.warmup_steps": 0,
-    "training.micro_batch_size": MICRO,
-    "training.global_batch_size": BATCH,
+    **few_steps(STEPS, batch=BATCH, micro_batch=MICRO),
     "training.recompute": "full",
-    "training.eval_interval": None,
-    "checkpoint.save_interval": None,
     "data.sequence_length": SEQUENCE,
     "moe.num_experts": EXPERTS,
     "parallel.tensor_parallel_size": 2,
@@ -84,7 +76,7 @@ def deep(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def check(run: Path, balancer: LoadBalancer, data_ranks: int) -> None:
-    losses = [it.loss for it in read_metrics(run / METRICS_FILE) if isinstance(it, StepRecord)]
+    losses = [it.loss for it in step_records(run)]
     assert len(losses) == STEPS
     assert all(it is not None and math.isfinite(it) for it in losses)
     fields = balancer.fields()

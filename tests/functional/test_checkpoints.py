@@ -7,21 +7,16 @@ import pytest
 import torch
 
 from moe_megatron.config import load_config
-from moe_megatron.telemetry.sinks.jsonl import METRICS_FILE, read_metrics
 from moe_megatron.telemetry.values.profile import PROFILE_FILE, RoutingProfile
-from moe_megatron.telemetry.values.records import StepRecord
 from moe_megatron.testing.distributed import run_distributed
-from moe_megatron.testing.jobs import Job, run_jobs, run_on_this_rank
+from moe_megatron.testing.jobs import Job, few_steps, run_jobs, run_on_this_rank, step_records
 from moe_megatron.testing.saved_tensors import whole_tensors
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
 
 STEPS = 6
 SHAPE: dict[str, Any] = {
-    "training.train_steps": STEPS,
-    "training.warmup_steps": 0,
-    "training.micro_batch_size": 2,
-    "training.global_batch_size": 8,
+    **few_steps(STEPS),
     "checkpoint.save_interval": 2,
 }
 LAYOUT = {"parallel.expert_parallel_size": 2}
@@ -52,8 +47,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def losses(run_dir: Path) -> dict[int, float]:
-    records = read_metrics(run_dir / METRICS_FILE)
-    return {r.step: r.loss for r in records if isinstance(r, StepRecord) and r.loss is not None}
+    return {r.step: r.loss for r in step_records(run_dir) if r.loss is not None}
 
 
 def saved_steps(run_dir: Path) -> list[str]:

@@ -18,7 +18,8 @@ from moe_megatron.telemetry.sinks.jsonl import (
     read_routing,
 )
 from moe_megatron.telemetry.values.profile import PROFILE_FILE, RoutingProfile
-from moe_megatron.telemetry.values.records import EvalRecord, StepRecord
+from moe_megatron.telemetry.values.records import EvalRecord
+from moe_megatron.testing.jobs import step_records
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(900)]
 
@@ -56,7 +57,7 @@ def train(moe: Callable[..., Any], place: Path, *words: object) -> Any:
 
 
 def steps_of(run_dir: Path) -> list[int]:
-    return [r.step for r in read_metrics(run_dir / METRICS_FILE) if isinstance(r, StepRecord)]
+    return [r.step for r in step_records(run_dir)]
 
 
 def newest_checkpoint(run_dir: Path) -> int:

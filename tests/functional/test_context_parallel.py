@@ -13,16 +13,12 @@ from moe_megatron.telemetry.sinks.jsonl import (
     read_routing,
 )
 from moe_megatron.telemetry.values.records import EvalRecord, StepRecord
-from moe_megatron.testing.jobs import Job, run_jobs
+from moe_megatron.testing.jobs import Job, few_steps, run_jobs
 
 pytestmark = [pytest.mark.distributed, pytest.mark.deep, pytest.mark.timeout(600)]
 
 SHAPE: dict[str, Any] = {
-    "training.train_steps": 4,
-    "training.warmup_steps": 0,
-    "training.micro_batch_size": 2,
-    "training.global_batch_size": 8,
-    "checkpoint.save_interval": None,
+    **few_steps(4),
 }
 LATENT: dict[str, Any] = {
     "model.latent_attention.kv_lora_rank": 16,

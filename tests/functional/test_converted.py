@@ -9,6 +9,7 @@ import pytest
 
 from moe_megatron.cli import pretrain
 from moe_megatron.testing.distributed import run_distributed
+from moe_megatron.testing.jobs import step_records
 from tests.functional import ladder
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
@@ -137,11 +138,8 @@ def trained(
 
 
 def test_loss_falls_from_that_of_the_model_and_training_resumes(trained: Path) -> None:
-    from moe_megatron.telemetry.sinks.jsonl import METRICS_FILE, read_metrics
-    from moe_megatron.telemetry.values.records import StepRecord
 
-    records = read_metrics(trained / "run" / METRICS_FILE)
-    losses = {r.step: r.loss for r in records if isinstance(r, StepRecord)}
+    losses = {r.step: r.loss for r in step_records(trained / "run")}
     assert sorted(losses) == [1, 2, 3, 4]
     assert losses[1] > losses[2] > losses[3] > losses[4]
 

@@ -17,7 +17,7 @@ from moe_megatron.telemetry.sinks.jsonl import (
     read_routing,
 )
 from moe_megatron.testing.distributed import run_distributed
-from moe_megatron.testing.jobs import Job, run_on_this_rank
+from moe_megatron.testing.jobs import Job, few_steps, run_on_this_rank
 
 pytestmark = pytest.mark.distributed
 
@@ -45,12 +45,8 @@ class SineExpert(Expert):
 STEPS, HALF, BATCH, SEQUENCE, TOP_K = 4, 2, 8, 32, 2
 TOKENS = BATCH * SEQUENCE
 SHAPE: dict[str, Any] = {
-    "training.train_steps": STEPS,
-    "training.warmup_steps": 0,
-    "training.micro_batch_size": 2,
-    "training.global_batch_size": BATCH,
+    **few_steps(STEPS, batch=BATCH),
     "training.precision": "fp32",
-    "training.eval_interval": None,
     "data.sequence_length": SEQUENCE,
     "checkpoint.save_interval": HALF,
     "moe.expert": {"name": "sine", "frequency": 2.0},

@@ -15,9 +15,8 @@ import torch
 from moe_megatron.checkpoint.integrity.check import check_folder
 from moe_megatron.errors import AGAIN, FAULT, NoRoomError
 from moe_megatron.telemetry.journal import read_events
-from moe_megatron.telemetry.sinks.jsonl import METRICS_FILE, read_metrics
-from moe_megatron.telemetry.values.records import StepRecord
 from moe_megatron.testing.distributed import run_distributed
+from moe_megatron.testing.jobs import few_steps, step_records
 from moe_megatron.testing.saved_tensors import whole_tensors
 from moe_megatron.testing.small_disk import empty, fill, small_disk
 
@@ -26,10 +25,7 @@ pytestmark = [pytest.mark.distributed, pytest.mark.timeout(300)]
 STEPS = 6
 BROKEN = 4
 SHAPE: dict[str, Any] = {
-    "training.train_steps": STEPS,
-    "training.warmup_steps": 0,
-    "training.micro_batch_size": 2,
-    "training.global_batch_size": 4,
+    **few_steps(STEPS, batch=4),
     "parallel.expert_parallel_size": 2,
     "checkpoint.save_interval": 2,
     "checkpoint.patience_seconds": 30,
@@ -178,8 +174,7 @@ def ends(found: tuple[Path, dict[str, Any]]) -> dict[str, Any]:
 
 
 def losses(run_dir: Path) -> list[tuple[int, float | None, float | None]]:
-    records = read_metrics(run_dir / METRICS_FILE)
-    return [(r.step, r.loss, r.grad_norm) for r in records if isinstance(r, StepRecord)]
+    return [(r.step, r.loss, r.grad_norm) for r in step_records(run_dir)]
 
 
 def noted(run_dir: Path, kind: str) -> list[int]:

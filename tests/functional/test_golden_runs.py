@@ -16,13 +16,10 @@ import numpy as np
 import pytest
 
 from moe_megatron.telemetry.sinks.jsonl import (
-    METRICS_FILE,
     ROUTING_FILE,
-    read_metrics,
     read_routing,
 )
-from moe_megatron.telemetry.values.records import StepRecord
-from moe_megatron.testing.jobs import Job, run_jobs
+from moe_megatron.testing.jobs import Job, run_jobs, step_records
 
 pytestmark = pytest.mark.distributed
 
@@ -49,7 +46,7 @@ DEEP = {"tp2", "pp2", "cp2_ep2", "tp2_ep2"}
 
 def numbers_of(run_dir: Path) -> dict[str, Any]:
     """What is recorded of a run."""
-    steps = [it for it in read_metrics(run_dir / METRICS_FILE) if isinstance(it, StepRecord)]
+    steps = step_records(run_dir)
     loads = {it.step: it.tokens_per_expert.tolist() for it in read_routing(run_dir / ROUTING_FILE)}
     return {
         "loss": [round(float(step.loss or 0), 6) for step in steps],

@@ -8,14 +8,11 @@ import numpy as np
 import pytest
 
 from moe_megatron.telemetry.sinks.jsonl import (
-    METRICS_FILE,
     ROUTING_FILE,
-    read_metrics,
     read_routing,
 )
-from moe_megatron.telemetry.values.records import StepRecord
 from moe_megatron.testing.distributed import run_distributed
-from moe_megatron.testing.jobs import Job, run_jobs
+from moe_megatron.testing.jobs import Job, few_steps, run_jobs, step_records
 from tests.functional.test_megatron_on_cpu import look_at_torch
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(900)]
@@ -23,10 +20,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.timeout(900)]
 STEPS, BATCH, SEQUENCE, TOP_K = 5, 8, 32, 2
 TOKENS = BATCH * SEQUENCE
 SHAPE: dict[str, Any] = {
-    "training.train_steps": STEPS,
-    "training.warmup_steps": 0,
-    "training.micro_batch_size": 2,
-    "training.global_batch_size": BATCH,
+    **few_steps(STEPS, batch=BATCH),
 }
 JOBS: dict[str, dict[str, Any]] = {
     "bf16": {"training.precision": "bf16", "checkpoint.save_interval": 2},
@@ -61,8 +55,7 @@ def runs(names: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def losses(run_dir: Path) -> dict[int, float]:
-    records = read_metrics(run_dir / METRICS_FILE)
-    return {r.step: r.loss for r in records if isinstance(r, StepRecord) and r.loss is not None}
+    return {r.step: r.loss for r in step_records(run_dir) if r.loss is not None}
 
 
 def test_losses_fall_in_every_precision(names: list[str], runs: Path) -> None:

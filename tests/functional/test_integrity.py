@@ -18,10 +18,10 @@ from moe_megatron.checkpoint.integrity.check import check_folder
 from moe_megatron.checkpoint.integrity.manifest import MANIFEST, read_manifest
 from moe_megatron.config import apply_overrides, load_config
 from moe_megatron.telemetry.journal import read_events
-from moe_megatron.telemetry.sinks.jsonl import METRICS_FILE, ROUTING_FILE, read_metrics
+from moe_megatron.telemetry.sinks.jsonl import METRICS_FILE, ROUTING_FILE
 from moe_megatron.telemetry.values.profile import PROFILE_FILE, RoutingProfile
-from moe_megatron.telemetry.values.records import StepRecord
 from moe_megatron.testing.distributed import RankError, run_distributed, start_ranks
+from moe_megatron.testing.jobs import step_records
 from moe_megatron.testing.saved_tensors import whole_tensors
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
@@ -106,10 +106,7 @@ def check_same_end(folder: Path, straight: Path) -> None:
     for file in (METRICS_FILE, ROUTING_FILE):
         lines = [len((it / file).read_text().splitlines()) for it in (folder, straight)]
         assert lines[0] == lines[1], file
-    losses = [
-        [r.loss for r in read_metrics(it / METRICS_FILE) if isinstance(r, StepRecord)]
-        for it in (folder, straight)
-    ]
+    losses = [[r.loss for r in step_records(it)] for it in (folder, straight)]
     assert losses[0] == losses[1]
     profiles = [RoutingProfile.load(saved(it, STEPS) / PROFILE_FILE) for it in (folder, straight)]
     assert (profiles[0].tokens_per_expert == profiles[1].tokens_per_expert).all()

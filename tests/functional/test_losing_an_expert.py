@@ -16,13 +16,11 @@ from moe_megatron.mcore.loop.callbacks import Callback
 from moe_megatron.mcore.recovery.expert_parameters import expert_parameters
 from moe_megatron.telemetry.journal import Event, read_events
 from moe_megatron.telemetry.sinks.jsonl import (
-    METRICS_FILE,
     ROUTING_FILE,
-    read_metrics,
     read_routing,
 )
-from moe_megatron.telemetry.values.records import StepRecord
 from moe_megatron.testing.distributed import run_distributed
+from moe_megatron.testing.jobs import step_records
 
 pytestmark = pytest.mark.distributed
 
@@ -138,8 +136,7 @@ class Found:
     """Of the expert before the first step, on the rank that has it."""
 
     def losses(self, name: str) -> dict[int, Any]:
-        records = read_metrics(self.folder / name / METRICS_FILE)
-        return {it.step: it.loss for it in records if isinstance(it, StepRecord)}
+        return {it.step: it.loss for it in step_records(self.folder / name)}
 
     def load(self, name: str) -> dict[int, list[int]]:
         """Tokens of each expert of the layer, by step."""

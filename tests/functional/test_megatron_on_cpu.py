@@ -19,20 +19,17 @@ from moe_megatron.telemetry.sinks.jsonl import (
     read_metrics,
     read_routing,
 )
-from moe_megatron.telemetry.values.records import EvalRecord, StepRecord
+from moe_megatron.telemetry.values.records import EvalRecord
 from moe_megatron.telemetry.values.snapshot import RoutingSnapshot
 from moe_megatron.testing.distributed import run_distributed
-from moe_megatron.testing.jobs import Job, run_jobs
+from moe_megatron.testing.jobs import Job, few_steps, run_jobs, step_records
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
 
 STEPS, BATCH, SEQUENCE, TOP_K, EXPERTS = 3, 8, 32, 2, 4
 TOKENS = BATCH * SEQUENCE
 SHAPE: dict[str, Any] = {
-    "training.train_steps": STEPS,
-    "training.warmup_steps": 0,
-    "training.micro_batch_size": 4,
-    "training.global_batch_size": BATCH,
+    **few_steps(STEPS, batch=BATCH, micro_batch=4),
 }
 SHARED_AND_GROUPED: dict[str, Any] = {
     "moe.shared_expert_hidden_size": 64,
@@ -183,13 +180,8 @@ def runs(one: Path, chosen: Callable[[str], list[str]]) -> Path:
     return one
 
 
-def steps(run_dir: Path) -> list[StepRecord]:
-    records = read_metrics(run_dir / METRICS_FILE)
-    return [record for record in records if isinstance(record, StepRecord)]
-
-
 def losses(run_dir: Path) -> dict[int, float]:
-    return {record.step: record.loss for record in steps(run_dir) if record.loss is not None}
+    return {record.step: record.loss for record in step_records(run_dir) if record.loss is not None}
 
 
 def routing(run_dir: Path) -> list[RoutingSnapshot]:
@@ -202,8 +194,8 @@ def test_run_ends_and_its_loss_falls(name: str, runs: Path) -> None:
     assert len(curve) >= STEPS
     assert np.isfinite(curve).all()
     assert curve[-1] < curve[0] - 0.1
-    assert all(record.grad_norm and record.grad_norm > 0 for record in steps(runs / name))
-    assert not any(record.skipped for record in steps(runs / name))
+    assert all(record.grad_norm and record.grad_norm > 0 for record in step_records(runs / name))
+    assert not any(record.skipped for record in step_records(runs / name))
 
 
 @pytest.mark.parametrize("name", named(WITH_EXPERTS))

@@ -40,7 +40,6 @@ SHAPE: dict[str, Any] = {
     "training.warmup_steps": 0,
     "training.precision": "fp32",
     "training.weight_decay": 0.1,
-    "training.eval_interval": None,
     "telemetry.console": False,
     "checkpoint.save_interval": STEPS,
     "parallel.expert_parallel_size": 2,

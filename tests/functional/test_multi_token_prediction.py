@@ -10,15 +10,12 @@ from typing import Any
 import pytest
 
 from moe_megatron.telemetry.sinks.jsonl import (
-    METRICS_FILE,
     ROUTING_FILE,
-    read_metrics,
     read_routing,
 )
 from moe_megatron.telemetry.values.profile import PROFILE_FILE, RoutingProfile
-from moe_megatron.telemetry.values.records import StepRecord
 from moe_megatron.testing.distributed import run_distributed
-from moe_megatron.testing.jobs import Job, run_jobs
+from moe_megatron.testing.jobs import Job, few_steps, run_jobs, step_records
 from tests.functional import ladder
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
@@ -27,11 +24,7 @@ STEPS, HALF = 4, 2
 SHAPE: dict[str, Any] = {
     "model.num_layers": 2,
     "model.num_prediction_layers": 2,
-    "training.train_steps": STEPS,
-    "training.warmup_steps": 0,
-    "training.micro_batch_size": 2,
-    "training.global_batch_size": 8,
-    "checkpoint.save_interval": None,
+    **few_steps(STEPS),
 }
 PP2 = {"parallel.pipeline_parallel_size": 2}
 UNTIED = {"model.tie_embeddings": False}
@@ -53,10 +46,6 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
 }
 RESUMED = "resumed"
 DEEP = LAYOUTS.keys() - {"pp2", "ep2"}
-
-
-def _steps(run_dir: Path) -> list[StepRecord]:
-    return [x for x in read_metrics(run_dir / METRICS_FILE) if isinstance(x, StepRecord)]
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +82,7 @@ def root(tmp_path_factory: pytest.TempPathFactory, chosen: Callable[[str], list[
 )
 def test_losses_gradients_and_counts_are_those_of_one_process(layout: str, root: Path) -> None:
     reference = root / ("one_untied" if layout.endswith("untied") else "one")
-    alone, shared = _steps(reference), _steps(root / layout)
+    alone, shared = step_records(reference), step_records(root / layout)
     assert [x.step for x in shared] == [1, 2, 3, 4]
     assert [x.loss for x in shared] == pytest.approx([x.loss for x in alone], rel=1e-4)
     # With context parallelism, tokens at the end of a sequence, of which nothing is predicted, are
@@ -113,14 +102,14 @@ def test_losses_gradients_and_counts_are_those_of_one_process(layout: str, root:
 
 
 def test_prediction_adds_to_gradients_and_not_to_the_reported_loss(root: Path) -> None:
-    with_layers, without = (_steps(root / name)[0] for name in ("one", "without"))
+    with_layers, without = (step_records(root / name)[0] for name in ("one", "without"))
     assert with_layers.loss == without.loss
     assert with_layers.grad_norm != pytest.approx(without.grad_norm, rel=1e-3)
     assert next(read_routing(root / "without" / ROUTING_FILE)).layers == (1, 2)
 
 
 def test_layers_of_prediction_move_between_layouts_and_their_profile_goes_on(root: Path) -> None:
-    expected, found = _steps(root / "one")[HALF:], _steps(root / RESUMED)
+    expected, found = step_records(root / "one")[HALF:], step_records(root / RESUMED)
     assert [x.step for x in found] == [3, 4]
     assert [x.loss for x in found] == pytest.approx([x.loss for x in expected], rel=1e-4)
     profile = RoutingProfile.load(root / RESUMED / "checkpoints" / "iter_0000004" / PROFILE_FILE)
@@ -161,7 +150,7 @@ def routed(tmp_path_factory: pytest.TempPathFactory, chosen: Callable[[str], lis
 )
 def test_layers_of_prediction_have_the_router_of_the_model(case: str, routed: Path) -> None:
     name, _, layout = case.partition("-")
-    alone, shared = _steps(routed / f"{name}-one"), _steps(routed / case)
+    alone, shared = step_records(routed / f"{name}-one"), step_records(routed / case)
     # With context parallelism random numbers are others, and gradients of the last tokens, too.
     tolerance = 1e-4 if layout != "cp2" else 1e-3 if name != "noisy_top_k" else 0.05
     for field in ("loss", "grad_norm"):

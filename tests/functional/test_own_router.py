@@ -12,9 +12,8 @@ import pytest
 from moe_megatron.cli import main, pretrain
 from moe_megatron.config import CONFIG_FILE, load_config
 from moe_megatron.errors import EXIT_CODE
-from moe_megatron.telemetry.sinks.jsonl import METRICS_FILE, read_metrics
-from moe_megatron.telemetry.values.records import StepRecord
 from moe_megatron.testing.distributed import NO_LAUNCHER, run_distributed
+from moe_megatron.testing.jobs import step_records
 from tests.functional.scripts import run_as_main
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
@@ -40,11 +39,11 @@ def words(line: str, *more: str) -> list[str]:
 
 
 def steps_of(run: Path) -> list[int]:
-    return [it.step for it in read_metrics(run / METRICS_FILE) if isinstance(it, StepRecord)]
+    return [it.step for it in step_records(run)]
 
 
 def losses_of(run: Path) -> list[float]:
-    return [it.loss for it in read_metrics(run / METRICS_FILE) if isinstance(it, StepRecord)]
+    return [it.loss for it in step_records(run)]
 
 
 def test_file_of_the_page_is_short() -> None:
@@ -231,6 +230,16 @@ def test_trainer_hands_its_processes_the_file_and_takes_its_mistakes_back(
     run_distributed(run_as_main, tmp_path / "script.py", [tokenizer], world_size=1, **given)
     said = (tmp_path / "said.txt").read_text()
     assert re.search(r"the router later \(.*later.py, line 8\) returns weights of nan for", said)
+
+
+@pytest.mark.deep
+def test_command_of_the_page_starts_ranks_that_know_the_router(
+    moe: Callable[..., Any], tmp_path: Path
+) -> None:
+    (tmp_path / "my_router.py").write_text(FILE)
+    program = moe(tmp_path, *words(TRAIN_OURS, SMALL, SPREAD))
+    assert program.end() == 0, program.output
+    assert steps_of(tmp_path / SHARP) == [1, 2, 3, 4]
 
 
 @pytest.mark.deep

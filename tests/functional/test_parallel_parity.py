@@ -11,14 +11,11 @@ import pytest
 
 from moe_megatron.mcore.cpu.fast import SWITCH
 from moe_megatron.telemetry.sinks.jsonl import (
-    METRICS_FILE,
     ROUTING_FILE,
-    read_metrics,
     read_routing,
 )
 from moe_megatron.telemetry.values.profile import PROFILE_FILE, RoutingProfile
-from moe_megatron.telemetry.values.records import StepRecord
-from moe_megatron.testing.jobs import Job, run_jobs
+from moe_megatron.testing.jobs import Job, few_steps, run_jobs, step_records
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
 
@@ -26,12 +23,7 @@ SEED_STEPS = 2
 STEPS = SEED_STEPS + 5
 SHAPE: dict[str, Any] = {
     "model.num_layers": 4,
-    "training.train_steps": 12,
-    "training.warmup_steps": 0,
-    "training.micro_batch_size": 4,
-    "training.global_batch_size": 8,
-    "training.eval_interval": None,
-    "checkpoint.save_interval": None,
+    **few_steps(12, micro_batch=4),
 }
 TWO: dict[str, dict[str, Any]] = {
     "tp2": {"parallel.tensor_parallel_size": 2},
@@ -78,8 +70,7 @@ LAYOUTS = [
 
 
 def _losses(run_dir: Path) -> dict[int, float]:
-    records = read_metrics(run_dir / METRICS_FILE)
-    return {r.step: r.loss for r in records if isinstance(r, StepRecord) and r.loss is not None}
+    return {r.step: r.loss for r in step_records(run_dir) if r.loss is not None}
 
 
 @pytest.fixture(scope="module")

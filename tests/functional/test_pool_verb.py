@@ -6,15 +6,13 @@ from typing import Any
 
 import pytest
 
-from moe_megatron.telemetry.sinks.jsonl import METRICS_FILE, read_metrics
-from moe_megatron.telemetry.values.records import StepRecord
+from moe_megatron.testing.jobs import step_records
 
 pytestmark = [pytest.mark.distributed, pytest.mark.deep, pytest.mark.timeout(900)]
 
 
 def losses(run_dir: Path) -> dict[int, float]:
-    found = read_metrics(run_dir / METRICS_FILE)
-    return {it.step: float(it.loss or 0) for it in found if isinstance(it, StepRecord)}
+    return {it.step: float(it.loss or 0) for it in step_records(run_dir)}
 
 
 def test_one_command_trains_across_changes(

@@ -25,13 +25,11 @@ from moe_megatron.mcore.recovery.policy import Action, Answer, Policy, Step
 from moe_megatron.run.uptime import uptime
 from moe_megatron.telemetry.journal import EVENTS_FILE, Event, read_events
 from moe_megatron.telemetry.sinks.jsonl import (
-    METRICS_FILE,
     ROUTING_FILE,
-    read_metrics,
     read_routing,
 )
-from moe_megatron.telemetry.values.records import StepRecord
 from moe_megatron.testing.distributed import run_distributed
+from moe_megatron.testing.jobs import step_records
 
 pytestmark = pytest.mark.distributed
 
@@ -194,8 +192,7 @@ class Found:
     errors: dict[str, str]
 
     def steps(self, name: str, first: int = 1) -> list[tuple[int, Any, Any]]:
-        records = read_metrics(self.folder / name / METRICS_FILE)
-        steps = [record for record in records if isinstance(record, StepRecord)]
+        steps = step_records(self.folder / name)
         return [(s.step, s.loss, s.grad_norm) for s in steps if s.step >= first]
 
     def events(self, name: str, kind: str) -> list[Event]:

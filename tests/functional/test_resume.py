@@ -9,13 +9,10 @@ import pytest
 from moe_megatron.config import load_config
 from moe_megatron.config.resume import ON_RESUME, flat, may_change
 from moe_megatron.telemetry.sinks.jsonl import (
-    METRICS_FILE,
     ROUTING_FILE,
-    read_metrics,
     read_routing,
 )
-from moe_megatron.telemetry.values.records import StepRecord
-from moe_megatron.testing.jobs import Job, run_jobs
+from moe_megatron.testing.jobs import Job, run_jobs, step_records
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
 
@@ -148,14 +145,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory, chosen: Callable[[str], list[
     return root
 
 
-def steps(run_dir: Path) -> list[StepRecord]:
-    return [r for r in read_metrics(run_dir / METRICS_FILE) if isinstance(r, StepRecord)]
-
-
 @pytest.mark.parametrize("router", cases(ROUTERS))
 def test_resumed_run_is_the_uninterrupted_one_bit_by_bit(router: str, runs: Path) -> None:
-    straight = {r.step: r for r in steps(runs / router)}
-    found = steps(runs / f"{router}, resumed")
+    straight = {r.step: r for r in step_records(runs / router)}
+    found = step_records(runs / f"{router}, resumed")
     assert [r.step for r in found] == [3, 4]
     for record in found:
         same = straight[record.step]
@@ -168,11 +161,11 @@ def test_resumed_run_is_the_uninterrupted_one_bit_by_bit(router: str, runs: Path
 @pytest.mark.parametrize("change", cases(CHANGED))
 def test_run_goes_on_with_other_settings(change: str, runs: Path) -> None:
     last = CHANGED[change].get("training.train_steps", SHAPE["training.train_steps"])
-    assert [r.step for r in steps(runs / change)] == list(range(3, last + 1))
+    assert [r.step for r in step_records(runs / change)] == list(range(3, last + 1))
 
 
 def rates(run_dir: Path) -> dict[int, float | None]:
-    return {r.step: r.learning_rate for r in steps(run_dir)}
+    return {r.step: r.learning_rate for r in step_records(run_dir)}
 
 
 def test_learning_rate_is_the_one_configured(runs: Path) -> None:

@@ -10,15 +10,12 @@ import torch
 from moe_megatron import MoEModel
 from moe_megatron.routing import Routing, register_router
 from moe_megatron.telemetry.sinks.jsonl import (
-    METRICS_FILE,
     ROUTING_FILE,
-    read_metrics,
     read_routing,
 )
-from moe_megatron.telemetry.values.records import StepRecord
 from moe_megatron.testing import RouterError, check_router
 from moe_megatron.testing.distributed import run_distributed
-from moe_megatron.testing.jobs import Job, run_on_this_rank
+from moe_megatron.testing.jobs import Job, few_steps, run_on_this_rank, step_records
 
 pytestmark = pytest.mark.distributed
 
@@ -42,14 +39,9 @@ def route_above_average(logits_TE: torch.Tensor, *, top_k: int) -> Routing:
 STEPS, BATCH, SEQUENCE, TOP_K, EXPERTS = 3, 8, 32, 2, 4
 TOKENS = BATCH * SEQUENCE
 SHAPE: dict[str, Any] = {
-    "training.train_steps": STEPS,
-    "training.warmup_steps": 0,
-    "training.micro_batch_size": 2,
-    "training.global_batch_size": BATCH,
+    **few_steps(STEPS, batch=BATCH),
     "training.precision": "fp32",
-    "training.eval_interval": None,
     "data.sequence_length": SEQUENCE,
-    "checkpoint.save_interval": None,
 }
 ROUTERS: dict[str, Any] = {
     "sharp": {"moe.router": {"name": "sharp", "sharpness": 2.0}},
@@ -90,8 +82,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def losses(run: Path) -> list[float]:
-    records = read_metrics(run / METRICS_FILE)
-    return [record.loss for record in records if isinstance(record, StepRecord)]
+    return [record.loss for record in step_records(run)]
 
 
 @pytest.mark.parametrize("router", ROUTERS)

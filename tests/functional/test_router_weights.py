@@ -9,15 +9,12 @@ import torch
 
 from moe_megatron.config import apply_overrides, load_config
 from moe_megatron.testing.distributed import run_distributed
-from moe_megatron.testing.jobs import Job, run_job
+from moe_megatron.testing.jobs import Job, few_steps, run_job
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
 
 SHAPE: dict[str, Any] = {
-    "training.train_steps": 3,
-    "training.warmup_steps": 0,
-    "training.micro_batch_size": 2,
-    "training.global_batch_size": 8,
+    **few_steps(3),
 }
 BF16 = {"training.precision": "bf16"}
 ONE_WITHOUT = {

@@ -9,16 +9,13 @@ import pytest
 from moe_megatron.mcore.cpu.fast import SWITCH
 from moe_megatron.telemetry.sinks.jsonl import METRICS_FILE, read_metrics
 from moe_megatron.telemetry.values.records import StepRecord
-from moe_megatron.testing.jobs import Job, run_jobs
+from moe_megatron.testing.jobs import Job, few_steps, run_jobs
 
 pytestmark = [pytest.mark.deep, pytest.mark.distributed, pytest.mark.timeout(600)]
 
 STEPS = 3
 SHAPE: dict[str, Any] = {
-    "training.train_steps": STEPS,
-    "training.warmup_steps": 0,
-    "training.micro_batch_size": 2,
-    "training.global_batch_size": 8,
+    **few_steps(STEPS),
 }
 EP2: dict[str, Any] = {"parallel.expert_parallel_size": 2}
 LAYOUTS: dict[int, dict[str, dict[str, Any]]] = {

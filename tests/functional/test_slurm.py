@@ -16,9 +16,9 @@ import torch
 
 from moe_megatron.config import apply_overrides, load_config
 from moe_megatron.telemetry.journal import read_events
-from moe_megatron.telemetry.sinks.jsonl import METRICS_FILE, read_metrics
-from moe_megatron.telemetry.values.records import StepRecord
+from moe_megatron.telemetry.sinks.jsonl import METRICS_FILE
 from moe_megatron.testing.distributed import run_distributed
+from moe_megatron.testing.jobs import step_records
 from moe_megatron.testing.saved_tensors import whole_tensors
 from moe_megatron.testing.slurm_cluster import SlurmCluster, why_not
 
@@ -112,12 +112,8 @@ def wait_for_step(run_dir: Path, step: int, seconds: float = 240) -> None:
 
 def last_step(run_dir: Path) -> int:
     with contextlib.suppress(Exception):
-        return steps_of(run_dir)[-1].step
+        return step_records(run_dir)[-1].step
     return 0
-
-
-def steps_of(run_dir: Path) -> list[StepRecord]:
-    return [r for r in read_metrics(run_dir / METRICS_FILE) if isinstance(r, StepRecord)]
 
 
 def outputs(run_dir: Path) -> str:
@@ -126,8 +122,8 @@ def outputs(run_dir: Path) -> str:
 
 
 def assert_same_end(run_dir: Path, other: Path) -> None:
-    assert [r.step for r in steps_of(run_dir)] == list(range(1, STEPS + 1)), outputs(run_dir)
-    assert [r.loss for r in steps_of(run_dir)] == [r.loss for r in steps_of(other)]
+    assert [r.step for r in step_records(run_dir)] == list(range(1, STEPS + 1)), outputs(run_dir)
+    assert [r.loss for r in step_records(run_dir)] == [r.loss for r in step_records(other)]
     ours, theirs = (
         whole_tensors(folder / "checkpoints" / f"iter_{STEPS:07d}") for folder in (run_dir, other)
     )

@@ -17,16 +17,13 @@ from moe_megatron.telemetry.sinks.jsonl import (
     read_routing,
 )
 from moe_megatron.testing.distributed import run_distributed
+from moe_megatron.testing.jobs import few_steps
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
 
 STEPS, BATCH, SEQUENCE, TOP_K, EXPERTS, DOMAINS, SHARED = 4, 8, 32, 2, 8, 2, 2
 SHAPE: dict[str, Any] = {
-    "training.train_steps": STEPS,
-    "training.warmup_steps": 0,
-    "training.micro_batch_size": 2,
-    "training.global_batch_size": BATCH,
-    "training.eval_interval": None,
+    **few_steps(STEPS, batch=BATCH),
     "data.sequence_length": SEQUENCE,
     "data.split": "100,0,0",
     "moe.num_experts": EXPERTS,

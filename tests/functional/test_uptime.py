@@ -8,9 +8,8 @@ import pytest
 from moe_megatron.cli import pretrain
 from moe_megatron.run.uptime import uptime
 from moe_megatron.telemetry.journal import read_events
-from moe_megatron.telemetry.sinks.jsonl import METRICS_FILE, read_metrics
-from moe_megatron.telemetry.values.records import StepRecord
 from moe_megatron.testing.distributed import RankError, start_ranks
+from moe_megatron.testing.jobs import step_records
 
 pytestmark = pytest.mark.distributed
 
@@ -33,7 +32,7 @@ def test_every_second_of_a_run_with_a_kill_and_a_resume(tmp_path, cache, moe):
     assert killed.state == "vanished"
     assert killed.checkpoint == 20
     assert killed.advice == f"go on from step 20 with: moe-megatron train --resume {run}"
-    on_record = [r for r in read_metrics(run / METRICS_FILE) if isinstance(r, StepRecord)]
+    on_record = step_records(run)
     lost = [record for record in on_record if record.step > 20]
 
     time.sleep(0.5)  # the queue; without it, the next attempt begins as this one ends
@@ -52,7 +51,7 @@ def test_every_second_of_a_run_with_a_kill_and_a_resume(tmp_path, cache, moe):
     assert (first.first_step, second.first_step, second.resumed_step) == (1, 21, 20)
     assert (used.kept_steps, used.lost_steps) == (60, len(lost))
     assert used.lost["recomputed"] >= sum(record.step_seconds for record in lost) - 1e-3
-    kept = [r.step_seconds for r in read_metrics(run / METRICS_FILE) if isinstance(r, StepRecord)]
+    kept = [r.step_seconds for r in step_records(run)]
     assert used.kept + used.lost["warmup"] >= sum(kept) - 1e-3
     for row in ("startup", "load", "save", "waiting", "evaluation"):
         assert rows[row] > 0, row
