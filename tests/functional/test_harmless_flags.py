@@ -16,7 +16,7 @@ from moe_megatron.telemetry.journal import read_events
 from moe_megatron.testing.distributed import NO_LAUNCHER, run_distributed
 from moe_megatron.testing.small_disk import fill, small_disk
 
-pytestmark = [pytest.mark.distributed, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.distributed, pytest.mark.deep, pytest.mark.timeout(600)]
 
 FLAGS = """
 --tensorboard-log-interval 1 --tensorboard-queue-size 5 --log-timers-to-tensorboard

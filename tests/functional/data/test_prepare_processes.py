@@ -231,10 +231,11 @@ def test_processes_that_prepare_the_same_share_the_work(
             "list(read_texts(['Salesforce/no-such-data:config']))",
             "Salesforce/no-such-data:config is not a local file.*save_to_disk",
         ),
-        (
+        pytest.param(
             "from moe_megatron.text.loading import load_tokenizer\n"
             "load_tokenizer('nobody/no-such-tokenizer')",
             "no tokenizer at 'nobody/no-such-tokenizer'.*save_pretrained",
+            marks=pytest.mark.deep,
         ),
     ],
     ids=["dataset", "tokenizer"],
