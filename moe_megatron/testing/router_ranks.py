@@ -150,7 +150,9 @@ def _observer(config: RunConfig, *, alone: bool) -> Any:
         def on_train_end(self, model: list[Any]) -> None:
             # A vocabulary that Megatron need not pad.
             architecture = config.architecture
-            self.weights = collect_weights(model, architecture)
+            found = collect_weights(model, architecture)
+            # Copies have none of Megatron's attributes, so who reads them does not import it.
+            self.weights = {name: it.detach().clone() for name, it in found.items()}
             if alone:
                 ours = MoEModel.from_architecture(architecture)
                 ours.load_state_dict(self.weights)

@@ -40,6 +40,12 @@ def test_router_trains_alike_with_its_experts_and_matrices_spread(
     assert list(problems(Case(router=find_router(router)), decisive[router])) == []
 
 
+def test_what_ranks_hand_back_has_nothing_of_megatron(decisive: dict[str, Found]) -> None:
+    """Else reading it would import Megatron, before it is prepared for this machine."""
+    for trained in decisive["hash"].values():
+        assert [name for name, it in trained.weights.items() if vars(it)] == []
+
+
 @pytest.fixture(scope="module")
 def all_of_them(chosen: Callable[[str], list[str]]) -> dict[str, Found]:
     return trained(chosen("each"), (*ENGINES, "tp2-ep2"))
