@@ -130,7 +130,7 @@ def build_model(setup: Setup, case: Case, seed: int) -> MoEModel:
     )
 
 
-def try_out(setup: Setup, case: Case) -> None:
+def try_training(setup: Setup, case: Case) -> None:
     """Route a few tokens forth and back, so that what cannot work is told before hours of work.
 
     Raises:

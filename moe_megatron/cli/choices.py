@@ -92,9 +92,9 @@ def own_code_words(moe: MoEConfig) -> list[str]:
     """The words with which a batch job loads the user's own files; none without any."""
     if moe.router.sha256 is None and moe.expert.sha256 is None:
         return []
-    from moe_megatron.experts import words_of  # loads torch, which --help can do without
+    from moe_megatron.experts import own_file_words  # loads torch, which --help can do without
 
-    return words_of(moe)
+    return own_file_words(moe)
 
 
 def _own(option: str, choice: Any) -> Named:

@@ -33,8 +33,8 @@ from moe_megatron.experts.kinds import (
 from moe_megatron.experts.own_expert import (
     expert_given_again,
     own_expert,
+    own_file_words,
     try_expert,
-    words_of,
 )
 from moe_megatron.experts.pool import ExpertPool
 
@@ -51,9 +51,9 @@ __all__ = [
     "find_expert",
     "name_of",
     "own_expert",
+    "own_file_words",
     "register_expert",
     "registered_expert",
     "resolve",
     "try_expert",
-    "words_of",
 ]

@@ -113,11 +113,14 @@ def register_expert[Class: type[nn.Module]](name: str) -> Callable[[Class], Clas
 @contextmanager
 def registered_expert(name: str, expert_class: type[nn.Module]) -> Iterator[None]:
     """Register an expert only within the `with` block."""
+    earlier = _KINDS.get(name)
     register_expert(name)(expert_class)
     try:
         yield
     finally:
         del _KINDS[name]
+        if earlier is not None:
+            _KINDS[name] = earlier
 
 
 def expert_names() -> tuple[str, ...]:

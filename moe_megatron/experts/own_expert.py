@@ -55,7 +55,7 @@ def expert_given_again(given: ExpertConfig | str, noted: ExpertConfig) -> Expert
     return OWN_EXPERTS.given_again(own_expert(given), noted)
 
 
-def words_of(moe: MoEConfig) -> list[str]:
+def own_file_words(moe: MoEConfig) -> list[str]:
     """What tells another process of this machine, or a batch job, to load the user's own files.
 
     Raises:
@@ -63,7 +63,7 @@ def words_of(moe: MoEConfig) -> list[str]:
     """
     if moe.num_experts is None:
         return []
-    return [*routing.words_of(moe.router), *OWN_EXPERTS.words(moe.expert)]
+    return [*routing.router_words(moe.router), *OWN_EXPERTS.words(moe.expert)]
 
 
 def try_expert(moe: MoEConfig, hidden_size: int, inner_size: int) -> None:

@@ -19,6 +19,7 @@ from moe_megatron.routing.balancing import (
     find_balancing,
     register_balancing,
 )
+from moe_megatron.routing.bound import BoundRouter
 from moe_megatron.routing.capacity import drop_over_capacity, expert_capacity
 from moe_megatron.routing.decision import Routing
 from moe_megatron.routing.gate import Gate, Parameter
@@ -31,9 +32,8 @@ from moe_megatron.routing.losses import (
     z_loss,
 )
 from moe_megatron.routing.modules import ExpertChoice, RoutingDecision, TopKRouter
-from moe_megatron.routing.own_router import given_again, own_router, try_router, words_of
+from moe_megatron.routing.own_router import given_again, own_router, router_words, try_router
 from moe_megatron.routing.registry import (
-    BoundRouter,
     bind,
     find_router,
     name_of,
@@ -75,8 +75,8 @@ __all__ = [
     "resolve",
     "router_entropy",
     "router_names",
+    "router_words",
     "sequence_load_balancing_loss",
     "try_router",
-    "words_of",
     "z_loss",
 ]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from moe_megatron.routing.bound import BoundRouter
 from moe_megatron.routing.decision import Routing
 from moe_megatron.routing.losses import (
     load_balancing_loss,
@@ -15,7 +16,6 @@ from moe_megatron.routing.losses import (
     sequence_load_balancing_loss,
     z_loss,
 )
-from moe_megatron.routing.registry import BoundRouter
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

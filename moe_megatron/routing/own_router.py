@@ -15,14 +15,9 @@ from torch import Tensor
 from moe_megatron.config import MoEConfig, RouterConfig
 from moe_megatron.config.own_code import load_code, reading_signature
 from moe_megatron.errors import ConfigError
-from moe_megatron.routing.registry import (
-    DECLARED,
-    OWN_ROUTERS,
-    BoundRouter,
-    Router,
-    bind,
-    described,
-)
+from moe_megatron.routing.bound import BoundRouter
+from moe_megatron.routing.description import Router, described
+from moe_megatron.routing.registry import DECLARED, OWN_ROUTERS, bind
 from moe_megatron.routing.state import State
 
 _TOKENS = 32
@@ -61,7 +56,7 @@ def given_again(given: RouterConfig | str, noted: RouterConfig) -> RouterConfig:
     return OWN_ROUTERS.given_again(own_router(given), noted)
 
 
-def words_of(router: RouterConfig) -> list[str]:
+def router_words(router: RouterConfig) -> list[str]:
     """What tells another process of this machine, or a batch job, to load the same file.
 
     Raises:

@@ -11,236 +11,33 @@ supplies the gate, jitter, auxiliary losses, capacity, padding, counting and com
 """
 
 import dataclasses
-import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Literal
-
-import torch
-from torch import Tensor
+from typing import Any
 
 from moe_megatron.config import MoEConfig, RouterConfig, checks
 from moe_megatron.config.moe import BALANCES_WITHOUT_LOSS
-from moe_megatron.config.own_code import OwnCode, is_own_code, names_code
+from moe_megatron.config.own_code import is_own_code, names_code
 from moe_megatron.config.own_shelf import OwnShelf
-from moe_megatron.config.signature import configured, options_class, signature_of
 from moe_megatron.errors import ConfigError
-from moe_megatron.routing.decision import Routing
-from moe_megatron.routing.gate import Gate, Parameter
-from moe_megatron.routing.guard import problem, telling
-from moe_megatron.routing.state import RouterState, State
-
-CONTEXT = {
-    "hidden": "input of the gate, [T, H]",
-    "padding": "bool [T], True for padding tokens, which count nowhere; None without padding",
-    "training": "whether the model trains",
-    "expert_bias": "float32 [E], added to the scores for the choice of experts but not for the "
-    "weights; None without it (arXiv:2408.15664)",
-    "state": "what the router remembers, float32 tensors by name; needs `state=`",
-    "token_ids": "int64 [T], the ids of the tokens",
-    "domain_ids": "int64 [T], the number of the source of the data that a token is from; -1 where "
-    "that is not known",
-}
-"""Arguments that a router gets in addition to logits and `top_k` if its signature names them."""
-
-BatchDependence = bool | Literal["training"]
-"""Whether the experts of a token depend on other tokens of the batch; "training": there alone."""
-
-RouterFunction = Callable[..., Routing]
-Distribution = Callable[[Tensor], Tensor]
-"""From logits to the router's distribution over experts, float32 [T, E], rows summing to 1."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Router:
-    """A registered router."""
-
-    name: str
-    function: RouterFunction
-    options: type
-    """Frozen dataclass of its options, with their defaults."""
-    context: frozenset[str]
-    """The arguments of `CONTEXT` that its signature names."""
-    options_used: frozenset[str]
-    """The options that the function itself takes; others are the gate's."""
-    distribution: Callable[[Any], Distribution] = lambda options: softmax
-    """From its options to its distribution."""
-    fixed_number: bool = True
-    """Whether every token gets exactly `top_k` experts."""
-    batch_dependent: BatchDependence = False
-    """Whether the experts of a token depend on other tokens of the batch."""
-    loss_of_batch: bool = False
-    """Whether its loss is one of the batch, and not a mean over tokens."""
-    random: bool = False
-    """Whether it draws random numbers in training."""
-    gate: Gate | None = None
-    """Where the logits come from; None: from a matrix, as everywhere."""
-    state: RouterState | None = None
-    """What it remembers from step to step; None: nothing."""
-    code: OwnCode | None = None
-    """The file of the user's that it is from; None: it was registered where it was imported."""
-
-    @property
-    def place(self) -> str:
-        """Where it was written, for a message."""
-        return self.function.__module__ if self.code is None else self.code.place
-
-    @property
-    def is_of_users(self) -> bool:
-        """Whether somebody else has written it, so that what it returns is looked at."""
-        return self.code is not None or self.function.__module__.partition(".")[0] != _PACKAGE
-
-    def looks_at_batch(self, *, training: bool) -> bool:
-        """Whether the experts of a token depend on other tokens of the batch now."""
-        return self.batch_dependent is True or (self.batch_dependent == "training" and training)
-
-    def configured(self, router: RouterConfig) -> Any:
-        """The options of a `RouterConfig` as an instance of `options`.
-
-        Raises:
-            ConfigError: An option is unknown or has a wrong value.
-        """
-        return configured(self.options, router.options, owner=f"the router '{self.name}'")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class BoundRouter:
-    """A router with its options and number of experts, ready to route."""
-
-    router: Router
-    options: Any
-    top_k: int
-    distribution: Distribution
-    """Gives the scores that auxiliary losses and entropy use."""
-    watched: bool = True
-    """Whether what a router returns is looked at, if it is not of this package."""
-
-    def __call__(self, logits_TE: Tensor, **context: Any) -> Routing:
-        """Route tokens.
-
-        Args:
-            logits_TE: Output of the gate.
-            **context: All of `CONTEXT`; the router gets those that its signature names.
-
-        Raises:
-            ConfigError: A router that is not of this package returns something else than a routing,
-                or one from a file raises.
-        """
-        arguments = {name: context[name] for name in self.router.context}
-        own = {name: it for name, it in self._options().items() if name in self.router.options_used}
-        with telling(self.router.code):
-            routing = self.router.function(logits_TE, top_k=self.top_k, **own, **arguments)
-        watched = self.watched and self.router.is_of_users
-        if watched and (found := self.problem(routing, logits_TE, arguments.get("padding"))):
-            raise ConfigError(f"the router {self.place} {found}.")
-        return routing
-
-    def problem(
-        self, routing: object, logits_TE: Tensor, padding_T: Tensor | None = None
-    ) -> str | None:
-        """What is wrong with a result, as the end of a sentence; None: nothing.
-
-        Args:
-            routing: What the router returned.
-            logits_TE: What it was given.
-            padding_T: bool, True for tokens that may have any number of experts.
-        """
-        return problem(
-            routing,
-            logits_TE,
-            own_gate=self.router.gate is not None,
-            fixed_number=self.top_k if self.router.fixed_number else None,
-            padding_T=padding_T,
-        )
-
-    def gate_tensors(self, num_experts: int, hidden_size: int) -> dict[str, Parameter]:
-        """The parameters of its gate by name, `weight` first.
-
-        Raises:
-            ConfigError: A gate of its own declares none that is called `weight`.
-        """
-        if self.router.gate is None:
-            return {"weight": Parameter((num_experts, hidden_size))}
-        with telling(self.router.code):
-            return self.router.gate.tensors(num_experts, hidden_size, self._options())
-
-    def gate_logits(self, hidden_TH: Tensor, *, training: bool, **tensors: Tensor) -> Tensor:
-        """The logits of a gate of its own, [T, E].
-
-        Args:
-            hidden_TH: What enters the gate.
-            training: Whether the model trains.
-            **tensors: The parameters of the gate.
-        """
-        assert self.router.gate is not None
-        with telling(self.router.code):
-            return self.router.gate.logits(
-                hidden_TH, **tensors, **self._options(), training=training
-            )
-
-    def first_state(self, num_experts: int) -> State | None:
-        """What it remembers before the first step; None: nothing."""
-        state = self.router.state
-        with telling(self.router.code):
-            return None if state is None else state.first(num_experts)
-
-    def zero_sums(self, num_experts: int) -> State:
-        """What a step adds up, before its first token."""
-        assert self.router.state is not None
-        with telling(self.router.code):
-            return self.router.state.sums(num_experts)
-
-    def next_state(self, state: State, sums: State) -> State:
-        """What it remembers after a step, in the same shapes.
-
-        Args:
-            state: What it remembered during the step.
-            sums: What the tokens of the global batch added up to.
-        """
-        assert self.router.state is not None
-        with telling(self.router.code):
-            return self.router.state.updated(state, sums, top_k=self.top_k, **self._options())
-
-    def uses(self, context: str) -> bool:
-        """Whether the router's signature names this argument of `CONTEXT`."""
-        return context in self.router.context
-
-    def balancing_map(self, scores_TE: Tensor, routing: Routing) -> Tensor:
-        """The choice of experts that the load balancing loss counts, bool [T, E].
-
-        As in Megatron these are the `top_k` experts with the best scores, regardless of bias,
-        groups and capacity. For a router without a fixed number of experts it is its own choice.
-        """
-        if not self.router.fixed_number:
-            return routing.assigned_map
-        chosen_TK = torch.topk(scores_TE, self.top_k, dim=-1).indices
-        return torch.zeros_like(scores_TE, dtype=torch.bool).scatter(1, chosen_TK, True)
-
-    @property
-    def place(self) -> str:
-        """What a message calls it: its name, and where it was written."""
-        router = self.router
-        return router.place if router.code else f"'{router.name}' ({router.place})"
-
-    def _options(self) -> dict[str, Any]:
-        return {f.name: getattr(self.options, f.name) for f in dataclasses.fields(self.options)}
-
-
-def softmax(logits_TE: Tensor) -> Tensor:
-    """The default distribution of a router: the softmax of the logits, float32 [T, E]."""
-    return torch.softmax(logits_TE, dim=-1, dtype=torch.float32)
-
+from moe_megatron.routing.bound import BoundRouter
+from moe_megatron.routing.description import (
+    BatchDependence,
+    Distribution,
+    Router,
+    RouterFunction,
+    described,
+    softmax,
+)
+from moe_megatron.routing.gate import Gate
+from moe_megatron.routing.guard import telling
+from moe_megatron.routing.state import RouterState
 
 _ROUTERS: dict[str, Router] = {}
 OWN_ROUTERS: OwnShelf[RouterConfig, Router] = OwnShelf(RouterConfig)
 """Routers of files that were given in this process."""
 DECLARED: list[Router] = []
 """Routers that such files have decorated, with what they declare, oldest first."""
-
-_PACKAGE = __name__.partition(".")[0]
-_RESERVED = ("name", "sha256", "replaces")
-"""What stands beside the options in a configuration."""
 
 
 def register_router(  # noqa: PLR0913  # what a router may declare, by name
@@ -258,7 +55,8 @@ def register_router(  # noqa: PLR0913  # what a router may declare, by name
     """Register a router: decorates a pure function `(logits, *, top_k, ...) -> Routing`.
 
     The function gets logits [T, E] and, as keyword arguments, `top_k`, its options, and those of
-    `CONTEXT` that its signature names.
+    `CONTEXT` that its signature names. A cell of a notebook that is executed again replaces its
+    router.
 
     Args:
         name: The router's name, for `moe.router.name`.
@@ -283,11 +81,10 @@ def register_router(  # noqa: PLR0913  # what a router may declare, by name
     """
 
     def register(function: RouterFunction) -> RouterFunction:
-        own = is_own_code(function)
-        if name in _ROUTERS and not own:
+        own, earlier = is_own_code(function), _ROUTERS.get(name)
+        if earlier is not None and not own and not _is_newer(function, earlier.function):
             raise ConfigError(
-                f"there is already a router '{name}' ({_ROUTERS[name].function.__module__}); "
-                "choose another name."
+                f"there is already a router '{name}' ({earlier.place}); choose another name."
             )
         router = described(
             name,
@@ -310,66 +107,25 @@ def register_router(  # noqa: PLR0913  # what a router may declare, by name
     return register
 
 
-def described(
-    name: str,
-    function: RouterFunction,
-    *,
-    options: type | None = None,
-    state: RouterState | None = None,
-    **declared: Any,
-) -> Router:
-    """A router, as `register_router` makes it, registered nowhere.
-
-    Args:
-        name: Its name.
-        function: The function.
-        options: As for `register_router`, as are all others.
-        state: What it remembers.
-        **declared: What else it declares.
-
-    Raises:
-        ConfigError: The function does not have the signature of a router.
-    """
-    parameters = _keywords(name, function)
-    kind = _derived_options(name, parameters) if options is None else options
-    known = {field.name for field in dataclasses.fields(kind)} | {"top_k"}
-    if taken := sorted(known & set(_RESERVED)):
-        raise ConfigError(
-            f"the router '{name}' has the option {checks.join_words(taken, 'and')}, which means "
-            "something else in a configuration; call it otherwise."
-        )
-    context = parameters.keys() - known
-    if unknown := sorted(context - CONTEXT.keys()):
-        raise ConfigError(
-            f"the router '{name}' has the argument {checks.join_words(unknown, 'and')} without "
-            "a default, which routers are not given; give it a default to make it an option. "
-            f"Routers are given {checks.join_words(list(CONTEXT), 'and')}."
-        )
-    if ("state" in context) != (state is not None):
-        raise ConfigError(
-            f"the router '{name}' needs both an argument 'state' and "
-            "register_router(..., state=...), which says how it begins and changes; it has "
-            "only one of them."
-        )
-    return Router(
-        name=name,
-        function=function,
-        options=kind,
-        context=frozenset(context),
-        options_used=frozenset(known & parameters.keys()),
-        state=state,
-        **declared,
-    )
-
-
 @contextmanager
 def registered_router(name: str, function: RouterFunction, **settings: Any) -> Iterator[None]:
     """Register a router only within the `with` block; arguments as for `register_router`."""
+    earlier = _ROUTERS.get(name)
     register_router(name, **settings)(function)
     try:
         yield
     finally:
         del _ROUTERS[name]
+        if earlier is not None:
+            _ROUTERS[name] = earlier
+
+
+def _is_newer(function: RouterFunction, earlier: RouterFunction) -> bool:
+    """Whether a function was written where an earlier one was: a cell of a notebook, again."""
+    return all(
+        getattr(function, part, None) == getattr(earlier, part, "")
+        for part in ("__module__", "__qualname__")
+    )
 
 
 def router_names() -> tuple[str, ...]:
@@ -466,26 +222,3 @@ def _check_compatibility(router: Router, moe: MoEConfig) -> None:
             f"the router '{router.name}' does not work with {checks.join_words(found, 'and')}; "
             "leave such fields at their defaults, or use 'top_k'."
         )
-
-
-def _keywords(name: str, function: RouterFunction) -> dict[str, inspect.Parameter]:
-    """The keyword arguments of a router function, whose signature is checked."""
-    signature = signature_of(function, f"the router '{name}'")
-    first, rest = None, list(signature.parameters.values())
-    if rest:
-        first, *rest = rest
-    keywords = {p.name: p for p in rest if p.kind is inspect.Parameter.KEYWORD_ONLY}
-    positional = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.POSITIONAL_ONLY
-    takes_logits = first is not None and first.kind in positional
-    if not takes_logits or len(keywords) != len(rest) or "top_k" not in keywords:
-        raise ConfigError(
-            f"the router '{name}' must take the logits and then only keyword arguments, including "
-            f"top_k, as in (logits_TE, *, top_k), not {signature}."
-        )
-    return keywords
-
-
-def _derived_options(name: str, parameters: Mapping[str, inspect.Parameter]) -> type:
-    """The options of a router that has no dataclass of its own: its arguments with defaults."""
-    own = (it for it in parameters.values() if it.name not in {*CONTEXT, "top_k"})
-    return options_class(name, own, section="moe.router")

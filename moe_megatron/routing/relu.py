@@ -7,7 +7,8 @@ from torch import Tensor
 
 from moe_megatron.config import Within
 from moe_megatron.routing.decision import Routing
-from moe_megatron.routing.registry import Distribution, register_router
+from moe_megatron.routing.description import Distribution
+from moe_megatron.routing.registry import register_router
 from moe_megatron.routing.state import RouterState, State
 
 _EPSILON = 1e-9

@@ -15,7 +15,8 @@ from moe_megatron.config.conform import conform
 from moe_megatron.config.fields import setting
 from moe_megatron.errors import ConfigError
 from moe_megatron.routing.decision import Routing
-from moe_megatron.routing.registry import Distribution, register_router, softmax
+from moe_megatron.routing.description import Distribution, softmax
+from moe_megatron.routing.registry import register_router
 
 ScoreFunction = Literal["softmax", "sigmoid", "sqrtsoftplus"]
 

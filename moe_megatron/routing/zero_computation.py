@@ -8,8 +8,9 @@ from torch.nn import functional
 
 from moe_megatron.config import Within
 from moe_megatron.routing.decision import Routing
+from moe_megatron.routing.description import Distribution
 from moe_megatron.routing.gate import Gate, Parameter
-from moe_megatron.routing.registry import Distribution, register_router
+from moe_megatron.routing.registry import register_router
 from moe_megatron.routing.top_k import check_top_k
 
 _Number = Annotated[int, Within(least=0)]

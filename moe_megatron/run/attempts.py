@@ -19,7 +19,7 @@ from pathlib import Path
 
 from moe_megatron.config import RecoveryConfig, RunConfig
 from moe_megatron.errors import AGAIN, EXIT_CODE, INTERRUPTED, NO_PROGRESS
-from moe_megatron.experts import words_of
+from moe_megatron.experts import own_file_words
 from moe_megatron.platform.ft_launcher import (
     Timeouts,
     ft_launcher_command,
@@ -90,7 +90,7 @@ class Attempts:
     def _attempt(self) -> End:
         scratch = new_folder(self.scratch)
         words = ["--config", str(announce_config(self.config, self._folder, scratch))]
-        words += [*words_of(self.config.moe), *(["--debug"] if self.debug else [])]
+        words += [*own_file_words(self.config.moe), *(["--debug"] if self.debug else [])]
         target = [*self.program, *words]
         self._launched = time.time()
         note(

@@ -14,7 +14,7 @@ from moe_megatron.config.checkpoint_files import (
     step_of,
 )
 from moe_megatron.errors import CheckpointError, NoRoomError, OccupiedError
-from moe_megatron.experts import words_of
+from moe_megatron.experts import own_file_words
 from moe_megatron.files import replace_file
 from moe_megatron.platform.disk import FULL
 from moe_megatron.run.owner import Claim, claim
@@ -89,7 +89,7 @@ def continued(config: RunConfig) -> RunConfig:
 
 def resume_command(config: RunConfig) -> str:
     """What goes on with a run; code of the user's own is given again."""
-    again = words_of(config.moe)
+    again = own_file_words(config.moe)
     return f"moe-megatron train --resume {shlex.join([config.run_dir, *again])}"
 
 

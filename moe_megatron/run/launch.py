@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from moe_megatron.config import CONFIG_FILE, RunConfig, apply_overrides
-from moe_megatron.experts import resolve, words_of
+from moe_megatron.experts import own_file_words, resolve
 from moe_megatron.platform.choice import Choice
 from moe_megatron.platform.collection import without_collection
 from moe_megatron.platform.device import choose_num_processes, detect_device
@@ -104,7 +104,7 @@ def _launch(
         if not prepared:
             data_of_run(config)
         file = str(ours.run_dir / CONFIG_FILE)
-        words = ["--config", file, *words_of(config.moe)]
+        words = ["--config", file, *own_file_words(config.moe)]
         shown = " ".join([*(Path(word).name for word in program), *words])
         launcher = "ft_launcher" if config.recovery.restart == "ft_launcher" else "torchrun"
         say(f"running: {launcher} --nproc-per-node {processes.value} {shown}")

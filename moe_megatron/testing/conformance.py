@@ -10,7 +10,8 @@ Without engines it routes random tokens as an engine does; `engines.py` trains. 
 E experts, H hidden size.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,8 +20,16 @@ from torch import Tensor
 
 from moe_megatron.config import MoEConfig, RouterConfig
 from moe_megatron.errors import ConfigError
-from moe_megatron.routing import BoundRouter, Routing, bind, find_router, own_router, router_names
-from moe_megatron.routing.registry import Router
+from moe_megatron.routing import (
+    BoundRouter,
+    Routing,
+    bind,
+    find_router,
+    own_router,
+    registered_router,
+    router_names,
+)
+from moe_megatron.routing.description import Router
 from moe_megatron.testing.distributed import RankError
 from moe_megatron.testing.engines import problems, train
 from moe_megatron.testing.ways import ENGINES, Case, ways_for
@@ -136,7 +145,8 @@ def check_router(
     equal to 2 %.
 
     Args:
-        router: Its name, the function, or a function in a file: "my_router.py:my_router".
+        router: Its name, the function, which need not be registered, or a function in a file:
+            "my_router.py:my_router".
         top_k: Experts for each token.
         engines: True for all of them, or the names of some; "tp2-ep2", of four processes, is
             checked only if it is named. Processes are started, which import the router's file: call
@@ -148,7 +158,13 @@ def check_router(
             the router.
         RouterError: A property does not hold; the message names it.
     """
-    name = router if isinstance(router, str) else _name_of(router)
+    with _named(router) as name:
+        _check(name, top_k, engines, options)
+
+
+def _check(
+    name: str, top_k: int, engines: bool | Sequence[str], options: Mapping[str, Any]
+) -> None:
     for dtype in (torch.float32, torch.bfloat16):
         given = trial(name, top_k, dtype, **options)
         for check in CHECKS:
@@ -157,7 +173,7 @@ def check_router(
     if engines is False:
         return
     asked = ENGINES if engines is True else tuple(engines)
-    case = Case(router=_found(name), top_k=top_k, options=options)
+    case = Case(router=_found(name), top_k=top_k, options=dict(options))
     try:
         found = train({name: case}, ways_for(asked))[name]
     except RankError as error:
@@ -177,14 +193,19 @@ def _found(name: str) -> Router:
     return find_router(own_router(name))
 
 
-def _name_of(function: Callable[..., Routing]) -> str:
+@contextmanager
+def _named(router: str | Callable[..., Routing]) -> Iterator[str]:
+    """The name of a router; a plain function has its own within the block."""
+    if isinstance(router, str):
+        yield router
+        return
     for name in router_names():
-        if find_router(name).function is function:
-            return name
-    raise ConfigError(
-        f"{getattr(function, '__name__', function)} is not registered; decorate it with "
-        "@register_router(name), which is what is checked."
-    )
+        if find_router(name).function is router:
+            yield name
+            return
+    name = getattr(router, "__name__", type(router).__name__)
+    with registered_router(name, router):
+        yield name
 
 
 def _shapes(it: Trial) -> Iterator[str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from moe_megatron.routing import expert_capacity
-from moe_megatron.routing.registry import Router
+from moe_megatron.routing.description import Router
 from moe_megatron.testing.distributed import run_distributed
 from moe_megatron.testing.router_ranks import Known, on_this_rank
 from moe_megatron.testing.ways import (

@@ -18,8 +18,8 @@ from moe_megatron.config import RunConfig, apply_overrides, load_config
 from moe_megatron.errors import ConfigError
 from moe_megatron.model.moe_model import MoEModel
 from moe_megatron.routing import Routing, find_router
+from moe_megatron.routing.description import Router
 from moe_megatron.routing.own_router import own_router
-from moe_megatron.routing.registry import Router
 from moe_megatron.telemetry.sinks.jsonl import (
     ROUTING_FILE,
     read_routing,

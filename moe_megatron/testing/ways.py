@@ -13,7 +13,7 @@ from torch import Tensor
 
 from moe_megatron.config.checks import join_words
 from moe_megatron.errors import ConfigError
-from moe_megatron.routing.registry import Router
+from moe_megatron.routing.description import Router
 from moe_megatron.testing.jobs import few_steps
 
 STEPS, BATCH, SEQUENCE = 3, 8, 32

@@ -66,7 +66,7 @@ def run(argv: Sequence[str]) -> int:
     options = _parser().parse_args(argv)
     command = f"moe-megatron bench {shlex.join(argv)}"
     # Imported here because --help can do without them.
-    from moe_megatron.benchmarks.case import cases_of, try_out
+    from moe_megatron.benchmarks.case import cases_of, try_training
     from moe_megatron.benchmarks.record import BenchFolder
 
     setup, of_experts = _setup(options), options.kind == "experts"
@@ -77,7 +77,7 @@ def run(argv: Sequence[str]) -> int:
     cases = cases_of(routers, _router_options(options.router_arg), _experts(options, of_experts))
     folder = BenchFolder(options.out or Path("runs") / f"bench-{options.kind}")
     for case in cases:
-        try_out(setup, case)
+        try_training(setup, case)
     folder.claim(setup, options.kind)
     try:
         failures = _make_runs(options, folder, setup, cases)

@@ -13,7 +13,7 @@ from torch import Tensor
 from moe_megatron.mcore.cpu.fast.kernels import routing
 from moe_megatron.mcore.measure.counters import RoutingRow
 from moe_megatron.routing import BoundRouter
-from moe_megatron.routing.registry import softmax
+from moe_megatron.routing.description import softmax
 
 _MANY_EXPERTS = 16
 """From this number of experts on, a row fills the processor's vectors and torch is faster."""

@@ -12,7 +12,7 @@ from moe_megatron.architectures import CustomMoE
 from moe_megatron.cli.pretrain import parse_options
 from moe_megatron.config import CONFIG_FILE, load_config
 from moe_megatron.errors import ConfigError
-from moe_megatron.experts import expert_names, kinds, registered_expert, words_of
+from moe_megatron.experts import expert_names, kinds, own_file_words, registered_expert
 from moe_megatron.experts.pool import apply_experts
 
 CODE = """\
@@ -113,7 +113,7 @@ def test_a_model_notes_the_file_and_asks_for_it(file: Path, tmp_path: Path) -> N
     assert noted.name == "waves.py:Wave"
     assert noted.sha256 == hashlib.sha256(CODE.encode()).hexdigest()
     assert noted.options == {"frequency": 2.0}
-    assert words_of(model.moe_config) == ["--expert", f"{file}:Wave"]
+    assert own_file_words(model.moe_config) == ["--expert", f"{file}:Wave"]
     assert "in_a_file" not in expert_names()  # two versions of a file never meet
     model.save_pretrained(tmp_path / "model")
     again = MoEModel.from_pretrained(tmp_path / "model", expert=f"{file}:Wave")

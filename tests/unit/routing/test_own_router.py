@@ -22,7 +22,7 @@ from moe_megatron.routing import (
     try_router,
     zero_computation,
 )
-from moe_megatron.routing.own_router import given_again, words_of
+from moe_megatron.routing.own_router import given_again, router_words
 from moe_megatron.testing import check_router
 
 SMALL = {"hidden_size": 16, "num_experts": 8, "num_layers": 1, "num_attention_heads": 2}
@@ -75,7 +75,7 @@ def test_a_plain_function_routes_as_it_does_alone(tmp_path: Path) -> None:
         best = sorted(range(8), key=lambda e: -float(probs_TE[token, e]))[:2]
         assert found.indices[token].tolist() == best
         torch.testing.assert_close(found.weights[token], probs_TE[token, best])
-    assert words_of(moe.router) == ["--router", f"{path}:sharp"]
+    assert router_words(moe.router) == ["--router", f"{path}:sharp"]
 
 
 def test_what_a_decorator_declares_is_kept_and_its_name_is_not_taken(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from types import FunctionType
 from typing import Any
 
 import pytest
@@ -56,6 +57,18 @@ def test_a_registered_router_is_found_configured_and_bound(logits: torch.Tensor)
 def test_a_registration_ends_with_its_context() -> None:
     with registered_router("nearest", nearest):
         assert "nearest" in router_names()
+    assert "nearest" not in router_names()
+
+
+def test_a_cell_that_is_executed_again_replaces_its_router() -> None:
+    again = FunctionType(nearest.__code__, globals(), "nearest")
+    again.__kwdefaults__ = {"sharpness": 2.0}
+    with registered_router("nearest", nearest):
+        with registered_router("nearest", again):
+            assert find_router("nearest").function is again
+        assert find_router("nearest").function is nearest
+        with pytest.raises(ConfigError, match=r"already a router 'nearest' \(tests.*test_registry"):
+            register_router("nearest")(lambda logits_TE, *, top_k: nearest(logits_TE, top_k=top_k))
     assert "nearest" not in router_names()
 
 

@@ -104,7 +104,16 @@ def test_what_is_wrong_is_named(function: Any, declared: dict[str, Any], expecte
 
 def test_a_function_is_found_by_itself() -> None:
     check_router(route_top_k, pre_softmax=True)
-    with pytest.raises(ConfigError, match="good is not registered; decorate it"):
+
+
+def test_a_plain_function_is_checked_and_not_registered() -> None:
+    check_router(good)
+    with pytest.raises(RouterError, match=r"the router 'varying' \(tests.*\) fails in float32"):
+        check_router(varying)
+    assert not {"good", "varying"} & {*router_names()}
+    with pytest.raises(ConfigError, match="the router 'topk' cannot be read"):
+        check_router(torch.topk)
+    with registered_router("good", varying), pytest.raises(ConfigError, match="already a router"):
         check_router(good)
 
 
