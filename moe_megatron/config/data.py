@@ -8,7 +8,11 @@ from dataclasses import dataclass
 from moe_megatron.config import checks
 from moe_megatron.config.conform import conform
 from moe_megatron.config.fields import setting
+from moe_megatron.config.own_code import names_code
 from moe_megatron.errors import ConfigError
+
+TEXT = "text"
+"""The format of data that is no conversations."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,6 +44,9 @@ class DataConfig:
     text_key: str = "text"
     """Field of a JSONL line or dataset row that holds the text."""
 
+    format: str = TEXT
+    """What paths hold: text, or conversations in one of the formats of docs/data.md."""
+
     max_bad_line_ratio: float = 0.001
     """Largest share of unreadable lines to skip before giving up."""
 
@@ -51,10 +58,16 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         conform(self)
-        checks.not_empty(self, "paths", "tokenizer", "text_key", "cache_dir")
+        checks.not_empty(self, "paths", "tokenizer", "text_key", "format", "cache_dir")
         checks.at_least(self, 1, "vocab_size", "sequence_length")
         checks.at_least(self, 0, "num_workers")
         checks.fraction(self, "max_bad_line_ratio")
+        if names_code(self.format):
+            raise ConfigError(
+                f"data.format is a file of code ({self.format!r:.100}), which a configuration does "
+                "not load; prepare the data with it, `moe-megatron data prepare --format`, and "
+                "give the prefix in data.paths."
+            )
         self._check_weights()
         _ = self.split_shares  # raises if it cannot be parsed
 

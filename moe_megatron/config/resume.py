@@ -79,6 +79,7 @@ ON_RESUME: Mapping[str, Kept | None] = {
         reason="texts that it has been trained on would become validation data", remedy=_NEW_RUN
     ),
     "data.text_key": None,
+    "data.format": None,
     "data.max_bad_line_ratio": None,
     "data.num_workers": None,
     "data.cache_dir": None,

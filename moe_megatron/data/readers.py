@@ -118,7 +118,10 @@ class ShardReader:
         return [row[self.text_key] for row in rows]
 
     def _advice(self) -> str:
-        return f"the format and text_key ({self.text_key!r})"
+        return (
+            f"the format and text_key ({self.text_key!r}); if they are conversations, set "
+            "data.format (--format of moe-megatron data) to instructions"
+        )
 
     def _reject(self, problem: str) -> None:
         self.bad += 1

@@ -14,12 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from moe_megatron.config.data import DataConfig
+from moe_megatron.config.data import TEXT, DataConfig
 from moe_megatron.data.demo import DemoData, ensure_demo
 from moe_megatron.data.demo_corpus import DEMO_TEXT_KEY, DOMAINS
 from moe_megatron.data.index import inspect, is_prefix
+from moe_megatron.data.instructions.encoder import chat_encoder
+from moe_megatron.data.instructions.tokens import ChatEncoder
 from moe_megatron.data.manifest import read_manifest
 from moe_megatron.data.prepare import CacheEntry, prepare_dataset
+from moe_megatron.data.shards import expand_sources
 from moe_megatron.data.writer import OpenWriter
 from moe_megatron.errors import ConfigError, DataError
 from moe_megatron.files import default_cache_dir, readable_name, user_path
@@ -100,6 +103,7 @@ def resolve_blend(
     config: DataConfig,
     open_writer: OpenWriter,
     *,
+    open_samples: OpenWriter | None = None,
     num_workers: int | None = None,
     progress: bool = True,
 ) -> ResolvedBlend:
@@ -112,6 +116,7 @@ def resolve_blend(
     Args:
         config: Paths, weights, tokenizer, text key and cache directory.
         open_writer: Opens indexed datasets; called only to build one.
+        open_samples: Opens those of conversations, which cannot be read without it.
         num_workers: Number of processes that tokenise; None chooses by size.
         progress: Show progress on stderr.
 
@@ -120,6 +125,11 @@ def resolve_blend(
         DataError: If an entry or the tokenizer cannot be read, or the cache cannot be written.
     """
     entries = parse_blend(config.paths, config.weights)
+    if config.format != TEXT and any(entry.kind == "demo" for entry in entries):
+        raise DataError(
+            f"the demo corpus is text, and data.format is {config.format!r}; leave it at {TEXT!r}, "
+            "or give conversations in data.paths."
+        )
     cache = default_cache_dir()
     if config.cache_dir is not None:
         cache = user_path(config.cache_dir).absolute()
@@ -137,11 +147,17 @@ def resolve_blend(
         info = demo_tokenizer(cache, vocab_size=config.vocab_size)
 
     def prepare(text: str, text_key: str) -> Part:
+        reader: Tokenizer | ChatEncoder = info
+        writer, of_kind = open_writer, text_key
+        if config.format != TEXT:
+            assert open_samples is not None
+            reader = chat_encoder(config.format, info, expand_sources([text]))
+            writer, of_kind = open_samples, f"{reader.format} {reader.template.fingerprint}"
         dataset = prepare_dataset(
             [text],
-            info,
-            CacheEntry(cached_prefix(cache, text, text_key, info)),
-            open_writer,
+            reader,
+            CacheEntry(cached_prefix(cache, text, of_kind, info)),
+            writer,
             num_workers=num_workers,
             text_key=text_key,
             max_bad_line_ratio=config.max_bad_line_ratio,

@@ -64,7 +64,9 @@ def prepare_data(config: RunConfig, *, progress: bool = True) -> PreparedData:
             vocab_size=config.data.vocab_size,
             end_of_document=0,
         )
-    blend = resolve_blend(config.data, open_indexed_writer, progress=progress)
+    blend = resolve_blend(
+        config.data, open_indexed_writer, open_samples=open_instruction_writer, progress=progress
+    )
     evaluates = config.training.eval_interval is not None
     shares = config.data.split_shares if evaluates else (1.0, 0.0, 0.0)
     for prefix in blend.prefixes if evaluates else ():

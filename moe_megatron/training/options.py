@@ -33,6 +33,7 @@ SET_ELSEWHERE: Mapping[str, str] = {
     "data.weights": _DATA,
     "data.tokenizer": "tokenizer of MoETrainer(...)",
     "data.text_key": "text_key of train(...)",
+    "data.format": "data_format of train(...)",
     "data.split": "eval_dataset of train(...), which is held out",
     "data.sequence_length": "sequence_length of train(...)",
     "data.max_bad_line_ratio": _PREPARE,

@@ -5,23 +5,32 @@ tokenizer, so using the same data again, in the next cell or on another rank, co
 """
 
 import hashlib
+import logging
 import os
 from pathlib import Path
 from typing import Any
 
+from moe_megatron.config.data import TEXT
 from moe_megatron.data.demo import ensure_demo
 from moe_megatron.data.demo_corpus import DEMO_TEXT_KEY
+from moe_megatron.data.instructions.encoder import chat_encoder
+from moe_megatron.data.instructions.packing import packed_rows
+from moe_megatron.data.instructions.row_objects import row_sources
+from moe_megatron.data.instructions.stored import StoredSamples, holds_instructions
 from moe_megatron.data.manifest import PreparedDataset
 from moe_megatron.data.objects.reading import Ask, source_of
 from moe_megatron.data.prepare import CacheEntry, prepare_dataset
-from moe_megatron.data.shards import InMemory, Source
+from moe_megatron.data.shards import InMemory, Source, expand_sources
 from moe_megatron.data.source import DEMO, domains_of, parse_blend, prepared_part
 from moe_megatron.files import default_cache_dir, user_path
 from moe_megatron.live.watching import is_watched
+from moe_megatron.mcore import world
 from moe_megatron.model.text import fitting_tokenizer
-from moe_megatron.run.prepared_data import open_indexed_writer
+from moe_megatron.run.prepared_data import open_indexed_writer, open_instruction_writer
 from moe_megatron.text.demo import demo_tokenizer
 from moe_megatron.text.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
 
 Texts = Any
 """Strings in a list, a table with a column of text, a path, a hub id, ...: see `data.objects`."""
@@ -40,6 +49,78 @@ def tokenizer_for(given: Any, vocab_size: int) -> Tokenizer:
     if isinstance(given, str) and given == DEMO:
         return demo_tokenizer(vocab_size=vocab_size)
     return fitting_tokenizer(given, vocab_size)
+
+
+def index_data(
+    given: Texts,
+    tokenizer: Tokenizer,
+    text_key: str,
+    data_format: str = TEXT,
+    name: str = "train_data",
+    *,
+    length: int,
+) -> tuple[Path, int]:
+    """Tokenise texts or conversations into an indexed dataset in the cache.
+
+    Args:
+        given: What holds them.
+        tokenizer: Turns them into token ids.
+        text_key: Column or key of the text.
+        data_format: "text", or a format of conversations.
+        name: How the caller calls them, for messages.
+        length: Tokens of a row of training.
+
+    Returns:
+        The dataset's prefix, and how many tokens a pass over it takes: of conversations, those of
+        all rows.
+
+    Raises:
+        DataError: There is no text or conversation, or it cannot be read.
+    """
+    if data_format == TEXT:
+        prefix, tokens = index_texts(given, tokenizer, text_key, name)
+    else:
+        prefix, tokens = index_conversations(given, tokenizer, data_format, name), 0
+    if not holds_instructions([prefix]):
+        return prefix, tokens
+    packed = packed_rows(StoredSamples(prefix), length)
+    for line in packed.lines if world.rank() == 0 else ():
+        logger.warning("%s: %s", name, line)
+    return prefix, len(packed.rows) * length
+
+
+def index_conversations(given: Texts, tokenizer: Tokenizer, data_format: str, name: str) -> Path:
+    """Tokenise conversations into an indexed dataset in the cache.
+
+    Args:
+        given: What holds them.
+        tokenizer: Turns them into token ids, by its chat template.
+        data_format: Their format.
+        name: How the caller calls them, for messages.
+
+    Returns:
+        The dataset's prefix.
+
+    Raises:
+        DataError: There is no conversation, the format is not known, or the tokenizer has no chat
+            template.
+    """
+    sources = row_sources(given, Ask(name=name))
+    if len(sources) == 1 and not isinstance(sources[0], InMemory):
+        (entry,) = parse_blend([str(sources[0])])
+        if entry.kind == "prefix":
+            return prepared_part(Path(entry.value), tokenizer)[0]
+    encoder = chat_encoder(data_format, tokenizer, expand_sources(sources))
+    parts = [*map(_identity, sources), tokenizer.fingerprint, *encoder.identity().values()]
+    key = hashlib.sha256("|".join(parts).encode()).hexdigest()[:24]
+    prepared = prepare_dataset(
+        sources,
+        encoder,
+        CacheEntry(default_cache_dir() / "python" / f"chat-{key}"),
+        open_instruction_writer,
+        progress=is_watched() and name,
+    )
+    return prepared.prefix
 
 
 def index_texts(

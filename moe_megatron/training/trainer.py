@@ -7,6 +7,7 @@ model's weights are copied to Megatron, in any parallel layout, and back when tr
 
 import logging
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ import torch
 
 from moe_megatron.config import DataConfig, RunConfig, apply_overrides
 from moe_megatron.config.arguments import explained, one_of, whole
-from moe_megatron.data.index import read_tokens
+from moe_megatron.config.data import TEXT
+from moe_megatron.data.instructions.stored import holds_instructions
 from moe_megatron.errors import ConfigError, RecoveryError
 from moe_megatron.files import user_path
 from moe_megatron.mcore import world
@@ -33,6 +35,7 @@ from moe_megatron.training.exchange import WeightExchange
 from moe_megatron.training.options import TrainOptions, check_overrides, configure
 from moe_megatron.training.results import EvalResult, TrainingResult
 from moe_megatron.training.resuming import resumed
+from moe_megatron.training.scoring import batches
 from moe_megatron.training.texts import Texts
 from moe_megatron.viz.report import write_report
 
@@ -123,6 +126,7 @@ class MoETrainer:
         max_steps: int | None = None,
         sequence_length: int | None = None,
         text_key: str = "text",
+        data_format: str = TEXT,
         gradient_accumulation_steps: int = 1,
         warmup_steps: int | None = None,
         weight_decay: float | None = None,
@@ -145,6 +149,9 @@ class MoETrainer:
             max_steps: Maximum number of steps.
             sequence_length: Tokens per sequence; None uses 256, or the model's limit if smaller.
             text_key: Column or key of the text.
+            data_format: "text"; or, of conversations whose answers alone are learned, "messages",
+                "sharegpt", "alpaca", "completion", "my_format.py:read", or "instructions" for what
+                the first rows show. docs/data.md describes them.
             gradient_accumulation_steps: Batches whose gradients make one step together.
             warmup_steps: Steps until the peak of the learning rate; None: a tenth, at most 100.
             weight_decay: Decay of AdamW; None: 0.1.
@@ -181,10 +188,13 @@ class MoETrainer:
         )
         texts = one_of(train_data=train_data, train_dataset=train_dataset)
         tokenizer = self.tokenizer
-        train_prefix, num_tokens = text_data.index_texts(texts, tokenizer, text_key)
+        index = partial(text_data.index_data, length=options.sequence_length)
+        how = (tokenizer, text_key, data_format)
+        train_prefix, num_tokens = index(texts, *how)
         validation: tuple[str, ...] = ()
         if eval_dataset is not None:
-            prefix, _ = text_data.index_texts(eval_dataset, tokenizer, text_key, "eval_dataset")
+            prefix, _ = index(eval_dataset, *how, "eval_dataset")
+            holds_instructions([train_prefix, prefix])  # refuses one of each
             validation = ("1.0", str(prefix))
         for line in options.cautions(num_tokens, epochs_given=num_epochs is not None):
             if world.rank() == 0:
@@ -216,6 +226,7 @@ class MoETrainer:
         batch_size: int = 8,
         sequence_length: int | None = None,
         text_key: str = "text",
+        data_format: str = TEXT,
     ) -> EvalResult:
         """Measure the model on held-out text, in this process.
 
@@ -224,29 +235,28 @@ class MoETrainer:
             batch_size: Sequences per forward pass.
             sequence_length: Tokens per sequence; None as in `train`.
             text_key: Column or key of the text.
+            data_format: As in `train`; of conversations, answers alone are measured.
 
         Raises:
             ConfigError: There is no token to predict.
             DataError: There is no text, or it cannot be read.
         """
         batch_size = whole("batch_size", batch_size)
-        prefix, _ = text_data.index_texts(dataset, self.tokenizer, text_key, "dataset")
-        tokens = torch.from_numpy(read_tokens(prefix).astype("int64"))
         length = self._length(sequence_length)
-        if length < 2 or len(tokens) < 2:
-            raise ConfigError(
-                f"sequences of {min(length, len(tokens))} token(s) have none to predict; give text "
-                "and a sequence_length of at least 2 tokens."
-            )
+        how = (self.tokenizer, text_key, data_format, "dataset")
+        prefix, _ = text_data.index_data(dataset, *how, length=length)
+        learned = self.model.model_config.position_embedding == "learned_absolute"
+        most = self.model.model_config.max_position_embeddings if learned else None
         total, count, was_training = 0.0, 0, self.model.training
         self.model.eval()
         with torch.no_grad():
-            for batch in torch.split(_rows(tokens, length), batch_size):
-                valid = (batch >= 0).long()
-                output = self.model(batch.clamp_min(0), attention_mask=valid, labels=batch)
-                predicted = int(valid[:, 1:].sum())
+            for batch in batches(prefix, length, batch_size, most):
+                output = self.model(
+                    batch.input_ids, attention_mask=batch.valid, labels=batch.labels
+                )
                 assert output.lm_loss is not None
-                total, count = total + float(output.lm_loss) * predicted, count + predicted
+                total += float(output.lm_loss) * batch.predicted
+                count += batch.predicted
         self.model.train(was_training)
         return EvalResult(loss=total / count, tokens=count)
 
@@ -324,9 +334,3 @@ def _training_result(result: RunResult, history: History) -> TrainingResult:
         routing=result.outcome.profile,
         history=history,
     )
-
-
-def _rows(tokens: torch.Tensor, length: int) -> torch.Tensor:
-    """Consecutive tokens as [rows, length], the last row padded with -100."""
-    padding = -len(tokens) % length
-    return torch.nn.functional.pad(tokens, (0, padding), value=-100).view(-1, length)

@@ -108,6 +108,7 @@ ELSEWHERE = {
     "data.paths": "another source is prepared before a run starts",
     "data.weights": "as data.paths",
     "data.text_key": "as data.paths",
+    "data.format": "as data.paths",
     "data.max_bad_line_ratio": "as data.paths",
     "data.cache_dir": "as data.paths",
     "checkpoint.keep_best": "it needs evaluations, which this data has not; test_integrity.py",

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from moe_megatron.cli.parser import Parser
+from moe_megatron.config.data import TEXT
 from moe_megatron.data.demo import ensure_demo
 from moe_megatron.data.index import inspect, is_prefix
 from moe_megatron.data.instructions.encoder import chat_encoder
@@ -29,7 +30,6 @@ from moe_megatron.text.demo import demo_tokenizer
 from moe_megatron.text.loading import load_tokenizer
 from moe_megatron.text.tokenizer import Tokenizer
 
-TEXT = "text"
 _FORMAT_HELP = (
     "text; or, of conversations: messages, sharegpt, alpaca, completion, my_format.py:read, or "
     "instructions for what the first rows show (default: %(default)s)"
