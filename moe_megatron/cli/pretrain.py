@@ -10,7 +10,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -66,18 +66,26 @@ def parse_options(argv: Sequence[str]) -> PretrainOptions:
     return read_options(*read_words(option_parser(), argv))
 
 
-def read_options(ours: argparse.Namespace, flags: Sequence[str]) -> PretrainOptions:
+def read_options(
+    ours: argparse.Namespace,
+    flags: Sequence[str],
+    *,
+    base: RunConfig | None = None,
+    given: Mapping[str, Any] | None = None,
+) -> PretrainOptions:
     """Combine our parsed options and Megatron's flags into a configuration.
 
     Args:
         ours: Options parsed by `option_parser`.
         flags: Megatron's flags with their values.
+        base: The configuration that they change; None: the one that `ours` names.
+        given: Fields that options of a verb's own set, by dotted name.
 
     Raises:
         ConfigError: A file, field, value or flag is wrong.
     """
-    config = load_config(DEFAULT_CONFIG if ours.config is None else ours.config)
-    overrides: dict[str, Any] = split_flags(flags)
+    config = base or load_config(DEFAULT_CONFIG if ours.config is None else ours.config)
+    overrides: dict[str, Any] = {**(given or {}), **split_flags(flags)}
     overrides.update(parse_override(text) for text in ours.set)
     overrides.update(choice_overrides("router", ours.router, ours.router_arg))
     overrides.update(choice_overrides("expert", ours.expert, ours.expert_arg))

@@ -46,7 +46,7 @@ def test_verb_of_another_distribution_is_one_file(tmp_path, monkeypatch, capsys)
     assert main(["greet", "you"]) == 3
     assert capsys.readouterr().out == "hello you\n"
     main([])
-    assert "\n  greet    say hello\n" in capsys.readouterr().out
+    assert "\n  greet     say hello\n" in capsys.readouterr().out
     assert "greeting" in sys.modules
     del sys.modules["greeting"]
 

@@ -1,0 +1,126 @@
+"""`moe-megatron finetune`: tune a published model on texts, and get one back."""
+
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from moe_megatron.cli.output import lasting_output
+from moe_megatron.cli.pretrain import option_parser, program, read_options
+from moe_megatron.cli.words import read_words
+from moe_megatron.config import RunConfig
+from moe_megatron.config.fields import float_or_text
+from moe_megatron.config.finetune import RATES
+from moe_megatron.errors import ConfigError
+from moe_megatron.files import user_path
+
+_DESCRIPTION = """\
+Tune a model: a Hugging Face folder, a hub id or a Megatron checkpoint. The output holds the run,
+with its Megatron checkpoints, and the tuned model as a Hugging Face folder (OUTPUT/hf). Options of
+`moe-megatron train` and every Megatron flag are accepted in addition to those below."""
+
+_EPILOG = """\
+examples:
+  moe-megatron finetune allenai/OLMoE-1B-7B-0924 my_texts.jsonl --output tuned --train-iters 200
+  moe-megatron finetune my_model my_texts.jsonl --output tuned --train experts --lr 1e-5
+  moe-megatron finetune my_model my_texts.jsonl --output tuned --experts-by-profile profile.json
+  moe-megatron finetune my_model my_texts.jsonl --output tuned --freeze experts \\
+      --router-learning-rate 0.1x"""
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run the verb.
+
+    Args:
+        argv: What follows `moe-megatron finetune`.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        MoEError: The model, the data or an option does not allow it.
+    """
+    parser = option_parser(prog="moe-megatron finetune")
+    parser.description, parser.epilog = _DESCRIPTION, _EPILOG
+    _add_options(parser)
+    ours, flags = read_words(parser, argv)
+    if ours.config is not None or ours.run_dir is not None:
+        raise ConfigError(
+            "the model says its own configuration, and --output where to write; change fields "
+            "with --set, as in --set training.seed=2, and leave out --config and --run-dir."
+        )
+    for flag in ("--load", "--finetune"):
+        if any(it.partition("=")[0] == flag for it in flags):
+            raise ConfigError(f"{flag} is what this command does by itself; leave it out.")
+    from moe_megatron.finetuning import published  # loads what --help can do without
+    from moe_megatron.run.launch import launch
+
+    def start(config: RunConfig) -> int:
+        return launch(
+            config,
+            program(),
+            num_processes=ours.num_processes,
+            fresh=False,
+            debug=ours.debug,
+            say=_say,
+        ).code
+
+    output: Path = ours.output
+    with lasting_output(), published.output_folder(ours.source, output):
+        base = published.base_of(ours.source, output)
+        config = published.tuning_config(base)
+        config = _with_options(config, ours, flags)
+        return published.finetune(config, base, output, start, say=_say).code
+
+
+def _add_options(parser: Any) -> None:
+    add = parser.add_argument
+    add("source", metavar="SOURCE", help="Hugging Face folder, hub id, or Megatron checkpoint")
+    add("data", nargs="+", metavar="DATA", help="what to train on, as `train --data-path` takes it")
+    add("--output", type=user_path, required=True, metavar="DIR", help="folder to write")
+    add("--num-processes", type=int, help="processes to start on this machine")
+    add = parser.add_argument_group("what is trained").add_argument
+    words = {"action": "extend", "nargs": "+", "default": [], "metavar": "SELECTOR"}
+    add("--train", help="such as router or experts@2-4:0,3; all else is frozen", **words)
+    add("--freeze", help="what is frozen although --train names it", **words)
+    add(
+        "--experts-by-profile",
+        type=user_path,
+        metavar="FILE",
+        help="train the experts that a task used, by its routing_profile.json (ESFT)",
+    )
+    add("--share", type=float, default=0.2, help="their share of the task's tokens (default: 0.2)")
+    for role, field in RATES.items():
+        flag = f"--{field.replace('_', '-')}"
+        add(flag, metavar="RATE", help=f"of {role}: a number, or a multiple such as 0.1x")
+
+
+def _with_options(config: RunConfig, ours: Namespace, flags: Sequence[str]) -> RunConfig:
+    """The configuration with the options and flags of the command line."""
+    given: dict[str, Any] = {"data.paths": ours.data}
+    train = [*ours.train]
+    if ours.experts_by_profile is not None:
+        train = _used(ours.experts_by_profile, ours.share, train)
+    if train:
+        given["finetune.train"] = train
+    if ours.freeze:
+        given["finetune.freeze"] = ours.freeze
+    for field in RATES.values():
+        if (rate := getattr(ours, field)) is not None:
+            given[f"finetune.{field}"] = float_or_text((rate,))
+    return read_options(ours, flags, base=config, given=given).config
+
+
+def _used(file: Path, share: float, train: Sequence[str]) -> list[str]:
+    """Selectors of the experts that a task used, said with their shares."""
+    from moe_megatron.finetuning.used_experts import train_used, used_experts
+    from moe_megatron.telemetry.values.profile import RoutingProfile
+
+    chosen = used_experts(RoutingProfile.load(file), share)
+    for it in chosen:
+        _say(str(it))
+    return train_used(train, chosen)
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)

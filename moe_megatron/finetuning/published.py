@@ -1,0 +1,174 @@
+"""Fine-tuning from a model's folder to a model's folder: import, run, export.
+
+    OUTPUT/base     the source as a Megatron checkpoint, if it was a Hugging Face folder
+    OUTPUT/run      the run: metrics, report, checkpoints
+    OUTPUT/hf       the tuned model as a Hugging Face folder, with tokenizer, chat template and
+                    routing profile
+
+Each step is what the command of its own does. It does not know how a run is launched.
+"""
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from moe_megatron.checkpoint.convert import Execution, export_checkpoint, import_checkpoint
+from moe_megatron.checkpoint.execute.publish import check_apart, check_free
+from moe_megatron.checkpoint.formats.own_files import given_folder
+from moe_megatron.checkpoint.hub import local_folder
+from moe_megatron.checkpoint.integrity.newest_valid import candidates
+from moe_megatron.config import CONFIG_FILE, DataConfig, RunConfig, apply_overrides
+from moe_megatron.config.checkpoint_files import (
+    CHECKPOINTS,
+    HF_FOLDER,
+    METADATA,
+    TRACKER,
+    checkpoints_of,
+    is_megatron_checkpoint,
+)
+from moe_megatron.config.loading import no_checkpoint, saved_config
+from moe_megatron.errors import CheckpointError
+from moe_megatron.telemetry.sinks.jsonl import METRICS_FILE
+from moe_megatron.text.folder import has_tokenizer
+
+BASE, RUN, HF = "base", "run", "hf"
+"""Folders of the output."""
+
+_LONGEST = 1024
+
+DEFAULTS: Mapping[str, Any] = {
+    "training.train_steps": 100,
+    "training.learning_rate": 2e-5,
+    "training.min_learning_rate": 0.0,
+    "training.warmup_steps": 0,
+    "training.weight_decay": 0.0,
+    "training.eval_interval": None,
+    "data.split": "100,0,0",
+}
+"""Where a fine-tuning differs from a training that begins with nothing."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tuned:
+    """What came of a fine-tuning."""
+
+    code: int
+    """Exit code of the run."""
+    checkpoint: Path | None = None
+    """Folder of the Megatron checkpoints; None if the run did not end in order."""
+    hugging_face: Path | None = None
+    """The tuned model as a Hugging Face folder."""
+
+
+@contextmanager
+def output_folder(source: str | Path, output: Path) -> Iterator[Path]:
+    """The folder to write; it is removed again if no training comes of it.
+
+    Raises:
+        CheckpointError: It holds something already, or holds the source.
+    """
+    check_free(output, overwrite=False)
+    if given_folder(source).exists():
+        check_apart(output, given_folder(source))
+    was_there = output.is_dir()
+    try:
+        yield output
+    finally:
+        if not (output / RUN / METRICS_FILE).exists():
+            for folder in (BASE, RUN):
+                shutil.rmtree(output / folder, ignore_errors=True)
+            if not was_there and output.is_dir() and not any(output.iterdir()):
+                output.rmdir()
+
+
+def base_of(source: str | Path, output: Path) -> Path:
+    """The folder of Megatron checkpoints to start from; a Hugging Face model is converted.
+
+    Raises:
+        CheckpointError: It is neither, or damaged.
+        MappingError: Its family is unknown.
+    """
+    folder = local_folder(source)
+    if is_megatron_checkpoint(folder):
+        folder = checkpoints_of(folder)
+        if not (folder / METADATA).is_file():
+            return folder
+        if candidates(folder.parent)[:1] != [folder]:
+            raise CheckpointError(
+                f"{folder} is not the newest checkpoint of {folder.parent}, which a run begins "
+                f"with; copy it to a folder of its own, or name it in {TRACKER} there."
+            )
+        return folder.parent
+    import_checkpoint(folder, output / BASE, execution=Execution(progress=False))
+    return output / BASE
+
+
+def tuning_config(base: Path) -> RunConfig:
+    """The configuration of a fine-tuning of a checkpoint, before anybody's wishes.
+
+    Args:
+        base: Folder of Megatron checkpoints, of which the newest is tuned.
+
+    Raises:
+        CheckpointError: There is none, or no configuration beside it.
+    """
+    found = candidates(base)
+    if not found:
+        raise no_checkpoint(base)
+    folder = found[0]
+    saved = saved_config(folder)
+    if saved is None:
+        raise CheckpointError(
+            f"{folder} has no {CONFIG_FILE}, so nothing says which model it is; give a checkpoint "
+            "that moe-megatron has written, or the model's Hugging Face folder."
+        )
+    own = folder / HF_FOLDER
+    limit = saved.model.max_position_embeddings or saved.data.sequence_length
+    config = RunConfig(
+        model=saved.model,
+        moe=saved.moe,
+        data=DataConfig(
+            tokenizer=str(own.absolute()) if has_tokenizer(own) else saved.data.tokenizer,
+            vocab_size=saved.data.vocab_size,
+            sequence_length=min(limit, _LONGEST),
+        ),
+    )
+    return apply_overrides(config, DEFAULTS)
+
+
+def finetune(
+    config: RunConfig,
+    base: Path,
+    output: Path,
+    launch: Callable[[RunConfig], int],
+    *,
+    say: Callable[[str], None] = print,
+) -> Tuned:
+    """Run, and export what came of it.
+
+    Args:
+        config: What `tuning_config` gave, with everybody's wishes.
+        base: Folder of Megatron checkpoints to start from.
+        output: The folder to write.
+        launch: Runs a configuration to its end, and returns an exit code.
+        say: Called with a line for each folder that was written.
+
+    Raises:
+        MoEError: The run cannot start, or its result cannot be exported.
+    """
+    forced = {
+        "run_dir": str(output / RUN),
+        "checkpoint.load": str(base),
+        "megatron.finetune": True,
+    }
+    code = launch(apply_overrides(config, forced))
+    checkpoints = output / RUN / CHECKPOINTS
+    if code:
+        return Tuned(code=code)
+    say(f"Megatron checkpoint: {checkpoints}")
+    export_checkpoint(checkpoints, output / HF, execution=Execution(progress=False))
+    say(f"Hugging Face folder: {output / HF}")
+    return Tuned(code=code, checkpoint=checkpoints, hugging_face=output / HF)

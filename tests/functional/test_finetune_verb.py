@@ -1,0 +1,87 @@
+"""`moe-megatron finetune`: from a published folder to a tuned one, and nothing lost on the way."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from moe_megatron.testing.random_checkpoint import write_random
+from moe_megatron.testing.tiny_models import config_of
+
+pytestmark = [pytest.mark.distributed, pytest.mark.deep, pytest.mark.timeout(900)]
+
+TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+SHORT = ["--train-iters", "4", "--seq-length", "32", "--micro-batch-size", "2"]
+EXPERT = "model.layers.1.mlp.experts.2."
+
+
+@pytest.fixture(scope="module")
+def published(tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model as somebody publishes it: weights in bf16, tokenizer, chat template."""
+    folder = tmp_path_factory.mktemp("published") / "olmoe"
+    write_random(folder, {**config_of("olmoe"), "vocab_size": 300, "torch_dtype": "bfloat16"})
+    for path in tokenizer.iterdir():
+        shutil.copy(path, folder)
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    return folder
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = {}
+    for path in folder.glob("*.safetensors"):
+        found |= load_file(path)
+    return found
+
+
+def test_folder_in_and_folder_out(
+    moe: Callable[..., Any], published: Path, corpus: Path, tmp_path: Path
+) -> None:
+    words = ["finetune", published, corpus, "--output", "tuned", "--num-processes", "2", *SHORT]
+    chosen = ["--train", "experts@2:2", "router", "--freeze", "router@1,3", "--lr", "1e-3"]
+    done = moe(tmp_path, *words, *chosen, "--router-learning-rate", "0.5x")
+    assert done.end(500) == 0, done.output
+    assert "training " in done.output
+    assert "frozen: attention, embeddings, output, norms" in done.output
+    before, after = weights(published), weights(tmp_path / "tuned" / "hf")
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert before.keys() == after.keys()
+    assert {name.removeprefix(EXPERT).partition(".")[0] for name in moved} == {
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+        "model",
+    }
+    assert {it for it in moved if not it.startswith(EXPERT)} == {"model.layers.1.mlp.gate.weight"}
+    out = tmp_path / "tuned" / "hf"
+    assert (out / "chat_template.jinja").read_text() == TEMPLATE
+    assert (out / "tokenizer.json").read_bytes() == (published / "tokenizer.json").read_bytes()
+    assert json.loads((out / "routing_profile.json").read_text())["steps"] == 4
+
+    # The Megatron checkpoint is a source, too, and says which experts the task used.
+    by_use = ["--experts-by-profile", out / "routing_profile.json", "--share", "0.5"]
+    words = ["finetune", "tuned/run", corpus, "--output", "again", "--num-processes", "1", *SHORT]
+    again = moe(tmp_path, *words, *by_use)
+    assert again.end(500) == 0, again.output
+    assert "layer 2: " in again.output
+    last = weights(tmp_path / "again" / "hf")
+    changed = {name for name in after if not torch.equal(after[name], last[name])}
+    assert changed
+    assert all(".experts." in name for name in changed)
+
+    # Nothing is written over, and what cannot be tuned leaves nothing behind.
+    for bad, said in (
+        (["finetune", published, corpus, "--output", "tuned"], "exists and is not empty"),
+        (["finetune", published, "nowhere.jsonl", "--output", "new"], "nowhere.jsonl"),
+        (["finetune", corpus.parent, corpus, "--output", "new"], "config.json"),
+        (["finetune", published, corpus, "--output", "new", "--train", "expert"], "'experts'?"),
+    ):
+        refused = moe(tmp_path, *bad)
+        assert refused.end(200) == 2, refused.output
+        assert said in refused.output
+        assert not (tmp_path / "new").exists()
+    assert weights(out).keys() == after.keys()
