@@ -71,7 +71,13 @@ def run(argv: Sequence[str]) -> int:
 
     setup, of_experts = _setup(options), options.kind == "experts"
     _check(options)
-    routers = _names(options.routers) or (["top_k"] if of_experts else [])
+    given = options.routers
+    routers = (["top_k"] if of_experts else []) if given is None else _names(given)
+    if given is not None and not routers:
+        raise ConfigError(
+            f"--routers names none ('{given}'); give names, as in --routers top_k,relu, or leave "
+            f"it out for {'top_k' if of_experts else 'all'}."
+        )
     if of_experts and len(routers) != 1:
         raise ConfigError("bench experts takes one router, as in --routers top_k.")
     cases = cases_of(routers, _router_options(options.router_arg), _experts(options, of_experts))
@@ -252,7 +258,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("kind", choices=_KINDS, help="what is compared")
-    add("--routers", default="", metavar="A,B,...", help="names, or my_router.py:fn (default: all)")
+    add("--routers", metavar="A,B,...", help="names, or my_router.py:fn (default: all)")
     add(
         "--router-arg",
         action="append",

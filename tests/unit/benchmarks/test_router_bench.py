@@ -187,6 +187,8 @@ def test_bench_of_experts_adds_parameters_and_no_work(
         (["routers", "--experts", "8,16"], "takes one number of experts"),
         (["experts", "--experts", "eight"], "--experts needs numbers of at least 1"),
         (["experts", "--experts", "8,8"], "names a number twice"),
+        (["routers", "--routers", ""], "--routers names none"),
+        (["routers", "--routers", ", "], "leave it out for all"),
         (["experts", "--routers", "relu,hash"], "takes one router"),
         (["routers", "--routers", "grouped", "--top-k", "1"], "'grouped' cannot be trained here"),
         (["routers", "--seeds", "0"], "--seeds .0. must be 1 to 31"),
