@@ -67,6 +67,11 @@ def counting_padding(logits_TE: Tensor, *, top_k: int, padding: Tensor | None) -
     return good(logits_TE, top_k=top_k).losing(logits_TE.square().mean())
 
 
+def measuring_padding(logits_TE: Tensor, *, top_k: int, padding: Tensor | None) -> Routing:
+    amount = 0 if padding is None else padding.sum()
+    return good(logits_TE + amount * torch.arange(logits_TE.shape[1]), top_k=top_k)
+
+
 def forgetful(logits_TE: Tensor, *, top_k: int, state: Any) -> Routing:
     return good(logits_TE + state["bias"], top_k=top_k)
 
@@ -89,6 +94,7 @@ WRONG: list[tuple[Any, dict[str, Any], str]] = [
     (looking_ahead, {}, "in training a token's experts depend on later tokens"),
     (looking_ahead, {"batch_dependent": "training"}, "in evaluation a token's experts depend"),
     (counting_padding, {}, "padding enters its loss"),
+    (measuring_padding, {}, "padding changes the experts of tokens"),
     (forgetful, {"state": BIASED}, r"it observes \{\}, but its state sums up"),
 ]
 
