@@ -186,10 +186,13 @@ def _tally(
         bad, lines = dataset.bad_lines, dataset.lines
         examples = "\n  ".join(str(line) for line in _first_bad_lines(shards))
         summary = f"{bad:,} of {lines:,} lines ({bad / lines:.2%}) are malformed"
+        none = chat is None and not dataset.documents
+        hint = "; conversations need data.format (--format) instructions" if none else ""
         if bad > max_bad_line_ratio * lines:
             raise DataError(
                 f"{summary}, more than max_bad_line_ratio ({max_bad_line_ratio:.2%}) allows; "
-                f"repair them, or raise max_bad_line_ratio to leave them out. First:\n  {examples}"
+                f"repair them, or raise max_bad_line_ratio to leave them out{hint}. "
+                f"First:\n  {examples}"
             )
         _log.warning("%s and were left out. First:\n  %s", summary, examples)
     if dataset.empty_documents:

@@ -16,7 +16,11 @@ from moe_megatron.model.layers import build_norm
 
 
 def visible_keys(
-    valid: Tensor | None, queries: Tensor, num_keys: int, window: int | None = None
+    valid: Tensor | None,
+    queries: Tensor,
+    num_keys: int,
+    window: int | None = None,
+    samples: Tensor | None = None,
 ) -> Tensor | None:
     """visible[q, k] = (q - window <= k <= q and valid[k]) or k == q: what each query attends to.
 
@@ -27,19 +31,23 @@ def visible_keys(
         queries: int64 [queries], their positions among the keys.
         num_keys: Number of positions from the first cached one to the last query.
         window: How many tokens before its own a query sees; None: all.
+        samples: int64 [batch, keys], which sample of its row each key is of, and as many queries: a
+            query sees its own alone; None: a row is one sample.
 
     Returns:
         bool [batch or 1, 1, queries, keys]; None for plain causal attention over one square block.
     """
     narrow = window is not None and window < num_keys - 1
-    if valid is None and len(queries) == num_keys and not narrow:
+    if valid is None and samples is None and len(queries) == num_keys and not narrow:
         return None
     keys = torch.arange(num_keys, device=queries.device)
     causal, itself = keys <= queries.unsqueeze(1), keys == queries.unsqueeze(1)
     if window is not None and narrow:
         causal &= keys >= queries.unsqueeze(1) - window
+    if samples is not None:
+        causal = causal & (samples.unsqueeze(2) == samples.unsqueeze(1)).unsqueeze(1)
     if valid is None:
-        return causal[None, None]
+        return causal if samples is not None else causal[None, None]
     return (causal & valid[:, None, None, :]) | itself
 
 

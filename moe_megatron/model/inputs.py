@@ -114,6 +114,28 @@ def check_domains(domain_ids: Any, input_ids: Tensor) -> None:
     )
 
 
+def check_positions(position_ids: Any, input_ids: Tensor) -> None:
+    """Refuse positions that are not those of samples one after another; None is fine.
+
+    Raises:
+        DataError: Kind, shape, dtype or (checked on the CPU only) values are wrong.
+    """
+    if position_ids is None:
+        return
+    check_same_shape("position_ids", position_ids, input_ids)
+    good = _whole_numbers(position_ids)
+    if good and position_ids.device.type == "cpu":
+        later, before = position_ids[:, 1:], position_ids[:, :-1]
+        good = bool(
+            (position_ids[:, 0] == 0).all() and ((later == before + 1) | (later == 0)).all()
+        )
+    if not good:
+        raise DataError(
+            "position_ids must be whole numbers that begin at 0 and count up to the end of each "
+            "sample, such as [[0, 1, 2, 0, 1]]; leave them out if a row is one sample."
+        )
+
+
 def _whole_numbers(tensor: Tensor) -> bool:
     return not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype is torch.bool)
 

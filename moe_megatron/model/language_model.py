@@ -134,6 +134,7 @@ class LanguageModel(nn.Module):
         labels: Tensor | None = None,
         *,
         domain_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
     ) -> MoEOutput:
         """Predict the next token at every position.
 
@@ -146,6 +147,9 @@ class LanguageModel(nn.Module):
                 here. -100 excludes a position from the loss.
             domain_ids: int64 [batch], the source of the data that each row is from, for routers
                 that look at it; -1, or None for all, where that is not known.
+            position_ids: int64 [batch, seq], places within a sample where a row holds several, 0
+                where one begins: attention stays within it, and its first token is not predicted.
+                None: a row is one sample.
 
         Raises:
             DataError: Shapes or ids are wrong.
@@ -153,12 +157,15 @@ class LanguageModel(nn.Module):
         inputs.check_tokens(input_ids, self.vocab_size, self._max_length)
         valid = inputs.valid_tokens(attention_mask, input_ids)
         inputs.check_domains(domain_ids, input_ids)
-        hidden, routing = self._decode(input_ids, valid, None, domain_ids)
+        inputs.check_positions(position_ids, input_ids)
+        hidden, routing = self._decode(input_ids, valid, None, domain_ids, position_ids)
         logits = self._project(hidden)
         aux_loss, z_loss, router_loss = self._router_losses(routing, logits)
         lm_loss = loss = None
         if labels is not None:
             inputs.check_labels(labels, input_ids, self.vocab_size)
+            if position_ids is not None:
+                labels = labels.masked_fill(position_ids == 0, inputs.IGNORED_LABEL)
             lm_loss = inputs.next_token_loss(logits, labels, valid)
             loss = lm_loss + router_loss
         return MoEOutput(
@@ -177,16 +184,21 @@ class LanguageModel(nn.Module):
         valid: Tensor | None,
         cache: KeyValueCache | None,
         domain_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
     ) -> tuple[Tensor, tuple[RoutingInfo, ...]]:
         """Hidden states of new tokens [batch, n]; `valid` also covers the cached tokens."""
         config = self.model_config
         past = 0 if cache is None else cache.length
         num_keys = past + input_ids.shape[1]
         queries = torch.arange(past, num_keys, device=input_ids.device)
-        positions = token_positions(valid, queries)
-        mask = visible_keys(valid, queries, num_keys)
+        positions, samples = token_positions(valid, queries), None
+        if position_ids is not None:
+            positions, samples = position_ids, (position_ids == 0).cumsum(dim=1)
+        mask = visible_keys(valid, queries, num_keys, samples=samples)
         window = None if config.sliding_window is None else config.sliding_window.size
-        windowed = mask if window is None else visible_keys(valid, queries, num_keys, window)
+        windowed = mask
+        if window is not None:
+            windowed = visible_keys(valid, queries, num_keys, window, samples)
         angles = None
         if config.position_embedding == "rope":
             angles = rotary_angles(positions, self._rotary_width, config.rotary_base)

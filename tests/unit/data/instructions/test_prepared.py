@@ -132,6 +132,11 @@ def test_no_sample_with_an_answer_is_refused(jsonl, plain, tmp_path):
         prepared(path, plain, tmp_path / "chat", max_bad_line_ratio=1)
 
 
+def test_conversations_read_as_text_are_refused_with_the_remedy(jsonl, plain, tmp_path):
+    with pytest.raises(DataError, match=r"conversations need data.format .--format. instructions"):
+        prepare_dataset([jsonl(TALKS)], plain, tmp_path / "x", open_indexed_writer, progress=False)
+
+
 def test_a_text_file_holds_no_conversations(plain, tmp_path):
     path = tmp_path / "chat.txt"
     path.write_text("Hello")
