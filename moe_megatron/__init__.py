@@ -11,6 +11,7 @@ from moe_megatron.version import package_version
 
 if TYPE_CHECKING:
     __version__: str
+    from moe_megatron.finetuning.fine_tuner import FineTuner
     from moe_megatron.model.outputs import MoEOutput
     from moe_megatron.models import MoEModel
     from moe_megatron.training.comparison import compare
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "EvalResult": "moe_megatron.training.results",
+    "FineTuner": "moe_megatron.finetuning.fine_tuner",
     "MoEModel": "moe_megatron.models",
     "MoEOutput": "moe_megatron.model.outputs",
     "MoETrainer": "moe_megatron.training.trainer",
@@ -26,7 +28,15 @@ _HOMES = {
     "compare": "moe_megatron.training.comparison",
 }
 
-__all__ = ["EvalResult", "MoEModel", "MoEOutput", "MoETrainer", "TrainingResult", "compare"]
+__all__ = [
+    "EvalResult",
+    "FineTuner",
+    "MoEModel",
+    "MoEOutput",
+    "MoETrainer",
+    "TrainingResult",
+    "compare",
+]
 
 
 def __getattr__(name: str) -> Any:

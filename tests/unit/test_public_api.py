@@ -9,7 +9,15 @@ import pytest
 import moe_megatron
 
 ROOT = Path(__file__).parents[2]
-NAMES = ["EvalResult", "MoEModel", "MoEOutput", "MoETrainer", "TrainingResult", "compare"]
+NAMES = [
+    "EvalResult",
+    "FineTuner",
+    "MoEModel",
+    "MoEOutput",
+    "MoETrainer",
+    "TrainingResult",
+    "compare",
+]
 
 
 HEAVY = (

@@ -1,0 +1,242 @@
+"""`FineTuner`: tune a `MoEModel` from a few lines of Python, and keep most of it as it is.
+
+It is a `MoETrainer` that freezes: what is trained becomes the fields of `finetune` in the same
+configuration of the same run.
+"""
+
+import itertools
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from moe_megatron.config import RunConfig
+from moe_megatron.config.arguments import explained, shown, whole
+from moe_megatron.config.checks import join_words, nearest
+from moe_megatron.config.data import TEXT
+from moe_megatron.config.selector import Selector
+from moe_megatron.errors import ConfigError
+from moe_megatron.finetuning.used_experts import UsedExperts, train_used, used_experts
+from moe_megatron.mcore import world
+from moe_megatron.model.moe_model import MoEModel
+from moe_megatron.model.storage import WeightMap
+from moe_megatron.run.prepared_data import PreparedData
+from moe_megatron.run.start import RunResult
+from moe_megatron.telemetry.values.profile import RoutingProfile
+from moe_megatron.training import texts as text_data
+from moe_megatron.training.results import TrainingResult
+from moe_megatron.training.scoring import batches
+from moe_megatron.training.texts import Texts
+from moe_megatron.training.trainer import MoETrainer
+
+TASKS = {"text_generation": TEXT, "instructions": "instructions"}
+"""Tasks by name, and the format of their data."""
+
+Freeze = bool | Sequence[int] | Mapping[int, Sequence[int]]
+"""Which routed experts are frozen: all, these of every layer, or these by the number of a layer."""
+
+logger = logging.getLogger(__name__)
+
+
+@explained
+class FineTuner(MoETrainer):
+    """Tunes a `MoEModel` on a task.
+
+        tuner = FineTuner(OLMoE.from_pretrained("my_model"), freeze_experts=True)
+        tuner.train(["some text", "some more"], num_epochs=2)
+        tuner.save_model("tuned")
+
+    Args:
+        model: The model to tune; its weights are replaced by the tuned ones.
+        freeze_experts: Routed experts to leave as they are: True for all, numbers (from 0) of
+            experts in every layer, or a mapping from layers (from 1) to such numbers.
+        router_learning_rate: Of the routers: a number, or a multiple of the learning rate, such as
+            "0.1x"; None: the learning rate.
+        expert_learning_rate: As `router_learning_rate`, of routed experts.
+        train: Selectors of what is trained, such as ["router", "experts@2-4:0,3"]; None: all.
+        freeze: Selectors of what is frozen although `train` names it.
+        tokenizer: As in `MoETrainer`.
+        run_dir: As in `MoETrainer`.
+        overrides: Any field of the run configuration that no argument sets, such as
+            {"finetune.attention_learning_rate": 1e-6}.
+
+    Raises:
+        ConfigError: An argument is invalid, or names what the model does not have.
+    """
+
+    def __init__(  # noqa: PLR0913  # what people set, by the names that they know
+        self,
+        model: MoEModel,
+        freeze_experts: Freeze = False,
+        router_learning_rate: float | str | None = None,
+        expert_learning_rate: float | str | None = None,
+        *,
+        train: Sequence[str] | None = None,
+        freeze: Sequence[str] = (),
+        tokenizer: Any = None,
+        run_dir: str | Path = "runs/finetuner",
+        overrides: Mapping[str, Any] | None = None,
+    ) -> None:
+        frozen = [*_texts("freeze", freeze), *_experts(freeze_experts)]
+        wanted: dict[str, Any] = {
+            "finetune.train": None if train is None else _texts("train", train),
+            "finetune.freeze": frozen or None,
+            "finetune.router_learning_rate": router_learning_rate,
+            "finetune.expert_learning_rate": expert_learning_rate,
+        }
+        given = {name: value for name, value in wanted.items() if value is not None}
+        for name in given.keys() & (overrides or {}).keys():
+            raise ConfigError(
+                f"{name} is given twice, by overrides and by an argument of FineTuner(...); keep "
+                "one of them."
+            )
+        z_loss = getattr(getattr(model, "moe_config", None), "z_loss_coef", 0.0)
+        super().__init__(
+            model,
+            router_z_loss_coef=z_loss,
+            tokenizer=tokenizer,
+            run_dir=run_dir,
+            overrides={**(overrides or {}), **given},
+        )
+        self._with_overrides().validate()
+
+    def train(  # type: ignore[override]  # a task in place of a format of data
+        self,
+        dataset: Texts,
+        task: str = "text_generation",
+        num_epochs: float = 1,
+        *,
+        learning_rate: float = 2e-5,
+        weight_decay: float = 0.0,
+        **options: Any,
+    ) -> TrainingResult:
+        """Tune, and put the tuned weights into the model.
+
+        Args:
+            dataset: Strings in a list, a table, a dataset, a path, a hub id, ...; for the task
+                "instructions", conversations.
+            task: "text_generation" learns all of the text, "instructions" answers alone.
+            num_epochs: Passes over the data; may be a fraction.
+            learning_rate: Peak of the cosine schedule, of all that has no rate of its own.
+            weight_decay: Decay of AdamW, of what is trained.
+            options: Others of `MoETrainer.train`, such as batch_size=4 or eval_dataset=texts.
+
+        Raises:
+            MoEError: The data, an argument or the machine does not allow the run.
+        """
+        options = {"data_format": _format_of(task), **options}
+        return super().train(
+            dataset,
+            num_epochs=num_epochs,
+            learning_rate=learning_rate,
+            weight_decay=weight_decay,
+            **options,
+        )
+
+    def train_used_experts(
+        self,
+        dataset: Texts,
+        share: float = 0.2,
+        *,
+        task: str = "text_generation",
+        num_sequences: int = 128,
+    ) -> tuple[UsedExperts, ...]:
+        """Train, of the routed experts, only those that a task uses (ESFT, arXiv:2407.01906).
+
+        The model reads some of the data, in this process, and counts where its routers send tokens.
+        Each layer's fewest experts with this share of them are chosen; nothing else is trained but
+        what `train` of the constructor names besides experts.
+
+        Args:
+            dataset: Data of the task.
+            share: Share of the tokens that the chosen experts got, above 0 and up to 1.
+            task: As in `train`.
+            num_sequences: Sequences to read.
+
+        Returns:
+            The chosen experts of each layer, with their shares.
+
+        Raises:
+            ConfigError: An argument is out of range, or the model has no experts.
+            DataError: There is no text, or it cannot be read.
+        """
+        sequences = whole("num_sequences", num_sequences)
+        chosen = used_experts(self._profile(dataset, _format_of(task), sequences), share)
+        train = self._overrides.get("finetune.train", ["all"])
+        self._overrides = {**self._overrides, "finetune.train": train_used(train, chosen)}
+        self._with_overrides().validate()
+        for it in chosen if world.rank() == 0 else ():
+            logger.info("%s", it)
+        return chosen
+
+    @torch.no_grad()
+    def _profile(self, dataset: Texts, data_format: str, sequences: int) -> RoutingProfile:
+        """Routing of the first sequences of a dataset."""
+        model, length = self.model, self._length(None)
+        layers, experts = model.architecture.moe_layers, model.moe_config.num_experts
+        if experts is None:
+            raise ConfigError("the model is dense: it has no experts to choose from.")
+        how = (self.tokenizer, "text", data_format, "dataset")
+        prefix, _ = text_data.index_data(dataset, *how, length=length)
+        most = model.model_config.max_position_embeddings
+        top_k = model.moe_config.top_k
+        profile = RoutingProfile.empty(layers=layers, num_experts=experts, top_k=top_k)
+        was_training = model.training
+        model.eval()
+        for batch in itertools.islice(batches(prefix, length, 1, most), sequences):
+            routing = model(batch.input_ids, attention_mask=batch.valid).routing
+            for row, info in enumerate(routing):
+                profile.tokens_per_expert[row] += info.tokens_per_expert.cpu().numpy()
+        model.train(was_training)
+        return profile
+
+    def _trained(
+        self, config: RunConfig, data: PreparedData, *, fresh: bool
+    ) -> tuple[RunResult, WeightMap]:
+        """Run, and give the trained weights; what bf16 alone has changed stays as it was."""
+        result, weights = super()._trained(config, data, fresh=fresh)
+        if result.config.training.precision == "fp32":
+            return result, weights
+        before = self.model.state_dict()
+        return result, {name: _unrounded(before[name], new) for name, new in weights.items()}
+
+
+def _unrounded(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+    """The weights after a training in bf16, with those that were only rounded as they were."""
+    old = before.to(after.device)
+    rounded = old.to(torch.bfloat16).to(after.dtype)
+    return torch.where(after == rounded, old.to(after.dtype), after)
+
+
+def _format_of(task: str) -> str:
+    if task in TASKS:
+        return TASKS[task]
+    hint = nearest(str(task), TASKS)
+    raise ConfigError(f"task ({shown(task)}) must be {join_words(list(TASKS))}.{hint}")
+
+
+def _texts(name: str, given: object) -> list[str]:
+    if isinstance(given, Sequence) and not isinstance(given, str):
+        return [str(it) for it in given]
+    raise ConfigError(f"{name} ({shown(given)}) must be a list of selectors, such as ['router'].")
+
+
+def _experts(given: Freeze) -> list[str]:
+    """Selectors of the experts to freeze."""
+    if isinstance(given, bool):
+        return ["experts"] if given else []
+    if isinstance(given, Mapping):
+        layers = {whole("a layer of freeze_experts", it): them for it, them in given.items()}
+        return [str(Selector("experts", (it,), _numbers(them))) for it, them in layers.items()]
+    return [str(Selector("experts", (), numbers))] if (numbers := _numbers(given)) else []
+
+
+def _numbers(given: object) -> tuple[int, ...]:
+    if isinstance(given, Sequence) and not isinstance(given, str):
+        return tuple(sorted(whole("an expert of freeze_experts", it, least=0) for it in given))
+    raise ConfigError(
+        f"freeze_experts ({shown(given)}) must be True or False, numbers of experts such as [0, 3],"
+        " or numbers by layers such as {2: [0, 3]}."
+    )
