@@ -46,6 +46,8 @@ def route_biased_softmax(
 ) -> Routing:
     """Choose the experts with the largest p + bias; their weights are p / sum of the chosen p.
 
+    As published, one expert has the weight 1, and its gate learns from balancing alone.
+
     Args:
         logits_TE: Output of the gate; p is its softmax.
         top_k: Experts for each token.

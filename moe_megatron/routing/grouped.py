@@ -12,6 +12,7 @@ from moe_megatron.config.fields import setting
 from moe_megatron.errors import ConfigError
 from moe_megatron.routing.decision import Routing
 from moe_megatron.routing.registry import register_router
+from moe_megatron.routing.top_k import divided_by_sum
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,7 +52,7 @@ def _check(groups: int, num_experts: int, top_k: int) -> None:
 def route_grouped(logits_TE: Tensor, *, top_k: int, groups: int = 2) -> Routing:
     """Choose top_k / M experts from each of M groups (Pangu Pro MoGE, arXiv:2505.21411).
 
-    Weights are the softmax over all experts, divided by the sum of the chosen ones.
+    Weights are the softmax over all experts, divided by the sum of the chosen ones if top_k > 1.
 
     Args:
         logits_TE: Output of the gate.
@@ -69,8 +70,7 @@ def route_grouped(logits_TE: Tensor, *, top_k: int, groups: int = 2) -> Routing:
         num_experts // groups
     )
     indices_TK = (best_TMK.indices + firsts_M1).flatten(1)
-    weights_TK = best_TMK.values.flatten(1)
-    weights_TK = weights_TK / weights_TK.sum(-1, keepdim=True)
+    weights_TK = divided_by_sum(best_TMK.values.flatten(1))
     best_first = weights_TK.detach().argsort(-1, descending=True)
     return Routing.of_indices(
         indices_TK.gather(1, best_first),

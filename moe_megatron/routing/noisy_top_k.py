@@ -1,9 +1,14 @@
 """Noisy top-k: noise of a learned size lets experts win that are almost as good (Shazeer)."""
 
+from dataclasses import dataclass
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from moe_megatron.config import MoEConfig
+from moe_megatron.errors import ConfigError
 from moe_megatron.routing.decision import Routing
 from moe_megatron.routing.gate import Gate, Parameter
 from moe_megatron.routing.registry import register_router
@@ -26,13 +31,32 @@ def _tensors(num_experts: int, hidden_size: int) -> dict[str, Parameter]:
     }
 
 
-@register_router("noisy_top_k", gate=Gate(_noisy, _tensors), random=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NoisyTopKOptions:
+    """None; two experts at least."""
+
+    SECTION: ClassVar[str] = "moe.router"
+
+    def check(self, moe: MoEConfig) -> None:
+        """Check that the softmax over the chosen experts is one of several.
+
+        Raises:
+            ConfigError: Tokens have one expert.
+        """
+        if moe.top_k == 1:
+            raise ConfigError(
+                "the router 'noisy_top_k' needs moe.top_k 2 or more: a softmax over the one chosen "
+                "expert is always 1 and would give the router no gradient."
+            )
+
+
+@register_router("noisy_top_k", options=NoisyTopKOptions, gate=Gate(_noisy, _tensors), random=True)
 def route_noisy_top_k(logits_TE: Tensor, *, top_k: int) -> Routing:
     """Weights are the softmax over the top_k largest H(x) (arXiv:1701.06538, equations 3 to 5).
 
     Args:
         logits_TE: H(x), the output of the noisy gate.
-        top_k: Experts for each token; with one, its weight is always 1 and the gate learns nothing.
+        top_k: Experts for each token, at least 2.
 
     Raises:
         ConfigError: top_k is not in 1..E.

@@ -60,8 +60,9 @@ def route_specialised(
     """Tokens of domain d choose among the experts of group d and the shared ones, as top_k does.
 
     The last `shared` experts belong to all; the others are divided equally among the domains, side
-    by side. A token whose domain is not known (-1), or is none of these, chooses among all. DEMix
-    layers (Gururangan et al., arXiv:2108.05036) are the case of one expert a domain.
+    by side. A token whose domain is not known (-1), or is none of these, chooses among all. With
+    top_k 1 the weight is the softmax over all open experts. DEMix layers (Gururangan et al.,
+    arXiv:2108.05036) are the case of one expert a domain, whose weight is then 1.
 
     Args:
         logits_TE: Output of the gate.
@@ -78,4 +79,5 @@ def route_specialised(
     of_others_TE = experts_E // own != domain_ids.unsqueeze(-1)
     known_T = (domain_ids >= 0) & (domain_ids < domains)
     closed_TE = of_others_TE & (experts_E < domains * own) & known_T.unsqueeze(-1)
-    return route_top_k(logits_TE.masked_fill(closed_TE, float("-inf")), top_k=top_k)
+    open_TE = logits_TE.masked_fill(closed_TE, float("-inf"))
+    return route_top_k(open_TE, top_k=top_k, pre_softmax=top_k == 1)

@@ -170,8 +170,7 @@ def route_top_k(
     indices_TK = torch.topk(choice_TE, top_k, dim=-1).indices
     weights_TK = scores_TE.gather(-1, indices_TK)
     if score_function != "softmax":
-        if top_k > 1:
-            weights_TK = weights_TK / (weights_TK.sum(-1, keepdim=True) + _EPSILON)
+        weights_TK = divided_by_sum(weights_TK, _EPSILON)
     elif not pre_softmax:
         weights_TK = torch.softmax(weights_TK, dim=-1, dtype=torch.float32)
     if scaling is not None:
@@ -180,7 +179,7 @@ def route_top_k(
 
 
 def route_biased(scores_TE: Tensor, bias_E: Tensor, top_k: int, dtype: torch.dtype) -> Routing:
-    """Choose the largest score + bias; weights are the chosen scores divided by their sum.
+    """Choose the largest score + bias; weights are `divided_by_sum` of the chosen scores.
 
     Args:
         scores_TE: Positive.
@@ -190,8 +189,22 @@ def route_biased(scores_TE: Tensor, bias_E: Tensor, top_k: int, dtype: torch.dty
     """
     indices_TK = torch.topk(scores_TE + bias_E, top_k, dim=-1).indices
     weights_TK = scores_TE.gather(-1, indices_TK)
-    weights_TK = weights_TK / (weights_TK.sum(-1, keepdim=True) + _EPSILON)
+    weights_TK = divided_by_sum(weights_TK, _EPSILON)
     return Routing.of_indices(indices_TK, weights_TK.to(dtype), scores_TE.shape[-1])
+
+
+def divided_by_sum(scores_TK: Tensor, epsilon: float = 0.0) -> Tensor:
+    """w_k = s_k / (sum_j s_j + epsilon); with one expert w = s.
+
+    s / s is 1 whatever the score, so that the gate would have no gradient from the loss.
+
+    Args:
+        scores_TK: Of the chosen experts, positive.
+        epsilon: Against a sum of 0.
+    """
+    if scores_TK.shape[-1] == 1:
+        return scores_TK
+    return scores_TK / (scores_TK.sum(-1, keepdim=True) + epsilon)
 
 
 def check_top_k(top_k: int, num_experts: int) -> None:

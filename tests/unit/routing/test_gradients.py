@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.gradcheck import GradcheckError, gradcheck
 
+from moe_megatron.errors import ConfigError
 from moe_megatron.routing import find_router
 from moe_megatron.testing.conformance import Trial, trial
 from tests.built_in import ROUTERS
@@ -21,6 +22,14 @@ NOT_THOSE = [("sparse_mixer", True)]
 test_sparse_mixer.py compares with the published code."""
 OPTIONS = {"sparse_mixer": {"jitter": 0.5}}
 """With little, it chooses among one expert, whose weight is 1."""
+WITH_ONE = {
+    "top_k": {"pre_softmax": True},
+    "grouped": {"groups": 1},
+    "hierarchical": {"groups_per_token": 1},
+    **OPTIONS,
+}
+WEIGHT_IS_ONE = ("hash", "biased_softmax")
+"""The one has no gate; the other is as published, so that such models are what they were."""
 FEW = slice(0, 4)
 STEP, CLOSE = 1e-3, 1e-3
 
@@ -58,6 +67,20 @@ def test_weights_and_loss_have_the_gradients_of_their_differences(
 def test_gradient_of_other_weights_is_told_from_that(router: str, training: bool) -> None:
     with pytest.raises(GradcheckError, match="Jacobian mismatch"):
         agree(router, training)
+
+
+@pytest.mark.parametrize("router", ROUTERS)
+def test_one_expert_a_token_gives_the_gate_a_gradient_or_is_refused(router: str) -> None:
+    if router in ("gshard", "noisy_top_k"):
+        with pytest.raises(ConfigError, match=r"needs moe\.top_k 2"):
+            trial(router, top_k=1)
+        return
+    it = trial(router, top_k=1, **WITH_ONE.get(router, {}))
+    for training in (True, False):
+        logits_TE = it.logits(training=training).detach().requires_grad_()
+        routing = it.routed(training=training, logits_TE=logits_TE)
+        (gradient,) = torch.autograd.grad(routing.probs.square().sum(), logits_TE)
+        assert (gradient.abs().max() > 1e-3) == (router not in WEIGHT_IS_ONE), training
 
 
 @pytest.mark.parametrize("router", [name for name in ROUTERS if find_router(name).gate is not None])
