@@ -12,9 +12,11 @@ import pytest
 import torch
 
 from moe_megatron import MoEModel, MoETrainer
+from moe_megatron.data.instructions.packing import packed_rows
 from moe_megatron.data.instructions.stored import StoredSamples
 from moe_megatron.errors import ConfigError, DataError
 from moe_megatron.mcore import world
+from moe_megatron.model.inputs import IGNORED_LABEL
 from moe_megatron.text.demo import demo_tokenizer
 from moe_megatron.training.scoring import batches
 from moe_megatron.training.texts import index_data
@@ -60,11 +62,15 @@ def left() -> Iterator[None]:
 
 @pytest.fixture
 def trainer(folder: Path, tmp_path: Path) -> MoETrainer:
+    fp32 = {"training.precision": "fp32"}
+    run_dir = tmp_path / "run"
+    return MoETrainer(small_model(), tokenizer=str(folder), run_dir=run_dir, overrides=fp32)
+
+
+def small_model(**options: Any) -> MoEModel:
     torch.manual_seed(1)
-    model = MoEModel(
-        hidden_size=32, num_experts=4, num_layers=2, num_attention_heads=2, vocab_size=512
-    )
-    return MoETrainer(model, tokenizer=str(folder), run_dir=tmp_path / "run")
+    shape = {"hidden_size": 32, "num_experts": 4, "num_layers": 2, "num_attention_heads": 2}
+    return MoEModel(**shape, vocab_size=512, **options)
 
 
 def test_objects_of_rows_and_files_of_them_are_the_same_data(trainer, tmp_path):
@@ -113,6 +119,47 @@ def test_packed_rows_in_megatron_have_the_loss_of_samples_in_plain_torch(trainer
     after = trainer.evaluate(ROWS, data_format="completion", sequence_length=64)
     assert after.loss < before.loss - 0.5
     assert result.validation_loss == pytest.approx(after.loss, rel=1e-4)
+
+
+@pytest.mark.distributed
+def test_losses_of_routers_weigh_in_megatron_what_they_do_in_plain_torch(folder, tmp_path, left):
+    """Of a row, few tokens are learned, and every token is routed: gradients tell the two apart."""
+    coefs = {"aux_loss_coef": 0.5, "z_loss_coef": 0.05}
+    model = small_model(**coefs)
+    fp32 = {"training.precision": "fp32"}
+    trainer = MoETrainer(
+        model,
+        router_z_loss_coef=0.05,
+        aux_loss_coef=0.5,
+        tokenizer=str(folder),
+        run_dir=tmp_path / "run",
+        overrides=fp32,
+    )
+    prefix, _ = index_data(ROWS, trainer.tokenizer, "text", "completion", length=64)
+    stored = StoredSamples(prefix)
+    rows = packed_rows(stored, 64).rows
+    shape = (len(rows), 65)
+    tokens, positions, valid = (torch.zeros(shape, dtype=torch.int64) for _ in range(3))
+    labels = torch.full(shape, IGNORED_LABEL)
+    for number, row in enumerate(rows):
+        end = 0
+        for sample in row:  # without its last token, which Megatron does not see
+            ids, learned = (torch.from_numpy(it.copy()) for it in stored.sample(sample, 65))
+            start, end = end, end + len(ids) - 1
+            tokens[number, start:end], valid[number, start:end] = ids[:-1].long(), 1
+            positions[number, start:end] = torch.arange(end - start)
+            labels[number, start:end] = ids[1:].long().masked_fill(~learned[1:], IGNORED_LABEL)
+    output = model(tokens, valid, position_ids=positions)
+    loss = torch.nn.functional.cross_entropy(output.logits.flatten(0, 1), labels.flatten())
+    (loss + output.router_loss).backward()
+    squares = [it.grad.square().sum() for it in model.parameters() if it.grad is not None]
+    model.zero_grad()
+    result = trainer.train(
+        ROWS, data_format="completion", batch_size=len(rows), sequence_length=64, max_steps=1
+    )
+    (step,) = result.history.steps
+    assert step.loss == pytest.approx(float(loss), rel=1e-5)
+    assert step.grad_norm == pytest.approx(float(torch.stack(squares).sum().sqrt()), rel=1e-4)
 
 
 def test_mistakes_are_told_before_a_run_begins(trainer, tmp_path):
