@@ -36,6 +36,7 @@ TEMPLATE = (
 )
 LENGTH = 64
 SHAPE: dict[str, Any] = {
+    "model.num_layers": 4,
     "data.sequence_length": LENGTH,
     "training.train_steps": 3,
     "training.warmup_steps": 0,
@@ -48,7 +49,14 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "ep2": {"parallel.expert_parallel_size": 2},
     "pp2": {"parallel.pipeline_parallel_size": 2},
     "tp2": {"parallel.tensor_parallel_size": 2},
+    "vpp2": {
+        "parallel.pipeline_parallel_size": 2,
+        "parallel.virtual_pipeline_stages": 2,
+    },
+    "tp2_pp2": {"parallel.tensor_parallel_size": 2, "parallel.pipeline_parallel_size": 2},
+    "recompute_ep2": {"parallel.expert_parallel_size": 2, "training.recompute": "full"},
 }
+DEEP = LAYOUTS.keys() - {"ep2", "pp2"}
 
 
 def talks() -> list[dict[str, str]]:
@@ -108,20 +116,23 @@ def single(root: Path, data: Path) -> list[StepRecord]:
 
 
 @pytest.fixture(scope="module")
-def two(root: Path, data: Path, chosen: Callable[[str], list[str]]) -> None:
-    """Runs of two processes, in every layout that a test asks for."""
-    jobs = [
-        Job(run_dir=root / name, overrides={**SHAPE, **LAYOUTS[name]}, data=data)
-        for name in chosen("name")
-    ]
-    run_jobs(jobs, world_size=2)
+def layouts(root: Path, data: Path, chosen: Callable[[str], list[str]]) -> None:
+    """Runs in every layout that a test asks for."""
+    for world_size in (2, 4):
+        jobs = [
+            Job(run_dir=root / name, overrides={**SHAPE, **LAYOUTS[name]}, data=data)
+            for name in chosen("name")
+            if (name == "tp2_pp2") == (world_size == 4)
+        ]
+        if jobs:
+            run_jobs(jobs, world_size=world_size)
 
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(it, marks=pytest.mark.deep if it == "tp2" else ()) for it in LAYOUTS],
+    [pytest.param(it, marks=pytest.mark.deep if it in DEEP else ()) for it in LAYOUTS],
 )
-def test_layouts_train_alike(name, root, two, single):
+def test_layouts_train_alike(name, root, layouts, single):
     same_steps(steps(root / name), single)
     assert counts(root / name) == counts(root / "single")
     assert single[0].loss != pytest.approx(single[-1].loss, rel=1e-3)

@@ -12,6 +12,7 @@ from megatron.training import get_args, get_tokenizer
 
 from moe_megatron.data.index import is_prefix
 from moe_megatron.data.instructions.stored import holds_instructions
+from moe_megatron.errors import DataError
 from moe_megatron.mcore.loop import index_cache
 from moe_megatron.mcore.loop.instruction_dataset import InstructionDataset
 from moe_megatron.mcore.loop.stages import reads_samples
@@ -32,6 +33,11 @@ def train_valid_test_datasets(num_samples: list[int], vp_stage: int | None = Non
     indices = _index_folder(args)
     dataset: Any = MockGPTDataset if args.mock_data else GPTDataset
     if holds_instructions(prefixes_in(_words(args))):
+        if not args.calculate_per_token_loss:
+            raise DataError(
+                "instruction data is given by a flag of Megatron, where it would be trained on as "
+                "text is; give its prefix in data.paths."
+            )
         dataset = InstructionDataset
     config = GPTDatasetConfig(
         random_seed=args.seed,

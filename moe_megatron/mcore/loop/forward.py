@@ -48,7 +48,7 @@ def forward_step(
         if domains is not None:
             domains = domains.to(batch["tokens"]).unsqueeze(1).expand_as(batch["tokens"])
             domains = domains.reshape(1, -1)
-        batch = flattened(batch, sequence_parallel=get_args().sequence_parallel)
+        batch = flattened(batch, model)
     show_token_ids(batch.get("tokens"), domains)
     show_learned_tokens(batch["loss_mask"].sum() if packed else None)
     if seeds is not None:

@@ -12,18 +12,19 @@ from typing import Any
 import torch
 from megatron.core import mpu
 from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.utils import get_attr_wrapped_model, get_model_config
 from torch import Tensor
 
 PADDING = "padding"
 """The key that batches of instruction data have, and others have not."""
 
 
-def flattened(batch: Mapping[str, Tensor], *, sequence_parallel: bool) -> dict[str, Any]:
+def flattened(batch: Mapping[str, Tensor], model: torch.nn.Module) -> dict[str, Any]:
     """What the model takes of a micro-batch, by Megatron's names.
 
     Args:
         batch: Tensors [batch, sequence].
-        sequence_parallel: Whether the ranks of a tensor parallel group share a sequence.
+        model: The part of the model that is to compute it.
 
     Returns:
         Tensors [1, batch * sequence], and where samples begin.
@@ -32,8 +33,9 @@ def flattened(batch: Mapping[str, Tensor], *, sequence_parallel: bool) -> dict[s
     bounds = sample_bounds(flat["position_ids"])
     longest = int((bounds[1:] - bounds[:-1]).max())
     padding = flat.pop(PADDING)
-    if sequence_parallel and not mpu.is_pipeline_first_stage():
-        # Megatron cuts it with the embedding, which only the first stage has.
+    has_embedding = get_attr_wrapped_model(model, "pre_process")
+    if get_model_config(model).sequence_parallel and not has_embedding:
+        # Megatron cuts it with the embedding alone.
         parts = padding.chunk(mpu.get_tensor_model_parallel_world_size(), dim=1)
         padding = parts[mpu.get_tensor_model_parallel_rank()].contiguous()
     flat["padding_mask"] = padding
