@@ -56,6 +56,21 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "tp2_pp2": {"parallel.tensor_parallel_size": 2, "parallel.pipeline_parallel_size": 2},
     "recompute_ep2": {"parallel.expert_parallel_size": 2, "training.recompute": "full"},
 }
+KINDS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "learned_positions": {
+        "model.position_embedding": "learned_absolute",
+        "model.max_position_embeddings": 128,
+    },
+    "latent_attention": {"model.latent_attention": {}},
+    "sinks_and_windows": {"model.attention_sinks": True, "model.sliding_window": {"size": 5}},
+    "capacity": {"moe.capacity_factor": 2.0},
+    "bias": {
+        "moe.expert_bias": True,
+        "moe.load_balancing": "none",
+        "moe.router.score_function": "sigmoid",
+    },
+}
 DEEP = LAYOUTS.keys() - {"ep2", "pp2"}
 
 
@@ -138,7 +153,10 @@ def test_layouts_train_alike(name, root, layouts, single):
     assert single[0].loss != pytest.approx(single[-1].loss, rel=1e-3)
 
 
-def test_samples_in_one_row_train_as_each_in_its_own(root, data):
+@pytest.mark.parametrize(
+    "kind", [pytest.param(it, marks=pytest.mark.deep if it != "plain" else ()) for it in KINDS]
+)
+def test_samples_in_one_row_train_as_each_in_its_own(kind, root, data):
     """All of them in one micro-batch, so that losses of routers are of the same tokens."""
     stored = StoredSamples(data)
     assert 2 * (stored.lengths.min() - 1) > 27
@@ -148,12 +166,13 @@ def test_samples_in_one_row_train_as_each_in_its_own(root, data):
         number = len(packed_rows(stored, length).rows)
         assert number == len(stored) or name == "packed"
         batch = {"training.micro_batch_size": number, "training.global_batch_size": number}
-        overrides = {**SHAPE, **batch, "data.sequence_length": length}
-        jobs.append(Job(run_dir=root / name, overrides=overrides, data=data))
+        overrides = {**SHAPE, **KINDS[kind], **batch, "data.sequence_length": length}
+        jobs.append(Job(run_dir=root / kind / name, overrides=overrides, data=data))
     assert jobs[1].overrides["training.global_batch_size"] <= len(stored) // 3
     run_jobs(jobs, world_size=1)
-    same_steps(steps(root / "packed"), steps(root / "alone"))
-    assert counts(root / "packed") == counts(root / "alone")
-    chosen = sum(sum(layer) for layer in counts(root / "packed")[0])
-    layers, top_k = len(counts(root / "packed")[0]), jobs[0].config.moe.top_k
+    alone, packed = (job.run_dir for job in jobs)
+    same_steps(steps(packed), steps(alone))
+    assert counts(packed) == counts(alone)
+    chosen = sum(sum(layer) for layer in counts(packed)[0])
+    layers, top_k = len(counts(packed)[0]), jobs[0].config.moe.top_k
     assert chosen == layers * top_k * int((stored.lengths - 1).sum())  # and no padding
