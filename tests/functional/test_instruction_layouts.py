@@ -153,9 +153,8 @@ def test_layouts_train_alike(name, root, layouts, single):
     assert single[0].loss != pytest.approx(single[-1].loss, rel=1e-3)
 
 
-@pytest.mark.parametrize(
-    "kind", [pytest.param(it, marks=pytest.mark.deep if it != "plain" else ()) for it in KINDS]
-)
+@pytest.mark.deep  # tests/unit/training/test_conversations.py compares with plain torch
+@pytest.mark.parametrize("kind", KINDS)
 def test_samples_in_one_row_train_as_each_in_its_own(kind, root, data):
     """All of them in one micro-batch, so that losses of routers are of the same tokens."""
     stored = StoredSamples(data)
