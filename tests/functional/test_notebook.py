@@ -77,6 +77,7 @@ class Notebook:
     def __init__(self, connection: str) -> None:
         self.client = BlockingKernelClient(connection_file=connection)
         self.client.load_connection_file()
+        self.client.hb_channel.time_to_dead = 60.0  # a busy machine misses a second's heartbeat
         self.client.start_channels()
         self.client.wait_for_ready(timeout=120)
 
