@@ -151,7 +151,7 @@ def _preview(options: argparse.Namespace) -> int:
     wanted = {"keep": options.samples, "sequence_length": options.sequence_length}
     if is_prefix(prefix):
         prepared_part(prefix, tokenizer)  # refuses another tokenizer's
-        preview = preview_prepared(prefix, **wanted)
+        preview = preview_prepared(prefix, tokenizer, **wanted)
     else:
         files = expand_sources([options.source])
         chat = chat_encoder(options.format, tokenizer, files)

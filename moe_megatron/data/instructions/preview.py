@@ -47,12 +47,16 @@ class Preview:
     """Samples that are longer than a row."""
     unanswered: int = 0
     """Of those, the ones whose answers all lie beyond its end: they are left out."""
+    endless: int = 0
+    """Samples whose last answer does not end with the token that ends a text."""
     lines: int = 0
     bad: int = 0
     bad_lines: list[BadLine] = field(default_factory=list)
 
-    def add(self, sample: Sample, keep: int, sequence_length: int | None) -> None:
+    def add(self, sample: Sample, keep: int, sequence_length: int | None, end: int) -> None:
         """Count a sample, and keep it if it is one of the first."""
+        answers = [piece.ids for piece in sample.pieces if piece.learned]
+        self.endless += not answers or answers[-1][-1] != end
         if len(self.lengths) < keep:
             self.shown.append(sample)
         self.lengths.append(sample.tokens)
@@ -80,6 +84,11 @@ class Preview:
                 f"longer than a row of {sequence_length:,}: {self.cut:,}, which are cut there; of "
                 f"them without an answer before the cut, and left out: {self.unanswered:,}"
             )
+        if self.endless:
+            yield (
+                f"samples whose last answer does not end with the token that ends a text: "
+                f"{self.endless:,}; a model does not learn from them to stop there"
+            )
         if self.bad:
             share = self.bad / self.lines
             yield f"{self.bad:,} of {self.lines:,} rows ({share:.2%}) cannot be learned from, first"
@@ -105,7 +114,7 @@ def preview_files(
         for shard in part:
             reader = SampleReader(shard, encoder)
             for sample in reader:
-                preview.add(sample, keep, sequence_length)
+                preview.add(sample, keep, sequence_length, encoder.tokenizer.eod_id)
             preview.lines += reader.lines
             preview.bad += reader.bad
             preview.bad_lines += reader.bad_lines
@@ -119,11 +128,14 @@ def preview_files(
     return preview
 
 
-def preview_prepared(prefix: Path, *, keep: int, sequence_length: int | None) -> Preview:
+def preview_prepared(
+    prefix: Path, tokenizer: Tokenizer, *, keep: int, sequence_length: int | None
+) -> Preview:
     """Read what `data prepare` has written.
 
     Args:
         prefix: The dataset.
+        tokenizer: What it was prepared with.
         keep: Number of samples to keep.
         sequence_length: Tokens of a row; None if that is not known.
 
@@ -139,7 +151,7 @@ def preview_prepared(prefix: Path, *, keep: int, sequence_length: int | None) ->
             Piece(tuple(map(int, ids[start:end])), bool(learned[start]))
             for start, end in zip(starts, ends, strict=True)
         )
-        preview.add(Sample(pieces), keep, sequence_length)
+        preview.add(Sample(pieces), keep, sequence_length, tokenizer.eod_id)
     return preview
 
 

@@ -63,6 +63,16 @@ def test_preview_is_coloured_on_a_terminal_unless_told_not_to(chat, capsys, monk
     assert "\x1b" not in capsys.readouterr().out
 
 
+def test_answers_after_which_a_model_would_not_stop_are_counted(chat, capsys):
+    assert preview(chat) == 0
+    assert "does not end with the token" not in capsys.readouterr().out
+    template = chat.parent / "tok" / "chat_template.jinja"
+    template.write_text(TEMPLATE.replace("{{ eos_token }}", "."))
+    assert preview(chat) == 0
+    told = "samples whose last answer does not end with the token that ends a text: 2; "
+    assert told in capsys.readouterr().out
+
+
 def test_prepared_data_is_previewed_and_inspected_alike(chat, capsys):
     common = ["--tokenizer", str(chat.parent / "tok"), "--max-bad-line-ratio", "0.5"]
     prefix = str(chat.parent / "ready")

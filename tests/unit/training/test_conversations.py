@@ -165,6 +165,10 @@ def test_losses_of_routers_weigh_in_megatron_what_they_do_in_plain_torch(folder,
 def test_mistakes_are_told_before_a_run_begins(trainer, tmp_path):
     with pytest.raises(DataError, match=r"train_data\[0\] is str, not a dictionary"):
         trainer.train(["Hello"], data_format="messages")
+    with pytest.raises(DataError, match="train_data holds no conversation"):
+        trainer.train([], data_format="messages")
+    with pytest.raises(DataError, match="train_data is a dictionary, but not of columns"):
+        trainer.train(ROWS[0], data_format="completion")
     with pytest.raises(DataError, match="Did you mean 'alpaca'"):
         trainer.train(ROWS, data_format="alpacca")
     with pytest.raises(DataError, match=r"12 of 12 lines .* malformed"):
