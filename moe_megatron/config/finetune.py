@@ -44,6 +44,10 @@ class FinetuneConfig:
     freeze: tuple[str, ...] = ()
     """Selectors of parameters that are frozen although `train` names them."""
 
+    reselect: bool = False
+    """Let a run go on from a checkpoint that trained other parameters: those that are new start
+    with an optimizer state of zeros."""
+
     router_learning_rate: float | str | None = None
     """Peak learning rate of the routers: a number, or a multiple of training.learning_rate such as
     0.1x; null: that rate."""
@@ -89,6 +93,11 @@ class FinetuneConfig:
     def freezes(self) -> bool:
         """Whether anything may be frozen."""
         return self.train != (ALL,) or bool(self.freeze)
+
+    @property
+    def states_apart(self) -> bool:
+        """Whether checkpoints hold the optimizer's states layer by layer and expert by expert."""
+        return self.freezes or self.reselect
 
     def trains(self, place: ParameterPlace) -> bool:
         """Whether a parameter is trained."""

@@ -48,10 +48,28 @@ _KEEP_LAYOUT = Kept(
     ),
 )
 
+
+def _other_states(saved: RunConfig, wanted: RunConfig) -> bool:
+    """Whether the optimizer of the one has states that the other cannot use."""
+    same_form = saved.finetune.states_apart == wanted.finetune.states_apart
+    return _loads_optimizer(saved, wanted) and not (same_form and wanted.finetune.reselect)
+
+
 _KEEP_SELECTION = Kept(
     reason="its optimizer holds the state of those parameters that were trained then, and no other",
-    remedy=f"{_NO_OPTIMIZER}, or start a new run from the weights, with --finetune",
-    applies=_loads_optimizer,
+    remedy=f"Set finetune.reselect if some were frozen then and shall be trained now; "
+    f"{_NO_OPTIMIZER[0].lower()}{_NO_OPTIMIZER[1:]}; or start a new run from the weights, with "
+    "--finetune",
+    applies=_other_states,
+    of_other_runs=True,
+)
+_KEEP_FORM = Kept(
+    reason="its optimizer was saved layer by layer and expert by expert, or is not",
+    remedy=_NO_OPTIMIZER,
+    applies=lambda saved, wanted: (
+        saved.finetune.states_apart != wanted.finetune.states_apart
+        and _loads_optimizer(saved, wanted)
+    ),
     of_other_runs=True,
 )
 
@@ -133,6 +151,7 @@ ON_RESUME: Mapping[str, Kept | None] = {
     "recovery": None,
     "finetune.train": _KEEP_SELECTION,
     "finetune.freeze": _KEEP_SELECTION,
+    "finetune.reselect": _KEEP_FORM,
     "finetune.router_learning_rate": None,
     "finetune.expert_learning_rate": None,
     "finetune.shared_expert_learning_rate": None,

@@ -132,7 +132,7 @@ class RunConfig:
             self.parallel.validate_processes(world_size, num_experts=self.moe.num_experts)
         validation.check_sequence(self.model, self.data, self.parallel)
         validation.check_prediction(self.model, self.parallel, self.megatron)
-        validation.check_finetune(self.finetune, self.model, self.moe, self.megatron)
+        validation.check_finetune(self.finetune, self.model, self.moe, self.parallel, self.megatron)
         validation.check_expert_failure(self.moe, self.recovery)
         validation.check_quantiles(self.moe, self.training, self.data)
         validation.check_restart(self.recovery, self.checkpoint, self.megatron)

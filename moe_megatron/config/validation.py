@@ -164,12 +164,21 @@ def check_expert_failure(moe: MoEConfig, recovery: RecoveryConfig) -> None:
 
 
 def check_finetune(
-    finetune: FinetuneConfig, model: ModelConfig, moe: MoEConfig, megatron: Mapping[str, object]
+    finetune: FinetuneConfig,
+    model: ModelConfig,
+    moe: MoEConfig,
+    parallel: ParallelConfig,
+    megatron: Mapping[str, object],
 ) -> None:
     """Selectors must name what the model has, and each rate must have something to apply to."""
     for field, selector in finetune.selectors():
         if problem := _missing(selector, model, moe):
             raise ConfigError(f"{field} '{selector}' does not fit this model: {problem}.")
+    if finetune.reselect and not parallel.distributed_optimizer:
+        raise ConfigError(
+            "finetune.reselect needs parallel.distributed_optimizer, whose states are loaded one "
+            "by one."
+        )
     if "all" in finetune.freeze:
         raise ConfigError(
             "finetune.freeze 'all' leaves nothing to train; name what to train in finetune.train."

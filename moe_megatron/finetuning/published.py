@@ -1,6 +1,7 @@
 """Fine-tuning from a model's folder to a model's folder: import, run, export.
 
     OUTPUT/base     the source as a Megatron checkpoint, if it was a Hugging Face folder
+    OUTPUT/stages   runs before the last one, if what is trained changes on the way
     OUTPUT/run      the run: metrics, report, checkpoints
     OUTPUT/hf       the tuned model as a Hugging Face folder, with tokenizer, chat template and
                     routing profile
@@ -9,7 +10,7 @@ Each step is what the command of its own does. It does not know how a run is lau
 """
 
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,10 +32,11 @@ from moe_megatron.config.checkpoint_files import (
 )
 from moe_megatron.config.loading import no_checkpoint, saved_config
 from moe_megatron.errors import CheckpointError
+from moe_megatron.finetuning.unfreezing import UnfreezeAt, train_and_unfreeze
 from moe_megatron.telemetry.sinks.jsonl import METRICS_FILE
 from moe_megatron.text.folder import has_tokenizer
 
-BASE, RUN, HF = "base", "run", "hf"
+BASE, STAGES, RUN, HF = "base", "stages", "run", "hf"
 """Folders of the output."""
 
 _LONGEST = 1024
@@ -77,8 +79,9 @@ def output_folder(source: str | Path, output: Path) -> Iterator[Path]:
     try:
         yield output
     finally:
-        if not (output / RUN / METRICS_FILE).exists():
-            for folder in (BASE, RUN):
+        runs = [output / RUN, *(output / STAGES).glob("*")]
+        if not any((run / METRICS_FILE).exists() for run in runs):
+            for folder in (BASE, STAGES, RUN):
                 shutil.rmtree(output / folder, ignore_errors=True)
             if not was_there and output.is_dir() and not any(output.iterdir()):
                 output.rmdir()
@@ -145,6 +148,7 @@ def finetune(
     output: Path,
     launch: Callable[[RunConfig], int],
     *,
+    unfreeze: Sequence[UnfreezeAt] = (),
     say: Callable[[str], None] = print,
 ) -> Tuned:
     """Run, and export what came of it.
@@ -154,6 +158,7 @@ def finetune(
         base: Folder of Megatron checkpoints to start from.
         output: The folder to write.
         launch: Runs a configuration to its end, and returns an exit code.
+        unfreeze: What is trained from later steps on.
         say: Called with a line for each folder that was written.
 
     Raises:
@@ -164,7 +169,11 @@ def finetune(
         "checkpoint.load": str(base),
         "megatron.finetune": True,
     }
-    code = launch(apply_overrides(config, forced))
+    config = apply_overrides(config, forced)
+    if unfreeze:
+        code = train_and_unfreeze(config, unfreeze, output / STAGES, launch, say=say)
+    else:
+        code = launch(config)
     checkpoints = output / RUN / CHECKPOINTS
     if code:
         return Tuned(code=code)

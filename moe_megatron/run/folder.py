@@ -1,7 +1,7 @@
 """Run folders: one folder holds one run, and a new run never overwrites an old one."""
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -78,11 +78,17 @@ def last_saved_step(config: RunConfig) -> int | None:
     return step_of(saved[0]) if saved else None
 
 
-def continued(config: RunConfig) -> RunConfig:
-    """The run as it goes on from its own newest checkpoint; unchanged if it has none yet."""
+def continued(config: RunConfig, keep: Collection[str] = ()) -> RunConfig:
+    """The run as it goes on from its own newest checkpoint; unchanged if it has none yet.
+
+    Args:
+        config: The run, which may say how it began from a checkpoint of another one.
+        keep: Megatron flags that say how it goes on.
+    """
     if last_saved_step(config) is None:
         return config
-    flags = {name: it for name, it in config.megatron.items() if name not in _ONLY_AT_THE_START}
+    begun = {*_ONLY_AT_THE_START} - {*keep}
+    flags = {name: it for name, it in config.megatron.items() if name not in begun}
     own = {"checkpoint.load": str(checkpoints_of(config))}
     return apply_overrides(replace(config, megatron=flags), own)
 

@@ -88,7 +88,7 @@ def train_in_stages(
     for number, end in enumerate(ends, start=1):
         folder = root / f"{number}-{stage.moe.num_experts}-experts"
         folders.append(folder)
-        code = _run(stage, folder, end, launch, say)
+        code = run_stage(stage, folder, end, launch, say)
         if code or number == len(ends):
             return code, folders
         stage = _changed(stage, changes[number - 1], folder, root / f"{number}-changed", say)
@@ -106,14 +106,25 @@ def _check(config: RunConfig, changes: Sequence[ChangeAt]) -> None:
         raise ConfigError("--exit-interval ends stages here; leave it out.")
 
 
-def _run(
+def run_stage(
     config: RunConfig,
     folder: Path,
     end: int,
     launch: Callable[[RunConfig], int],
     say: Callable[[str], None],
 ) -> int:
-    """Run a stage from where it is to the step at its end."""
+    """Run a stage from where it is to the step at its end.
+
+    Args:
+        config: The whole training, as this stage makes it.
+        folder: The stage's own.
+        end: Its last step.
+        launch: Runs a configuration to its end, and returns an exit code.
+        say: Called with a line.
+
+    Returns:
+        0 if the stage is at its end, else the exit code.
+    """
     own = folder / CHECKPOINTS
     done = tracked_step(own)
     if done is not None and done >= end:

@@ -85,3 +85,29 @@ def test_folder_in_and_folder_out(
         assert said in refused.output
         assert not (tmp_path / "new").exists()
     assert weights(out).keys() == after.keys()
+
+
+def test_more_is_trained_from_a_step_on(
+    moe: Callable[..., Any], published: Path, corpus: Path, tmp_path: Path
+) -> None:
+    words = ["finetune", published, corpus, "--output", "tuned", "--num-processes", "1", *SHORT]
+    done = moe(tmp_path, *words, "--train", "router", "--unfreeze", "2:experts@2:2", "--lr", "1e-3")
+    assert done.end(500) == 0, done.output
+    assert "stage 1-to-step-2: to step 2" in done.output
+    assert "training experts@2:2, router" in done.output
+    before, after = weights(published), weights(tmp_path / "tuned" / "hf")
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert all(name.startswith(EXPERT) or name.endswith("mlp.gate.weight") for name in moved)
+    assert any(name.startswith(EXPERT) for name in moved)
+
+    late = moe(tmp_path, *words[:3], "--output", "late", *SHORT, "--unfreeze", "4:experts")
+    assert late.end(200) == 2, late.output
+    assert "must change at steps between 0 and training.train_steps (4), not at [4]" in late.output
+    assert not (tmp_path / "late").exists()
+
+    # What was interrupted goes on by the ways of any run.
+    stopped = moe(tmp_path, *words[:3], "--output", "half", *SHORT, "--exit-interval", "2")
+    assert stopped.end(300) != 0, stopped.output
+    resumed = moe(tmp_path, "train", "--resume", "half/run", "--num-processes", "1")
+    assert resumed.end(300) == 0, resumed.output
+    assert (tmp_path / "half" / "run" / "checkpoints" / "iter_0000004").is_dir()

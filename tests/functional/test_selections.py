@@ -4,6 +4,7 @@ Trained weights are the same under every layout, and a selection is resumed by i
 """
 
 import math
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -249,3 +250,82 @@ def test_roles_keep_their_multiple_of_the_schedule(tmp_path: Path) -> None:
         for role, times in (("attention", 1), ("norms", 1), ("router", 0.1), ("experts", 2)):
             (rate,) = found[role]
             assert rate == pytest.approx(base * times, rel=1e-6), (step, role)
+
+
+# --- unfreezing ----------------------------------------------------------------------------------
+
+
+class Loaded(Policy):
+    """What the optimizer knows of each of this rank's parameters when it has been loaded."""
+
+    def __init__(self) -> None:
+        self.moments: dict[str, float] = {}
+        self.apart: dict[str, float] = {}
+        self.rates: list[float] = []
+        self._model: list[Any] = []
+
+    def on_train_start(self, model: list[Any], start_step: int) -> None:
+        self._model = model
+
+    def on_optimizer(self, optimizer: Any) -> None:
+        named = {it: name for chunk in self._model for name, it in chunk.named_parameters()}
+        for part in optimizer.chained_optimizers:
+            for it in part.model_param_group_index_map:
+                own = part._get_model_param_range_map(it)["param"]
+                held = part._get_main_param_and_optimizer_states(it)
+                weights = it.detach().view(-1)[own.start : own.end].float()
+                moment = held.get("exp_avg", torch.zeros(1))  # none before the first step
+                self.moments[named[it]] = moment.abs().sum().item()
+                self.apart[named[it]] = (held["param"] - weights).abs().max().item()
+
+    def on_step_end(self, event: StepEnd) -> None:
+        self.rates.append(event.learning_rate or 0.0)
+
+
+def unfreeze(root: Path) -> list[Any]:
+    """On every rank: routers for two steps, then one expert, too, and at last all."""
+    from moe_megatron.mcore import world
+
+    found, load = [], None
+    stages = (["router"], ["router", "experts@2:0"], ["all"])
+    for number, selectors in enumerate(stages, start=1):
+        overrides = {
+            **SHAPE,
+            **EP2,
+            "training.precision": "bf16",
+            "training.decay_style": "linear",
+            "training.train_steps": 6,
+            "checkpoint.save_interval": 2,
+            "finetune.train": selectors,
+            "finetune.reselect": True,
+            **({} if number == 3 else {"megatron.exit-interval": 2 * number}),
+            **({} if load is None else {"checkpoint.load": load}),
+        }
+        loaded = Loaded()
+        run_job(Job(run_dir=root / str(number), overrides=overrides), (loaded,))
+        load = str(root / str(number) / "checkpoints")
+        found.append((loaded.moments, loaded.apart, loaded.rates))
+    world.leave()
+    return found
+
+
+@pytest.mark.deep
+@pytest.mark.timeout(300)
+def test_what_is_unfrozen_begins_with_zeros_and_the_rest_goes_on(tmp_path: Path) -> None:
+    ranks = run_distributed(unfreeze, tmp_path, world_size=2)
+    # Local expert 0 of the second rank is another expert: only the first rank has trained one.
+    trained = [{name for rank in ranks for name in rank[stage][0]} for stage in range(3)]
+    assert all("router" in name for name in trained[0])
+    assert [len(names) for names in trained[:2]] == [2, 4]
+    for number, rank in enumerate(ranks):
+        for stage in (1, 2):
+            moments, apart, _ = rank[stage]
+            for name, moment in moments.items():
+                before = name in trained[stage - 1] and not (number and ".local_experts." in name)
+                assert (moment > 0) == before, (number, stage, name)
+                # bf16 holds the exact copy of what was trained with eight bits.
+                assert apart[name] == 0 or (before and apart[name] < 1e-2), name
+        # The schedule goes on where it was.
+        rates = [rate for _, _, seen in rank for rate in seen]
+        assert len(rates) == 6
+        assert all(one > other for one, other in pairwise(rates))

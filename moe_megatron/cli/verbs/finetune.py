@@ -53,6 +53,7 @@ def run(argv: Sequence[str]) -> int:
         if any(it.partition("=")[0] == flag for it in flags):
             raise ConfigError(f"{flag} is what this command does by itself; leave it out.")
     from moe_megatron.finetuning import published  # loads what --help can do without
+    from moe_megatron.finetuning.unfreezing import UnfreezeAt
     from moe_megatron.run.launch import launch
 
     def start(config: RunConfig) -> int:
@@ -70,7 +71,8 @@ def run(argv: Sequence[str]) -> int:
         base = published.base_of(ours.source, output)
         config = published.tuning_config(base)
         config = _with_options(config, ours, flags)
-        return published.finetune(config, base, output, start, say=_say).code
+        unfreeze = [UnfreezeAt.read(text) for text in ours.unfreeze]
+        return published.finetune(config, base, output, start, unfreeze=unfreeze, say=_say).code
 
 
 def _add_options(parser: Any) -> None:
@@ -83,6 +85,13 @@ def _add_options(parser: Any) -> None:
     words = {"action": "extend", "nargs": "+", "default": [], "metavar": "SELECTOR"}
     add("--train", help="such as router or experts@2-4:0,3; all else is frozen", **words)
     add("--freeze", help="what is frozen although --train names it", **words)
+    add(
+        "--unfreeze",
+        action="append",
+        default=[],
+        metavar="STEP:SELECTOR",
+        help="after this step, train this, too (repeatable)",
+    )
     add(
         "--experts-by-profile",
         type=user_path,

@@ -2,6 +2,7 @@
 
 from argparse import Namespace
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from moe_megatron.cli.output import lasting_output
@@ -50,6 +51,11 @@ def run(argv: Sequence[str]) -> int:
         ours.run_dir = str(resumed)
         flags = ["--load", str(checkpoints), *flags]
     options = read_options(ours, flags)
+    if resumed is not None:
+        from moe_megatron.run.folder import continued
+
+        given = {word.partition("=")[0].removeprefix("--") for word in flags}
+        options = replace(options, config=continued(options.config, keep=given))
     if options.print_config:
         print(dump_yaml(options.config), end="")
         return 0

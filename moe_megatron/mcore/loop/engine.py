@@ -10,6 +10,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from megatron.training import pretrain
 from megatron.training.argument_utils import gpt_config_from_args, pretrain_cfg_container_from_args
 
 from moe_megatron.config.checkpoint_files import iteration_dir
+from moe_megatron.config.finetune import FinetuneConfig
 from moe_megatron.data.instructions.stored import holds_instructions
 from moe_megatron.data.instructions.suitable import check_settings
 from moe_megatron.errors import BackendUnavailableError
@@ -68,7 +70,7 @@ from moe_megatron.mcore.state.initial import InitialWeights
 from moe_megatron.mcore.state.optimizer_resharding import resharding_optimizer_states
 from moe_megatron.mcore.state.optimizer_settings import configured_settings
 from moe_megatron.mcore.state.optimizer_shards import saving_own_shards
-from moe_megatron.mcore.state.partial_states import apart, states_apart
+from moe_megatron.mcore.state.partial_states import apart, lacking_states, states_apart
 from moe_megatron.mcore.state.writing_in_place import writing_in_place
 from moe_megatron.mcore.tuning.empty_optimizers import without_empty_optimizers
 from moe_megatron.mcore.tuning.freezing import freeze
@@ -161,7 +163,7 @@ def run(job: TrainingJob, machine: MachineSettings) -> JobOutcome:
         set_moe_metrics_tracker(RouterLossLog(args.moe_router_load_balancing_type))
         if "use-checkpoint-opt_param-scheduler" not in config.megatron:
             stack.enter_context(configured_settings(checkpoint.batch_growth(load, config)))
-        stack.enter_context(_our_checkpoints(args, load, partial_states=config.finetune.freezes))
+        stack.enter_context(_our_checkpoints(args, load, config.finetune))
         stack.enter_context(checkpoint.explained_errors(job.checkpoints or load or Path.cwd()))
         interrupted = _pretrain(args, job, clock, draws=load is None)
         journal.end(interrupted=interrupted)
@@ -192,12 +194,16 @@ def _set_determinism(wanted: bool) -> None:
 
 
 @contextlib.contextmanager
-def _our_checkpoints(args: Any, load: Path | None, *, partial_states: bool) -> Iterator[None]:
+def _our_checkpoints(args: Any, load: Path | None, finetune: FinetuneConfig) -> Iterator[None]:
     """Let Megatron save and load as we want it to."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(resharding_optimizer_states())
-        stack.enter_context(saving_own_shards(apart) if partial_states else saving_own_shards())
-        stack.enter_context(states_apart() if partial_states else contextlib.nullcontext())
+        if finetune.states_apart:
+            stack.enter_context(saving_own_shards(apart))
+            stack.enter_context(states_apart())
+            stack.enter_context(lacking_states() if finetune.reselect else nullcontext())
+        else:
+            stack.enter_context(saving_own_shards())
         stack.enter_context(writing_in_place())
         stack.enter_context(complete_loading())
         stack.enter_context(checkpoint.explained_loading(load))

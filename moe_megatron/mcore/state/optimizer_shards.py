@@ -53,6 +53,7 @@ def saving_own_shards(rename: Rename = lambda tensor: tensor) -> Iterator[None]:
             originals[_LOAD](self, state)
         else:
             _fill(state)
+            _begin_anew(self, state)
 
     setattr(DistributedOptimizer, _SAVE, sharded)
     setattr(DistributedOptimizer, _LOAD, load)
@@ -135,8 +136,20 @@ def _boxes_of(tensor: ShardedTensor, shard: Tensor, owned: range) -> Iterator[An
 
 def _fill(state: dict[Any, Any]) -> None:
     """Copy what was loaded, where the loader has not read it into the optimizer's own memory."""
-    for parts in state.values():
+    for parts in filter(None, state.values()):
         for name, in_memory in parts["in_memory"].items():
             for own, loaded in zip(in_memory, parts["saved"][name], strict=True):
                 if own.data_ptr() != loaded.data_ptr():
                     own.copy_(loaded)
+
+
+@torch.no_grad()
+def _begin_anew(optimizer: Any, state: dict[Any, Any]) -> None:
+    """Give parameters that were not trained when the checkpoint was saved a state of zeros."""
+    for number, (parameter, owned) in enumerate(_owned_ranges(optimizer)):
+        if state.get(number) is not None:
+            continue
+        shards = optimizer._get_main_param_and_optimizer_states(parameter)
+        shards["param"].copy_(parameter.detach().view(-1)[owned.start : owned.stop])
+        for name in optimizer.optimizer_state_keys:
+            shards[name].zero_()

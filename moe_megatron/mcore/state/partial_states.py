@@ -6,15 +6,21 @@ expert has a tensor of its own, named by its numbers: `KEY@1.0` is expert 0 of t
 Weights keep their names: all of them are saved.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing import optimizer as states
 from megatron.core.dist_checkpointing.dict_utils import dict_list_map_inplace
-from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
+from megatron.core.dist_checkpointing.mapping import (
+    LocalNonpersistentObject,
+    ShardedTensor,
+    ShardedTensorFactory,
+)
 from megatron.core.optimizer import optimizer as optimizers
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 
 _MAKE = "make_sharded_optimizer_tensor"
 
@@ -52,6 +58,36 @@ def states_apart() -> Iterator[None]:
     finally:
         for module in modules:
             setattr(module, _MAKE, original)
+
+
+@contextmanager
+def lacking_states() -> Iterator[None]:
+    """Load the states that a checkpoint has, and leave out those that it lacks, meanwhile."""
+    original = dist_checkpointing.load
+
+    def load(state: Any, folder: Any, *args: Any, **kwargs: Any) -> Any:
+        stored = FileSystemReader(folder).read_metadata().state_dict_metadata
+        _leave_out(state, stored.keys())
+        return original(state, folder, *args, **kwargs)
+
+    dist_checkpointing.load = load
+    try:
+        yield
+    finally:
+        dist_checkpointing.load = original
+
+
+def _leave_out(state: Any, stored: Collection[str]) -> None:
+    """Put None for parameters whose states are not stored; `optimizer_shards` reads it."""
+    if not isinstance(state, dict):
+        return
+    for number, part in list(state.items()):
+        if isinstance(part, dict) and "in_memory" in part:
+            keys = {tensor.key for tensors in part["saved"].values() for tensor in tensors}
+            if not keys.issubset(stored):
+                state[number] = LocalNonpersistentObject(None)
+        else:
+            _leave_out(part, stored)
 
 
 def _apart(part: Any) -> Any:

@@ -42,6 +42,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "training.eval_interval": (None, "with evaluation off, all texts are training data"),
     "model.num_prediction_layers": (1, "its optimizer knows those layers alone"),
     "finetune.train": (("router",), "state of those parameters that were trained then, and no"),
+    "finetune.reselect": (True, "saved layer by layer and expert by expert, or is not"),
     "finetune.freeze": (("router",), "state of those parameters that were trained then, and no"),
     "parallel.distributed_optimizer": (False, "the other optimizer cannot read what this one"),
 }
