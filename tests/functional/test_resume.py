@@ -45,7 +45,7 @@ ROUTERS: dict[str, dict[str, Any]] = {
 """By what a router remembers from one step to the next."""
 DEEP = {
     *("quantiles", "cutoffs", "global loss"),
-    *("another rate for embeddings", "bf16", "memory"),
+    *("another rate for embeddings", "rates of roles", "bf16", "memory"),
 }
 """Of which others show the same, or what is stored."""
 
@@ -64,6 +64,16 @@ CHANGED: dict[str, dict[str, Any]] = {
     "another rate for embeddings": {
         "megatron.decoupled-lr": "5e-4",
         "training.deterministic": True,
+    },
+    "rates of roles": {
+        "finetune.router_learning_rate": "0.1x",
+        "finetune.expert_learning_rate": 5e-4,
+        "finetune.shared_expert_learning_rate": 5e-4,
+        "finetune.attention_learning_rate": "2x",
+        "finetune.mlp_learning_rate": "2x",
+        "finetune.embedding_learning_rate": "0.5x",
+        "finetune.output_learning_rate": "0.5x",
+        "finetune.norm_learning_rate": "0.5x",
     },
     "batch": {"training.global_batch_size": 8, "training.micro_batch_size": 4},
     "bf16": {"training.precision": "bf16"},
