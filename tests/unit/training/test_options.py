@@ -7,6 +7,7 @@ import pytest
 
 from moe_megatron.config import RunConfig, apply_overrides
 from moe_megatron.config.fields import settings_of
+from moe_megatron.config.finetune import RATES
 from moe_megatron.config.resume import flat
 from moe_megatron.config.run import SECTIONS
 from moe_megatron.errors import ConfigError, TopologyError
@@ -57,6 +58,9 @@ VALUES: dict[str, Any] = {
     "training.warmup_steps": 7,
     "parallel.expert_tensor_parallel_size": 2,
     "moe.token_dispatcher": "allgather",
+    "finetune.train": ("router",),
+    "finetune.freeze": ("router",),
+    **{f"finetune.{field}": "0.1x" for field in RATES.values()},
 }
 PAIRS: dict[str, dict[str, Any]] = {
     "telemetry.metrics_tls_certificate": {
