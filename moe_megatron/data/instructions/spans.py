@@ -7,6 +7,8 @@ earlier turns, there is no exact span, and the sample is refused. A template tha
 `{% generation %}` is taken at its word.
 """
 
+from typing import Any
+
 from moe_megatron.data.instructions.turns import BadSampleError, Conversation
 from moe_megatron.text.chat_template import ChatTemplate, Span, TemplateRefusalError
 
@@ -17,9 +19,29 @@ def text_with_answers(template: ChatTemplate, sample: Conversation) -> tuple[str
     Raises:
         BadSampleError: The template refuses the conversation, or its spans cannot be told.
     """
-    if template.marks_answers(sample.tools):
-        return _marked(template, sample)
-    return _prefix_by_prefix(template, sample)
+    marked = template.marks_answers(sample.tools)
+    text, spans = (_marked if marked else _prefix_by_prefix)(template, sample)
+    _check_tools(template, sample, text)
+    return text, spans
+
+
+def _check_tools(template: ChatTemplate, sample: Conversation, text: str) -> None:
+    """Refuse a conversation with tools whose template writes the same without them."""
+
+    def writes_the_same(messages: list[dict[str, Any]], *, tools: bool) -> bool:
+        try:
+            return template.render(messages, sample.tools if tools else ()) == text
+        except TemplateRefusalError:
+            return False
+
+    if sample.tools and writes_the_same(sample.messages, tools=False):
+        raise BadSampleError("the chat template has no place for tools, which the row describes")
+    silent = [{**message, "tool_calls": None} for message in sample.messages]
+    calls = any(message.get("tool_calls") for message in sample.messages)
+    if calls and writes_the_same(silent, tools=True):
+        raise BadSampleError(
+            "the chat template has no place for calls of tools, which the row makes"
+        )
 
 
 def _marked(template: ChatTemplate, sample: Conversation) -> tuple[str, list[Span]]:

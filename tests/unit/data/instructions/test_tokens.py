@@ -64,6 +64,16 @@ def test_calls_of_tools_are_learned(plain):
     assert json.loads(text.removeprefix("CALL ").removesuffix("<|endoftext|>"))["name"] == "f"
 
 
+def test_tools_that_a_template_does_not_write_are_refused(chat_tokenizer):
+    calls = [{"function": {"name": "f", "arguments": "{}"}}]
+    talk = [TALK[0], {"role": "assistant", "content": None, "tool_calls": calls}]
+    with pytest.raises(BadSampleError, match="no place for calls of tools"):
+        encoder(chat_tokenizer("marked")).encode({"messages": talk})
+    row = {"messages": TALK, "tools": [{"type": "function", "function": {"name": "f"}}]}
+    with pytest.raises(BadSampleError, match="no place for tools"):
+        encoder(chat_tokenizer("plain")).encode(row)
+
+
 def test_template_that_changes_earlier_turns_is_refused(chat_tokenizer):
     with pytest.raises(BadSampleError, match=r"not stable: .* first 2 turns .* generation"):
         encoder(chat_tokenizer("unstable")).encode({"messages": TALK})
