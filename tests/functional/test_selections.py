@@ -329,3 +329,75 @@ def test_what_is_unfrozen_begins_with_zeros_and_the_rest_goes_on(tmp_path: Path)
         rates = [rate for _, _, seen in rank for rate in seen]
         assert len(rates) == 6
         assert all(one > other for one, other in pairwise(rates))
+
+
+# --- what routers move without gradients ---------------------------------------------------------
+
+REMEMBERING: dict[str, dict[str, Any]] = {
+    "expert bias": {
+        "moe.router.score_function": "sigmoid",
+        "moe.expert_bias": True,
+        "moe.load_balancing": "none",
+        "moe.aux_loss_coef": 0,
+        "moe.z_loss_coef": 0,
+    },
+    "a bias of its own": {"moe.router": {"name": "loss_free", "update_rate": 0.05}},
+}
+
+
+class Buffers(Policy):
+    """The buffers that checkpoints hold of this rank's routers, at the start and at the end."""
+
+    def __init__(self) -> None:
+        self.moved: dict[str, bool] = {}
+        self._first: dict[str, torch.Tensor] = {}
+
+    def on_train_start(self, model: list[Any], start_step: int) -> None:
+        self._first = {name: it.clone() for name, it in self._found(model).items()}
+
+    def on_train_end(self, model: list[Any]) -> None:
+        found = self._found(model)
+        self.moved = {name: not torch.equal(it, self._first[name]) for name, it in found.items()}
+
+    @staticmethod
+    def _found(model: list[Any]) -> dict[str, torch.Tensor]:
+        named = [it for chunk in model for it in chunk.named_buffers()]
+        kept = ("expert_bias", ".state.")
+        return {name: it for name, it in named if any(word in name for word in kept)}
+
+
+def remember(root: Path) -> dict[str, dict[str, bool]]:
+    """On a rank: for each such router, which of its layers' memories have moved."""
+    from moe_megatron.mcore import world
+
+    found = {}
+    for name, router in REMEMBERING.items():
+        seen = Buffers()
+        overrides = {**SHAPE, **router, "finetune.freeze": ["router@1"]}
+        run_job(Job(run_dir=root / name, overrides=overrides), (seen,))
+        found[name] = seen.moved
+    world.leave()
+    return found
+
+
+@pytest.mark.deep
+def test_frozen_router_keeps_what_it_remembers(tmp_path: Path) -> None:
+    (found,) = run_distributed(remember, tmp_path, world_size=1)
+    for name, moved in found.items():
+        frozen = {it for it in moved if "layers.0." in it}
+        assert frozen, name
+        assert not any(moved[it] for it in frozen), name
+        assert any(moved[it] for it in moved.keys() - frozen), name
+
+
+@pytest.mark.deep
+def test_layers_for_multi_token_prediction_follow_the_decoders(tmp_path: Path) -> None:
+    chosen = {"finetune.train": ["router@3", "experts@3:1"], "model.num_prediction_layers": 1}
+    for layout, size in ((EP2, 2), ({"training.recompute": "full"}, 1)):
+        runs = {"mtp": {**chosen, **layout}}
+        ranks = run_distributed(tune, tmp_path / str(size), runs, world_size=size)
+        for rank in ranks:
+            assert rank["mtp"][0] == rank["mtp"][1]
+        trained = {name for rank in ranks for name in rank["mtp"][1]}
+        assert all(".mtp.layers.0." in name for name in trained), trained
+        assert len(trained) == 3
