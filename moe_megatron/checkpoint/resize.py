@@ -70,6 +70,13 @@ def change_experts(
         check_apart(root, folder)
         run = description.run_of(folder)
         description.check_whole(folder, run)
+        if run.finetune.states_apart:
+            raise CheckpointError(
+                f"{folder} was saved by a run that froze parameters, whose optimizer knows some "
+                "experts alone; change the number of experts of a training of all of them, or of "
+                "the weights: export them with moe-megatron convert, and import them with "
+                "--keep-experts or --merge-experts."
+            )
         model = run.architecture
         moe, layers = changed_experts(
             model, change, folder, lambda layer: _router_rows(saved, layer, model)

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import torch
 
+from moe_megatron.checkpoint.edit.pool_change import Grow
+from moe_megatron.checkpoint.resize import change_experts
 from moe_megatron.config.checkpoint_files import iteration_dir
 from moe_megatron.config.parameter_roles import role_of
 from moe_megatron.errors import CheckpointError
@@ -142,6 +144,15 @@ def test_rank_with_nothing_to_train_does_not_keep_the_other_waiting(tmp_path: Pa
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_frozen_stays_and_trained_is_the_same_under(layout: str, tmp_path: Path) -> None:
     check(tmp_path, LAYOUTS[layout], [*SELECTIONS], 2)
+
+
+@pytest.mark.deep
+def test_experts_of_a_run_that_froze_some_are_not_changed(tmp_path: Path) -> None:
+    runs = {"one": {"finetune.train": ["experts@2:0"]}}
+    run_distributed(tune, tmp_path, runs, world_size=1)
+    with pytest.raises(CheckpointError, match="by a run that froze parameters, whose optimizer"):
+        change_experts(tmp_path / "one" / "checkpoints", tmp_path / "grown", Grow(num_experts=8))
+    assert not (tmp_path / "grown").exists()
 
 
 # --- resuming ------------------------------------------------------------------------------------
