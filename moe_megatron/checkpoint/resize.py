@@ -6,7 +6,6 @@ The result is a checkpoint of the same step: weights, optimizer, random states a
 data are carried over. It needs no GPU, no process group and no model.
 """
 
-import re
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -29,14 +28,12 @@ from moe_megatron.checkpoint.plan.resizing import Resizing, plan_resizing
 from moe_megatron.config import CONFIG_FILE, Architecture, dump_yaml
 from moe_megatron.config.checkpoint_files import TRACKER, step_of
 from moe_megatron.errors import CheckpointError
-from moe_megatron.families.links import Link, saved_names
+from moe_megatron.families.links import Link, router_shapes, saved_names
 from moe_megatron.files import replace_file
 from moe_megatron.platform.collection import without_collection
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-_OF_ROUTER = re.compile(r"decoder\.layers\.(?P<layer>\d+\.)?mlp\.router\.(?P<name>.+)")
 
 
 @without_collection()
@@ -84,11 +81,12 @@ def change_experts(
         target = root / folder.name
         check_free(target, overwrite=execution.overwrite)
         grows = isinstance(change, Grow)
+        shapes = {key: tensor.shape for key, tensor in saved.tensors.items()}
         plan = plan_resizing(
             saved,
             Resizing(
                 layers=layers,
-                rows=router_rows(model.moe, model.model.hidden_size, _router_shapes(saved)),
+                rows=router_rows(model.moe, model.model.hidden_size, router_shapes(shapes)),
                 experts=model.moe.num_experts or 0,
                 decoder_layers=model.model.num_layers,
                 noise=change.noise if isinstance(change, Grow) else 0.0,
@@ -111,15 +109,6 @@ def change_experts(
         remarks=(what_is_kept(model.moe, moe, change),),
         outcome=outcome,
     )
-
-
-def _router_shapes(saved: TorchDist) -> dict[str, tuple[int, ...]]:
-    """Shapes of what a checkpoint has of one router, by name."""
-    found: dict[str, tuple[int, ...]] = {}
-    for key, tensor in saved.tensors.items():
-        if match := _OF_ROUTER.fullmatch(key):
-            found[match["name"]] = tensor.shape[int(match["layer"] is None) :]
-    return found
 
 
 def _router_rows(saved: TorchDist, layer: int, model: Architecture) -> "Tensor":

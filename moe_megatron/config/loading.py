@@ -10,12 +10,14 @@ from dataclasses import replace
 from filecmp import cmp
 from pathlib import Path
 
+from moe_megatron.config.architecture import Difference
 from moe_megatron.config.checkpoint_files import RELEASE, TRACKER
 from moe_megatron.config.loader import CONFIG_FILE, load_config
 from moe_megatron.config.moe import MoEConfig
 from moe_megatron.config.named import Named
 from moe_megatron.config.own_code import changed
 from moe_megatron.config.resume import Change, refused_changes
+from moe_megatron.config.router import RouterConfig
 from moe_megatron.config.run import RunConfig
 from moe_megatron.errors import CheckpointError, ConfigError
 from moe_megatron.files import user_path
@@ -23,6 +25,9 @@ from moe_megatron.files import user_path
 logger = logging.getLogger(__name__)
 
 _TOKENS = "tokenizer.json"
+_FINETUNE = "finetune"
+_ROUTER = (RouterConfig.FIELD, "moe.expert_bias")
+"""What says how tokens are routed; no tensor but those of the gate depends on it."""
 
 
 def no_checkpoint(checkpoints: Path) -> CheckpointError:
@@ -50,13 +55,19 @@ def check_same_run(
     saved = saved_config(folder)
     if saved is None:
         return
-    _check_code(saved.moe, config.moe)
+    new_run = _is_new_run(config)
+    _check_code(saved.moe, config.moe, router=not new_run)
     differences = _differences(saved, config, resolve)
-    if differences:
+    of_router = [it for it in differences if _is_of_router(it)]
+    if differences and not (new_run and of_router == differences):
+        on_purpose = (
+            " To train its weights with this router on purpose, as a new run, give --finetune and "
+            "another --run-dir."
+        )
         raise CheckpointError(
-            f"{folder} was saved from another model: {'; '.join(differences)}. Load it with the "
-            f"configuration beside it (--config {folder / CONFIG_FILE}), or choose a checkpoint of "
-            "this model."
+            f"{folder} was saved from another model: {'; '.join(map(_shown, differences))}. Load "
+            f"it with the configuration beside it (--config {folder / CONFIG_FILE}), or choose a "
+            f"checkpoint of this model.{on_purpose if of_router == differences else ''}"
         )
     if changes := _refused(folder, saved, config):
         raise CheckpointError(
@@ -64,12 +75,39 @@ def check_same_run(
         )
 
 
-def _check_code(saved: MoEConfig, wanted: MoEConfig) -> None:
+def other_router(
+    folder: Path, config: RunConfig, resolve: Callable[[MoEConfig], MoEConfig]
+) -> RouterConfig | None:
+    """The router that a checkpoint was trained with, where a new run goes on with another one.
+
+    Args:
+        folder: Folder of the step.
+        config: The run that loads it; `check_same_run` accepts it.
+        resolve: Fills in the options of a router.
+
+    Returns:
+        The router with its options; None: the run routes as the checkpoint did.
+    """
+    saved = saved_config(folder) if _is_new_run(config) else None
+    if saved is None or not any(map(_is_of_router, _differences(saved, config, resolve))):
+        return None
+    return resolve(saved.moe).router
+
+
+def _is_new_run(config: RunConfig) -> bool:
+    """Whether the run takes nothing but the weights of what it loads."""
+    return _FINETUNE in config.megatron
+
+
+def _is_of_router(difference: Difference) -> bool:
+    return any(difference.name == it or difference.name.startswith(f"{it}.") for it in _ROUTER)
+
+
+def _check_code(saved: MoEConfig, wanted: MoEConfig, *, router: bool) -> None:
     """Refuse code of the user's own that has changed since the checkpoint."""
-    pairs: list[tuple[Named, Named]] = [
-        (saved.router, wanted.router),
-        (saved.expert, wanted.expert),
-    ]
+    pairs: list[tuple[Named, Named]] = [(saved.expert, wanted.expert)]
+    if router:
+        pairs.insert(0, (saved.router, wanted.router))
     for theirs, ours in pairs:
         if ours.name == theirs.name and not ours.is_code_of(theirs):
             raise CheckpointError(
@@ -83,7 +121,7 @@ def _continues(folder: Path, config: RunConfig) -> bool:
 
 
 def _refused(folder: Path, saved: RunConfig, config: RunConfig) -> list[Change]:
-    if folder.name == RELEASE or "finetune" in config.megatron:
+    if folder.name == RELEASE or _is_new_run(config):
         return []
     continues = _continues(folder, config)
     return [
@@ -114,10 +152,10 @@ def saved_config(folder: Path) -> RunConfig | None:
 
 def _differences(
     saved: RunConfig, wanted: RunConfig, resolve: Callable[[MoEConfig], MoEConfig]
-) -> list[str]:
+) -> list[Difference]:
     ours, theirs = (replace(run.architecture, moe=resolve(run.moe)) for run in (wanted, saved))
-    names = ours.field_names("tensors", "function", adjustable=False)
-    return [
-        f"{it.name} is {it.theirs} there and {it.ours} here"
-        for it in ours.differences(theirs, names)
-    ]
+    return ours.differences(theirs, ours.field_names("tensors", "function", adjustable=False))
+
+
+def _shown(it: Difference) -> str:
+    return f"{it.name} is {it.theirs} there and {it.ours} here"

@@ -66,6 +66,21 @@ class Named:
         notes = {note: getattr(self, note) for note in NOTES if getattr(self, note) is not None}
         return {_NAME: self.name, **self.options, **notes}
 
+    def described(self, defaults: Mapping[str, Option]) -> str:
+        """The name, the options that are not their defaults, and the start of the file's hash.
+
+        Args:
+            defaults: What options are where nobody says otherwise.
+        """
+        other = [f"{it} {value}" for it, value in self.options.items() if it not in defaults]
+        other += [
+            f"{it} {self.options[it]}"
+            for it in defaults
+            if it in self.options and self.options[it] != defaults[it]
+        ]
+        other += [] if self.sha256 is None else [f"sha256 {self.sha256[:12]}"]
+        return f"{self.name} ({', '.join(other)})" if other else self.name
+
     def is_code_of(self, other: Self) -> bool:
         """Whether code of the user's is that of an earlier choice, or was said to replace it."""
         return self.sha256 == other.sha256 or self.replaces == other.sha256

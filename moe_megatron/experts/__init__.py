@@ -20,6 +20,7 @@ import importlib
 import pkgutil
 
 from moe_megatron.experts.expert import Expert
+from moe_megatron.experts.in_words import described
 from moe_megatron.experts.kinds import (
     expert_builder,
     expert_names,
@@ -44,6 +45,7 @@ for _module in pkgutil.iter_modules(__path__):  # a kind is registered when its 
 __all__ = [
     "Expert",
     "ExpertPool",
+    "described",
     "expert_builder",
     "expert_given_again",
     "expert_names",

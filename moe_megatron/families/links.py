@@ -5,12 +5,14 @@ pairs one Megatron matrix, of one layer and one expert, with blocks of rows of H
 An export reads it in one direction, an import in the other. This module does not use torch.
 """
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from math import prod
 
 LAYER = "{layer}"
+_OF_ROUTER = re.compile(r"decoder\.layers\.(?P<layer>\d+\.)?mlp\.router\.(?P<name>.+)")
 _PADDED = ("embedding.word_embeddings.", "output_layer.")
 
 
@@ -176,3 +178,16 @@ def saved_names(key: str, link: Link) -> Iterator[tuple[str, tuple[int, ...]]]:
     assert link.layer is not None, key
     yield stacked(key), (link.layer, *expert)
     yield of_layer(key, link.layer), expert
+
+
+def router_shapes(saved: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """Shapes of what a Megatron checkpoint has of one router, by names such as "gate.noise".
+
+    Args:
+        saved: Shapes of its tensors by name, whether layers are stacked or not.
+    """
+    found: dict[str, tuple[int, ...]] = {}
+    for key, shape in saved.items():
+        if match := _OF_ROUTER.fullmatch(key):
+            found[match["name"]] = shape[int(match["layer"] is None) :]
+    return found

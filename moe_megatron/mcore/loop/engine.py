@@ -24,7 +24,6 @@ from megatron.training import pretrain
 from megatron.training.argument_utils import gpt_config_from_args, pretrain_cfg_container_from_args
 
 from moe_megatron.config.checkpoint_files import iteration_dir
-from moe_megatron.config.finetune import FinetuneConfig
 from moe_megatron.data.instructions.stored import holds_instructions
 from moe_megatron.data.instructions.suitable import check_settings
 from moe_megatron.errors import BackendUnavailableError
@@ -70,6 +69,7 @@ from moe_megatron.mcore.state.initial import InitialWeights
 from moe_megatron.mcore.state.optimizer_resharding import resharding_optimizer_states
 from moe_megatron.mcore.state.optimizer_settings import configured_settings
 from moe_megatron.mcore.state.optimizer_shards import saving_own_shards
+from moe_megatron.mcore.state.other_router import other_router
 from moe_megatron.mcore.state.partial_states import apart, lacking_states, states_apart
 from moe_megatron.mcore.state.writing_in_place import writing_in_place
 from moe_megatron.mcore.tuning.empty_optimizers import without_empty_optimizers
@@ -163,7 +163,7 @@ def run(job: TrainingJob, machine: MachineSettings) -> JobOutcome:
         set_moe_metrics_tracker(RouterLossLog(args.moe_router_load_balancing_type))
         if "use-checkpoint-opt_param-scheduler" not in config.megatron:
             stack.enter_context(configured_settings(checkpoint.batch_growth(load, config)))
-        stack.enter_context(_our_checkpoints(args, load, config.finetune))
+        stack.enter_context(_our_checkpoints(args, job, load))
         stack.enter_context(checkpoint.explained_errors(job.checkpoints or load or Path.cwd()))
         interrupted = _pretrain(args, job, clock, draws=load is None)
         journal.end(interrupted=interrupted)
@@ -194,8 +194,12 @@ def _set_determinism(wanted: bool) -> None:
 
 
 @contextlib.contextmanager
-def _our_checkpoints(args: Any, load: Path | None, finetune: FinetuneConfig) -> Iterator[None]:
+def _our_checkpoints(args: Any, job: TrainingJob, load: Path | None) -> Iterator[None]:
     """Let Megatron save and load as we want it to."""
+    finetune = job.config.finetune
+    rerouted = None if load is None else other_router(load, job.config)
+    if rerouted is not None and world.rank() == 0:
+        job.say(str(rerouted))
     with contextlib.ExitStack() as stack:
         stack.enter_context(resharding_optimizer_states())
         if finetune.states_apart:
@@ -208,6 +212,7 @@ def _our_checkpoints(args: Any, load: Path | None, finetune: FinetuneConfig) -> 
         stack.enter_context(complete_loading())
         stack.enter_context(checkpoint.explained_loading(load))
         stack.enter_context(guarded_reading())
+        stack.enter_context(rerouted.loading() if rerouted else nullcontext())
         if args.async_save and args.distributed_backend == "gloo":
             stack.enter_context(saving_in_a_fork(args))
         if not args.async_save:

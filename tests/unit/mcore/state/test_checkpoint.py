@@ -262,3 +262,28 @@ def test_tokenizer_travels_unless_the_converted_model_brought_its_own(tmp_path: 
     checkpoint.write_side_files(folder, RunConfig(), loaded=loaded, tokenizer=tokenizer)
     assert (folder / HF_FOLDER / "tokenizer.json").read_text() == "theirs"
     assert not (folder / HF_FOLDER / "tokenizer_config.json").exists()
+
+
+ROUTED = {
+    "name": {"moe.router.name": "loss_free"},
+    "option": {"moe.router.score_function": "sigmoid"},
+    "bias": {"moe.router.score_function": "sigmoid", "moe.expert_bias": True},
+}
+
+
+@pytest.mark.parametrize("changes", ROUTED.values(), ids=ROUTED)
+def test_new_run_may_route_in_another_way(
+    changes: dict[str, Any], saved: Path, config: RunConfig
+) -> None:
+    other = apply_overrides(config, changes)
+    with pytest.raises(CheckpointError, match=r"another model: moe\.router.*, give --finetune"):
+        checkpoint.check_loadable(saved, other)
+    new_run = apply_overrides(other, {"megatron.finetune": True})
+    assert checkpoint.check_loadable(saved, new_run) == saved / "iter_0000007"
+
+
+def test_new_run_has_the_model_that_was_saved(saved: Path, config: RunConfig) -> None:
+    changes = {"moe.router.name": "loss_free", "moe.num_experts": 8, "megatron.finetune": True}
+    with pytest.raises(CheckpointError, match=r"num_experts is 4 there and 8 here") as error:
+        checkpoint.check_loadable(saved, apply_overrides(config, changes))
+    assert "--finetune" not in str(error.value)
