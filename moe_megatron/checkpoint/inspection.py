@@ -15,7 +15,7 @@ from moe_megatron.checkpoint.formats.own_files import given_folder
 from moe_megatron.checkpoint.formats.torch_dist import SavedTensor, TorchDist
 from moe_megatron.checkpoint.integrity.manifest import MANIFEST
 from moe_megatron.checkpoint.plan.importing import ImportOptions, check_source
-from moe_megatron.config import RunConfig
+from moe_megatron.config import CONFIG_FILE, MoEConfig, RunConfig, load_config
 from moe_megatron.config.checkpoint_files import METADATA, TRACKER, is_megatron_checkpoint
 from moe_megatron.errors import CheckpointError, MoEError
 from moe_megatron.families import family_of
@@ -42,6 +42,11 @@ class Inspection:
     experts: int
     """Number of experts of an MoE layer; 0 for a dense model."""
     top_k: int
+    router: str | None
+    """Its name, options that are not the usual ones, and the start of the hash of a user's file;
+    None for a dense model, and where no configuration says it."""
+    expert: str | None
+    """The kind of expert, in the same form."""
     dtypes: tuple[str, ...]
     files: int
     nbytes: int
@@ -93,6 +98,7 @@ def _inspect_hugging_face(path: Path) -> Inspection:
     total = sum(prod(link.shape) for link in links)
     in_experts = sum(prod(link.shape) for link in links if link.expert is not None)
     files = {tensor.file for tensor in folder.tensors.values()}
+    router, expert = _choices(geometry.architecture.moe if geometry.experts else None)
     return Inspection(
         path=path,
         format="hugging_face",
@@ -102,6 +108,8 @@ def _inspect_hugging_face(path: Path) -> Inspection:
         layers=geometry.layers,
         experts=geometry.experts,
         top_k=geometry.top_k,
+        router=router,
+        expert=expert,
         dtypes=tuple(sorted({tensor.dtype for tensor in folder.tensors.values()})),
         files=len(files),
         nbytes=sum((path / file).stat().st_size for file in files),
@@ -122,6 +130,7 @@ def _inspect_torch_dist(path: Path) -> Inspection:
     total = sum(prod(tensor.shape) for tensor in distinct)
     in_experts = sum(prod(t.shape) for t in distinct if _EXPERT in t.key)
     iteration = state.get("iteration")
+    router, expert = _choices(run.moe if run and experts else None)
     return Inspection(
         path=saved.path,
         format="torch_dist",
@@ -131,6 +140,8 @@ def _inspect_torch_dist(path: Path) -> Inspection:
         layers=run.model.num_layers if run else None,
         experts=experts,
         top_k=top_k,
+        router=router,
+        expert=expert,
         dtypes=tuple(sorted({tensor.dtype for tensor in weights})),
         files=len(saved.files),
         nbytes=sum((saved.path / file).stat().st_size for file in saved.files),
@@ -140,6 +151,15 @@ def _inspect_torch_dist(path: Path) -> Inspection:
         checksums=(saved.path / MANIFEST).is_file(),
         limits=_limits(saved.path),
     )
+
+
+def _choices(moe: MoEConfig | None) -> tuple[str | None, str | None]:
+    """Router and kind of expert; None for both where there are none."""
+    if moe is None:
+        return None, None
+    from moe_megatron.experts import described  # imports torch, which is slow
+
+    return described(moe.router), described(moe.expert)
 
 
 def _active(total: int, in_experts: int, experts: int, top_k: int) -> int:
@@ -167,7 +187,7 @@ def _expert_axis(weights: list[SavedTensor]) -> int:
 
 def _run_config(folder: Path) -> RunConfig | None:
     try:
-        return description.run_of(folder)
+        return load_config(folder / CONFIG_FILE)  # its router may be known to another program
     except MoEError:
         return None
 

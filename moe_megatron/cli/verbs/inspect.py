@@ -51,6 +51,8 @@ def _text(found: Inspection) -> str:
         "parameters": f"{found.parameters:,} ({found.active_parameters:,} active for a token)",
         "layers": found.layers,
         "experts": f"{found.experts} (top {found.top_k})" if found.experts else "none (dense)",
+        "router": found.router,
+        "expert": found.expert,
         "types": ", ".join(found.dtypes),
         "files": f"{found.files}, {found.nbytes / 1e9:.3f} GB",
         "iteration": found.iteration,

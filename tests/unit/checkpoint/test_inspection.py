@@ -16,7 +16,7 @@ from torch.distributed.checkpoint import FileSystemWriter
 
 from moe_megatron.checkpoint.inspection import inspect_checkpoint
 from moe_megatron.cli.main import main
-from moe_megatron.config import dump_yaml, load_config
+from moe_megatron.config import apply_overrides, dump_yaml, load_config
 from moe_megatron.errors import MoEError
 from moe_megatron.telemetry.values.profile import RoutingProfile
 from moe_megatron.testing.tiny_models import EXAMPLES, build, save
@@ -51,6 +51,52 @@ def megatron(tmp_path: Path) -> Path:
     profile.save(folder / "routing_profile.json")
     (tmp_path / "latest_checkpointed_iteration.txt").write_text("7")
     return tmp_path
+
+
+CHOICES: dict[str, tuple[dict[str, Any], str, str]] = {
+    "usual": ({}, "top_k", "mlp"),
+    "options": (
+        {
+            "moe.router": {"name": "loss_free", "update_rate": 0.5},
+            "moe.expert": {"name": "low_rank", "rank": 3},
+        },
+        "loss_free (update_rate 0.5)",
+        "low_rank (rank 3)",
+    ),
+    "own files": (
+        {
+            "moe.router": {"name": "my.py:sharp", "sharpness": 2.0, "sha256": "abcdef" * 11},
+            "moe.expert": {"name": "my.py:Sine", "sha256": "012345" * 11},
+        },
+        "my.py:sharp (sharpness 2.0, sha256 abcdefabcdef)",
+        "my.py:Sine (sha256 012345012345)",
+    ),
+    "unknown": ({"moe.router": {"name": "theirs", "heat": 1.0}}, "theirs (heat 1.0)", "mlp"),
+}
+
+
+@pytest.mark.parametrize("case", CHOICES)
+def test_router_and_expert_are_named(
+    case: str, megatron: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes, router, expert = CHOICES[case]
+    run = apply_overrides(load_config("test_tiny"), changes)
+    (megatron / "iter_0000007" / "config.yaml").write_text(dump_yaml(run))
+    assert main(["inspect", str(megatron)]) == 0
+    rows = dict(line.split(None, 1) for line in capsys.readouterr().out.splitlines())
+    assert (rows["router"], rows["expert"]) == (router, expert)
+
+
+def test_router_of_a_hugging_face_folder_is_named(mixtral: Path, tmp_path: Path) -> None:
+    found = inspect_checkpoint(mixtral)
+    assert (found.router, found.expert) == ("top_k", "mlp")
+    save("deepseek_v3", tmp_path / "sigmoid", fused=False)
+    router = inspect_checkpoint(tmp_path / "sigmoid").router
+    assert router is not None
+    assert router.startswith("top_k (score_function sigmoid")
+    save("llama", tmp_path / "dense", fused=False)
+    dense = inspect_checkpoint(tmp_path / "dense")
+    assert (dense.router, dense.expert) == (None, None)
 
 
 @pytest.mark.parametrize("fused", [False, True])
