@@ -4,7 +4,6 @@ It is a `MoETrainer` that freezes: what is trained becomes the fields of `finetu
 configuration of the same run.
 """
 
-import itertools
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,16 +17,14 @@ from moe_megatron.config.checks import join_words, nearest
 from moe_megatron.config.data import TEXT
 from moe_megatron.config.selector import Selector
 from moe_megatron.errors import ConfigError
+from moe_megatron.finetuning.task_profile import task_profile
 from moe_megatron.finetuning.used_experts import UsedExperts, train_used, used_experts
 from moe_megatron.mcore import world
 from moe_megatron.model.moe_model import MoEModel
 from moe_megatron.model.storage import WeightMap
 from moe_megatron.run.prepared_data import PreparedData
 from moe_megatron.run.start import RunResult
-from moe_megatron.telemetry.values.profile import RoutingProfile
-from moe_megatron.training import texts as text_data
 from moe_megatron.training.results import TrainingResult
-from moe_megatron.training.scoring import batches
 from moe_megatron.training.texts import Texts
 from moe_megatron.training.trainer import MoETrainer
 
@@ -162,35 +159,21 @@ class FineTuner(MoETrainer):
             ConfigError: An argument is out of range, or the model has no experts.
             DataError: There is no text, or it cannot be read.
         """
-        sequences = whole("num_sequences", num_sequences)
-        chosen = used_experts(self._profile(dataset, _format_of(task), sequences), share)
+        profile = task_profile(
+            self.model,
+            self.tokenizer,
+            dataset,
+            _format_of(task),
+            length=self._length(None),
+            sequences=whole("num_sequences", num_sequences),
+        )
+        chosen = used_experts(profile, share)
         train = self._overrides.get("finetune.train", ["all"])
         self._overrides = {**self._overrides, "finetune.train": train_used(train, chosen)}
         self._with_overrides().validate()
         for it in chosen if world.rank() == 0 else ():
             logger.info("%s", it)
         return chosen
-
-    @torch.no_grad()
-    def _profile(self, dataset: Texts, data_format: str, sequences: int) -> RoutingProfile:
-        """Routing of the first sequences of a dataset."""
-        model, length = self.model, self._length(None)
-        layers, experts = model.architecture.moe_layers, model.moe_config.num_experts
-        if experts is None:
-            raise ConfigError("the model is dense: it has no experts to choose from.")
-        how = (self.tokenizer, "text", data_format, "dataset")
-        prefix, _ = text_data.index_data(dataset, *how, length=length)
-        most = model.model_config.max_position_embeddings
-        top_k = model.moe_config.top_k
-        profile = RoutingProfile.empty(layers=layers, num_experts=experts, top_k=top_k)
-        was_training = model.training
-        model.eval()
-        for batch in itertools.islice(batches(prefix, length, 1, most), sequences):
-            routing = model(batch.input_ids, attention_mask=batch.valid).routing
-            for row, info in enumerate(routing):
-                profile.tokens_per_expert[row] += info.tokens_per_expert.cpu().numpy()
-        model.train(was_training)
-        return profile
 
     def _trained(
         self, config: RunConfig, data: PreparedData, *, fresh: bool

@@ -100,6 +100,12 @@ def test_more_is_trained_from_a_step_on(
     assert all(name.startswith(EXPERT) or name.endswith("mlp.gate.weight") for name in moved)
     assert any(name.startswith(EXPERT) for name in moved)
 
+    by_use = ["--used-experts", "--share", "0.6", "--train-iters", "1", "--seq-length", "32"]
+    used = moe(tmp_path, "finetune", "tuned/run", corpus, "--output", "used", *by_use)
+    assert used.end(500) == 0, used.output
+    assert "layer 3: " in used.output
+    assert "frozen: router, attention, embeddings, output, norms" in used.output
+
     late = moe(tmp_path, *words[:3], "--output", "late", *SHORT, "--unfreeze", "4:experts")
     assert late.end(200) == 2, late.output
     assert "must change at steps between 0 and training.train_steps (4), not at [4]" in late.output

@@ -3,16 +3,22 @@
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from moe_megatron.cli.output import lasting_output
 from moe_megatron.cli.pretrain import option_parser, program, read_options
 from moe_megatron.cli.words import read_words
-from moe_megatron.config import RunConfig
+from moe_megatron.config import RunConfig, apply_overrides
 from moe_megatron.config.fields import float_or_text
 from moe_megatron.config.finetune import RATES
 from moe_megatron.errors import ConfigError
 from moe_megatron.files import user_path
+
+if TYPE_CHECKING:
+    from moe_megatron.telemetry.values.profile import RoutingProfile
+
+_SEQUENCES = 128
+"""Sequences of each source that are read to see which experts it uses."""
 
 _DESCRIPTION = """\
 Tune a model: a Hugging Face folder, a hub id or a Megatron checkpoint. The output holds the run,
@@ -23,7 +29,7 @@ _EPILOG = """\
 examples:
   moe-megatron finetune allenai/OLMoE-1B-7B-0924 my_texts.jsonl --output tuned --train-iters 200
   moe-megatron finetune my_model my_texts.jsonl --output tuned --train experts --lr 1e-5
-  moe-megatron finetune my_model my_texts.jsonl --output tuned --experts-by-profile profile.json
+  moe-megatron finetune my_model my_texts.jsonl --output tuned --used-experts --share 0.3
   moe-megatron finetune my_model my_texts.jsonl --output tuned --freeze experts \\
       --router-learning-rate 0.1x"""
 
@@ -70,7 +76,7 @@ def run(argv: Sequence[str]) -> int:
     with lasting_output(), published.output_folder(ours.source, output):
         base = published.base_of(ours.source, output)
         config = published.tuning_config(base)
-        config = _with_options(config, ours, flags)
+        config = _with_used_experts(_with_options(config, ours, flags), base, ours)
         unfreeze = [UnfreezeAt.read(text) for text in ours.unfreeze]
         return published.finetune(config, base, output, start, unfreeze=unfreeze, say=_say).code
 
@@ -93,10 +99,15 @@ def _add_options(parser: Any) -> None:
         help="after this step, train this, too (repeatable)",
     )
     add(
+        "--used-experts",
+        action="store_true",
+        help="train the experts that the task uses, counted on the data first (ESFT)",
+    )
+    add(
         "--experts-by-profile",
         type=user_path,
         metavar="FILE",
-        help="train the experts that a task used, by its routing_profile.json (ESFT)",
+        help="as --used-experts, by the routing_profile.json of an earlier run over the task",
     )
     add("--share", type=float, default=0.2, help="their share of the task's tokens (default: 0.2)")
     for role, field in RATES.items():
@@ -107,11 +118,8 @@ def _add_options(parser: Any) -> None:
 def _with_options(config: RunConfig, ours: Namespace, flags: Sequence[str]) -> RunConfig:
     """The configuration with the options and flags of the command line."""
     given: dict[str, Any] = {"data.paths": ours.data}
-    train = [*ours.train]
-    if ours.experts_by_profile is not None:
-        train = _used(ours.experts_by_profile, ours.share, train)
-    if train:
-        given["finetune.train"] = train
+    if ours.train:
+        given["finetune.train"] = ours.train
     if ours.freeze:
         given["finetune.freeze"] = ours.freeze
     for field in RATES.values():
@@ -120,15 +128,45 @@ def _with_options(config: RunConfig, ours: Namespace, flags: Sequence[str]) -> R
     return read_options(ours, flags, base=config, given=given).config
 
 
-def _used(file: Path, share: float, train: Sequence[str]) -> list[str]:
-    """Selectors of the experts that a task used, said with their shares."""
+def _with_used_experts(config: RunConfig, base: Path, ours: Namespace) -> RunConfig:
+    """The configuration with the experts that the task uses in place of all, said with shares."""
+    if ours.experts_by_profile is None and not ours.used_experts:
+        return config
     from moe_megatron.finetuning.used_experts import train_used, used_experts
     from moe_megatron.telemetry.values.profile import RoutingProfile
 
-    chosen = used_experts(RoutingProfile.load(file), share)
+    if ours.experts_by_profile is not None:
+        profile = RoutingProfile.load(ours.experts_by_profile)
+    else:
+        profile = _counted(config, base)
+    chosen = used_experts(profile, ours.share)
     for it in chosen:
         _say(str(it))
-    return train_used(train, chosen)
+    return apply_overrides(config, {"finetune.train": train_used(config.finetune.train, chosen)})
+
+
+def _counted(config: RunConfig, base: Path) -> "RoutingProfile":
+    """Routing of the first sequences of the data, by the model that is to be tuned."""
+    from moe_megatron.finetuning.task_profile import task_profile
+    from moe_megatron.models import MoEModel
+    from moe_megatron.training.texts import tokenizer_for
+
+    model = MoEModel.from_pretrained(base)
+    tokenizer = tokenizer_for(config.data.tokenizer, model.vocab_size)
+    profiles = [
+        task_profile(
+            model,
+            tokenizer,
+            path,
+            config.data.format,
+            length=config.data.sequence_length,
+            sequences=_SEQUENCES,
+        )
+        for path in config.data.paths
+    ]
+    for other in profiles[1:]:
+        profiles[0].merge(other)
+    return profiles[0]
 
 
 def _say(line: str) -> None:
