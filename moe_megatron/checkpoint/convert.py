@@ -13,9 +13,10 @@ from typing import Any
 from moe_megatron.checkpoint.edit.edits import edit
 from moe_megatron.checkpoint.edit.fewer_experts import FewerExperts
 from moe_megatron.checkpoint.edit.selection import Model, Selection
-from moe_megatron.checkpoint.edit.upcycle import Upcycling
+from moe_megatron.checkpoint.edit.upcycle import Upcycling, bytes_of_expert
 from moe_megatron.checkpoint.execute.conversion import Execution, Report, carry_out, tensors_at
 from moe_megatron.checkpoint.execute.publish import check_apart, check_free
+from moe_megatron.checkpoint.execute.room import check_room
 from moe_megatron.checkpoint.formats import description, dtypes, side_files
 from moe_megatron.checkpoint.formats.hf_folder import CONFIG, HfFolder
 from moe_megatron.checkpoint.formats.own_files import given_folder
@@ -77,6 +78,13 @@ def import_checkpoint(
     folder = HfFolder(given_folder(source))
     whole, options = _whole_model(folder, dtype)
     remarks = (*whole.family.remarks(folder.config), *_about_types(folder, whole, options.dtype))
+    root = given_folder(destination)
+    target = root / _ITERATION
+    if upcycling is not None:
+        kinds = {options.dtype} if options.dtype else {it.dtype for it in folder.tensors.values()}
+        item, layers = min(map(dtypes.item_size, kinds)), selection.layers if selection else None
+        expert_bytes = bytes_of_expert(whole, upcycling, layers, item)
+        check_room(target, upcycling.num_experts, expert_bytes)
     model = edit(
         whole,
         folder,
@@ -85,8 +93,6 @@ def import_checkpoint(
         upcycling=upcycling,
         dtype=options.dtype,
     )
-    root = given_folder(destination)
-    target = root / _ITERATION
     check_apart(root, folder.path)
     options = replace(
         options,

@@ -20,11 +20,12 @@ from moe_megatron.checkpoint.edit.pool_change import (
 from moe_megatron.checkpoint.edit.router_rows import router_rows
 from moe_megatron.checkpoint.execute.conversion import Execution, Report, carry_out
 from moe_megatron.checkpoint.execute.publish import check_apart, check_free
+from moe_megatron.checkpoint.execute.room import check_room
 from moe_megatron.checkpoint.formats import description, side_files
 from moe_megatron.checkpoint.formats.own_files import given_folder
 from moe_megatron.checkpoint.formats.torch_dist import TorchDist
 from moe_megatron.checkpoint.matrices import read_saved_matrix
-from moe_megatron.checkpoint.plan.resizing import Resizing, plan_resizing
+from moe_megatron.checkpoint.plan.resizing import Resizing, bytes_of_experts, plan_resizing
 from moe_megatron.config import CONFIG_FILE, Architecture, dump_yaml
 from moe_megatron.config.checkpoint_files import TRACKER, step_of
 from moe_megatron.errors import CheckpointError
@@ -75,10 +76,13 @@ def change_experts(
                 "--keep-experts or --merge-experts."
             )
         model = run.architecture
+        target = root / folder.name
+        if isinstance(change, Grow) and model.moe.num_experts:
+            share = bytes_of_experts(saved) // model.moe.num_experts
+            check_room(target, change.num_experts, share)
         moe, layers = changed_experts(
             model, change, folder, lambda layer: _router_rows(saved, layer, model)
         )
-        target = root / folder.name
         check_free(target, overwrite=execution.overwrite)
         grows = isinstance(change, Grow)
         shapes = {key: tensor.shape for key, tensor in saved.tensors.items()}

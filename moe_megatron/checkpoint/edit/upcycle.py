@@ -7,8 +7,9 @@ makes links; it reads no weights.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
 
 from moe_megatron.checkpoint.edit.selection import Model
@@ -24,6 +25,7 @@ AUX_LOSS_COEF = 0.01
 _TARGETS = {"llama": "mixtral", "mistral": "mixtral", "qwen2": "qwen2_moe", "qwen3": "qwen3_moe"}
 """Family of an upcycled model by that of the dense one; they differ only in the MLPs."""
 _STD = 0.02
+_MLP = (".mlp.linear_fc1.weight", ".mlp.linear_fc2.weight")
 _LARGEST_SEED = 2**63
 _WIDTH = "model.ffn_hidden_size"
 
@@ -67,6 +69,26 @@ class Upcycling:
                 f"the seed ({self.seed}) must be at least 0 and below 2^63, and the noise "
                 f"({self.noise}) a standard deviation of at least 0 and below 1."
             )
+
+
+def bytes_of_expert(
+    model: Model, wanted: Upcycling, layers: Container[int] | None, item: int
+) -> int:
+    """What one expert takes in all layers together.
+
+    Args:
+        model: The dense model.
+        wanted: How to make experts.
+        layers: The layers that are imported; None for all.
+        item: Bytes of a number.
+    """
+    numbers = sum(
+        prod(link.shape)
+        for link in model.links
+        if link.key.endswith(_MLP)
+        if all(it is None or link.layer in it for it in (layers, wanted.layers))
+    )
+    return numbers * item // wanted.granularity
 
 
 def upcycled(model: Model, wanted: Upcycling, folder: HfFolder, dtype: str | None) -> Model:

@@ -61,6 +61,15 @@ class Resizing:
         return len(next(iter(self.layers.values())))
 
 
+def bytes_of_experts(saved: TorchDist) -> int:
+    """What all experts of a checkpoint take, with the optimizer's states of them."""
+    return sum(
+        prod(it.shape) * dtypes.item_size(it.dtype)
+        for it in saved.tensors.values()
+        if _EXPERTS in it.key
+    )
+
+
 def plan_resizing(saved: TorchDist, wanted: Resizing) -> Plan:
     """Plan a checkpoint with other experts.
 
