@@ -93,6 +93,8 @@ def train(run_dir: Path, harm: str | None, disk: Path, **changes: Any) -> int:
 
     class Harming(Callback):
         def on_step_end(self, event: StepEnd) -> None:
+            if event.step in (BROKEN, BROKEN + 1):
+                wait_for_writers()  # of the save before, which is not to be harmed, and of this one
             if event.step == BROKEN:
                 HARMS[harm](disk if harm == "disk" else run_dir, True) if harm else None
             if event.step == BROKEN + 1:
@@ -104,10 +106,10 @@ def train(run_dir: Path, harm: str | None, disk: Path, **changes: Any) -> int:
     return start(config, attached=Attachments(callbacks=[Harming()])).outcome.steps
 
 
-def writers() -> list[psutil.Process]:
-    """The processes that still write a checkpoint for this rank."""
-    children = psutil.Process().children()
-    return [it for it in children if it.status() != psutil.STATUS_ZOMBIE]
+def wait_for_writers() -> None:
+    """Wait until no process writes a checkpoint for this rank any more."""
+    while any(it.status() != psutil.STATUS_ZOMBIE for it in psutil.Process().children()):
+        time.sleep(0.01)
 
 
 def train_to_a_full_disk(run_dir: Path, disk: Path, seconds: float, **changes: Any) -> Any:
@@ -120,8 +122,7 @@ def train_to_a_full_disk(run_dir: Path, disk: Path, seconds: float, **changes: A
     class FillsTheDisk(Callback):
         def on_step_end(self, event: StepEnd) -> None:
             if event.step == STEPS - 1:
-                while writers():  # the save before is another test's
-                    time.sleep(0.01)
+                wait_for_writers()  # the save before is another test's
             if event.step == STEPS and world.rank() == 0:
                 fill(disk)
                 threading.Timer(seconds, empty, [disk]).start()

@@ -185,7 +185,7 @@ def test_script_ends_like_an_uninterrupted_run_under_a_real_time_limit(
     run_dir = tmp_path / "run"
     small |= {"training.train_steps": 4000}
     job = submit(*words_of(small), options=("--time=2", "--signal=B:USR1@30"))
-    cluster.wait_for(job, "PENDING", "COMPLETED", "FAILED", seconds=30)
+    cluster.wait_for(job, "PENDING", "RUNNING", seconds=30)
     deadline = time.monotonic() + 200
     while cluster.field(job, "Restarts") == "0":
         assert time.monotonic() < deadline, outputs(run_dir)
