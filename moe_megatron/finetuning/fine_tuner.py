@@ -89,10 +89,10 @@ class FineTuner(MoETrainer):
                 f"{name} is given twice, by overrides and by an argument of FineTuner(...); keep "
                 "one of them."
             )
-        z_loss = getattr(getattr(model, "moe_config", None), "z_loss_coef", 0.0)
+        coefficient = getattr(getattr(model, "moe_config", None), "z_loss_coef", 0.0)
         super().__init__(
             model,
-            router_z_loss_coef=z_loss,
+            router_z_loss_coef=coefficient,
             tokenizer=tokenizer,
             run_dir=run_dir,
             overrides={**(overrides or {}), **given},

@@ -20,6 +20,7 @@ import torch.distributed as dist
 from megatron.core.datasets import utils as dataset_utils
 from megatron.core.enums import ModelType
 from megatron.core.transformer.moe.moe_logging import set_moe_metrics_tracker
+from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler
 from megatron.training import pretrain
 from megatron.training.argument_utils import gpt_config_from_args, pretrain_cfg_container_from_args
 
@@ -246,6 +247,8 @@ def _pretrain(args: Any, job: TrainingJob, clock: PhaseClock, *, draws: bool) ->
         model_config.pre_wrap_hooks.append(frozen)
     model_config.pre_wrap_hooks.extend(job.model_hooks)
     _skip_missing_makefile()
+    # Megatron copies the scale of a run into that of the one before, whatever its shape.
+    MoEAuxLossAutoScaler.main_loss_backward_scale = None
     try:
         rates = rates_of_roles(job.config.finetune, job.config.training.learning_rate)
         with our_prediction_layers(job.config), rates, without_empty_optimizers():

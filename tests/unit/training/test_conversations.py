@@ -102,6 +102,9 @@ def test_model_in_plain_torch_measures_answers_alone(trainer):
 
 @pytest.mark.distributed
 def test_packed_rows_in_megatron_have_the_loss_of_samples_in_plain_torch(trainer, left):
+    from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler
+
+    MoEAuxLossAutoScaler.main_loss_backward_scale = torch.tensor(1.0)  # as other users leave it
     before = trainer.evaluate(ROWS, data_format="completion", sequence_length=64)
     _, tokens = index_data(ROWS, trainer.tokenizer, "text", "completion", length=64)
     rows = tokens // 64

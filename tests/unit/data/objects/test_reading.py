@@ -321,3 +321,13 @@ def test_every_file_of_the_package_is_a_kind_or_serves_them() -> None:
     assert names - {"__init__", "kinds", "documents", "reading"} == {
         Path(str(kind.__file__)).stem for kind in KINDS
     }
+
+
+def test_kinds_are_asked_in_one_order_whichever_is_imported_first() -> None:
+    code = (
+        "import moe_megatron.data.objects.hugging_face\n"
+        "from moe_megatron.data.objects.kinds import _KINDS\n"
+        "print(*dict.fromkeys(reader.__module__.rpartition('.')[2] for _, reader in _KINDS))"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert shown.stdout.split() == [it.__name__.rpartition(".")[2] for it in reversed(KINDS)]
