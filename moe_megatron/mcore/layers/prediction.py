@@ -14,6 +14,7 @@ from megatron.training.models import gpt
 
 from moe_megatron.config import RunConfig
 from moe_megatron.mcore.layers.specs import adapt_layer, replace_norms
+from moe_megatron.mcore.replaced import replaced
 
 
 @contextlib.contextmanager
@@ -32,11 +33,8 @@ def our_prediction_layers(config: RunConfig) -> Iterator[None]:
         layers = [_adapted(layer, config) for layer in block.layer_specs]
         return dataclasses.replace(block, layer_specs=layers)
 
-    gpt.mtp_block_spec = mtp_block_spec
-    try:
+    with replaced(gpt, "mtp_block_spec", mtp_block_spec):
         yield
-    finally:
-        gpt.mtp_block_spec = original
 
 
 def _adapted(layer: Any, config: RunConfig) -> Any:

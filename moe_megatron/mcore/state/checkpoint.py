@@ -35,6 +35,7 @@ from moe_megatron.config.checkpoint_files import (
 from moe_megatron.errors import CheckpointError, NoRoomError
 from moe_megatron.experts import resolve
 from moe_megatron.families.untrained import check_trains
+from moe_megatron.mcore.replaced import replaced
 from moe_megatron.pickle_names import refusal
 from moe_megatron.platform.disk import FULL
 from moe_megatron.text.folder import TOKENIZER_FILES, has_tokenizer
@@ -254,11 +255,8 @@ def explained_loading(folder: Path | None) -> Iterator[None]:
                 f"the step of an earlier one into {TRACKER}."
             ) from error
 
-    loop.load_checkpoint = load_checkpoint
-    try:
+    with replaced(loop, "load_checkpoint", load_checkpoint):
         yield
-    finally:
-        loop.load_checkpoint = original
 
 
 def _cause(error: BaseException) -> BaseException:

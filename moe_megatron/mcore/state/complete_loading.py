@@ -14,6 +14,8 @@ from typing import Any
 from megatron.training import get_args
 from megatron.training import training as loop
 
+from moe_megatron.mcore.replaced import replaced
+
 _SWITCHES = ("no_save_optim", "no_save_rng")
 
 
@@ -33,8 +35,5 @@ def complete_loading() -> Iterator[None]:
             for name, value in saved.items():
                 setattr(ours, name, value)
 
-    loop.load_checkpoint = load_checkpoint
-    try:
+    with replaced(loop, "load_checkpoint", load_checkpoint):
         yield
-    finally:
-        loop.load_checkpoint = original

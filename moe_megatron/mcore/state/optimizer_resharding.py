@@ -14,6 +14,8 @@ from typing import Any
 
 from megatron.core.optimizer.optimizer import ChainedOptimizer, param_group_identifier_keys
 
+from moe_megatron.mcore.replaced import replaced
+
 _TENSORS = "param_state"
 _HYPER = "optimizer"
 _GROUPS = "param_groups"
@@ -32,11 +34,8 @@ def resharding_optimizer_states() -> Iterator[None]:
             state_dict = reshape_state(state_dict, len(self.chained_optimizers))
         original(self, state_dict)
 
-    ChainedOptimizer.load_state_dict = load_state_dict
-    try:
+    with replaced(ChainedOptimizer, "load_state_dict", load_state_dict):
         yield
-    finally:
-        ChainedOptimizer.load_state_dict = original
 
 
 def reshape_state(state: State, num_optimizers: int) -> State:

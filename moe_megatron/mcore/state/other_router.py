@@ -18,6 +18,7 @@ from moe_megatron.config import RouterConfig, RunConfig, loading
 from moe_megatron.errors import CheckpointError
 from moe_megatron.experts import described, resolve
 from moe_megatron.families.links import router_shapes
+from moe_megatron.mcore.replaced import replaced
 from moe_megatron.mcore.state.guarded_reading import guarded_reading
 from moe_megatron.routing import bind
 
@@ -55,11 +56,8 @@ class OtherRouter:
                 wanted = {name: self._without_memory(part) for name, part in wanted.items()}
             return original(wanted, checkpoint_dir, *args, **kwargs)
 
-        dist_checkpointing.load = load
-        try:
+        with replaced(dist_checkpointing, "load", load):
             yield
-        finally:
-            dist_checkpointing.load = original
 
     def _without_memory(self, part: Any) -> Any:
         if not isinstance(part, dict):

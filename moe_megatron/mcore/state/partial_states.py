@@ -22,6 +22,8 @@ from megatron.core.dist_checkpointing.mapping import (
 from megatron.core.optimizer import optimizer as optimizers
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 
+from moe_megatron.mcore.replaced import replaced
+
 _MAKE = "make_sharded_optimizer_tensor"
 
 
@@ -50,14 +52,8 @@ def states_apart() -> Iterator[None]:
     def make(*args: Any, **kwargs: Any) -> Any:
         return _apart(original(*args, **kwargs))
 
-    modules = (states, optimizers)
-    for module in modules:
-        setattr(module, _MAKE, make)
-    try:
+    with replaced(states, _MAKE, make), replaced(optimizers, _MAKE, make):
         yield
-    finally:
-        for module in modules:
-            setattr(module, _MAKE, original)
 
 
 @contextmanager
@@ -70,11 +66,8 @@ def lacking_states() -> Iterator[None]:
         _leave_out(state, stored.keys())
         return original(state, folder, *args, **kwargs)
 
-    dist_checkpointing.load = load
-    try:
+    with replaced(dist_checkpointing, "load", load):
         yield
-    finally:
-        dist_checkpointing.load = original
 
 
 def _leave_out(state: Any, stored: Collection[str]) -> None:

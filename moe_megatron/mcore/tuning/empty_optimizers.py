@@ -12,6 +12,8 @@ from typing import Any
 from megatron.core.optimizer.optimizer import ChainedOptimizer
 from megatron.training import training as loop
 
+from moe_megatron.mcore.replaced import replaced
+
 
 @contextmanager
 def without_empty_optimizers() -> Iterator[None]:
@@ -24,8 +26,5 @@ def without_empty_optimizers() -> Iterator[None]:
         full = [part for part in parts if not part.is_stub_optimizer]
         return ChainedOptimizer(full) if 0 < len(full) < len(parts) else optimizer
 
-    loop.get_megatron_optimizer = get_megatron_optimizer
-    try:
+    with replaced(loop, "get_megatron_optimizer", get_megatron_optimizer):
         yield
-    finally:
-        loop.get_megatron_optimizer = original

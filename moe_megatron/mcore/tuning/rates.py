@@ -15,6 +15,7 @@ from megatron.training import training as loop
 
 from moe_megatron.config.finetune import FinetuneConfig
 from moe_megatron.config.parameter_roles import Role, role_of
+from moe_megatron.mcore.replaced import replaced
 
 
 @contextmanager
@@ -32,11 +33,8 @@ def rates_of_roles(finetune: FinetuneConfig, learning_rate: float) -> Iterator[N
         config, overrides = original(args)
         return config, {**(overrides or {}), **dict(_overrides(factors, config))}
 
-    loop.get_megatron_optimizer_config = get_megatron_optimizer_config
-    try:
+    with replaced(loop, "get_megatron_optimizer_config", get_megatron_optimizer_config):
         yield
-    finally:
-        loop.get_megatron_optimizer_config = original
 
 
 def _overrides(factors: Mapping[Role, float], config: Any) -> Iterator[tuple[ParamKey, Any]]:
