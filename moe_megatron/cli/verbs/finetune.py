@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from moe_megatron.cli.launching import launcher, say
 from moe_megatron.cli.output import lasting_output
-from moe_megatron.cli.pretrain import option_parser, program, read_options
+from moe_megatron.cli.pretrain import option_parser, read_options
 from moe_megatron.cli.words import read_words
 from moe_megatron.config import RunConfig, apply_overrides
 from moe_megatron.config.fields import float_or_text
@@ -60,17 +61,6 @@ def run(argv: Sequence[str]) -> int:
             raise ConfigError(f"{flag} is what this command does by itself; leave it out.")
     from moe_megatron.finetuning import published  # loads what --help can do without
     from moe_megatron.finetuning.unfreezing import UnfreezeAt
-    from moe_megatron.run.launch import launch
-
-    def start(config: RunConfig) -> int:
-        return launch(
-            config,
-            program(),
-            num_processes=ours.num_processes,
-            fresh=False,
-            debug=ours.debug,
-            say=_say,
-        ).code
 
     output: Path = ours.output
     with lasting_output(), published.output_folder(ours.source, output):
@@ -78,7 +68,9 @@ def run(argv: Sequence[str]) -> int:
         config = published.tuning_config(base)
         config = _with_used_experts(_with_options(config, ours, flags), base, ours)
         unfreeze = [UnfreezeAt.read(text) for text in ours.unfreeze]
-        return published.finetune(config, base, output, start, unfreeze=unfreeze, say=_say).code
+        return published.finetune(
+            config, base, output, launcher(ours), unfreeze=unfreeze, say=say
+        ).code
 
 
 def _add_options(parser: Any) -> None:
@@ -141,7 +133,7 @@ def _with_used_experts(config: RunConfig, base: Path, ours: Namespace) -> RunCon
         profile = _counted(config, base)
     chosen = used_experts(profile, ours.share)
     for it in chosen:
-        _say(str(it))
+        say(str(it))
     return apply_overrides(config, {"finetune.train": train_used(config.finetune.train, chosen)})
 
 
@@ -167,7 +159,3 @@ def _counted(config: RunConfig, base: Path) -> "RoutingProfile":
     for other in profiles[1:]:
         profiles[0].merge(other)
     return profiles[0]
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)

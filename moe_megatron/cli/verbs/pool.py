@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from moe_megatron.cli.launching import launcher, say
 from moe_megatron.cli.output import lasting_output
-from moe_megatron.cli.pretrain import option_parser, program, read_options
+from moe_megatron.cli.pretrain import option_parser, read_options
 from moe_megatron.cli.words import read_words
-from moe_megatron.config import RunConfig
 from moe_megatron.errors import ConfigError
 
 PICTURE = "loss.png"
@@ -50,24 +50,11 @@ def run(argv: Sequence[str]) -> int:
     options = read_options(ours, flags)
     if not ours.change:
         raise ConfigError("a change is needed, as in --change 100:grow=16; or use train.")
-    from moe_megatron.run.launch import launch  # loads torch, which --help can do without
-    from moe_megatron.run.stages import ChangeAt, train_in_stages
-
-    def stage(config: RunConfig) -> int:
-        return launch(
-            config,
-            program(),
-            num_processes=ours.num_processes,
-            fresh=False,
-            debug=options.debug,
-            say=lambda line: print(line, flush=True),
-        ).code
+    from moe_megatron.run.stages import ChangeAt, train_in_stages  # loads torch
 
     changes = [ChangeAt.read(text, noise=ours.noise) for text in ours.change]
     with lasting_output():
-        code, folders = train_in_stages(
-            options.config, changes, stage, say=lambda line: print(line, flush=True)
-        )
+        code, folders = train_in_stages(options.config, changes, launcher(ours), say=say)
     if code == 0:
         from moe_megatron.training.comparison import compare
 

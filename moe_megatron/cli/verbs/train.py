@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from moe_megatron.cli.launching import launcher
 from moe_megatron.cli.output import lasting_output
-from moe_megatron.cli.pretrain import option_parser, program, read_options
+from moe_megatron.cli.pretrain import option_parser, read_options
 from moe_megatron.cli.words import read_words
 from moe_megatron.config import CONFIG_FILE, dump_yaml
 from moe_megatron.config.checkpoint_files import CHECKPOINTS
@@ -59,17 +60,9 @@ def run(argv: Sequence[str]) -> int:
     if options.print_config:
         print(dump_yaml(options.config), end="")
         return 0
-    from moe_megatron.run.launch import launch  # loads torch, which --help can do without
-
+    launch = launcher(ours, fresh=resumed is None)
     with lasting_output():
-        return launch(
-            options.config,
-            program(),
-            num_processes=ours.num_processes,
-            fresh=resumed is None,
-            debug=options.debug,
-            say=lambda line: print(line, flush=True),
-        ).code
+        return launch(options.config)
 
 
 _NOT_WITH_RESUME = {
