@@ -7,6 +7,7 @@ tokenizer, so using the same data again, in the next cell or on another rank, co
 import hashlib
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ from moe_megatron.data.instructions.encoder import chat_encoder
 from moe_megatron.data.instructions.packing import packed_rows
 from moe_megatron.data.instructions.row_objects import row_sources
 from moe_megatron.data.instructions.stored import StoredSamples, holds_instructions
-from moe_megatron.data.manifest import PreparedDataset
 from moe_megatron.data.objects.reading import Ask, source_of
 from moe_megatron.data.prepare import CacheEntry, prepare_dataset
 from moe_megatron.data.shards import InMemory, Source, expand_sources
@@ -111,16 +111,14 @@ def index_conversations(given: Texts, tokenizer: Tokenizer, data_format: str, na
         if entry.kind == "prefix":
             return prepared_part(Path(entry.value), tokenizer)[0]
     encoder = chat_encoder(data_format, tokenizer, expand_sources(sources))
-    parts = [*map(_identity, sources), tokenizer.fingerprint, *encoder.identity().values()]
-    key = hashlib.sha256("|".join(parts).encode()).hexdigest()[:24]
-    prepared = prepare_dataset(
+    key = _key(sources, tokenizer.fingerprint, *encoder.identity().values())
+    return prepare_dataset(
         sources,
         encoder,
-        CacheEntry(default_cache_dir() / "python" / f"chat-{key}"),
+        _cached(f"chat-{key}"),
         open_instruction_writer,
         progress=is_watched() and name,
-    )
-    return prepared.prefix
+    ).prefix
 
 
 def index_texts(
@@ -150,17 +148,25 @@ def index_texts(
             demo = ensure_demo(default_cache_dir(), open_indexed_writer)
             sources = tuple(demo.corpus[domain] for domain in domains_of(entry))
             text_key = DEMO_TEXT_KEY
-    parts = [*map(_identity, sources), tokenizer.fingerprint, text_key]
-    key = hashlib.sha256("|".join(parts).encode()).hexdigest()[:24]
-    prepared: PreparedDataset = prepare_dataset(
+    prepared = prepare_dataset(
         sources,
         tokenizer,
-        CacheEntry(default_cache_dir() / "python" / key),
+        _cached(_key(sources, tokenizer.fingerprint, text_key)),
         open_indexed_writer,
         text_key=text_key,
         progress=is_watched() and name,
     )
     return prepared.prefix, prepared.tokens
+
+
+def _cached(name: str) -> CacheEntry:
+    return CacheEntry(default_cache_dir() / "python" / name)
+
+
+def _key(sources: Sequence[Source], *how: str) -> str:
+    """What names the datasets of some sources in the cache, by all that decides their content."""
+    parts = [*map(_identity, sources), *how]
+    return hashlib.sha256("|".join(parts).encode()).hexdigest()[:24]
 
 
 def _identity(source: Source) -> str:
