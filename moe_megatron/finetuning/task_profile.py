@@ -5,6 +5,7 @@ import itertools
 import torch
 
 from moe_megatron.errors import ConfigError
+from moe_megatron.model.evaluating import evaluating
 from moe_megatron.model.moe_model import MoEModel
 from moe_megatron.telemetry.values.profile import RoutingProfile
 from moe_megatron.text.tokenizer import Tokenizer
@@ -50,11 +51,9 @@ def task_profile(
         layers=model.architecture.moe_layers, num_experts=experts, top_k=model.moe_config.top_k
     )
     most = model.model_config.max_position_embeddings
-    was_training = model.training
-    model.eval()
-    for batch in itertools.islice(batches(prefix, length, 1, most), sequences):
-        routing = model(batch.input_ids, attention_mask=batch.valid).routing
-        for row, info in enumerate(routing):
-            profile.tokens_per_expert[row] += info.tokens_per_expert.cpu().numpy()
-    model.train(was_training)
+    with evaluating(model):
+        for batch in itertools.islice(batches(prefix, length, 1, most), sequences):
+            routing = model(batch.input_ids, attention_mask=batch.valid).routing
+            for row, info in enumerate(routing):
+                profile.tokens_per_expert[row] += info.tokens_per_expert.cpu().numpy()
     return profile

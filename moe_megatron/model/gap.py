@@ -21,6 +21,7 @@ from moe_megatron.config.arguments import shown
 from moe_megatron.errors import ConfigError
 from moe_megatron.model import inputs
 from moe_megatron.model.attention import KeyValueCache
+from moe_megatron.model.evaluating import evaluating
 from moe_megatron.model.language_model import LanguageModel
 from moe_megatron.model.outputs import RoutingInfo
 from moe_megatron.model.router import Router
@@ -73,7 +74,7 @@ def causal_gap(
     inputs.check_tokens(input_ids, model.vocab_size, model._max_length)
     valid = inputs.valid_tokens(attention_mask, input_ids)
     batched = any(it.route.router.looks_at_batch(training=False) for it in routers)
-    with torch.no_grad(), _evaluating(model):
+    with torch.no_grad(), evaluating(model):
         with _training(routers, seed):
             trained = _run(model, input_ids, valid)
         with _without_capacity(routers):
@@ -157,18 +158,6 @@ def _share(one_BSE: Tensor, two_BSE: Tensor, tokens_BS: Tensor) -> float:
 
 def _loss(logits: Tensor, input_ids: Tensor, valid: Tensor | None) -> float:
     return float(inputs.next_token_loss(logits, input_ids, valid))
-
-
-@contextmanager
-def _evaluating(model: LanguageModel) -> Iterator[None]:
-    """Evaluation mode inside the block; every module has its own mode again afterwards."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
 
 
 @contextmanager

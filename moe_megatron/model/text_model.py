@@ -16,6 +16,7 @@ from torch import Tensor
 from moe_megatron.config.arguments import explained
 from moe_megatron.errors import DataError
 from moe_megatron.model import generation, inputs, text
+from moe_megatron.model.evaluating import evaluating
 from moe_megatron.model.language_model import LanguageModel
 from moe_megatron.model.moe_layer import MoELayer
 from moe_megatron.model.support import check_continues
@@ -142,9 +143,7 @@ class TextModel(LanguageModel):
         choose = generation.sampler(temperature, top_k, generator)
         if not allow_batch_dependent:
             check_continues(self.moe_config)
-        was_training = self.training
-        self.eval()
-        try:
+        with evaluating(self):
             return generation.continue_tokens(
                 self._next_logits,
                 input_ids,
@@ -154,8 +153,6 @@ class TextModel(LanguageModel):
                 eos_token_id=eos_token_id,
                 group=self.expert_parallel_group,
             )
-        finally:
-            self.train(was_training)
 
     @property
     def expert_parallel_group(self) -> dist.ProcessGroup | None:

@@ -20,6 +20,7 @@ from moe_megatron.data.instructions.stored import holds_instructions
 from moe_megatron.errors import ConfigError, RecoveryError
 from moe_megatron.files import user_path
 from moe_megatron.mcore import world
+from moe_megatron.model.evaluating import evaluating
 from moe_megatron.model.given import model_given
 from moe_megatron.model.moe_model import MoEModel
 from moe_megatron.model.storage import WeightMap
@@ -247,9 +248,8 @@ class MoETrainer:
         prefix, _ = text_data.index_data(dataset, *how, length=length)
         learned = self.model.model_config.position_embedding == "learned_absolute"
         most = self.model.model_config.max_position_embeddings if learned else None
-        total, count, was_training = 0.0, 0, self.model.training
-        self.model.eval()
-        with torch.no_grad():
+        total, count = 0.0, 0
+        with torch.no_grad(), evaluating(self.model):
             for batch in batches(prefix, length, batch_size, most):
                 output = self.model(
                     batch.input_ids, attention_mask=batch.valid, labels=batch.labels
@@ -257,7 +257,6 @@ class MoETrainer:
                 assert output.lm_loss is not None
                 total += float(output.lm_loss) * batch.predicted
                 count += batch.predicted
-        self.model.train(was_training)
         return EvalResult(loss=total / count, tokens=count)
 
     def save_model(self, path: str | Path) -> None:
