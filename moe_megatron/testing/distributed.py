@@ -59,6 +59,8 @@ class RankEnd:
     """Whether we killed it, because another rank had failed or time was up."""
     output: str
     """Its stdout and stderr."""
+    returned: bool
+    """Whether the function returned; one that calls `sys.exit(0)` does not."""
     result: Any
     """The result of the function; None if it did not return."""
 
@@ -69,6 +71,8 @@ class RankEnd:
             return f"rank {self.rank} was still running and was killed"
         if self.exit_code < 0:
             return f"rank {self.rank} was killed by {signal.Signals(-self.exit_code).name}"
+        if not self.exit_code and not self.returned:
+            return f"rank {self.rank} ended before its function returned"
         return f"rank {self.rank} ended with code {self.exit_code}"
 
 
@@ -78,7 +82,7 @@ class RankError(AssertionError):
     def __init__(self, ends: Sequence[RankEnd], reason: str = "") -> None:
         self.ends = tuple(ends)
         # Ranks that failed by themselves come first.
-        order = sorted(ends, key=lambda end: (end.was_ended, end.exit_code == 0, end.rank))
+        order = sorted(ends, key=lambda end: (end.was_ended, end.returned, end.rank))
         parts = [f"{end.description}:\n{end.output[-_SHOWN:]}" for end in order]
         super().__init__("\n".join([*([reason] if reason else []), *parts]))
 
@@ -214,6 +218,7 @@ class Ranks:
                     exit_code=self._codes[rank],
                     was_ended=rank in self._ended_by_us and self._codes[rank] == -signal.SIGKILL,
                     output=self.output(rank),
+                    returned=result.exists(),
                     result=pickle.loads(result.read_bytes()) if result.exists() else None,
                 )
             )
@@ -294,8 +299,8 @@ def run_distributed[T](
         fresh: Start new interpreters, which see this machine's GPUs, instead of forking.
 
     Raises:
-        RankError: A rank raised an exception, exited, was killed or took too long. The message says
-            how each rank ended, and contains its output.
+        RankError: A rank raised an exception, exited (with code 0, too), was killed or took too
+            long. The message says how each rank ended, and contains its output.
         TypeError: The function cannot be imported by name.
     """
     with start_ranks(
@@ -307,6 +312,6 @@ def run_distributed[T](
         fresh=fresh,
     ) as ranks:
         ends = ranks.wait(timeout)
-    if any(end.exit_code for end in ends):
+    if not all(end.returned and end.exit_code == 0 for end in ends):
         raise RankError(ends)
     return [end.result for end in ends]

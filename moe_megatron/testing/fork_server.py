@@ -88,6 +88,7 @@ class ForkServer:
             while True:
                 kind, process, status = self._connection.recv()
                 if kind == "forked":
+                    self._ended.pop(process, None)  # of an earlier rank with the same id
                     return int(process)
                 self._ended[process] = status
 

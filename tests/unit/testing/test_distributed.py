@@ -70,6 +70,10 @@ def leave_in_words() -> None:
     sys.exit("no data")
 
 
+def leave_early() -> None:
+    sys.exit(0)
+
+
 def hang_with_a_child() -> None:
     child = subprocess.Popen(["sleep", "100"])
     print("child", child.pid, "of", os.getpid(), flush=True)
@@ -174,6 +178,11 @@ def test_failure_of_all_holds_what_they_wrote() -> None:
     with pytest.raises(RankError, match=r"rank 0 ended with code 1:\nno data\n\nrank 1") as caught:
         run_distributed(leave_in_words)
     assert [end.exit_code for end in caught.value.ends] == [1, 1]
+
+
+def test_rank_that_leaves_well_before_its_end_has_failed() -> None:
+    with pytest.raises(RankError, match="rank 0 ended before its function returned"):
+        run_distributed(leave_early, world_size=1)
 
 
 def test_ranks_that_take_too_long_are_killed_with_their_children(

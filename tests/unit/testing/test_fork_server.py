@@ -51,6 +51,15 @@ def server(*preloaded: str) -> Iterator[ForkServer]:
         server.close()
 
 
+def test_rank_with_the_id_of_an_earlier_one_has_not_ended(tmp_path: Path) -> None:
+    with server() as ours:
+        first = ours.fork(task(tmp_path))
+        ours._ended.update(dict.fromkeys(range(first, first + 2_000), 0))  # ids come in this order
+        second = ours.fork(task(tmp_path))
+        assert first < second < first + 2_000
+        assert ours.exit_code(second) is None
+
+
 def test_rank_ends_with_the_server_that_forked_it(
     tmp_path: Path, wait_until_gone: Callable[..., None]
 ) -> None:
