@@ -68,7 +68,7 @@ def change_experts(
         check_apart(root, folder)
         run = description.run_of(folder)
         description.check_whole(folder, run)
-        if run.finetune.states_apart:
+        if run.states_apart:
             raise CheckpointError(
                 f"{folder} was saved by a run that froze parameters, whose optimizer knows some "
                 "experts alone; change the number of experts of a training of all of them, or of "

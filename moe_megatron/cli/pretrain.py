@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from moe_megatron.cli.adapter_options import adapter_overrides, add_adapter_options
 from moe_megatron.cli.choices import choice_overrides, with_own_code
 from moe_megatron.cli.parser import Parser
 from moe_megatron.cli.words import read_words
@@ -94,6 +95,7 @@ def read_options(
     for field in _TELEMETRY_OPTIONS:
         if (value := getattr(ours, field)) is not None:
             overrides[f"telemetry.{field}"] = value
+    overrides.update(adapter_overrides(ours))
     if ours.expert_failure_policy is not None:
         overrides["recovery.expert_failure"] = ours.expert_failure_policy
     config = with_own_code(config, overrides)
@@ -155,6 +157,7 @@ def option_parser(**kwargs: Any) -> argparse.ArgumentParser:
         help="mask an expert with non-finite weights or gradients, or stop (default)",
     )
     _add_telemetry_options(parser)
+    add_adapter_options(parser)
     parser.add_argument(
         "--print-config", action="store_true", help="print the resolved configuration and exit"
     )

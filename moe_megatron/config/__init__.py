@@ -7,6 +7,7 @@
 It works on a login node: it imports neither torch nor Megatron, and opens nothing but YAML files.
 """
 
+from moe_megatron.config.adapter import AdapterConfig
 from moe_megatron.config.architecture import Architecture
 from moe_megatron.config.checkpoint import CheckpointConfig
 from moe_megatron.config.data import DataConfig
@@ -32,6 +33,7 @@ from moe_megatron.config.within import Within
 
 __all__ = [
     "CONFIG_FILE",
+    "AdapterConfig",
     "Architecture",
     "CheckpointConfig",
     "DataConfig",

@@ -6,10 +6,11 @@ start.
 
 import logging
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from filecmp import cmp
 from pathlib import Path
 
+from moe_megatron.config.adapter import AdapterConfig
 from moe_megatron.config.architecture import Difference
 from moe_megatron.config.checkpoint_files import RELEASE, TRACKER
 from moe_megatron.config.loader import CONFIG_FILE, load_config
@@ -69,10 +70,30 @@ def check_same_run(
             f"it with the configuration beside it (--config {folder / CONFIG_FILE}), or choose a "
             f"checkpoint of this model.{on_purpose if of_router == differences else ''}"
         )
+    _check_adapters(folder, saved.adapter, config.adapter)
     if changes := _refused(folder, saved, config):
         raise CheckpointError(
             f"{folder} cannot be resumed with these changes: {' '.join(map(str, changes))}"
         )
+
+
+def _check_adapters(folder: Path, saved: AdapterConfig, wanted: AdapterConfig) -> None:
+    """Refuse a run that would leave adapters of the checkpoint out, or compute others with them."""
+    wanted = replace(wanted, dropout=saved.dropout) if wanted.on else wanted
+    if not saved.on or saved == wanted:
+        return
+    changed_fields = [
+        it.name for it in fields(saved) if getattr(saved, it.name) != getattr(wanted, it.name)
+    ]
+    raise CheckpointError(
+        f"{folder} holds adapters, which this run would leave out or change: "
+        + "; ".join(
+            f"adapter.{name} is {getattr(saved, name)} there and {getattr(wanted, name)} here"
+            for name in changed_fields
+        )
+        + f". Load it with the configuration beside it (--config {folder / CONFIG_FILE}), or merge "
+        "its adapters into its weights first."
+    )
 
 
 def other_router(

@@ -51,7 +51,7 @@ _KEEP_LAYOUT = Kept(
 
 def _other_states(saved: RunConfig, wanted: RunConfig) -> bool:
     """Whether the optimizer of the one has states that the other cannot use."""
-    same_form = saved.finetune.states_apart == wanted.finetune.states_apart
+    same_form = saved.states_apart == wanted.states_apart
     return _loads_optimizer(saved, wanted) and not (same_form and wanted.finetune.reselect)
 
 
@@ -67,9 +67,14 @@ _KEEP_FORM = Kept(
     reason="its optimizer was saved layer by layer and expert by expert, or is not",
     remedy=_NO_OPTIMIZER,
     applies=lambda saved, wanted: (
-        saved.finetune.states_apart != wanted.finetune.states_apart
-        and _loads_optimizer(saved, wanted)
+        saved.states_apart != wanted.states_apart and _loads_optimizer(saved, wanted)
     ),
+    of_other_runs=True,
+)
+_KEEP_ADAPTERS = Kept(
+    reason="its optimizer knows the parameters that were trained then, and no other",
+    remedy=f"{_NO_OPTIMIZER}, or start a new run from the weights, with --finetune",
+    applies=_loads_optimizer,
     of_other_runs=True,
 )
 
@@ -160,6 +165,15 @@ ON_RESUME: Mapping[str, Kept | None] = {
     "finetune.embedding_learning_rate": None,
     "finetune.output_learning_rate": None,
     "finetune.norm_learning_rate": None,
+    # `loading` keeps all fields of adapters that a checkpoint has.
+    "adapter.rank": _KEEP_ADAPTERS,
+    "adapter.alpha": None,
+    "adapter.scaling": None,
+    "adapter.targets": None,
+    "adapter.ranks": None,
+    "adapter.experts": None,
+    "adapter.magnitude": None,
+    "adapter.dropout": None,
     "run_dir": None,
     "preset": None,
     "megatron": None,

@@ -1,4 +1,4 @@
-"""The whole configuration of a run: nine sections, and Megatron flags that none of them covers.
+"""The whole configuration of a run: ten sections, and Megatron flags that none of them covers.
 
 It checks that the sections fit together. It does not read files (`loader`), nor translate fields
 to Megatron flags (`flags`).
@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from moe_megatron.config import checks, validation
+from moe_megatron.config.adapter import AdapterConfig
 from moe_megatron.config.architecture import Architecture
 from moe_megatron.config.checkpoint import CheckpointConfig
 from moe_megatron.config.conform import conform
@@ -37,6 +38,7 @@ SECTIONS: dict[str, type] = {
         TelemetryConfig,
         RecoveryConfig,
         FinetuneConfig,
+        AdapterConfig,
     )
 }
 """The sections by name, in the order in which a file lists them."""
@@ -76,6 +78,9 @@ class RunConfig:
 
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
     """Which parameters are trained, and how fast."""
+
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    """Low-rank adapters."""
 
     run_dir: str = "runs/moe"
     """Folder of everything the run writes: metrics, checkpoints, report."""
@@ -117,6 +122,16 @@ class RunConfig:
         """Longest sequence the model can read, in tokens."""
         return self.model.max_position_embeddings or self.data.sequence_length
 
+    @property
+    def freezes(self) -> bool:
+        """Whether anything may be frozen."""
+        return self.adapter.on or self.finetune.freezes
+
+    @property
+    def states_apart(self) -> bool:
+        """Whether checkpoints hold the optimizer's states layer by layer and expert by expert."""
+        return self.adapter.on or self.finetune.states_apart
+
     def validate(self, world_size: int | None = None) -> None:
         """Check every rule that involves two sections.
 
@@ -133,6 +148,7 @@ class RunConfig:
         validation.check_sequence(self.model, self.data, self.parallel)
         validation.check_prediction(self.model, self.parallel, self.megatron)
         validation.check_finetune(self.finetune, self.model, self.moe, self.parallel, self.megatron)
+        validation.check_adapters(self.adapter, self.model, self.moe)
         validation.check_expert_failure(self.moe, self.recovery)
         validation.check_quantiles(self.moe, self.training, self.data)
         validation.check_restart(self.recovery, self.checkpoint, self.megatron)

@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping
 
 from moe_megatron.config import checks
+from moe_megatron.config.adapter import AdapterConfig
 from moe_megatron.config.checkpoint import CheckpointConfig
 from moe_megatron.config.data import DataConfig
 from moe_megatron.config.finetune import RATES, FinetuneConfig
@@ -196,6 +197,13 @@ def check_finetune(
                 f"--{flag} gives learning rates of its own, which contradict those of finetune; "
                 "leave one of them out."
             )
+
+
+def check_adapters(adapter: AdapterConfig, model: ModelConfig, moe: MoEConfig) -> None:
+    """Selectors of adapters must name what the model has."""
+    for field, selector in adapter.selectors():
+        if problem := _missing(selector, model, moe):
+            raise ConfigError(f"{field} '{selector}' does not fit this model: {problem}.")
 
 
 _OTHER_RATES = frozenset({"decoupled-lr", "use-mup"})

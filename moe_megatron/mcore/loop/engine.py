@@ -27,7 +27,7 @@ from megatron.training.argument_utils import gpt_config_from_args, pretrain_cfg_
 from moe_megatron.config.checkpoint_files import iteration_dir
 from moe_megatron.data.instructions.stored import holds_instructions
 from moe_megatron.data.instructions.suitable import check_settings
-from moe_megatron.errors import BackendUnavailableError
+from moe_megatron.errors import BackendUnavailableError, ConfigError
 from moe_megatron.mcore import world
 from moe_megatron.mcore.later import tokenizers_later
 from moe_megatron.mcore.layers.prediction import our_prediction_layers
@@ -181,6 +181,8 @@ def run(job: TrainingJob, machine: MachineSettings) -> JobOutcome:
 def _check(job: TrainingJob) -> bool:
     """Refuse what cannot train together; returns whether the data is instruction data."""
     job.config.validate(world.size())
+    if job.config.adapter.on:
+        raise ConfigError("adapter.rank is set, but adapters cannot be trained yet; leave it out.")
     check_token_ids(job.config, job.data_paths)
     instructions = holds_instructions(prefixes_in((*job.data_paths, *job.validation_paths)))
     if instructions:
@@ -203,7 +205,7 @@ def _our_checkpoints(args: Any, job: TrainingJob, load: Path | None) -> Iterator
         job.say(str(rerouted))
     with contextlib.ExitStack() as stack:
         stack.enter_context(resharding_optimizer_states())
-        if finetune.states_apart:
+        if job.config.states_apart:
             stack.enter_context(saving_own_shards(apart))
             stack.enter_context(states_apart())
             stack.enter_context(lacking_states() if finetune.reselect else nullcontext())

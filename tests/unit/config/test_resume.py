@@ -44,6 +44,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "finetune.train": (("router",), "state of those parameters that were trained then, and no"),
     "finetune.reselect": (True, "saved layer by layer and expert by expert, or is not"),
     "finetune.freeze": (("router",), "state of those parameters that were trained then, and no"),
+    "adapter.rank": (4, "its optimizer knows the parameters that were trained then"),
     "parallel.distributed_optimizer": (False, "the other optimizer cannot read what this one"),
 }
 
