@@ -3,6 +3,8 @@
 It names sources; it does not open them (`moe_megatron.data` does).
 """
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from moe_megatron.config import checks
@@ -13,6 +15,31 @@ from moe_megatron.errors import ConfigError
 
 TEXT = "text"
 """The format of data that is no conversations."""
+
+BASE = "base"
+"""The name of the domain that a model knows already, in reports beside those of tasks."""
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Check the names of tasks.
+
+    Raises:
+        ConfigError: One is no name, stands there twice, or means something else.
+    """
+    for name in names:
+        if not _NAME.fullmatch(name) or name == BASE:
+            raise ConfigError(
+                f"'{checks.clipped(name)}' is no name of a task: it takes letters, digits, '_', "
+                f"'-' and '.', 64 at most, and not '{BASE}', which is the base domain."
+            )
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ConfigError(
+            f"two tasks are called {checks.join_words(twice, 'and')}; give each a name of its own, "
+            "and a folder or a pattern for a task of several files."
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,6 +55,10 @@ class DataConfig:
 
     weights: tuple[float, ...] | None = None
     """Share of each path in the mixture, in any unit; null: in proportion to their tokens."""
+
+    tasks: tuple[str, ...] | None = None
+    """Name of the task of each path, for routers and reports that tell tasks apart; null: there are
+    none."""
 
     tokenizer: str = "demo"
     """Folder or Hugging Face id of a tokenizer, or "demo" to train one on the demo corpus."""
@@ -69,6 +100,7 @@ class DataConfig:
                 "give the prefix in data.paths."
             )
         self._check_weights()
+        self._check_tasks()
         _ = self.split_shares  # raises if it cannot be parsed
 
     def _check_weights(self) -> None:
@@ -84,6 +116,31 @@ class DataConfig:
                 f"data.weights must all be greater than 0, not {list(self.weights)}; leave out a "
                 "path that should not be read."
             )
+
+    def _check_tasks(self) -> None:
+        if self.tasks is None:
+            return
+        if len(self.tasks) != len(self.paths):
+            raise ConfigError(
+                f"data.tasks has {len(self.tasks)} names for {len(self.paths)} data.paths; give "
+                "one name for each path, and a folder or a pattern for a task of several files."
+            )
+        check_names(self.tasks)
+
+    def task_number(self, name: str) -> int:
+        """The number of a task, which its samples carry.
+
+        Raises:
+            ConfigError: There is none of this name.
+        """
+        known = self.tasks or ()
+        if name not in known:
+            names = checks.join_words(known, "and") if known else "none: data.tasks is null"
+            raise ConfigError(
+                f"there is no task '{checks.clipped(name)}'.{checks.nearest(name, known)} Tasks "
+                f"are {names}."
+            )
+        return known.index(name)
 
     @property
     def split_shares(self) -> tuple[float, float, float]:

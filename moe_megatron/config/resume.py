@@ -94,6 +94,14 @@ ON_RESUME: Mapping[str, Kept | None] = {
     ),
     "data.paths": None,
     "data.weights": None,
+    "data.tasks": Kept(
+        reason="the checkpoint knows its tasks by their numbers",
+        remedy="Give the same names in the same order, with new ones at their end; or start a new "
+        "run from its weights, with --load, --finetune and another --run-dir",
+        applies=lambda saved, wanted: (
+            (wanted.data.tasks or ())[: len(saved.data.tasks or ())] != (saved.data.tasks or ())
+        ),
+    ),
     # `loading` accepts a tokenizer that has moved.
     "data.tokenizer": Kept(reason=_TOKENS, remedy=_NEW_RUN),
     "data.vocab_size": Kept(reason=_TOKENS, remedy=_NEW_RUN),

@@ -52,6 +52,8 @@ class ResolvedBlend:
     """One per prefix; they sum to 1."""
     tokens: tuple[int, ...]
     """One number per prefix."""
+    entries: tuple[int, ...]
+    """From which entry each prefix is, from 0."""
     tokenizer_dir: Path
 
 
@@ -233,5 +235,6 @@ def _blend(
         prefixes=tuple(prefix for prefix, _ in flat),
         weights=tuple(weights),
         tokens=tuple(tokens for _, tokens in flat),
+        entries=tuple(place for place, of_entry in enumerate(parts) for _ in of_entry),
         tokenizer_dir=tokenizer_dir,
     )

@@ -94,23 +94,28 @@ def check_labels(labels: Any, input_ids: Tensor, vocab_size: int) -> None:
         )
 
 
-def check_domains(domain_ids: Any, input_ids: Tensor) -> None:
-    """Refuse domains that are not a whole number for each row of tokens; None is fine.
+def check_of_rows(what: str, ids: Any, input_ids: Tensor) -> None:
+    """Refuse domains or tasks that are not a whole number for each row of tokens; None is fine.
+
+    Args:
+        what: "domain" or "task".
+        ids: What is given.
+        input_ids: [batch, seq].
 
     Raises:
         DataError: Kind, shape or dtype is wrong.
     """
-    if domain_ids is None:
+    if ids is None:
         return
     rows = len(input_ids)
-    given = type(domain_ids).__name__
-    if isinstance(domain_ids, Tensor):
-        given = f"{domain_ids.dtype} of shape {list(domain_ids.shape)}"
-        if domain_ids.shape == (rows,) and _whole_numbers(domain_ids):
+    given = type(ids).__name__
+    if isinstance(ids, Tensor):
+        given = f"{ids.dtype} of shape {list(ids.shape)}"
+        if ids.shape == (rows,) and _whole_numbers(ids):
             return
     raise DataError(
-        f"domain_ids must be a whole number for each of the {rows} rows of input_ids, and -1 where "
-        f"its domain is not known, not {given}; make them with torch.tensor([0, 1])."
+        f"{what}_ids must be a whole number for each of the {rows} rows of input_ids, and -1 where "
+        f"its {what} is not known, not {given}; make them with torch.tensor([0, 1])."
     )
 
 

@@ -135,6 +135,7 @@ class LanguageModel(nn.Module):
         *,
         domain_ids: Tensor | None = None,
         position_ids: Tensor | None = None,
+        task_ids: Tensor | None = None,
     ) -> MoEOutput:
         """Predict the next token at every position.
 
@@ -150,15 +151,17 @@ class LanguageModel(nn.Module):
             position_ids: int64 [batch, seq], places within a sample where a row holds several, 0
                 where one begins: attention stays within it, and its first token is not predicted.
                 None: a row is one sample.
+            task_ids: int64 [batch], the number of the task of each row, as domain_ids.
 
         Raises:
             DataError: Shapes or ids are wrong.
         """
         inputs.check_tokens(input_ids, self.vocab_size, self._max_length)
         valid = inputs.valid_tokens(attention_mask, input_ids)
-        inputs.check_domains(domain_ids, input_ids)
+        inputs.check_of_rows("domain", domain_ids, input_ids)
+        inputs.check_of_rows("task", task_ids, input_ids)
         inputs.check_positions(position_ids, input_ids)
-        hidden, routing = self._decode(input_ids, valid, None, domain_ids, position_ids)
+        hidden, routing = self._decode(input_ids, valid, None, domain_ids, position_ids, task_ids)
         logits = self._project(hidden)
         aux_loss, z_loss, router_loss = self._router_losses(routing, logits)
         lm_loss = loss = None
@@ -185,6 +188,7 @@ class LanguageModel(nn.Module):
         cache: KeyValueCache | None,
         domain_ids: Tensor | None = None,
         position_ids: Tensor | None = None,
+        task_ids: Tensor | None = None,
     ) -> tuple[Tensor, tuple[RoutingInfo, ...]]:
         """Hidden states of new tokens [batch, n]; `valid` also covers the cached tokens."""
         config = self.model_config
@@ -212,7 +216,7 @@ class LanguageModel(nn.Module):
         for layer in self.layers:
             new = None if valid is None else valid[:, past:]
             seen = windowed if layer.has_window else mask
-            hidden, info = layer(hidden, angles, seen, new, cache, input_ids, domain_ids)
+            hidden, info = layer(hidden, angles, seen, new, cache, input_ids, domain_ids, task_ids)
             if info is not None:
                 routing.append(info)
         if cache is not None:

@@ -48,6 +48,7 @@ class MoELayer(nn.Module):
         valid: Tensor | None,
         token_ids: Tensor | None = None,
         domain_ids: Tensor | None = None,
+        task_ids: Tensor | None = None,
     ) -> tuple[Tensor, RoutingInfo]:
         """Apply the layer.
 
@@ -56,6 +57,7 @@ class MoELayer(nn.Module):
             valid: bool [batch, seq], False for padding, which is not routed; None if there is none.
             token_ids: int64 [batch, seq], for routers that look at them.
             domain_ids: int64 [batch], the same; None: they are not known.
+            task_ids: As domain_ids.
 
         Returns:
             The output, [batch, seq, hidden], to which routed experts add 0 for padding; and what
@@ -70,8 +72,11 @@ class MoELayer(nn.Module):
             sequence_T, position_T = valid.nonzero(as_tuple=True)
             order = (position_T * len(valid) + sequence_T).argsort()
         ids = None if token_ids is None else token_ids[valid]
-        domains = None if domain_ids is None else domain_ids.unsqueeze(1).expand_as(valid)[valid]
-        logits_TE, routing = self.router(tokens, ids, order, domains)
+        domains, tasks = (
+            None if of_rows is None else of_rows.unsqueeze(1).expand_as(valid)[valid]
+            for of_rows in (domain_ids, task_ids)
+        )
+        logits_TE, routing = self.router(tokens, ids, order, domains, tasks)
         output_TH = self.experts(tokens, routing)
         if routing.copied is not None:
             output_TH = output_TH + routing.copied.unsqueeze(-1) * tokens

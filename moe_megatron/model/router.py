@@ -63,6 +63,7 @@ class Router(nn.Module):
         token_ids: Tensor | None = None,
         order: Tensor | None = None,
         domain_ids: Tensor | None = None,
+        task_ids: Tensor | None = None,
     ) -> tuple[Tensor, Routing]:
         """Route [tokens, hidden]: all tokens of a batch, without its padding.
 
@@ -71,6 +72,7 @@ class Router(nn.Module):
             token_ids: int64 [tokens], for routers that look at them.
             order: int64 [tokens], the tokens in the order in which full experts keep the first.
             domain_ids: int64 [tokens], for routers that look at them; None: they are not known.
+            task_ids: As domain_ids.
 
         Returns:
             Logits, [tokens, experts], in the router's precision; and the experts of the tokens.
@@ -80,8 +82,12 @@ class Router(nn.Module):
         if jitter is not None and self.training:
             hidden = hidden * torch.empty_like(hidden).uniform_(1.0 - jitter, 1.0 + jitter)
         logits_TE = self._logits(hidden)
-        if domain_ids is None and self.route.uses("domain_ids"):
-            domain_ids = torch.full(hidden.shape[:1], -1, device=hidden.device)
+        domain_ids, task_ids = (
+            torch.full(hidden.shape[:1], -1, device=hidden.device)
+            if ids is None and self.route.uses(name)
+            else ids
+            for name, ids in (("domain_ids", domain_ids), ("task_ids", task_ids))
+        )
         routing = self.route(
             logits_TE,
             hidden=hidden,
@@ -91,6 +97,7 @@ class Router(nn.Module):
             state=None if self.state is None else self.state.values(),
             token_ids=token_ids,
             domain_ids=domain_ids,
+            task_ids=task_ids,
         )
         if config.capacity_factor is not None:
             capacity = expert_capacity(

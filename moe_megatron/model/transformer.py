@@ -57,6 +57,7 @@ class DecoderLayer(nn.Module):
         cache: KeyValueCache | None,
         token_ids: Tensor,
         domain_ids: Tensor | None = None,
+        task_ids: Tensor | None = None,
     ) -> tuple[Tensor, RoutingInfo | None]:
         """Apply the layer to [batch, seq, hidden].
 
@@ -68,6 +69,7 @@ class DecoderLayer(nn.Module):
             cache: Earlier positions, if any.
             token_ids: int64 [batch, seq], for routers that look at them.
             domain_ids: int64 [batch], the same; None: they are not known.
+            task_ids: As domain_ids.
 
         Returns:
             The new residual stream, and the routing of an MoE layer; None for a dense one.
@@ -75,7 +77,7 @@ class DecoderLayer(nn.Module):
         hidden = hidden + self._update(self.attention(self.input_norm(hidden), angles, mask, cache))
         normed = self.mlp_norm(hidden)
         if self.moe is not None:
-            update, info = self.moe(normed, valid, token_ids, domain_ids)
+            update, info = self.moe(normed, valid, token_ids, domain_ids, task_ids)
             return hidden + self._update(update), info
         assert self.mlp is not None
         return hidden + self._update(self.mlp(normed)), None

@@ -30,6 +30,8 @@ CONTEXT = {
     "token_ids": "int64 [T], the ids of the tokens",
     "domain_ids": "int64 [T], the number of the source of the data that a token is from; -1 where "
     "that is not known",
+    "task_ids": "int64 [T], the number of the task that a token is of, in the order of data.tasks; "
+    "-1 where that is not known",
 }
 """Arguments that a router gets in addition to logits and `top_k` if its signature names them."""
 

@@ -113,6 +113,7 @@ class TopKRouter(_Gate):
             training=self.training,
             token_ids=None,
             domain_ids=unknown_T,
+            task_ids=unknown_T,
             **context,
         )
         info = describe(route, logits_TE, routing, valid)

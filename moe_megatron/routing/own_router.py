@@ -97,6 +97,7 @@ def try_router(moe: MoEConfig, hidden_size: int) -> None:
                 state=state,
                 token_ids=torch.randint(0, 100, (_TOKENS,)),
                 domain_ids=torch.full((_TOKENS,), -1),
+                task_ids=torch.full((_TOKENS,), -1),
             )
         if state is not None:
             _step(route, state, routing.observed, moe.num_experts)

@@ -33,6 +33,8 @@ class PreparedData:
     """As `paths`, for separate validation data; empty to split `paths`."""
     tokenizer: Path | None = None
     """Folder of the tokenizer; None for mock data."""
+    tasks: tuple[int, ...] = ()
+    """The number of the task of each prefix of `paths`; empty where the data has no tasks."""
 
 
 def open_indexed_writer(prefix: Path, vocab_size: int) -> Any:
@@ -84,4 +86,5 @@ def prepare_data(config: RunConfig, *, progress: bool = True) -> PreparedData:
         vocab_size=tokenizer.vocab_size,
         end_of_document=tokenizer.eod_id,
         tokenizer=tokenizer.directory,
+        tasks=() if config.data.tasks is None else blend.entries,
     )

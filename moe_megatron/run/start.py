@@ -179,6 +179,7 @@ def _start(
             end_of_document=data.end_of_document,
             validation_paths=data.validation_paths,
             tokenizer=data.tokenizer,
+            tasks=data.tasks,
             load=loaded,
             run_dir=run_dir,
             sinks=sinks,

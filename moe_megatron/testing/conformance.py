@@ -82,6 +82,7 @@ class Trial:
             state=self.state,
             token_ids=self.token_ids[rows],
             domain_ids=self.token_ids[rows] % 3 - 1,
+            task_ids=self.token_ids[rows] % 3 - 1,
         )
 
 

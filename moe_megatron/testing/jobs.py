@@ -30,6 +30,10 @@ class Job:
     preset: str = "test_tiny"
     data: Path | None = None
     """Prefix of a prepared dataset; None: Megatron's mock data."""
+    blend: tuple[str, ...] = ()
+    """Weights and prefixes of several datasets, in place of one."""
+    tasks: tuple[int, ...] = ()
+    """The task of each of them."""
 
     @property
     def config(self) -> RunConfig:
@@ -115,7 +119,8 @@ def run_job(job: Job, callbacks: tuple["Callback", ...] = ()) -> None:
     sinks = SinkSet([MetricsLog(), RoutingLog()]) if world.rank() == 0 else None
     training = TrainingJob(
         config=config,
-        data_paths=() if job.data is None else ("1.0", str(job.data)),
+        data_paths=job.blend if job.data is None else ("1.0", str(job.data)),
+        tasks=job.tasks,
         data_cache=job.run_dir.parent / "indices",  # they take half a second to build
         vocab_size=MOCK_VOCAB_SIZE,
         end_of_document=0,

@@ -66,6 +66,7 @@ class Handover:
             "end_of_document": data.end_of_document,
             "validation_paths": data.validation_paths,
             "tokenizer": None if data.tokenizer is None else str(data.tokenizer),
+            "tasks": data.tasks,
         }
         _write(self._data, fields)
 
@@ -80,6 +81,7 @@ class Handover:
             end_of_document=fields["end_of_document"],
             validation_paths=tuple(fields["validation_paths"]),
             tokenizer=None if tokenizer is None else Path(tokenizer),
+            tasks=tuple(fields["tasks"]),
         )
         return MoEModel.from_pretrained(self._model), data
 

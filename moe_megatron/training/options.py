@@ -31,6 +31,7 @@ SET_ELSEWHERE: Mapping[str, str] = {
     "model.init_std": "init_std of MoEModel(...), which has drawn its weights",
     "data.paths": _DATA,
     "data.weights": _DATA,
+    "data.tasks": _DATA,
     "data.tokenizer": "tokenizer of MoETrainer(...)",
     "data.text_key": "text_key of train(...)",
     "data.format": "data_format of train(...)",

@@ -23,7 +23,11 @@ from moe_megatron.mcore.layers.expert_mask import ExpertMask
 from moe_megatron.mcore.layers.input_jitter import jitter
 from moe_megatron.mcore.layers.router_losses import RouterLosses
 from moe_megatron.mcore.layers.router_state import ObservedState
-from moe_megatron.mcore.layers.token_ids import domain_ids_here, token_ids_here
+from moe_megatron.mcore.layers.token_ids import (
+    domain_ids_here,
+    task_ids_here,
+    token_ids_here,
+)
 from moe_megatron.mcore.measure.counters import RoutingRow
 from moe_megatron.mcore.measure.routed import Routed, count
 from moe_megatron.routing import BoundRouter, Routing, drop_over_capacity, expert_capacity
@@ -241,7 +245,7 @@ class MeasuredRouter(RouterLosses):
         """What our router chooses for the tokens of this rank."""
         hidden, self._hidden = self._hidden, None
         uses, part = self._route.uses, self._part_of_batch()
-        token_ids = domain_ids = None
+        token_ids = domain_ids = task_ids = None
         if uses("token_ids"):
             token_ids = token_ids_here(
                 sequence_parallel=self.config.sequence_parallel,
@@ -249,8 +253,10 @@ class MeasuredRouter(RouterLosses):
             )
         if uses("domain_ids"):
             domain_ids = domain_ids_here(sequence_parallel=self.config.sequence_parallel)
+        if uses("task_ids"):
+            task_ids = task_ids_here(sequence_parallel=self.config.sequence_parallel)
         context = {"hidden": hidden, "padding": padding_T, "token_ids": token_ids}
-        context["domain_ids"] = domain_ids
+        context |= {"domain_ids": domain_ids, "task_ids": task_ids}
         given = {name: it for name, it in context.items() if uses(name) and it is not None}
         length = len(logits_TE)
         if part is not None:

@@ -1,9 +1,10 @@
-"""The token ids of the micro-batch that is computed now, and their domains, for routers.
+"""The token ids of the micro-batch that is computed now, and their domains and tasks, for routers.
 
-The domain of a token is the source of its sample, of which Megatron's blend tells. Megatron gives
-layers hidden states alone. The forward step leaves both here before it calls the model; a layer
-finds those of its own rows. Layers for multi-token prediction are given later tokens of the
-sequence, one more with each layer, and find the ids of those.
+The domain of a token is the source of its sample, of which Megatron's blend tells; its task is what
+`loop/task_dataset.py` has written beside the sample. Megatron gives layers hidden states alone. The
+forward step leaves all of them here before it calls the model; a layer finds those of its own rows.
+Layers for multi-token prediction are given later tokens of the sequence, one more with each layer,
+and find the ids of those.
 
 Stages that compute a micro-batch again after they have begun another one would find the wrong ids:
 `check_token_ids` refuses such runs.
@@ -20,18 +21,22 @@ from moe_megatron.routing import bind
 
 _current: Tensor | None = None
 _domains: Tensor | None = None
+_tasks: Tensor | None = None
 
 
-def show_token_ids(token_ids: Tensor | None, domains: Tensor | None = None) -> None:
+def show_token_ids(
+    token_ids: Tensor | None, domains: Tensor | None = None, tasks: Tensor | None = None
+) -> None:
     """Leave the ids of a micro-batch, as far as this context rank has them.
 
     Args:
         token_ids: [batch, sequence].
         domains: [batch], the source of each sample, or of each token as `token_ids`; None: there
             is but one.
+        tasks: As `domains`, the number of the task; None: there are no tasks.
     """
-    global _current, _domains
-    _current, _domains = token_ids, domains
+    global _current, _domains, _tasks
+    _current, _domains, _tasks = token_ids, domains, tasks
 
 
 def token_ids_here(*, sequence_parallel: bool, ahead: int = 0) -> Tensor:
@@ -55,12 +60,26 @@ def domain_ids_here(*, sequence_parallel: bool) -> Tensor:
     Args:
         sequence_parallel: Whether the ranks of a tensor parallel group share a sequence.
     """
-    assert _current is not None, "every stage reads samples for a router that looks at domains"
-    domains = torch.full_like(_current, -1)
-    if _domains is not None:
-        of_rows = _domains if _domains.dim() == 2 else _domains.unsqueeze(1)
-        domains = of_rows.to(_current).expand_as(_current)
-    return _rows(domains, sequence_parallel=sequence_parallel)
+    return _of_samples(_domains, sequence_parallel=sequence_parallel)
+
+
+def task_ids_here(*, sequence_parallel: bool) -> Tensor:
+    """The tasks of the rows of a layer, int64 [T]; -1 where the data has none.
+
+    Args:
+        sequence_parallel: Whether the ranks of a tensor parallel group share a sequence.
+    """
+    return _of_samples(_tasks, sequence_parallel=sequence_parallel)
+
+
+def _of_samples(numbers: Tensor | None, *, sequence_parallel: bool) -> Tensor:
+    """What is known of samples, for the rows of a layer."""
+    assert _current is not None, "every stage reads samples where layers look at them"
+    of_tokens = torch.full_like(_current, -1)
+    if numbers is not None:
+        of_rows = numbers if numbers.dim() == 2 else numbers.unsqueeze(1)
+        of_tokens = of_rows.to(_current).expand_as(_current)
+    return _rows(of_tokens, sequence_parallel=sequence_parallel)
 
 
 def _rows(ids: Tensor, *, sequence_parallel: bool) -> Tensor:
@@ -76,11 +95,11 @@ def _rows(ids: Tensor, *, sequence_parallel: bool) -> Tensor:
 
 
 def uses_token_ids(config: RunConfig) -> bool:
-    """Whether the router of a run looks at token ids, or at their domains."""
+    """Whether the router of a run looks at token ids, or at their domains or tasks."""
     if config.moe.num_experts is None:
         return False
     route = bind(config.moe)
-    return route.uses("token_ids") or route.uses("domain_ids")
+    return any(map(route.uses, ("token_ids", "domain_ids", "task_ids")))
 
 
 def _check_domains(config: RunConfig, data_paths: tuple[str, ...]) -> None:

@@ -16,6 +16,7 @@ from moe_megatron.errors import DataError
 from moe_megatron.mcore.loop import index_cache
 from moe_megatron.mcore.loop.instruction_dataset import InstructionDataset
 from moe_megatron.mcore.loop.stages import reads_samples
+from moe_megatron.mcore.loop.task_dataset import TASKS_OF_DATA, TaskDataset
 
 
 def train_valid_test_datasets(num_samples: list[int], vp_stage: int | None = None) -> Any:
@@ -55,12 +56,18 @@ def train_valid_test_datasets(num_samples: list[int], vp_stage: int | None = Non
     )
     builder = BlendedMegatronDatasetBuilder(dataset, num_samples, reads_samples, config)
     if indices is None or torch.distributed.get_rank() != 0:
-        return builder.build()
+        return _with_tasks(builder.build())
     with index_cache.checked(indices):  # Megatron lets rank 0 build first, and the others wait
-        return builder.build()
+        return _with_tasks(builder.build())
 
 
 train_valid_test_datasets.is_distributed = True  # type: ignore[attr-defined]
+
+
+def _with_tasks(splits: Any) -> Any:
+    """The datasets of the splits, whose samples say their task if the data has tasks."""
+    tasks = getattr(get_args(), TASKS_OF_DATA, ())
+    return [it if it is None or not tasks else TaskDataset(it, tasks) for it in splits]
 
 
 def _index_folder(args: Any) -> Path | None:

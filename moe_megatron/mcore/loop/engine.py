@@ -49,6 +49,7 @@ from moe_megatron.mcore.loop.router_states import RouterStates
 from moe_megatron.mcore.loop.saving import Saves
 from moe_megatron.mcore.loop.stages import EVERY_STAGE_READS, check_embeddings, embedding_ranks
 from moe_megatron.mcore.loop.stopping import Stopping
+from moe_megatron.mcore.loop.task_dataset import TASKS_OF_DATA
 from moe_megatron.mcore.measure.attempt_journal import AttemptJournal
 from moe_megatron.mcore.measure.lasting_writers import lasting_writers
 from moe_megatron.mcore.measure.phases import PhaseClock
@@ -152,8 +153,7 @@ def run(job: TrainingJob, machine: MachineSettings) -> JobOutcome:
         stack.enter_context(sections_told(argv))
         args = parse(argv, verbose=True)
         check_embeddings(args)
-        setattr(args, EVERY_STAGE_READS, instructions or uses_token_ids(config))
-        set_packing(args, packed=instructions)
+        _note_data(args, job, instructions=instructions)
         args.iterations_to_skip.extend(rollback.left_out())
         stopping = Stopping(args.exit_signal)
         stack.enter_context(stopping.installed())
@@ -188,6 +188,13 @@ def _check(job: TrainingJob) -> bool:
     if instructions:
         check_settings(job.config)
     return instructions
+
+
+def _note_data(args: Any, job: TrainingJob, *, instructions: bool) -> None:
+    """Put into Megatron's arguments what datasets and stages must know about the data."""
+    setattr(args, EVERY_STAGE_READS, instructions or uses_token_ids(job.config))
+    setattr(args, TASKS_OF_DATA, job.tasks)
+    set_packing(args, packed=instructions)
 
 
 def _set_determinism(wanted: bool) -> None:

@@ -16,6 +16,7 @@ from moe_megatron.mcore.layers.token_ids import show_token_ids
 from moe_megatron.mcore.loop.micro_batches import MicroBatchSeeds
 from moe_megatron.mcore.loop.packed_batch import PADDING, flattened
 from moe_megatron.mcore.loop.stages import reads_samples
+from moe_megatron.mcore.loop.task_dataset import TASK
 from moe_megatron.mcore.measure.phases import PhaseClock
 
 
@@ -41,15 +42,13 @@ def forward_step(
     timers = get_timers()
     timers("batch-generator", log_level=2).start()
     with nullcontext() if clock is None else clock.measure("data"):
-        batch, domains = _get_batch(data_iterator)
+        batch, domains, tasks = _get_batch(data_iterator)
     timers("batch-generator").stop()
     packed = PADDING in batch
     if packed:
-        if domains is not None:
-            domains = domains.to(batch["tokens"]).unsqueeze(1).expand_as(batch["tokens"])
-            domains = domains.reshape(1, -1)
+        domains, tasks = (_of_tokens(it, batch["tokens"]) for it in (domains, tasks))
         batch = flattened(batch, model)
-    show_token_ids(batch.get("tokens"), domains)
+    show_token_ids(batch.get("tokens"), domains, tasks)
     show_learned_tokens(batch["loss_mask"].sum() if packed else None)
     if seeds is not None:
         seeds.begin(model)
@@ -64,12 +63,19 @@ def forward_step(
     return output, partial(_loss, batch.get("loss_mask"))
 
 
+def _of_tokens(of_samples: torch.Tensor | None, tokens: torch.Tensor) -> torch.Tensor | None:
+    """What is known of samples, [batch], for the tokens of a row that holds them all."""
+    if of_samples is None:
+        return None
+    return of_samples.to(tokens).unsqueeze(1).expand_as(tokens).reshape(1, -1)
+
+
 def _get_batch(
     data_iterator: Iterator[dict[str, torch.Tensor]] | None,
-) -> tuple[dict[str, Any], torch.Tensor | None]:
-    """A micro-batch, and the source of each of its samples, where the data has several."""
+) -> tuple[dict[str, Any], torch.Tensor | None, torch.Tensor | None]:
+    """A micro-batch, and source and task of each of its samples, where the data has several."""
     if data_iterator is None or not reads_samples():
-        return {}, None
+        return {}, None, None
     # Every tensor parallel rank reads the same memory-mapped index: no broadcast is needed.
     sample = next(data_iterator)
     batch = {
@@ -82,7 +88,7 @@ def _get_batch(
     own = get_batch_on_this_cp_rank(
         batch, is_hybrid_cp=False, cp_group=mpu.get_context_parallel_group()
     )
-    return own, sample.get("dataset_id")
+    return own, sample.get("dataset_id"), sample.get(TASK)
 
 
 def _loss(

@@ -45,6 +45,8 @@ class TrainingJob:
     """As `data_paths`, for separate validation data; empty to split `data_paths`."""
     tokenizer: Path | None = None
     """Folder of the tokenizer, which is copied beside each checkpoint."""
+    tasks: tuple[int, ...] = ()
+    """The number of the task of each prefix of `data_paths`; empty where the data has no tasks."""
     load: Path | None = None
     """Folder of the checkpoint to start from; None: the newest in `config.checkpoint.load`."""
     run_dir: Path | None = None

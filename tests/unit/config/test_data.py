@@ -24,6 +24,16 @@ from moe_megatron.errors import ConfigError
             "data.weights has 1 entries for 2 data.paths; give one weight for each path.",
         ),
         (
+            {"tasks": ("a", "b")},
+            "data.tasks has 2 names for 1 data.paths; give one name for each path, and a folder",
+        ),
+        (
+            {"paths": ("a", "b"), "tasks": ("code", "code")},
+            "two tasks are called code; give each a name of its own",
+        ),
+        ({"tasks": ("a b",)}, "'a b' is no name of a task: it takes letters, digits"),
+        ({"tasks": ("base",)}, "and not 'base', which is the base domain."),
+        (
             {"weights": (0.0,)},
             "data.weights must all be greater than 0, not [0.0]; leave out a path",
         ),
@@ -49,3 +59,12 @@ def test_split_shares_any_unit_sums_to_one() -> None:
 def test_weights_whole_numbers_become_floats() -> None:
     config = DataConfig(paths=("a", "b"), weights=(1, 3))
     assert config.weights == (1.0, 3.0)
+
+
+def test_a_task_has_the_number_of_its_place_and_another_name_is_refused() -> None:
+    data = DataConfig(paths=("a", "b"), tasks=("code", "prose"))
+    assert [data.task_number(name) for name in ("code", "prose")] == [0, 1]
+    with pytest.raises(ConfigError, match=r"no task 'cod'. Did you mean 'code'\? Tasks are code"):
+        data.task_number("cod")
+    with pytest.raises(ConfigError, match=r"no task 'code'. Tasks are none: data.tasks is null."):
+        DataConfig().task_number("code")

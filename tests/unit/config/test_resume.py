@@ -9,7 +9,9 @@ from moe_megatron.config.fields import settings_of
 from moe_megatron.config.resume import ON_RESUME, flat, refused_changes
 from moe_megatron.config.run import SECTIONS, RunConfig
 
-SAVED = apply_overrides(load_config("test_tiny"), {"training.eval_interval": 2})
+SAVED = apply_overrides(
+    load_config("test_tiny"), {"training.eval_interval": 2, "data.tasks": ("code",)}
+)
 MODEL = ("model", "moe")
 
 
@@ -38,6 +40,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "data.tokenizer": ("elsewhere", "the embeddings in the checkpoint belong to its tokens"),
     "data.sequence_length": (16, "sequences it has read in an order that would be another one"),
     "data.split": ("50,50,0", "texts that it has been trained on would become validation data"),
+    "data.tasks": (("prose",), "the checkpoint knows its tasks by their numbers"),
     "training.seed": (5, "sequences it has read in an order that would be another one"),
     "training.eval_interval": (None, "with evaluation off, all texts are training data"),
     "model.num_prediction_layers": (1, "its optimizer knows those layers alone"),

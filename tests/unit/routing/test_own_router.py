@@ -307,7 +307,9 @@ def test_padding_may_have_any_number_of_experts(tmp_path: Path) -> None:
         "    return Routing.of_map(logits_TE, map_TE)"
     )
     route = bind(moe_of(own_router(f"{written(tmp_path, body)}:bad")))
-    everything = dict.fromkeys(("hidden", "expert_bias", "state", "token_ids", "domain_ids"))
+    everything = dict.fromkeys(
+        ("hidden", "expert_bias", "state", "token_ids", "domain_ids", "task_ids")
+    )
     padding_T = torch.arange(6) > 3
     found = route(torch.randn(6, 8), training=True, padding=padding_T, **everything)
     assert found.kept.sum(1).tolist() == [2, 2, 2, 2, 0, 0]

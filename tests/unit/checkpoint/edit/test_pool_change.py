@@ -161,7 +161,7 @@ def test_what_is_said_of_a_doubled_pool_is_true(name: str) -> None:
     logits = torch.randn(50, EXPERTS, generator=torch.Generator().manual_seed(0)).double()
     given = {
         "hidden": None, "padding": None, "training": False, "expert_bias": None, "state": None,
-        "token_ids": None, "domain_ids": torch.arange(50) % 3 - 1,
+        "token_ids": None, "domain_ids": torch.arange(50) % 3 - 1, "task_ids": None,
     }  # fmt: skip
     first: Routing = bind(before)(logits, **given)
     second: Routing = bind(after)(logits.repeat_interleave(2, 1), **given)
