@@ -31,7 +31,8 @@ _SHARED: Mapping[Sharing, tuple[str, ...]] = {"own": (), "shared_a": (A,), "shar
 """The tensors that all routed experts of a layer have in common; norms are always an expert's own,
 because matrices are."""
 _ADAPTABLE = ("attention", "experts", "shared_experts")
-_EXPERT = re.compile(r"\.local_experts\.\d+(?=\.)")
+_LAYER = re.compile(r"(?:decoder|mtp)\.layers\.(\d+)\.")
+_EXPERT = re.compile(r"\.local_experts\.(\d+)(?=\.)")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -154,6 +155,22 @@ class AdapterConfig:
                 yield Selector.read(selector), int(rank)
             except ConfigError as error:
                 raise ConfigError(f"adapter.ranks: {error}") from None
+
+
+def place_of_tensor(name: str, prediction_after: int) -> ParameterPlace:
+    """The place of a tensor of an adapter.
+
+    Args:
+        name: As in checkpoints.
+        prediction_after: Layers of the decoder, after which those for multi-token prediction count.
+    """
+    layer, expert = _LAYER.match(name), _EXPERT.search(name)
+    before = prediction_after if name.startswith("mtp.") else 0
+    return ParameterPlace(
+        name,
+        layer=int(layer[1]) + 1 + before if layer else None,
+        expert=int(expert[1]) if expert else None,
+    )
 
 
 def is_of_adapter(name: str) -> bool:

@@ -90,9 +90,14 @@ class FinetuneConfig:
                 )
 
     @property
+    def chooses(self) -> bool:
+        """Whether `train` names something in particular, and not all."""
+        return self.train != (ALL,)
+
+    @property
     def freezes(self) -> bool:
         """Whether anything may be frozen."""
-        return self.train != (ALL,) or bool(self.freeze)
+        return self.chooses or bool(self.freeze)
 
     @property
     def states_apart(self) -> bool:

@@ -27,7 +27,7 @@ from megatron.training.argument_utils import gpt_config_from_args, pretrain_cfg_
 from moe_megatron.config.checkpoint_files import iteration_dir
 from moe_megatron.data.instructions.stored import holds_instructions
 from moe_megatron.data.instructions.suitable import check_settings
-from moe_megatron.errors import BackendUnavailableError, ConfigError
+from moe_megatron.errors import BackendUnavailableError
 from moe_megatron.mcore import world
 from moe_megatron.mcore.later import tokenizers_later
 from moe_megatron.mcore.layers.prediction import our_prediction_layers
@@ -74,6 +74,8 @@ from moe_megatron.mcore.state.optimizer_shards import saving_own_shards
 from moe_megatron.mcore.state.other_router import other_router
 from moe_megatron.mcore.state.partial_states import apart, lacking_states, states_apart
 from moe_megatron.mcore.state.writing_in_place import writing_in_place
+from moe_megatron.mcore.tuning.adapters.attach import attach
+from moe_megatron.mcore.tuning.adapters.beginning import adapters_on_base, begin
 from moe_megatron.mcore.tuning.empty_optimizers import without_empty_optimizers
 from moe_megatron.mcore.tuning.freezing import freeze
 from moe_megatron.mcore.tuning.rates import rates_of_roles
@@ -181,8 +183,6 @@ def run(job: TrainingJob, machine: MachineSettings) -> JobOutcome:
 def _check(job: TrainingJob) -> bool:
     """Refuse what cannot train together; returns whether the data is instruction data."""
     job.config.validate(world.size())
-    if job.config.adapter.on:
-        raise ConfigError("adapter.rank is set, but adapters cannot be trained yet; leave it out.")
     check_token_ids(job.config, job.data_paths)
     instructions = holds_instructions(prefixes_in((*job.data_paths, *job.validation_paths)))
     if instructions:
@@ -223,6 +223,7 @@ def _our_checkpoints(args: Any, job: TrainingJob, load: Path | None) -> Iterator
         stack.enter_context(checkpoint.explained_loading(load))
         stack.enter_context(guarded_reading())
         stack.enter_context(rerouted.loading() if rerouted else nullcontext())
+        stack.enter_context(adapters_on_base() if job.config.adapter.on else nullcontext())
         if args.async_save and args.distributed_backend == "gloo":
             stack.enter_context(saving_in_a_fork(args))
         if not args.async_save:
@@ -251,10 +252,15 @@ def _pretrain(args: Any, job: TrainingJob, clock: PhaseClock, *, draws: bool) ->
         weights = InitialWeights(args.seed)
         weights.watch(model_config.transformer)
         model_config.pre_wrap_hooks.append(weights.draw)
-    if job.config.finetune.freezes:
-        frozen = partial(freeze, finetune=job.config.finetune, say=job.say)
+    adapter = job.config.adapter
+    if adapter.on:
+        model_config.pre_wrap_hooks.append(partial(attach, config=adapter, seed=args.seed))
+    if job.config.freezes:
+        frozen = partial(freeze, finetune=job.config.finetune, say=job.say, adapted=adapter.on)
         model_config.pre_wrap_hooks.append(frozen)
     model_config.pre_wrap_hooks.extend(job.model_hooks)
+    if adapter.on:
+        model_config.pre_wrap_hooks.append(partial(begin, say=job.say))
     _skip_missing_makefile()
     # Megatron copies the scale of a run into that of the one before, whatever its shape.
     MoEAuxLossAutoScaler.main_loss_backward_scale = None

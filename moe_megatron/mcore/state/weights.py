@@ -16,6 +16,7 @@ from megatron.core.utils import unwrap_model
 from torch import Tensor
 
 from moe_megatron.config import Architecture
+from moe_megatron.config.adapter import is_of_adapter
 from moe_megatron.errors import MappingError
 from moe_megatron.families.links import Identity, Link, is_of_vocabulary, matrix_size, saved_names
 from moe_megatron.mcore.state.sharded import sharded_tensors
@@ -110,6 +111,8 @@ def local_regions(model: list[Any], architecture: Architecture) -> Iterator[Loca
     }
     for chunk in unwrap_model(model):
         for tensor in sharded_tensors(chunk):
+            if is_of_adapter(tensor.key):
+                continue  # it is beside the weights
             index = tensor.global_offset[: tensor.prepend_axis_num]
             link = links.get((tensor.key, tuple(index)))
             if link is None:

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from moe_megatron.config import checks
+from moe_megatron.config.adapter import is_of_adapter
 from moe_megatron.config.finetune import FinetuneConfig
 from moe_megatron.config.parameter_roles import ROLES, ParameterPlace
 from moe_megatron.errors import ConfigError
@@ -23,7 +24,11 @@ from moe_megatron.mcore.tuning.receipt import count_parameters
 
 
 def freeze(
-    chunks: list[Any], finetune: FinetuneConfig, say: Callable[[str], None] = lambda line: None
+    chunks: list[Any],
+    finetune: FinetuneConfig,
+    say: Callable[[str], None] = lambda line: None,
+    *,
+    adapted: bool = False,
 ) -> list[Any]:
     """Freeze what is not trained; every rank must call it.
 
@@ -31,14 +36,18 @@ def freeze(
         chunks: Megatron's model chunks of this rank, before DDP wraps them.
         finetune: What is trained.
         say: Called on rank 0 with lines on what is trained.
+        adapted: The chunks have adapters. Those are trained; of all else, what `finetune` names,
+            which is nothing unless somebody has chosen.
 
     Raises:
         ConfigError: A selector names no parameter of the model, or nothing is left to train.
     """
     placed = list(placed_parameters(chunks))
-    _check_selectors(finetune, [place for place, _ in placed])
+    _check_selectors(finetune, [place for place, _ in placed if not is_of_adapter(place.name)])
+    of_base = finetune.chooses or not adapted
     for place, parameter in placed:
-        parameter.requires_grad = finetune.trains(place)
+        trained = is_of_adapter(place.name) or (of_base and finetune.trains(place))
+        parameter.requires_grad = trained
     for router in (it for chunk in chunks for it in chunk.modules()):
         if isinstance(router, MeasuredRouter) and not router.weight.requires_grad:
             _freeze_memory(router)

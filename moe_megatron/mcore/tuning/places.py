@@ -11,8 +11,12 @@ from typing import Any
 
 import torch
 
+from moe_megatron.config.adapter import place_of_tensor
 from moe_megatron.config.parameter_roles import ParameterPlace
 from moe_megatron.mcore.recovery.expert_parameters import expert_parameters
+
+ADAPTERS = "adapters"
+"""The module of a chunk in which the tensors of adapters are."""
 
 _LAYER = re.compile(r"^(?P<stack>decoder|mtp)\.layers\.\d+$")
 _LOCAL_EXPERT = re.compile(r"(?P<before>\.local_experts\.|\.(?:weight|bias))\d+(?=\.|$)")
@@ -29,6 +33,10 @@ def placed_parameters(chunks: list[Any]) -> Iterator[tuple[ParameterPlace, torch
     for chunk in chunks:
         layers = _numbers_in_stacks(chunk)
         for name, parameter in chunk.named_parameters():
+            if name.startswith(f"{ADAPTERS}."):  # those names are of the whole model
+                whole = name.removeprefix(f"{ADAPTERS}.")
+                yield place_of_tensor(whole, chunk.config.num_layers), parameter
+                continue
             if name == _SHARED_COPY and getattr(parameter, "shared_embedding", False):
                 name = _EMBEDDING  # the last stage's copy, which is kept equal
             stack, layer = _layer_of(name, layers)

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from megatron.core.dist_checkpointing.mapping import is_main_replica
 
+from moe_megatron.config.adapter import is_of_adapter
 from moe_megatron.config.parameter_roles import ROLES, Role
 from moe_megatron.mcore import world
 from moe_megatron.mcore.state.sharded import sharded_tensors
@@ -24,6 +25,8 @@ class ParameterCount:
 
     by_role: Mapping[Role, tuple[int, int]]
     """Trained ones and all, of each role that the model has."""
+    of_adapters: int = 0
+    """Those of adapters, which count for the role of their matrix."""
 
     @property
     def trained(self) -> int:
@@ -56,15 +59,17 @@ def count_parameters(chunks: list[Any]) -> ParameterCount:
         chunks: Megatron's model chunks of this rank, not wrapped.
     """
     known = {_address(it): (place.role, it) for place, it in placed_parameters(chunks)}
-    counts = torch.zeros(len(ROLES), 2, dtype=torch.int64)
+    counts = torch.zeros(len(ROLES), 3, dtype=torch.int64)
     for part in (part for chunk in chunks for part in sharded_tensors(chunk)):
         if is_main_replica(part.replica_id) and (found := known.get(_address(part.data))):
             role, parameter = found
             counts[ROLES.index(role), 0 if parameter.requires_grad else 1] += part.data.numel()
+            counts[ROLES.index(role), 2] += part.data.numel() * is_of_adapter(part.key)
     counts = counts.to(world.device())
     dist.all_reduce(counts)
     numbers = zip(ROLES, counts.tolist(), strict=True)
-    return ParameterCount({it: (new, new + old) for it, (new, old) in numbers if new + old})
+    by_role = {it: (new, new + old) for it, (new, old, _) in numbers if new + old}
+    return ParameterCount(by_role, of_adapters=int(counts[:, 2].sum()))
 
 
 def _address(tensor: Any) -> int:
