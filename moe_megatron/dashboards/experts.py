@@ -94,6 +94,13 @@ def _layer() -> Section:
                 Query(_of_layer("moe_expert_load_min_ratio"), "least busy"),
             ),
             lines(
+                "Busiest expert of each task",
+                "suffix:x",
+                "Load of the busiest expert by the tokens of a task, in fair shares: high where a "
+                "task has experts of its own. Needs data.tasks.",
+                Query(_of_layer("moe_task_load_max_ratio", "task"), "{{task}}"),
+            ),
+            lines(
                 "Assignments per second",
                 "suffix: /s",
                 "Assignments of tokens to the layer's experts.",

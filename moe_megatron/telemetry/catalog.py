@@ -20,6 +20,7 @@ from moe_megatron.errors import ConfigError
 from moe_megatron.telemetry.metric import (
     LOAD_BUCKETS,
     MAX_RANKS,
+    MAX_TASKS,
     STEP_SECONDS_BUCKETS,
     ExpertDetail,
     Metric,
@@ -165,6 +166,10 @@ ROUTING = (
     _gauge("moe_ep_rank_load_ratio", "ratio",
            "Load of an expert parallel rank over its fair share, in the layer where that is "
            f"largest; absent with more than {MAX_RANKS} ranks.", "ep_rank", optional=True),
+    _gauge("moe_task_load_max_ratio", "ratio",
+           "Load of the busiest expert of the layer by the tokens of a task in the last step, in "
+           f"fair shares; absent without tasks, or with more than {MAX_TASKS}.", "layer", "task",
+           optional=True),
     Metric(
         name="moe_expert_load_ratio",
         type="histogram",

@@ -41,6 +41,10 @@ MAX_RANKS = 256
 """With more processes than this, only extremes are exported and no series per process."""
 
 
+MAX_TASKS = 32
+"""With more tasks than this, nothing is exported of single ones."""
+
+
 class ExpertDetail(IntEnum):
     """How much is exported about single experts; each level includes those below it."""
 
@@ -62,6 +66,8 @@ class Shape:
     """Processes."""
     expert_ranks: int = 1
     """Processes that the experts of a layer are distributed over."""
+    tasks: int = 0
+    """Tasks that are told apart."""
     detail: ExpertDetail = ExpertDetail.HISTOGRAM
 
     def label_values(self, label: str) -> int:
@@ -79,6 +85,7 @@ class Shape:
             "reason": len(LOST_TIME),
             "host": 1,  # of a rank
             "split": 2,
+            "task": self.tasks if self.tasks <= MAX_TASKS else 0,
         }[label]
 
 

@@ -13,6 +13,7 @@ from moe_megatron import MoEModel
 from moe_megatron.routing import Routing
 from moe_megatron.routing.registry import registered_router
 from moe_megatron.telemetry.sinks.jsonl import ROUTING_FILE, read_routing
+from moe_megatron.telemetry.values.profile import RoutingProfile
 from moe_megatron.testing.distributed import run_distributed
 from moe_megatron.testing.jobs import Job, few_steps, run_on_this_rank
 
@@ -25,6 +26,8 @@ TASKS = (0, 1, 0)
 SHAPE: dict[str, Any] = {
     **few_steps(STEPS, batch=BATCH),
     "data.sequence_length": SEQUENCE,
+    "data.paths": ("here", "there"),
+    "data.tasks": ("first", "second"),
     "data.split": "100,0,0",
     "moe.num_experts": 4,
     "moe.top_k": 1,
@@ -101,6 +104,15 @@ def test_a_router_is_told_the_task_of_every_token(layout: str, place: Path) -> N
         assert (first % SEQUENCE == 0).all()  # samples are whole
         assert all((first == other).all() for other in others)
         total += first
+        # Each task has an expert of its own, so that its counts are known.
+        alone = np.diag(first)[1:3]
+        assert list(snapshot.by_task) == ["first", "second"]
+        for found, of_task in zip(snapshot.by_task.values(), alone, strict=True):
+            assert (found == of_task).all()
+    profile = RoutingProfile.from_snapshots(read_routing(place / layout / ROUTING_FILE))
+    profile.save(place / "profile.json")
+    again = RoutingProfile.load(place / "profile.json")
+    assert (sum(again.by_task.values()) == again.tokens_per_expert).all()
     # The second source alone is of the second task, with half of the weight.
     assert total.tolist() == [0, *(STEPS * BATCH * SEQUENCE // 2,) * 2, 0]
 

@@ -192,7 +192,7 @@ class MeasuredRouter(RouterLosses):
                     route=self._route,
                     assigned_map_TE=routing.assigned_map if variable else None,  # type: ignore[union-attr]
                 )
-                count(self._row, routed, self._padding_T)
+                count(self._row, routed, self._padding_T, self._tasks_to_count())
         return probs_TE, map_TE
 
     def _choose(self, logits: Tensor) -> tuple[Tensor, Tensor, Routing]:
@@ -235,6 +235,12 @@ class MeasuredRouter(RouterLosses):
             probs_TE = self._apply_global_aux_loss(probs_TE, scores_TE, chosen_TE, **masked)
         self._apply_expert_bias(map_TE, padding_mask=padding_T)
         return probs_TE, sent_TE, routing
+
+    def _tasks_to_count(self) -> Tensor | None:
+        """The tasks of the tokens, int64 [T], where they are counted by task."""
+        if self._row is None or self._row.by_task is None:
+            return None
+        return task_ids_here(sequence_parallel=self.config.sequence_parallel)
 
     @property
     def _learns(self) -> bool:

@@ -102,6 +102,16 @@ def uses_token_ids(config: RunConfig) -> bool:
     return any(map(route.uses, ("token_ids", "domain_ids", "task_ids")))
 
 
+def tasks_counted(config: RunConfig) -> tuple[str, ...]:
+    """The tasks whose tokens are counted by themselves: all, if layers find the right ids.
+
+    A pipeline stage that computes a micro-batch again would count it for the task of a later one.
+    """
+    again = config.training.recompute != "none" and config.parallel.pipeline_parallel_size > 1
+    measured = config.telemetry.enabled and config.moe.num_experts is not None
+    return (config.data.tasks or ()) if measured and not again else ()
+
+
 def _check_domains(config: RunConfig, data_paths: tuple[str, ...]) -> None:
     """The data must have a source for each domain of the router."""
     if not data_paths or not bind(config.moe).uses("domain_ids"):

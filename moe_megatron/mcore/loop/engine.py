@@ -32,7 +32,7 @@ from moe_megatron.mcore import world
 from moe_megatron.mcore.later import tokenizers_later
 from moe_megatron.mcore.layers.prediction import our_prediction_layers
 from moe_megatron.mcore.layers.specs import use_our_layers
-from moe_megatron.mcore.layers.token_ids import check_token_ids, uses_token_ids
+from moe_megatron.mcore.layers.token_ids import check_token_ids, tasks_counted, uses_token_ids
 from moe_megatron.mcore.loop.arguments import RunPaths, megatron_argv, parse
 from moe_megatron.mcore.loop.callbacks import Callback
 from moe_megatron.mcore.loop.calling_back import callbacks_installed
@@ -192,7 +192,8 @@ def _check(job: TrainingJob) -> bool:
 
 def _note_data(args: Any, job: TrainingJob, *, instructions: bool) -> None:
     """Put into Megatron's arguments what datasets and stages must know about the data."""
-    setattr(args, EVERY_STAGE_READS, instructions or uses_token_ids(job.config))
+    every_layer_looks = uses_token_ids(job.config) or bool(tasks_counted(job.config))
+    setattr(args, EVERY_STAGE_READS, instructions or every_layer_looks)
     setattr(args, TASKS_OF_DATA, job.tasks)
     set_packing(args, packed=instructions)
 

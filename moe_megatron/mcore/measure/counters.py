@@ -57,6 +57,8 @@ class RoutingRow:
     """float64 [] each: the quantities below, summed over tokens."""
     quantities: tuple[Quantity, ...]
     """The measured quantities, in the order of `sums`."""
+    by_task: torch.Tensor | None = None
+    """int64 [tasks, E]: `tokens_per_expert` by the task of the token; None without tasks."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,6 +83,8 @@ class StepTotals:
     """[W]"""
     other_sinks: Mapping[str, SinkState] = field(default_factory=dict)
     """The logs and sinks of all ranks but the first that were ever broken, by name"""
+    by_task: Int64Array | None = None
+    """[tasks, L, E]; None without tasks"""
 
 
 class PendingTotals:
@@ -125,6 +129,7 @@ class PendingTotals:
         loss_sum, num_reports = sums[-1, -_NUM_LOSS:]
         return StepTotals(
             tokens_per_expert=counts[:, :experts],
+            by_task=_by_task(counts[:, experts + _NUM_COUNTS :], experts),
             tokens=counts[:, experts + _TOKENS],
             beyond_top_k=counts[:, experts + _BEYOND],
             prob_sums=sums[:-1, :experts],
@@ -145,6 +150,7 @@ class RoutingCounters:
         num_experts: Number of experts per layer.
         device: Device on which the routers run.
         quantities: What to measure in addition to counts; by default all registered quantities.
+        num_tasks: For how many tasks to count by themselves, too.
     """
 
     def __init__(
@@ -153,13 +159,15 @@ class RoutingCounters:
         num_experts: int,
         device: torch.device,
         quantities: Sequence[Quantity] | None = None,
+        num_tasks: int = 0,
     ) -> None:
         chosen = registered_quantities() if quantities is None else quantities
         self.layers = layers
         self.num_experts = num_experts
         self._measured = tuple(quantity for quantity in chosen if quantity.measure is not None)
         self._names = [quantity.name for quantity in self._measured]
-        rows, columns = len(layers), num_experts + _NUM_COUNTS
+        self._num_tasks = num_tasks
+        rows, columns = len(layers), num_experts + _NUM_COUNTS + num_tasks * num_experts
         self._counts = torch.zeros(rows, columns, dtype=torch.int64, device=device)
         columns = num_experts + _num_sums(self._names)
         self._sums = torch.zeros(rows + 1, columns, dtype=torch.float64, device=device)
@@ -174,6 +182,9 @@ class RoutingCounters:
             prob_sums=self._sums[index, :experts],
             sums=self._sums[index, experts : experts + len(self._names)].unbind(),
             quantities=self._measured,
+            by_task=self._counts[index, experts + _NUM_COUNTS :].view(self._num_tasks, experts)
+            if self._num_tasks
+            else None,
         )
 
     def check_same_on_all_ranks(self) -> None:
@@ -241,6 +252,13 @@ class RoutingCounters:
             if rank:  # the exporter, on the first rank, knows that rank's
                 _add_sinks(sinks, own.sinks)
         return torch.cat((sums.flatten(), ranks.flatten(), sinks))
+
+
+def _by_task(counts: Int64Array, num_experts: int) -> Int64Array | None:
+    """[L, tasks * E] to [tasks, L, E]."""
+    if not counts.size:
+        return None
+    return counts.reshape(len(counts), -1, num_experts).transpose(1, 0, 2)
 
 
 def _add_sinks(slots: torch.Tensor, states: Mapping[str, SinkState]) -> None:

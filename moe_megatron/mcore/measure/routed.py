@@ -82,13 +82,19 @@ class Routed:
         return entropy_T
 
 
-def count(row: RoutingRow, routed: Routed, padding_T: Tensor | None = None) -> None:
+def count(
+    row: RoutingRow,
+    routed: Routed,
+    padding_T: Tensor | None = None,
+    tasks_T: Tensor | None = None,
+) -> None:
     """Add what a router did to the counters of its layer.
 
     Args:
         row: The counters.
         routed: What the router did.
         padding_T: bool [T], True for padding, which is not counted.
+        tasks_T: int64 [T], the task of each token, or -1; where the row counts by task.
 
     Raises:
         ConfigError: The measure of a quantity does not return one value per token.
@@ -102,6 +108,9 @@ def count(row: RoutingRow, routed: Routed, padding_T: Tensor | None = None) -> N
         assigned_TE = None if assigned_TE is None else assigned_TE & valid_T.unsqueeze(-1)
     row.tokens.add_(num_tokens)
     row.tokens_per_expert.add_(map_TE.sum(dim=0))
+    if row.by_task is not None and tasks_T is not None:
+        known_TE = map_TE & (tasks_T >= 0).unsqueeze(-1)
+        row.by_task.index_add_(0, tasks_T.clamp(min=0), known_TE.to(row.by_task.dtype))
     if assigned_TE is not None:
         row.beyond_top_k.add_(assigned_TE.sum() - num_tokens * routed.top_k)
     row.prob_sums.add_(scores_TE.sum(dim=0))

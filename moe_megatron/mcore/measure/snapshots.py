@@ -1,6 +1,7 @@
 """Makes the snapshot of one step from the totals of all ranks. It does not know how they count."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from moe_megatron.mcore.measure.counters import StepTotals
 from moe_megatron.telemetry.catalog import quantities as registered_quantities
@@ -14,6 +15,7 @@ def make_snapshot(
     top_k: int,
     totals: StepTotals,
     quantities: Sequence[Quantity] | None = None,
+    tasks: Sequence[str] = (),
 ) -> RoutingSnapshot:
     """Make the snapshot of one step from its sums.
 
@@ -25,6 +27,7 @@ def make_snapshot(
         top_k: Number of experts per token that the router aims at.
         totals: Sums over the global batch.
         quantities: The quantities that were measured; by default all registered ones.
+        tasks: Names of the tasks that were counted by themselves.
 
     Raises:
         ConfigError: A derived quantity is not one value per layer.
@@ -48,4 +51,7 @@ def make_snapshot(
         means={name: values * per_token for name, values in totals.sums.items()},
     )
     chosen = registered_quantities() if quantities is None else quantities
-    return sums.snapshot(step, layers, chosen)
+    snapshot = sums.snapshot(step, layers, chosen)
+    if totals.by_task is None:
+        return snapshot
+    return replace(snapshot, by_task=dict(zip(tasks, totals.by_task, strict=True)))

@@ -24,6 +24,7 @@ from moe_megatron.errors import DataError
 from moe_megatron.mcore import world
 from moe_megatron.mcore.layers.layer_numbers import number_of
 from moe_megatron.mcore.layers.measured_router import MeasuredRouter
+from moe_megatron.mcore.layers.token_ids import tasks_counted
 from moe_megatron.mcore.loop.callbacks import Callback, EvaluationEnd, StepEnd
 from moe_megatron.mcore.measure.counters import PendingTotals, RoutingCounters, StepTotals
 from moe_megatron.mcore.measure.lasting_writers import rewind_tensorboard
@@ -102,6 +103,7 @@ class TelemetryCallback(Callback):
         self._timer: ComputeTimer | None = None
         self._writers: RoutingWriters | None = None
         self._quantities: tuple[Quantity, ...] = ()
+        self._tasks: tuple[str, ...] = ()
         self._run: RunInfo | None = None
 
     def on_train_start(self, model: list[Any], start_step: int) -> None:
@@ -112,7 +114,10 @@ class TelemetryCallback(Callback):
         num_experts = (moe.num_experts or 0) if layers else 0
         device = next(model[0].parameters()).device
         self._quantities = quantities()
-        self._counters = RoutingCounters(layers, num_experts, device, self._quantities)
+        self._tasks = tasks_counted(self._config)
+        self._counters = RoutingCounters(
+            layers, num_experts, device, self._quantities, len(self._tasks)
+        )
         self._counters.check_same_on_all_ranks()
         if enabled:
             self._timer = ComputeTimer(model)
@@ -169,6 +174,7 @@ class TelemetryCallback(Callback):
             quantities=tuple(quantity.name for quantity in self._quantities),
             labels={label: str(value) for label, value in labels.items()},
             expert_ranks=parallel.expert_parallel_size,
+            tasks=self._tasks,
             flops_per_token=num_floating_point_operations(args, 1) / args.seq_length,
             peak_flops=None if peak is None else peak * 1e12 * world_size,
             saves_checkpoints=self._saves_checkpoints,
@@ -287,7 +293,12 @@ class TelemetryCallback(Callback):
         snapshot = None
         if len(totals.tokens):
             snapshot = make_snapshot(
-                step, self._config.routed_layers, self._config.moe.top_k, totals, self._quantities
+                step,
+                self._config.routed_layers,
+                self._config.moe.top_k,
+                totals,
+                self._quantities,
+                self._tasks,
             )
             self.recent.add(snapshot)
         if writers is not None and snapshot is not None:

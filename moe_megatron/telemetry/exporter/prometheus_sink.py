@@ -159,6 +159,7 @@ def choose_detail(run: RunInfo, wanted: ExpertDetail, max_series: int) -> Expert
         experts=run.num_experts,
         ranks=run.world_size,
         expert_ranks=run.expert_ranks,
+        tasks=len(run.tasks),
         detail=wanted,
     )
     fitting, needed = fitting_detail(shape, max_series), num_series(shape)

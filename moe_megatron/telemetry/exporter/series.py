@@ -15,8 +15,16 @@ from prometheus_client.samples import Sample
 
 from moe_megatron.telemetry.catalog import RUN_INFO_LABELS, find_metric
 from moe_megatron.telemetry.exporter.run_state import Histograms, RunState, RunView
-from moe_megatron.telemetry.metric import EXTREMES, LAYER_QUANTILES, MAX_RANKS, SINKS, ExpertDetail
+from moe_megatron.telemetry.metric import (
+    EXTREMES,
+    LAYER_QUANTILES,
+    MAX_RANKS,
+    MAX_TASKS,
+    SINKS,
+    ExpertDetail,
+)
 from moe_megatron.telemetry.sinks.health import SinkHealth, SinkState
+from moe_megatron.telemetry.values.expert_load import imbalance
 from moe_megatron.telemetry.values.json_fields import Float64Array, Int64Array
 from moe_megatron.telemetry.values.layer_values import across_layers, layer_values
 from moe_megatron.telemetry.values.snapshot import RoutingSnapshot
@@ -100,6 +108,7 @@ class RunCollector(Collector):
                 yield _family(name, layers, values)
             yield _layer_quantiles("moe_layer_imbalance_ratio", view.routing.imbalance)
             yield from _expert_ranks(view.routing, view.run.expert_ranks)
+            yield from _tasks(view.routing)
             if self._detail >= ExpertDetail.TOPK:
                 yield from self._extremes(view.routing.relative_load)
 
@@ -222,6 +231,17 @@ def _expert_ranks(routing: RoutingSnapshot, number: int) -> Iterator[Family]:
     by_rank = load.reshape(len(load), number, -1).mean(axis=2)
     ranks = [{"ep_rank": str(rank)} for rank in range(number)]
     yield _family("moe_ep_rank_load_ratio", ranks, np.fmax.reduce(by_rank, axis=0))
+
+
+def _tasks(routing: RoutingSnapshot) -> Iterator[Family]:
+    if not 0 < len(routing.by_task) <= MAX_TASKS:
+        return
+    labels: list[Labels] = []
+    values: list[float] = []
+    for name, counts in routing.by_task.items():
+        labels += [{"layer": str(layer), "task": name} for layer in routing.layers]
+        values += imbalance(counts).tolist()
+    yield _family("moe_task_load_max_ratio", labels, values)
 
 
 def _single(name: str, value: float) -> Family:

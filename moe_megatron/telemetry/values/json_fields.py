@@ -25,8 +25,10 @@ def _shown(value: object) -> str:
     return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
 
 
-def require_fields(data: object, names: Sequence[str]) -> dict[str, Any]:
-    """Returns `data` when it is an object with exactly the fields `names`.
+def require_fields(
+    data: object, names: Sequence[str], optional: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Returns `data` when it is an object with exactly the fields `names`, or `optional` ones, too.
 
     Raises:
         DataError: it is not a JSON object, or fields are missing or unknown.
@@ -34,7 +36,7 @@ def require_fields(data: object, names: Sequence[str]) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise DataError(f"expected a JSON object, got {_shown(data)}")
     missing = [name for name in names if name not in data]
-    unknown = [name for name in data if name not in names]
+    unknown = [name for name in data if name not in names and name not in optional]
     if missing:
         raise DataError(f"missing field(s): {', '.join(missing)}")
     if unknown:

@@ -7,7 +7,7 @@ does not know whether a step was added twice: callers add each step once.
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
@@ -16,6 +16,12 @@ import numpy as np
 from moe_megatron.errors import DataError
 from moe_megatron.files import replace_file
 from moe_megatron.reading import read_json
+from moe_megatron.telemetry.values.by_task import (
+    BY_TASK,
+    find_task_problem,
+    read_by_task,
+    write_by_task,
+)
 from moe_megatron.telemetry.values.expert_load import LoadMeasures
 from moe_megatron.telemetry.values.json_fields import (
     Float64Array,
@@ -69,6 +75,7 @@ class RoutingProfile(LoadMeasures):
         assigned: int64 [L], assignments that the routers selected, including dropped ones.
         dropped: int64 [L], assignments dropped by capacity.
         means: means of all quantities that any of the steps had, by name.
+        by_task: `tokens_per_expert` of the tokens of each task, by its name.
     """
 
     layers: tuple[int, ...]
@@ -81,6 +88,7 @@ class RoutingProfile(LoadMeasures):
     assigned: Int64Array
     dropped: Int64Array
     means: dict[str, LayerMean]
+    by_task: dict[str, Int64Array] = field(default_factory=dict)
 
     @classmethod
     def empty(cls, *, layers: tuple[int, ...], num_experts: int, top_k: int) -> Self:
@@ -137,6 +145,7 @@ class RoutingProfile(LoadMeasures):
         self.dropped += snapshot.dropped
         for name, values in snapshot.per_layer.items():
             self._mean(name).add(values, snapshot.tokens)
+        self._add_tasks(snapshot.by_task)
 
     def merge(self, other: "RoutingProfile") -> None:
         """Adds all steps of `other`, which is not changed.
@@ -154,6 +163,12 @@ class RoutingProfile(LoadMeasures):
         self.dropped += other.dropped
         for name, mean in other.means.items():
             self._mean(name).merge(mean)
+        self._add_tasks(other.by_task)
+
+    def _add_tasks(self, by_task: Mapping[str, Int64Array]) -> None:
+        for name, counts in by_task.items():
+            earlier = self.by_task.get(name)
+            self.by_task[name] = counts.copy() if earlier is None else earlier + counts
 
     def _mean(self, name: str) -> LayerMean:
         return self.means.setdefault(name, LayerMean.empty(len(self.layers)))
@@ -192,6 +207,7 @@ class RoutingProfile(LoadMeasures):
             "assigned": self.assigned.tolist(),
             "dropped": self.dropped.tolist(),
             "per_layer": {name: mean.to_json_dict() for name, mean in self.means.items()},
+            **write_by_task(self.by_task),
         }
         replace_file(path, [json.dumps(data, allow_nan=False).encode() + b"\n"])
 
@@ -233,7 +249,7 @@ class RoutingProfile(LoadMeasures):
                 f"routing profile schema_version is {data['schema_version']!r}, this version "
                 f"reads {SCHEMA_VERSION}; read it with the version that wrote it"
             )
-        fields = require_fields(data, _FIELDS)
+        fields = require_fields(data, _FIELDS, optional=(BY_TASK,))
         layers = tuple(read_int_array(fields["layers"], "layers", ndim=1).tolist())
         steps = read_int(fields["steps"], "steps")
         first_step, last_step = fields["first_step"], fields["last_step"]
@@ -258,6 +274,7 @@ class RoutingProfile(LoadMeasures):
                 name: LayerMean.from_json_dict(mean, f"per_layer.{name}", len(layers))
                 for name, mean in read_object(fields["per_layer"], "per_layer").items()
             },
+            by_task=read_by_task(fields),
         )
         if problem := profile._find_problem():
             raise DataError(f"inconsistent routing profile: {problem}")
@@ -273,6 +290,8 @@ class RoutingProfile(LoadMeasures):
                 "tokens_per_expert has {} rows, assigned {} and dropped {} values "
                 "for {} layers".format(*sizes, num_layers)
             )
-        return find_values_problem(self.per_layer, num_layers) or find_count_problem(
-            self.layers, self.tokens, counts, self.assigned, self.dropped
+        return (
+            find_values_problem(self.per_layer, num_layers)
+            or find_task_problem(self.by_task, counts)
+            or find_count_problem(self.layers, self.tokens, counts, self.assigned, self.dropped)
         )

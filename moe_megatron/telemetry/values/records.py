@@ -195,6 +195,7 @@ class RunInfo:
         flops_per_token: operations of the model, forward and backward; None when not known.
         peak_flops: peak operations per second of all devices together; None when not known.
         saves_checkpoints: whether checkpoints are written.
+        tasks: names of the tasks whose tokens are counted by themselves, too.
         hosts: name of each process's machine, by rank; empty where not known.
         earlier_routing: routing of the first `start_step` steps, from the checkpoint; None when
             there is none. Sinks must not change it.
@@ -216,4 +217,5 @@ class RunInfo:
     peak_flops: float | None = None
     saves_checkpoints: bool = False
     hosts: tuple[str, ...] = ()
+    tasks: tuple[str, ...] = ()
     earlier_routing: RoutingProfile | None = None

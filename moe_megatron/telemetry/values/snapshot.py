@@ -6,13 +6,19 @@ expert, which quantities exist, or where it is written.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Self
 
 import numpy as np
 
 from moe_megatron.errors import DataError
+from moe_megatron.telemetry.values.by_task import (
+    BY_TASK,
+    find_task_problem,
+    read_by_task,
+    write_by_task,
+)
 from moe_megatron.telemetry.values.expert_load import LoadMeasures
 from moe_megatron.telemetry.values.json_fields import (
     Float64Array,
@@ -99,6 +105,7 @@ class RoutingSnapshot(LoadMeasures):
             `tokens_per_expert.sum() + dropped == assigned`.
         dropped: int64 [L], assignments dropped by capacity.
         per_layer: quantities (`catalog`) by name, each float64 [L].
+        by_task: `tokens_per_expert` of the tokens of each task, by its name; empty without tasks.
 
     Raises:
         AssertionError: shapes, types or the conservation of assignments are violated.
@@ -112,6 +119,7 @@ class RoutingSnapshot(LoadMeasures):
     assigned: Int64Array
     dropped: Int64Array
     per_layer: Mapping[str, Float64Array]
+    by_task: Mapping[str, Int64Array] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         problem = self._find_problem()
@@ -122,6 +130,9 @@ class RoutingSnapshot(LoadMeasures):
             copied.flags.writeable = False
             object.__setattr__(self, name, copied)
         object.__setattr__(self, "per_layer", PerLayer(self.per_layer))
+        if self.by_task:
+            copies = {name: counts.copy() for name, counts in self.by_task.items()}
+            object.__setattr__(self, "by_task", copies)
 
     def _find_problem(self) -> str | None:
         if self.step < 0 or self.tokens < 0 or self.top_k < 1:
@@ -143,8 +154,10 @@ class RoutingSnapshot(LoadMeasures):
         for name, array in {"assigned": self.assigned, "dropped": self.dropped}.items():
             if array.dtype != np.int64 or array.shape != (num_layers,):
                 return f"{name} must be int64 [{num_layers}], got {array.dtype} {array.shape}"
-        return find_values_problem(self.per_layer, num_layers) or find_count_problem(
-            self.layers, self.tokens, counts, self.assigned, self.dropped
+        return (
+            find_values_problem(self.per_layer, num_layers)
+            or find_task_problem(self.by_task, counts)
+            or find_count_problem(self.layers, self.tokens, counts, self.assigned, self.dropped)
         )
 
     def to_json_dict(self) -> dict[str, Any]:
@@ -158,6 +171,7 @@ class RoutingSnapshot(LoadMeasures):
             "assigned": self.assigned.tolist(),
             "dropped": self.dropped.tolist(),
             "per_layer": write_per_layer(self.per_layer),
+            **write_by_task(self.by_task),
         }
 
     @classmethod
@@ -168,7 +182,7 @@ class RoutingSnapshot(LoadMeasures):
             DataError: fields are missing, unknown or of the wrong type, or the counts are
                 inconsistent.
         """
-        fields = require_fields(data, _FIELDS)
+        fields = require_fields(data, _FIELDS, optional=(BY_TASK,))
         layers = read_int_array(fields["layers"], "layers", ndim=1)
         try:
             return cls(
@@ -182,6 +196,7 @@ class RoutingSnapshot(LoadMeasures):
                 assigned=read_int_array(fields["assigned"], "assigned", ndim=1),
                 dropped=read_int_array(fields["dropped"], "dropped", ndim=1),
                 per_layer=read_per_layer(fields["per_layer"], "per_layer"),
+                by_task=read_by_task(fields),
             )
         except AssertionError as error:
             raise DataError(f"inconsistent routing snapshot: {error}") from error

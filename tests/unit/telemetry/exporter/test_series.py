@@ -44,6 +44,7 @@ def make_run(shape: Shape, **fields) -> RunInfo:
         "description": "",
         "labels": {"run_id": 'a "quoted"\nname\\'},
         "expert_ranks": shape.expert_ranks,
+        "tasks": tuple(f"task{number}" for number in range(shape.tasks)),
         "flops_per_token": 1e6,
         "peak_flops": 1e9,
         "saves_checkpoints": True,
@@ -55,14 +56,14 @@ def make_run(shape: Shape, **fields) -> RunInfo:
 def make_snapshot(run: RunInfo, step: int, tokens: int = 64) -> RoutingSnapshot:
     rng = np.random.default_rng(step)
     num_layers, num_experts = len(run.layers), run.num_experts
+    counts = rng.multinomial(2 * tokens - 3, np.full(num_experts, 1 / num_experts), size=num_layers)
     return RoutingSnapshot(
         step=step,
         tokens=tokens,
         top_k=2,
         layers=run.layers,
-        tokens_per_expert=rng.multinomial(
-            2 * tokens - 3, np.full(num_experts, 1 / num_experts), size=num_layers
-        ),
+        tokens_per_expert=counts,
+        by_task={name: counts // len(run.tasks) for name in run.tasks},
         assigned=np.full(num_layers, 2 * tokens),
         dropped=np.full(num_layers, 3),
         per_layer={name: rng.random(num_layers) for name in quantity_names()},
@@ -126,11 +127,11 @@ def samples(registry: CollectorRegistry) -> dict[tuple, float]:
     }
 
 
-SMALL = Shape(layers=3, experts=8, ranks=4, expert_ranks=2, detail=ExpertDetail.FULL)
+SMALL = Shape(layers=3, experts=8, ranks=4, expert_ranks=2, tasks=2, detail=ExpertDetail.FULL)
 SHAPES = [
     SMALL,
     Shape(layers=16, experts=8, ranks=2, expert_ranks=2),
-    Shape(layers=32, experts=64, ranks=8, expert_ranks=8, detail=ExpertDetail.TOPK),
+    Shape(layers=32, experts=64, ranks=8, expert_ranks=8, tasks=40, detail=ExpertDetail.TOPK),
     Shape(layers=2, experts=2, ranks=1, detail=ExpertDetail.TOPK),
     Shape(layers=2, experts=4, ranks=300, expert_ranks=2, detail=ExpertDetail.NONE),
     Shape(layers=61, experts=256, ranks=256, expert_ranks=64),
