@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
+from functools import cache
 from typing import Annotated, Literal
 
 from moe_megatron.config.checks import clipped, join_words
@@ -20,6 +21,9 @@ from moe_megatron.errors import ConfigError
 
 A, B, MAGNITUDE = TENSORS = ("lora_A", "lora_B", "lora_magnitude")
 """The tensors of an adapter, as the last part of their names, where the matrix has `weight`."""
+
+WITH_MATRICES = ("attention", "experts", "shared_experts", "mlp")
+"""Roles whose matrices can have adapters."""
 
 NO_MATRICES = ("router", "embeddings", "output", "norms", "other")
 """Roles of which nothing has an adapter."""
@@ -115,7 +119,9 @@ class AdapterConfig:
         Args:
             place: Of the matrix's weight, as in the local layer spec.
         """
-        if self.rank is None or not any(it.matches(place) for _, it in self._targets()):
+        if self.rank is None or place.role not in WITH_MATRICES:
+            return None
+        if not any(it.matches(place) for _, it in self._targets()):
             return None
         own = [rank for selector, rank in self._ranks() if selector.matches(place)]
         return own[-1] if own else self.rank
@@ -141,7 +147,7 @@ class AdapterConfig:
 
     def _targets(self) -> Iterator[tuple[str, Selector]]:
         for text in self.targets or _ADAPTABLE:
-            yield "adapter.targets", Selector.read(text)
+            yield "adapter.targets", _read(text)
 
     def _ranks(self) -> Iterator[tuple[Selector, int]]:
         for text in self.ranks:
@@ -152,9 +158,14 @@ class AdapterConfig:
                     "least 1, as in experts@2:0=16."
                 )
             try:
-                yield Selector.read(selector), int(rank)
+                yield _read(selector), int(rank)
             except ConfigError as error:
                 raise ConfigError(f"adapter.ranks: {error}") from None
+
+
+@cache
+def _read(text: str) -> Selector:
+    return Selector.read(text)
 
 
 def place_of_tensor(name: str, prediction_after: int) -> ParameterPlace:

@@ -123,7 +123,7 @@ class FineTuner(MoETrainer):
         Raises:
             MoEError: The data, an argument or the machine does not allow the run.
         """
-        options = {"data_format": _format_of(task), **options}
+        options = {"data_format": format_of(task), **options}
         return super().train(
             dataset,
             num_epochs=num_epochs,
@@ -163,7 +163,7 @@ class FineTuner(MoETrainer):
             self.model,
             self.tokenizer,
             dataset,
-            _format_of(task),
+            format_of(task),
             length=self._length(None),
             sequences=whole("num_sequences", num_sequences),
         )
@@ -193,7 +193,12 @@ def _unrounded(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
     return torch.where(after == rounded, old.to(after.dtype), after)
 
 
-def _format_of(task: str) -> str:
+def format_of(task: str) -> str:
+    """The format of a task's data.
+
+    Raises:
+        ConfigError: There is no such task.
+    """
     if task in TASKS:
         return TASKS[task]
     hint = nearest(str(task), TASKS)

@@ -4,7 +4,8 @@ ESFT (arXiv:2407.01906) trains these alone. A routing profile of the task says h
 chosen. It does not know how they are trained.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,27 +59,60 @@ def used_experts(profile: RoutingProfile, share: float) -> tuple[UsedExperts, ..
         raise ConfigError(
             f"the share of a task's tokens ({share:g}) must be above 0 and at most 1; try 0.2."
         )
+
+    def number(reached_E: np.ndarray) -> int:
+        # Integers: 0.3 * 10 would be a little more than 3.
+        total = reached_E[-1]
+        return int(np.argmax(reached_E >= share * total - 1e-9 * total)) + 1
+
+    return tuple(_used(*layer, number) for layer in counts_of_layers(profile))
+
+
+def most_used_experts(profile: RoutingProfile, part: float) -> tuple[UsedExperts, ...]:
+    """The same part of each layer's experts, those with the most tokens (arXiv:2603.24044).
+
+    Args:
+        profile: Routing of the task's data by the model to be trained.
+        part: Of the experts, above 0 and up to 1, rounded up; MoE-Sieve uses 0.25.
+
+    Raises:
+        ConfigError: The part is out of range, or a layer had no tokens.
+    """
+    if not 0 < part <= 1:
+        raise ConfigError(
+            f"the part of each layer's experts ({part:g}) must be above 0 and at most 1; try 0.25."
+        )
     return tuple(
-        _used(layer, counts, share)
-        for layer, counts in zip(profile.layers, profile.tokens_per_expert, strict=True)
+        _used(*layer, lambda reached_E: math.ceil(part * len(reached_E) - 1e-9))
+        for layer in counts_of_layers(profile)
     )
 
 
-def _used(layer: int, counts_E: np.ndarray, share: float) -> UsedExperts:
-    total = int(counts_E.sum())
-    if not total:
-        raise ConfigError(
-            f"the routing profile has no tokens in layer {layer}, so it does not say which experts "
-            "the task uses; record one over the task's data."
-        )
+def counts_of_layers(profile: RoutingProfile) -> list[tuple[int, np.ndarray]]:
+    """The number of each layer, and the tokens of each of its experts [experts].
+
+    Raises:
+        ConfigError: A layer had no tokens.
+    """
+    found = list(zip(profile.layers, profile.tokens_per_expert, strict=True))
+    for layer, counts_E in found:
+        if not counts_E.any():
+            raise ConfigError(
+                f"the routing profile has no tokens in layer {layer}, so it does not say which "
+                "experts the task uses; record one over the task's data."
+            )
+    return found
+
+
+def _used(layer: int, counts_E: np.ndarray, number: Callable[[np.ndarray], int]) -> UsedExperts:
+    """The most used experts, as many as a function of the sorted counts' running sums says."""
     order = np.argsort(-counts_E, kind="stable")
-    reached = np.cumsum(counts_E[order])
-    # Integers: 0.3 * 10 would be a little more than 3.
-    number = int(np.argmax(reached >= share * total - 1e-9 * total)) + 1
+    reached_E = np.cumsum(counts_E[order])
+    most = number(reached_E)
     return UsedExperts(
         layer=layer,
-        experts=tuple(order[:number].tolist()),
-        share=float(reached[number - 1]) / total,
+        experts=tuple(order[:most].tolist()),
+        share=float(reached_E[most - 1]) / int(reached_E[-1]),
         num_experts=len(counts_E),
     )
 

@@ -64,6 +64,25 @@ trainer.visualize_routing(save_to="routing.html")
 assert Path("routing.html").stat().st_size > 1000
 assert MoEModel.from_pretrained("second").generate_text("Document 1:").startswith("Document 1:")
 """,
+    "adapters": """
+from moe_megatron import MoEModel
+from moe_megatron.peft import MoELoRA
+
+model = MoEModel.from_pretrained("first")
+before = {name: value.clone() for name, value in model.state_dict().items()}
+lora = MoELoRA(
+    base_model=model, r=4, lora_alpha=16, target_modules=["expert_fc1", "expert_fc2"],
+    expert_wise_adaptation=True,
+)
+base = lora.evaluate(texts[:40], sequence_length=32)
+result = lora.train(
+    texts, learning_rate=1e-2, num_epochs=1, max_steps=3, batch_size=4, sequence_length=32
+)
+assert len(result.losses) == 3
+assert lora.evaluate(texts[:40], sequence_length=32).loss < base.loss
+assert all((value == model.state_dict()[name]).all() for name, value in before.items())
+assert len(lora.adapter) == 2 * 4 * 2  # two layers, four experts, two matrices
+""",
     "monitor": """
 import torch
 from moe_megatron import MoEModel

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from megatron.core import parallel_state
 from torch import nn
 
+from moe_megatron.config.adapter import WITH_MATRICES
 from moe_megatron.config.parameter_roles import ParameterPlace
 from moe_megatron.mcore.tuning.places import placed_parameters
 
@@ -30,7 +31,6 @@ _SPLITS: dict[str, Split | None] = {
 }
 """By the name of a layer's class, so that Transformer Engine need not be there."""
 
-_ROLES = ("attention", "experts", "shared_experts", "mlp")
 _WEIGHT = re.compile(r"^weight(\d*)$")
 _GROUPED = re.compile(r"\.experts\.(linear_fc\d)\.weight(\d+)$")
 
@@ -115,7 +115,7 @@ def matrices(chunks: list[Any]) -> Iterator[Matrix]:
         layer, name = owners[id(weight)]
         kind = next((it.__name__ for it in type(layer).__mro__ if it.__name__ in _SPLITS), None)
         match = _WEIGHT.match(name)
-        if kind is None or match is None or weight.dim() != 2 or place.role not in _ROLES:
+        if kind is None or match is None or weight.dim() != 2 or place.role not in WITH_MATRICES:
             continue
         if getattr(layer, "gather_output", False) or not getattr(layer, "input_is_parallel", True):
             continue  # exchanges more than the layers of a decoder do

@@ -64,16 +64,16 @@ def updates_of(chunks: list[Any]) -> Iterator[LowRankUpdate]:
                 yield from hook.updates.values()
 
 
-def start_magnitudes(chunks: list[Any]) -> list[Any]:
+def start_magnitudes(chunks: list[Any], *, anew: bool) -> None:
     """Make the norms that adapters train those of the weights as they are.
 
     Args:
         chunks: Megatron's model chunks of this rank, not wrapped; all ranks call it.
+        anew: Also where they have begun already.
     """
     for update in updates_of(chunks):
         if update.has_magnitude:
-            update.start_magnitude()
-    return chunks
+            update.start_magnitude(anew=anew)
 
 
 def _update(

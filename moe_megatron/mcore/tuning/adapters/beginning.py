@@ -32,7 +32,7 @@ def begin(chunks: list[Any], say: Callable[[str], None]) -> list[Any]:
         chunks: Megatron's model chunks of this rank, not wrapped.
         say: Called on rank 0 with a line.
     """
-    start_magnitudes(chunks)
+    start_magnitudes(chunks, anew=False)
     count = count_adapters(chunks)
     if world.rank() == 0:
         say(str(count))
@@ -58,7 +58,7 @@ def adapters_on_base() -> Iterator[None]:
         lacking = False
         result = whole(model, optimizer, *args, **kwargs)
         if lacking:
-            start_magnitudes(unwrap_model(model))
+            start_magnitudes(unwrap_model(model), anew=True)
             if optimizer is not None:
                 optimizer.reload_model_params()
         return result

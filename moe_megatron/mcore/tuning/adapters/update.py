@@ -108,12 +108,18 @@ class LowRankUpdate:
         return squares.clamp_min(0).sqrt()
 
     @torch.no_grad()
-    def start_magnitude(self) -> None:
-        """Make the trained norms those of the matrix as it is."""
+    def start_magnitude(self, *, anew: bool) -> None:
+        """Make the trained norms those of the matrix as it is.
+
+        Args:
+            anew: Also if they are there already, and not zero, as they begin.
+        """
         found: dict[str, Tensor] = {}
         for it in self.tensors:
             found.update(it())
-        found[MAGNITUDE].copy_(self.norms(found[A], found[B]))
+        norms = self.norms(found[A], found[B])  # all ranks that share the matrix compute them
+        if anew or not found[MAGNITUDE].any():
+            found[MAGNITUDE].copy_(norms)
 
     def _update(self, inputs: Tensor, a: Tensor, b: Tensor) -> Tensor:
         matrix = self.matrix
