@@ -13,8 +13,10 @@ from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.moe.experts import SequentialMLP
 
+from moe_megatron.config.adapter import A, B
 from moe_megatron.mcore.cpu import fast
 from moe_megatron.mcore.cpu.fast.swiglu_experts import SwiGluExperts
+from moe_megatron.mcore.tuning.adapters.update import LowRankUpdate
 
 
 class LocalExperts(SequentialMLP):
@@ -52,15 +54,25 @@ class LocalExperts(SequentialMLP):
             return super().forward(  # type: ignore[no-any-return]
                 permuted_local_hidden_states, tokens_per_expert, permuted_probs
             )
-        weights = [expert.linear_fc1.weight for expert in self.local_experts]
-        weights += [expert.linear_fc2.weight for expert in self.local_experts]
+        layers = [expert.linear_fc1 for expert in self.local_experts]
+        layers += [expert.linear_fc2 for expert in self.local_experts]
+        weights = [layer.weight for layer in layers]
+        scales: list[float | None] = [None] * len(layers)
+        for number, update in enumerate(map(_update_of, layers)):
+            if update is not None:
+                tensors, scales[number] = update.current(), update.scale
+                weights += [tensors[A], tensors[B]]
         output = SwiGluExperts.apply(
-            permuted_local_hidden_states, permuted_probs, tokens_per_expert.tolist(), *weights
+            permuted_local_hidden_states,
+            permuted_probs,
+            tokens_per_expert.tolist(),
+            scales,
+            *weights,
         )
         return output, None
 
     def _is_plain(self, hidden_states: torch.Tensor) -> bool:
-        """Whether the fast path can compute these experts; it cannot run adapters or hooks."""
+        """Whether the fast path can compute these experts; of all hooks it knows adapters alone."""
         config = self.config
         return (
             hidden_states.device.type == "cpu"
@@ -94,11 +106,21 @@ def _is_plain_expert(expert: torch.nn.Module) -> bool:
         type(expert) is MLP
         and type(expert.linear_fc1) is ColumnParallelLinear
         and type(expert.linear_fc2) is RowParallelLinear
-        and not any(
-            module._forward_hooks
-            or module._forward_pre_hooks
-            or module._backward_hooks
-            or module._backward_pre_hooks
-            for module in expert.modules()
-        )
+        and all(map(_has_no_hooks, expert.modules()))
     )
+
+
+def _has_no_hooks(module: torch.nn.Module) -> bool:
+    """Whether nothing hears of a module, but for an adapter that only adds s (x A^T) B^T."""
+    update = _update_of(module)
+    return (
+        len(module._forward_hooks) == (update is not None and update.is_plain)
+        and not module._forward_pre_hooks
+        and not module._backward_hooks
+        and not module._backward_pre_hooks
+    )
+
+
+def _update_of(layer: torch.nn.Module) -> LowRankUpdate | None:
+    hooks = layer._forward_hooks.values()
+    return next((it for it in hooks if isinstance(it, LowRankUpdate)), None)

@@ -60,6 +60,12 @@ class LowRankUpdate:
         """Whether this is training, and not evaluation."""
         return self.tensors[0].training
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether it only adds s (x A^T) B^T now, with the matrix on one rank."""
+        drops = bool(self.dropout) and self.training
+        return self.matrix.parts == 1 and not drops and not self.has_magnitude
+
     def __call__(self, layer: Any, arguments: tuple[Any, ...], outputs: Any) -> Any:
         """The outputs of the layer, adapted."""
         output, bias = outputs

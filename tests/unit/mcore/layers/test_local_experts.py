@@ -12,10 +12,15 @@ from megatron.core.transformer.mlp import MLPSubmodules
 from megatron.core.transformer.moe.experts import SequentialMLP
 from megatron.core.transformer.moe.moe_utils import get_default_pg_collection
 
+from moe_megatron.config.adapter import A, B
+from moe_megatron.config.parameter_roles import ParameterPlace
 from moe_megatron.mcore.cpu.fast.swiglu_experts import SwiGluExperts, _windows
 from moe_megatron.mcore.layers.local_experts import (
     LocalExperts,
 )
+from moe_megatron.mcore.tuning.adapters.adaptable import Matrix
+from moe_megatron.mcore.tuning.adapters.adapter_tensors import AdapterTensors, Layout
+from moe_megatron.mcore.tuning.adapters.update import LowRankUpdate
 
 HIDDEN, INNER, EXPERTS = 16, 24, 4
 COUNTS = [5, 0, 33, 2]
@@ -82,6 +87,51 @@ def test_bf16_agrees_up_to_its_rounding() -> None:
     ):
         assert ours.dtype == theirs.dtype
         assert (ours.float() - theirs.float()).norm() <= 0.02 * theirs.float().norm()
+
+
+def adapted(experts: SequentialMLP, dtype: torch.dtype) -> list[torch.Tensor]:
+    """Give all matrices but one an adapter; its tensors."""
+    generator, found = torch.Generator().manual_seed(8), []
+    for number, expert in enumerate(experts.local_experts):
+        for name, split in (("linear_fc1", "rows"), ("linear_fc2", "columns")):
+            if (number, name) == (2, "linear_fc1"):
+                continue
+            layer, tensors = getattr(expert, name), AdapterTensors()
+            place = f"decoder.layers.0.mlp.experts.local_experts.{number}.{name}.weight"
+            matrix = Matrix(ParameterPlace(place, 1, number), layer, layer.weight, None, split)
+            for part, shape in ((A, (3, matrix.inputs)), (B, (matrix.outputs, 3))):
+                layout = Layout(
+                    name=place.replace("weight", part),
+                    shape=shape,
+                    axis=None,
+                    halves=False,
+                    group=matrix.group,
+                    of_expert=True,
+                )
+                tensors.add(layout, like=layer.weight, seed=1)
+            for tensor in tensors.parameters():
+                values = torch.randn(tensor.shape, generator=generator) / 4
+                tensor.data = values.to(dtype)
+                found.append(tensor)
+            layer.weight.requires_grad_(False)
+            layer.register_forward_hook(LowRankUpdate(matrix, [tensors], 0.5, 0.0))
+    return found
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_adapters_are_computed_as_by_hooks(dtype: torch.dtype, monkeypatch: Any) -> None:
+    fields = {"bf16": True, "params_dtype": dtype} if dtype == torch.bfloat16 else {}
+    results, entered, original = [], [], SwiGluExperts.apply
+    monkeypatch.setattr(SwiGluExperts, "apply", lambda *it: entered.append(1) or original(*it))
+    for experts in twins(**fields):
+        tensors = adapted(experts, dtype)
+        results.append([*outcome(experts, dtype), *(it.grad for it in tensors)])
+    assert entered == [1]
+    for ours, theirs in zip(*results, strict=True):
+        assert ours.dtype == theirs.dtype
+        assert (ours - theirs).float().norm() <= (
+            (0.03 if dtype == torch.bfloat16 else 1e-5) * theirs.float().norm()
+        )
 
 
 def test_names_and_shapes_of_parameters_are_those_of_sequential_experts() -> None:
@@ -165,10 +215,10 @@ def test_in_bf16_no_expert_is_touched_by_the_rows_of_another(counts: list[int]) 
     def gradients(output: torch.Tensor) -> list[torch.Tensor]:
         return [x.contiguous() for x in torch.autograd.grad(output, inputs, d_output)]
 
-    together = SwiGluExperts.apply(tokens, probs, counts, *fc1, *fc2)
+    together = SwiGluExperts.apply(tokens, probs, counts, (), *fc1, *fc2)
     alone = torch.cat(
         [
-            SwiGluExperts.apply(x, p, [len(x)], w1, w2)
+            SwiGluExperts.apply(x, p, [len(x)], (), w1, w2)
             for x, p, w1, w2 in zip(
                 tokens.split(counts), probs.split(counts), fc1, fc2, strict=True
             )
