@@ -19,6 +19,9 @@ TEXT = "text"
 BASE = "base"
 """The name of the domain that a model knows already, in reports beside those of tasks."""
 
+ALL = "all"
+"""The name of all data, in reports of runs without tasks."""
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 
@@ -29,10 +32,10 @@ def check_names(names: Sequence[str]) -> None:
         ConfigError: One is no name, stands there twice, or means something else.
     """
     for name in names:
-        if not _NAME.fullmatch(name) or name == BASE:
+        if not _NAME.fullmatch(name) or name in (ALL, BASE):
             raise ConfigError(
                 f"'{checks.clipped(name)}' is no name of a task: it takes letters, digits, '_', "
-                f"'-' and '.', 64 at most, and not '{BASE}', which is the base domain."
+                f"'-' and '.', 64 at most, and not '{BASE}' or '{ALL}', which mean something else."
             )
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:

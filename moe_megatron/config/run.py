@@ -1,4 +1,4 @@
-"""The whole configuration of a run: ten sections, and Megatron flags that none of them covers.
+"""The whole configuration of a run: eleven sections, and Megatron flags that none of them covers.
 
 It checks that the sections fit together. It does not read files (`loader`), nor translate fields
 to Megatron flags (`flags`).
@@ -13,6 +13,7 @@ from moe_megatron.config.architecture import Architecture
 from moe_megatron.config.checkpoint import CheckpointConfig
 from moe_megatron.config.conform import conform
 from moe_megatron.config.data import DataConfig
+from moe_megatron.config.evaluation import EvaluationConfig
 from moe_megatron.config.finetune import FinetuneConfig
 from moe_megatron.config.model import ModelConfig
 from moe_megatron.config.moe import MoEConfig
@@ -39,6 +40,7 @@ SECTIONS: dict[str, type] = {
         RecoveryConfig,
         FinetuneConfig,
         AdapterConfig,
+        EvaluationConfig,
     )
 }
 """The sections by name, in the order in which a file lists them."""
@@ -82,6 +84,9 @@ class RunConfig:
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     """Low-rank adapters."""
 
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    """What a run is judged by, and when it has had enough."""
+
     run_dir: str = "runs/moe"
     """Folder of everything the run writes: metrics, checkpoints, report."""
 
@@ -96,6 +101,12 @@ class RunConfig:
         conform(self)
         checks.not_empty(self, "run_dir", "preset")
         object.__setattr__(self, "megatron", _normalized_flags(self.megatron))
+
+    @property
+    def evaluates_tasks(self) -> bool:
+        """Whether held-out data is evaluated by task, or the run is judged by it."""
+        judged = self.data.tasks is not None or self.evaluation.on
+        return judged and self.training.eval_interval is not None
 
     @property
     def architecture(self) -> Architecture:
@@ -154,6 +165,7 @@ class RunConfig:
         validation.check_restart(self.recovery, self.checkpoint, self.megatron)
         validation.check_schedule(self.training, self.data, self.megatron)
         validation.check_retention(self.checkpoint, self.training)
+        validation.check_evaluation(self.evaluation, self.data, self.training)
         self.parallel.validate_experts(self.moe.num_experts)
         if not any(flag in self.megatron for flag in validation.UNEVEN_PIPELINE_FLAGS):
             self.parallel.validate_layers(self.model.num_layers)

@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from moe_megatron.config import checks
 from moe_megatron.config.adapter import AdapterConfig
 from moe_megatron.config.checkpoint import CheckpointConfig
-from moe_megatron.config.data import DataConfig
+from moe_megatron.config.data import BASE, DataConfig
+from moe_megatron.config.evaluation import EvaluationConfig
 from moe_megatron.config.finetune import RATES, FinetuneConfig
 from moe_megatron.config.model import ModelConfig
 from moe_megatron.config.moe import BALANCES_WITHOUT_LOSS, MoEConfig
@@ -324,6 +325,28 @@ def _check_divides(size_name: str, size: int, width_name: str, width: int) -> No
 def _nearest_multiples(number: int, step: int) -> str:
     below = number // step * step
     return checks.join_words([count for count in (below, below + step) if count])
+
+
+def check_evaluation(
+    evaluation: EvaluationConfig, data: DataConfig, training: TrainingConfig
+) -> None:
+    """Check that what a run is judged by is evaluated."""
+    if evaluation.max_forgetting is not None and not evaluation.base:
+        raise ConfigError(
+            "evaluation.max_forgetting needs data of the base domain; give it in evaluation.base."
+        )
+    if evaluation.on and training.eval_interval is None:
+        raise ConfigError(
+            "the fields of evaluation need evaluations, which training.eval_interval (null) turns "
+            "off; set it to a number of steps."
+        )
+    task = evaluation.metric.task
+    if task is None or (task == BASE and evaluation.base):
+        return
+    try:
+        data.task_number(task)
+    except ConfigError as error:
+        raise ConfigError(f"evaluation.best ({evaluation.best}): {error}") from None
 
 
 def check_retention(checkpoint: CheckpointConfig, training: TrainingConfig) -> None:

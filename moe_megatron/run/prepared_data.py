@@ -4,15 +4,18 @@ The launcher uses this module before it starts processes, so nothing here loads 
 unless data has to be written.
 """
 
+import dataclasses
 import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from moe_megatron.config import RunConfig
+from moe_megatron.config.data import ALL, BASE
+from moe_megatron.data.held_out import HeldOut
 from moe_megatron.data.instructions.stored import holds_instructions
 from moe_megatron.data.instructions.suitable import check_settings, rows_of_splits
-from moe_megatron.data.source import resolve_blend
+from moe_megatron.data.source import ResolvedBlend, resolve_blend
 from moe_megatron.data.split import check_splits
 from moe_megatron.files import default_cache_dir
 from moe_megatron.text.loading import load_tokenizer
@@ -35,6 +38,8 @@ class PreparedData:
     """Folder of the tokenizer; None for mock data."""
     tasks: tuple[int, ...] = ()
     """The number of the task of each prefix of `paths`; empty where the data has no tasks."""
+    held_out: tuple[HeldOut, ...] = ()
+    """What is evaluated by itself; empty: the blend is."""
 
 
 def open_indexed_writer(prefix: Path, vocab_size: int) -> Any:
@@ -87,4 +92,34 @@ def prepare_data(config: RunConfig, *, progress: bool = True) -> PreparedData:
         end_of_document=tokenizer.eod_id,
         tokenizer=tokenizer.directory,
         tasks=() if config.data.tasks is None else blend.entries,
+        held_out=_held_out(config, blend, progress=progress),
     )
+
+
+def _held_out(config: RunConfig, blend: ResolvedBlend, *, progress: bool) -> tuple[HeldOut, ...]:
+    """What the run evaluates by itself: the validation share of each task, and the base domain.
+
+    Raises:
+        DataError: The data of the base domain cannot be read.
+    """
+    if not config.evaluates_tasks:
+        return ()
+    names = config.data.tasks
+    prefixes = [str(prefix) for prefix in blend.prefixes]
+    found = [HeldOut(name=ALL, prefixes=tuple(prefixes))]
+    if names is not None:
+        pairs = list(zip(blend.entries, prefixes, strict=True))
+        found = [
+            HeldOut(name=name, number=number, prefixes=tuple(it for n, it in pairs if n == number))
+            for number, name in enumerate(names)
+        ]
+    if config.evaluation.base:
+        data = dataclasses.replace(
+            config.data, paths=config.evaluation.base, weights=None, tasks=None
+        )
+        base = resolve_blend(
+            data, open_indexed_writer, open_samples=open_instruction_writer, progress=progress
+        )
+        holds_instructions((*blend.prefixes, *base.prefixes))  # refuses one of each
+        found.append(HeldOut(name=BASE, prefixes=tuple(map(str, base.prefixes)), whole=True))
+    return tuple(found)

@@ -180,6 +180,7 @@ def _start(
             validation_paths=data.validation_paths,
             tokenizer=data.tokenizer,
             tasks=data.tasks,
+            held_out=data.held_out,
             load=loaded,
             run_dir=run_dir,
             sinks=sinks,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from moe_megatron.config import apply_overrides, load_config
 from moe_megatron.config.run import RunConfig
+from moe_megatron.data.held_out import HeldOut
 from moe_megatron.telemetry.sinks.jsonl import METRICS_FILE, read_metrics
 from moe_megatron.telemetry.values.records import StepRecord
 from moe_megatron.testing.distributed import run_distributed
@@ -34,6 +35,8 @@ class Job:
     """Weights and prefixes of several datasets, in place of one."""
     tasks: tuple[int, ...] = ()
     """The task of each of them."""
+    held_out: tuple[HeldOut, ...] = ()
+    """What is evaluated by itself."""
 
     @property
     def config(self) -> RunConfig:
@@ -121,6 +124,7 @@ def run_job(job: Job, callbacks: tuple["Callback", ...] = ()) -> None:
         config=config,
         data_paths=job.blend if job.data is None else ("1.0", str(job.data)),
         tasks=job.tasks,
+        held_out=job.held_out,
         data_cache=job.run_dir.parent / "indices",  # they take half a second to build
         vocab_size=MOCK_VOCAB_SIZE,
         end_of_document=0,

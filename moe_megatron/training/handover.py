@@ -5,6 +5,7 @@ routing profile and the end of the run come back, or why it was refused. Nothing
 goes in neither direction: it is in the prepared data.
 """
 
+import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from moe_megatron import errors
 from moe_megatron.config import CONFIG_FILE, load_config
+from moe_megatron.data.held_out import HeldOut
 from moe_megatron.errors import MoEError
 from moe_megatron.files import replace_file
 from moe_megatron.mcore.loop.job import JobOutcome
@@ -67,6 +69,7 @@ class Handover:
             "validation_paths": data.validation_paths,
             "tokenizer": None if data.tokenizer is None else str(data.tokenizer),
             "tasks": data.tasks,
+            "held_out": [dataclasses.asdict(it) for it in data.held_out],
         }
         _write(self._data, fields)
 
@@ -82,6 +85,9 @@ class Handover:
             validation_paths=tuple(fields["validation_paths"]),
             tokenizer=None if tokenizer is None else Path(tokenizer),
             tasks=tuple(fields["tasks"]),
+            held_out=tuple(
+                HeldOut(**{**it, "prefixes": tuple(it["prefixes"])}) for it in fields["held_out"]
+            ),
         )
         return MoEModel.from_pretrained(self._model), data
 

@@ -39,6 +39,7 @@ SET_ELSEWHERE: Mapping[str, str] = {
     "data.sequence_length": "sequence_length of train(...)",
     "data.max_bad_line_ratio": _PREPARE,
     "data.cache_dir": "the environment variable MOE_MEGATRON_CACHE",
+    "evaluation.base": "base_dataset of FineTuner.train(...)",
     "training.train_steps": "num_epochs and max_steps of train(...)",
     "training.global_batch_size": "batch_size and gradient_accumulation_steps of train(...)",
     "training.learning_rate": "learning_rate of train(...)",

@@ -9,6 +9,7 @@ layer's forward pass first without gradients, which is not counted, and then aga
 is.
 """
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields
 from typing import Any
@@ -63,6 +64,8 @@ class MeasuredRouter(RouterLosses):
     """What a router with a state remembers."""
     copied: Tensor | None = None
     """Of the last pass, the weights of experts that only copy, [T]; the layer takes it."""
+    watch: Callable[[Tensor, Tensor | None], None] | None = None
+    """Is told in evaluation which experts tokens have, bool [T, E], and what is padding, [T]."""
     weight: torch.nn.Parameter
     _row: RoutingRow | None = None
     _hidden: Tensor | None = None
@@ -193,6 +196,8 @@ class MeasuredRouter(RouterLosses):
                     assigned_map_TE=routing.assigned_map if variable else None,  # type: ignore[union-attr]
                 )
                 count(self._row, routed, self._padding_T, self._tasks_to_count())
+        if self.watch is not None and not self.training:
+            self.watch(map_TE if routing is None else routing.routing_map, self._padding_T)
         return probs_TE, map_TE
 
     def _choose(self, logits: Tensor) -> tuple[Tensor, Tensor, Routing]:

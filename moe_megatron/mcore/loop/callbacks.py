@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from moe_megatron.telemetry.values.task_scores import TaskScore
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepEnd:
@@ -24,6 +26,14 @@ class StepEnd:
     """Wall time of the step on this rank, logging excluded."""
     phase_seconds: Mapping[str, float] = field(default_factory=dict)
     """Wall time of this rank since the end of the previous step, by `telemetry.catalog.PHASES`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TasksEvaluated:
+    """The outcome of an evaluation by tasks, the same on every rank."""
+
+    step: int
+    scores: tuple[TaskScore, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,6 +64,9 @@ class Callback:
 
     def on_step_end(self, event: StepEnd) -> None:
         """A step has ended; called once per step."""
+
+    def on_tasks_evaluated(self, event: TasksEvaluated) -> None:
+        """Each task has been evaluated, in place of `on_evaluation_end` for validation."""
 
     def on_step_discarded(self, step: int) -> None:
         """What has been computed of a step does not count: it is computed again, or undone."""

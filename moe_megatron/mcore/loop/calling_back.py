@@ -13,21 +13,25 @@ from typing import Any
 
 from megatron.training import training as loop
 
-from moe_megatron.mcore.loop.callbacks import Callback, EvaluationEnd, StepEnd
+from moe_megatron.mcore.evaluation.evaluator import TaskEvaluator
+from moe_megatron.mcore.loop.callbacks import Callback, EvaluationEnd, StepEnd, TasksEvaluated
 from moe_megatron.mcore.measure.phases import PhaseClock
 
 
 @contextmanager
 def callbacks_installed(
-    callbacks: Sequence[Callback], clock: PhaseClock | None = None
+    callbacks: Sequence[Callback],
+    clock: PhaseClock | None = None,
+    evaluator: TaskEvaluator | None = None,
 ) -> Iterator[None]:
     """Call `callbacks`, in order, from Megatron's loop for as long as the context is open.
 
     Args:
         callbacks: Called on every rank.
         clock: Measures the phases of the loop; others may use it to measure further ones.
+        evaluator: Evaluates tasks in place of Megatron's validation data.
     """
-    wrappers = _Wrappers(callbacks, clock or PhaseClock())
+    wrappers = _Wrappers(callbacks, clock or PhaseClock(), evaluator)
     with ExitStack() as stack:
         for name in (
             "load_checkpoint",
@@ -46,8 +50,12 @@ def callbacks_installed(
 class _Wrappers:
     """A wrapper for each wrapped function, and the state they keep between calls."""
 
-    def __init__(self, callbacks: Sequence[Callback], clock: PhaseClock) -> None:
+    def __init__(
+        self, callbacks: Sequence[Callback], clock: PhaseClock, evaluator: TaskEvaluator | None
+    ) -> None:
         self._callbacks = tuple(callbacks)
+        self._evaluator = evaluator
+        self._evaluate = loop.evaluate
         self._clock = clock
         self._step_started = 0.0
         self._evaluation = (0, "validation")
@@ -67,6 +75,8 @@ class _Wrappers:
             start_step = loop.get_args().iteration
             for callback in self._callbacks:
                 callback.on_train_start(model, start_step)
+            if self._evaluator is not None:
+                self._of_tasks(start_step, self._evaluator.before_training, forward_step, model)
             self._clock.lap()
             try:
                 result = original(forward_step, model, *args, **kwargs)
@@ -169,13 +179,23 @@ class _Wrappers:
         ) -> Any:
             self._evaluation = (step, "test" if "test set" in prefix else "validation")
             started = time.perf_counter()
+            result = None
             with self._clock.measure("evaluation"):
-                result = original(prefix, forward_step, data, model, step, *args, **kw)
+                if self._evaluator is None or self._evaluation[1] == "test":
+                    result = original(prefix, forward_step, data, model, step, *args, **kw)
+                else:
+                    self._of_tasks(step, self._evaluator.evaluate, forward_step, model)
             for callback in self._callbacks:
                 callback.on_evaluations_end(step, time.perf_counter() - started)
             return result
 
         return evaluate_and_print_results
+
+    def _of_tasks(self, step: int, evaluate: Any, forward_step: Any, model: Any) -> None:
+        """Evaluate tasks, and tell of it."""
+        if scores := evaluate(self._evaluate, forward_step, model, step):
+            for callback in self._callbacks:
+                callback.on_tasks_evaluated(TasksEvaluated(step=step, scores=scores))
 
     def evaluate(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def evaluate(*args: Any, **kwargs: Any) -> Any:

@@ -29,6 +29,7 @@ from moe_megatron.data.instructions.stored import holds_instructions
 from moe_megatron.data.instructions.suitable import check_settings
 from moe_megatron.errors import BackendUnavailableError
 from moe_megatron.mcore import world
+from moe_megatron.mcore.evaluation.evaluator import TaskEvaluator
 from moe_megatron.mcore.later import tokenizers_later
 from moe_megatron.mcore.layers.prediction import our_prediction_layers
 from moe_megatron.mcore.layers.specs import use_our_layers
@@ -160,7 +161,7 @@ def run(job: TrainingJob, machine: MachineSettings) -> JobOutcome:
         stopping = Stopping(args.exit_signal)
         stack.enter_context(stopping.installed())
         stack.enter_context(guarded(config.recovery, callbacks, rollback, stopping, job.run_dir))
-        stack.enter_context(callbacks_installed(callbacks, clock))
+        stack.enter_context(callbacks_installed(callbacks, clock, _evaluator(job)))
         saves = Saves(callbacks, clock, job.checkpoints, config.checkpoint.patience_seconds)
         stack.enter_context(saves.watched())
         set_moe_metrics_tracker(RouterLossLog(args.moe_router_load_balancing_type))
@@ -188,6 +189,12 @@ def _check(job: TrainingJob) -> bool:
     if instructions:
         check_settings(job.config)
     return instructions
+
+
+def _evaluator(job: TrainingJob) -> TaskEvaluator | None:
+    if not job.held_out or not job.config.evaluates_tasks:
+        return None
+    return TaskEvaluator(job.config, job.held_out, job.say)
 
 
 def _note_data(args: Any, job: TrainingJob, *, instructions: bool) -> None:

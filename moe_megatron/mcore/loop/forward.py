@@ -11,6 +11,7 @@ from megatron.core.rerun_state_machine import get_rerun_state_machine
 from megatron.core.utils import get_batch_on_this_cp_rank
 from megatron.training import get_args, get_timers
 
+from moe_megatron.mcore.evaluation.answers import Answers
 from moe_megatron.mcore.layers.learned_tokens import show_learned_tokens
 from moe_megatron.mcore.layers.token_ids import show_token_ids
 from moe_megatron.mcore.loop.micro_batches import MicroBatchSeeds
@@ -26,6 +27,7 @@ def forward_step(
     *,
     clock: PhaseClock | None = None,
     seeds: MicroBatchSeeds | None = None,
+    answers: Answers | None = None,
 ) -> tuple[torch.Tensor, Any]:
     """Run one microbatch.
 
@@ -35,6 +37,7 @@ def forward_step(
         model: One model chunk.
         clock: Measures the phase "data".
         seeds: Seeds random numbers, for routers that draw.
+        answers: Looks at what the model would have chosen, whose share is reported, too.
 
     Returns:
         The output tensor of this stage, and the function that turns it into the loss.
@@ -52,15 +55,18 @@ def forward_step(
     show_learned_tokens(batch["loss_mask"].sum() if packed else None)
     if seeds is not None:
         seeds.begin(model)
-    output = model(
-        batch.get("tokens"),
-        batch.get("position_ids"),
-        None,
-        labels=batch.get("labels"),
-        loss_mask=batch.get("loss_mask"),
-        **{name: batch[name] for name in ("padding_mask", "packed_seq_params") if packed},
-    )
-    return output, partial(_loss, batch.get("loss_mask"))
+    with nullcontext() if answers is None else answers.watched(model):
+        output = model(
+            batch.get("tokens"),
+            batch.get("position_ids"),
+            None,
+            labels=batch.get("labels"),
+            loss_mask=batch.get("loss_mask"),
+            **{name: batch[name] for name in ("padding_mask", "packed_seq_params") if packed},
+        )
+    labels = batch.get("labels")
+    correct = None if answers is None or labels is None else answers.correct(labels)
+    return output, partial(_loss, batch.get("loss_mask"), correct=correct)
 
 
 def _of_tokens(of_samples: torch.Tensor | None, tokens: torch.Tensor) -> torch.Tensor | None:
@@ -92,9 +98,12 @@ def _get_batch(
 
 
 def _loss(
-    loss_mask: torch.Tensor | None, output: torch.Tensor
+    loss_mask: torch.Tensor | None, output: torch.Tensor, correct: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
-    """L = sum(loss_mask * token losses); the number of tokens; and both for Megatron's report."""
+    """L = sum(loss_mask * token losses); the number of tokens; and both for Megatron's report.
+
+    Where it is known which tokens the model would have chosen, the report says their number, too.
+    """
     assert loss_mask is not None, "the last pipeline stage reads the data"
     losses = output.view(-1).float()
     mask = loss_mask.reshape(-1).float()
@@ -108,5 +117,8 @@ def _loss(
             fatal=True,
         )
     num_tokens = mask.sum().to(torch.int)
-    report = torch.stack((loss.detach(), num_tokens.float()))
-    return loss, num_tokens, {"lm loss": report}
+    report = {"lm loss": torch.stack((loss.detach(), num_tokens.float()))}
+    if correct is not None:
+        right = torch.sum(correct.reshape(-1).float() * mask)
+        report["accuracy"] = torch.stack((right, num_tokens.float()))
+    return loss, num_tokens, report

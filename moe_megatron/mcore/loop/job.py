@@ -7,6 +7,7 @@ from typing import Any
 
 from moe_megatron.config import RunConfig
 from moe_megatron.config.checkpoint_files import folder_of_checkpoints
+from moe_megatron.data.held_out import HeldOut
 from moe_megatron.mcore.loop.callbacks import Callback
 from moe_megatron.telemetry.sinks.health import SinkHealth
 from moe_megatron.telemetry.sinks.sink_set import SinkSet
@@ -47,6 +48,8 @@ class TrainingJob:
     """Folder of the tokenizer, which is copied beside each checkpoint."""
     tasks: tuple[int, ...] = ()
     """The number of the task of each prefix of `data_paths`; empty where the data has no tasks."""
+    held_out: tuple[HeldOut, ...] = ()
+    """What is evaluated by itself, in place of the blend; empty: the blend is."""
     load: Path | None = None
     """Folder of the checkpoint to start from; None: the newest in `config.checkpoint.load`."""
     run_dir: Path | None = None

@@ -25,7 +25,7 @@ from moe_megatron.mcore import world
 from moe_megatron.mcore.layers.layer_numbers import number_of
 from moe_megatron.mcore.layers.measured_router import MeasuredRouter
 from moe_megatron.mcore.layers.token_ids import tasks_counted
-from moe_megatron.mcore.loop.callbacks import Callback, EvaluationEnd, StepEnd
+from moe_megatron.mcore.loop.callbacks import Callback, EvaluationEnd, StepEnd, TasksEvaluated
 from moe_megatron.mcore.measure.counters import PendingTotals, RoutingCounters, StepTotals
 from moe_megatron.mcore.measure.lasting_writers import rewind_tensorboard
 from moe_megatron.mcore.measure.own_tokens import sees_own_tokens
@@ -41,6 +41,7 @@ from moe_megatron.telemetry.sinks.sink_set import SinkSet
 from moe_megatron.telemetry.values.profile import PROFILE_FILE, RoutingProfile
 from moe_megatron.telemetry.values.recent_use import RecentUse
 from moe_megatron.telemetry.values.records import EvalRecord, RunInfo, StepRecord, StepRuntime
+from moe_megatron.telemetry.values.task_scores import value_of
 from moe_megatron.version import package_version
 
 logger = logging.getLogger(__name__)
@@ -253,6 +254,15 @@ class TelemetryCallback(Callback):
         loss = _mean_over_reporting_ranks(event.losses.get(_LOSS))
         if self._sinks is not None and loss is not None:
             self._sinks.evaluation(EvalRecord(step=event.step, split=event.split, loss=loss))
+
+    def on_tasks_evaluated(self, event: TasksEvaluated) -> None:
+        """Publish the last step, then the scores and their mean."""
+        self.flush()
+        loss = value_of(event.scores, "loss")
+        if self._sinks is not None and loss is not None:
+            self._evaluated.add((event.step, "validation"))
+            record = EvalRecord(step=event.step, split="validation", loss=loss, tasks=event.scores)
+            self._sinks.evaluation(record)
 
     def on_checkpoint_start(self, step: int) -> None:
         """Bring profile and sinks up to date with the step that is being saved."""

@@ -53,11 +53,15 @@ def _number(value: float | None, digits: int = 3) -> str:
 
 
 def format_evaluation(record: EvalRecord) -> str:
-    """Formats one evaluation as one line."""
-    return (
+    """Formats one evaluation as one line, with the loss and the accuracy of each task."""
+    line = (
         f"{record.split} at step {record.step} | loss {record.loss:.3f} "
         f"| perplexity {record.perplexity:,.2f}"
     )
+    for it in record.tasks:
+        known = "" if it.accuracy is None else f", {it.accuracy:.1%} right"
+        line += f" | {it.name} {it.loss:.3f}{known}"
+    return line
 
 
 class ConsoleSink:

@@ -24,6 +24,7 @@ from moe_megatron.telemetry.values.json_fields import (
     write_float,
 )
 from moe_megatron.telemetry.values.profile import RoutingProfile
+from moe_megatron.telemetry.values.task_scores import TaskScore
 
 _MAX_EXPONENT = 20.0  # as in Megatron: an untrained model prints 4.9e8 in place of an overflow
 
@@ -140,11 +141,14 @@ class EvalRecord:
         step: training step after which it ran.
         split: "validation" or "test".
         loss: mean loss in nats per token.
+        tasks: of each task, and of the base domain, which the mean leaves out; empty where no task
+            was evaluated by itself.
     """
 
     step: int
     split: str
     loss: float
+    tasks: tuple[TaskScore, ...] = ()
 
     @property
     def perplexity(self) -> float:
@@ -158,6 +162,7 @@ class EvalRecord:
             "step": self.step,
             "split": self.split,
             "loss": write_float(self.loss),
+            **({"tasks": [it.to_json_dict() for it in self.tasks]} if self.tasks else {}),
         }
 
     @classmethod
@@ -167,11 +172,12 @@ class EvalRecord:
         Raises:
             DataError: a field is missing, unknown or of the wrong type.
         """
-        fields = require_fields(data, ("kind", "step", "split", "loss"))
+        fields = require_fields(data, ("kind", "step", "split", "loss"), optional=("tasks",))
         return cls(
             step=read_int(fields["step"], "step"),
             split=read_str(fields["split"], "split"),
             loss=read_float(fields["loss"], "loss"),
+            tasks=tuple(map(TaskScore.from_json_dict, fields.get("tasks", ()))),
         )
 
 

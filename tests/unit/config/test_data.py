@@ -32,7 +32,7 @@ from moe_megatron.errors import ConfigError
             "two tasks are called code; give each a name of its own",
         ),
         ({"tasks": ("a b",)}, "'a b' is no name of a task: it takes letters, digits"),
-        ({"tasks": ("base",)}, "and not 'base', which is the base domain."),
+        ({"tasks": ("base",)}, "and not 'base' or 'all', which mean something else."),
         (
             {"weights": (0.0,)},
             "data.weights must all be greater than 0, not [0.0]; leave out a path",

@@ -149,7 +149,7 @@ def test_fields_without_a_flag_are_the_ones_the_engine_resolves() -> None:
     known = {
         ".".join((s, *it.path))
         for s, kind in SECTIONS.items()
-        if s not in {"telemetry", "data", "recovery", "finetune", "adapter"}
+        if s not in {"telemetry", "data", "recovery", "finetune", "adapter", "evaluation"}
         for it in settings_of(kind)
     }
     assert known - {rule.field for rule in RULES} == {

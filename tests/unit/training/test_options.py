@@ -58,6 +58,7 @@ VALUES: dict[str, Any] = {
     "training.warmup_steps": 7,
     "parallel.expert_tensor_parallel_size": 2,
     "moe.token_dispatcher": "allgather",
+    "evaluation.best": "accuracy",
     "finetune.train": ("router",),
     "finetune.freeze": ("router",),
     **{f"finetune.{field}": "0.1x" for field in RATES.values()},
