@@ -81,6 +81,7 @@ def run_program(text: str, folder: Path) -> None:
     run_distributed(run_as_main, script, **given)
 
 
+@pytest.mark.deep
 @pytest.mark.slow
 @pytest.mark.distributed
 def test_first_python_example_runs_as_printed(tmp_path: Path) -> None:

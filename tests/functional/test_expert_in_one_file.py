@@ -95,6 +95,7 @@ def losses(run: Path) -> list[float]:
 # --- the tests -----------------------------------------------------------------------------------
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "one"])
 def test_it_trains_alike_wherever_its_experts_are(layout: str, runs: Path) -> None:
     one = losses(runs / "one")
@@ -103,6 +104,7 @@ def test_it_trains_alike_wherever_its_experts_are(layout: str, runs: Path) -> No
     assert one[-1] < one[0]
 
 
+@pytest.mark.deep
 def test_a_run_goes_on_with_the_experts_elsewhere(runs: Path) -> None:
     assert losses(runs / "ep2, then one") == pytest.approx(losses(runs / "one")[HALF:], rel=1e-5)
     apart, together = losses(runs / "one, then ep2"), losses(runs / "one, then one")
@@ -110,6 +112,7 @@ def test_a_run_goes_on_with_the_experts_elsewhere(runs: Path) -> None:
     assert apart == pytest.approx(together, rel=1e-5)
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_its_tokens_are_counted(layout: str, runs: Path) -> None:
     snapshots = list(read_routing(runs / layout / ROUTING_FILE))

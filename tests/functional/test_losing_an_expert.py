@@ -22,7 +22,7 @@ from moe_megatron.telemetry.sinks.jsonl import (
 from moe_megatron.testing.distributed import run_distributed
 from moe_megatron.testing.jobs import step_records
 
-pytestmark = pytest.mark.distributed
+pytestmark = [pytest.mark.deep, pytest.mark.distributed]
 
 STEPS, BAD, LAYER, EXPERT = 6, 3, 2, 1
 SETTINGS: dict[str, Any] = {

@@ -85,6 +85,7 @@ def losses(run: Path) -> list[float]:
     return [record.loss for record in step_records(run)]
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("router", ROUTERS)
 def test_it_trains_alike_wherever_its_experts_are(router: str, runs: Path) -> None:
     together, spread = (losses(runs / f"{router}-{layout}") for layout in LAYOUTS)
@@ -93,6 +94,7 @@ def test_it_trains_alike_wherever_its_experts_are(router: str, runs: Path) -> No
     assert spread[-1] < spread[0]
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("router", ["above_average", "above_average_with_capacity"])
 def test_what_a_router_asked_for_is_counted(router: str, layout: str, runs: Path) -> None:
@@ -104,6 +106,7 @@ def test_what_a_router_asked_for_is_counted(router: str, layout: str, runs: Path
         assert (snapshot.dropped > 0).any() == ("capacity" in router)
 
 
+@pytest.mark.deep
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_fixed_number_of_experts_is_counted(layout: str, runs: Path) -> None:
     for snapshot in read_routing(runs / f"sharp-{layout}" / ROUTING_FILE):

@@ -13,6 +13,7 @@ from moe_megatron import MoEModel
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.deep
 @pytest.mark.slow
 def test_generate_continues_each_prompt(tmp_path: Path, tokenizer: Path) -> None:
     torch.manual_seed(0)

@@ -20,6 +20,7 @@ WORDS = [
 ]
 
 
+@pytest.mark.deep
 def test_every_second_of_a_run_with_a_kill_and_a_resume(tmp_path, cache, moe):
     run = tmp_path / "run"
     given = {"directory": tmp_path, "environment": {"MOE_MEGATRON_CACHE": str(cache)}}

@@ -28,7 +28,7 @@ SIZES: list[tuple[type[NamedArchitecture], str]] = [
     for size in cls.sizes
     if size != "tiny"
 ]
-QUICK = {"mixtral_8x7b", "olmoe_1b_7b", "glam_64b_64e", "gpt_oss_20b", "switch_base_128"}
+QUICK = {"mixtral_8x7b", "olmoe_1b_7b"}
 """Others have so many modules that building them takes tens of seconds, or are like these."""
 CASES = [
     pytest.param(

@@ -92,6 +92,7 @@ def bench(
     crew._corpus.cache_clear()
 
 
+@pytest.mark.deep
 def test_bench_compares_routers_goes_on_where_it_was_and_refuses_another_setup(
     bench: Callable[..., int],
     tmp_path: Path,

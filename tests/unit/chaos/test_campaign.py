@@ -71,6 +71,7 @@ def test_a_job_that_forgets_its_checkpoint_is_found(tmp_path: Path, victims: lis
     assert "it went back to step 0, but checkpoint" in failures[0]
 
 
+@pytest.mark.deep
 def test_a_job_that_ends_with_a_fault_is_found(tmp_path: Path, victims: list[Victim]) -> None:
     hits = _campaign(_victim(tmp_path, victims, "hopeless"), "kill-rank", hits=1)
     assert hits[0].failure == "it ended with exit code 3"
@@ -84,6 +85,7 @@ def test_an_orphan_is_found(tmp_path: Path, victims: list[Victim]) -> None:
     assert len(victim.everything()) >= 1
 
 
+@pytest.mark.deep
 def test_a_job_that_hangs_is_lost(tmp_path: Path, victims: list[Victim]) -> None:
     victim = _victim(tmp_path, victims)
     victim.command = [*victim.command[:-1], "0.01"]

@@ -30,6 +30,7 @@ def page_faults(switched_off: str) -> int:
     return int(answer.stdout)
 
 
+@pytest.mark.deep
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
 def test_memory_that_is_used_again_is_not_asked_for_again() -> None:
     # Ten times 64 MiB, in pages of at most 2 MiB.

@@ -88,12 +88,14 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str
     return run_distributed(count_calls, tmp_path_factory.mktemp("runs"))
 
 
+@pytest.mark.deep
 @pytest.mark.distributed
 def test_run_without_the_switch_enters_every_accelerator(answers):
     for answer in answers:
         assert [entry for entry, count in answer[""].items() if not count] == []
 
 
+@pytest.mark.deep
 @pytest.mark.distributed
 @pytest.mark.parametrize("switch", [value for value in SWITCHES if value])
 def test_run_enters_no_accelerator_that_is_switched_off_and_all_others(switch, answers):
