@@ -3,7 +3,17 @@
 import argparse
 from typing import Any
 
-_FIELDS = ("rank", "alpha", "scaling", "targets", "ranks", "experts", "magnitude", "dropout")
+_FIELDS = (
+    "rank",
+    "alpha",
+    "scaling",
+    "targets",
+    "ranks",
+    "experts",
+    "magnitude",
+    "dropout",
+    "frozen_experts",
+)
 
 
 def add_adapter_options(parser: argparse.ArgumentParser) -> None:
@@ -17,6 +27,7 @@ def add_adapter_options(parser: argparse.ArgumentParser) -> None:
     add("--adapter-ranks", metavar="SELECTOR=R", help="ranks of their own", **words)
     add("--adapter-experts", metavar="HOW", help="experts have their own, or shared_a, or shared")
     add("--adapter-magnitude", action="store_true", default=None, help="train norms, too (DoRA)")
+    add("--adapter-frozen-experts", metavar="HOW", help="as_is, or nf4: in 4 bits (QLoRA)")
     add("--adapter-dropout", type=float, metavar="P", help="dropout before A (0)")
 
 

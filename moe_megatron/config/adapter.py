@@ -77,6 +77,10 @@ class AdapterConfig:
     dropout: Annotated[float, Within(least=0, below=1)] = 0.0
     """Probability of leaving an input of A out, in training only."""
 
+    frozen_experts: Literal["as_is", "nf4"] = "as_is"
+    """How matrices of routed experts that are not trained are kept in memory: as they are, or in
+    4 bits (NF4; QLoRA, arXiv:2305.14314), which rounds them."""
+
     def __post_init__(self) -> None:
         conform(self)
         for field in fields(self) if self.rank is None else ():
@@ -89,6 +93,12 @@ class AdapterConfig:
             object.__setattr__(self, "targets", canonical(self.targets))
         except ConfigError as error:
             raise ConfigError(f"adapter.targets: {error}") from None
+        if self.magnitude and self.frozen_experts != "as_is":
+            raise ConfigError(
+                "adapter.magnitude needs the norms of whole matrices in each pass, which "
+                f"adapter.frozen_experts '{self.frozen_experts}' does not keep; leave one of them "
+                "out."
+            )
         for field_name, selector in self.selectors():
             if selector.what in NO_MATRICES:
                 raise ConfigError(

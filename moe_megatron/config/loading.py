@@ -79,6 +79,8 @@ def check_same_run(
 
 def _check_adapters(folder: Path, saved: AdapterConfig, wanted: AdapterConfig) -> None:
     """Refuse a run that would leave adapters of the checkpoint out, or compute others with them."""
+    if wanted.on and not wanted.magnitude:
+        saved = replace(saved, frozen_experts=wanted.frozen_experts)
     wanted = replace(wanted, dropout=saved.dropout) if wanted.on else wanted
     if not saved.on or saved == wanted:
         return

@@ -182,6 +182,7 @@ ON_RESUME: Mapping[str, Kept | None] = {
     "adapter.experts": None,
     "adapter.magnitude": None,
     "adapter.dropout": None,
+    "adapter.frozen_experts": None,
     "evaluation": None,
     "run_dir": None,
     "preset": None,

@@ -71,6 +71,8 @@ class MoELoRA(MoETrainer):
             trained on is read first.
         use_rslora: Scale by lora_alpha / sqrt(r) (arXiv:2312.03732).
         use_dora: Train the norm of each row, too (arXiv:2402.09353).
+        use_qlora: Keep the routed experts of the run in 4 bits (arXiv:2305.14314), which rounds
+            them there; the model itself stays as it is.
         lora_dropout: Probability of leaving an input of A out, in training.
         tokenizer: As in `MoETrainer`.
         run_dir: As in `MoETrainer`.
@@ -93,6 +95,7 @@ class MoELoRA(MoETrainer):
         profile: RoutingProfile | None = None,
         use_rslora: bool = False,
         use_dora: bool = False,
+        use_qlora: bool = False,
         lora_dropout: float = 0.0,
         tokenizer: Any = None,
         run_dir: str | Path = "runs/moe_lora",
@@ -110,6 +113,7 @@ class MoELoRA(MoETrainer):
             "adapter.scaling": "rank_stabilized" if use_rslora else "standard",
             "adapter.magnitude": use_dora,
             "adapter.dropout": lora_dropout,
+            "adapter.frozen_experts": "nf4" if use_qlora else "as_is",
         }
         for name in overrides or {}:
             if str(name).startswith(("adapter", "finetune.train", "finetune.freeze")):

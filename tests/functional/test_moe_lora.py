@@ -23,6 +23,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "own": {},
     "dora": {"use_dora": True, "target_modules": ["attention", "expert_fc2"]},
     "by usage": {"ranks": "by_usage", "experts": "top:50%"},
+    "qlora": {"use_qlora": True, "target_modules": ["experts"]},
     "shared": {"expert_wise_adaptation": False, "use_rslora": True},
 }
 
@@ -79,7 +80,8 @@ def check(found: dict[str, Any]) -> None:
     for kind, it in found.items():
         trained = it["on"].losses[0]
         assert trained < it["base"].losses[0] - 0.01, kind
-        assert it["merged"].losses[0] == pytest.approx(trained, abs=1e-5), kind
+        rounding = 0.02 if kind == "qlora" else 1e-5
+        assert it["merged"].losses[0] == pytest.approx(trained, abs=rounding), kind
         assert it["on"].losses[-1] < it["on"].losses[0], kind
 
 

@@ -104,6 +104,7 @@ class _ClonedOutput(RowParallelLinear):
 def _is_plain_expert(expert: torch.nn.Module) -> bool:
     return (
         type(expert) is MLP
+        and not any("_forward_impl" in vars(it) for it in expert.modules())  # kept in another form
         and type(expert.linear_fc1) is ColumnParallelLinear
         and type(expert.linear_fc2) is RowParallelLinear
         and all(map(_has_no_hooks, expert.modules()))

@@ -77,6 +77,7 @@ from moe_megatron.mcore.state.partial_states import apart, lacking_states, state
 from moe_megatron.mcore.state.writing_in_place import writing_in_place
 from moe_megatron.mcore.tuning.adapters.attach import attach
 from moe_megatron.mcore.tuning.adapters.beginning import adapters_on_base, begin
+from moe_megatron.mcore.tuning.adapters.compressed import CompressedExperts
 from moe_megatron.mcore.tuning.empty_optimizers import without_empty_optimizers
 from moe_megatron.mcore.tuning.freezing import freeze
 from moe_megatron.mcore.tuning.rates import rates_of_roles
@@ -126,6 +127,7 @@ def run(job: TrainingJob, machine: MachineSettings) -> JobOutcome:
     earlier = None if load is None else job.run_dir
     rollback = RollBack(job.checkpoints, earlier, job.choose_checkpoint)
     watchdogs = configured_watchdogs(config.recovery, job.run_dir, clock.current)
+    compressed = CompressedExperts(config.adapter, job.say)
     callbacks: list[Callback] = [
         release,
         lasting,
@@ -133,8 +135,10 @@ def run(job: TrainingJob, machine: MachineSettings) -> JobOutcome:
         telemetry,
         *job.callbacks,
         *policies,
+        *watchdogs,
+        Sections(),
+        compressed,
     ]
-    callbacks += [*watchdogs, Sections()]
     if job.checkpoints is not None:
         checkpoint.check_writable(job.checkpoints)
         callbacks.append(_SideFiles(job, telemetry, load))
@@ -167,7 +171,7 @@ def run(job: TrainingJob, machine: MachineSettings) -> JobOutcome:
         set_moe_metrics_tracker(RouterLossLog(args.moe_router_load_balancing_type))
         if "use-checkpoint-opt_param-scheduler" not in config.megatron:
             stack.enter_context(configured_settings(checkpoint.batch_growth(load, config)))
-        stack.enter_context(_our_checkpoints(args, job, load))
+        stack.enter_context(_our_checkpoints(args, job, load, compressed))
         stack.enter_context(checkpoint.explained_errors(job.checkpoints or load or Path.cwd()))
         interrupted = _pretrain(args, job, clock, draws=load is None)
         journal.end(interrupted=interrupted)
@@ -212,7 +216,9 @@ def _set_determinism(wanted: bool) -> None:
 
 
 @contextlib.contextmanager
-def _our_checkpoints(args: Any, job: TrainingJob, load: Path | None) -> Iterator[None]:
+def _our_checkpoints(
+    args: Any, job: TrainingJob, load: Path | None, compressed: CompressedExperts
+) -> Iterator[None]:
     """Let Megatron save and load as we want it to."""
     finetune = job.config.finetune
     rerouted = None if load is None else other_router(load, job.config)
@@ -234,6 +240,7 @@ def _our_checkpoints(args: Any, job: TrainingJob, load: Path | None) -> Iterator
         stack.enter_context(adapters_on_base() if job.config.adapter.on else nullcontext())
         if args.async_save and args.distributed_backend == "gloo":
             stack.enter_context(saving_in_a_fork(args))
+        stack.enter_context(compressed.whole_in_checkpoints())
         if not args.async_save:
             stack.enter_context(checkpoint.saving_without_helper_process())
         yield

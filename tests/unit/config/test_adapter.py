@@ -66,6 +66,10 @@ WRONG = {
         {"rank": 4, "experts": "shared_a", "ranks": ("experts@2:0=8",)},
         "'experts@2:0=8' gives an expert a rank of its own, but with adapter.experts 'shared_a'",
     ),
+    "norms of four bits": (
+        {"rank": 4, "magnitude": True, "frozen_experts": "nf4"},
+        "adapter.magnitude needs the norms of whole matrices in each pass, which adapter.frozen_e",
+    ),
     "dropout": ({"rank": 4, "dropout": 1.0}, "adapter.dropout must be at least 0 and less than 1"),
 }
 

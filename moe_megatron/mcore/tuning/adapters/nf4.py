@@ -1,0 +1,68 @@
+"""Numbers of four bits: NF4, the quantiles of a normal distribution (QLoRA, arXiv:2305.14314).
+
+A row of a matrix is cut into blocks of 64, each with the largest magnitude in it. A number is that
+times one of sixteen values, and takes half a byte; with the magnitudes it is 4.5 bits. What has
+been rounded so stays as it is when it is rounded again.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+BLOCK = 64
+"""Numbers with one magnitude."""
+
+_VALUES = (
+    *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453),
+    *(-0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0),
+    *(0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224),
+    *(0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
+)
+"""By the code of four bits."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Nf4:
+    """A matrix in four bits."""
+
+    codes: Tensor
+    """uint8 [rows, blocks, 32]: two codes in each, the first one in the lower bits."""
+    magnitudes: Tensor
+    """float32 [rows, blocks]."""
+    columns: int
+    dtype: torch.dtype
+    """Of the matrix."""
+
+    @classmethod
+    def of(cls, matrix: Tensor) -> "Nf4":
+        """The nearest matrix in four bits.
+
+        Args:
+            matrix: [rows, columns].
+        """
+        rows, columns = matrix.shape
+        padded = functional.pad(matrix.detach().float(), (0, -columns % BLOCK))
+        blocks = padded.view(rows, -1, BLOCK)
+        magnitudes = blocks.abs().amax(-1)
+        values = torch.tensor(_VALUES, device=matrix.device)
+        between = (values[1:] + values[:-1]) / 2
+        scaled = blocks / magnitudes.clamp_min(torch.finfo(torch.float32).tiny).unsqueeze(-1)
+        codes = torch.bucketize(scaled, between).to(torch.uint8).view(rows, -1, BLOCK // 2, 2)
+        packed = codes[..., 0] | codes[..., 1] << 4
+        return cls(packed, magnitudes, columns, matrix.dtype)
+
+    def matrix(self) -> Tensor:
+        """The matrix [rows, columns], in its type."""
+        rows = len(self.codes)
+        codes = torch.stack((self.codes & 15, self.codes >> 4), dim=-1).view(rows, -1, BLOCK)
+        values = torch.tensor(_VALUES, device=self.codes.device)[codes.int()]
+        values *= self.magnitudes.unsqueeze(-1)
+        return values.view(rows, -1)[:, : self.columns].to(self.dtype)
+
+    @property
+    def bytes(self) -> int:
+        """Memory that it takes."""
+        tensors = (self.codes, self.magnitudes)
+        return sum(it.numel() * it.element_size() for it in tensors)
