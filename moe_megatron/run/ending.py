@@ -2,10 +2,14 @@
 
 from pathlib import Path
 
+from moe_megatron.config.checkpoint_files import folder_of_checkpoints
 from moe_megatron.errors import MoEError
+from moe_megatron.run.best import best_checkpoint, write_best
 from moe_megatron.run.collapse import collapse_warning
 from moe_megatron.run.divergence import divergence
 from moe_megatron.run.folder import resume_command
+from moe_megatron.run.forgetting import forgetting, write_forgetting
+from moe_megatron.run.history import History
 from moe_megatron.run.start import RunResult
 from moe_megatron.telemetry.sinks.console import format_summary
 from moe_megatron.telemetry.sinks.jsonl import METRICS_FILE
@@ -29,6 +33,7 @@ def conclude(result: RunResult) -> str:
         metrics=result.run_dir / METRICS_FILE,
         report=report,
     )
+    summary += _about_tasks(result)
     history = result.history
     endings = (problem, divergence(history), collapse_warning(result.config, history))
     for line in filter(None, endings):
@@ -41,6 +46,28 @@ def conclude(result: RunResult) -> str:
         f"{summary}\n\nstopped after step {result.outcome.steps}; resume with: "
         f"{resume_command(result.config)}"
     )
+
+
+def _about_tasks(result: RunResult) -> str:
+    """What became of tasks, and which checkpoint is the best; both are written down, too."""
+    config, text = result.config, ""
+    if not config.evaluates_tasks or not (result.run_dir / METRICS_FILE).exists():
+        return text
+    try:
+        found = forgetting(History.read(result.run_dir).evaluations)
+        if found is not None:
+            write_forgetting(result.run_dir, found, config.routed_layers)
+            text += f"\n\n{found}"
+        if config.evaluation.best is None:
+            return text
+        checkpoints = folder_of_checkpoints(config.megatron, result.run_dir)
+        best = best_checkpoint(result.run_dir, checkpoints, config.evaluation.metric)
+        if best is not None:
+            write_best(result.run_dir, best)
+            text += f"\n\n{best}"
+    except (OSError, MoEError) as error:  # a run that has ended well stays one
+        text += f"\n\nthe evaluations could not be summed up: {error}"
+    return text
 
 
 def _report(run_dir: Path) -> tuple[Path | None, str]:

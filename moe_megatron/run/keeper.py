@@ -9,9 +9,11 @@ import logging
 import os
 import queue
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 from moe_megatron.checkpoint.integrity.retention import (
+    RANK,
     VALIDATION_LOSS,
     Keep,
     finish_removals,
@@ -21,9 +23,11 @@ from moe_megatron.checkpoint.integrity.retention import (
 from moe_megatron.checkpoint.integrity.seal import seal_together, unseal
 from moe_megatron.config import CheckpointConfig
 from moe_megatron.config.checkpoint_files import iteration_dir, step_of
+from moe_megatron.config.evaluation import Metric
 from moe_megatron.errors import MoEError
 from moe_megatron.mcore import world
 from moe_megatron.mcore.loop.callbacks import Callback
+from moe_megatron.run.best import judged
 from moe_megatron.run.history import History
 from moe_megatron.telemetry.journal import note
 
@@ -42,6 +46,8 @@ class Keeper(Callback):
         loaded: The checkpoint that the run started from, which stays.
         run_dir: Folder of the run, for its journal.
         history: Evaluations of the run so far, on rank 0.
+        metric: The value by which a checkpoint is the best, which stays then; None: the loss, and
+            only as many stay as the configuration says.
     """
 
     def __init__(
@@ -52,12 +58,16 @@ class Keeper(Callback):
         loaded: Path | None,
         run_dir: Path,
         history: History,
+        metric: Metric | None = None,
     ) -> None:
         self._checkpoints = checkpoints
         self._keep = Keep(last=config.keep_last, every=config.keep_every, best=config.keep_best)
+        if metric is not None and self._keep != Keep():
+            self._keep = replace(self._keep, best=config.keep_best or 1)
+        self._metric = metric
         self._patience = config.patience_seconds
         self._loaded, self._run_dir, self._history = loaded, run_dir, history
-        self._complete: queue.Queue[tuple[int, float | None]] = queue.Queue()
+        self._complete: queue.Queue[tuple[int, dict[str, float]]] = queue.Queue()
         self._thread: threading.Thread | None = None
         self._hurry = threading.Event()
 
@@ -71,7 +81,7 @@ class Keeper(Callback):
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, name="checksums", daemon=True)
             self._thread.start()
-        self._complete.put((step, self._validation_loss(step)))
+        self._complete.put((step, self._notes(step)))
 
     def on_saves_end(self) -> None:
         """Wait until every checkpoint has its checksums."""
@@ -83,24 +93,31 @@ class Keeper(Callback):
         self._complete.join()
         self._hurry.clear()
 
-    def _validation_loss(self, step: int) -> float | None:
+    def _notes(self, step: int) -> dict[str, float]:
+        """What the evaluation at a step says of its checkpoint."""
         made = (r for r in reversed(self._history.evaluations) if r.split == "validation")
-        return next((record.loss for record in made if record.step == step), None)
+        record = next((record for record in made if record.step == step), None)
+        if record is None:
+            return {"step": step}
+        notes = {"step": step, VALIDATION_LOSS: record.loss}
+        value = None if self._metric is None else judged(record, self._metric)
+        if self._metric is not None and value is not None:
+            notes[RANK] = -value if self._metric.more_is_better else value
+        return notes
 
     def _work(self) -> None:
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
         while True:
-            step, loss = self._complete.get()
+            step, notes = self._complete.get()
             try:
-                self._seal(step, loss)
+                self._seal(step, notes)
             except (OSError, MoEError) as error:
                 logger.warning("the checkpoint of step %d stays unverified: %s", step, error)
             finally:
                 self._complete.task_done()
 
-    def _seal(self, step: int, loss: float | None) -> None:
+    def _seal(self, step: int, notes: dict[str, float]) -> None:
         folder = iteration_dir(self._checkpoints, step)
-        notes = {"step": step} if loss is None else {"step": step, VALIDATION_LOSS: loss}
         sealed = seal_together(
             folder,
             world.rank(),

@@ -236,6 +236,7 @@ def _looked_after(job: TrainingJob, loaded: Path | None, history: History) -> Tr
         loaded=loaded,
         run_dir=job.run_dir,
         history=history,
+        metric=job.config.evaluation.metric if job.config.evaluation.best else None,
     )
 
     def choose() -> Path | None:

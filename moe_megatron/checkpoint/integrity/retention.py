@@ -16,6 +16,8 @@ from moe_megatron.errors import CheckpointError
 
 VALIDATION_LOSS = "validation_loss"
 """Note in a manifest: the loss of the evaluation at its step."""
+RANK = "rank_value"
+"""Note in a manifest: what checkpoints are compared by in place of that loss; less is better."""
 _LEAVING = ".{}.removing"
 
 
@@ -45,15 +47,17 @@ def surplus(root: Path, keep: Keep, newest: int, protected: Collection[Path] = (
     manifests = {step: _manifest(steps[step]) for step in newest_first}
     kept = set(newest_first[: keep.last or 1])
     kept |= {step for step in newest_first if keep.every and step % keep.every == 0}
-    losses = {s: float(m.notes[VALIDATION_LOSS]) for s, m in manifests.items() if m and _loss(m)}
-    kept |= set(sorted(losses, key=lambda step: (losses[step], -step))[: keep.best or 0])
+    values = {s: value for s, m in manifests.items() if m and (value := _value(m)) is not None}
+    kept |= set(sorted(values, key=lambda step: (values[step], -step))[: keep.best or 0])
     kept |= set([step for step in newest_first if manifests[step]][:1])
     kept |= {step for step in newest_first if steps[step] in protected}
     return [steps[step] for step in reversed(newest_first) if step not in kept]
 
 
-def _loss(manifest: Manifest) -> bool:
-    return isinstance(manifest.notes.get(VALIDATION_LOSS), int | float)
+def _value(manifest: Manifest) -> float | None:
+    """What a checkpoint is compared by; None: it was not evaluated."""
+    value = manifest.notes.get(RANK, manifest.notes.get(VALIDATION_LOSS))
+    return float(value) if isinstance(value, int | float) and value == value else None
 
 
 def _manifest(folder: Path) -> Manifest | None:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from moe_megatron.checkpoint.integrity.retention import (
+    RANK,
     VALIDATION_LOSS,
     Keep,
     finish_removals,
@@ -48,6 +49,15 @@ def test_rules_add_up(keep: Keep, left: list[int], root: Path) -> None:
     kept = sorted(path.name for path in root.iterdir())
     others = ["iter_0000060.damaged", "iter_0000070", "notes.txt"]
     assert kept == sorted([f"iter_{step:07d}" for step in left] + others)
+
+
+def test_another_value_takes_the_place_of_the_loss(root: Path) -> None:
+    for step in (10, 50):
+        folder = root / f"iter_{step:07d}"
+        seal(folder, notes={VALIDATION_LOSS: 9.0, RANK: -0.5 if step == 50 else float("nan")})
+    assert [path.name[-2:] for path in surplus(root, Keep(last=1, best=1), 60)] == [
+        "10", "20", "30", "40",
+    ]  # fmt: skip
 
 
 def test_newest_that_looks_valid_stays(root: Path) -> None:
