@@ -7,6 +7,7 @@ how adapters are trained.
 import re
 from collections.abc import Mapping, Sequence
 
+from moe_megatron.config import RunConfig
 from moe_megatron.config.arguments import shown
 from moe_megatron.config.checks import nearest
 from moe_megatron.config.parameter_roles import ROLES
@@ -83,6 +84,17 @@ def on_experts(targets: Sequence[str], chosen: Sequence[UsedExperts]) -> list[st
         for expert in sorted(it.experts)
         for name in names
     ]
+
+
+def used_targets(config: RunConfig, chosen: Sequence[UsedExperts]) -> list[str]:
+    """Selectors of a run's targets, with the chosen experts in place of all.
+
+    Args:
+        config: The run, which has adapters.
+        chosen: The experts of each layer.
+    """
+    shared = ["shared_experts"] if config.moe.shared_expert_hidden_size else []
+    return on_experts(config.adapter.targets or ["attention", "experts", *shared], chosen)
 
 
 def chosen_experts(rule: str, profile: RoutingProfile) -> tuple[UsedExperts, ...]:

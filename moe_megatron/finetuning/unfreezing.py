@@ -82,10 +82,12 @@ def train_and_unfreeze(
         if (code := run_stage(stage, place, end, launch, say)) or last:
             return code
         new = [it.selector for it in changes if it.step == end]
+        only_adapters = stage.adapter.on and not stage.finetune.chooses
+        trained = () if only_adapters else stage.finetune.train
         stage = apply_overrides(
             stage,
             {
-                "finetune.train": [*stage.finetune.train, *new],
+                "finetune.train": [*trained, *new],
                 "checkpoint.load": str(place / CHECKPOINTS),
                 "megatron.finetune": None,
             },

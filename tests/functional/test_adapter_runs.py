@@ -144,7 +144,11 @@ def use_some(root: Path) -> tuple[list[bool], str]:
     }
     run_job(Job(run_dir=root / "few", overrides={**SHAPE, **few}))
     dropped = Dropped()
-    dropout = {"adapter.rank": 2, "adapter.dropout": 0.5}
+    dropout = {
+        "adapter.rank": 2,
+        "adapter.dropout": 0.5,
+        "finetune.attention_learning_rate": 1e-12,
+    }
     run_job(Job(run_dir=root / "dropout", overrides={**SHAPE, **dropout}), (dropped,))
     said = ""
     try:
@@ -170,6 +174,13 @@ def test_adapters_of_used_experts_move_alone(tmp_path: Path) -> None:
                 # A moves once B is not zero: from the second step with a token of the expert.
                 assert bool(moments.any()) or tokens <= 8, name
                 assert tokens > 0 or not moments.any(), name
+    tensors = whole_tensors(iteration_dir(tmp_path / "dropout" / "checkpoints", 4))
+    moved = dict.fromkeys(("self_attention", "mlp.experts"), 0.0)
+    for key, tensor in tensors.items():
+        for role in moved:
+            if role in key and key.endswith("lora_B") and not key.startswith("optimizer"):
+                moved[role] = max(moved[role], float(tensor.abs().max()))
+    assert 0 < moved["self_attention"] < 1e-10 < moved["mlp.experts"]
     assert dropped
     assert all(dropped)
     assert "the rank 65 of an adapter is larger than decoder.layers.0." in said

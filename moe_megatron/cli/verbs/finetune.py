@@ -134,6 +134,10 @@ def _with_used_experts(config: RunConfig, base: Path, ours: Namespace) -> RunCon
     chosen = used_experts(profile, ours.share)
     for it in chosen:
         say(str(it))
+    if config.adapter.on:
+        from moe_megatron.finetuning.adapter_choice import used_targets
+
+        return apply_overrides(config, {"adapter.targets": used_targets(config, chosen)})
     return apply_overrides(config, {"finetune.train": train_used(config.finetune.train, chosen)})
 
 
