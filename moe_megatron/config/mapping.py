@@ -166,7 +166,8 @@ def _hint(key: object, section: str, known: Mapping[str, object]) -> str:
 def _refuse_preset_as_base(layer: Layer) -> None:
     """Reject `preset` in a file that is not a complete saved configuration: it loads nothing."""
     # Configurations that were saved before there were these sections are complete, too.
-    saved = layer.keys() >= SECTIONS.keys() - {"recovery", "finetune", "adapter", "evaluation"}
+    later = {"recovery", "finetune", "adapter", "evaluation", "preferences"}
+    saved = layer.keys() >= SECTIONS.keys() - later
     if layer.get("preset") is not None and not saved:
         name = layer["preset"]
         raise ConfigError(

@@ -184,6 +184,7 @@ ON_RESUME: Mapping[str, Kept | None] = {
     "adapter.dropout": None,
     "adapter.frozen_experts": None,
     "evaluation": None,
+    "preferences": None,
     "run_dir": None,
     "preset": None,
     "megatron": None,

@@ -1,4 +1,4 @@
-"""The whole configuration of a run: eleven sections, and Megatron flags that none of them covers.
+"""The whole configuration of a run: twelve sections, and Megatron flags that none of them covers.
 
 It checks that the sections fit together. It does not read files (`loader`), nor translate fields
 to Megatron flags (`flags`).
@@ -18,6 +18,7 @@ from moe_megatron.config.finetune import FinetuneConfig
 from moe_megatron.config.model import ModelConfig
 from moe_megatron.config.moe import MoEConfig
 from moe_megatron.config.parallel import ParallelConfig
+from moe_megatron.config.preferences import PreferencesConfig
 from moe_megatron.config.recovery import RecoveryConfig
 from moe_megatron.config.telemetry import TelemetryConfig
 from moe_megatron.config.training import TrainingConfig
@@ -41,6 +42,7 @@ SECTIONS: dict[str, type] = {
         FinetuneConfig,
         AdapterConfig,
         EvaluationConfig,
+        PreferencesConfig,
     )
 }
 """The sections by name, in the order in which a file lists them."""
@@ -86,6 +88,9 @@ class RunConfig:
 
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """What a run is judged by, and when it has had enough."""
+
+    preferences: PreferencesConfig = field(default_factory=PreferencesConfig)
+    """The loss of pairs of answers."""
 
     run_dir: str = "runs/moe"
     """Folder of everything the run writes: metrics, checkpoints, report."""

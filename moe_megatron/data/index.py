@@ -146,8 +146,9 @@ def read_pieces(
         prefix: Path without `.bin` and `.idx`; both files exist.
 
     Returns:
-        Where each piece ends, in tokens from the start; whether it is learned (1) or not (0); and
-        the first piece of each sample, and one more for the end.
+        Where each piece ends, in tokens from the start; its mode, 0 to 3, whose meaning
+        `data/instructions/stored.py` knows; and the first piece of each sample, and one more for
+        the end.
 
     Raises:
         DataError: It is no instruction data; or as `inspect`.
@@ -160,7 +161,7 @@ def read_pieces(
         lengths = _read(file, _HEADER.size, "<i4", info.pieces)
         first = _read(file, _HEADER.size + 12 * info.pieces, "<i8", boundaries)
         modes = _read(file, _HEADER.size + 12 * info.pieces + 8 * boundaries, "<i1", info.pieces)
-    if not np.isin(modes, (0, 1)).all() or first[0] != 0 or first[-1] != info.pieces:
+    if not np.isin(modes, (0, 1, 2, 3)).all() or first[0] != 0 or first[-1] != info.pieces:
         raise DataError(
             f"{idx_path(prefix)} has pieces that are neither learned nor not, or belong to no "
             "sample: it is no instruction data, or damaged; prepare it again."

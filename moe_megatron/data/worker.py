@@ -148,7 +148,7 @@ def _write_samples(
     for sample in reader:
         pieces = sample.pieces
         ids = [token for piece in pieces for token in piece.ids]
-        writer.add_pieces(ids, [len(it.ids) for it in pieces], [it.learned for it in pieces])
+        writer.add_pieces(ids, [len(it.ids) for it in pieces], [it.mode for it in pieces])
         yield 1, len(ids), sample.learned
 
 

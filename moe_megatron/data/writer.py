@@ -26,14 +26,14 @@ class DocumentWriter(Protocol):
         ...
 
     def add_pieces(
-        self, tokens: Sequence[int], lengths: Sequence[int], learned: Sequence[bool]
+        self, tokens: Sequence[int], lengths: Sequence[int], modes: Sequence[int]
     ) -> None:
         """Append one sample of instruction data, to a writer that was opened for such.
 
         Args:
             tokens: Token ids of all its pieces, one after another.
             lengths: Number of tokens of each piece.
-            learned: Whether each piece is learned.
+            modes: What each piece is, as `data/instructions/stored.py` reads it.
         """
         ...
 

@@ -12,10 +12,12 @@ from typing import Any
 import torch
 
 from moe_megatron.config import RunConfig
-from moe_megatron.config.arguments import explained, shown, whole
+from moe_megatron.config.arguments import explained, real, shown, whole
 from moe_megatron.config.checks import join_words, nearest
 from moe_megatron.config.data import TEXT
+from moe_megatron.config.preferences import PREFERENCES
 from moe_megatron.config.selector import Selector
+from moe_megatron.data.instructions.format_registry import AUTOMATIC
 from moe_megatron.errors import ConfigError
 from moe_megatron.finetuning.task_profile import task_profile
 from moe_megatron.finetuning.used_experts import UsedExperts, train_used, used_experts
@@ -28,7 +30,7 @@ from moe_megatron.training.results import TrainingResult
 from moe_megatron.training.texts import Texts
 from moe_megatron.training.trainer import MoETrainer
 
-TASKS = {"text_generation": TEXT, "instructions": "instructions"}
+TASKS = {"text_generation": TEXT, "instructions": AUTOMATIC, PREFERENCES: PREFERENCES}
 """Tasks by name, and the format of their data."""
 
 Freeze = bool | Sequence[int] | Mapping[int, Sequence[int]]
@@ -107,30 +109,38 @@ class FineTuner(MoETrainer):
         *,
         learning_rate: float = 2e-5,
         weight_decay: float = 0.0,
+        beta: float | None = None,
         **options: Any,
     ) -> TrainingResult:
         """Tune, and put the tuned weights into the model.
 
         Args:
             dataset: Strings in a list, a table, a dataset, a path, a hub id, ...; for the task
-                "instructions", conversations.
-            task: "text_generation" learns all of the text, "instructions" answers alone.
+                "instructions", conversations; for "preferences", pairs of answers.
+            task: "text_generation" learns all of the text, "instructions" answers alone, and
+                "preferences" to prefer the chosen answer (DPO, arXiv:2305.18290).
             num_epochs: Passes over the data; may be a fraction.
             learning_rate: Peak of the cosine schedule, of all that has no rate of its own.
             weight_decay: Decay of AdamW, of what is trained.
+            beta: For "preferences": how close to stay to the model as it is now; None: 0.1.
             options: Others of `MoETrainer.train`, such as batch_size=4 or eval_dataset=texts.
 
         Raises:
             MoEError: The data, an argument or the machine does not allow the run.
         """
         options = {"data_format": format_of(task), **options}
-        return super().train(
-            dataset,
-            num_epochs=num_epochs,
-            learning_rate=learning_rate,
-            weight_decay=weight_decay,
-            **options,
-        )
+        before = self._overrides
+        self._overrides = _with_beta(before, beta, task)
+        try:
+            return super().train(
+                dataset,
+                num_epochs=num_epochs,
+                learning_rate=learning_rate,
+                weight_decay=weight_decay,
+                **options,
+            )
+        finally:
+            self._overrides = before
 
     def train_used_experts(
         self,
@@ -191,6 +201,23 @@ def _unrounded(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
     old = before.to(after.device)
     rounded = old.to(torch.bfloat16).to(after.dtype)
     return torch.where(after == rounded, old.to(after.dtype), after)
+
+
+def _with_beta(overrides: dict[str, Any], beta: float | None, task: str) -> dict[str, Any]:
+    """The overrides of a call, with its beta."""
+    if beta is None:
+        return overrides
+    if task != PREFERENCES:
+        raise ConfigError(
+            f"beta ({shown(beta)}) has no effect on the task {shown(task)}; leave it out, or give "
+            f"task={PREFERENCES!r}."
+        )
+    if "preferences.beta" in overrides:
+        raise ConfigError(
+            "preferences.beta is given twice, by overrides and by beta of train(...); keep one of "
+            "them."
+        )
+    return {**overrides, "preferences.beta": real("beta", beta, example=0.1, above=True)}
 
 
 def format_of(task: str) -> str:

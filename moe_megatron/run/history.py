@@ -118,7 +118,12 @@ class History:
             "tokens": [it.tokens for it in self.steps],
             "seconds": [it.step_seconds for it in self.steps],
             "skipped": [it.skipped for it in self.steps],
+            **{name: [it.measures.get(name) for it in self.steps] for name in self._measured()},
         }
+
+    def _measured(self) -> list[str]:
+        """What the loss function of some step reported besides the loss, by name."""
+        return list(dict.fromkeys(name for it in self.steps for name in it.measures))
 
     def to_pandas(self) -> "pandas.DataFrame":
         """A DataFrame with a row for each step, by its number; NaN where nothing was measured.

@@ -13,8 +13,13 @@ from typing import Any
 from moe_megatron.config import RunConfig
 from moe_megatron.config.data import ALL, BASE
 from moe_megatron.data.held_out import HeldOut
-from moe_megatron.data.instructions.stored import holds_instructions
-from moe_megatron.data.instructions.suitable import check_settings, rows_of_splits
+from moe_megatron.data.instructions.stored import holds_instructions, holds_pairs
+from moe_megatron.data.instructions.suitable import (
+    check_kind,
+    check_pairs,
+    check_settings,
+    rows_of_splits,
+)
 from moe_megatron.data.source import ResolvedBlend, resolve_blend
 from moe_megatron.data.split import check_splits
 from moe_megatron.files import default_cache_dir
@@ -78,8 +83,11 @@ def prepare_data(config: RunConfig, *, progress: bool = True) -> PreparedData:
     shares = config.data.split_shares if evaluates else (1.0, 0.0, 0.0)
     for prefix in blend.prefixes if evaluates else ():
         check_splits(prefix, shares)
+    check_kind(blend.prefixes, config.data.format)
     if holds_instructions(blend.prefixes):
         check_settings(config)
+        if holds_pairs(blend.prefixes):
+            check_pairs(config)
         for line in rows_of_splits(blend.prefixes, config.data.sequence_length, shares):
             logger.log(logging.WARNING if progress else logging.DEBUG, "%s", line)
     tokenizer = load_tokenizer(str(blend.tokenizer_dir))

@@ -17,7 +17,8 @@ from moe_megatron.data.demo_corpus import DEMO_TEXT_KEY
 from moe_megatron.data.instructions.encoder import chat_encoder
 from moe_megatron.data.instructions.packing import packed_rows
 from moe_megatron.data.instructions.row_objects import row_sources
-from moe_megatron.data.instructions.stored import StoredSamples, holds_instructions
+from moe_megatron.data.instructions.stored import holds_instructions, opened
+from moe_megatron.data.instructions.suitable import check_kind
 from moe_megatron.data.objects.reading import Ask, source_of
 from moe_megatron.data.prepare import CacheEntry, prepare_dataset
 from moe_megatron.data.shards import InMemory, Source, expand_sources
@@ -81,9 +82,10 @@ def index_data(
         prefix, tokens = index_texts(given, tokenizer, text_key, name)
     else:
         prefix, tokens = index_conversations(given, tokenizer, data_format, name), 0
+    check_kind([prefix], data_format)
     if not holds_instructions([prefix]):
         return prefix, tokens
-    packed = packed_rows(StoredSamples(prefix), length)
+    packed = packed_rows(opened(prefix), length)
     for line in packed.lines if world.rank() == 0 else ():
         logger.warning("%s: %s", name, line)
     return prefix, len(packed.rows) * length

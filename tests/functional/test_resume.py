@@ -50,6 +50,7 @@ DEEP = {
 """Of which others show the same, or what is stored."""
 
 CHANGED: dict[str, dict[str, Any]] = {
+    "the loss of pairs": {"preferences.beta": 0.3},
     "longer": {"training.train_steps": 6},
     "optimizer": {
         "training.learning_rate": 1e-3,

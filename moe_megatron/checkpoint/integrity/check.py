@@ -17,7 +17,7 @@ from moe_megatron.checkpoint.integrity.blocks import Span, changed, size_of, spa
 from moe_megatron.checkpoint.integrity.manifest import MANIFEST, Manifest, read_manifest
 from moe_megatron.checkpoint.integrity.tensors import tensors_in
 from moe_megatron.config import CONFIG_FILE
-from moe_megatron.config.checkpoint_files import METADATA
+from moe_megatron.config.checkpoint_files import METADATA, REFERENCE_FILE
 from moe_megatron.errors import CheckpointError
 from moe_megatron.telemetry.values.profile import PROFILE_FILE
 
@@ -27,6 +27,7 @@ _READ_BY_NAME = (
     PROFILE_FILE,
     "masked_experts.json",
     "recent_losses.json",
+    REFERENCE_FILE,
 )
 """Files that a run reads if they are there: one that was added changes the run."""
 

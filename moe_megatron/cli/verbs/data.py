@@ -8,6 +8,7 @@ from pathlib import Path
 
 from moe_megatron.cli.parser import Parser
 from moe_megatron.config.data import TEXT
+from moe_megatron.config.preferences import PREFERENCES
 from moe_megatron.data.demo import ensure_demo
 from moe_megatron.data.index import inspect, is_prefix
 from moe_megatron.data.instructions.encoder import chat_encoder
@@ -19,7 +20,8 @@ from moe_megatron.data.instructions.preview import (
     preview_files,
     preview_prepared,
 )
-from moe_megatron.data.instructions.stored import StoredSamples
+from moe_megatron.data.instructions.stored import StoredPairs, StoredSamples, holds_pairs
+from moe_megatron.data.instructions.tokens import ChatEncoder
 from moe_megatron.data.prepare import prepare_dataset
 from moe_megatron.data.shards import expand_sources
 from moe_megatron.data.source import DEMO, prepared_part
@@ -32,13 +34,15 @@ from moe_megatron.text.tokenizer import Tokenizer
 
 _FORMAT_HELP = (
     "text; or, of conversations: messages, sharegpt, alpaca, completion, my_format.py:read, or "
-    "instructions for what the first rows show (default: %(default)s)"
+    "instructions for what the first rows show; or preferences, pairs of a chosen and a rejected "
+    "answer (default: %(default)s)"
 )
 _EPILOG = """\
 examples:
   moe-megatron data prepare corpus.jsonl more.jsonl.zst --output data/corpus --tokenizer demo
   moe-megatron data preview chat.jsonl --tokenizer models/chat
   moe-megatron data prepare chat.jsonl --format messages --output data/chat --tokenizer models/chat
+  moe-megatron data preview pairs.jsonl --format preferences --tokenizer models/chat
   moe-megatron data inspect data/corpus
   moe-megatron data demo"""
 
@@ -130,12 +134,19 @@ def _prepare(options: argparse.Namespace) -> int:
         max_bad_line_ratio=options.max_bad_line_ratio,
     )
     print(
-        f"{prepared.prefix}: {prepared.documents:,} {'documents' if chat is None else 'samples'}, "
+        f"{prepared.prefix}: {prepared.documents:,} {_called(chat)}, "
         f"{prepared.tokens:,} tokens{_of_which(prepared.learned_tokens)} "
         f"({prepared.dtype}), {prepared.bad_lines:,} bad lines, "
         f"{prepared.empty_documents:,} empty documents"
     )
     return 0
+
+
+def _called(chat: ChatEncoder | None) -> str:
+    """What a prepared dataset consists of."""
+    if chat is None:
+        return "documents"
+    return "pairs" if chat.format == PREFERENCES else "samples"
 
 
 def _of_which(learned: int | None) -> str:
@@ -159,9 +170,11 @@ def _preview(options: argparse.Namespace) -> int:
         preview = preview_files(files, chat, **wanted)
     coloured = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
     marks = COLOURS if coloured else SIGNS
-    print(f"learned: {marks.begin}like this{marks.end}")
+    rejected = f", rejected: {marks.begin_rejected}like this{marks.end_rejected}"
+    print(f"learned: {marks.begin}like this{marks.end}{rejected * preview.pairs}")
+    called = "pair" if preview.pairs else "sample"
     for number, sample in enumerate(preview.shown, start=1):
-        print(f"--- sample {number}: {sample.tokens:,} tokens, {sample.learned:,} learned")
+        print(f"--- {called} {number}: {sample.tokens:,} tokens, {sample.learned:,} learned")
         for line in marked_lines(sample, tokenizer, marks):
             print(line)
     print("---")
@@ -179,7 +192,10 @@ def _inspect(options: argparse.Namespace) -> int:
     found = inspect(options.prefix)
     what, learned = "documents", None
     if found.pieces is not None:
-        what, stored = "samples", StoredSamples(Path(options.prefix))
+        prefix = Path(options.prefix)
+        pairs = holds_pairs([prefix])
+        what = "pairs" if pairs else "samples"
+        stored = StoredPairs(prefix).sides if pairs else StoredSamples(prefix)
         learned = int(stored.learned_within(found.tokens).sum())
     print(
         f"{options.prefix}: {found.documents:,} {what}, {found.tokens:,} tokens"

@@ -10,8 +10,11 @@ from moe_megatron.cli.output import lasting_output
 from moe_megatron.cli.pretrain import option_parser, read_options
 from moe_megatron.cli.words import read_words
 from moe_megatron.config import RunConfig, apply_overrides
+from moe_megatron.config.data import TEXT
 from moe_megatron.config.fields import float_or_text
 from moe_megatron.config.finetune import RATES
+from moe_megatron.config.preferences import PREFERENCES
+from moe_megatron.data.instructions.format_registry import AUTOMATIC
 from moe_megatron.errors import ConfigError
 from moe_megatron.files import user_path
 
@@ -31,6 +34,7 @@ examples:
   moe-megatron finetune allenai/OLMoE-1B-7B-0924 my_texts.jsonl --output tuned --train-iters 200
   moe-megatron finetune my_model my_texts.jsonl --output tuned --train experts --lr 1e-5
   moe-megatron finetune my_model my_texts.jsonl --output tuned --used-experts --share 0.3
+  moe-megatron finetune my_model pairs.jsonl --output tuned --task preferences --beta 0.1
   moe-megatron finetune my_model my_texts.jsonl --output tuned --freeze experts \\
       --router-learning-rate 0.1x"""
 
@@ -78,6 +82,13 @@ def _add_options(parser: Any) -> None:
     add("source", metavar="SOURCE", help="Hugging Face folder, hub id, or Megatron checkpoint")
     add("data", nargs="+", metavar="DATA", help="what to train on, as `train --data-path` takes it")
     add("--output", type=user_path, required=True, metavar="DIR", help="folder to write")
+    add(
+        "--task",
+        choices=("text_generation", "instructions", PREFERENCES),
+        help="what to learn: all of a text, the answers of conversations, or which of two answers "
+        "is preferred (DPO); default: by data.format",
+    )
+    add("--beta", type=float, help="for preferences: how close to stay to SOURCE (default: 0.1)")
     add("--num-processes", type=int, help="processes to start on this machine")
     add = parser.add_argument_group("what is trained").add_argument
     words = {"action": "extend", "nargs": "+", "default": [], "metavar": "SELECTOR"}
@@ -110,6 +121,13 @@ def _add_options(parser: Any) -> None:
 def _with_options(config: RunConfig, ours: Namespace, flags: Sequence[str]) -> RunConfig:
     """The configuration with the options and flags of the command line."""
     given: dict[str, Any] = {"data.paths": ours.data}
+    if ours.task is not None:
+        formats = {"text_generation": TEXT, "instructions": AUTOMATIC, PREFERENCES: PREFERENCES}
+        given["data.format"] = formats[ours.task]
+    if ours.beta is not None:
+        if ours.task != PREFERENCES:
+            raise ConfigError(f"--beta ({ours.beta:g}) needs --task {PREFERENCES}; leave it out.")
+        given["preferences.beta"] = ours.beta
     if ours.train:
         given["finetune.train"] = ours.train
     if ours.freeze:

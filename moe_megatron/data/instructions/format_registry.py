@@ -9,14 +9,15 @@ from typing import Any
 
 from moe_megatron.config.checks import nearest
 from moe_megatron.config.own_code import load_code, names_code
-from moe_megatron.data.instructions.turns import BadSampleError, Conversation
+from moe_megatron.config.preferences import PREFERENCES
+from moe_megatron.data.instructions.turns import BadSampleError, Conversation, Preference
 from moe_megatron.errors import DataError
 
 AUTOMATIC = "instructions"
 """Stands for the format that the first rows show."""
 
 Row = Mapping[str, Any]
-Reader = Callable[[Row], Conversation]
+Reader = Callable[[Row], Conversation | Preference]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,7 +47,8 @@ def instruction_format(
             another format.
 
     Returns:
-        A decorator of the reader: from a row to a `Conversation`, or `BadSampleError`.
+        A decorator of the reader: from a row to a `Conversation` or a `Preference`, or
+        `BadSampleError`.
     """
 
     def register(reader: Reader) -> Reader:
@@ -76,7 +78,7 @@ def reader_named(name: str) -> Reader:
         if not callable(code.found):
             raise DataError(
                 f"the format {code.place} is a {type(code.found).__name__}, not a function; give "
-                "one from a row (a mapping) to a Conversation."
+                "one from a row (a mapping) to a Conversation or a Preference."
             )
         return _own_reader(code.found)
     if name not in _FORMATS:
@@ -91,14 +93,14 @@ def reader_named(name: str) -> Reader:
 def _own_reader(function: Any) -> Reader:
     """A function of a user's own, whose errors are told by their kind: they may quote the row."""
 
-    def read(row: Row) -> Conversation:
+    def read(row: Row) -> Conversation | Preference:
         try:
             found = function(row)
         except BadSampleError:
             raise
         except Exception as error:  # what a function of a user's own raises
             raise BadSampleError(f"the format raises {type(error).__name__}") from error
-        if not isinstance(found, Conversation):
+        if not isinstance(found, Conversation | Preference):
             raise BadSampleError(f"the format gives {type(found).__name__}, not a Conversation")
         return found
 
@@ -106,7 +108,7 @@ def _own_reader(function: Any) -> Reader:
 
 
 def recognised(rows: Sequence[Row], where: str) -> str:
-    """The name of the format that rows are in.
+    """The name of the format of conversations that rows are in; pairs of answers are named.
 
     Args:
         rows: The first rows of the data, as they were read.
@@ -118,6 +120,13 @@ def recognised(rows: Sequence[Row], where: str) -> str:
     votes = {
         name: sum(map(it.fits, rows)) for name, it in _FORMATS.items() if any(map(it.fits, rows))
     }
+    if votes.pop(PREFERENCES, 0) and not votes:
+        raise DataError(
+            f"{where} holds pairs of a chosen and a rejected answer, which are learned in another "
+            f"way than conversations; say so: --task {PREFERENCES} of moe-megatron finetune, "
+            f"--format {PREFERENCES} of moe-megatron data, data.format: {PREFERENCES}, or the task "
+            f"{PREFERENCES!r} of FineTuner."
+        )
     fields = ", ".join(map(repr, list(rows[0])[:8])) if rows else "nothing"
     if not votes:
         raise DataError(

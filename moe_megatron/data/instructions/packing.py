@@ -1,4 +1,4 @@
-"""Puts samples into rows of equal length: several into one, none into two.
+"""Puts samples, or pairs of them, into rows of equal length: several into one, none into two.
 
 Best fit, the longest first: each sample goes to the row in which it leaves the least room. Rows
 depend on the samples and the length of a row alone, so every process packs the same ones, and a
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from moe_megatron.data.instructions.stored import StoredSamples
+from moe_megatron.data.instructions.stored import Stored, StoredPairs
 from moe_megatron.errors import DataError
 
 
@@ -30,47 +30,53 @@ class PackedRows:
     """Samples without a learned token before that end, which are in no row."""
     filled: float
     """Share of places that are no padding."""
+    of_pairs: bool = False
+    """Whether they hold pairs, each side of which may take half a row."""
 
     @property
     def lines(self) -> tuple[str, ...]:
         """What a person should know of the rows; nothing if every sample is whole."""
         if not self.cut and not self.left_out:
             return ()
+        longer = "samples are longer than a row and are cut at its end"
+        if self.of_pairs:
+            longer = "pairs have an answer that is longer than half a row and is cut there"
         return (
-            f"{self.cut:,} samples are longer than a row and are cut at its end; "
-            f"{self.left_out:,} have no answer before it and are left out. A larger "
-            "data.sequence_length keeps more.",
+            f"{self.cut:,} {longer}; {self.left_out:,} have no answer before it and are left out. "
+            "A larger data.sequence_length keeps more.",
         )
 
 
 def packed_rows(
-    stored: StoredSamples, length: int, numbers: Sequence[int] | NDArray[np.int64] | None = None
+    stored: Stored, length: int, numbers: Sequence[int] | NDArray[np.int64] | None = None
 ) -> PackedRows:
     """Put samples into rows.
 
     Args:
-        stored: The samples.
+        stored: The samples or pairs.
         length: Places of a row.
-        numbers: Those samples that are meant, such as those of a split; None: all.
+        numbers: Those that are meant, such as those of a split; None: all.
 
     Raises:
         DataError: None of them has a learned token within a row.
     """
     chosen = np.arange(len(stored)) if numbers is None else np.asarray(numbers, dtype=np.int64)
-    places = np.minimum(stored.lengths[chosen] - 1, length)
-    answered = stored.learned_within(length + 1)[chosen] > 0
+    places, answered = stored.places(length)[chosen], stored.answered(length)[chosen]
+    of_pairs = isinstance(stored, StoredPairs)
     if not answered.any():
         raise DataError(
-            f"none of {len(chosen):,} samples of {stored.prefix} has an answer within a row of "
-            f"{length:,} tokens; set a larger data.sequence_length, or give more data."
+            f"none of {len(chosen):,} {'pairs' if of_pairs else 'samples'} of {stored.prefix} has "
+            f"{'both answers' if of_pairs else 'an answer'} within a row of {length:,} tokens; set "
+            "a larger data.sequence_length, or give more data."
         )
     kept, places = chosen[answered], places[answered]
     rows = tuple(tuple(int(kept[it]) for it in row) for row in best_fit(places.tolist(), length))
     return PackedRows(
         rows=rows,
-        cut=int((stored.lengths[kept] - 1 > length).sum()),
+        cut=int(stored.cut(length)[kept].sum()),
         left_out=int((~answered).sum()),
         filled=float(places.sum() / (len(rows) * length)),
+        of_pairs=of_pairs,
     )
 
 

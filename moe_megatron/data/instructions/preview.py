@@ -5,12 +5,15 @@ It gives plain data and strings. How answers are marked, by colour or by signs, 
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise, takewhile
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
+from moe_megatron.data.index import inspect
 from moe_megatron.data.instructions.samples import SampleReader
-from moe_megatron.data.instructions.stored import StoredSamples
+from moe_megatron.data.instructions.stored import opened
 from moe_megatron.data.instructions.tokens import ChatEncoder, Piece, Sample
 from moe_megatron.data.readers import BadLine
 from moe_megatron.data.shards import SourceFile, plan_parts
@@ -26,12 +29,16 @@ class Marks:
 
     begin: str
     end: str
+    begin_rejected: str
+    end_rejected: str
 
 
-SIGNS = Marks(begin="{+", end="+}")
-"""As `wdiff` marks what is new, for files and terminals without colour."""
-COLOURS = Marks(begin="\x1b[30;42m", end="\x1b[0m")
-"""Black on green."""
+SIGNS = Marks(begin="{+", end="+}", begin_rejected="[-", end_rejected="-]")
+"""As `wdiff` marks what is new and what is gone, for files and terminals without colour."""
+COLOURS = Marks(
+    begin="\x1b[30;42m", end="\x1b[0m", begin_rejected="\x1b[30;41m", end_rejected="\x1b[0m"
+)
+"""Black on green, and on red for what is rejected."""
 
 
 @dataclass(kw_only=True)
@@ -52,41 +59,44 @@ class Preview:
     lines: int = 0
     bad: int = 0
     bad_lines: list[BadLine] = field(default_factory=list)
+    pairs: bool = False
+    """Whether samples are pairs of answers, each of which may take half a row."""
 
     def add(self, sample: Sample, keep: int, sequence_length: int | None, end: int) -> None:
         """Count a sample, and keep it if it is one of the first."""
-        answers = [piece.ids for piece in sample.pieces if piece.learned]
-        self.endless += not answers or answers[-1][-1] != end
+        self.pairs = sample.is_pair
         if len(self.lengths) < keep:
             self.shown.append(sample)
         self.lengths.append(sample.tokens)
         self.learned.append(sample.learned)
-        if sequence_length is not None and sample.tokens > sequence_length + 1:
-            self.cut += 1
-            before = 0
-            for piece in sample.pieces:
-                if piece.learned:
-                    break
-                before += len(piece.ids)
-            self.unanswered += before > sequence_length
+        answers = [[it.ids for it in side if it.learned] for side in sample.sides]
+        self.endless += any(not it or it[-1][-1] != end for it in answers)
+        if sequence_length is None:
+            return
+        room = sequence_length // len(sample.sides)
+        lengths = [sum(len(it.ids) for it in side) for side in sample.sides]
+        self.cut += any(length > room + 1 for length in lengths)
+        self.unanswered += any(_before_answers(side) > room for side in sample.sides)
 
     def summary(self, sequence_length: int | None) -> Iterator[str]:
         """What all samples are, in lines."""
         tokens, learned = sum(self.lengths), sum(self.learned)
+        what = "pairs" if self.pairs else "samples"
+        row = "half a row" if self.pairs else "a row"
         yield (
-            f"{len(self.lengths):,} samples, {tokens:,} tokens, of which {learned:,} "
+            f"{len(self.lengths):,} {what}, {tokens:,} tokens, of which {learned:,} "
             f"({learned / max(tokens, 1):.1%}) are learned"
         )
         least, middle, most = min(self.lengths), int(np.median(self.lengths)), max(self.lengths)
-        yield f"tokens of a sample: {least:,} to {most:,}, half of them up to {middle:,}"
+        yield f"tokens of a {what[:-1]}: {least:,} to {most:,}, half of them up to {middle:,}"
         if sequence_length is not None:
             yield (
-                f"longer than a row of {sequence_length:,}: {self.cut:,}, which are cut there; of "
+                f"longer than {row} of {sequence_length:,}: {self.cut:,}, which are cut there; of "
                 f"them without an answer before the cut, and left out: {self.unanswered:,}"
             )
         if self.endless:
             yield (
-                f"samples whose last answer does not end with the token that ends a text: "
+                f"{what} whose last answer does not end with the token that ends a text: "
                 f"{self.endless:,}; a model does not learn from them to stop there"
             )
         if self.bad:
@@ -142,30 +152,42 @@ def preview_prepared(
     Raises:
         DataError: It is text, or damaged.
     """
-    stored, preview = StoredSamples(prefix), Preview()
+    stored, preview = opened(prefix), Preview()
+    whole = 2 * inspect(prefix).tokens  # places enough for any sample, or for half of a pair
     for number in range(len(stored)):
-        ids, learned = stored.sample(number, int(stored.lengths[number]))
-        ends = [*np.flatnonzero(np.diff(learned)) + 1, len(ids)]
-        starts = [0, *ends[:-1]]
-        pieces = tuple(
-            Piece(tuple(map(int, ids[start:end])), bool(learned[start]))
-            for start, end in zip(starts, ends, strict=True)
-        )
-        preview.add(Sample(pieces), keep, sequence_length, tokenizer.eod_id)
+        parts = stored.parts(number, whole)
+        pieces = [it for side, part in enumerate(parts) for it in _pieces(*part, rejected=side > 0)]
+        preview.add(Sample(tuple(pieces)), keep, sequence_length, tokenizer.eod_id)
     return preview
+
+
+def _pieces(
+    ids: NDArray[np.integer], learned: NDArray[np.bool_], *, rejected: bool
+) -> Iterator[Piece]:
+    ends = [*np.flatnonzero(np.diff(learned)) + 1, len(ids)]
+    for start, end in pairwise([0, *ends]):
+        yield Piece(tuple(map(int, ids[start:end])), bool(learned[start]), rejected)
+
+
+def _before_answers(pieces: Sequence[Piece]) -> int:
+    """Tokens before the first one that is learned."""
+    return sum(len(it.ids) for it in takewhile(lambda it: not it.learned, pieces))
 
 
 def marked_lines(sample: Sample, tokenizer: Tokenizer, marks: Marks) -> Iterator[str]:
     """A sample as lines of text, with marks around what is learned in each line."""
-    text = "".join(_marked(sample.pieces, tokenizer, marks))
-    return iter(text.split("\n"))
+    texts = ["".join(_marked(side, tokenizer, marks)) for side in sample.sides]
+    return iter("\n".join(texts).split("\n"))
 
 
 def _marked(pieces: Iterable[Piece], tokenizer: Tokenizer, marks: Marks) -> Iterator[str]:
     for piece in pieces:
         lines = _harmless(tokenizer.decode(piece.ids)).split("\n")
+        begin, end = marks.begin, marks.end
+        if piece.rejected:
+            begin, end = marks.begin_rejected, marks.end_rejected
         if piece.learned:
-            lines = [f"{marks.begin}{line}{marks.end}" for line in lines]
+            lines = [f"{begin}{line}{end}" for line in lines]
         yield "\n".join(lines)
 
 

@@ -9,10 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from moe_megatron.config import RunConfig
+from moe_megatron.config.data import TEXT
+from moe_megatron.config.own_code import names_code
+from moe_megatron.config.preferences import PREFERENCES
 from moe_megatron.data.instructions.packing import packed_rows
-from moe_megatron.data.instructions.stored import StoredSamples
+from moe_megatron.data.instructions.stored import holds_instructions, holds_pairs, opened
 from moe_megatron.data.split import documents_of_splits
-from moe_megatron.errors import ConfigError
+from moe_megatron.errors import ConfigError, DataError
 
 
 def check_settings(config: RunConfig) -> None:
@@ -41,6 +44,45 @@ def check_settings(config: RunConfig) -> None:
         )
 
 
+def check_pairs(config: RunConfig) -> None:
+    """Refuse what cannot train on pairs of answers, besides what `check_settings` refuses.
+
+    Raises:
+        ConfigError: A setting does not go with them.
+    """
+    if config.evaluates_tasks:
+        raise ConfigError(
+            "data.tasks and evaluation measure answers of conversations and texts, and pairs of "
+            "answers are measured by training.eval_interval alone; leave data.tasks and the fields "
+            "of evaluation out."
+        )
+
+
+def check_kind(prefixes: Sequence[Path], data_format: str) -> None:
+    """Refuse pairs of answers where conversations are said to be, and the other way round.
+
+    Args:
+        prefixes: Prepared datasets.
+        data_format: What they were said to hold, as `data.format` names it.
+
+    Raises:
+        DataError: They hold something else.
+    """
+    if data_format == TEXT or names_code(data_format):
+        return  # data says itself what it is
+    pairs = holds_instructions(prefixes) and holds_pairs(prefixes)
+    if pairs and data_format != PREFERENCES:
+        raise DataError(
+            f"{prefixes[0]} holds pairs of a chosen and a rejected answer, and not conversations "
+            f"({data_format}); train on it with the task or format {PREFERENCES}."
+        )
+    if not pairs and data_format == PREFERENCES:
+        raise DataError(
+            f"{prefixes[0]} does not hold pairs of a chosen and a rejected answer; prepare them "
+            f"with `moe-megatron data prepare --format {PREFERENCES}`, or name another task."
+        )
+
+
 def rows_of_splits(
     prefixes: Sequence[Path], length: int, shares: Sequence[float]
 ) -> tuple[str, ...]:
@@ -56,7 +98,7 @@ def rows_of_splits(
     """
     found = []
     for prefix in prefixes:
-        stored = StoredSamples(prefix)
+        stored = opened(prefix)
         for share, numbers in zip(shares, documents_of_splits(len(stored), shares), strict=True):
             if share > 0:
                 packed = packed_rows(stored, length, np.asarray(numbers, dtype=np.int64))

@@ -5,7 +5,7 @@ encoded whole, because some tokenizers write a word otherwise where a text begin
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
@@ -13,7 +13,8 @@ from moe_megatron.config.own_code import load_code, names_code
 from moe_megatron.data.instructions.format_registry import reader_named
 from moe_megatron.data.instructions.formats import FORMATS
 from moe_megatron.data.instructions.spans import text_with_answers
-from moe_megatron.data.instructions.turns import BadSampleError
+from moe_megatron.data.instructions.stored import LEARNED, REJECTED
+from moe_megatron.data.instructions.turns import BadSampleError, Conversation
 from moe_megatron.text.chat_template import ChatTemplate, Span
 from moe_megatron.text.tokenizer import Tokenizer
 
@@ -26,13 +27,31 @@ class Piece:
 
     ids: tuple[int, ...]
     learned: bool
+    rejected: bool = False
+    """Whether it belongs to the rejected side of a pair."""
+
+    @property
+    def mode(self) -> int:
+        """Its mode on disk."""
+        return LEARNED * self.learned + REJECTED * self.rejected
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A tokenised conversation."""
+    """A tokenised conversation; or a pair, the chosen one first."""
 
     pieces: tuple[Piece, ...]
+
+    @property
+    def is_pair(self) -> bool:
+        """Whether it is a pair of answers."""
+        return self.pieces[-1].rejected
+
+    @property
+    def sides(self) -> tuple[tuple[Piece, ...], ...]:
+        """The pieces of the sample; of a pair, those of each side."""
+        sides = (tuple(it for it in self.pieces if it.rejected is side) for side in (False, True))
+        return tuple(side for side in sides if side)
 
     @property
     def tokens(self) -> int:
@@ -66,14 +85,22 @@ class ChatEncoder:
             BadSampleError: It is not in the format, has no answer, or the template refuses it.
             MoEError: The format cannot be loaded.
         """
-        sample = reader_named(self.format)(row)
+        found = reader_named(self.format)(row)
+        if isinstance(found, Conversation):
+            return Sample(self._pieces(found))
+        chosen, rejected = self._pieces(found.chosen), self._pieces(found.rejected)
+        if chosen == rejected:  # their texts differ in nothing that a token shows
+            raise BadSampleError("the chosen and the rejected answer have the same tokens")
+        return Sample((*chosen, *(replace(it, rejected=True) for it in rejected)))
+
+    def _pieces(self, sample: Conversation) -> tuple[Piece, ...]:
         text, spans = text_with_answers(self.template, sample)
         ids, offsets = self.tokenizer.encode_with_offsets(text)
         learned = learned_tokens(offsets, spans)
         if not any(learned[1:]):  # nothing predicts the first one
             raise BadSampleError("no answer: it has no tokens after the first one")
         runs = groupby(zip(ids, learned, strict=True), key=lambda pair: pair[1])
-        return Sample(tuple(Piece(tuple(it for it, _ in run), is_) for is_, run in runs))
+        return tuple(Piece(tuple(it for it, _ in run), is_) for is_, run in runs)
 
 
 def learned_tokens(offsets: Sequence[Span], spans: Sequence[Span]) -> list[bool]:

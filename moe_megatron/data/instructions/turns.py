@@ -4,7 +4,7 @@ It knows no format, no template and no tokenizer.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -72,3 +72,40 @@ class Conversation:
     def messages(self) -> list[dict[str, Any]]:
         """As messages for a chat template."""
         return [turn.message for turn in self.turns]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Preference:
+    """A pair: two conversations that begin alike, of which one goes on better.
+
+    Raises:
+        BadSampleError: They are the same, or one has no answer of its own.
+    """
+
+    chosen: Conversation
+    rejected: Conversation
+
+    def __post_init__(self) -> None:
+        if self.chosen == self.rejected:
+            raise BadSampleError("the chosen and the rejected answer are the same")
+        alike = self._alike()
+        for name in ("chosen", "rejected"):
+            try:
+                object.__setattr__(self, name, _from_turn(getattr(self, name), alike))
+            except BadSampleError as problem:
+                raise BadSampleError(f"{name}: {problem}") from None
+
+    def _alike(self) -> int:
+        """How many turns both begin with."""
+        number = 0
+        for one, other in zip(self.chosen.turns, self.rejected.turns, strict=False):
+            if one != other:
+                break
+            number += 1
+        return number
+
+
+def _from_turn(whole: Conversation, first: int) -> Conversation:
+    """The conversation, of which only what follows its first turns is learned."""
+    shared = (replace(turn, learned=False) for turn in whole.turns[:first])
+    return replace(whole, turns=(*shared, *whole.turns[first:]))

@@ -6,15 +6,22 @@ from typing import Any
 
 import torch
 from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
-from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig, MockGPTDataset
+from megatron.core.datasets.gpt_dataset import GPTDataset, MockGPTDataset
 from megatron.core.datasets.utils import get_blend_from_list
 from megatron.training import get_args, get_tokenizer
 
 from moe_megatron.data.index import is_prefix
-from moe_megatron.data.instructions.stored import holds_instructions
+from moe_megatron.data.instructions.stored import (
+    StoredPairs,
+    holds_instructions,
+    holds_pairs,
+)
 from moe_megatron.errors import DataError
 from moe_megatron.mcore.loop import index_cache
-from moe_megatron.mcore.loop.instruction_dataset import InstructionDataset
+from moe_megatron.mcore.loop.instruction_dataset import (
+    InstructionDataset,
+    InstructionDatasetConfig,
+)
 from moe_megatron.mcore.loop.stages import reads_samples
 from moe_megatron.mcore.loop.task_dataset import TASKS_OF_DATA, TaskDataset
 
@@ -40,7 +47,7 @@ def train_valid_test_datasets(num_samples: list[int], vp_stage: int | None = Non
                 "text is; give its prefix in data.paths."
             )
         dataset = InstructionDataset
-    config = GPTDatasetConfig(
+    config = InstructionDatasetConfig(
         random_seed=args.seed,
         sequence_length=args.seq_length,
         blend=get_blend_from_list(args.data_path),
@@ -53,6 +60,7 @@ def train_valid_test_datasets(num_samples: list[int], vp_stage: int | None = Non
         reset_attention_mask=args.reset_attention_mask,
         eod_mask_loss=args.eod_mask_loss,
         create_attention_mask=False,
+        first_pairs=first_pairs(prefixes_in(_words(args))),
     )
     builder = BlendedMegatronDatasetBuilder(dataset, num_samples, reads_samples, config)
     if indices is None or torch.distributed.get_rank() != 0:
@@ -87,6 +95,22 @@ def prefixes_in(words: Sequence[str]) -> list[Path]:
     """The prefixes among words as `--data-path` takes them: prefixes alone, or after weights."""
     prefixes = [Path(word) for word in words]
     return [prefix for prefix in prefixes if is_prefix(prefix)]
+
+
+def first_pairs(prefixes: Sequence[Path]) -> dict[str, int]:
+    """By prefix, the number of a dataset's first pair among those of all; {} if they are no pairs.
+
+    Args:
+        prefixes: All datasets of a run; one may stand there twice.
+    """
+    numbers: dict[str, int] = {}
+    if not holds_instructions(prefixes) or not holds_pairs(prefixes):
+        return numbers
+    total = 0
+    for prefix in dict.fromkeys(prefixes):
+        numbers[str(prefix)] = total
+        total += len(StoredPairs(prefix))
+    return numbers
 
 
 def _blend_per_split(args: Any) -> list[Any] | None:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -25,8 +25,8 @@ from megatron.training import pretrain
 from megatron.training.argument_utils import gpt_config_from_args, pretrain_cfg_container_from_args
 
 from moe_megatron.config.checkpoint_files import iteration_dir
-from moe_megatron.data.instructions.stored import holds_instructions
-from moe_megatron.data.instructions.suitable import check_settings
+from moe_megatron.data.instructions.stored import holds_instructions, holds_pairs
+from moe_megatron.data.instructions.suitable import check_pairs, check_settings
 from moe_megatron.errors import BackendUnavailableError
 from moe_megatron.mcore import world
 from moe_megatron.mcore.evaluation.evaluator import TaskEvaluator
@@ -45,6 +45,7 @@ from moe_megatron.mcore.loop.job import JobOutcome, MachineSettings, TrainingJob
 from moe_megatron.mcore.loop.library_warnings import library_warnings_to
 from moe_megatron.mcore.loop.micro_batches import micro_batch_seeds
 from moe_megatron.mcore.loop.packed_batch import set_packing
+from moe_megatron.mcore.loop.reference_pass import PreferenceObjective, ReferencePass
 from moe_megatron.mcore.loop.root_logger import forget_import, root_logger_kept
 from moe_megatron.mcore.loop.router_states import RouterStates
 from moe_megatron.mcore.loop.saving import Saves
@@ -80,6 +81,7 @@ from moe_megatron.mcore.tuning.adapters.beginning import adapters_on_base, begin
 from moe_megatron.mcore.tuning.adapters.compressed import CompressedExperts
 from moe_megatron.mcore.tuning.empty_optimizers import without_empty_optimizers
 from moe_megatron.mcore.tuning.freezing import freeze
+from moe_megatron.mcore.tuning.preference_loss import ACCURACY, MARGIN
 from moe_megatron.mcore.tuning.rates import rates_of_roles
 from moe_megatron.telemetry.sinks.health import SinkHealth
 from moe_megatron.telemetry.sinks.log_file import LogFile
@@ -98,7 +100,7 @@ def run(job: TrainingJob, machine: MachineSettings) -> JobOutcome:
         MoEError: The configuration, data, checkpoint or machine does not allow it.
     """
     config = job.config
-    instructions = _check(job)
+    kind = _check(job)
     load = _find_checkpoint(job)
     paths = RunPaths(
         data=job.data_paths,
@@ -109,7 +111,7 @@ def run(job: TrainingJob, machine: MachineSettings) -> JobOutcome:
         checkpoints=None if job.checkpoints is None else str(job.checkpoints),
         load=None if load is None else str(load.parent),
         load_step=None if load is None else checkpoint.step_to_ask_for(load),
-        instructions=instructions,
+        instructions=kind != "text",
     )
     policies = configured_policies(
         config, checkpoints=job.checkpoints, loaded=load, run_dir=job.run_dir
@@ -122,16 +124,20 @@ def run(job: TrainingJob, machine: MachineSettings) -> JobOutcome:
         saves_checkpoints=job.checkpoints is not None,
         number_masked=number_masked(policies),
         health=job.health,
+        measures=(MARGIN, ACCURACY) if kind == "pairs" else (),
     )
+    objective = PreferenceObjective(config.preferences) if kind == "pairs" else None
     clock, release, lasting = PhaseClock(), ModelRelease(), LastingObjects()
-    earlier = None if load is None else job.run_dir
-    rollback = RollBack(job.checkpoints, earlier, job.choose_checkpoint)
+    rollback = RollBack(
+        job.checkpoints, None if load is None else job.run_dir, job.choose_checkpoint
+    )
     watchdogs = configured_watchdogs(config.recovery, job.run_dir, clock.current)
     compressed = CompressedExperts(config.adapter, job.say)
     callbacks: list[Callback] = [
         release,
         lasting,
         RouterStates(),
+        *_before_counting(job, objective, load),
         telemetry,
         *job.callbacks,
         *policies,
@@ -160,7 +166,7 @@ def run(job: TrainingJob, machine: MachineSettings) -> JobOutcome:
         stack.enter_context(sections_told(argv))
         args = parse(argv, verbose=True)
         check_embeddings(args)
-        _note_data(args, job, instructions=instructions)
+        _note_data(args, job, instructions=kind != "text")
         args.iterations_to_skip.extend(rollback.left_out())
         stopping = Stopping(args.exit_signal)
         stack.enter_context(stopping.installed())
@@ -173,7 +179,7 @@ def run(job: TrainingJob, machine: MachineSettings) -> JobOutcome:
             stack.enter_context(configured_settings(checkpoint.batch_growth(load, config)))
         stack.enter_context(_our_checkpoints(args, job, load, compressed))
         stack.enter_context(checkpoint.explained_errors(job.checkpoints or load or Path.cwd()))
-        interrupted = _pretrain(args, job, clock, draws=load is None)
+        interrupted = _pretrain(args, job, clock, objective, draws=load is None)
         journal.end(interrupted=interrupted)
         telemetry.flush()
     return JobOutcome(
@@ -185,14 +191,40 @@ def run(job: TrainingJob, machine: MachineSettings) -> JobOutcome:
     )
 
 
-def _check(job: TrainingJob) -> bool:
-    """Refuse what cannot train together; returns whether the data is instruction data."""
+def _check(job: TrainingJob) -> Literal["text", "samples", "pairs"]:
+    """Refuse what cannot train together; returns what the data is."""
     job.config.validate(world.size())
     check_token_ids(job.config, job.data_paths)
-    instructions = holds_instructions(prefixes_in((*job.data_paths, *job.validation_paths)))
-    if instructions:
-        check_settings(job.config)
-    return instructions
+    prefixes = _prefixes(job)
+    if not holds_instructions(prefixes):
+        return "text"
+    check_settings(job.config)
+    if not holds_pairs(prefixes):
+        return "samples"
+    check_pairs(job.config)
+    return "pairs"
+
+
+def _prefixes(job: TrainingJob) -> list[Path]:
+    return prefixes_in((*job.data_paths, *job.validation_paths))
+
+
+def _before_counting(
+    job: TrainingJob, objective: PreferenceObjective | None, load: Path | None
+) -> list[Callback]:
+    """What runs the model before the first step, and must not be counted by telemetry."""
+    if objective is None:
+        return []
+    return [
+        ReferencePass(
+            _prefixes(job),
+            objective,
+            job.vocab_size,
+            load=load,
+            checkpoints=job.checkpoints,
+            say=job.say,
+        )
+    ]
 
 
 def _evaluator(job: TrainingJob) -> TaskEvaluator | None:
@@ -246,13 +278,21 @@ def _our_checkpoints(
         yield
 
 
-def _pretrain(args: Any, job: TrainingJob, clock: PhaseClock, *, draws: bool) -> bool:
+def _pretrain(
+    args: Any,
+    job: TrainingJob,
+    clock: PhaseClock,
+    objective: PreferenceObjective | None,
+    *,
+    draws: bool,
+) -> bool:
     """Train with Megatron; returns whether a signal ended the run early.
 
     Args:
         args: Megatron's arguments.
         job: The run.
         clock: Tells how long what takes.
+        objective: The loss of pairs; None: that of tokens.
         draws: Whether the model starts from random weights, not from a checkpoint's.
     """
     model_config = gpt_config_from_args(args)
@@ -286,7 +326,12 @@ def _pretrain(args: Any, job: TrainingJob, clock: PhaseClock, *, draws: bool) ->
                 pretrain_cfg_container_from_args(args, model_config),
                 train_valid_test_datasets,
                 ModelType.encoder_or_decoder,
-                partial(forward_step, clock=clock, seeds=micro_batch_seeds(job.config)),
+                partial(
+                    forward_step,
+                    clock=clock,
+                    seeds=micro_batch_seeds(job.config),
+                    objective=objective,
+                ),
                 get_embedding_ranks=embedding_ranks,
                 store=world.single_process_store(),
             )

@@ -1,6 +1,6 @@
 """The forward step of one microbatch, which Megatron's schedules call: data, model, loss."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from functools import partial
 from typing import Any
@@ -19,6 +19,10 @@ from moe_megatron.mcore.loop.packed_batch import PADDING, flattened
 from moe_megatron.mcore.loop.stages import reads_samples
 from moe_megatron.mcore.loop.task_dataset import TASK
 from moe_megatron.mcore.measure.phases import PhaseClock
+from moe_megatron.mcore.tuning.preference_loss import PAIRS, LossParts, number_of_pairs
+
+Objective = Callable[[Mapping[str, torch.Tensor], torch.Tensor], LossParts]
+"""A loss in place of the mean over tokens: of a micro-batch, and the losses of its tokens."""
 
 
 def forward_step(
@@ -28,6 +32,7 @@ def forward_step(
     clock: PhaseClock | None = None,
     seeds: MicroBatchSeeds | None = None,
     answers: Answers | None = None,
+    objective: Objective | None = None,
 ) -> tuple[torch.Tensor, Any]:
     """Run one microbatch.
 
@@ -38,6 +43,7 @@ def forward_step(
         clock: Measures the phase "data".
         seeds: Seeds random numbers, for routers that draw.
         answers: Looks at what the model would have chosen, whose share is reported, too.
+        objective: Computes the loss; None: that of the tokens that count.
 
     Returns:
         The output tensor of this stage, and the function that turns it into the loss.
@@ -52,7 +58,7 @@ def forward_step(
         domains, tasks = (_of_tokens(it, batch["tokens"]) for it in (domains, tasks))
         batch = flattened(batch, model)
     show_token_ids(batch.get("tokens"), domains, tasks)
-    show_learned_tokens(batch["loss_mask"].sum() if packed else None)
+    show_learned_tokens(_weight(batch) if packed else None)
     if seeds is not None:
         seeds.begin(model)
     with nullcontext() if answers is None else answers.watched(model):
@@ -64,6 +70,8 @@ def forward_step(
             loss_mask=batch.get("loss_mask"),
             **{name: batch[name] for name in ("padding_mask", "packed_seq_params") if packed},
         )
+    if objective is not None:
+        return output, partial(objective, batch)
     labels = batch.get("labels")
     correct = None if answers is None or labels is None else answers.correct(labels)
     return output, partial(_loss, batch.get("loss_mask"), correct=correct)
@@ -74,6 +82,11 @@ def _of_tokens(of_samples: torch.Tensor | None, tokens: torch.Tensor) -> torch.T
     if of_samples is None:
         return None
     return of_samples.to(tokens).unsqueeze(1).expand_as(tokens).reshape(1, -1)
+
+
+def _weight(batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """What the loss of a micro-batch of rows is divided by: learned tokens, or pairs."""
+    return number_of_pairs(batch[PAIRS]) if PAIRS in batch else batch["loss_mask"].sum()
 
 
 def _get_batch(
@@ -88,7 +101,7 @@ def _get_batch(
         key: sample[key].to(device=torch.cuda.current_device(), non_blocking=True)
         if torch.cuda.is_available()
         else sample[key]
-        for key in ("tokens", "labels", "loss_mask", "position_ids", PADDING)
+        for key in ("tokens", "labels", "loss_mask", "position_ids", PADDING, PAIRS)
         if key in sample
     }
     own = get_batch_on_this_cp_rank(

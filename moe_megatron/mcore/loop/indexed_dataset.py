@@ -31,10 +31,10 @@ class IndexedDatasetWriter:
         self._builder.add_document(tokens, [len(tokens)])
 
     def add_pieces(
-        self, tokens: Sequence[int], lengths: Sequence[int], learned: Sequence[bool]
+        self, tokens: Sequence[int], lengths: Sequence[int], modes: Sequence[int]
     ) -> None:
-        """Append one sample; pieces that are learned have mode 1, others 0."""
-        self._builder.add_document(tokens, list(lengths), [int(it) for it in learned])
+        """Append one sample, and what each of its pieces is."""
+        self._builder.add_document(tokens, list(lengths), [int(it) for it in modes])
 
     def add_index(self, prefix: Path) -> None:
         """Append the finished dataset `<prefix>.bin` / `<prefix>.idx`."""

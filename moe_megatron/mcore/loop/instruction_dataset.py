@@ -6,20 +6,31 @@ resumes it as any other. What was said, and with which template, is known to `da
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from megatron.core.datasets.gpt_dataset import GPTDatasetConfig
 from megatron.core.datasets.megatron_dataset import MegatronDataset
 from numpy.typing import NDArray
 
+from moe_megatron.data.instructions.packed_row import row_of
 from moe_megatron.data.instructions.packing import packed_rows
-from moe_megatron.data.instructions.stored import StoredSamples
+from moe_megatron.data.instructions.stored import opened
+
+
+@dataclass
+class InstructionDatasetConfig(GPTDatasetConfig):
+    """Megatron's settings of datasets, and how pairs of answers are numbered."""
+
+    first_pairs: Mapping[str, int] = field(default_factory=dict)
+    """By the prefix of a dataset, the number of its first pair among all pairs of the run."""
 
 
 class InstructionDataset(MegatronDataset):
-    """The samples of one split of a prepared dataset; the arguments are Megatron's."""
+    """The samples, or pairs, of one split of a prepared dataset; the arguments are Megatron's."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -27,6 +38,7 @@ class InstructionDataset(MegatronDataset):
         self._rows = packed_rows(self.dataset, self._length, self.indices).rows
         self._order: tuple[int, NDArray[np.int64]] | None = None
         self._padding_token = int(self.config.tokenizer.eod)
+        self._first_pair = getattr(self.config, "first_pairs", {}).get(str(self.dataset_path), 0)
 
     @staticmethod
     def numel_low_level_dataset(low_level_dataset: Any) -> int:  # Megatron's name
@@ -35,35 +47,24 @@ class InstructionDataset(MegatronDataset):
 
     @staticmethod
     def build_low_level_dataset(dataset_path: str, config: Any) -> Any:  # Megatron's name
-        """The samples on disk."""
-        return StoredSamples(Path(dataset_path))
+        """The samples or pairs on disk."""
+        return opened(Path(dataset_path))
 
     def __len__(self) -> int:
         """As many rows as are asked for, in as many epochs as they take; or one epoch."""
         return max(self.num_samples or 0, len(self._rows))
 
     def __getitem__(self, idx: int) -> Mapping[str, torch.Tensor]:
-        """Tokens, labels, loss mask, positions and padding of a row, each [sequence]."""
+        """What `row_of` gives of a row, each [sequence]."""
         epoch, number = divmod(int(idx), len(self._rows))
-        length, end = self._length, 0
-        tokens = np.full(length, self._padding_token, dtype=np.int64)
-        labels, positions = np.zeros_like(tokens), np.zeros_like(tokens)
-        counts = np.zeros(length, dtype=np.float32)
-        for sample in self._rows[self._shuffled(epoch)[number]]:
-            ids, learned = self.dataset.sample(sample, length + 1)
-            start, end = end, end + len(ids) - 1
-            tokens[start:end], labels[start:end] = ids[:-1], ids[1:]
-            counts[start:end] = learned[1:]
-            positions[start:end] = np.arange(end - start)
-        positions[end:] = np.arange(length - end)
-        padding = np.arange(length) >= end
-        row = {
-            "tokens": tokens,
-            "labels": labels,
-            "loss_mask": counts,
-            "position_ids": positions,
-            "padding": padding,
-        }
+        samples = self._rows[self._shuffled(epoch)[number]]
+        row = row_of(
+            self.dataset,
+            samples,
+            self._length,
+            self._padding_token,
+            first_pair=self._first_pair,
+        )
         return {name: torch.from_numpy(values) for name, values in row.items()}
 
     def _shuffled(self, epoch: int) -> NDArray[np.int64]:

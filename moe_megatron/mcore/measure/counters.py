@@ -85,16 +85,23 @@ class StepTotals:
     """The logs and sinks of all ranks but the first that were ever broken, by name"""
     by_task: Int64Array | None = None
     """[tasks, L, E]; None without tasks"""
+    measures: Mapping[str, float] = field(default_factory=dict)
+    """What the loss function reported besides the loss, by name"""
 
 
 class PendingTotals:
     """A reduction in progress, and its copy to the host."""
 
     def __init__(
-        self, counts: torch.Tensor, sums: torch.Tensor, num_experts: int, names: Sequence[str]
+        self,
+        counts: torch.Tensor,
+        sums: torch.Tensor,
+        num_experts: int,
+        names: Sequence[str],
+        measures: Sequence[str] = (),
     ) -> None:
         self._num_experts = num_experts
-        self._names = names
+        self._names, self._measures = names, measures
         self._num_rows = len(counts) + 1
         self._work = []
         if dist.is_initialized() and dist.get_world_size() > 1:
@@ -125,6 +132,7 @@ class PendingTotals:
         experts = self._num_experts
         size = self._num_rows * (experts + _num_sums(self._names))
         sums, rest = flat[:size].reshape(self._num_rows, -1), flat[size:]
+        measured, rest = rest[: len(self._measures)], rest[len(self._measures) :]
         ranks, sinks = rest[:-_NUM_SINK_SLOTS].reshape(2, -1), rest[-_NUM_SINK_SLOTS:]
         loss_sum, num_reports = sums[-1, -_NUM_LOSS:]
         return StepTotals(
@@ -138,6 +146,11 @@ class PendingTotals:
             rank_compute_seconds=ranks[0],
             rank_memory_bytes=ranks[1],
             other_sinks=_sinks_of(sinks.reshape(len(SINKS), -1)),
+            measures={
+                name: float(value / num_reports)
+                for name, value in zip(self._measures, measured, strict=True)
+                if num_reports
+            },
         )
 
 
@@ -151,6 +164,7 @@ class RoutingCounters:
         device: Device on which the routers run.
         quantities: What to measure in addition to counts; by default all registered quantities.
         num_tasks: For how many tasks to count by themselves, too.
+        measures: Names of what the loss function reports besides the loss.
     """
 
     def __init__(
@@ -160,7 +174,10 @@ class RoutingCounters:
         device: torch.device,
         quantities: Sequence[Quantity] | None = None,
         num_tasks: int = 0,
+        *,
+        measures: tuple[str, ...] = (),
     ) -> None:
+        self._measures = measures
         chosen = registered_quantities() if quantities is None else quantities
         self.layers = layers
         self.num_experts = num_experts
@@ -214,7 +231,12 @@ class RoutingCounters:
         self._sums.zero_()
 
     def collect(
-        self, *, contributes: bool, loss: torch.Tensor | None, own: RankValues | None = None
+        self,
+        *,
+        contributes: bool,
+        loss: torch.Tensor | None,
+        measured: Mapping[str, torch.Tensor] | None = None,
+        own: RankValues | None = None,
     ) -> PendingTotals:
         """Start the reduction of this step's counters and reset them; every rank must call it.
 
@@ -223,6 +245,7 @@ class RoutingCounters:
                 ranks without sequence parallelism), so that no token is counted twice.
             loss: Loss of the global batch on ranks that know it, the same on each of them; None
                 on the others.
+            measured: What else the loss function reports, on the same ranks.
             own: Time and memory of this rank; None reports zeros.
         """
         counts, sums = self._counts.clone(), self._sums.clone()
@@ -230,13 +253,19 @@ class RoutingCounters:
         if not contributes:
             counts.zero_()
             sums.zero_()
+        extra = torch.zeros(len(self._measures), dtype=torch.float64, device=sums.device)
         if loss is not None:
             sums[-1, -_NUM_LOSS] = loss.detach().reshape(())
             sums[-1, -1] = 1.0
-        return PendingTotals(counts, self._with_ranks(sums, own), self.num_experts, self._names)
+            for place, name in enumerate(self._measures):
+                extra[place] = (measured or {})[name].detach().reshape(())
+        flat = self._with_ranks(sums, extra, own)
+        return PendingTotals(counts, flat, self.num_experts, self._names, self._measures)
 
-    def _with_ranks(self, sums: torch.Tensor, own: RankValues | None) -> torch.Tensor:
-        """The flattened sums, one slot per rank for its time and one for its memory, and the sinks.
+    def _with_ranks(
+        self, sums: torch.Tensor, extra: torch.Tensor, own: RankValues | None
+    ) -> torch.Tensor:
+        """The flattened sums, what else was measured, slots for each rank's time and memory, sinks.
 
         A rank fills only its own slots and leaves zeros in the others, so the sum over ranks brings
         every rank's values to all of them without a second reduction.
@@ -251,7 +280,7 @@ class RoutingCounters:
             ranks[1, rank].fill_(own.memory_bytes)
             if rank:  # the exporter, on the first rank, knows that rank's
                 _add_sinks(sinks, own.sinks)
-        return torch.cat((sums.flatten(), ranks.flatten(), sinks))
+        return torch.cat((sums.flatten(), extra, ranks.flatten(), sinks))
 
 
 def _by_task(counts: Int64Array, num_experts: int) -> Int64Array | None:

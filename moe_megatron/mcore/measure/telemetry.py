@@ -71,6 +71,7 @@ class TelemetryCallback(Callback):
         saves_checkpoints: Whether the run writes checkpoints.
         number_masked: Gives the number of masked experts of each MoE layer; () for none.
         health: The state of this rank's logs and sinks.
+        measures: What the loss function reports besides the loss, by name.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class TelemetryCallback(Callback):
         saves_checkpoints: bool = False,
         number_masked: Callable[[], tuple[int, ...]] = tuple,
         health: SinkHealth | None = None,
+        measures: tuple[str, ...] = (),
     ) -> None:
         self._config = config
         self._sinks = sinks
@@ -97,6 +99,7 @@ class TelemetryCallback(Callback):
         self._saves_checkpoints = saves_checkpoints
         self._number_masked = number_masked
         self._health = health or SinkHealth()
+        self._measures = measures
         self._checkpoint_step: int | None = None
         self._checkpoint_at: float | None = None
         self._taken_at = 0.0
@@ -117,7 +120,12 @@ class TelemetryCallback(Callback):
         self._quantities = quantities()
         self._tasks = tasks_counted(self._config)
         self._counters = RoutingCounters(
-            layers, num_experts, device, self._quantities, len(self._tasks)
+            layers,
+            num_experts,
+            device,
+            self._quantities,
+            len(self._tasks),
+            measures=self._measures,
         )
         self._counters.check_same_on_all_ranks()
         if enabled:
@@ -203,6 +211,7 @@ class TelemetryCallback(Callback):
         totals = self._counters.collect(
             contributes=sees_own_tokens(),
             loss=event.losses.get(_LOSS),
+            measured=event.losses,
             own=self._own_values(),
         )
         self.flush()
@@ -331,6 +340,7 @@ class TelemetryCallback(Callback):
             tokens=training.global_batch_size * self._config.data.sequence_length,
             total_steps=training.train_steps,
             skipped=event.skipped,
+            measures=totals.measures,
             runtime=StepRuntime(
                 ended_at=pending.ended_at,
                 phase_seconds=event.phase_seconds,

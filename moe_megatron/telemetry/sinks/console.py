@@ -52,6 +52,10 @@ def _number(value: float | None, digits: int = 3) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
 def format_evaluation(record: EvalRecord) -> str:
     """Formats one evaluation as one line, with the loss and the accuracy of each task."""
     line = (
@@ -195,6 +199,7 @@ class ConsoleSink:
         parts = [
             f"step {record.step}/{record.total_steps}",
             f"loss {_number(record.loss)}" + (" (skipped)" if record.skipped else ""),
+            *(f"{_words(name)} {value:.3f}" for name, value in record.measures.items()),
             f"lr {format_rate(record.learning_rate)}",
             f"{self._speed():,.0f} tok/s",
         ]
@@ -215,6 +220,7 @@ class ConsoleSink:
         facts = Table.grid(padding=(0, 3, 0, 0))
         values = {
             "loss": _number(record.loss) + (" (skipped)" if record.skipped else ""),
+            **{_words(name): f"{value:.3f}" for name, value in record.measures.items()},
             "grad norm": _number(record.grad_norm, 2),
             "lr": format_rate(record.learning_rate),
             "tok/s": f"{self._speed():,.0f}",

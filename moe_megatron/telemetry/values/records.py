@@ -18,6 +18,7 @@ from moe_megatron.telemetry.values.json_fields import (
     read_bool,
     read_float,
     read_int,
+    read_object,
     read_optional_float,
     read_str,
     require_fields,
@@ -77,6 +78,7 @@ class StepRecord:
         tokens: tokens of the global batch.
         total_steps: steps the whole run is planned to take.
         skipped: whether the optimizer made no update because a gradient was not finite.
+        measures: what the loss function reports besides the loss, by name; {} for most.
         runtime: what the machine did during the step; None when read from a file.
     """
 
@@ -88,6 +90,7 @@ class StepRecord:
     tokens: int
     total_steps: int
     skipped: bool = False
+    measures: Mapping[str, float] = field(default_factory=dict)
     runtime: StepRuntime | None = field(default=None, compare=False)
 
     @property
@@ -98,8 +101,9 @@ class StepRecord:
     def to_json_dict(self) -> dict[str, Any]:
         """Returns the metrics.jsonl object; null means unknown, "nan" a loss that was NaN.
 
-        `runtime` is not in it.
+        `runtime` is not in it, nor are `measures` where there are none.
         """
+        written = {name: write_float(value) for name, value in self.measures.items()}
         return {
             "kind": "step",
             "step": self.step,
@@ -110,6 +114,7 @@ class StepRecord:
             "step_seconds": write_float(self.step_seconds),
             "tokens": self.tokens,
             "skipped": self.skipped,
+            **({"measures": written} if written else {}),
         }
 
     @classmethod
@@ -119,6 +124,10 @@ class StepRecord:
         Raises:
             DataError: a field is missing, unknown or of the wrong type.
         """
+        measures: dict[str, Any] = {}
+        if isinstance(data, dict) and "measures" in data:
+            measures = read_object(data["measures"], "measures")
+            data = {name: value for name, value in data.items() if name != "measures"}
         names = ("kind", "step", "total_steps", "loss", "learning_rate", "grad_norm")
         fields = require_fields(data, (*names, "step_seconds", "tokens", "skipped"))
         return cls(
@@ -130,6 +139,7 @@ class StepRecord:
             tokens=read_int(fields["tokens"], "tokens"),
             total_steps=read_int(fields["total_steps"], "total_steps"),
             skipped=read_bool(fields["skipped"], "skipped"),
+            measures={name: read_float(value, name) for name, value in measures.items()},
         )
 
 

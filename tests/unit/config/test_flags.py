@@ -146,10 +146,11 @@ def test_every_rule_names_a_field_and_no_flag_twice() -> None:
 
 
 def test_fields_without_a_flag_are_the_ones_the_engine_resolves() -> None:
+    none = {"telemetry", "data", "recovery", "finetune", "adapter", "evaluation", "preferences"}
     known = {
         ".".join((s, *it.path))
         for s, kind in SECTIONS.items()
-        if s not in {"telemetry", "data", "recovery", "finetune", "adapter", "evaluation"}
+        if s not in none
         for it in settings_of(kind)
     }
     assert known - {rule.field for rule in RULES} == {

@@ -44,6 +44,20 @@ def test_mistake_is_answered_in_a_paragraph(name: str) -> None:
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"task": "instructions", "beta": 0.1}, "beta (0.1) has no effect on the task"),
+        ({"task": "preferences", "beta": 0}, "beta (0)"),
+        ({"task": "preferences", "beta": "small"}, "beta ('small')"),
+    ],
+)
+def test_beta_that_cannot_be_used_is_answered(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        FineTuner(MODEL).train([{}], **given)
+    assert said in str(error.value)
+
+
 def test_path_for_a_model_is_answered_with_how_to_load_it() -> None:
     with pytest.raises(ConfigError, match=r"FineTuner needs a MoEModel, not the text 'my_model'"):
         FineTuner("my_model")  # type: ignore[arg-type]
@@ -51,5 +65,7 @@ def test_path_for_a_model_is_answered_with_how_to_load_it() -> None:
 
 @pytest.mark.parametrize("task", ["text-generation", "chat", None])
 def test_task_that_is_none_is_answered_with_all(task: Any) -> None:
-    with pytest.raises(ConfigError, match=r"must be text_generation or instructions\."):
+    with pytest.raises(
+        ConfigError, match=r"must be text_generation, instructions or preferences\."
+    ):
         FineTuner(MODEL).train(["text"], task=task)
