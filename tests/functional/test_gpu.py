@@ -33,6 +33,15 @@ JOBS: dict[str, dict[str, Any]] = {
         "checkpoint.async_save": True,
     },
 }
+ADAPTED: dict[str, dict[str, Any]] = {
+    "adapters": {"training.precision": "bf16", "adapter.rank": 4},
+    "shared_adapters": {
+        "training.precision": "bf16",
+        "adapter.rank": 4,
+        "adapter.experts": "shared",
+        "adapter.dropout": 0.1,
+    },
+}
 FP8: dict[str, Any] = {"training.precision": "fp8"}
 
 
@@ -46,8 +55,8 @@ def names() -> list[str]:
 def runs(names: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All jobs, in one process on one GPU, and one that goes on from the first."""
     root = tmp_path_factory.mktemp("gpu")
-    changes = {**JOBS, "fp8": FP8}
-    jobs = [Job(run_dir=root / n, overrides={**SHAPE, **changes[n]}) for n in names]
+    changes = {**JOBS, **ADAPTED, "fp8": FP8}
+    jobs = [Job(run_dir=root / n, overrides={**SHAPE, **changes[n]}) for n in [*names, *ADAPTED]]
     load = {"checkpoint.load": str(root / "bf16" / "checkpoints"), "training.train_steps": 7}
     resumed = Job(run_dir=root / "resumed", overrides={**SHAPE, **JOBS["bf16"], **load})
     run_jobs([*jobs, resumed], world_size=1, timeout=800, fresh=True)
@@ -81,6 +90,15 @@ def test_low_precision_stays_near_full_precision(names: list[str], runs: Path) -
     tolerance = {"bf16": 5e-3, "recompute": 5e-3, "async_save": 5e-3, "fp8": 5e-2}
     for name in set(names) & set(tolerance):
         assert losses(runs / name) == pytest.approx(losses(runs / "fp32"), rel=tolerance[name])
+
+
+def test_adapters_begin_where_the_base_is_and_learn(runs: Path) -> None:
+    first = losses(runs / "bf16")[1]
+    for name in ADAPTED:
+        curve = losses(runs / name)
+        assert curve[1] == pytest.approx(first, rel=1e-3), name
+        assert np.isfinite(list(curve.values())).all(), name
+        assert curve[STEPS] != first, name
 
 
 def test_checkpoint_is_written_and_continued(runs: Path) -> None:
