@@ -180,6 +180,7 @@ def export_checkpoint(
     fused: bool | None = None,
     dtype: str | None = None,
     max_shard_bytes: int | None = None,
+    base_alone: bool = False,
     execution: Execution | None = None,
 ) -> Report:
     """Convert a Megatron checkpoint to a Hugging Face model folder.
@@ -191,6 +192,7 @@ def export_checkpoint(
             were imported, else one by one, which every version reads.
         dtype: bf16, fp16 or fp32; None keeps the type of each tensor.
         max_shard_bytes: Largest size of a file; None chooses between 1 and 5 GB.
+        base_alone: Whether adapters in the checkpoint are left out; else there must be none.
         execution: Workers, resuming, overwriting, dry run.
 
     Raises:
@@ -204,6 +206,12 @@ def export_checkpoint(
     with TorchDist(given_folder(source)) as saved:
         run = description.run_of(saved.path)
         description.check_whole(saved.path, run)
+        if run.adapter.on and not base_alone:
+            raise CheckpointError(
+                f"{saved.path} holds adapters beside its base, and a model of Hugging Face has no "
+                "place for both: moe-megatron adapter merge writes one model of them, and "
+                "moe-megatron adapter export the adapter alone."
+            )
         base, origin = description.base_config(saved.path), description.origin(saved.path)
         family = description.family_of_folder(saved.path)
         config = family.hf_config(run, base, saved.tensors)

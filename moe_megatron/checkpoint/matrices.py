@@ -1,10 +1,11 @@
-"""Reads whole matrices of either side into memory, for small tasks other than conversions."""
+"""Reads whole matrices of either side into memory, and changes them in a Hugging Face folder."""
 
+import mmap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moe_megatron.checkpoint.execute.compute import Read, load, unpacked
-from moe_megatron.checkpoint.formats import byte_ranges
+from moe_megatron.checkpoint.formats import byte_ranges, dtypes
 from moe_megatron.checkpoint.formats.hf_folder import HfFolder, TensorInfo
 from moe_megatron.checkpoint.formats.torch_dist import TorchDist
 from moe_megatron.checkpoint.formats.view import View
@@ -39,6 +40,35 @@ def read_matrix(link: Link, folder: HfFolder) -> "Tensor":
             part = unpacked(part, _loaded(at, exponents, folder))
         parts.append(part)
     return (torch.cat(parts) if len(parts) > 1 else parts[0]).reshape(link.shape)
+
+
+def write_matrix(link: Link, folder: HfFolder, matrix: "Tensor") -> None:
+    """Write the matrix of a link over that of a Hugging Face folder, in place.
+
+    Args:
+        link: A link whose blocks are in the folder, in floating-point numbers.
+        folder: The folder; only its files that hold this matrix change.
+        matrix: [rows, columns]; it is cast to the type of the file.
+    """
+    columns = matrix_size(link.shape)[1]
+    for row, rows, block in blocks.rows_of(link):
+        tensor = folder.tensors[block.name]
+        view = blocks.view_of(block, columns, 0, tensor.offset, tensor.dtype)
+        with (folder.path / tensor.file).open("r+b") as file:
+            _store(matrix[row : row + rows], view, tensor.dtype, file.fileno())
+
+
+def _store(part: "Tensor", view: View, dtype: str, descriptor: int) -> None:
+    import torch
+
+    item = dtypes.item_size(dtype)
+    steps = (view.row_step // item, view.column_step // item)
+    count = (view.rows - 1) * steps[0] + (view.columns - 1) * steps[1] + 1
+    mapped = mmap.mmap(descriptor, 0)
+    into = torch.frombuffer(mapped, dtype=dtypes.to_torch(dtype), count=count, offset=view.offset)
+    into.as_strided((view.rows, view.columns), steps).copy_(part)
+    del into  # or the file would stay mapped
+    mapped.close()
 
 
 def _loaded(view: View, tensor: TensorInfo, folder: HfFolder) -> "Tensor":

@@ -111,6 +111,8 @@ def _load_megatron(path: Path, expected: str | None) -> LoadedModel:
             return found
 
         tensors = _assembled(wanted, matrix)
+        if run.adapter.on:
+            left_out += ("adapters (what is loaded is their base)",)
     return LoadedModel(
         architecture=architecture,
         tensors=tensors,

@@ -58,6 +58,11 @@ def to_hugging_face(folder: Path) -> tuple[Table, ...]:
     return (*_tables(_found(folder / HF_FOLDER), ""), *_profile(folder))
 
 
+def between_hugging_face(folder: Path) -> tuple[Table, ...]:
+    """The side files of a Hugging Face folder, by their names in another one."""
+    return (*_tables(_found(folder), ""), *_profile(folder))
+
+
 def _found(folder: Path) -> list[Path]:
     matches = {path for pattern in PATTERNS for path in folder.glob(pattern)}
     found = sorted(path for path in matches if path.is_file() and path.suffix != ".py")

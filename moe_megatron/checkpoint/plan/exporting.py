@@ -23,6 +23,7 @@ from moe_megatron.families.links import Block, Link, matrix_size, saved_names
 
 _NOT_WEIGHTS = re.compile(
     r"(.*\.)?(optimizer|chained_\d+)\..*|rng_state.*|rerun_state.*|.*_extra_state(/.*)?"
+    r"|.*\.lora_(A|B|magnitude)"
 )
 
 
