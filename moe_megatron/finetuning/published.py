@@ -4,7 +4,8 @@
     OUTPUT/stages   runs before the last one, if what is trained changes on the way
     OUTPUT/run      the run: metrics, report, checkpoints
     OUTPUT/hf       the tuned model as a Hugging Face folder, with tokenizer, chat template and
-                    routing profile
+                    routing profile; adapters are merged into its weights
+    OUTPUT/adapter  the adapter by itself in PEFT's format, if the run had one
 
 Each step is what the command of its own does. It does not know how a run is launched.
 """
@@ -16,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from moe_megatron.adapters.exported import export_adapter
+from moe_megatron.adapters.merged_folder import merge_folder
 from moe_megatron.checkpoint.convert import Execution, export_checkpoint, import_checkpoint
 from moe_megatron.checkpoint.execute.publish import check_apart, check_free
 from moe_megatron.checkpoint.formats.own_files import given_folder
@@ -31,12 +34,12 @@ from moe_megatron.config.checkpoint_files import (
     is_megatron_checkpoint,
 )
 from moe_megatron.config.loading import no_checkpoint, saved_config
-from moe_megatron.errors import CheckpointError
+from moe_megatron.errors import CheckpointError, MappingError
 from moe_megatron.finetuning.unfreezing import UnfreezeAt, train_and_unfreeze
 from moe_megatron.telemetry.sinks.jsonl import METRICS_FILE
 from moe_megatron.text.folder import has_tokenizer
 
-BASE, STAGES, RUN, HF = "base", "stages", "run", "hf"
+BASE, STAGES, RUN, HF, ADAPTER = "base", "stages", "run", "hf", "adapter"
 """Folders of the output."""
 
 _LONGEST = 1024
@@ -178,6 +181,19 @@ def finetune(
     if code:
         return Tuned(code=code)
     say(f"Megatron checkpoint: {checkpoints}")
-    export_checkpoint(checkpoints, output / HF, execution=Execution(progress=False))
+    if config.adapter.on:
+        _export_adapter(checkpoints, output, say)
+    else:
+        export_checkpoint(checkpoints, output / HF, execution=Execution(progress=False))
     say(f"Hugging Face folder: {output / HF}")
     return Tuned(code=code, checkpoint=checkpoints, hugging_face=output / HF)
+
+
+def _export_adapter(checkpoints: Path, output: Path, say: Callable[[str], None]) -> None:
+    """Write the adapter of a run by itself, and merged into its base."""
+    merge_folder(checkpoints, output / HF)
+    try:
+        export_adapter(checkpoints, output / ADAPTER)
+        say(f"adapter in PEFT's format: {output / ADAPTER}")
+    except MappingError as error:
+        say(f"no adapter in PEFT's format: {error}")

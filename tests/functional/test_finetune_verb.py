@@ -38,6 +38,26 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return found
 
 
+def test_adapters_come_out_merged_and_by_themselves(
+    moe: Callable[..., Any], published: Path, corpus: Path, tmp_path: Path
+) -> None:
+    words = ["finetune", published, corpus, "--output", "tuned", "--num-processes", "2", *SHORT]
+    chosen = ["--adapter-rank", "4", "--used-experts", "--share", "0.5", "--lr", "1e-2"]
+    done = moe(tmp_path, *words, *chosen)
+    assert done.end(500) == 0, done.output
+    assert "frozen: " in done.output
+    assert "matrices of attention, 0 routers: " in done.output
+    before, after = weights(published), weights(tmp_path / "tuned" / "hf")
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert before.keys() == after.keys()
+    assert {
+        name for name in moved if not any(it in name for it in (".experts.", "_proj."))
+    } == set()
+    assert {name.split(".")[2] for name in moved if ".experts." in name} == {"0", "1", "2"}
+    adapter = tmp_path / "tuned" / "adapter"
+    assert json.loads((adapter / "adapter_config.json").read_text())["peft_type"] == "LORA"
+
+
 def test_folder_in_and_folder_out(
     moe: Callable[..., Any], published: Path, corpus: Path, tmp_path: Path
 ) -> None:
