@@ -137,3 +137,36 @@ def test_more_is_trained_from_a_step_on(
     resumed = moe(tmp_path, "train", "--resume", "half/run", "--num-processes", "1")
     assert resumed.end(300) == 0, resumed.output
     assert (tmp_path / "half" / "run" / "checkpoints" / "iter_0000004").is_dir()
+
+
+def test_which_answer_is_preferred_is_learned(
+    moe: Callable[..., Any], published: Path, tmp_path: Path
+) -> None:
+    rows = [{"prompt": f"{it}?", "chosen": f"yes {it}", "rejected": "no"} for it in range(12)]
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["finetune", published, pairs, "--output", "tuned", "--num-processes", "2", *SHORT]
+    wanted = ["--task", "preferences", "--beta", "0.5", "--lr", "1e-3", "--train", "experts"]
+    done = moe(tmp_path, *words, *wanted)
+    assert done.end(500) == 0, done.output
+    assert "computing log-probabilities of all pairs" in done.output
+    records = (tmp_path / "tuned" / "run" / "metrics.jsonl").read_text().splitlines()
+    steps = [json.loads(line) for line in records]
+    assert steps[0]["loss"] == pytest.approx(0.6931472, abs=1e-5)
+    assert steps[-1]["loss"] < steps[0]["loss"]
+    assert steps[-1]["measures"]["reward_margin"] > 0
+    before, after = weights(published), weights(tmp_path / "tuned" / "hf")
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved
+    assert all(".experts." in name for name in moved)
+
+    for bad, said in (
+        (["--task", "preference"], "'preferences'"),
+        (["--task", "instructions"], "holds pairs of a chosen and a rejected answer"),
+        (["--task", "preferences", "--beta", "0"], "preferences.beta"),
+        (["--beta", "0.1"], "--beta (0.1) needs --task preferences"),
+    ):
+        refused = moe(tmp_path, *words[:3], "--output", "new", *bad)
+        assert refused.end(200) == 2, refused.output
+        assert said in refused.output
+        assert not (tmp_path / "new").exists()
