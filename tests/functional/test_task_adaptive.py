@@ -1,0 +1,117 @@
+"""`TaskAdaptiveMoE`: tasks one after another, none of which touches another or the base.
+
+It is imported in tests alone: it registers a router, and other files list those of the package when
+they are collected.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from moe_megatron import MoEModel
+from moe_megatron.errors import CheckpointError, ConfigError
+from moe_megatron.mcore import world
+
+SHAPE: dict[str, Any] = {"hidden_size": 32, "num_layers": 2, "num_attention_heads": 2}
+SHORT: dict[str, Any] = {
+    "max_steps": 2,
+    "batch_size": 2,
+    "sequence_length": 16,
+    "learning_rate": 1e-2,
+    "warmup_steps": 0,
+    "num_epochs": 5,
+}
+CODE, PROSE = ["def f(x):\n    return x + 1\n" * 20], ["Once upon a time there was a king. " * 20]
+IDS = torch.arange(24).view(2, 12)
+
+
+@pytest.fixture
+def adaptive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    from moe_megatron.finetuning import TaskAdaptiveMoE
+
+    monkeypatch.setenv("MOE_MEGATRON_CACHE", str(tmp_path / "cache"))
+    torch.manual_seed(1)
+    model = MoEModel(num_experts=4, vocab_size=512, **SHAPE).eval()
+    yield TaskAdaptiveMoE(
+        model,
+        task_embedding_dim=6,
+        run_dir=tmp_path / "run",
+        overrides={"training.precision": "fp32"},
+    )
+    world.leave()
+
+
+def logits(model: MoEModel) -> torch.Tensor:
+    with torch.no_grad():
+        return model(IDS).logits
+
+
+@pytest.mark.distributed
+@pytest.mark.deep
+def test_tasks_stay_as_they_were_bit_for_bit(adaptive, tmp_path):
+    kind = type(adaptive)
+    base = {name: it.clone() for name, it in adaptive.base.state_dict().items()}
+    adaptive.adapt_to_task("code", CODE, **SHORT)
+    before = logits(adaptive.model_of("code"))
+    adaptive.adapt_to_task("prose", PROSE, freeze_base_experts=False, **SHORT)
+    assert adaptive.tasks == ("code", "prose")
+    assert torch.equal(logits(adaptive.model_of("code")), before)
+    after = adaptive.base.state_dict()
+    assert all(torch.equal(after[name], it) for name, it in base.items())
+    assert not torch.equal(logits(adaptive.model_of("prose")), before)
+
+    # What was trained for a task is its own experts, and the embedding of each router.
+    code, start = adaptive.model_of("code").state_dict(), adaptive._beginning()
+    moved = {name for name, it in code.items() if not torch.equal(it, start[name])}
+    assert all(".experts.4." in name or name.endswith("task_embedding") for name in moved)
+    assert sum(name.endswith("task_embedding") for name in moved) == 2
+    assert any(".experts.4." in name for name in moved)
+    prose = adaptive.model_of("prose").state_dict()
+    assert any(".experts.0." in it for it in prose if not torch.equal(prose[it], start[it]))
+
+    # For a fixed task the embedding is a part of the matrix.
+    plain = adaptive.plain("code")
+    assert plain.moe_config.router.name == "top_k"
+    assert plain.moe_config.num_experts == 5
+    torch.testing.assert_close(logits(plain), before, rtol=1e-5, atol=1e-5)
+    said = adaptive.generate("def f", task="code", max_new_tokens=4)
+    assert said == plain.generate_text("def f", 4)
+
+    adaptive.save(tmp_path / "saved")
+    again = kind.from_pretrained(tmp_path / "saved")
+    assert again.tasks == adaptive.tasks
+    assert torch.equal(logits(again.model_of("code")), before)
+    with pytest.raises(CheckpointError, match="nothing is written over"):
+        again.save(tmp_path / "saved")
+    report = again.export("code", tmp_path / "hf")
+    assert "the tasks prose" in report.left_out[1]
+    exported = MoEModel.from_pretrained(tmp_path / "hf")
+    torch.testing.assert_close(logits(exported), before, rtol=1e-5, atol=1e-5)
+
+    with pytest.raises(ConfigError, match=r"there is already a task 'code'.*code and prose"):
+        adaptive.adapt_to_task("code", CODE)
+    with pytest.raises(ConfigError, match=r"no task 'cod'\. Did you mean 'code'\? Tasks are code"):
+        adaptive.generate("x", task="cod")
+    (tmp_path / "saved" / "task-001.safetensors").write_bytes(b"cut")
+    with pytest.raises(CheckpointError, match="is no whole TaskAdaptiveMoE"):
+        kind.from_pretrained(tmp_path / "saved")
+
+
+def test_mistakes_are_answered(adaptive):
+    kind = type(adaptive)
+    with pytest.raises(ConfigError, match="Tasks are none yet"):
+        adaptive.generate("x", task="code")
+    with pytest.raises(ConfigError, match=r"task_name \(''\) must be a text"):
+        adaptive.adapt_to_task("", CODE)
+    with pytest.raises(ConfigError, match="task_embedding_dim"):
+        kind(adaptive.base, task_embedding_dim=0)
+    bare = kind(adaptive.base, experts_per_task=0)
+    with pytest.raises(ConfigError, match="nothing is left to train"):
+        bare.adapt_to_task("code", CODE, train_task_router=False)
+    with pytest.raises(ConfigError, match="has sparse_mixer; give a MoEModel with"):
+        kind(MoEModel(num_experts=4, router_type="sparse_mixer", **SHAPE))
+    with pytest.raises(ConfigError, match="the model has no experts; give"):
+        kind(MoEModel(num_experts=None, **SHAPE))
