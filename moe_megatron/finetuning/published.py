@@ -36,6 +36,7 @@ from moe_megatron.config.checkpoint_files import (
 from moe_megatron.config.loading import no_checkpoint, saved_config
 from moe_megatron.errors import CheckpointError, MappingError
 from moe_megatron.finetuning.unfreezing import UnfreezeAt, train_and_unfreeze
+from moe_megatron.run.best import best_checkpoint
 from moe_megatron.telemetry.sinks.jsonl import METRICS_FILE
 from moe_megatron.text.folder import has_tokenizer
 
@@ -154,7 +155,7 @@ def finetune(
     unfreeze: Sequence[UnfreezeAt] = (),
     say: Callable[[str], None] = print,
 ) -> Tuned:
-    """Run, and export what came of it.
+    """Run, and export what came of it: the best checkpoint where `evaluation.best` says which.
 
     Args:
         config: What `tuning_config` gave, with everybody's wishes.
@@ -181,10 +182,16 @@ def finetune(
     if code:
         return Tuned(code=code)
     say(f"Megatron checkpoint: {checkpoints}")
+    best = None
+    if config.evaluation.best is not None and not unfreeze:
+        best = best_checkpoint(output / RUN, checkpoints, config.evaluation.metric)
+    if best is not None:
+        say(str(best))
+    source = checkpoints if best is None else Path(best.checkpoint)
     if config.adapter.on:
-        _export_adapter(checkpoints, output, say)
+        _export_adapter(source, output, say)
     else:
-        export_checkpoint(checkpoints, output / HF, execution=Execution(progress=False))
+        export_checkpoint(source, output / HF, execution=Execution(progress=False))
     say(f"Hugging Face folder: {output / HF}")
     return Tuned(code=code, checkpoint=checkpoints, hugging_face=output / HF)
 

@@ -28,11 +28,19 @@ class BestCheckpoint:
     checkpoint: str
     """Its folder."""
     compared: dict[int, float]
-    """The values of all checkpoints that are there, by step."""
+    """The values of all evaluations, by step, those before the first step among them."""
+    better: int | None = None
+    """The step of a better evaluation, of which there is no checkpoint."""
 
     def __str__(self) -> str:
-        of = f"of {len(self.compared)} checkpoints" if len(self.compared) > 1 else "alone"
-        return f"best checkpoint: step {self.step:,}, {self.metric} {self.value:.4g} ({of})"
+        text = (
+            f"best checkpoint: step {self.step:,}, {self.metric} {self.value:.4g} (of "
+            f"{len(self.compared)} evaluations)"
+        )
+        if self.better is None:
+            return text
+        value = self.compared[self.better]
+        return f"{text}; it was {value:.4g} at step {self.better:,}, which has no checkpoint"
 
 
 def judged(record: EvalRecord, metric: Metric) -> float | None:
@@ -65,17 +73,19 @@ def best_checkpoint(run_dir: Path, checkpoints: Path, metric: Metric) -> BestChe
         if step in values and (folder / METADATA).is_file()
     }
     # A value that is no number is the worst.
-    real = {step: values[step] for step in folders if values[step] == values[step]}
-    if not real:
+    real = {step: value for step, value in values.items() if value == value}
+    if not real.keys() & folders.keys():
         return None
     sign = -1.0 if metric.more_is_better else 1.0
-    step = min(real, key=lambda it: (sign * real[it], -it))
+    order = sorted(real, key=lambda it: (sign * real[it], -it))
+    step = next(it for it in order if it in folders)
     return BestCheckpoint(
         step=step,
         metric=str(metric),
         value=real[step],
         checkpoint=str(folders[step]),
         compared=dict(sorted(real.items())),
+        better=order[0] if real[order[0]] != real[step] else None,
     )
 
 

@@ -17,6 +17,7 @@ pytestmark = [pytest.mark.distributed, pytest.mark.deep, pytest.mark.timeout(900
 
 TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 SHORT = ["--train-iters", "4", "--seq-length", "32", "--micro-batch-size", "2"]
+SHORT += ["--set", "training.eval_interval=null"]
 EXPERT = "model.layers.1.mlp.experts.2."
 
 

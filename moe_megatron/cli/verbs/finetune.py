@@ -8,21 +8,27 @@ from typing import TYPE_CHECKING, Any
 from moe_megatron.cli.launching import launcher, say
 from moe_megatron.cli.output import lasting_output
 from moe_megatron.cli.pretrain import option_parser, read_options
-from moe_megatron.cli.words import read_words
-from moe_megatron.config import RunConfig, apply_overrides
+from moe_megatron.cli.words import grouped_by_flag, read_words
+from moe_megatron.config import RunConfig, apply_overrides, parse_override
+from moe_megatron.config.checks import join_words
 from moe_megatron.config.data import TEXT
 from moe_megatron.config.fields import float_or_text
 from moe_megatron.config.finetune import RATES
+from moe_megatron.config.flags import split_flags
 from moe_megatron.config.preferences import PREFERENCES
 from moe_megatron.data.instructions.format_registry import AUTOMATIC
 from moe_megatron.errors import ConfigError
 from moe_megatron.files import user_path
+from moe_megatron.finetuning.named_tasks import NamedTask, fields_of
 
 if TYPE_CHECKING:
     from moe_megatron.telemetry.values.profile import RoutingProfile
 
 _SEQUENCES = 128
 """Sequences of each source that are read to see which experts it uses."""
+
+_KINDS = {"text_generation": TEXT, "instructions": AUTOMATIC, PREFERENCES: PREFERENCES}
+"""What can be learned, and the format of its data."""
 
 _DESCRIPTION = """\
 Tune a model: a Hugging Face folder, a hub id or a Megatron checkpoint. The output holds the run,
@@ -35,6 +41,8 @@ examples:
   moe-megatron finetune my_model my_texts.jsonl --output tuned --train experts --lr 1e-5
   moe-megatron finetune my_model my_texts.jsonl --output tuned --used-experts --share 0.3
   moe-megatron finetune my_model pairs.jsonl --output tuned --task preferences --beta 0.1
+  moe-megatron finetune my_model --task code=my_code.jsonl:0.3 prose=my_books.txt:0.7 \\
+      --output tuned --epochs 2 --base-data what_it_knows.jsonl
   moe-megatron finetune my_model my_texts.jsonl --output tuned --freeze experts \\
       --router-learning-rate 0.1x"""
 
@@ -53,7 +61,7 @@ def run(argv: Sequence[str]) -> int:
     """
     parser = option_parser(prog="moe-megatron finetune")
     parser.description, parser.epilog = _DESCRIPTION, _EPILOG
-    _add_options(parser)
+    _add_options(parser, by_task=_names_tasks(argv))
     ours, flags = read_words(parser, argv)
     if ours.config is not None or ours.run_dir is not None:
         raise ConfigError(
@@ -63,31 +71,55 @@ def run(argv: Sequence[str]) -> int:
     for flag in ("--load", "--finetune"):
         if any(it.partition("=")[0] == flag for it in flags):
             raise ConfigError(f"{flag} is what this command does by itself; leave it out.")
+    given = _given(ours)
+    named = {*given, *split_flags(flags), *(parse_override(text)[0] for text in ours.set)}
+    if ours.epochs is not None and "training.train_steps" in named:
+        raise ConfigError("--epochs and --train-iters both say how long it takes; give one.")
     from moe_megatron.finetuning import published  # loads what --help can do without
+    from moe_megatron.finetuning.schedule import with_epochs, with_held_out
     from moe_megatron.finetuning.unfreezing import UnfreezeAt
 
     output: Path = ours.output
     with lasting_output(), published.output_folder(ours.source, output):
         base = published.base_of(ours.source, output)
         config = published.tuning_config(base)
-        config = _with_used_experts(_with_options(config, ours, flags), base, ours)
+        config = read_options(ours, flags, base=config, given=given).config
+        config = _with_used_experts(config, base, ours)
+        if ours.epochs is not None:
+            config = with_epochs(config, ours.epochs)
+        # Stages would judge by themselves alone, and preferences are judged otherwise.
+        if not ours.unfreeze and config.data.format != PREFERENCES:
+            config = with_held_out(config, named.__contains__, say)
         unfreeze = [UnfreezeAt.read(text) for text in ours.unfreeze]
         return published.finetune(
             config, base, output, launcher(ours), unfreeze=unfreeze, say=say
         ).code
 
 
-def _add_options(parser: Any) -> None:
+def _names_tasks(argv: Sequence[str]) -> bool:
+    """Whether the words give tasks in place of data."""
+    groups = (group for group in grouped_by_flag(argv, ()) if group[0].startswith("--task"))
+    words = [word.removeprefix("--task=") for group in groups for word in group]
+    return any("=" in word for word in words)
+
+
+def _add_options(parser: Any, *, by_task: bool) -> None:
     add = parser.add_argument
     add("source", metavar="SOURCE", help="Hugging Face folder, hub id, or Megatron checkpoint")
-    add("data", nargs="+", metavar="DATA", help="what to train on, as `train --data-path` takes it")
-    add("--output", type=user_path, required=True, metavar="DIR", help="folder to write")
-    add(
-        "--task",
-        choices=("text_generation", "instructions", PREFERENCES),
-        help="what to learn: all of a text, the answers of conversations, or which of two answers "
-        "is preferred (DPO); default: by data.format",
+    if not by_task:
+        data = "what to train on, as `train --data-path` takes it; or give --task"
+        add("data", nargs="+", metavar="DATA", help=data)
+    words = {"action": "extend", "nargs": "+", "default": []}
+    task = (
+        f"what to learn, {join_words(list(_KINDS))}: all of a text, the answers of conversations, "
+        "or which of two answers is preferred (DPO; default: by data.format); and in place of DATA "
+        "tasks by name, their data and their shares of the mixture (repeatable)"
     )
+    add("--task", metavar="KIND|NAME=DATA[:WEIGHT]", help=task, **words)
+    base = "data of what the model knows already: evaluated, to see what is forgotten"
+    add("--base-data", metavar="DATA", help=base, **words)
+    add("--epochs", type=float, metavar="N", help="passes over the data, in place of --train-iters")
+    add("--output", type=user_path, required=True, metavar="DIR", help="folder to write")
     add("--beta", type=float, help="for preferences: how close to stay to SOURCE (default: 0.1)")
     add("--num-processes", type=int, help="processes to start on this machine")
     add = parser.add_argument_group("what is trained").add_argument
@@ -118,16 +150,25 @@ def _add_options(parser: Any) -> None:
         add(flag, metavar="RATE", help=f"of {role}: a number, or a multiple such as 0.1x")
 
 
-def _with_options(config: RunConfig, ours: Namespace, flags: Sequence[str]) -> RunConfig:
-    """The configuration with the options and flags of the command line."""
-    given: dict[str, Any] = {"data.paths": ours.data}
-    if ours.task is not None:
-        formats = {"text_generation": TEXT, "instructions": AUTOMATIC, PREFERENCES: PREFERENCES}
-        given["data.format"] = formats[ours.task]
+def _given(ours: Namespace) -> dict[str, Any]:
+    """The fields that options of this command set."""
+    given: dict[str, Any] = {}
+    kinds = [word for word in ours.task if word in _KINDS]
+    tasks = [NamedTask.read(word) for word in ours.task if word not in _KINDS]
+    if len(kinds) > 1 or (tasks and PREFERENCES in kinds):
+        raise ConfigError(
+            f"--task {' '.join(ours.task)} says more than one thing to learn; give one of "
+            f"{join_words(list(_KINDS))}, and for several tasks no preferences."
+        )
+    given |= fields_of(tasks) if tasks else {"data.paths": ours.data}
+    if kinds:
+        given["data.format"] = _KINDS[kinds[0]]
     if ours.beta is not None:
-        if ours.task != PREFERENCES:
+        if PREFERENCES not in kinds:
             raise ConfigError(f"--beta ({ours.beta:g}) needs --task {PREFERENCES}; leave it out.")
         given["preferences.beta"] = ours.beta
+    if ours.base_data:
+        given["evaluation.base"] = ours.base_data
     if ours.train:
         given["finetune.train"] = ours.train
     if ours.freeze:
@@ -135,7 +176,7 @@ def _with_options(config: RunConfig, ours: Namespace, flags: Sequence[str]) -> R
     for field in RATES.values():
         if (rate := getattr(ours, field)) is not None:
             given[f"finetune.{field}"] = float_or_text((rate,))
-    return read_options(ours, flags, base=config, given=given).config
+    return given
 
 
 def _with_used_experts(config: RunConfig, base: Path, ours: Namespace) -> RunConfig:

@@ -60,8 +60,11 @@ def test_the_best_is_one_that_is_there_and_the_later_of_equal_ones(tmp_path: Pat
     best = best_checkpoint(tmp_path, checkpoints, Metric.read("loss"))
     assert best is not None
     assert best.step == 6  # the one of step 2 is gone
-    assert best.compared == {4: 2.0, 6: 2.0}
-    assert str(best) == "best checkpoint: step 6, loss 2 (of 2 checkpoints)"
+    assert best.compared == {0: 3.0, 2: 1.0, 4: 2.0, 6: 2.0}
+    assert str(best) == (
+        "best checkpoint: step 6, loss 2 (of 4 evaluations); it was 1 at step 2, which has no "
+        "checkpoint"
+    )
     write_best(tmp_path, best)
     assert json.loads((tmp_path / "best.json").read_text())["step"] == 6
     by_accuracy = best_checkpoint(tmp_path, checkpoints, Metric.read("accuracy/code"))
