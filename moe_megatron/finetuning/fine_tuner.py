@@ -26,6 +26,7 @@ from moe_megatron.model.moe_model import MoEModel
 from moe_megatron.model.storage import WeightMap
 from moe_megatron.run.prepared_data import PreparedData
 from moe_megatron.run.start import RunResult
+from moe_megatron.training.mixture import data_given
 from moe_megatron.training.results import TrainingResult
 from moe_megatron.training.texts import Texts
 from moe_megatron.training.trainer import MoETrainer
@@ -101,12 +102,15 @@ class FineTuner(MoETrainer):
         )
         self._with_overrides().validate()
 
-    def train(  # type: ignore[override]  # a task in place of a format of data
+    def train(  # type: ignore[override]  # noqa: PLR0913  # a task in place of a format of data
         self,
-        dataset: Texts,
+        dataset: Texts = None,
         task: str = "text_generation",
         num_epochs: float = 1,
         *,
+        tasks: Mapping[str, Texts] | None = None,
+        weights: Mapping[str, float] | None = None,
+        base_dataset: Texts = None,
         learning_rate: float = 2e-5,
         weight_decay: float = 0.0,
         beta: float | None = None,
@@ -120,6 +124,10 @@ class FineTuner(MoETrainer):
             task: "text_generation" learns all of the text, "instructions" answers alone, and
                 "preferences" to prefer the chosen answer (DPO, arXiv:2305.18290).
             num_epochs: Passes over the data; may be a fraction.
+            tasks: In place of `dataset`, data of several tasks by their names. 5 % of each are held
+                out and evaluated before the first step, too.
+            weights: Share of each task, in any unit; None: in proportion to their tokens.
+            base_dataset: Data of what the model knows already, which is evaluated beside tasks.
             learning_rate: Peak of the cosine schedule, of all that has no rate of its own.
             weight_decay: Decay of AdamW, of what is trained.
             beta: For "preferences": how close to stay to the model as it is now; None: 0.1.
@@ -129,11 +137,14 @@ class FineTuner(MoETrainer):
             MoEError: The data, an argument or the machine does not allow the run.
         """
         options = {"data_format": format_of(task), **options}
+        if tasks is not None and task == PREFERENCES:
+            raise ConfigError(f"tasks of train(...) are no {PREFERENCES}; train those alone.")
+        data = data_given(dataset, tasks, weights, base_dataset, options.get("eval_dataset"))
         before = self._overrides
         self._overrides = _with_beta(before, beta, task)
         try:
             return super().train(
-                dataset,
+                data,
                 num_epochs=num_epochs,
                 learning_rate=learning_rate,
                 weight_decay=weight_decay,

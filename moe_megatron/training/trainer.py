@@ -33,6 +33,7 @@ from moe_megatron.text.tokenizer import Tokenizer
 from moe_megatron.training import texts as text_data
 from moe_megatron.training.balancing import Balancing, balancing_fields
 from moe_megatron.training.exchange import WeightExchange
+from moe_megatron.training.mixture import TaskMixture
 from moe_megatron.training.options import TrainOptions, check_overrides, configure
 from moe_megatron.training.results import EvalResult, TrainingResult
 from moe_megatron.training.resuming import resumed
@@ -191,7 +192,12 @@ class MoETrainer:
         tokenizer = self.tokenizer
         index = partial(text_data.index_data, length=options.sequence_length)
         how = (tokenizer, text_key, data_format)
-        train_prefix, num_tokens = index(texts, *how)
+        tasks = None
+        if isinstance(texts, TaskMixture):
+            tasks = texts.indexed(lambda given, name: index(given, *how, name))
+            train_prefix, num_tokens = Path(tasks.prefixes[0]), tasks.tokens
+        else:
+            train_prefix, num_tokens = index(texts, *how)
         validation: tuple[str, ...] = ()
         if eval_dataset is not None:
             prefix, _ = index(eval_dataset, *how, "eval_dataset")
@@ -205,11 +211,15 @@ class MoETrainer:
             options,
             self._overrides,
             steps=options.steps(num_tokens),
-            evaluates=bool(validation),
+            evaluates=bool(validation) or tasks is not None,
             world_size=self.world_size,
         )
+        if tasks is not None:
+            config = apply_overrides(config, tasks.fields)
         data = PreparedData(
-            paths=("1.0", str(train_prefix)),
+            paths=("1.0", str(train_prefix)) if tasks is None else tasks.paths,
+            tasks=() if tasks is None else tuple(range(len(tasks.names))),
+            held_out=() if tasks is None else tasks.held_out,
             cache=train_prefix.parent / "indices",
             vocab_size=self.model.vocab_size,
             end_of_document=tokenizer.eod_id,
