@@ -185,8 +185,6 @@ def finetune(
     best = None
     if config.evaluation.best is not None and not unfreeze:
         best = best_checkpoint(output / RUN, checkpoints, config.evaluation.metric)
-    if best is not None:
-        say(str(best))
     source = checkpoints if best is None else Path(best.checkpoint)
     if config.adapter.on:
         _export_adapter(source, output, say)
