@@ -1,14 +1,15 @@
-"""From the checkpoint of a run to a folder in PEFT's format."""
+"""From the checkpoint of a run, or from memory, to a folder in PEFT's format."""
 
 from pathlib import Path
 
-from moe_megatron.adapters.base_hash import hash_of_folder
-from moe_megatron.adapters.hf_layouts import layouts_of_folder
+from moe_megatron.adapters.base_hash import hash_of_folder, hash_of_model
+from moe_megatron.adapters.hf_layouts import layouts_of_folder, layouts_of_model
 from moe_megatron.adapters.low_rank import Adapter
 from moe_megatron.adapters.peft_folder import write_folder
 from moe_megatron.adapters.run_adapter import read_run_adapter
 from moe_megatron.adapters.to_peft import to_peft
 from moe_megatron.checkpoint.execute.publish import check_apart, check_free
+from moe_megatron.model import MoEModel
 
 _PREDICTION = "mtp."
 
@@ -32,8 +33,33 @@ def export_adapter(source: Path, destination: Path, *, base: str | None = None) 
     check_apart(destination, source)
     check_free(destination, overwrite=False)
     layouts = layouts_of_folder(source)
-    whole = read_run_adapter(source)
-    adapter = {place: it for place, it in whole.items() if not place.startswith(_PREDICTION)}
+    adapter = _without_prediction(read_run_adapter(source))
     written = to_peft(adapter, layouts.fused, is_moe=layouts.family.is_moe, base=base)
     write_folder(destination, written, hash_of_folder(source))
     return adapter
+
+
+def save_adapter(
+    adapter: Adapter, model: MoEModel, destination: Path, *, base: str | None = None
+) -> None:
+    """Write an adapter in PEFT's format.
+
+    Args:
+        adapter: The adapter.
+        model: Its base.
+        destination: A new or empty folder.
+        base: As in `export_adapter`.
+
+    Raises:
+        CheckpointError: It belongs to another model, or the folder cannot be written.
+        MappingError: No family can express the model, or PEFT not the adapter.
+    """
+    check_free(destination, overwrite=False)
+    layouts = layouts_of_model(model.architecture)
+    found = _without_prediction(adapter)
+    written = to_peft(found, layouts.fused, is_moe=layouts.family.is_moe, base=base)
+    write_folder(destination, written, hash_of_model(model))
+
+
+def _without_prediction(adapter: Adapter) -> Adapter:
+    return {place: it for place, it in adapter.items() if not place.startswith(_PREDICTION)}

@@ -12,12 +12,15 @@ from typing import Any
 
 from torch import Tensor
 
+from moe_megatron.adapters.exported import save_adapter
 from moe_megatron.adapters.from_run import adapter_of
 from moe_megatron.adapters.low_rank import Adapter
 from moe_megatron.adapters.merging import merge_into
+from moe_megatron.adapters.model_adapters import ModelAdapters
 from moe_megatron.config import RunConfig
 from moe_megatron.config.arguments import explained, shown, whole
 from moe_megatron.errors import ConfigError
+from moe_megatron.files import user_path
 from moe_megatron.finetuning.adapter_choice import (
     check_rule,
     chosen_experts,
@@ -43,6 +46,7 @@ BY_USAGE = "by_usage"
 """`ranks` that follow what of the tokens each expert gets."""
 
 _SEQUENCES = 128
+_NAME = "trained"
 
 logger = logging.getLogger(__name__)
 
@@ -212,12 +216,31 @@ class MoELoRA(MoETrainer):
         Raises:
             MoEError: As in `MoETrainer.evaluate`.
         """
-        base = self.model
-        try:
-            self.model = self.merged() if self._trained_with is not None else base
+        if self._trained_with is None:
             return super().evaluate(dataset, **options)
+        adapters = ModelAdapters(self.model)
+        adapters.add(_NAME, self.adapter)
+        try:
+            with adapters.using(_NAME):
+                return super().evaluate(dataset, **options)
         finally:
-            self.model = base
+            adapters.remove(_NAME)
+
+    def save_adapter(self, path: str | Path, *, base: str | None = None) -> None:
+        """Write the adapter in PEFT's format, for PEFT and for `ModelAdapters`; on rank 0.
+
+        Args:
+            path: A new or empty folder.
+            base: Name or path of the base, which programs load unless they are given another one.
+
+        Raises:
+            ConfigError: `train` has not been called yet.
+            CheckpointError: The folder cannot be written.
+            MappingError: No family can express the model, or PEFT not the adapter.
+        """
+        adapter = self.adapter
+        if world.rank() == 0:
+            save_adapter(adapter, self.model, user_path(path), base=base)
 
     def _choose(self, profile: RoutingProfile) -> None:
         """Choose experts and ranks by what a task uses."""

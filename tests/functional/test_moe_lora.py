@@ -32,7 +32,7 @@ def adapt(texts: list[str], tokenizer: Path, folder: Path, kinds: list[str]) -> 
     """On a rank: adapters of each kind; what changed, losses of base, run and merged model."""
     from moe_megatron import MoEModel, MoETrainer
     from moe_megatron.mcore import world
-    from moe_megatron.peft import MoELoRA
+    from moe_megatron.peft import ModelAdapters, MoELoRA
 
     torch.manual_seed(0)
     model = MoEModel(**SIZES)
@@ -53,6 +53,16 @@ def adapt(texts: list[str], tokenizer: Path, folder: Path, kinds: list[str]) -> 
         merged.load_state_dict(with_adapter(model, lora.adapter))
         for name, value in lora.merged().state_dict().items():
             assert torch.allclose(value, merged.state_dict()[name], atol=1e-6), (kind, name)
+        ours, theirs = lora.evaluate(texts[:8], sequence_length=16), MoETrainer(merged, **common)
+        wanted = theirs.evaluate(texts[:8], sequence_length=16).loss
+        assert ours.loss == pytest.approx(wanted, abs=1e-5), kind
+        if world.size() == 1:
+            lora.save_adapter(folder / "peft")
+            loaded = ModelAdapters(model)
+            loaded.add("again", folder / "peft")
+            with loaded.using("again"):
+                again = MoETrainer(model, **common).evaluate(texts[:8], sequence_length=16).loss
+            assert again == pytest.approx(wanted, abs=1e-5), kind
         found[kind] = {
             "adapter": lora.adapter,
             "base": base,
