@@ -121,6 +121,20 @@ def test_layouts_train_alike_and_know_the_reference_by_one_name(name, root, prep
     assert references(prefix) == references(prepare("single"))
 
 
+def test_adapters_learn_preferences_beside_frozen_weights(root, prepare):
+    shape = {**SHAPE, "adapter.rank": 4}
+    runs = []
+    for name, world_size in (("adapters", 1), ("adapters_ep2", 2)):
+        layout = LAYOUTS["ep2"] if world_size == 2 else {}
+        job = Job(run_dir=root / f"{name}_run", overrides={**shape, **layout}, data=prepare(name))
+        run_jobs([job], world_size=world_size)
+        runs.append(step_records(job.run_dir))
+    same_steps(runs[1], runs[0])
+    assert references(prepare("adapters")) == references(prepare("adapters_ep2"))
+    assert runs[0][0].loss == pytest.approx(0.6931472, abs=1e-6)
+    assert runs[0][-1].loss < runs[0][0].loss
+
+
 def test_a_training_that_goes_on_has_the_reference_it_began_with(root, prepare):
     prefix = prepare("resumed")
     shape = {**SHAPE, "checkpoint.save_interval": 2, **few_steps(4)}
