@@ -130,8 +130,9 @@ class MoELoRA(MoETrainer):
             router_z_loss_coef=getattr(getattr(base_model, "moe_config", None), "z_loss_coef", 0.0),
             tokenizer=tokenizer,
             run_dir=run_dir,
-            overrides={**(overrides or {}), **fields},
+            overrides=overrides,
         )
+        self._overrides = {**self._overrides, **fields}
         self._tensors: Mapping[str, Tensor] = {}
         self._trained_with: RunConfig | None = None
         self._with_overrides().validate()

@@ -189,6 +189,8 @@ def _setter(name: str) -> str | None:
     if name in SET_ELSEWHERE:
         return SET_ELSEWHERE[name]
     section, _, path = name.partition(".")
+    if section == "adapter":
+        return "arguments of MoELoRA(...), which gives the trained adapter back"
     if section not in ("model", "moe"):
         return None
     field = path.partition(".")[0]

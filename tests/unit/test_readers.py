@@ -165,6 +165,7 @@ TRUSTED = {
     "mcore/cpu/fast/kernels/compiled.py": "the package's own source, and the kernel's /proc",
     "mcore/cpu/fast/shared_memory.py": "memory that ranks of the same job share",
     "mcore/recovery/watchdog.py": "writes",
+    "mcore/tuning/adapters/whole_adapters.py": "a message of another rank of the same job",
     "platform/death_clock.py": "the kernel's /proc",
     "platform/free_memory.py": "the kernel's /proc and /sys",
     "platform/memory_kills.py": "the kernel's /proc and /sys",
