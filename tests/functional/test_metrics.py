@@ -72,6 +72,7 @@ def recorded(corpus, tokenizer, cache, tmp_path_factory):
     (folder / "token").write_text(TOKEN + "\n")
     settings = {
         "data.paths": f"[{corpus}]",
+        "data.tasks": "[text]",
         "data.tokenizer": str(tokenizer),
         "checkpoint.save_interval": SAVE_INTERVAL,
         "telemetry.peak_tflops": 0.1,

@@ -38,7 +38,7 @@ DASHBOARDS = dashboard_json()
 RUN = "recorded"
 
 TRAINING = [
-    *("--config", "test_tiny", "--mock-data", "--run-dir", RUN),
+    *("--config", "test_tiny", "--run-dir", RUN, "--set", "data.tasks=[text]"),
     *("--train-iters", "100000", "--save-interval", "20"),
     *("--metrics-port", "0", "--metrics-expert-detail", "full"),
     *("--metrics-token-file", "token"),
@@ -74,14 +74,19 @@ class Recorded:
 
 @pytest.fixture(scope="module")
 def recorded(
-    moe: Callable[..., Any], cache: Path, tmp_path_factory: pytest.TempPathFactory
+    moe: Callable[..., Any],
+    cache: Path,
+    corpus: Path,
+    tokenizer: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Recorded:
     if shutil.which("prometheus") is None:
         pytest.skip("no prometheus; apt-get install --no-install-recommends prometheus")
     place = tmp_path_factory.mktemp("monitored")
     (place / "token").write_text("only-for-this-test\n")
     given = {"directory": place, "environment": {"MOE_MEGATRON_CACHE": str(cache)}}
-    with start_ranks(pretrain.main, TRAINING, world_size=4, **given) as training:
+    data = ["--set", f"data.paths=[{corpus}]", "--set", f"data.tokenizer={tokenizer}"]
+    with start_ranks(pretrain.main, [*TRAINING, *data], world_size=4, **given) as training:
         training.wait_for("metrics: http://")
         interval = ["--interval", f"{INTERVAL * 1000:.0f}ms", "--metrics-token-file", "token"]
         monitor = moe(place, "monitor", RUN, *interval)
