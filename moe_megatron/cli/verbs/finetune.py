@@ -10,7 +10,7 @@ from moe_megatron.cli.output import lasting_output
 from moe_megatron.cli.pretrain import option_parser, read_options
 from moe_megatron.cli.words import grouped_by_flag, read_words
 from moe_megatron.config import RunConfig, apply_overrides, parse_override
-from moe_megatron.config.checks import join_words
+from moe_megatron.config.checks import clipped, join_words, nearest
 from moe_megatron.config.data import TEXT
 from moe_megatron.config.fields import float_or_text
 from moe_megatron.config.finetune import RATES
@@ -153,6 +153,13 @@ def _add_options(parser: Any, *, by_task: bool) -> None:
 def _given(ours: Namespace) -> dict[str, Any]:
     """The fields that options of this command set."""
     given: dict[str, Any] = {}
+    for word in ours.task:
+        if "=" not in word and word not in _KINDS:
+            raise ConfigError(
+                f"--task '{clipped(word)}' is neither NAME=DATA[:WEIGHT], as in "
+                f"code=my_code.jsonl:0.3, nor a kind of task; the kinds are "
+                f"{join_words(list(_KINDS), 'and')}.{nearest(word, _KINDS)}"
+            )
     kinds = [word for word in ours.task if word in _KINDS]
     tasks = [NamedTask.read(word) for word in ours.task if word not in _KINDS]
     if len(kinds) > 1 or (tasks and PREFERENCES in kinds):
