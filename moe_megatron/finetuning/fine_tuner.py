@@ -14,11 +14,10 @@ import torch
 from moe_megatron.config import RunConfig
 from moe_megatron.config.arguments import explained, real, shown, whole
 from moe_megatron.config.checks import join_words, nearest
-from moe_megatron.config.data import TEXT
 from moe_megatron.config.preferences import PREFERENCES
 from moe_megatron.config.selector import Selector
-from moe_megatron.data.instructions.format_registry import AUTOMATIC
 from moe_megatron.errors import ConfigError
+from moe_megatron.finetuning.named_tasks import KINDS
 from moe_megatron.finetuning.task_profile import task_profile
 from moe_megatron.finetuning.used_experts import UsedExperts, train_used, used_experts
 from moe_megatron.mcore import world
@@ -30,9 +29,6 @@ from moe_megatron.training.mixture import data_given
 from moe_megatron.training.results import TrainingResult
 from moe_megatron.training.texts import Texts
 from moe_megatron.training.trainer import MoETrainer
-
-TASKS = {"text_generation": TEXT, "instructions": AUTOMATIC, PREFERENCES: PREFERENCES}
-"""Tasks by name, and the format of their data."""
 
 Freeze = bool | Sequence[int] | Mapping[int, Sequence[int]]
 """Which routed experts are frozen: all, these of every layer, or these by the number of a layer."""
@@ -237,10 +233,10 @@ def format_of(task: str) -> str:
     Raises:
         ConfigError: There is no such task.
     """
-    if task in TASKS:
-        return TASKS[task]
-    hint = nearest(str(task), TASKS)
-    raise ConfigError(f"task ({shown(task)}) must be {join_words(list(TASKS))}.{hint}")
+    if task in KINDS:
+        return KINDS[task]
+    hint = nearest(str(task), KINDS)
+    raise ConfigError(f"task ({shown(task)}) must be {join_words(list(KINDS))}.{hint}")
 
 
 def _texts(name: str, given: object) -> list[str]:

@@ -1,16 +1,25 @@
-"""Tasks as people name them: NAME=DATA, or NAME=DATA:WEIGHT.
+"""Tasks as people name them: a kind, NAME=DATA, or NAME=DATA:WEIGHT.
 
-It knows names, sources and weights, and opens none of them.
+It knows kinds, names, sources and weights, and opens none of them.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from moe_megatron.config.checks import clipped
-from moe_megatron.config.data import check_names
+from moe_megatron.config.checks import clipped, join_words, nearest
+from moe_megatron.config.data import TEXT, check_names
+from moe_megatron.config.preferences import PREFERENCES
+from moe_megatron.data.instructions.format_registry import AUTOMATIC
 from moe_megatron.errors import ConfigError
+
+KINDS: Mapping[str, str] = {
+    "text_generation": TEXT,
+    "instructions": AUTOMATIC,
+    PREFERENCES: PREFERENCES,
+}
+"""What can be learned, and the format of its data."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,7 +46,8 @@ class NamedTask:
         if not equals or not name or not data:
             raise ConfigError(
                 f"'{clipped(text)}' does not say what a task is and where its data: write "
-                "NAME=DATA, or NAME=DATA:WEIGHT, as in code=my_code.jsonl:0.3."
+                "NAME=DATA, or NAME=DATA:WEIGHT, as in code=my_code.jsonl:0.3; or a kind of task, "
+                f"{join_words(list(KINDS))}.{nearest(text, KINDS)}"
             )
         if weight is not None and not 0 < weight < math.inf:
             raise ConfigError(

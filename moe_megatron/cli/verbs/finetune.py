@@ -10,25 +10,20 @@ from moe_megatron.cli.output import lasting_output
 from moe_megatron.cli.pretrain import option_parser, read_options
 from moe_megatron.cli.words import grouped_by_flag, read_words
 from moe_megatron.config import RunConfig, apply_overrides, parse_override
-from moe_megatron.config.checks import clipped, join_words, nearest
-from moe_megatron.config.data import TEXT
+from moe_megatron.config.checks import join_words
 from moe_megatron.config.fields import float_or_text
 from moe_megatron.config.finetune import RATES
 from moe_megatron.config.flags import split_flags
 from moe_megatron.config.preferences import PREFERENCES
-from moe_megatron.data.instructions.format_registry import AUTOMATIC
 from moe_megatron.errors import ConfigError
 from moe_megatron.files import user_path
-from moe_megatron.finetuning.named_tasks import NamedTask, fields_of
+from moe_megatron.finetuning.named_tasks import KINDS, NamedTask, fields_of
 
 if TYPE_CHECKING:
     from moe_megatron.telemetry.values.profile import RoutingProfile
 
 _SEQUENCES = 128
 """Sequences of each source that are read to see which experts it uses."""
-
-_KINDS = {"text_generation": TEXT, "instructions": AUTOMATIC, PREFERENCES: PREFERENCES}
-"""What can be learned, and the format of its data."""
 
 _DESCRIPTION = """\
 Tune a model: a Hugging Face folder, a hub id or a Megatron checkpoint. The output holds the run,
@@ -111,7 +106,7 @@ def _add_options(parser: Any, *, by_task: bool) -> None:
         add("data", nargs="+", metavar="DATA", help=data)
     words = {"action": "extend", "nargs": "+", "default": []}
     task = (
-        f"what to learn, {join_words(list(_KINDS))}: all of a text, the answers of conversations, "
+        f"what to learn, {join_words(list(KINDS))}: all of a text, the answers of conversations, "
         "or which of two answers is preferred (DPO; default: by data.format); and in place of DATA "
         "tasks by name, their data and their shares of the mixture (repeatable)"
     )
@@ -153,23 +148,16 @@ def _add_options(parser: Any, *, by_task: bool) -> None:
 def _given(ours: Namespace) -> dict[str, Any]:
     """The fields that options of this command set."""
     given: dict[str, Any] = {}
-    for word in ours.task:
-        if "=" not in word and word not in _KINDS:
-            raise ConfigError(
-                f"--task '{clipped(word)}' is neither NAME=DATA[:WEIGHT], as in "
-                f"code=my_code.jsonl:0.3, nor a kind of task; the kinds are "
-                f"{join_words(list(_KINDS), 'and')}.{nearest(word, _KINDS)}"
-            )
-    kinds = [word for word in ours.task if word in _KINDS]
-    tasks = [NamedTask.read(word) for word in ours.task if word not in _KINDS]
+    kinds = [word for word in ours.task if word in KINDS]
+    tasks = [NamedTask.read(word) for word in ours.task if word not in KINDS]
     if len(kinds) > 1 or (tasks and PREFERENCES in kinds):
         raise ConfigError(
             f"--task {' '.join(ours.task)} says more than one thing to learn; give one of "
-            f"{join_words(list(_KINDS))}, and for several tasks no preferences."
+            f"{join_words(list(KINDS))}, and for several tasks no preferences."
         )
     given |= fields_of(tasks) if tasks else {"data.paths": ours.data}
     if kinds:
-        given["data.format"] = _KINDS[kinds[0]]
+        given["data.format"] = KINDS[kinds[0]]
     if ours.beta is not None:
         if PREFERENCES not in kinds:
             raise ConfigError(f"--beta ({ours.beta:g}) needs --task {PREFERENCES}; leave it out.")
