@@ -28,13 +28,15 @@ WITH_MATRICES = ("attention", "experts", "shared_experts", "mlp")
 NO_MATRICES = ("router", "embeddings", "output", "norms", "other")
 """Roles of which nothing has an adapter."""
 
+ADAPTABLE = ("attention", "experts", "shared_experts")
+"""Roles whose matrices have one unless targets are named."""
+
 Sharing = Literal["own", "shared_a", "shared"]
 """How the experts of a layer share adapters: none, A alone, or A and B."""
 
 _SHARED: Mapping[Sharing, tuple[str, ...]] = {"own": (), "shared_a": (A,), "shared": (A, B)}
 """The tensors that all routed experts of a layer have in common; norms are always an expert's own,
 because matrices are."""
-_ADAPTABLE = ("attention", "experts", "shared_experts")
 _LAYER = re.compile(r"(?:decoder|mtp)\.layers\.(\d+)\.")
 _EXPERT = re.compile(r"\.local_experts\.(\d+)(?=\.)")
 
@@ -103,7 +105,7 @@ class AdapterConfig:
             if selector.what in NO_MATRICES:
                 raise ConfigError(
                     f"{field_name} '{selector}' names no matrix that can have an adapter; write "
-                    f"{join_words([*_ADAPTABLE, 'mlp', 'all'])}, or a pattern of names. To train "
+                    f"{join_words([*ADAPTABLE, 'mlp', 'all'])}, or a pattern of names. To train "
                     f"{selector.what}, name it in finetune.train."
                 )
         for selector, rank in self._ranks() if self.experts != "own" else ():
@@ -156,7 +158,7 @@ class AdapterConfig:
         return f"{place.removesuffix('weight')}{part}"
 
     def _targets(self) -> Iterator[tuple[str, Selector]]:
-        for text in self.targets or _ADAPTABLE:
+        for text in self.targets or ADAPTABLE:
             yield "adapter.targets", _read(text)
 
     def _ranks(self) -> Iterator[tuple[Selector, int]]:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from moe_megatron.config import RunConfig
+from moe_megatron.config.adapter import ADAPTABLE
 from moe_megatron.config.arguments import shown
 from moe_megatron.config.checks import nearest
 from moe_megatron.config.parameter_roles import ROLES
@@ -93,8 +94,9 @@ def used_targets(config: RunConfig, chosen: Sequence[UsedExperts]) -> list[str]:
         config: The run, which has adapters.
         chosen: The experts of each layer.
     """
-    shared = ["shared_experts"] if config.moe.shared_expert_hidden_size else []
-    return on_experts(config.adapter.targets or ["attention", "experts", *shared], chosen)
+    lacking = () if config.moe.shared_expert_hidden_size else ("shared_experts",)
+    there = [it for it in ADAPTABLE if it not in lacking]
+    return on_experts(config.adapter.targets or there, chosen)
 
 
 def chosen_experts(rule: str, profile: RoutingProfile) -> tuple[UsedExperts, ...]:
