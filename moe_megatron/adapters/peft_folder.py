@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from moe_megatron.adapters.from_peft import from_peft
@@ -28,6 +27,7 @@ from moe_megatron.checkpoint.formats.own_files import check_own
 from moe_megatron.config.checks import clipped
 from moe_megatron.errors import CheckpointError
 from moe_megatron.reading import read_json
+from moe_megatron.tensor_file import save_tensors
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -121,7 +121,7 @@ def write_folder(path: Path, adapter: PeftAdapter, base: str) -> None:
     staging = staging_of(path)
     try:
         staging.mkdir(parents=True, exist_ok=True)
-        save_file(adapter.tensors, staging / WEIGHTS, metadata={"format": "pt"})
+        save_tensors(adapter.tensors, staging / WEIGHTS, {"format": "pt"})
         (staging / CONFIG).write_text(json.dumps(adapter.config, indent=2) + "\n")
         note = {"version": _VERSION, "base": base}
         (staging / NOTE).write_text(json.dumps(note, indent=2) + "\n")

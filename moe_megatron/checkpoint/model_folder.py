@@ -31,6 +31,7 @@ from moe_megatron.model.foreign import LoadedModel, connect
 from moe_megatron.model.links import links_of
 from moe_megatron.model.matrices import gathered, scatter
 from moe_megatron.model.support import problems
+from moe_megatron.tensor_file import save_tensors
 from moe_megatron.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -166,8 +167,6 @@ def _write_hugging_face(
     tensors: Mapping[str, "Tensor"],
     tokenizer: Tokenizer | None,
 ) -> None:
-    from safetensors.torch import save_file
-
     run = RunConfig(
         model=architecture.model,
         moe=architecture.moe,
@@ -182,7 +181,7 @@ def _write_hugging_face(
     found = _assembled(links, lambda link: gathered(own[link.identity], tensors).cpu())
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(found, folder / "model.safetensors", metadata={"format": "pt"})
+        save_tensors(found, folder / "model.safetensors", {"format": "pt"})
         (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
     except OSError as error:
         raise CheckpointError(f"a model cannot be written to {folder}: {error}.") from error

@@ -14,7 +14,7 @@ from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from moe_megatron.config import Architecture, RouterConfig
@@ -28,6 +28,7 @@ from moe_megatron.model.given import model_given
 from moe_megatron.model.moe_model import MoEModel
 from moe_megatron.model.storage import WeightMap
 from moe_megatron.reading import read_json
+from moe_megatron.tensor_file import save_tensors
 from moe_megatron.training.results import TrainingResult
 from moe_megatron.training.texts import Texts
 
@@ -214,7 +215,7 @@ class TaskAdaptiveMoE:
         self.base.save_pretrained(folder / BASE)
         for number, tensors in enumerate(self._tasks.values()):
             whole_ones = {name: it.contiguous() for name, it in tensors.items()}
-            save_file(whole_ones, folder / _task_file(number))
+            save_tensors(whole_ones, folder / _task_file(number))
         facts = {"width": self._width, "experts": self._own, "tasks": list(self._tasks)}
         publish(folder / TASKS_FILE, json.dumps(facts, indent=2) + "\n")
 

@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from moe_megatron.config import Architecture, RunConfig, from_mapping, to_mapping
 from moe_megatron.errors import CheckpointError, ConfigError
 from moe_megatron.files import replace_file
 from moe_megatron.reading import parse_json, read_json
+from moe_megatron.tensor_file import save_tensors
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
@@ -53,7 +53,7 @@ def save(folder: Path, architecture: Architecture, tensors: Mapping[str, Tensor]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         whole = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-        save_file(whole, temporary, metadata={"format": "pt", _METADATA_KEY: text})
+        save_tensors(whole, temporary, {"format": "pt", _METADATA_KEY: text})
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.replace(folder / WEIGHTS_FILE)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from moe_megatron import errors
 from moe_megatron.config import CONFIG_FILE, load_config
@@ -26,6 +26,7 @@ from moe_megatron.run.history import History
 from moe_megatron.run.prepared_data import PreparedData
 from moe_megatron.run.start import RunResult
 from moe_megatron.telemetry.values.profile import PROFILE_FILE, RoutingProfile
+from moe_megatron.tensor_file import save_tensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +99,7 @@ class Handover:
     def give_back(self, result: RunResult, weights: WeightMap) -> None:
         """Put the result of rank 0 there."""
         outcome = result.outcome
-        save_file({name: value.contiguous() for name, value in weights.items()}, self._weights)
+        save_tensors({name: value.contiguous() for name, value in weights.items()}, self._weights)
         if outcome.profile is not None:
             outcome.profile.save(self.folder / PROFILE_FILE)
         fields = {
