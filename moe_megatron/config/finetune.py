@@ -104,8 +104,15 @@ class FinetuneConfig:
         """Whether checkpoints hold the optimizer's states layer by layer and expert by expert."""
         return self.freezes or self.reselect
 
-    def trains(self, place: ParameterPlace) -> bool:
-        """Whether a parameter is trained."""
+    def trains(self, place: ParameterPlace, *, adapted: bool = False) -> bool:
+        """Whether a parameter of the model itself is trained.
+
+        Args:
+            place: Of the parameter.
+            adapted: The model has adapters, beside which nothing is trained that is not chosen.
+        """
+        if adapted and not self.chooses:
+            return False
         wanted, kept = map(Selector.read, self.train), map(Selector.read, self.freeze)
         return any(it.matches(place) for it in wanted) and not any(it.matches(place) for it in kept)
 

@@ -102,7 +102,7 @@ class FineTuner(MoETrainer):
         self,
         dataset: Texts = None,
         task: str = "text_generation",
-        num_epochs: float = 1,
+        num_epochs: float | None = None,
         *,
         tasks: Mapping[str, Texts] | None = None,
         weights: Mapping[str, float] | None = None,
@@ -119,7 +119,7 @@ class FineTuner(MoETrainer):
                 "instructions", conversations; for "preferences", pairs of answers.
             task: "text_generation" learns all of the text, "instructions" answers alone, and
                 "preferences" to prefer the chosen answer (DPO, arXiv:2305.18290).
-            num_epochs: Passes over the data; may be a fraction.
+            num_epochs: Passes over the data, 1 unless given; may be a fraction.
             tasks: In place of `dataset`, data of several tasks by their names. 5 % of each are held
                 out and evaluated before the first step, too.
             weights: Share of each task, in any unit; None: in proportion to their tokens.

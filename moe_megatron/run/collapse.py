@@ -7,12 +7,17 @@ import numpy as np
 
 from moe_megatron.config import RunConfig
 from moe_megatron.config.checks import first_few
+from moe_megatron.config.parameter_roles import ParameterPlace
 from moe_megatron.run.history import History
 from moe_megatron.telemetry.values.collapse import collapsed_layers
 from moe_megatron.telemetry.values.expert_load import load_share
 
 _BALANCING_COEF = 0.02
 _BALANCING_STD = 0.05
+_OF_FROZEN = (
+    "Routers are frozen in this run, which keeps what it began with; to balance them, train them "
+    "too: name router in finetune.train."
+)
 
 
 def collapse_warning(config: RunConfig, history: History) -> str:
@@ -31,7 +36,20 @@ def collapse_warning(config: RunConfig, history: History) -> str:
     return (
         f"the routers of {which} have collapsed onto few experts: in steps {first.step:,} to "
         f"{last.step:,} one of {last.num_experts} got {fullest:.0%} of a layer's assignments, "
-        f"where {even:.0%} is even. Experts without tokens learn nothing. {_remedy(config)}"
+        f"where {even:.0%} is even. Experts without tokens learn nothing. "
+        f"{_remedy(config) if _trains_routers(config) else _OF_FROZEN}"
+    )
+
+
+def _trains_routers(config: RunConfig) -> bool:
+    """Whether the router of any layer is trained."""
+    adapted = config.adapter.on
+    return any(
+        config.finetune.trains(
+            ParameterPlace(f"decoder.layers.{layer - 1}.mlp.router.weight", layer=layer),
+            adapted=adapted,
+        )
+        for layer in config.architecture.moe_layers
     )
 
 
@@ -46,7 +64,7 @@ def _remedy(config: RunConfig) -> str:
     if moe.aux_loss_coef:
         better = max(_BALANCING_COEF, 2 * moe.aux_loss_coef)
         advice.append(f"raise moe.aux_loss_coef from {moe.aux_loss_coef:g} to {better:g}")
-    if std < _BALANCING_STD:
+    if std < _BALANCING_STD and config.checkpoint.load is None:
         advice.append(
             f"start a small model from larger weights (model.init_std {_BALANCING_STD:g} in place "
             f"of {std:g})"

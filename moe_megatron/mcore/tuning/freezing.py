@@ -44,10 +44,10 @@ def freeze(
     """
     placed = list(placed_parameters(chunks))
     _check_selectors(finetune, [place for place, _ in placed if not is_of_adapter(place.name)])
-    of_base = finetune.chooses or not adapted
     for place, parameter in placed:
-        trained = is_of_adapter(place.name) or (of_base and finetune.trains(place))
-        parameter.requires_grad = trained
+        parameter.requires_grad = is_of_adapter(place.name) or finetune.trains(
+            place, adapted=adapted
+        )
     for router in (it for chunk in chunks for it in chunk.modules()):
         if isinstance(router, MeasuredRouter) and not router.weight.requires_grad:
             _freeze_memory(router)

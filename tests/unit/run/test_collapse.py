@@ -86,6 +86,21 @@ def test_what_is_advised_is_not_what_the_run_has() -> None:
     assert "set moe.load_balancing to aux_loss" in collapse_warning(without, many)
 
 
+def test_frozen_routers_are_to_be_trained_and_loaded_weights_are_not_to_be_drawn() -> None:
+    collapsed = history([EVEN, COLLAPSED])
+    frozen = ({"finetune.freeze": ["router"]}, {"finetune.train": ["experts"]}, {"adapter.rank": 4})
+    for fields in frozen:
+        warning = collapse_warning(config(**fields), collapsed)
+        assert "nothing. Routers are frozen in this run" in warning, fields
+    for fields in (
+        {"finetune.freeze": ["router@2"]},
+        *({"finetune.train": ["router"], **it} for it in frozen[2:]),
+    ):
+        assert "Raise moe.aux_loss_coef" in collapse_warning(config(**fields), collapsed), fields
+    loaded = collapse_warning(config(**{"checkpoint.load": "weights"}), collapsed)
+    assert "from 0.01 to 0.02; lower the learning rate" in loaded
+
+
 def test_routers_that_have_recovered_are_not_spoken_of() -> None:
     recovered = history(*[[COLLAPSED]] * 20, *[[EVEN]] * RECENT)
     assert collapse_warning(config(), recovered) == ""
