@@ -17,6 +17,7 @@ from moe_megatron.adapters.from_run import adapter_of
 from moe_megatron.adapters.low_rank import Adapter
 from moe_megatron.adapters.merging import merge_into
 from moe_megatron.adapters.model_adapters import ModelAdapters
+from moe_megatron.adapters.movement import expert_movement
 from moe_megatron.config import RunConfig
 from moe_megatron.config.arguments import explained, shown, whole
 from moe_megatron.errors import ConfigError
@@ -156,7 +157,7 @@ class MoELoRA(MoETrainer):
         self,
         dataset: Texts,
         learning_rate: float = 2e-4,
-        num_epochs: float = 1,
+        num_epochs: float | None = None,
         *,
         task: str = "text_generation",
         weight_decay: float = 0.0,
@@ -168,7 +169,7 @@ class MoELoRA(MoETrainer):
             dataset: Strings in a list, a table, a dataset, a path, a hub id, ...; for the task
                 "instructions", conversations.
             learning_rate: Peak of the cosine schedule.
-            num_epochs: Passes over the data; may be a fraction.
+            num_epochs: Passes over the data, 1 unless given; may be a fraction.
             task: "text_generation" learns all of the text, "instructions" answers alone.
             weight_decay: Decay of AdamW, of A and B.
             options: Others of `MoETrainer.train`, such as batch_size=4 or eval_dataset=texts.
@@ -206,6 +207,17 @@ class MoELoRA(MoETrainer):
         model = copy.deepcopy(self.model)
         merge_into(model, adapter)
         return model
+
+    def expert_movement(self) -> dict[int, Tensor]:
+        """How far each routed expert has moved, |s B A| / |W| over all of its matrices.
+
+        Returns:
+            By number of the layer, from 1: [experts].
+
+        Raises:
+            ConfigError: `train` has not been called yet.
+        """
+        return expert_movement(self.model, self.adapter)
 
     def evaluate(self, dataset: Texts, **options: Any) -> EvalResult:
         """Measure the model with its adapter, if there is one yet, on held-out text.
