@@ -23,7 +23,7 @@ TARGET ?= cpu
 COMPILE = --python-version 3.12 --python-platform x86_64-manylinux_2_28 --generate-hashes \
 	--no-emit-index-url --no-header --quiet
 
-.PHONY: help setup dev base resiliency train tour report gpu-report test test-deep test-fast lint format lock grafana-up grafana-down docker-build clean
+.PHONY: help setup dev base resiliency train tour tune report gpu-report test test-deep test-fast lint format lock grafana-up grafana-down docker-build clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +42,10 @@ tour: base ## a real model, upcycled and trained on three languages (8 minutes; 
 	@tools/setup.sh tour
 	@tools/system_packages.sh tour
 	@$(BIN)/python examples/tour/tour.py $(ARGS)
+
+tune: base ## the same model learns a task by adapters on its experts (7 minutes; ARGS="--steps 4" for less)
+	@tools/setup.sh tour
+	@$(BIN)/python examples/tour/tune.py $(ARGS)
 
 report: base ## write the HTML report of a run (RUN=runs/...; the newest by default)
 	@test -n "$(RUN)" || { echo "no run to report on: runs/ has none; run 'make train' or give RUN=<run folder>" >&2; exit 2; }
