@@ -20,7 +20,7 @@ def heading(title: str, notes: Sequence[str] = ()) -> str:
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in _PACKAGES)
     words = " ".join(shlex.quote(word) for word in sys.argv[1:])
     module = sys.modules["__main__"].__spec__
-    name = module.name if module else Path(sys.argv[0]).stem
+    name = module.name.removesuffix(".__main__") if module else Path(sys.argv[0]).stem
     lines = [
         f"# {title}",
         "",
