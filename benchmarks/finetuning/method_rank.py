@@ -13,10 +13,10 @@ import torch
 
 from benchmarks import ranks
 from moe_megatron import FineTuner, MoEModel
-from moe_megatron.adapters.matrix_places import by_place
 from moe_megatron.config.adapter import place_of_tensor
 from moe_megatron.config.parameter_roles import role_of
 from moe_megatron.config.selector import Selector
+from moe_megatron.families.matrix_places import by_place
 from moe_megatron.mcore import world
 from moe_megatron.model.links import links_of
 from moe_megatron.peft import MoELoRA

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from moe_megatron.adapters.matrix_places import by_place
 from moe_megatron.checkpoint.edit.selection import without_prediction
 from moe_megatron.checkpoint.formats import description
 from moe_megatron.checkpoint.formats.hf_folder import HfFolder
@@ -26,6 +25,7 @@ from moe_megatron.config.checkpoint_files import is_megatron_checkpoint
 from moe_megatron.errors import CheckpointError
 from moe_megatron.families import family_of
 from moe_megatron.families.links import Link
+from moe_megatron.families.matrix_places import by_place
 from moe_megatron.model import MoEModel
 from moe_megatron.model.links import links_of
 from moe_megatron.model.matrices import gathered

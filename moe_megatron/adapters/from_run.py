@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from moe_megatron.adapters.low_rank import Adapter, LowRank
-from moe_megatron.adapters.matrix_places import by_place
 from moe_megatron.config import AdapterConfig, Architecture
 from moe_megatron.config.adapter import MAGNITUDE, A, B, place_of_tensor
+from moe_megatron.families.matrix_places import by_place
 from moe_megatron.model.links import links_of
 
 

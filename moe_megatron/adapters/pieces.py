@@ -8,9 +8,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from moe_megatron.adapters.matrix_places import by_place
 from moe_megatron.checkpoint.plan.blocks import rows_of
 from moe_megatron.families.links import Block, Link, Transform
+from moe_megatron.families.matrix_places import by_place
 
 _EVERY_SECOND = {Transform.TRANSPOSE_EVEN: 0, Transform.TRANSPOSE_ODD: 1}
 

@@ -4,13 +4,17 @@ What is stored for each parameter is counted exactly; a process and activations 
 were fitted to measured runs on CPUs (`benchmarks/results`), within a fifth of them. Saving and
 resuming add nothing to training, because optimizer states are saved and loaded where they are; in
 the background a fork writes what it found, and keeps at most a copy of all that training changes
-meanwhile. It knows no machine.
+meanwhile. What is frozen has weights alone. It knows no machine.
 """
 
 from dataclasses import dataclass
 from math import prod
 
 from moe_megatron.config import RunConfig
+from moe_megatron.config.adapter import AdapterConfig
+from moe_megatron.config.parameter_roles import ParameterPlace
+from moe_megatron.families.links import Link
+from moe_megatron.families.matrix_places import place_of
 from moe_megatron.families.moe_model import model_links
 
 _PROCESS = 600e6
@@ -70,20 +74,52 @@ def run_memory(
     )
 
 
-def _parameters(config: RunConfig) -> tuple[int, int]:
+@dataclass(slots=True)
+class _Parameters:
+    """How many parameters there are, outside of experts or in them."""
+
+    all: float = 0
+    """With those of adapters."""
+    trained: float = 0
+
+    def add(self, number: int, *, trained: bool) -> None:
+        self.all += number
+        self.trained += number if trained else 0
+
+    def __truediv__(self, parts: int) -> "_Parameters":
+        return _Parameters(self.all / parts, self.trained / parts)
+
+
+def _parameters(config: RunConfig) -> tuple[_Parameters, _Parameters]:
     """Parameters outside of experts, and in them."""
-    links, hidden = model_links(config.architecture), config.model.hidden_size
-    experts = sum(prod(link.shape) for link in links if link.expert is not None)
+    dense, experts = _Parameters(), _Parameters()
+    for link in model_links(config.architecture):
+        layer = None if link.layer is None else link.layer + 1
+        place = ParameterPlace(place_of(link), layer=layer, expert=link.expert)
+        found = dense if link.expert is None else experts
+        trained = config.finetune.trains(place, adapted=config.adapter.on)
+        found.add(prod(link.shape), trained=trained)
+        found.add(_of_adapter(config.adapter, place, link), trained=True)
+    hidden = config.model.hidden_size
     # Three norms and a projection around each layer for multi-token prediction.
     around = config.model.num_prediction_layers * (3 * hidden + 2 * hidden**2)
-    return sum(prod(link.shape) for link in links) - experts + around, experts
+    dense.add(around, trained=not config.finetune.freezes and not config.adapter.on)
+    return dense, experts
+
+
+def _of_adapter(adapter: AdapterConfig, place: ParameterPlace, link: Link) -> int:
+    """Parameters of the adapter of a matrix, as if none were shared among experts."""
+    rank = adapter.rank_of(place) if len(link.shape) == 2 else None
+    return 0 if rank is None else rank * sum(link.shape)
 
 
 def _weight(precision: str) -> int:
     return 4 if precision == "fp32" else 2
 
 
-def _shares(config: RunConfig, world_size: int) -> tuple[tuple[float, int], tuple[float, int]]:
+def _shares(
+    config: RunConfig, world_size: int
+) -> tuple[tuple[_Parameters, int], tuple[_Parameters, int]]:
     """Parameters of a process, on average over stages, and how many processes hold the same.
 
     For those outside of experts, and in them.
@@ -104,7 +140,8 @@ def _stored(config: RunConfig, precision: str, world_size: int) -> float:
     states = _MOMENTS + (_MASTER if weight < _MASTER else 0)
     shards = config.parallel.distributed_optimizer
     return sum(
-        parameters * (weight + _GRADIENT + states / (replicas if shards else 1))
+        parameters.all * weight
+        + parameters.trained * (_GRADIENT + states / (replicas if shards else 1))
         for parameters, replicas in _shares(config, world_size)
     )
 
@@ -125,7 +162,8 @@ def _passing(config: RunConfig, precision: str, world_size: int) -> float:
     else:
         kept = sum(layers) / stages
     in_flight = (stages + 1) / 2  # micro-batches, on average over stages
-    exchanged = sum(n for n, replicas in _shares(config, world_size) if replicas > 1) * _GRADIENT
+    shares = _shares(config, world_size)
+    exchanged = sum(it.trained for it, replicas in shares if replicas > 1) * _GRADIENT
     predictions = 1 + model.num_prediction_layers
     logits = predictions * _LOGIT * architecture.vocab_size / stages
     return tokens * (weight * kept * in_flight + logits) + exchanged
@@ -133,4 +171,5 @@ def _passing(config: RunConfig, precision: str, world_size: int) -> float:
 
 def _checkpoint(config: RunConfig, precision: str) -> float:
     states = _MOMENTS + _MASTER if config.checkpoint.save_optimizer else 0
-    return sum(_parameters(config)) * (_weight(precision) + states)
+    weight = _weight(precision)
+    return sum(it.all * weight + it.trained * states for it in _parameters(config))

@@ -75,7 +75,7 @@ def adapt(texts: list[str], tokenizer: Path, folder: Path, kinds: list[str]) -> 
 
 def with_adapter(model: Any, adapter: Any) -> dict[str, torch.Tensor]:
     """The weights of a model with adapters merged, one matrix after the other."""
-    from moe_megatron.adapters.matrix_places import by_place
+    from moe_megatron.families.matrix_places import by_place
     from moe_megatron.model.links import links_of
     from moe_megatron.model.matrices import gathered, scatter
 

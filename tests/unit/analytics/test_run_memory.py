@@ -71,3 +71,18 @@ def test_a_machine_of_several_takes_its_part() -> None:
     whole = run_memory(config, precision="bf16", world_size=4)
     half = run_memory(config, precision="bf16", world_size=4, processes=2)
     assert 2 * half.training == pytest.approx(whole.training)
+
+
+def test_what_is_frozen_is_weights_alone() -> None:
+    parameters = needed().checkpoint / 14
+    experts = 6 * 8 * 3 * 128 * 512
+    tuned = needed(finetune__train=["experts"])
+    assert tuned.stored == 2 * parameters + 16 * experts
+    assert tuned.checkpoint == 2 * parameters + 12 * experts
+    adapted = needed(adapter__rank=8, adapter__targets=["experts"])
+    low_rank = 6 * 8 * 8 * ((128 + 2 * 512) + (512 + 128))
+    assert adapted.stored == 2 * parameters + 18 * low_rank
+    assert adapted.checkpoint == 2 * parameters + 14 * low_rank
+    both = needed(adapter__rank=8, adapter__targets=["experts"], finetune__train=["experts"])
+    assert both.stored == tuned.stored + 18 * low_rank
+    assert adapted.training < tuned.training < needed().training

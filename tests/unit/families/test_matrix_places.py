@@ -1,6 +1,6 @@
-from moe_megatron.adapters.matrix_places import by_place, place_of
 from moe_megatron.config.parameter_roles import role_of
 from moe_megatron.families.links import Link
+from moe_megatron.families.matrix_places import by_place, place_of
 from moe_megatron.model import MoEModel
 from moe_megatron.model.links import links_of
 
