@@ -22,6 +22,9 @@ from moe_megatron.finetuning.used_experts import (
 )
 from moe_megatron.telemetry.values.profile import RoutingProfile
 
+ADAPTER_RATE = 2e-4
+"""Learning rate of adapters unless somebody gives another one: ten times that of whole matrices."""
+
 TARGET_MODULES: Mapping[str, str] = {
     "expert_fc1": "*.mlp.experts.*.linear_fc1.weight",
     "expert_fc2": "*.mlp.experts.*.linear_fc2.weight",

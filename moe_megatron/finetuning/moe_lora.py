@@ -23,6 +23,7 @@ from moe_megatron.config.arguments import explained, shown, whole
 from moe_megatron.errors import ConfigError
 from moe_megatron.files import user_path
 from moe_megatron.finetuning.adapter_choice import (
+    ADAPTER_RATE,
     check_rule,
     chosen_experts,
     on_experts,
@@ -156,7 +157,7 @@ class MoELoRA(MoETrainer):
     def train(  # type: ignore[override]  # a task in place of a format of data
         self,
         dataset: Texts,
-        learning_rate: float = 2e-4,
+        learning_rate: float = ADAPTER_RATE,
         num_epochs: float | None = None,
         *,
         task: str = "text_generation",

@@ -10,6 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from moe_megatron.config import load_config
+from moe_megatron.finetuning.adapter_choice import ADAPTER_RATE
 from moe_megatron.testing.random_checkpoint import write_random
 from moe_megatron.testing.tiny_models import config_of
 
@@ -43,11 +45,14 @@ def test_adapters_come_out_merged_and_by_themselves(
     moe: Callable[..., Any], published: Path, corpus: Path, tmp_path: Path
 ) -> None:
     words = ["finetune", published, corpus, "--output", "tuned", "--num-processes", "2", *SHORT]
-    chosen = ["--adapter-rank", "4", "--used-experts", "--share", "0.5", "--lr", "1e-2"]
+    chosen = ["--adapter-rank", "4", "--used-experts", "--share", "0.5"]
+    chosen += ["--set", "adapter.alpha=400"]  # by steps so small, in bf16
     done = moe(tmp_path, *words, *chosen)
     assert done.end(500) == 0, done.output
     assert "frozen: " in done.output
     assert "matrices of attention, 0 routers: " in done.output
+    run = load_config(str(tmp_path / "tuned" / "run" / "config.yaml"))
+    assert run.training.learning_rate == ADAPTER_RATE, "unless somebody gives another one"
     before, after = weights(published), weights(tmp_path / "tuned" / "hf")
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert before.keys() == after.keys()

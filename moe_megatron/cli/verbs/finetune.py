@@ -71,6 +71,7 @@ def run(argv: Sequence[str]) -> int:
     if ours.epochs is not None and "training.train_steps" in named:
         raise ConfigError("--epochs and --train-iters both say how long it takes; give one.")
     from moe_megatron.finetuning import published  # loads what --help can do without
+    from moe_megatron.finetuning.adapter_choice import ADAPTER_RATE
     from moe_megatron.finetuning.schedule import with_epochs, with_held_out
     from moe_megatron.finetuning.unfreezing import UnfreezeAt
 
@@ -79,6 +80,8 @@ def run(argv: Sequence[str]) -> int:
         base = published.base_of(ours.source, output)
         config = published.tuning_config(base)
         config = read_options(ours, flags, base=config, given=given).config
+        if config.adapter.on and "training.learning_rate" not in named:
+            config = apply_overrides(config, {"training.learning_rate": ADAPTER_RATE})
         config = _with_used_experts(config, base, ours)
         if ours.epochs is not None:
             config = with_epochs(config, ours.epochs)
