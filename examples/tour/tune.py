@@ -141,7 +141,8 @@ def tune(folder: Path, steps: int) -> None:
         )
     lora.save_adapter(folder / "adapter")
     lora.merged().save_pretrained(folder / "tuned")
-    print(f"\nall layers  {picture}\nreport      {folder / 'run' / 'report.html'}")
+    report = lora.visualize_routing(folder / "report.html")
+    print(f"\nall layers  {picture}\nreport      {report}")
     print(f"adapter     {folder / 'adapter'}\nmodel       {folder / 'tuned'}")
 
     record = {

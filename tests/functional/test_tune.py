@@ -42,4 +42,4 @@ def test_adapter_model_picture_and_report_are_there(tuned: Path) -> None:
     assert (tuned / "adapter" / "adapter_model.safetensors").is_file()
     assert (tuned / "tuned" / "chat_template.jinja").is_file()
     assert (tuned / "experts.png").read_bytes().startswith(b"\x89PNG")
-    assert "<html" in (tuned / "run" / "report.html").read_text()
+    assert "<html" in (tuned / "report.html").read_text()
