@@ -31,7 +31,7 @@ def export_adapter(source: Path, destination: Path, *, base: str | None = None) 
         MappingError: No family can express the model, or PEFT not the adapter.
     """
     check_apart(destination, source)
-    check_free(destination, overwrite=False)
+    check_free(destination)
     layouts = layouts_of_folder(source)
     adapter = _without_prediction(read_run_adapter(source))
     written = to_peft(adapter, layouts.fused, is_moe=layouts.family.is_moe, base=base)
@@ -54,7 +54,7 @@ def save_adapter(
         CheckpointError: It belongs to another model, or the folder cannot be written.
         MappingError: No family can express the model, or PEFT not the adapter.
     """
-    check_free(destination, overwrite=False)
+    check_free(destination)
     layouts = layouts_of_model(model.architecture)
     found = _without_prediction(adapter)
     written = to_peft(found, layouts.fused, is_moe=layouts.family.is_moe, base=base)

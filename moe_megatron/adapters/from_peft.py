@@ -58,7 +58,7 @@ def from_peft(
         MappingError: It is not low-rank adapters, or none that can be kept in this form.
         CheckpointError: It belongs to another model, or is damaged.
     """
-    _check_kind(config)
+    check_kind(config)
     owners = _by_owner(tensors)
     found: dict[str, LowRank] = {}
     for pieces in layouts:
@@ -72,7 +72,12 @@ def from_peft(
     return found
 
 
-def _check_kind(config: Mapping[str, Any]) -> None:
+def check_kind(config: Mapping[str, Any]) -> None:
+    """Refuse what is no adapter of low rank, by what its `adapter_config.json` says.
+
+    Raises:
+        MappingError: It is more than low-rank adapters, or something else.
+    """
     kind = config.get("peft_type")
     if kind != "LORA":
         raise MappingError(

@@ -4,9 +4,11 @@ from pathlib import Path
 from typing import Any
 
 from moe_megatron.adapters.low_rank import Adapter
-from moe_megatron.adapters.peft_folder import is_adapter_folder, read_folder
+from moe_megatron.adapters.peft_folder import CONFIG, is_adapter_folder, read_folder
 from moe_megatron.adapters.run_adapter import read_run_adapter
+from moe_megatron.config.checkpoint_files import is_megatron_checkpoint
 from moe_megatron.config.parameter_roles import ROLES, role_of
+from moe_megatron.errors import CheckpointError
 
 
 def words_of(adapter: Adapter) -> str:
@@ -39,10 +41,17 @@ def described(path: Path) -> dict[str, Any]:
 
     Raises:
         CheckpointError: It is neither, or is damaged.
+        MappingError: It is no adapter of low rank.
     """
     if not is_adapter_folder(path):
+        if not is_megatron_checkpoint(path):
+            raise CheckpointError(
+                f"{path} holds no adapter: it has no {CONFIG}, and is no checkpoint of a run. Give "
+                "a folder in PEFT's format, or a run with adapters."
+            )
         return {"format": "run", **facts_of(read_run_adapter(path))}
     folder = read_folder(path)
+    folder.check_kind()
     named = {key: folder.config.get(key) for key in ("r", "lora_alpha", "use_dora")}
     targets = ("target_modules", "target_parameters", "base_model_name_or_path")
     return {

@@ -73,6 +73,26 @@ class LowRank:
         return adapted.to(weight.dtype)
 
 
+def check_finite(adapter: Mapping[str, LowRank], where: object) -> None:
+    """Refuse an adapter that would spoil each model that it is used with.
+
+    Args:
+        adapter: The adapter.
+        where: What holds it, for messages.
+
+    Raises:
+        CheckpointError: A number of it is NaN or infinite.
+    """
+    for place, it in adapter.items():
+        tensors = (it.a, it.b) if it.magnitude is None else (it.a, it.b, it.magnitude)
+        if not all(bool(tensor.isfinite().all()) for tensor in tensors):
+            raise CheckpointError(
+                f"the adapter of {place} in {where} holds numbers that are not finite (NaN or "
+                "infinity): its training has diverged, or the file is damaged. Take an earlier "
+                "checkpoint, train again with a lower learning rate, or copy it again."
+            )
+
+
 Adapter = Mapping[str, LowRank]
 """By the place of each adapted matrix: the name of its weight in Megatron's model on one process,
 `decoder.layers.0.mlp.experts.local_experts.3.linear_fc1.weight`. Layers and experts count from 0;

@@ -51,7 +51,7 @@ def merge_folder(
         MappingError: No family can express the model, or the adapter is more than low-rank.
     """
     check_apart(destination, source)
-    check_free(destination, overwrite=False)
+    check_free(destination)
     found = _adapter(source, adapter)
     scratch = destination.with_name(f".{destination.name}.merging")
     try:

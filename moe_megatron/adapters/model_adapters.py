@@ -11,7 +11,7 @@ An adapted linear layer computes y = W x + b + s B (A x), and with magnitudes y 
 bit for bit. Which adapter is used is each thread's own choice.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from moe_megatron.adapters.base_hash import hash_of_model
 from moe_megatron.adapters.hf_layouts import layouts_of_model
-from moe_megatron.adapters.low_rank import Adapter, LowRank
+from moe_megatron.adapters.low_rank import Adapter, LowRank, check_finite
 from moe_megatron.adapters.peft_folder import is_adapter_folder, read_folder
 from moe_megatron.adapters.pieces import Pieces
 from moe_megatron.adapters.run_adapter import read_run_adapter
@@ -106,6 +106,13 @@ class ModelAdapters:
             )
         if isinstance(adapter, str | Path):
             adapter = self._read(user_path(adapter))
+        elif not isinstance(adapter, Mapping):
+            raise ConfigError(
+                f"an adapter is needed, not {type(adapter).__name__}; give that of a MoELoRA "
+                "(lora.adapter), a folder in PEFT's format, or the checkpoint of a run."
+            )
+        else:
+            check_finite(adapter, f"'{clipped(name)}'")
         found: dict[str, _Update] = {}
         for tensor in split(adapter, self._pieces):
             layer = self._layer(tensor.name)

@@ -17,8 +17,8 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from moe_megatron.adapters.from_peft import from_peft
-from moe_megatron.adapters.low_rank import LowRank
+from moe_megatron.adapters.from_peft import check_kind, from_peft
+from moe_megatron.adapters.low_rank import LowRank, check_finite
 from moe_megatron.adapters.pieces import Pieces
 from moe_megatron.adapters.to_peft import PeftAdapter
 from moe_megatron.checkpoint.execute.publish import check_free, publish, staging_of
@@ -56,7 +56,17 @@ class AdapterFolder:
             CheckpointError: It belongs to another model, or is damaged.
             MappingError: It is more than low-rank adapters.
         """
-        return from_peft(self.config, self.tensors, layouts)
+        found = from_peft(self.config, self.tensors, layouts)
+        check_finite(found, self.path)
+        return found
+
+    def check_kind(self) -> None:
+        """Refuse what is no adapter of low rank.
+
+        Raises:
+            MappingError: It is more than that, or something else.
+        """
+        check_kind(self.config)
 
     def check_base(self, base: str) -> None:
         """Refuse a model that the adapter was not trained on; without a note any is taken.
@@ -117,7 +127,7 @@ def write_folder(path: Path, adapter: PeftAdapter, base: str) -> None:
     Raises:
         CheckpointError: The folder holds something, or cannot be written.
     """
-    check_free(path, overwrite=False)
+    check_free(path)
     staging = staging_of(path)
     try:
         staging.mkdir(parents=True, exist_ok=True)

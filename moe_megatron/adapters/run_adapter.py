@@ -8,7 +8,7 @@ the tensors are whole here.
 from pathlib import Path
 
 from moe_megatron.adapters.from_run import adapter_of
-from moe_megatron.adapters.low_rank import Adapter
+from moe_megatron.adapters.low_rank import Adapter, check_finite
 from moe_megatron.checkpoint.formats import description
 from moe_megatron.checkpoint.formats.box_reader import BoxReader
 from moe_megatron.checkpoint.formats.torch_dist import TorchDist
@@ -45,6 +45,7 @@ def read_run_adapter(path: Path) -> Adapter:
                 f"{saved.path} holds {first_few(lost, 3)}, for which its config.yaml has no "
                 "matrix; the checkpoint belongs to another configuration."
             )
+    check_finite(found, saved.path)
     return found
 
 

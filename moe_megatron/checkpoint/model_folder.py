@@ -144,7 +144,7 @@ def save(
         CheckpointError: The folder cannot be written, or is not empty.
     """
     if not as_megatron:
-        check_free(destination, overwrite=False)
+        check_free(destination)
         staging = staging_of(destination)
         _write_hugging_face(staging, architecture, tensors, tokenizer)
         publish(staging, destination)

@@ -7,12 +7,12 @@ checkpoint must know them.
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import cache
 from typing import Annotated, Literal
 
-from moe_megatron.config.checks import clipped, join_words
+from moe_megatron.config.checks import clipped, first_few, join_words, nearest
 from moe_megatron.config.conform import conform
 from moe_megatron.config.parameter_roles import ParameterPlace
 from moe_megatron.config.selector import Selector, canonical
@@ -138,6 +138,37 @@ class AdapterConfig:
         own = [rank for selector, rank in self._ranks() if selector.matches(place)]
         return own[-1] if own else self.rank
 
+    def too_large(self, place: ParameterPlace, outputs: int, inputs: int) -> str:
+        """What is wrong with the rank of a matrix's adapter; "": nothing.
+
+        Args:
+            place: Of the matrix's weight.
+            outputs: Its rows.
+            inputs: Its columns.
+        """
+        rank, most = self.rank_of(place), min(outputs, inputs)
+        if rank is None or rank <= most:
+            return ""
+        return (
+            f"the rank {rank} of an adapter is larger than {place.name} [{outputs}, {inputs}]; set "
+            f"adapter.rank to {most} or less, or give this matrix a rank of its own in "
+            "adapter.ranks."
+        )
+
+    def without_matrix(
+        self, field: str, selector: Selector, places: Iterable[ParameterPlace]
+    ) -> str:
+        """What to say of a selector that names no matrix.
+
+        Args:
+            field: Where it stands.
+            selector: The selector.
+            places: Of all matrices that can have adapters.
+        """
+        names = sorted({it.name for it in places})
+        hint = nearest(selector.what, names) or f" There are: {matrices_in_words(names)}."
+        return f"{field} '{selector}' names no matrix that can have an adapter.{hint}"
+
     def selectors(self) -> Iterator[tuple[str, Selector]]:
         """All selectors that somebody has written, each with the field that it stands in."""
         if self.targets:
@@ -194,6 +225,15 @@ def place_of_tensor(name: str, prediction_after: int) -> ParameterPlace:
         layer=int(layer[1]) + 1 + before if layer else None,
         expert=int(expert[1]) if expert else None,
     )
+
+
+def matrices_in_words(names: Iterable[str]) -> str:
+    """Names of matrices with stars for numbers, as patterns of names are written."""
+    return first_few(sorted({_with_stars(it) for it in names})) or "none"
+
+
+def _with_stars(name: str) -> str:
+    return ".".join("*" if part.isdecimal() else part for part in name.split("."))
 
 
 def is_of_adapter(name: str) -> bool:

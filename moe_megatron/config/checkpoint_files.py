@@ -85,3 +85,25 @@ def checkpoints_of(path: Path) -> Path:
     if (path / METADATA).is_file() or not (path / CHECKPOINTS / TRACKER).is_file():
         return path
     return path / CHECKPOINTS
+
+
+def instead_of_model(folder: Path, wanted: str = "a Hugging Face model folder") -> str:
+    """What to give in place of a folder that holds no model.
+
+    Args:
+        folder: What was given.
+        wanted: What would have been one.
+    """
+    if not folder.is_dir():
+        return "give the folder of a model, not a file"
+    names = [path.name for path in folder.iterdir()]
+    if "adapter_config.json" in names:
+        return (
+            "it holds an adapter (LoRA), which is nothing without its base model: merge both, with "
+            "moe-megatron adapter merge or merge_and_unload of peft, and give the merged model"
+        )
+    if any(name.endswith(".gguf") for name in names):
+        return "it holds a GGUF file; convert that to a Hugging Face folder first"
+    if "tokenizer.json" in names:
+        return "it holds a tokenizer alone; give the folder of a model"
+    return f"give {wanted}"

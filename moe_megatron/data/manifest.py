@@ -107,10 +107,22 @@ def find_prepared(
         if manifest.get("digests") != _digests(prefix):
             return None
         dataset = PreparedDataset(prefix=prefix, **manifest["counts"])
-        acceptable = dataset.bad_lines <= max_bad_line_ratio * dataset.lines
+        most = most_bad_lines(dataset, max_bad_line_ratio)
+        acceptable = dataset.bad_lines <= most
     except (KeyError, OSError, TypeError):  # a part of it is gone or damaged
         return None
     return dataset if acceptable else None
+
+
+def most_bad_lines(dataset: PreparedDataset, max_bad_line_ratio: float) -> float:
+    """How many malformed lines are left out without ending the preparation.
+
+    Of conversations one is, however few there are, unless the ratio is 0: a set that was written
+    by hand is small.
+    """
+    most = max_bad_line_ratio * dataset.lines
+    conversations = dataset.learned_tokens is not None and dataset.documents > 0
+    return max(most, 1.0) if conversations and most else most
 
 
 def _digests(prefix: Path) -> list[str]:

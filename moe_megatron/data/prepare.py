@@ -20,6 +20,7 @@ from moe_megatron.data.manifest import (
     describe_origin,
     find_prepared,
     manifest_path,
+    most_bad_lines,
     refuse_foreign_files,
     write_manifest,
 )
@@ -46,6 +47,10 @@ _log = logging.getLogger(__name__)
 _BYTES_PER_WORKER = 128_000_000
 # Approximate size of the text relative to its compressed file.
 _EXPANSION = {"jsonl.gz": 4, "jsonl.zst": 4, "parquet": 2}
+_CONVERSATIONS = (
+    "; conversations need data.format (--format) instructions, which is --task instructions of "
+    "moe-megatron finetune"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,8 +192,8 @@ def _tally(
         examples = "\n  ".join(str(line) for line in _first_bad_lines(shards))
         summary = f"{bad:,} of {lines:,} lines ({bad / lines:.2%}) are malformed"
         none = chat is None and not dataset.documents
-        hint = "; conversations need data.format (--format) instructions" if none else ""
-        if bad > max_bad_line_ratio * lines:
+        hint = _CONVERSATIONS if none else ""
+        if bad > most_bad_lines(dataset, max_bad_line_ratio):
             raise DataError(
                 f"{summary}, more than max_bad_line_ratio ({max_bad_line_ratio:.2%}) allows; "
                 f"repair them, or raise max_bad_line_ratio to leave them out{hint}. "

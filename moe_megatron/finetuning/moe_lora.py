@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from moe_megatron.adapters.asked_for import check_fitting
 from moe_megatron.adapters.exported import save_adapter
 from moe_megatron.adapters.from_run import adapter_of
 from moe_megatron.adapters.low_rank import Adapter
@@ -137,7 +138,7 @@ class MoELoRA(MoETrainer):
         self._overrides = {**self._overrides, **fields}
         self._tensors: Mapping[str, Tensor] = {}
         self._trained_with: RunConfig | None = None
-        self._with_overrides().validate()
+        self._check()
         if profile is not None:
             self._choose(profile)
         elif experts is not None:
@@ -256,6 +257,11 @@ class MoELoRA(MoETrainer):
         if world.rank() == 0:
             save_adapter(adapter, self.model, user_path(path), base=base)
 
+    def _check(self) -> None:
+        config = self._with_overrides()
+        config.validate()
+        check_fitting(config.adapter, config.architecture)
+
     def _choose(self, profile: RoutingProfile) -> None:
         """Choose experts and ranks by what a task uses."""
         self._profile = profile
@@ -270,7 +276,7 @@ class MoELoRA(MoETrainer):
             rank = self._overrides["adapter.rank"]
             given["adapter.ranks"] = ranks_by_usage(profile, rank, min(sizes))
         self._overrides = {**self._overrides, **given}
-        self._with_overrides().validate()
+        self._check()
 
     def _trained(
         self, config: RunConfig, data: PreparedData, *, fresh: bool

@@ -51,8 +51,8 @@ class NamedTask:
             )
         if weight is not None and not 0 < weight < math.inf:
             raise ConfigError(
-                f"the weight of the task '{clipped(name)}' ({last}) must be above 0; leave out a "
-                "task that should not be trained."
+                f"the weight of the task '{clipped(name)}' ({last}) must be above 0 and finite; "
+                "leave out a task that should not be trained."
             )
         return cls(name=name, data=data, weight=weight)
 

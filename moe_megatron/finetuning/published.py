@@ -33,12 +33,16 @@ from moe_megatron.config.checkpoint_files import (
     checkpoints_of,
     is_megatron_checkpoint,
 )
+from moe_megatron.config.data import TEXT
 from moe_megatron.config.loading import no_checkpoint, saved_config
-from moe_megatron.errors import CheckpointError, MappingError
+from moe_megatron.data.source import DEMO
+from moe_megatron.errors import CheckpointError, DataError, MappingError
 from moe_megatron.finetuning.unfreezing import UnfreezeAt, train_and_unfreeze
 from moe_megatron.run.best import best_checkpoint
 from moe_megatron.telemetry.sinks.jsonl import METRICS_FILE
+from moe_megatron.text.chat_template import chat_template_of
 from moe_megatron.text.folder import has_tokenizer
+from moe_megatron.text.loading import load_tokenizer
 
 BASE, STAGES, RUN, HF, ADAPTER = "base", "stages", "run", "hf", "adapter"
 """Folders of the output."""
@@ -76,7 +80,7 @@ def output_folder(source: str | Path, output: Path) -> Iterator[Path]:
     Raises:
         CheckpointError: It holds something already, or holds the source.
     """
-    check_free(output, overwrite=False)
+    check_free(output)
     if given_folder(source).exists():
         check_apart(output, given_folder(source))
     was_there = output.is_dir()
@@ -144,6 +148,34 @@ def tuning_config(base: Path) -> RunConfig:
         ),
     )
     return apply_overrides(config, DEFAULTS)
+
+
+def check_tokenizer(source: str | Path, own: str, config: RunConfig) -> None:
+    """Refuse a tokenizer that does not suit the model or the data, by where somebody has it.
+
+    The run reads a copy of the source's own, which is gone again when the run is refused.
+
+    Args:
+        source: The model, as it was given.
+        own: The tokenizer of `tuning_config`.
+        config: The run.
+
+    Raises:
+        DataError: It cannot be read, has more tokens than the model, or no chat template.
+    """
+    wanted, folder = config.data.tokenizer, local_folder(source)
+    if wanted == DEMO:
+        return
+    tokenizer = load_tokenizer(folder if wanted == own and has_tokenizer(folder) else wanted)
+    if tokenizer.vocab_size > config.data.vocab_size:
+        raise DataError(
+            f"the tokenizer in {tokenizer.directory} has {tokenizer.vocab_size} tokens, and the "
+            f"embedding of the model {config.data.vocab_size} rows, so that some tokens have none; "
+            "give the model's own tokenizer: put it into the model's folder, or name its folder "
+            "with --set data.tokenizer=FOLDER."
+        )
+    if config.data.format != TEXT:
+        chat_template_of(tokenizer)
 
 
 def finetune(

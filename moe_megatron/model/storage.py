@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from moe_megatron.config import Architecture, RunConfig, from_mapping, to_mapping
+from moe_megatron.config.checkpoint_files import instead_of_model
 from moe_megatron.errors import CheckpointError, ConfigError
 from moe_megatron.files import replace_file
 from moe_megatron.reading import parse_json, read_json
@@ -24,6 +25,7 @@ WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
 MODEL_TYPE = "moe_megatron"
 _METADATA_KEY = "moe_megatron_config"
+_WANTED = "a folder written by MoEModel.save_pretrained, or a Hugging Face model folder"
 
 WeightMap = dict[str, Tensor]
 """The parameters of a model, by name."""
@@ -86,7 +88,7 @@ def load(folder: Path, device: torch.device | str) -> tuple[Architecture, dict[s
     """
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (folder / name).is_file():
-            raise CheckpointError(f"{folder} has no {name}; {_instead(folder)}.")
+            raise CheckpointError(f"{folder} has no {name}; {instead_of_model(folder, _WANTED)}.")
     values = _read_json(folder / CONFIG_FILE)
     architecture = _architecture(folder, values)
     try:
@@ -104,23 +106,6 @@ def load(folder: Path, device: torch.device | str) -> tuple[Architecture, dict[s
             "interrupted, or a file was changed; save the model again."
         )
     return architecture, tensors
-
-
-def _instead(folder: Path) -> str:
-    """What to give in place of a folder that holds no model."""
-    if not folder.is_dir():
-        return "give the folder of a model, not a file"
-    names = [path.name for path in folder.iterdir()]
-    if "adapter_config.json" in names:
-        return (
-            "it holds an adapter (LoRA), which is nothing without its base model: merge both, with "
-            "merge_and_unload of peft for example, and give the merged model's folder"
-        )
-    if any(name.endswith(".gguf") for name in names):
-        return "it holds a GGUF file; convert that to a Hugging Face folder first"
-    if "tokenizer.json" in names:
-        return "it holds a tokenizer alone; give the folder of a model"
-    return "give a folder written by MoEModel.save_pretrained, or a Hugging Face model folder"
 
 
 def assign(model: nn.Module, tensors: Mapping[str, Tensor], folder: Path) -> None:

@@ -97,6 +97,10 @@ def _launch(
     if ended := check_load(config):
         say(ended)
         return Launched(code=0, run_dir=wanted)
+    if config.adapter.on:  # it takes loading torch
+        from moe_megatron.adapters.asked_for import check_fitting
+
+        check_fitting(config.adapter, config.architecture)
     for line in memory_lines(config, processes.value, device):
         say(line)
     with holding(claim_fresh(wanted) if fresh else claim(wanted)) as ours:

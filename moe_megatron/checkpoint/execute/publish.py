@@ -32,8 +32,12 @@ def check_apart(destination: Path, source: Path) -> None:
         )
 
 
-def check_free(destination: Path, *, overwrite: bool) -> None:
+def check_free(destination: Path, *, overwrite: bool | None = None) -> None:
     """Check that publishing would not destroy anything.
+
+    Args:
+        destination: The folder to write.
+        overwrite: Whether it may be replaced; None: nobody can ask for that.
 
     Raises:
         CheckpointError: The destination exists and must not be replaced, or is not a folder.
@@ -44,9 +48,9 @@ def check_free(destination: Path, *, overwrite: bool) -> None:
     if not destination.is_dir():
         raise CheckpointError(f"{destination} is a file; give the name of a folder.")
     if any(destination.iterdir()) and not overwrite:
+        instead = "" if overwrite is None else ", or replace it with overwrite (--overwrite)"
         raise CheckpointError(
-            f"{destination} exists and is not empty; choose another folder, or replace it with "
-            "overwrite (--overwrite)."
+            f"{destination} exists and is not empty; choose another folder{instead}."
         )
 
 

@@ -14,6 +14,7 @@ from typing import Any, TypeGuard
 from moe_megatron.checkpoint.formats import dtypes
 from moe_megatron.checkpoint.formats.own_files import LONGEST_NAME, check_no_pointer, check_own
 from moe_megatron.checkpoint.formats.quantized import refuse_quantized
+from moe_megatron.config.checkpoint_files import instead_of_model
 from moe_megatron.config.checks import first_few
 from moe_megatron.errors import CheckpointError
 from moe_megatron.families.hf_config import shown
@@ -188,9 +189,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
         check_no_pointer(path, text)
         config = _json(path, text, "the file")
     except FileNotFoundError:
-        raise CheckpointError(
-            f"{folder} holds no {CONFIG}; give a Hugging Face model folder."
-        ) from None
+        raise CheckpointError(f"{folder} holds no {CONFIG}; {instead_of_model(folder)}.") from None
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
     if not isinstance(config, dict):

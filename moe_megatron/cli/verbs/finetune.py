@@ -78,8 +78,9 @@ def run(argv: Sequence[str]) -> int:
     output: Path = ours.output
     with lasting_output(), published.output_folder(ours.source, output):
         base = published.base_of(ours.source, output)
-        config = published.tuning_config(base)
-        config = read_options(ours, flags, base=config, given=given).config
+        begun = published.tuning_config(base)
+        config = read_options(ours, flags, base=begun, given=given).config
+        published.check_tokenizer(ours.source, begun.data.tokenizer, config)
         if config.adapter.on and "training.learning_rate" not in named:
             config = apply_overrides(config, {"training.learning_rate": ADAPTER_RATE})
         config = _with_used_experts(config, base, ours)

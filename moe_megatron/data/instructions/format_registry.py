@@ -107,6 +107,26 @@ def _own_reader(function: Any) -> Reader:
     return read
 
 
+def check_pairs_given(rows: Sequence[Row], where: str) -> None:
+    """Refuse conversations where pairs of answers are asked for.
+
+    Args:
+        rows: The first rows of the data, as they were read.
+        where: What they are of, for messages.
+
+    Raises:
+        DataError: None is a pair, and all are conversations.
+    """
+    for it in _FORMATS.values():
+        if it.name != PREFERENCES and all(map(it.fits, rows)):
+            raise DataError(
+                f"{where} holds conversations ({it.name}) with one answer each, and preferences "
+                "are learned from pairs: rows with prompt, chosen and rejected. Give such rows, "
+                f"or learn the answers: --task {AUTOMATIC} of moe-megatron finetune, data.format: "
+                f"{AUTOMATIC}, or the task {AUTOMATIC!r} of FineTuner."
+            )
+
+
 def recognised(rows: Sequence[Row], where: str) -> str:
     """The name of the format of conversations that rows are in; pairs of answers are named.
 

@@ -9,7 +9,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
-from moe_megatron.data.instructions.format_registry import AUTOMATIC, recognised
+from moe_megatron.config.preferences import PREFERENCES
+from moe_megatron.data.instructions.format_registry import (
+    AUTOMATIC,
+    check_pairs_given,
+    recognised,
+)
 from moe_megatron.data.instructions.tokens import ChatEncoder
 from moe_megatron.data.instructions.turns import BadSampleError
 from moe_megatron.data.readers import Problem, ShardReader
@@ -80,9 +85,10 @@ def format_of(name: str, files: Sequence[SourceFile]) -> str:
         files: What is to be read.
 
     Raises:
-        DataError: No known format, or several; or nothing can be read.
+        DataError: No known format, or several; conversations in place of pairs of answers; or
+            nothing can be read.
     """
-    if name != AUTOMATIC:
+    if name not in (AUTOMATIC, PREFERENCES):
         return name
     shards = [shard for part in plan_parts(files, 1) for shard in part]
     rows = (row for shard in shards for row in RowReader(shard))
@@ -92,6 +98,9 @@ def format_of(name: str, files: Sequence[SourceFile]) -> str:
         raise DataError(
             f"{where} holds no row that can be read; check that it is JSONL or a table."
         )
+    if name == PREFERENCES:
+        check_pairs_given(first, where)
+        return name
     return recognised(first, where)
 
 

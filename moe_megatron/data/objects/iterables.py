@@ -67,6 +67,7 @@ def _column(rows: Iterable[Any], ask: Ask) -> Iterator[Any]:
             keys = ", ".join(map(repr, islice(row, 5))) if isinstance(row, Mapping) else ""
             raise DataError(
                 f"{ask.name}[{number}] is a {type(row).__name__} without {ask.text_key!r} (keys: "
-                f"{keys or 'none'}); set text_key to the key that holds the text."
+                f"{keys or 'none'}); set text_key to the key that holds the text, or, of "
+                "conversations, data_format='instructions' (task='instructions' of FineTuner)."
             )
         yield row[ask.text_key]

@@ -222,7 +222,7 @@ class RoutingProfile(LoadMeasures):
             data = read_json(path)
         except FileNotFoundError:
             raise DataError(
-                f"{path}: no such file; a routing profile is saved next to each checkpoint"
+                f"{path}: no such file; a routing profile is saved next to each checkpoint."
             ) from None
         except OSError as error:
             raise DataError(
@@ -230,7 +230,7 @@ class RoutingProfile(LoadMeasures):
             ) from None
         except ValueError as error:  # not JSON, or not UTF-8
             raise DataError(
-                f"{path}: not valid JSON ({error}); copy it again from its checkpoint"
+                f"{path}: not valid JSON ({error}); copy it again from its checkpoint."
             ) from error
         try:
             return cls._from_json(data)

@@ -22,6 +22,8 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "router": ({"target_modules": ["router"]}, "names no matrix that can have an adapter"),
     "layer": ({"target_modules": ["experts@3"]}, "it has 2 layers, which count from 1"),
     "sharing": ({"expert_wise_adaptation": "b"}, "expert_wise_adaptation ('b') must be True"),
+    "a large rank": ({"r": 17}, "the rank 17 of an adapter is larger than decoder.layers.0."),
+    "a pattern": ({"target_modules": ["*.linear_fc3.weight"]}, "names no matrix that can have"),
     "ranks": ({"ranks": "by_size"}, "ranks ('by_size') must be 'by_usage' or ranks by selector"),
     "a rank": ({"ranks": {"experts@1": 0}}, "the rank of experts@1 (0) must be a whole number"),
     "rule": ({"experts": "top:120%"}, "must be a rule such as 'top:25%'"),

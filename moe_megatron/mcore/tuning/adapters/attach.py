@@ -9,8 +9,7 @@ from typing import Any
 
 from megatron.core import parallel_state
 
-from moe_megatron.config import checks
-from moe_megatron.config.adapter import MAGNITUDE, A, AdapterConfig, B
+from moe_megatron.config.adapter import MAGNITUDE, A, AdapterConfig, B, matrices_in_words
 from moe_megatron.config.parameter_roles import ParameterPlace
 from moe_megatron.errors import ConfigError
 from moe_megatron.mcore import world
@@ -39,7 +38,7 @@ def attach(chunks: list[Any], config: AdapterConfig, seed: int) -> list[Any]:
         rank = config.rank_of(matrix.place)
         if rank is None:
             continue
-        refused = refused or _problem(config, matrix, rank)
+        refused = refused or _problem(config, matrix)
         if refused:
             break
         update = _update(chunk, matrix, config, rank, seed)
@@ -132,15 +131,10 @@ def _gradients_are_parts(matrix: Matrix, layout: Layout, *, shared: bool) -> boo
     return matrix.exchanges or matrix.split is None
 
 
-def _problem(config: AdapterConfig, matrix: Matrix, rank: int) -> str:
+def _problem(config: AdapterConfig, matrix: Matrix) -> str:
     """What speaks against an adapter, if anything does."""
-    most = min(matrix.outputs, matrix.inputs)
-    if rank > most:
-        return (
-            f"the rank {rank} of an adapter is larger than {matrix.place.name} "
-            f"[{matrix.outputs}, {matrix.inputs}]; set adapter.rank to {most} or less, or give "
-            "this matrix a rank of its own in adapter.ranks."
-        )
+    if problem := config.too_large(matrix.place, matrix.outputs, matrix.inputs):
+        return problem
     tensor = parallel_state.get_tensor_model_parallel_world_size()
     if matrix.of_expert and config.experts != "own" and matrix.parts not in (1, tensor):
         return (
@@ -157,22 +151,11 @@ def _check_selectors(config: AdapterConfig, places: list[ParameterPlace]) -> Non
     found = "".join(str(int(any(map(it.matches, places)))) for _, it in selectors)
     adapted = str(int(any(config.rank_of(it) for it in places)))
     everywhere = world.gather_texts(found + adapted)
-    names = sorted({place.name for place in places})
-    known = checks.first_few(sorted({_short(it) for it in names})) or "none"
     for number, (field, selector) in enumerate(selectors):
         if all(rank[number] == "0" for rank in everywhere):
-            hint = checks.nearest(selector.what, names)
-            hint = hint or f" There are: {known}."
-            raise ConfigError(
-                f"{field} '{selector}' names no matrix that can have an adapter.{hint}"
-            )
+            raise ConfigError(config.without_matrix(field, selector, places))
     if all(rank[-1] == "0" for rank in everywhere):
         raise ConfigError(
             f"adapter.targets names no matrix of this model that can have an adapter. There are: "
-            f"{known}."
+            f"{matrices_in_words(it.name for it in places)}."
         )
-
-
-def _short(name: str) -> str:
-    """A name with stars for numbers: what a pattern of names looks like."""
-    return ".".join("*" if part.isdecimal() else part for part in name.split("."))

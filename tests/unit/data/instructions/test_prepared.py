@@ -126,6 +126,19 @@ def test_bad_rows_are_counted_with_file_and_line_and_never_quoted(jsonl, plain, 
     assert len(prepared(path, plain, tmp_path / "chat", max_bad_line_ratio=0.1)) == len(TALKS)
 
 
+def test_a_single_bad_row_is_left_out_with_a_warning(jsonl, plain, tmp_path, caplog):
+    bad = {"messages": [{"role": "user", "content": SECRET}]}
+    path = jsonl([*TALKS[:3], bad, *TALKS[3:]])
+    for _ in range(2):  # the second time as it was prepared
+        assert len(prepared(path, plain, tmp_path / "chat")) == len(TALKS)
+    warned = [it.getMessage() for it in caplog.records if it.levelname == "WARNING"]
+    assert len(warned) == 1
+    assert f"{path}:4: no answer: there is no turn of the assistant" in warned[0]
+    assert SECRET not in warned[0]
+    with pytest.raises(DataError, match=r"1 of 41 lines .* are malformed, more than"):
+        prepared(path, plain, tmp_path / "other", max_bad_line_ratio=0)
+
+
 def test_no_sample_with_an_answer_is_refused(jsonl, plain, tmp_path):
     path = jsonl([{"messages": [{"role": "user", "content": "a"}]}] * 3)
     with pytest.raises(DataError, match="no conversation with an answer in"):
