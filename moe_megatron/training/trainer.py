@@ -97,7 +97,7 @@ class MoETrainer:
             RunConfig(
                 model=model.model_config,
                 moe=model.moe_config,
-                data=DataConfig(vocab_size=model.vocab_size),
+                data=DataConfig(vocab_size=model.vocab_size, sequence_length=self._length(None)),
             ),
             chosen,
         )

@@ -50,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     export.set_defaults(run=_export)
     merge = commands.add_parser("merge", help="write the model that base and adapter make")
     merge.add_argument(
-        "source", type=user_path, metavar="SOURCE", help="a run with adapters, or the base"
+        "source", metavar="SOURCE", help="a run with adapters; or the base, a folder or a hub id"
     )
     merge.add_argument("output", type=user_path, metavar="FOLDER", help="a new folder")
     merge.add_argument(
@@ -81,9 +81,11 @@ def _export(options: argparse.Namespace) -> int:
 def _merge(options: argparse.Namespace) -> int:
     from moe_megatron.adapters.in_words import words_of
     from moe_megatron.adapters.merged_folder import merge_folder
+    from moe_megatron.checkpoint.hub import local_folder
 
+    source = local_folder(options.source)
     adapter = merge_folder(
-        options.source, options.output, adapter=options.adapter, as_megatron=options.megatron
+        source, options.output, adapter=options.adapter, as_megatron=options.megatron
     )
     print(f"{words_of(adapter)}; merged into {options.output}")
     return 0

@@ -76,7 +76,7 @@ MISTAKES = {
     "merge model new --adapter model": "model holds no adapter_config.json; give the folder of an",
     "merge model new --adapter nowhere": "nowhere holds no adapter_config.json",
     "merge model new": r"is no checkpoint of a run, so it holds no adapter; .* \(--adapter\)",
-    "merge nowhere new --adapter mine": "nowhere is not a folder; give the folder that holds conf",
+    "merge ./nowhere new --adapter mine": "./nowhere is neither a folder nor a Hub id",
     "merge mine new --adapter mine": "it holds an adapter .LoRA., which is nothing without its ba",
     "merge model full --adapter mine": r"full exists and is not empty; choose another folder\.$",
     "merge model mine --adapter mine": r"mine exists and is not empty; choose another folder\.$",

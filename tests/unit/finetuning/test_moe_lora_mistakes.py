@@ -86,3 +86,7 @@ def test_chosen_experts_take_the_place_of_all() -> None:
 def test_part_of_the_experts_must_be_one(part: float) -> None:
     with pytest.raises(ConfigError, match="must be above 0 and at most 1; try"):
         most_used_experts(profile([1, 2]), part)
+
+
+def test_a_model_of_few_positions_needs_no_shorter_sequences_to_be_named() -> None:
+    MoELoRA(MoEModel(hidden_size=16, num_layers=1, num_experts=4, max_position_embeddings=64))
