@@ -51,7 +51,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
         "parallel.virtual_pipeline_stages": 2,
         "model.num_layers": 4,
     },
-    # Under TP, Megatron 0.19 gives the rotated key of latent attention other gradients, in any run.
+    "tp2_latent_attention": {**TP2, **LATENT},
     "ep2_latent_attention": {**EP2, **LATENT},
     "ep2_prediction": {**EP2, "model.num_prediction_layers": 1},
     "cp2": {"parallel.context_parallel_size": 2},

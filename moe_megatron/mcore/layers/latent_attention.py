@@ -3,15 +3,27 @@
 Megatron normalises queries whenever it normalises the latents: low-rank queries after their down
 projection, full-rank queries before their projection. DeepSeek-V2-Lite and similar models have no
 norm in the second case. And the norms of latents may add another epsilon than those of the layers.
+
+Under tensor parallelism Megatron-Core 0.19 gives two things other gradients than one process does:
+the rotated part of a key, which all heads share, where it sums over the heads of each rank alone
+(Megatron-LM issue 1699), and without sequence parallelism the norm of low-rank queries, whose whole
+gradient it adds up over ranks. Here both are what they are in one process.
 """
 
 import dataclasses
 from typing import Any
 
+import torch
+from megatron.core.tensor_parallel.mappings import (
+    copy_to_tensor_model_parallel_region,
+    gather_from_tensor_model_parallel_region,
+    scatter_to_sequence_parallel_region,
+)
 from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.mla_qk_norm_config import QKNormConfigResolver
 from megatron.core.transformer.multi_latent_attention import MLASelfAttention
+from torch import Tensor, nn
 
 from moe_megatron.config import ModelConfig
 
@@ -35,7 +47,7 @@ def set_yarn(transformer: TransformerConfig, model: ModelConfig) -> None:
 
 
 class LatentAttention(MLASelfAttention):
-    """`MLASelfAttention` without the norm of full-rank queries.
+    """`MLASelfAttention` without the norm of full-rank queries, and with whole gradients.
 
     Args:
         latent_epsilon: Added to the variance inside the norms of latents; None: as in other norms.
@@ -48,12 +60,42 @@ class LatentAttention(MLASelfAttention):
             module: Any = getattr(self, name, None)
             if hasattr(module, "eps"):
                 module.eps = latent_epsilon
+        if not self.config.sequence_parallel:
+            _mark_as_whole(getattr(self, "q_layernorm", None))
+
+    def _qkv_down_projection(self, hidden_states: Tensor) -> tuple[Tensor, Tensor]:
+        """Latents of queries, and those of keys and values beside the rotated part of keys.
+
+        Both leave as from a projection that each rank has whole: [sequence / ranks under sequence
+        parallelism, batch, width]. Megatron then gathers the rotated part such that its
+        gradient is summed over ranks; without sequence parallelism that is done here.
+        """
+        queries, latents = super()._qkv_down_projection(hidden_states)
+        if self.tp_group.size() == 1:
+            return queries, latents
+        latent, rotated = self.config.kv_lora_rank, self.config.qk_pos_emb_head_dim
+        sequence = self.config.sequence_parallel
+        if latents.size(-1) != latent + rotated:
+            latents = gather_from_tensor_model_parallel_region(latents)
+            if sequence:
+                latents = scatter_to_sequence_parallel_region(latents)
+        if not sequence:
+            compressed, keys = latents.split([latent, rotated], dim=-1)
+            keys = copy_to_tensor_model_parallel_region(keys)
+            latents = torch.cat([compressed, keys], dim=-1)
+        return queries, latents
 
     def _resolve_qk_norm_config(self, submodules: Any) -> Any:
         if self.config.q_lora_rank is not None:
             return super()._resolve_qk_norm_config(submodules)
         submodules = dataclasses.replace(submodules, q_layernorm=IdentityOp)
         return _NoQueryNorm(self.config, submodules).resolve()
+
+
+def _mark_as_whole(norm: nn.Module | None) -> None:
+    """Have Megatron take the mean over tensor parallel ranks of gradients that are equal there."""
+    for parameter in norm.parameters() if norm is not None else ():
+        parameter.average_gradients_across_tp_domain = True  # type: ignore[attr-defined]
 
 
 class _NoQueryNorm(QKNormConfigResolver):

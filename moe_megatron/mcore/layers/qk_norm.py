@@ -1,7 +1,9 @@
 """Norms of queries and keys over all heads at once, as in OLMoE (arXiv:2409.02060, 4.2.5).
 
 Megatron normalizes each head separately. Here the mean square is taken over the heads of all tensor
-parallel ranks, each of which holds its part of the weight.
+parallel ranks. Each of them has the whole weight and uses the part of its own heads: Megatron sums
+the gradients of all parameters that are called `q_layernorm` or `k_layernorm` over these ranks, and
+the sum of parts that are zero elsewhere is the gradient.
 """
 
 from functools import partial
@@ -10,9 +12,7 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
-from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
 from megatron.core.transformer import TransformerConfig
-from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 from torch import Tensor
 
 from moe_megatron.errors import ConfigError
@@ -45,10 +45,7 @@ class AllHeadsNorm(torch.nn.Module):
         heads = config.num_attention_heads if of == "queries" else config.num_query_groups
         self._width, self._eps = heads * hidden_size, eps
         self._ranks = parallel_state.get_tensor_model_parallel_world_size()
-        self.weight = torch.nn.Parameter(
-            torch.ones(self._width // self._ranks, dtype=config.params_dtype)
-        )
-        set_tensor_model_parallel_attributes(self.weight, True, 0, 1)
+        self.weight = torch.nn.Parameter(torch.ones(self._width, dtype=config.params_dtype))
 
     def forward(self, heads: Tensor) -> Tensor:
         """Normalize [sequence, batch, heads of this rank, head width]."""
@@ -57,20 +54,13 @@ class AllHeadsNorm(torch.nn.Module):
         if self._ranks > 1:
             square = _SumOverRanks.apply(square)
         scale = torch.rsqrt(square / self._width + self._eps)
-        return (self.weight * (flat.float() * scale).to(heads.dtype)).view_as(heads)
+        normed = (flat.float() * scale).to(heads.dtype)
+        return (self._weight_of_rank() * normed).view_as(heads)
 
-    def sharded_state_dict(
-        self,
-        prefix: str = "",
-        sharded_offsets: tuple[tuple[int, int, int], ...] = (),
-        metadata: dict[str, Any] | None = None,
-    ) -> dict[str, Any]:
-        """The weight as Megatron's checkpoints describe it: split along its only axis."""
-        state = self.state_dict(prefix="", keep_vars=True)
-        sharded: dict[str, Any] = make_sharded_tensors_for_checkpoint(
-            state, prefix, {"weight": 0}, sharded_offsets
-        )
-        return sharded
+    def _weight_of_rank(self) -> Tensor:
+        width = self._width // self._ranks
+        first = parallel_state.get_tensor_model_parallel_rank() * width
+        return self.weight[first : first + width]
 
 
 class _SumOverRanks(torch.autograd.Function):

@@ -21,6 +21,7 @@ from moe_megatron.experts import expert_builder
 from moe_megatron.mcore.layers.biases import add_head_bias, with_bias
 from moe_megatron.mcore.layers.context_attention import ContextAttention
 from moe_megatron.mcore.layers.expert_dropout import add_expert_dropout
+from moe_megatron.mcore.layers.gradient_marks import mark_parameters
 from moe_megatron.mcore.layers.late_qk_norm import LateNormAttention
 from moe_megatron.mcore.layers.latent_attention import LatentAttention, set_yarn
 from moe_megatron.mcore.layers.local_attention import LocalAttention
@@ -59,6 +60,7 @@ def use_our_layers(model_config: GPTModelConfig, config: RunConfig) -> None:
     model_config.transformer_layer_spec = partial(layer_spec, config=config)
     set_multipliers(model_config.transformer, config.model)
     set_yarn(model_config.transformer, config.model)
+    model_config.pre_wrap_hooks.append(mark_parameters)
     if config.model.num_prediction_layers:
         model_config.pre_wrap_hooks.append(drop_unused_head)
     if config.model.lm_head_bias:

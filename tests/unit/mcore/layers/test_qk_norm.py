@@ -3,6 +3,7 @@
 import pytest
 import torch
 from megatron.core.transformer import TransformerConfig
+from megatron.core.transformer.utils import sharded_state_dict_default
 
 from moe_megatron.errors import ConfigError
 from moe_megatron.mcore.layers.qk_norm import NORMS
@@ -38,7 +39,7 @@ def test_norm_equals_its_slow_twin(name: str, heads: int) -> None:
 @pytest.mark.usefixtures("world")
 def test_scale_is_saved_whole() -> None:
     norm = NORMS["q_layernorm"](config=config(), hidden_size=WIDTH)
-    (tensor,) = norm.sharded_state_dict("q_layernorm.").values()
+    (tensor,) = sharded_state_dict_default(norm, "q_layernorm.").values()
     assert (tensor.key, tensor.global_shape) == ("q_layernorm.weight", (HEADS * WIDTH,))
 
 
