@@ -17,7 +17,7 @@ import torch
 from moe_megatron.chaos.injuries import damage
 from moe_megatron.mcore import world
 from moe_megatron.mcore.loop.callbacks import Callback, StepEnd
-from moe_megatron.mcore.recovery.expert_parameters import expert_parameters
+from moe_megatron.mcore.recovery.adapted_experts import parameters_of_experts
 
 
 def once(run_dir: Path, name: str) -> bool:
@@ -98,6 +98,7 @@ class BadExpert(Harm):
         expert: Number of the expert, from 0.
         gradients: Harm its gradient instead, each time one is computed from that step on.
         times: How often the weight is harmed, if the step is made more than once.
+        adapter: Harm the last matrix of its adapter.
         late: Harm the weight when the step has ended, before it is saved.
     """
 
@@ -109,20 +110,22 @@ class BadExpert(Harm):
         *,
         gradients: bool = False,
         times: float = math.inf,
+        adapter: bool = False,
         late: bool = False,
     ) -> None:
         super().__init__(step)
-        self._times, self._late = times, late
+        self._times, self._late, self._adapter = times, late, adapter
         self._layer, self._expert, self._gradients = layer, expert, gradients
         self._weights: list[torch.nn.Parameter] = []
 
     def on_train_start(self, model: list[Any], start_step: int) -> None:
         """Find the expert."""
-        self._weights = [
+        own = [
             it.tensor
-            for it in expert_parameters(model)
+            for it in parameters_of_experts(model)
             if (it.layer, it.expert) == (self._layer, self._expert)
-        ][:1]
+        ]
+        self._weights = own[-1:] if self._adapter else own[:1]
         for weight in self._weights if self._gradients else ():
             weight.register_hook(self._gradient)  # type: ignore[no-untyped-call]
 

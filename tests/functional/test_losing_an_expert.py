@@ -13,7 +13,7 @@ from moe_megatron.config.flags import split_flags
 from moe_megatron.config.masked_experts import read_masked
 from moe_megatron.errors import RecoveryError
 from moe_megatron.mcore.loop.callbacks import Callback
-from moe_megatron.mcore.recovery.expert_parameters import expert_parameters
+from moe_megatron.mcore.recovery.adapted_experts import parameters_of_experts
 from moe_megatron.telemetry.journal import Event, read_events
 from moe_megatron.telemetry.sinks.jsonl import (
     ROUTING_FILE,
@@ -43,6 +43,7 @@ SIGMOID = {
     "moe.router": {"name": "top_k", "score_function": "sigmoid"},
     "moe.load_balancing": "none",
 }
+ADAPTER = {"adapter.rank": 4}
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,8 @@ class Run:
     experts: tuple[int, ...] = (EXPERT,)
     """Experts of the layer that are harmed."""
     gradients: bool = False
+    adapter: bool = False
+    """Harm its adapter."""
     resumes: str = ""
 
 
@@ -62,6 +65,21 @@ RUNS = {
         {**EP2, "training.precision": "bf16", "parallel.distributed_optimizer": True}
     ),
     "gradients": Run(EP2, gradients=True),
+    "adapter": Run({**EP2, **ADAPTER}, adapter=True),
+    "adapter_tp2": Run({**TP2, **ADAPTER}, adapter=True),
+    "adapter_gradients": Run({**EP2, **ADAPTER}, gradients=True, adapter=True),
+    "adapter_kept": Run(EP2 | ADAPTER, experts=(), resumes="adapter"),
+    "adapter_before": Run(
+        {**EP2, **ADAPTER, "megatron.ckpt-step": 2}, experts=(), resumes="adapter"
+    ),
+    "adapter_restored": Run(
+        {**EP2, **ADAPTER, "recovery.restore_experts": "restore"}, experts=(), resumes="adapter"
+    ),
+    "adapter_reinitialized": Run(
+        {**EP2, **ADAPTER, "recovery.restore_experts": "reinitialize"},
+        experts=(),
+        resumes="adapter",
+    ),
     "too_many": Run(EP2, experts=(0, 1, 2)),
     "untouched": Run(EP2, experts=()),
     "without_policy": Run({**EP2, "recovery.expert_failure": "stop"}, experts=()),
@@ -93,7 +111,7 @@ class Remember(Callback):
         if step == self._first:
             self.weights = [
                 it.tensor.tolist()
-                for it in expert_parameters(self._model)
+                for it in parameters_of_experts(self._model)
                 if (it.layer, it.expert) == (LAYER, EXPERT)
             ]
 
@@ -112,7 +130,10 @@ def train(folder: Path, names: list[str]) -> tuple[dict[str, str], dict[str, Any
         if run.resumes:
             given["checkpoint.load"] = str(folder / run.resumes / "checkpoints")
             given["training.train_steps"] = STEPS + 3
-        harms = [BadExpert(BAD, LAYER, expert, gradients=run.gradients) for expert in run.experts]
+        harms = [
+            BadExpert(BAD, LAYER, expert, gradients=run.gradients, adapter=run.adapter)
+            for expert in run.experts
+        ]
         remember = Remember()
         config = apply_overrides(load_config("test_tiny"), given)
         try:
@@ -156,7 +177,19 @@ def found(tmp_path_factory: pytest.TempPathFactory, chosen: Callable[[str], list
     return Found(folder, errors, weights)
 
 
-@pytest.mark.parametrize("name", named("ep2", "tp2", "ep2_bias", "bf16_sharded", "gradients"))
+@pytest.mark.parametrize(
+    "name",
+    named(
+        "ep2",
+        "tp2",
+        "ep2_bias",
+        "bf16_sharded",
+        "gradients",
+        "adapter",
+        "adapter_tp2",
+        "adapter_gradients",
+    ),
+)
 def test_failed_expert_is_masked_and_the_others_train_on(name: str, found: Found) -> None:
     losses, load = found.losses(name), found.load(name)
     assert len(losses) == STEPS, "no step is lost"
@@ -164,7 +197,7 @@ def test_failed_expert_is_masked_and_the_others_train_on(name: str, found: Found
     assert [tokens[EXPERT] > 0 for tokens in load.values()] == [True] * 2 + [False] * 4
     assert len({sum(tokens) for tokens in load.values()}) == 1, "no assignment is lost"
     (event,) = found.events(name, "masked")
-    what = "gradients" if name == "gradients" else "weights"
+    what = "gradients" if name.endswith("gradients") else "weights"
     assert event.fields == {
         "step": BAD, "layer": LAYER, "expert": EXPERT, "reason": f"its {what} are not finite",
     }  # fmt: skip
@@ -196,7 +229,23 @@ def test_restored_weights_are_those_before_the_loss(found: Found) -> None:
     assert not any(value for row in found.weights["kept"][0] for value in row)
 
 
-@pytest.mark.parametrize("name", named("restored", "reinitialized"))
+def test_frozen_base_of_a_lost_adapter_stays_and_its_adapter_returns(found: Found) -> None:
+    before, kept, restored, anew = (
+        found.weights[f"adapter_{it}"] for it in ("before", "kept", "restored", "reinitialized")
+    )
+    base, adapter = before[:2], before[2:]
+    assert len(adapter) == 4
+    assert kept[:2] == restored[:2] == anew[:2] == base
+    assert not any(value for matrix in kept[2:] for row in matrix for value in row)
+    assert restored[2:] == adapter
+    for a, b in (anew[2:4], anew[4:]):
+        assert any(value for row in a for value in row)
+        assert not any(value for row in b for value in row)
+
+
+@pytest.mark.parametrize(
+    "name", named("restored", "reinitialized", "adapter_restored", "adapter_reinitialized")
+)
 def test_expert_returns_on_request(name: str, found: Found) -> None:
     load = found.load(name)
     assert len(load) == 3

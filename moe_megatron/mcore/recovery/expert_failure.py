@@ -4,9 +4,10 @@
     only gradients of experts are not finite,      masked, if computing the step again does not
     and those of everything else are               help
 
-A masked expert gets no tokens, its optimizer state is zeroed, and so are weights that are not
-finite. Then the step is computed again without it. Nothing is looked at while the norm of the
-gradient is finite. It does not know how a router leaves experts out (`layers/expert_mask.py`).
+A masked expert gets no tokens, its optimizer state is zeroed, and so are its weights, if any are
+not finite; frozen ones that are finite stay. An adapter of its own is a part of an expert. Then the
+step is computed again without it. Nothing is looked at while the norm of the gradient is finite. It
+does not know how a router leaves experts out (`layers/expert_mask.py`).
 """
 
 import logging
@@ -29,11 +30,8 @@ from moe_megatron.config.masked_experts import (
 from moe_megatron.errors import RecoveryError
 from moe_megatron.mcore import world
 from moe_megatron.mcore.layers.expert_mask import ExpertMask
-from moe_megatron.mcore.recovery.expert_parameters import (
-    expert_parameters,
-    routers,
-    start_anew,
-)
+from moe_megatron.mcore.recovery.adapted_experts import parameters_of_experts
+from moe_megatron.mcore.recovery.expert_parameters import routers, start_anew
 from moe_megatron.mcore.recovery.findings import gradient_of, is_finite
 from moe_megatron.mcore.recovery.policy import Action, Answer, Policy, Step
 from moe_megatron.mcore.recovery.unmask import reinitialize, restore
@@ -134,12 +132,12 @@ class ExpertFailure(Policy):
         return [folder for _, folder in found if folder.name <= self._loaded.name]
 
     def _failed_weights(self) -> Experts:
-        bad = (it for it in expert_parameters(self._model) if not is_finite(it.tensor))
+        bad = (it for it in parameters_of_experts(self._model) if not is_finite(it.tensor))
         return self._agreed((it.layer, it.expert) for it in bad)
 
     def _failed_gradients(self) -> Experts:
         """Experts with bad gradients; none if the gradients of anything else are bad, too."""
-        of_experts = {id(it.tensor): it for it in expert_parameters(self._model)}
+        of_experts = {id(it.tensor): it for it in parameters_of_experts(self._model)}
         bad = [
             parameter
             for chunk in self._model
@@ -201,9 +199,9 @@ class ExpertFailure(Policy):
     @torch.no_grad()
     def _reset(self, experts: Experts, *, weights: bool) -> None:
         """Zero the optimizer's moments, and the weights if asked for, of experts on this rank."""
-        for it in expert_parameters(self._model):
+        for it in parameters_of_experts(self._model):
             if (it.layer, it.expert) in experts:
-                if weights:
+                if weights and (it.tensor.requires_grad or not is_finite(it.tensor)):
                     it.tensor.zero_()
                 start_anew(self._optimizer, it.tensor)
 

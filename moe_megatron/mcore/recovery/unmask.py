@@ -3,7 +3,9 @@
     reinitialize    the mean of the layer's living experts, plus a hundredth of its spread as noise
     restore         the weights in the newest checkpoint in which the expert was not masked
 
-A balancing bias starts at the mean of the living experts. It does not know the optimizer.
+A frozen weight that was not zeroed is kept. An adapter of a masked expert begins anew, or is that
+of the checkpoint. A balancing bias starts at the mean of the living experts. It does not know the
+optimizer.
 """
 
 from collections import defaultdict
@@ -19,11 +21,16 @@ from megatron.core.utils import unwrap_model
 
 from moe_megatron.config.masked_experts import Experts, experts_of, read_masked
 from moe_megatron.errors import RecoveryError
+from moe_megatron.mcore.recovery.adapted_experts import (
+    adapters_of_experts,
+    parameters_of_experts,
+)
 from moe_megatron.mcore.recovery.expert_parameters import (
     ExpertParameter,
     expert_parameters,
     routers,
 )
+from moe_megatron.mcore.tuning.adapters.attach import start_magnitudes
 
 _NOISE = 0.01
 """Standard deviation of the noise, in those of the mean's values."""
@@ -51,10 +58,14 @@ def reinitialize(model: list[Any], masked: Experts) -> None:
         dist.all_reduce(each, group=group)
         mean = each.sum(0) / (size - len(dead))
         for it in own:
-            if it.expert in dead:
+            if it.expert in dead and (it.tensor.requires_grad or not it.tensor.any()):
                 generator = torch.Generator().manual_seed(1000 * layer + it.expert)
                 noise = torch.randn(mean.shape, generator=generator).to(mean.device)
                 it.tensor.copy_(mean + _NOISE * mean.std() * noise)
+    for home, layer, expert in adapters_of_experts(model):
+        if (layer, expert) in masked:
+            home.begin_anew()
+    start_magnitudes(unwrap_model(model), anew=False)
     _average_biases(model, masked)
 
 
@@ -88,7 +99,15 @@ def restore(model: list[Any], masked: Experts, folders: list[Path]) -> None:
 
 def _load(model: list[Any], folder: Path, experts: set[tuple[int, int]]) -> None:
     """Load the experts of a checkpoint, and copy some of them into the model."""
-    kept = [(it, it.tensor.clone()) for it in expert_parameters(model)]
+    chosen = {
+        id(it.tensor) for it in parameters_of_experts(model) if (it.layer, it.expert) in experts
+    }
+    kept = [
+        (parameter, parameter.detach().clone())
+        for chunk in model
+        for name, parameter in chunk.named_parameters()
+        if ".experts." in name and id(parameter) not in chosen
+    ]
     state = {
         f"model{number}": {
             key: value
@@ -105,9 +124,8 @@ def _load(model: list[Any], folder: Path, experts: set[tuple[int, int]]) -> None
     for number, chunk in enumerate(unwrap_model(model)):
         found = loaded["model"] if "model" in loaded else loaded[f"model{number}"]
         chunk.load_state_dict(found, strict=False)
-    for it, weights in kept:
-        if (it.layer, it.expert) not in experts:
-            it.tensor.copy_(weights)
+    for parameter, weights in kept:
+        parameter.copy_(weights)
 
 
 def _average_biases(model: list[Any], masked: Experts) -> None:

@@ -77,6 +77,7 @@ class AdapterTensors(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.layouts: dict[str, Layout] = {}
+        self._seed = 0
 
     def add(self, layout: Layout, *, like: Tensor, seed: int, **attributes: Any) -> None:
         """Add a tensor that is drawn for A, and zero.
@@ -87,11 +88,9 @@ class AdapterTensors(nn.Module):
             seed: Of the run.
             attributes: What the tensor says to Megatron.
         """
+        self._seed = seed
         name = layout.name.rpartition(".")[2]
-        values = torch.zeros(layout.local_shape(), dtype=torch.float32)
-        if name == A:
-            values = layout.part(_drawn(layout.name, layout.shape, seed))
-        parameter = nn.Parameter(values.to(like.device, like.dtype))
+        parameter = nn.Parameter(_first(layout, seed).to(like.device, like.dtype))
         set_tensor_model_parallel_attributes(
             parameter, layout.axis is not None, layout.axis or 0, 1
         )
@@ -99,6 +98,12 @@ class AdapterTensors(nn.Module):
             setattr(parameter, key, value)
         self.layouts[name] = layout
         self.register_parameter(name, parameter)
+
+    @torch.no_grad()
+    def begin_anew(self) -> None:
+        """Make the tensors what they were when they were added."""
+        for name, layout in self.layouts.items():
+            self.get_parameter(name).copy_(_first(layout, self._seed))
 
     def forward(self) -> Mapping[str, Tensor]:
         """The tensors by their last names, this rank's part of each."""
@@ -149,6 +154,13 @@ def adapter_tensors(chunks: list[Any]) -> Iterator[AdapterTensors]:
     """All that there are in the chunks of this rank."""
     for chunk in chunks:
         yield from (it for it in chunk.modules() if isinstance(it, AdapterTensors))
+
+
+def _first(layout: Layout, seed: int) -> Tensor:
+    """What this rank's part of a tensor is before the first step."""
+    if layout.name.rpartition(".")[2] == A:
+        return layout.part(_drawn(layout.name, layout.shape, seed))
+    return torch.zeros(layout.local_shape(), dtype=torch.float32)
 
 
 def _drawn(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
