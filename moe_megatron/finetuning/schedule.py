@@ -5,14 +5,15 @@ times, and judged by, so that the best checkpoint is what comes of it. It knows 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from moe_megatron.config import RunConfig, apply_overrides
 from moe_megatron.data.instructions.packing import packed_rows
-from moe_megatron.data.instructions.stored import StoredSamples, holds_instructions
+from moe_megatron.data.instructions.stored import holds_instructions, holds_pairs, opened
 from moe_megatron.data.instructions.suitable import rows_of_splits
 from moe_megatron.data.source import ResolvedBlend, resolve_blend
 from moe_megatron.data.split import check_splits, documents_of_splits
@@ -25,34 +26,53 @@ _NOTHING = "100,0,0"
 _EVALUATIONS = 4
 
 
-def blend_of(config: RunConfig) -> ResolvedBlend:
-    """The data of a run, prepared.
+def with_schedule(
+    config: RunConfig,
+    named: Callable[[str], bool],
+    say: Callable[[str], None],
+    *,
+    epochs: float | None = None,
+    hold_out: bool = True,
+) -> RunConfig:
+    """Steps for so many passes, and a part of the data held out, unless its user says otherwise.
 
-    Raises:
-        DataError: A source cannot be read.
-    """
-    return resolve_blend(config.data, open_indexed_writer, open_samples=open_instruction_writer)
-
-
-def with_epochs(config: RunConfig, epochs: float) -> RunConfig:
-    """As many steps as so many passes over the training data take, all tasks together.
+    The data is looked up once, and only where it must be. Of pairs of answers nothing is held out:
+    they are judged otherwise.
 
     Args:
-        config: The run.
-        epochs: Passes, above 0; may be a fraction.
+        config: The run, with the wishes of its user.
+        named: Whether the user has set a field.
+        say: Is told where nothing can be held out.
+        epochs: Passes over the training data, all tasks together, above 0; may be a fraction.
+            None: as many steps as the run has.
+        hold_out: Whether a part is held out, evaluated, and the best checkpoint kept.
 
     Raises:
-        ConfigError: It is not above 0.
-        DataError: The data cannot be read.
+        ConfigError: `epochs` is not above 0.
+        DataError: The data cannot be read, or has too little for what the user asks for.
     """
-    if not 0 < epochs < math.inf:
+    if epochs is not None and not 0 < epochs < math.inf:
         raise ConfigError(f"--epochs ({epochs:g}) must be above 0, such as 1 or 0.5.")
-    blend, length = blend_of(config), config.data.sequence_length
+    never = config.training.eval_interval is None and named("training.eval_interval")
+    hold_out = hold_out and not never
+    if epochs is None and not hold_out:
+        return config
+    blend = resolve_blend(config.data, open_indexed_writer, open_samples=open_instruction_writer)
+    if epochs is not None:
+        config = _with_epochs(config, blend, epochs)
+    if hold_out and not (holds_instructions(blend.prefixes) and holds_pairs(blend.prefixes)):
+        config = _with_held_out(config, blend.prefixes, named, say)
+    return config
+
+
+def _with_epochs(config: RunConfig, blend: ResolvedBlend, epochs: float) -> RunConfig:
+    """As many steps as so many passes over the training data take."""
+    length = config.data.sequence_length
     share = config.data.split_shares if config.training.eval_interval else (1.0, 0.0, 0.0)
     rows = 0.0
     if holds_instructions(blend.prefixes):
         for prefix in blend.prefixes:
-            stored = StoredSamples(prefix)
+            stored = opened(prefix)
             trained = np.asarray(documents_of_splits(len(stored), share)[0], dtype=np.int64)
             rows += len(packed_rows(stored, length, trained).rows)
     else:
@@ -61,22 +81,14 @@ def with_epochs(config: RunConfig, epochs: float) -> RunConfig:
     return apply_overrides(config, {"training.train_steps": steps})
 
 
-def with_held_out(
-    config: RunConfig, named: Callable[[str], bool], say: Callable[[str], None]
+def _with_held_out(
+    config: RunConfig,
+    prefixes: Sequence[Path],
+    named: Callable[[str], bool],
+    say: Callable[[str], None],
 ) -> RunConfig:
-    """Hold out some of the data, evaluate it, and keep the best checkpoint, unless told otherwise.
-
-    Args:
-        config: The run, with the wishes of its user.
-        named: Whether the user has set a field.
-        say: Is told where nothing can be held out.
-
-    Raises:
-        DataError: The data cannot be read, or has too little for what the user asks for.
-    """
+    """Hold out some of the data, evaluate it, and keep the best checkpoint."""
     training, off = config.training, config.training.eval_interval is None
-    if off and named("training.eval_interval"):
-        return config
     interval = training.eval_interval or math.ceil(training.train_steps / _EVALUATIONS)
     wanted: dict[str, Any] = {
         "training.eval_interval": interval,
@@ -90,7 +102,7 @@ def with_held_out(
     held_out = apply_overrides(config, wanted)
     asked = not off or config.data.tasks is not None or config.evaluation.on
     try:
-        _check(held_out)
+        _check(held_out, prefixes)
     except DataError as error:
         if asked:
             raise
@@ -99,10 +111,9 @@ def with_held_out(
     return held_out
 
 
-def _check(config: RunConfig) -> None:
+def _check(config: RunConfig, prefixes: Sequence[Path]) -> None:
     """Refuse data of which nothing can be held out."""
-    blend, shares = blend_of(config), config.data.split_shares
-    for prefix in blend.prefixes:
-        check_splits(prefix, shares)
-    if holds_instructions(blend.prefixes):
-        rows_of_splits(blend.prefixes, config.data.sequence_length, shares)
+    for prefix in prefixes:
+        check_splits(prefix, config.data.split_shares)
+    if holds_instructions(prefixes):
+        rows_of_splits(prefixes, config.data.sequence_length, config.data.split_shares)

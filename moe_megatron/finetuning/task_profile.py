@@ -51,8 +51,9 @@ def task_profile(
         layers=model.architecture.moe_layers, num_experts=experts, top_k=model.moe_config.top_k
     )
     most = model.model_config.max_position_embeddings
+    rows = batches(prefix, length, 1, most, pairs=True)
     with evaluating(model):
-        for batch in itertools.islice(batches(prefix, length, 1, most), sequences):
+        for batch in itertools.islice(rows, sequences):
             routing = model(batch.input_ids, attention_mask=batch.valid).routing
             for row, info in enumerate(routing):
                 profile.tokens_per_expert[row] += info.tokens_per_expert.cpu().numpy()

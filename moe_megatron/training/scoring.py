@@ -14,7 +14,12 @@ from torch.nn.functional import pad
 
 from moe_megatron.data.index import read_tokens
 from moe_megatron.data.instructions.packing import packed_rows
-from moe_megatron.data.instructions.stored import StoredSamples, holds_instructions
+from moe_megatron.data.instructions.stored import (
+    StoredPairs,
+    StoredSamples,
+    holds_instructions,
+    holds_pairs,
+)
 from moe_megatron.errors import ConfigError
 from moe_megatron.model.inputs import IGNORED_LABEL
 
@@ -36,7 +41,9 @@ class Batch:
         return int((self.labels[:, 1:] != IGNORED_LABEL).sum())
 
 
-def batches(prefix: Path, length: int, size: int, most: int | None) -> Iterator[Batch]:
+def batches(
+    prefix: Path, length: int, size: int, most: int | None, *, pairs: bool = False
+) -> Iterator[Batch]:
     """The rows of a prepared dataset.
 
     Args:
@@ -44,12 +51,16 @@ def batches(prefix: Path, length: int, size: int, most: int | None) -> Iterator[
         length: Tokens of a row of training.
         size: Rows of a batch.
         most: Tokens of a row that the model can take; None: as many as there are.
+        pairs: Whether pairs of answers are read, too: each answer as a conversation of its own,
+            chosen and rejected, cut at half a row as in training.
 
     Raises:
         ConfigError: There is no token to predict.
-        DataError: No conversation has an answer within a row.
+        DataError: No conversation has an answer within a row, or pairs are not expected.
     """
     if holds_instructions([prefix]):
+        if pairs and holds_pairs([prefix]):
+            return _of_samples(StoredPairs(prefix).sides, length // 2, size, most)
         return _of_samples(StoredSamples(prefix), length, size, most)
     tokens = torch.from_numpy(read_tokens(prefix).astype("int64"))
     if length < 2 or len(tokens) < 2:

@@ -11,6 +11,7 @@ from moe_megatron.config.preferences import PreferencesConfig
 from moe_megatron.data.instructions.packing import packed_rows
 from moe_megatron.data.instructions.stored import StoredPairs
 from moe_megatron.errors import DataError
+from moe_megatron.finetuning.task_profile import task_profile
 from moe_megatron.mcore import world
 from moe_megatron.mcore.tuning.preference_loss import PAIRS, pair_scores, preference_loss
 from moe_megatron.text.demo import demo_tokenizer
@@ -100,9 +101,20 @@ def test_training_is_that_of_the_formula_in_plain_torch(tuner):
     assert result.history.columns()["reward_accuracy"][-1] > 0.5
 
 
+def test_experts_that_a_task_uses_are_counted_on_both_answers(tuner):
+    prefix, _ = index_data(ROWS, tuner.tokenizer, "text", "preferences", length=128)
+    read = sum(len(ids) for it in range(len(ROWS)) for ids, _ in StoredPairs(prefix).parts(it, 128))
+    profile = task_profile(
+        tuner.model, tuner.tokenizer, ROWS, "preferences", length=128, sequences=2 * len(ROWS)
+    )
+    top_k = tuner.model.moe_config.top_k
+    assert profile.tokens_per_expert.sum(axis=1).tolist() == [read * top_k] * 2
+    assert len(tuner.train_used_experts(ROWS, 0.5, task="preferences")) == 2
+
+
 def test_conversations_are_no_pairs_and_pairs_no_conversations(tuner, tmp_path):
     chat = [{"prompt": "Hi", "completion": "Hello"}]
-    with pytest.raises(DataError, match=r"'chosen'"):
+    with pytest.raises(DataError, match=r"holds conversations \(completion\) with one answer"):
         tuner.train(chat, task="preferences")
     with pytest.raises(DataError, match=r"holds pairs of a chosen and a rejected answer"):
         tuner.train(ROWS, task="instructions")

@@ -72,7 +72,7 @@ def run(argv: Sequence[str]) -> int:
         raise ConfigError("--epochs and --train-iters both say how long it takes; give one.")
     from moe_megatron.finetuning import published  # loads what --help can do without
     from moe_megatron.finetuning.adapter_choice import ADAPTER_RATE
-    from moe_megatron.finetuning.schedule import with_epochs, with_held_out
+    from moe_megatron.finetuning.schedule import with_schedule
     from moe_megatron.finetuning.unfreezing import UnfreezeAt
 
     output: Path = ours.output
@@ -84,11 +84,13 @@ def run(argv: Sequence[str]) -> int:
         if config.adapter.on and "training.learning_rate" not in named:
             config = apply_overrides(config, {"training.learning_rate": ADAPTER_RATE})
         config = _with_used_experts(config, base, ours)
-        if ours.epochs is not None:
-            config = with_epochs(config, ours.epochs)
-        # Stages would judge by themselves alone, and preferences are judged otherwise.
-        if not ours.unfreeze and config.data.format != PREFERENCES:
-            config = with_held_out(config, named.__contains__, say)
+        config = with_schedule(
+            config,
+            named.__contains__,
+            say,
+            epochs=ours.epochs,
+            hold_out=not ours.unfreeze,  # stages would judge by themselves alone
+        )
         unfreeze = [UnfreezeAt.read(text) for text in ours.unfreeze]
         return published.finetune(
             config, base, output, launcher(ours), unfreeze=unfreeze, say=say
