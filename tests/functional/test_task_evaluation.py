@@ -167,3 +167,13 @@ def test_a_training_ends_when_it_is_enough(ending: str, place: Path) -> None:
     assert [it.step for it in evaluations(place / ending)] == steps
     saved = sorted((place / ending / "checkpoints").glob("iter_*"))
     assert saved[-1].name == f"iter_{steps[-1]:07d}"
+
+
+@pytest.mark.deep
+def test_patience_goes_on_where_a_run_was_interrupted(place: Path) -> None:
+    changes = {**ENDINGS["patience"], "evaluation.patience": 2}
+    stopped = {**changes, "megatron.exit-interval": 2}
+    run_distributed(train, place, "halved", stopped, world_size=2)
+    resumed = {**changes, "checkpoint.load": str(place / "halved" / "checkpoints")}
+    run_distributed(train, place, "halved", resumed, world_size=2)
+    assert [it.step for it in evaluations(place / "halved")] == [0, 2, 4]

@@ -6,6 +6,7 @@ ranks get the same scores, so they agree on the end of a training.
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from moe_megatron.config import RunConfig
 from moe_megatron.data.held_out import HeldOut
 from moe_megatron.mcore.evaluation.answers import Answers
 from moe_megatron.mcore.evaluation.drift import RoutingDrift
+from moe_megatron.mcore.evaluation.earlier import earlier_evaluations
 from moe_megatron.mcore.evaluation.held_out import HeldOutRows
 from moe_megatron.mcore.evaluation.judge import Judge
 from moe_megatron.telemetry.values.task_scores import TaskScore
@@ -31,11 +33,17 @@ class TaskEvaluator:
         config: The run.
         data: What is held out, of each task and of the base domain.
         say: Called on rank 0 with why a training ends.
+        metrics: The file with the run's evaluations before a resume; None: there is none.
     """
 
     def __init__(
-        self, config: RunConfig, data: Sequence[HeldOut], say: Callable[[str], None]
+        self,
+        config: RunConfig,
+        data: Sequence[HeldOut],
+        say: Callable[[str], None],
+        metrics: Path | None = None,
     ) -> None:
+        self._metrics = metrics
         self._config, self._data, self._say = config, tuple(data), say
         self._rows: list[HeldOutRows] | None = None
         self._answers = Answers()
@@ -46,8 +54,12 @@ class TaskEvaluator:
     def before_training(
         self, evaluate: Evaluate, forward: Any, model: list[Any], step: int
     ) -> tuple[TaskScore, ...]:
-        """Evaluate what the training starts from; () where that was done before a resume."""
+        """Evaluate what the training starts from; after a resume, () and what it was judged by."""
         args = get_args()
+        if step:
+            self._judge = Judge(self._config.evaluation)
+            for it in earlier_evaluations(self._metrics, step, self._say):
+                self._judge.see(it.step, it.tasks)
         if step or not args.do_valid:
             return ()
         hooked = training.should_disable_forward_pre_hook(args)

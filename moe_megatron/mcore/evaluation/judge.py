@@ -1,6 +1,7 @@
 """When a training has had enough: nothing gets better, or too much is forgotten.
 
-It sees the scores of each evaluation, in order, and knows no model. After a resume it begins anew.
+It sees the scores of each evaluation, in order, those before a resume among them, and knows no
+model.
 """
 
 from collections.abc import Sequence
@@ -23,8 +24,8 @@ class Judge:
         self._waited = 0
         self._base: float | None = None
 
-    def has_had_enough(self, step: int, scores: Sequence[TaskScore]) -> str | None:
-        """Why the training ends after this evaluation, as one line; None: it goes on."""
+    def see(self, step: int, scores: Sequence[TaskScore]) -> None:
+        """Take note of an evaluation; nothing ends by it."""
         metric = self._config.metric
         value = value_of(scores, metric.kind, metric.task)
         if value is not None:
@@ -34,6 +35,13 @@ class Judge:
                 self._best, self._waited = (value, step), 0
             else:
                 self._waited += 1
+        if self._base is None:
+            self._base = value_of(scores, "loss", BASE)
+
+    def has_had_enough(self, step: int, scores: Sequence[TaskScore]) -> str | None:
+        """Why the training ends after this evaluation, as one line; None: it goes on."""
+        self.see(step, scores)
+        metric = self._config.metric
         if self._best and self._config.patience and self._waited >= self._config.patience:
             best, at = self._best
             return (
@@ -41,10 +49,8 @@ class Judge:
                 f"{at}) for {self._waited} evaluations (evaluation.patience)"
             )
         base = value_of(scores, "loss", BASE)
-        if base is None or self._config.max_forgetting is None:
+        if base is None or self._base is None or self._config.max_forgetting is None:
             return None
-        if self._base is None:
-            self._base = base
         if not base - self._base > self._config.max_forgetting:
             return None
         return (

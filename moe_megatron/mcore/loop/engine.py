@@ -84,6 +84,7 @@ from moe_megatron.mcore.tuning.freezing import freeze
 from moe_megatron.mcore.tuning.preference_loss import ACCURACY, MARGIN
 from moe_megatron.mcore.tuning.rates import rates_of_roles
 from moe_megatron.telemetry.sinks.health import SinkHealth
+from moe_megatron.telemetry.sinks.jsonl import METRICS_FILE
 from moe_megatron.telemetry.sinks.log_file import LogFile
 from moe_megatron.telemetry.values.profile import PROFILE_FILE
 
@@ -230,7 +231,8 @@ def _before_counting(
 def _evaluator(job: TrainingJob) -> TaskEvaluator | None:
     if not job.held_out or not job.config.evaluates_tasks:
         return None
-    return TaskEvaluator(job.config, job.held_out, job.say)
+    metrics = None if job.run_dir is None else job.run_dir / METRICS_FILE
+    return TaskEvaluator(job.config, job.held_out, job.say, metrics)
 
 
 def _note_data(args: Any, job: TrainingJob, *, instructions: bool) -> None:

@@ -63,6 +63,18 @@ def test_it_ends_where_too_much_is_forgotten() -> None:
     assert "has risen from 2 to 2.5, by more than 0.25" in found[2]
 
 
+def test_what_was_seen_before_counts_and_ends_nothing() -> None:
+    judge = Judge(EvaluationConfig(best="loss/first", patience=2, base=("it",), max_forgetting=0.2))
+    for step, loss in enumerate([2.0, 2.5, 2.5]):
+        judge.see(step, scores(loss, base=2.0))
+    reason = judge.has_had_enough(3, scores(2.5))
+    assert reason is not None
+    assert "better than 2 (step 0) for 3 evaluations" in reason
+    reason = judge.has_had_enough(4, scores(1.0, base=2.3))
+    assert reason is not None
+    assert "has risen from 2 to 2.3" in reason
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
