@@ -17,6 +17,7 @@ from moe_megatron.config.named import Option
 from moe_megatron.errors import ConfigError, MoEError
 from moe_megatron.model.moe_model import MoEModel
 from moe_megatron.routing import find_router, own_router, router_names
+from moe_megatron.routing.task_conditioned import NAME as TASK_CONDITIONED
 
 REFERENCE = "top_k"
 """The router that the others are compared with."""
@@ -66,7 +67,7 @@ def cases_of(
 
     Args:
         routers: As given; none means all that are registered, but those that go by the sources of
-            the data, as the text of a bench is one source.
+            the data, as the text of a bench is one source, or by the task that was adapted to.
         options: Of each router, by its name.
         experts: Numbers of experts.
 
@@ -74,7 +75,7 @@ def cases_of(
         ConfigError: There is no such router or option, one is given twice, or a router goes by
             the sources of the data.
     """
-    wanted = list(routers) or [name for name in router_names() if not _goes_by_sources(name)]
+    wanted = list(routers) or [name for name in router_names() if _stands_alone(name)]
     if twice := sorted({name for name in wanted if wanted.count(name) > 1}):
         raise ConfigError(f"the router '{twice[0]}' is named twice; leave one of them out.")
     if unknown := sorted(options.keys() - set(wanted)):
@@ -103,6 +104,11 @@ def cases_of(
             f"two routers would have the files {twice[0]}-*.json; rename one of them."
         )
     return found
+
+
+def _stands_alone(router: str) -> bool:
+    """Whether it is a router by itself, not one of sources or of a task that it learns."""
+    return not _goes_by_sources(router) and router != TASK_CONDITIONED
 
 
 def _goes_by_sources(router: str) -> bool:

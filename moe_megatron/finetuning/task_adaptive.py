@@ -2,7 +2,7 @@
 
 A task is kept as the tensors in which its model differs from the base: the embedding that
 conditions its routers, experts of its own, and whatever else was trained. How a router is
-conditioned is known to `task_router`, how one trains to `FineTuner`.
+conditioned is known to `routing.task_conditioned`, how one trains to `FineTuner`.
 """
 
 import json
@@ -20,14 +20,14 @@ from torch import Tensor
 from moe_megatron.config import Architecture, RouterConfig
 from moe_megatron.config.arguments import explained, shown, whole
 from moe_megatron.config.checks import join_words, nearest
-from moe_megatron.errors import CheckpointError, ConfigError
+from moe_megatron.errors import CheckpointError, ConfigError, TopologyError
 from moe_megatron.files import publish, user_path
 from moe_megatron.finetuning.fine_tuner import FineTuner
-from moe_megatron.finetuning.task_router import DOWN, EMBEDDING, NAME, UP, folded
 from moe_megatron.model.given import model_given
 from moe_megatron.model.moe_model import MoEModel
 from moe_megatron.model.storage import WeightMap
 from moe_megatron.reading import read_json
+from moe_megatron.routing.task_conditioned import DOWN, EMBEDDING, NAME, UP, folded
 from moe_megatron.tensor_file import save_tensors
 from moe_megatron.training.results import TrainingResult
 from moe_megatron.training.texts import Texts
@@ -64,6 +64,7 @@ class TaskAdaptiveMoE:
 
     Raises:
         ConfigError: An argument is invalid, or the model has another router than top_k.
+        TopologyError: Processes cannot share the experts of a task and those of the base alike.
     """
 
     def __init__(
@@ -87,6 +88,13 @@ class TaskAdaptiveMoE:
             raise ConfigError(
                 "TaskAdaptiveMoE conditions routers of the kind top_k, and the model has "
                 f"{found}; give a MoEModel with router_type='top_k'."
+            )
+        size = int((overrides or {}).get("parallel.expert_parallel_size", 1))
+        if (moe.num_experts + self._own) % size:
+            raise TopologyError(
+                f"expert_parallel_size ({size}) must divide the experts of a task's model, "
+                f"{moe.num_experts} of the base and {self._own} of the task; choose another one, "
+                "or another experts_per_task."
             )
         self._architecture = _grown(self.base.architecture, self._own, self._width)
         self._architecture_alone = _grown(self.base.architecture, self._own, None)

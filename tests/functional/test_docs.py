@@ -9,7 +9,7 @@ import importlib.util
 import inspect
 import json
 import re
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -305,10 +305,12 @@ def test_environment_variables_are_read() -> None:
 
 
 def _meanings(kind: type) -> dict[str, str]:
-    """The text under each field of a dataclass."""
+    """The text under each field of a dataclass, those of its bases among them."""
+    found: dict[str, str] = {}
+    for base in kind.__bases__:
+        found |= _meanings(base) if is_dataclass(base) else {}
     (definition,) = ast.parse(inspect.getsource(kind)).body
     assert isinstance(definition, ast.ClassDef)
-    found: dict[str, str] = {}
     name = ""
     for node in definition.body:
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):

@@ -24,6 +24,7 @@ OPTIONS = {"sparse_mixer": {"jitter": 0.5}}
 """With little, it chooses among one expert, whose weight is 1."""
 WITH_ONE = {
     "top_k": {"pre_softmax": True},
+    "task_conditioned": {"pre_softmax": True},
     "grouped": {"groups": 1},
     "hierarchical": {"groups_per_token": 1},
     **OPTIONS,

@@ -1,4 +1,4 @@
-"""The router of a model that was adapted to a task: `top_k`, conditioned by the task's embedding.
+"""Of a model that was adapted to a task: `top_k`, conditioned by the task's embedding.
 
     logits = W x + U (e * V x)
 
