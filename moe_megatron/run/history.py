@@ -107,7 +107,9 @@ class History:
 
     def columns(self) -> dict[str, list[Any]]:
         """One list for each column of `to_pandas`, with a value for each step."""
-        validation = {it.step: it.loss for it in self.evaluations if it.split == "validation"}
+        validated = {it.step: it for it in self.evaluations if it.split == "validation"}
+        validation = {step: it.loss for step, it in validated.items()}
+        held_out = dict.fromkeys(name for it in validated.values() for name in it.measures)
         return {
             "step": [it.step for it in self.steps],
             "loss": self.losses,
@@ -119,6 +121,13 @@ class History:
             "seconds": [it.step_seconds for it in self.steps],
             "skipped": [it.skipped for it in self.steps],
             **{name: [it.measures.get(name) for it in self.steps] for name in self._measured()},
+            **{
+                f"validation_{name}": [
+                    validated[it.step].measures.get(name) if it.step in validated else None
+                    for it in self.steps
+                ]
+                for name in held_out
+            },
         }
 
     def _measured(self) -> list[str]:

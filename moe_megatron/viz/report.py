@@ -118,10 +118,12 @@ def _evaluation_facts(split: str, records: Sequence[EvalRecord]) -> list[str]:
     last, best = records[-1], min(records, key=lambda record: record.loss)
     at = f"step {last.step:,}"
     detail = at if best is last else f"{at}, best {best.loss:.3f} at step {best.step:,}"
-    return [
-        _fact(f"{split} loss", f"{last.loss:.3f}", detail),
-        _fact(f"{split} perplexity", f"{last.perplexity:,.2f}", at),
-    ]
+    facts = [_fact(f"{split} loss", f"{last.loss:.3f}", detail)]
+    if not last.measures:  # a loss of tokens
+        facts.append(_fact(f"{split} perplexity", f"{last.perplexity:,.2f}", at))
+    for name, value in last.measures.items():
+        facts.append(_fact(f"{split} {name.replace('_', ' ')}", f"{value:.3f}", at))
+    return facts
 
 
 def _training_section(metrics: RunMetrics) -> str:

@@ -14,7 +14,8 @@ from moe_megatron.data.instructions.stored import StoredPairs
 from moe_megatron.data.prepare import prepare_dataset
 from moe_megatron.data.shards import expand_sources
 from moe_megatron.run.prepared_data import open_instruction_writer
-from moe_megatron.telemetry.values.records import StepRecord
+from moe_megatron.telemetry.sinks.jsonl import METRICS_FILE, read_metrics
+from moe_megatron.telemetry.values.records import EvalRecord, StepRecord
 from moe_megatron.testing.distributed import RankError
 from moe_megatron.testing.jobs import Job, few_steps, run_jobs, step_records
 from moe_megatron.text.demo import demo_tokenizer
@@ -31,6 +32,9 @@ SHAPE: dict[str, Any] = {
     **few_steps(STEPS),
     "model.num_layers": 4,
     "data.sequence_length": LENGTH,
+    "data.split": "75,25,0",
+    "training.eval_interval": STEPS,
+    "training.eval_steps": 2,
     "training.learning_rate": 3e-3,
     "training.precision": "fp32",
     "moe.aux_loss_coef": 0.05,
@@ -84,6 +88,10 @@ def references(prefix: Path) -> list[str]:
     return sorted(path.name for path in prefix.parent.glob("*.safetensors"))
 
 
+def evaluations(run: Path) -> list[EvalRecord]:
+    return [it for it in read_metrics(run / METRICS_FILE) if isinstance(it, EvalRecord)]
+
+
 def same_steps(ours: list[StepRecord], theirs: list[StepRecord]) -> None:
     assert len(ours) == len(theirs)
     for our, their in zip(ours, theirs, strict=True):
@@ -118,6 +126,10 @@ def test_layouts_train_alike_and_know_the_reference_by_one_name(name, root, prep
     job = Job(run_dir=root / f"{name}_run", overrides={**SHAPE, **LAYOUTS[name]}, data=prefix)
     run_jobs([job], world_size=world_size)
     same_steps(step_records(job.run_dir), single)
+    (ours,), (theirs,) = evaluations(job.run_dir), evaluations(root / "single_run")
+    assert ours.measures.keys() == {"reward_margin", "reward_accuracy"}
+    assert ours.loss == pytest.approx(theirs.loss, rel=1e-5)
+    assert ours.measures == pytest.approx(theirs.measures, rel=1e-4, abs=1e-5)
     assert references(prefix) == references(prepare("single"))
 
 

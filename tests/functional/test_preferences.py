@@ -25,6 +25,10 @@ ROWS = [
     {"prompt": f"{it}?", "chosen": " ".join(["yes"] * (it % 3 + 1)), "rejected": f"no {it}"}
     for it in range(8)
 ]
+HELD_OUT = [
+    {"prompt": "9?", "chosen": "yes yes", "rejected": "no 9"},
+    {"prompt": "1?", "chosen": "no", "rejected": "yes"},
+]
 BETA = 0.3
 
 
@@ -68,8 +72,13 @@ def test_training_is_that_of_the_formula_in_plain_torch(tuner):
     stored, rows = StoredPairs(prefix), tokens // 128
     assert len(packed_rows(stored, 128).rows) == rows > 1
     model = tuner.model.train()
+    held_out = StoredPairs(
+        index_data(HELD_OUT, tuner.tokenizer, "text", "preferences", length=128)[0]
+    )
+    assert len(packed_rows(held_out, 128).rows) == 1
     with torch.no_grad():
         reference = log_probs(model, stored)
+        before = log_probs(model, held_out)
     frozen = {it: p.clone() for it, p in model.named_parameters() if "attention" in it}
     trained = [p for it, p in model.named_parameters() if ".experts." in it or "router" in it]
     optimizer = torch.optim.SGD(trained, lr=0.0)  # the first step's gradient, of all pairs
@@ -82,6 +91,7 @@ def test_training_is_that_of_the_formula_in_plain_torch(tuner):
     result = tuner.train(
         ROWS,
         task="preferences",
+        eval_dataset=HELD_OUT,
         beta=BETA,
         num_epochs=4,
         batch_size=rows,
@@ -99,6 +109,15 @@ def test_training_is_that_of_the_formula_in_plain_torch(tuner):
     assert ratio[:, 0].sum() > ratio[:, 1].sum()
     assert steps[-1].measures["reward_margin"] > 0
     assert result.history.columns()["reward_accuracy"][-1] > 0.5
+    with torch.no_grad():
+        moved = log_probs(tuner.model, held_out) - before
+    h = BETA * (moved[:, 0] - moved[:, 1])
+    evaluation = result.history.last_evaluation
+    assert evaluation.loss == pytest.approx(float(-torch.sigmoid(h).log().mean()), rel=1e-4)
+    assert evaluation.measures == {
+        "reward_margin": pytest.approx(float(h.mean()), rel=1e-3),
+        "reward_accuracy": float((h > 0).float().mean()),
+    }
 
 
 def test_experts_that_a_task_uses_are_counted_on_both_answers(tuner):

@@ -261,8 +261,11 @@ class TelemetryCallback(Callback):
             return
         self._evaluated.add((event.step, event.split))
         loss = _mean_over_reporting_ranks(event.losses.get(_LOSS))
+        means = {it: _mean_over_reporting_ranks(event.losses.get(it)) for it in self._measures}
+        measures = {name: value for name, value in means.items() if value is not None}
         if self._sinks is not None and loss is not None:
-            self._sinks.evaluation(EvalRecord(step=event.step, split=event.split, loss=loss))
+            record = EvalRecord(step=event.step, split=event.split, loss=loss, measures=measures)
+            self._sinks.evaluation(record)
 
     def on_tasks_evaluated(self, event: TasksEvaluated) -> None:
         """Publish the last step, then the scores and their mean."""

@@ -58,14 +58,18 @@ def _words(name: str) -> str:
 
 def format_evaluation(record: EvalRecord) -> str:
     """Formats one evaluation as one line, with the loss and the accuracy of each task."""
-    line = (
-        f"{record.split} at step {record.step} | loss {record.loss:.3f} "
-        f"| perplexity {record.perplexity:,.2f}"
-    )
+    line = f"{record.split} at step {record.step} | loss {record.loss:.3f} | {_beside_loss(record)}"
     for it in record.tasks:
         known = "" if it.accuracy is None else f", {it.accuracy:.1%} right"
         line += f" | {it.name} {it.loss:.3f}{known}"
     return line
+
+
+def _beside_loss(record: EvalRecord) -> str:
+    """What the loss function reports; of a loss of tokens, which reports nothing, perplexity."""
+    if record.measures:
+        return " | ".join(f"{_words(name)} {value:.3f}" for name, value in record.measures.items())
+    return f"perplexity {record.perplexity:,.2f}"
 
 
 class ConsoleSink:
@@ -268,8 +272,8 @@ def format_summary(
     lines: list[str] = []
     if evaluation is not None:
         lines.append(
-            f"{evaluation.split} loss {evaluation.loss:.4f} | perplexity "
-            f"{evaluation.perplexity:,.2f} (step {evaluation.step:,})"
+            f"{evaluation.split} loss {evaluation.loss:.4f} | {_beside_loss(evaluation)} "
+            f"(step {evaluation.step:,})"
         )
     if load is not None:
         if isinstance(load, RoutingProfile):

@@ -91,7 +91,9 @@ class LogSink:
     def evaluation(self, record: EvalRecord) -> None:
         """Logs the evaluation."""
         loss = write_float(record.loss)
-        _log("evaluation", {"step": record.step, "split": record.split, "loss": loss})
+        measures = {name: write_float(value) for name, value in record.measures.items()}
+        fields = {"step": record.step, "split": record.split, "loss": loss, **measures}
+        _log("evaluation", fields)
 
     def close(self) -> None:
         """Logs that telemetry ends."""

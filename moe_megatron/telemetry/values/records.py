@@ -103,7 +103,6 @@ class StepRecord:
 
         `runtime` is not in it, nor are `measures` where there are none.
         """
-        written = {name: write_float(value) for name, value in self.measures.items()}
         return {
             "kind": "step",
             "step": self.step,
@@ -114,7 +113,7 @@ class StepRecord:
             "step_seconds": write_float(self.step_seconds),
             "tokens": self.tokens,
             "skipped": self.skipped,
-            **({"measures": written} if written else {}),
+            **_written(self.measures),
         }
 
     @classmethod
@@ -124,12 +123,9 @@ class StepRecord:
         Raises:
             DataError: a field is missing, unknown or of the wrong type.
         """
-        measures: dict[str, Any] = {}
-        if isinstance(data, dict) and "measures" in data:
-            measures = read_object(data["measures"], "measures")
-            data = {name: value for name, value in data.items() if name != "measures"}
         names = ("kind", "step", "total_steps", "loss", "learning_rate", "grad_norm")
-        fields = require_fields(data, (*names, "step_seconds", "tokens", "skipped"))
+        more = ("step_seconds", "tokens", "skipped")
+        fields = require_fields(data, (*names, *more), optional=("measures",))
         return cls(
             step=read_int(fields["step"], "step"),
             loss=read_optional_float(fields["loss"], "loss"),
@@ -139,7 +135,7 @@ class StepRecord:
             tokens=read_int(fields["tokens"], "tokens"),
             total_steps=read_int(fields["total_steps"], "total_steps"),
             skipped=read_bool(fields["skipped"], "skipped"),
-            measures={name: read_float(value, name) for name, value in measures.items()},
+            measures=_read(fields.get("measures", {})),
         )
 
 
@@ -153,12 +149,14 @@ class EvalRecord:
         loss: mean loss in nats per token.
         tasks: of each task, and of the base domain, which the mean leaves out; empty where no task
             was evaluated by itself.
+        measures: what the loss function reports besides the loss, by name; {} for most.
     """
 
     step: int
     split: str
     loss: float
     tasks: tuple[TaskScore, ...] = ()
+    measures: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def perplexity(self) -> float:
@@ -173,6 +171,7 @@ class EvalRecord:
             "split": self.split,
             "loss": write_float(self.loss),
             **({"tasks": [it.to_json_dict() for it in self.tasks]} if self.tasks else {}),
+            **_written(self.measures),
         }
 
     @classmethod
@@ -182,12 +181,14 @@ class EvalRecord:
         Raises:
             DataError: a field is missing, unknown or of the wrong type.
         """
-        fields = require_fields(data, ("kind", "step", "split", "loss"), optional=("tasks",))
+        names = ("kind", "step", "split", "loss")
+        fields = require_fields(data, names, optional=("tasks", "measures"))
         return cls(
             step=read_int(fields["step"], "step"),
             split=read_str(fields["split"], "split"),
             loss=read_float(fields["loss"], "loss"),
             tasks=tuple(map(TaskScore.from_json_dict, fields.get("tasks", ()))),
+            measures=_read(fields.get("measures", {})),
         )
 
 
@@ -235,3 +236,15 @@ class RunInfo:
     hosts: tuple[str, ...] = ()
     tasks: tuple[str, ...] = ()
     earlier_routing: RoutingProfile | None = None
+
+
+def _written(measures: Mapping[str, float]) -> dict[str, Any]:
+    """The field of a record's JSON object that holds its measures; none where it has none."""
+    written = {name: write_float(value) for name, value in measures.items()}
+    return {"measures": written} if written else {}
+
+
+def _read(written: object) -> dict[str, float]:
+    """The measures that `_written` wrote."""
+    measures = read_object(written, "measures")
+    return {name: read_float(value, name) for name, value in measures.items()}

@@ -23,6 +23,16 @@ def test_records_are_kept_in_order():
     assert history.last_routing is None
 
 
+def test_what_held_out_pairs_measure_has_columns():
+    history = History()
+    for number in (1, 2):
+        history.step(step(number, 1.0), None)
+    measures = {"reward_margin": 0.25}
+    history.evaluation(EvalRecord(step=2, split="validation", loss=2.0, measures=measures))
+    history.evaluation(EvalRecord(step=1, split="test", loss=2.0, measures={"reward_margin": 9.0}))
+    assert history.columns()["validation_reward_margin"] == [None, 0.25]
+
+
 def test_last_evaluation_is_the_newest():
     history = History()
     assert history.last_evaluation is None

@@ -9,6 +9,7 @@ from rich.console import Console
 from moe_megatron.telemetry.sinks.console import (
     ConsoleSink,
     format_duration,
+    format_evaluation,
     format_rate,
     format_summary,
 )
@@ -151,6 +152,17 @@ def test_summary_tells_result_load_and_paths(make_snapshot: Make) -> None:
         "report      run/report.html",
     ]
     assert "\x1b" not in text
+
+
+def test_evaluation_of_pairs_says_their_measures_in_place_of_perplexity() -> None:
+    measures = {"reward_margin": 0.25, "reward_accuracy": 0.75}
+    record = EvalRecord(step=4, split="validation", loss=0.5, measures=measures)
+    assert format_evaluation(record) == (
+        "validation at step 4 | loss 0.500 | reward margin 0.250 | reward accuracy 0.750"
+    )
+    assert format_summary(evaluation=record).splitlines()[0] == (
+        "validation loss 0.5000 | reward margin 0.250 | reward accuracy 0.750 (step 4)"
+    )
 
 
 def test_summary_and_report_agree_on_dead_experts(make_snapshot: Make) -> None:

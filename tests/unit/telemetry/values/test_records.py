@@ -42,6 +42,16 @@ def test_eval_json_round_trip_is_exact() -> None:
     assert EvalRecord.from_json_dict(json.loads(json.dumps(record.to_json_dict()))) == record
 
 
+def test_what_is_measured_beside_a_loss_of_held_out_data_is_read_back() -> None:
+    measures = {"reward_margin": 1 / 3, "reward_accuracy": 0.75}
+    record = EvalRecord(step=3, split="validation", loss=0.5, measures=measures)
+    written = json.loads(json.dumps(record.to_json_dict()))
+    assert written["measures"] == measures
+    assert EvalRecord.from_json_dict(written) == record
+    with pytest.raises(DataError, match="reward_margin must be a number"):
+        EvalRecord.from_json_dict(written | {"measures": {"reward_margin": "large"}})
+
+
 def test_from_json_dict_wrong_type_names_the_field(make_step: Callable[..., StepRecord]) -> None:
     data = make_step().to_json_dict()
     with pytest.raises(DataError, match="skipped must be true or false, got 1"):
