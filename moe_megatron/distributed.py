@@ -1,5 +1,5 @@
-"""`from moe_megatron.distributed import DistributedMoETrainer`."""
+"""Training with several processes, from Python."""
 
-from moe_megatron.training.distributed_trainer import DistributedMoETrainer
+from moe_megatron.training.distributed_trainer import DistributedMoETrainer, in_processes
 
-__all__ = ["DistributedMoETrainer"]
+__all__ = ["DistributedMoETrainer", "in_processes"]

@@ -34,13 +34,11 @@ from moe_megatron.finetuning.adapter_choice import (
 from moe_megatron.finetuning.fine_tuner import format_of
 from moe_megatron.finetuning.task_profile import task_profile
 from moe_megatron.mcore import world
-from moe_megatron.mcore.loop.job import ModelHook
 from moe_megatron.model.moe_model import MoEModel
 from moe_megatron.model.storage import WeightMap
 from moe_megatron.run.prepared_data import PreparedData
-from moe_megatron.run.start import Attachments, RunResult, start
+from moe_megatron.run.start import RunResult
 from moe_megatron.telemetry.values.profile import RoutingProfile
-from moe_megatron.training.exchange import WeightExchange
 from moe_megatron.training.results import EvalResult, TrainingResult
 from moe_megatron.training.texts import Texts
 from moe_megatron.training.trainer import MoETrainer
@@ -282,35 +280,9 @@ class MoELoRA(MoETrainer):
         self, config: RunConfig, data: PreparedData, *, fresh: bool
     ) -> tuple[RunResult, WeightMap]:
         """Run, and keep the trained adapter; the weights are those that there were."""
-        exchange = _AdapterExchange(self.model, self._tensors)
-        hooks: list[ModelHook] = [exchange.load]
-        attached = Attachments(callbacks=[exchange], model_hooks=hooks)
-        result = start(config, data=data, fresh=fresh, attached=attached)
-        self._tensors, self._trained_with = exchange.adapters, result.config
+        result, tensors = self._ended(config, data, self._tensors, fresh=fresh)
+        self._tensors, self._trained_with = tensors, result.config
         return result, dict(self.model.state_dict())
-
-
-class _AdapterExchange(WeightExchange):
-    """Copies the model's weights and an adapter to Megatron, and collects the adapter."""
-
-    def __init__(self, model: MoEModel, adapters: Mapping[str, Tensor]) -> None:
-        super().__init__(model)
-        self.adapters = adapters
-
-    def load(self, chunks: list[Any]) -> list[Any]:
-        """Start from the weights of rank 0, and from the adapter if there is one."""
-        from moe_megatron.mcore.tuning.adapters.whole_adapters import load_adapters
-
-        super().load(chunks)
-        if self.adapters:
-            load_adapters(chunks, self.adapters)
-        return chunks
-
-    def on_train_end(self, model: list[Any]) -> None:
-        """Collect the adapter on every rank."""
-        from moe_megatron.mcore.tuning.adapters.whole_adapters import collect_adapters
-
-        self.adapters = collect_adapters(model)
 
 
 def _ranks(given: object) -> tuple[bool, list[str]]:

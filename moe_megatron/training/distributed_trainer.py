@@ -2,29 +2,20 @@
 
 Under `torchrun` or a batch system it takes the processes that are there. Elsewhere, in a notebook
 for example, it starts them on this machine, waits for them, and puts what they have trained into
-the model. Files carry model and result (`handover`); what a process does is in `rank`.
+the model (`processes`). `in_processes` makes any other trainer do so.
 """
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
-from moe_megatron.config import RunConfig
-from moe_megatron.config.arguments import explained, whole
-from moe_megatron.errors import AGAIN, INTERRUPTED, ConfigError, FaultError, TopologyError
+from moe_megatron.config import apply_overrides
+from moe_megatron.config.arguments import explained, shown, whole
+from moe_megatron.errors import ConfigError, TopologyError
 from moe_megatron.mcore import world
 from moe_megatron.model.moe_model import MoEModel
-from moe_megatron.model.storage import WeightMap
 from moe_megatron.platform.device import choose_num_processes, detect_device
-from moe_megatron.run.folder import make_run_dir
-from moe_megatron.run.launch import launch
-from moe_megatron.run.prepared_data import PreparedData
-from moe_megatron.run.start import RunResult
-from moe_megatron.training import rank
 from moe_megatron.training.balancing import Balancing
-from moe_megatron.training.handover import Handover
 from moe_megatron.training.trainer import MoETrainer
 
 _LAYOUT = {
@@ -74,59 +65,68 @@ class DistributedMoETrainer(MoETrainer):
         overrides: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> None:
-        sizes = {
-            "expert_parallel_size": whole("expert_parallel_size", expert_parallel_size),
-            "model_parallel_size": whole("model_parallel_size", model_parallel_size),
-            "pipeline_stages": whole("pipeline_stages", pipeline_stages),
-        }
-        for name, field in _LAYOUT.items():
-            if field in (overrides or {}):
-                raise ConfigError(
-                    f"overrides cannot set {field}, which is decided by {name} of "
-                    "DistributedMoETrainer(...); leave it out of overrides."
-                )
-        layout = {_LAYOUT[name]: size for name, size in sizes.items()}
-        super().__init__(
-            model,
-            load_balancing,
-            router_z_loss_coef,
-            overrides={**(overrides or {}), **layout},
-            **options,
-        )
-        self._num_processes = _num_processes(world_size)
-        self._with_overrides().parallel.validate_world(
-            self._num_processes,
-            num_experts=model.moe_config.num_experts,
-            num_layers=model.model_config.num_layers,
+        super().__init__(model, load_balancing, router_z_loss_coef, overrides=overrides, **options)
+        in_processes(
+            self,
+            world_size,
+            expert_parallel_size,
+            model_parallel_size,
+            pipeline_stages,
         )
 
-    @property
-    def world_size(self) -> int:
-        """Number of processes that train."""
-        return self._num_processes
 
-    def _trained(
-        self, config: RunConfig, data: PreparedData, *, fresh: bool
-    ) -> tuple[RunResult, WeightMap]:
-        if _has_launcher() or self._num_processes == 1:
-            return super()._trained(config, data, fresh=fresh)
-        beside = Path(config.run_dir).absolute().parent  # a disk that is made for models
-        make_run_dir(beside)
-        with TemporaryDirectory(prefix=".handover-", dir=beside) as folder:
-            handover = Handover(Path(folder))
-            handover.give(self.model, data)
-            ended = launch(
-                config,
-                ["-m", rank.__name__, "--handover", str(handover.folder)],
-                num_processes=self._num_processes,
-                fresh=fresh,
-                prepared=True,
-                say=lambda line: None,
+def in_processes[T: MoETrainer](
+    trainer: T,
+    world_size: int | None = None,
+    expert_parallel_size: int = 1,
+    model_parallel_size: int = 1,
+    pipeline_stages: int = 1,
+) -> T:
+    """Let a trainer train with several processes, in any parallel layout.
+
+        lora = in_processes(MoELoRA(model, r=8), world_size=2, expert_parallel_size=2)
+        lora.train(texts)
+
+    Args:
+        trainer: A `MoETrainer`, `FineTuner` or `MoELoRA`; it is used as before.
+        world_size: As for `DistributedMoETrainer`, and so are the others.
+        expert_parallel_size: Processes that share the experts of a layer.
+        model_parallel_size: Processes that share each matrix (tensor parallelism).
+        pipeline_stages: Groups of processes that have different layers (pipeline parallelism).
+
+    Returns:
+        The trainer.
+
+    Raises:
+        ConfigError: A size is invalid, or given to the trainer, too.
+        TopologyError: The sizes do not fit each other, the model, or the processes that are there.
+    """
+    if not isinstance(trainer, MoETrainer):
+        raise ConfigError(
+            f"in_processes(...) needs a trainer, such as MoELoRA(model), not {shown(trainer)}."
+        )
+    sizes = {
+        "expert_parallel_size": whole("expert_parallel_size", expert_parallel_size),
+        "model_parallel_size": whole("model_parallel_size", model_parallel_size),
+        "pipeline_stages": whole("pipeline_stages", pipeline_stages),
+    }
+    for name, field in _LAYOUT.items():
+        if field in trainer._overrides:
+            raise ConfigError(
+                f"overrides cannot set {field}, which is decided by {name} of "
+                "DistributedMoETrainer(...) or in_processes(...); leave it out of overrides."
             )
-            found = handover.taken_back()
-        if found is None:
-            raise _failure(ended.code, ended.reason, ended.run_dir)
-        return found
+    layout = {_LAYOUT[name]: size for name, size in sizes.items()}
+    number = _num_processes(world_size)
+    config = apply_overrides(trainer._with_overrides(), layout)
+    config.parallel.validate_world(
+        number,
+        num_experts=config.moe.num_experts,
+        num_layers=config.model.num_layers,
+    )
+    trainer._overrides = {**trainer._overrides, **layout}
+    trainer._processes = None if _has_launcher() or number == 1 else number
+    return trainer
 
 
 def _num_processes(wanted: int | None) -> int:
@@ -151,13 +151,3 @@ def _num_processes(wanted: int | None) -> int:
 def _has_launcher() -> bool:
     """Whether torchrun or a batch system has started this process as one of several."""
     return world.size() > 1 or "RANK" in os.environ
-
-
-def _failure(code: int, reason: str, run_dir: Path) -> BaseException:
-    """What to raise where processes ended without a result."""
-    if code in (AGAIN, INTERRUPTED):
-        return KeyboardInterrupt()
-    return FaultError(
-        f"the processes that trained have ended without a result: {reason or f'code {code}'}. The "
-        f"model keeps the weights it had before; what they said is in {run_dir / 'logs'}."
-    )

@@ -1,17 +1,19 @@
 """What a trainer hands to the processes that it starts, and what they hand back, as files.
 
-The model with its tokenizer and the places of the prepared data go there; the trained weights, the
-routing profile and the end of the run come back, or why it was refused. Nothing is pickled. Text
-goes in neither direction: it is in the prepared data.
+The model with its tokenizer, its adapters and the places of the prepared data go there; the trained
+weights or adapters, the routing profile and the end of the run come back, or why it was refused.
+Nothing is pickled. Text goes in neither direction: it is in the prepared data.
 """
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file
+from torch import Tensor
 
 from moe_megatron import errors
 from moe_megatron.config import CONFIG_FILE, load_config
@@ -59,9 +61,17 @@ class Handover:
     def _weights(self) -> Path:
         return self.folder / "weights.safetensors"
 
-    def give(self, model: MoEModel, data: PreparedData) -> None:
+    @property
+    def _adapters(self) -> Path:
+        return self.folder / "adapters.safetensors"
+
+    def give(
+        self, model: MoEModel, data: PreparedData, adapters: Mapping[str, Tensor] | None = None
+    ) -> None:
         """Put what the processes need there."""
         model.save_pretrained(self._model)
+        if adapters:
+            save_tensors(_contiguous(adapters), self._adapters)
         fields = {
             "paths": data.paths,
             "cache": str(data.cache),
@@ -92,6 +102,10 @@ class Handover:
         )
         return MoEModel.from_pretrained(self._model), data
 
+    def take_adapters(self) -> WeightMap:
+        """The tensors of the adapters to train on; empty if they begin anew."""
+        return load_file(self._adapters) if self._adapters.exists() else {}
+
     def refuse(self, error: MoEError) -> None:
         """Tell why there is no result."""
         _write(self._refusal, {"kind": type(error).__name__, "text": str(error)})
@@ -99,7 +113,7 @@ class Handover:
     def give_back(self, result: RunResult, weights: WeightMap) -> None:
         """Put the result of rank 0 there."""
         outcome = result.outcome
-        save_tensors({name: value.contiguous() for name, value in weights.items()}, self._weights)
+        save_tensors(_contiguous(weights), self._weights)
         if outcome.profile is not None:
             outcome.profile.save(self.folder / PROFILE_FILE)
         fields = {
@@ -138,6 +152,10 @@ class Handover:
             checkpoint=None if checkpoint is None else Path(checkpoint),
         )
         return result, load_file(self._weights)
+
+
+def _contiguous(tensors: Mapping[str, Tensor]) -> WeightMap:
+    return {name: value.contiguous() for name, value in tensors.items()}
 
 
 def _write(path: Path, fields: dict[str, Any]) -> None:

@@ -1,6 +1,6 @@
-"""One of the processes that `DistributedMoETrainer` starts: `python -m moe_megatron.training.rank`.
+"""One of the processes that a trainer starts: `python -m moe_megatron.training.rank`.
 
-It trains what was handed over, as `MoETrainer` does, and hands the result back.
+It trains what was handed over, as the trainer does, and hands the result back.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from moe_megatron.mcore import world
 from moe_megatron.routing import given_again
 from moe_megatron.run.rank_process import explained, leave_together
 from moe_megatron.run.start import Attachments, start
-from moe_megatron.training.exchange import WeightExchange
+from moe_megatron.training.exchange import exchange_of
 from moe_megatron.training.handover import Handover
 
 
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _train(config: RunConfig, handover: Handover) -> int:
     model, data = handover.take()
-    exchange = WeightExchange(model)
+    exchange = exchange_of(config, model, handover.take_adapters())
     attached = Attachments(callbacks=[exchange], model_hooks=[exchange.load])
     result = start(config, data=data, attached=attached)
     if world.rank() == 0:

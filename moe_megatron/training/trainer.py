@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from moe_megatron.config import DataConfig, RunConfig, apply_overrides
 from moe_megatron.config.arguments import explained, one_of, whole
@@ -32,9 +33,10 @@ from moe_megatron.run.start import Attachments, RunResult, start
 from moe_megatron.text.tokenizer import Tokenizer
 from moe_megatron.training import texts as text_data
 from moe_megatron.training.balancing import Balancing, balancing_fields
-from moe_megatron.training.exchange import WeightExchange
+from moe_megatron.training.exchange import exchange_of
 from moe_megatron.training.mixture import TaskMixture
 from moe_megatron.training.options import TrainOptions, check_overrides, configure
+from moe_megatron.training.processes import train_in_processes
 from moe_megatron.training.results import EvalResult, TrainingResult
 from moe_megatron.training.resuming import resumed
 from moe_megatron.training.scoring import batches
@@ -85,6 +87,7 @@ class MoETrainer:
         self.history = History()
         self._wanted_tokenizer = tokenizer
         self._run_dir: Path | None = None
+        self._processes: int | None = None  # to start; None: those that there are
         self._overrides = check_overrides(overrides or {})
         chosen: dict[str, Any] = {
             "checkpoint.save_interval": None,
@@ -294,13 +297,26 @@ class MoETrainer:
     @property
     def world_size(self) -> int:
         """Number of processes that train."""
-        return world.size()
+        return world.size() if self._processes is None else self._processes
 
     def _trained(
         self, config: RunConfig, data: PreparedData, *, fresh: bool
     ) -> tuple[RunResult, WeightMap]:
         """Run, and give the trained weights."""
-        exchange = WeightExchange(self.model)
+        return self._ended(config, data, {}, fresh=fresh)
+
+    def _ended(
+        self,
+        config: RunConfig,
+        data: PreparedData,
+        adapters: Mapping[str, Tensor],
+        *,
+        fresh: bool,
+    ) -> tuple[RunResult, WeightMap]:
+        """A run to its end, here or in processes of its own: weights, or tensors of adapters."""
+        if (number := self._processes) is not None:
+            return train_in_processes(number, self.model, adapters, config, data, fresh=fresh)
+        exchange = exchange_of(config, self.model, adapters)
         attached = Attachments(callbacks=[exchange], model_hooks=[exchange.load])
         result = start(config, data=data, fresh=fresh, attached=attached)
         return result, exchange.trained
