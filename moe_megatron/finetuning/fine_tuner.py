@@ -26,6 +26,7 @@ from moe_megatron.model.storage import WeightMap
 from moe_megatron.run.prepared_data import PreparedData
 from moe_megatron.run.start import RunResult
 from moe_megatron.training.mixture import data_given
+from moe_megatron.training.options import check_overrides
 from moe_megatron.training.results import TrainingResult
 from moe_megatron.training.texts import Texts
 from moe_megatron.training.trainer import MoETrainer
@@ -136,18 +137,13 @@ class FineTuner(MoETrainer):
         if tasks is not None and task == PREFERENCES:
             raise ConfigError(f"tasks of train(...) are no {PREFERENCES}; train those alone.")
         data = data_given(dataset, tasks, weights, base_dataset, options.get("eval_dataset"))
-        before = self._overrides
-        self._overrides = _with_beta(before, beta, task)
-        try:
-            return super().train(
-                data,
-                num_epochs=num_epochs,
-                learning_rate=learning_rate,
-                weight_decay=weight_decay,
-                **options,
-            )
-        finally:
-            self._overrides = before
+        return super().train(
+            data,
+            num_epochs=num_epochs,
+            learning_rate=learning_rate,
+            weight_decay=weight_decay,
+            **_with_beta(options, beta, task),
+        )
 
     def train_used_experts(
         self,
@@ -210,21 +206,23 @@ def _unrounded(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
     return torch.where(after == rounded, old.to(after.dtype), after)
 
 
-def _with_beta(overrides: dict[str, Any], beta: float | None, task: str) -> dict[str, Any]:
-    """The overrides of a call, with its beta."""
+def _with_beta(options: dict[str, Any], beta: float | None, task: str) -> dict[str, Any]:
+    """The options of a call, with its beta among their overrides."""
     if beta is None:
-        return overrides
+        return options
     if task != PREFERENCES:
         raise ConfigError(
             f"beta ({shown(beta)}) has no effect on the task {shown(task)}; leave it out, or give "
             f"task={PREFERENCES!r}."
         )
+    overrides = check_overrides(options.get("overrides") or {})
     if "preferences.beta" in overrides:
         raise ConfigError(
             "preferences.beta is given twice, by overrides and by beta of train(...); keep one of "
             "them."
         )
-    return {**overrides, "preferences.beta": real("beta", beta, example=0.1, above=True)}
+    checked = real("beta", beta, example=0.1, above=True)
+    return {**options, "overrides": {**overrides, "preferences.beta": checked}}
 
 
 def format_of(task: str) -> str:

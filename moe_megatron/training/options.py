@@ -184,6 +184,25 @@ def check_overrides(overrides: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
+def only_of_call(overrides: Mapping[str, Any], lasting: Mapping[str, Any]) -> dict[str, Any]:
+    """The overrides of one call, by dotted name.
+
+    Args:
+        overrides: As `check_overrides` takes them.
+        lasting: Those of the trainer, as it gave them.
+
+    Raises:
+        ConfigError: As of `check_overrides`, or a field has been set for all calls.
+    """
+    own = check_overrides(overrides)
+    for name in own.keys() & lasting.keys():
+        raise ConfigError(
+            f"{name} is given twice, for all trainings when the trainer was made, and for one by "
+            "train(...); keep one of them."
+        )
+    return own
+
+
 def _setter(name: str) -> str | None:
     """What sets a field that overrides cannot set."""
     if name in SET_ELSEWHERE:

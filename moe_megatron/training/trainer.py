@@ -35,7 +35,12 @@ from moe_megatron.training import texts as text_data
 from moe_megatron.training.balancing import Balancing, balancing_fields
 from moe_megatron.training.exchange import exchange_of
 from moe_megatron.training.mixture import TaskMixture
-from moe_megatron.training.options import TrainOptions, check_overrides, configure
+from moe_megatron.training.options import (
+    TrainOptions,
+    check_overrides,
+    configure,
+    only_of_call,
+)
 from moe_megatron.training.processes import train_in_processes
 from moe_megatron.training.results import EvalResult, TrainingResult
 from moe_megatron.training.resuming import resumed
@@ -139,6 +144,7 @@ class MoETrainer:
         expert_dropout: float | None = None,
         load_balancing_loss_coef: float | None = None,
         router_z_loss_coef: float | None = None,
+        overrides: Mapping[str, Any] | None = None,
         resume: bool = False,
     ) -> TrainingResult:
         """Train, and put the trained weights into the model.
@@ -165,6 +171,7 @@ class MoETrainer:
                 only (Switch, arXiv 2101.03961); None: the model's, usually 0.
             load_balancing_loss_coef: Weight of the auxiliary loss in this training.
             router_z_loss_coef: Weight of the router z-loss in this training.
+            overrides: As those of the constructor, beside them, in this training.
             resume: Continue the last run of `run_dir` from its newest checkpoint, with its
                 optimizer and at its place in the data, instead of starting a new one. It needs
                 `checkpoint.save_interval` in `overrides`.
@@ -177,6 +184,7 @@ class MoETrainer:
                 f"resume ({resume!r:.60}) must be True or False; the run to continue is the last "
                 "one of the trainer's run_dir."
             )
+        overrides = self._overrides | only_of_call(overrides or {}, self._overrides)
         options = TrainOptions(
             batch_size=batch_size,
             learning_rate=learning_rate,
@@ -212,7 +220,7 @@ class MoETrainer:
         config = configure(
             self._base,
             options,
-            self._overrides,
+            overrides,
             steps=options.steps(num_tokens),
             evaluates=bool(validation) or tasks is not None,
             world_size=self.world_size,
@@ -231,7 +239,7 @@ class MoETrainer:
         )
         if not resume:
             return self._run(config, data, fresh=True)
-        return self._run(resumed(config, self._overrides), data, fresh=False)
+        return self._run(resumed(config, overrides), data, fresh=False)
 
     def evaluate(
         self,

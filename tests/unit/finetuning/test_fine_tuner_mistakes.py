@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from moe_megatron import FineTuner, MoEModel
-from moe_megatron.errors import ConfigError
+from moe_megatron.errors import ConfigError, MoEError
 
 MODEL = MoEModel(hidden_size=16, num_layers=2, num_experts=4, vocab_size=64)
 
@@ -50,12 +50,32 @@ def test_mistake_is_answered_in_a_paragraph(name: str) -> None:
         ({"task": "instructions", "beta": 0.1}, "beta (0.1) has no effect on the task"),
         ({"task": "preferences", "beta": 0}, "beta (0)"),
         ({"task": "preferences", "beta": "small"}, "beta ('small')"),
+        (
+            {"task": "preferences", "beta": 0.1, "overrides": {"preferences": {"beta": 0.2}}},
+            "preferences.beta is given twice, by overrides and by beta of train(...)",
+        ),
     ],
 )
 def test_beta_that_cannot_be_used_is_answered(given: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError) as error:
         FineTuner(MODEL).train([{}], **given)
     assert said in str(error.value)
+
+
+def test_beta_of_all_calls_is_not_that_of_one() -> None:
+    tuner = FineTuner(MODEL, overrides={"preferences.beta": 0.2})
+    with pytest.raises(ConfigError, match=r"preferences.beta is given twice, for all trainings"):
+        tuner.train([{}], task="preferences", beta=0.1)
+
+
+def test_beta_of_a_call_changes_nothing_of_the_tuner(monkeypatch: pytest.MonkeyPatch) -> None:
+    tuner, changed = FineTuner(MODEL), []
+    monkeypatch.setattr(
+        FineTuner, "__setattr__", lambda self, name, value: changed.append(name), raising=False
+    )
+    with pytest.raises(MoEError):
+        tuner.train([{}], task="preferences", beta=0.1)
+    assert "_overrides" not in changed
 
 
 def test_path_for_a_model_is_answered_with_how_to_load_it() -> None:
