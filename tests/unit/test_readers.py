@@ -164,6 +164,7 @@ TRUSTED = {
     "files.py": "writes",
     "mcore/cpu/fast/kernels/compiled.py": "the package's own source, and the kernel's /proc",
     "mcore/cpu/fast/shared_memory.py": "memory that ranks of the same job share",
+    "mcore/evaluation/earlier.py": "a message of another rank; a file by telemetry/sinks/jsonl.py",
     "mcore/recovery/watchdog.py": "writes",
     "mcore/tuning/adapters/whole_adapters.py": "a message of another rank of the same job",
     "platform/death_clock.py": "the kernel's /proc",
