@@ -24,3 +24,11 @@ def test_numbers_are_the_nearest_of_their_block(columns: int, dtype: torch.dtype
     assert torch.equal(Nf4.of(rounded.matrix()).matrix(), rounded.matrix())
     blocks = -(-columns // BLOCK)
     assert rounded.bytes == 5 * blocks * (BLOCK // 2 + 4)
+
+
+def test_large_matrix_is_made_whole_part_by_part_where_it_is_asked_for() -> None:
+    matrix = torch.randn(700, 3 * BLOCK, generator=torch.Generator().manual_seed(1))
+    rows = [Nf4.of(row).matrix() for row in matrix.split(1)]
+    place = torch.full_like(matrix, torch.nan)
+    assert Nf4.of(matrix).matrix(out=place) is place
+    assert torch.equal(place, torch.cat(rows))

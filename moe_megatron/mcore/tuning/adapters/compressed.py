@@ -2,7 +2,9 @@
 
 A matrix is made of its four bits for each product, forward and backward, and is gone after it. It
 is there as a whole while a checkpoint is loaded or written, so that checkpoints are those of any
-run: their base is what the four bits say.
+run: their base is what the four bits say. All products of a run make their matrices in one place:
+memory that is requested and freed between activations that stay leaves holes, which took several
+times the memory of the whole base.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,6 +19,7 @@ from torch import Tensor
 from moe_megatron.config import AdapterConfig
 from moe_megatron.errors import ConfigError
 from moe_megatron.mcore import world
+from moe_megatron.mcore.cpu.fast.memory import give_back_freed_memory
 from moe_megatron.mcore.loop.callbacks import Callback
 from moe_megatron.mcore.replaced import replaced
 from moe_megatron.mcore.tuning.adapters.adaptable import Matrix, matrices
@@ -49,9 +52,9 @@ class CompressedExperts(Callback):
         for matrix in frozen:
             _check(matrix)
         before = sum(it.weight.numel() * it.weight.element_size() for it in frozen)
-        self._kept = [_Kept(it) for it in frozen]
-        for it in self._kept:
-            it.compress()
+        place = _Place()
+        self._kept = [_Kept(it, place) for it in frozen]
+        self._compress()
         if world.rank() == 0:
             after = sum(it.bytes for it in self._kept)
             self._say(
@@ -68,6 +71,12 @@ class CompressedExperts(Callback):
         ):
             yield
 
+    def _compress(self) -> None:
+        for it in self._kept:
+            it.compress()
+        if self._kept:
+            give_back_freed_memory()
+
     def _whole(self, function: Callable[..., Any]) -> Callable[..., Any]:
         def with_whole(*args: Any, **kwargs: Any) -> Any:
             for it in self._kept:
@@ -75,17 +84,38 @@ class CompressedExperts(Callback):
             try:
                 return function(*args, **kwargs)
             finally:
-                for it in self._kept:
-                    it.compress()
+                self._compress()
 
         return with_whole
 
 
-class _Kept:
-    """One matrix, in four bits or whole."""
+class _Place:
+    """Memory in which one matrix at a time is whole; there is one for each shape and type."""
 
-    def __init__(self, matrix: Matrix) -> None:
-        self._weight, self._layer = matrix.weight, matrix.layer
+    def __init__(self) -> None:
+        self._tensors: dict[tuple[Any, ...], Tensor] = {}
+
+    def matrix(self, compressed: Nf4) -> Tensor:
+        """The matrix, until the next one is asked for."""
+        device = compressed.codes.device
+        key = (*compressed.shape, compressed.dtype, device)
+        if key not in self._tensors:
+            self._tensors[key] = torch.empty(
+                compressed.shape, dtype=compressed.dtype, device=device
+            )
+        return compressed.matrix(out=self._tensors[key])
+
+
+class _Kept:
+    """One matrix, in four bits or whole.
+
+    Args:
+        matrix: The matrix.
+        place: Where it is made whole for a product.
+    """
+
+    def __init__(self, matrix: Matrix, place: _Place) -> None:
+        self._weight, self._layer, self._place = matrix.weight, matrix.layer, place
         self._compressed: Nf4 | None = None
 
     @property
@@ -103,27 +133,28 @@ class _Kept:
         """Make the matrix whole again."""
         assert self._compressed is not None
         self._weight.data = self._compressed.matrix()
+        self._compressed = None  # rounding the matrix again gives the same
         del self._layer._forward_impl
 
     def _product(self, input: Tensor, weight: Tensor, bias: Tensor | None, **_: Any) -> Tensor:
         assert self._compressed is not None
-        output = _Product.apply(input, self._compressed)
+        output = _Product.apply(input, self._compressed, self._place)
         return output if bias is None else output + bias  # type: ignore[no-any-return]
 
 
 class _Product(torch.autograd.Function):
-    """`apply(x, compressed)`: x W^T, with a W that nobody keeps."""
+    """`apply(x, compressed, place)`: x W^T, with a W that nobody keeps."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, compressed: Nf4) -> Tensor:
+    def forward(ctx: Any, x: Tensor, compressed: Nf4, place: _Place) -> Tensor:
         """[..., columns] -> [..., rows]."""
-        ctx.compressed = compressed
-        return x @ compressed.matrix().t()
+        ctx.compressed, ctx.place = compressed, place
+        return x @ place.matrix(compressed).t()
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         """The gradient of x."""
-        return grads[0] @ ctx.compressed.matrix(), None
+        return grads[0] @ ctx.place.matrix(ctx.compressed), None, None
 
 
 def _check(matrix: Matrix) -> None:

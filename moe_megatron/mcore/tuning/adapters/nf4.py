@@ -5,6 +5,7 @@ times one of sixteen values, and takes half a byte; with the magnitudes it is 4.
 been rounded so stays as it is when it is rounded again.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,9 @@ from torch.nn import functional
 
 BLOCK = 64
 """Numbers with one magnitude."""
+
+_AT_ONCE = 2**16
+"""Numbers that are made whole at once, so that what is needed meanwhile is small."""
 
 _VALUES = (
     *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453),
@@ -53,13 +57,27 @@ class Nf4:
         packed = codes[..., 0] | codes[..., 1] << 4
         return cls(packed, magnitudes, columns, matrix.dtype)
 
-    def matrix(self) -> Tensor:
-        """The matrix [rows, columns], in its type."""
-        rows = len(self.codes)
-        codes = torch.stack((self.codes & 15, self.codes >> 4), dim=-1).view(rows, -1, BLOCK)
-        values = torch.tensor(_VALUES, device=self.codes.device)[codes.int()]
-        values *= self.magnitudes.unsqueeze(-1)
-        return values.view(rows, -1)[:, : self.columns].to(self.dtype)
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns of the matrix."""
+        return len(self.codes), self.columns
+
+    def matrix(self, out: Tensor | None = None) -> Tensor:
+        """The matrix [rows, columns], in its type.
+
+        Args:
+            out: Where to write it; None: in memory of its own.
+        """
+        device = self.codes.device
+        whole = torch.empty(self.shape, dtype=self.dtype, device=device) if out is None else out
+        table = torch.tensor(_VALUES, device=device)
+        number = math.ceil(whole.numel() / _AT_ONCE) or 1
+        parts = zip(*(it.chunk(number) for it in (whole, self.codes, self.magnitudes)), strict=True)
+        for part, packed, magnitudes in parts:
+            codes = torch.stack((packed & 15, packed >> 4), dim=-1).view(len(packed), -1, BLOCK)
+            values = table[codes.int()] * magnitudes.unsqueeze(-1)
+            part.copy_(values.view(len(packed), -1)[:, : self.columns])
+        return whole
 
     @property
     def bytes(self) -> int:
