@@ -43,7 +43,7 @@ tour: base ## a real model, upcycled and trained on three languages (8 minutes; 
 	@tools/system_packages.sh tour
 	@$(BIN)/python examples/tour/tour.py $(ARGS)
 
-tune: base ## the same model learns a task by adapters on its experts (7 minutes; ARGS="--steps 4" for less)
+tune: base ## the same model learns a task by adapters on its experts (6 minutes; ARGS="--steps 4" for less)
 	@tools/setup.sh tour
 	@$(BIN)/python examples/tour/tune.py $(ARGS)
 

@@ -54,6 +54,7 @@ LEFT_OUT = {
     "make test-deep": "it is what runs this",
     "make": "lists targets, one of which would be enough to know",
     "make tour": "eight minutes; tests/functional/test_tour.py runs its shorter form",
+    "make tune": "six minutes; tests/functional/test_tune.py runs its shorter form",
     "make gpu-report": "nine minutes, and the packages for tests",
     "make setup MOE_PYTHON=/usr/bin/python3": "needs an interpreter that has torch",
     "make docker-build TARGET=gpu": "needs Docker",
