@@ -31,10 +31,16 @@ def descendants(process: int) -> list[int]:
 
 
 class Sampler:
-    """Samples the memory of everything below this process while its `with` block lasts."""
+    """Samples the memory of processes while its `with` block lasts.
 
-    def __init__(self, interval: float = 0.1) -> None:
+    Args:
+        interval: Seconds between samples.
+        processes: Their ids; None: everything below this process.
+    """
+
+    def __init__(self, interval: float = 0.1, processes: Sequence[int] | None = None) -> None:
         self._interval = interval
+        self._processes = processes
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._sample, daemon=True)
         self.samples: list[tuple[float, int]] = []
@@ -63,5 +69,6 @@ class Sampler:
 
     def _sample(self) -> None:
         while not self._stop.wait(self._interval):
-            total = sum(map(memory_of, descendants(os.getpid())))
+            own = descendants(os.getpid()) if self._processes is None else self._processes
+            total = sum(map(memory_of, own))
             self.samples.append((time.monotonic(), total))

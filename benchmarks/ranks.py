@@ -77,6 +77,11 @@ class Contender:
                 )
             )
 
+    @property
+    def processes(self) -> list[int]:
+        """Ids of the ranks' processes, by rank."""
+        return [rank.pid for rank in self._ranks]
+
     def result(self, timeout: float = 7200.0) -> dict[str, Any]:
         """Wait for all ranks; returns what rank 0 reported.
 

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import machine
-from benchmarks.finetuning import methods
+from benchmarks.finetuning import beside_peft, curves, methods
 from benchmarks.finetuning.material import prepare
 from benchmarks.finetuning.profiles import PROFILES
 
-STAGES = ("methods",)
+STAGES = ("methods", "curves", "peft")
 _THREADS = 2
 """At most: what the figures of a laptop are for."""
 
@@ -36,6 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "methods": lambda: methods.section(
             profile, material, work, seeds=options.seeds, threads=threads
         ),
+        "curves": lambda: curves.section(profile, work),
+        "peft": lambda: beside_peft.section(profile, material, work, threads=threads),
     }
     notes = [f"model: {profile.model}; data: `examples/tour/docstrings.py`"]
     texts = [sections[stage]() for stage in STAGES if stage in options.only]

@@ -124,8 +124,10 @@ def _run(
                 "benchmarks.finetuning.method_rank", told, processes=1, threads=threads
             )
         if ends := result.get("ends"):
-            steps = [("steps", ends[0] - result["seconds"][0]), ("", ends[-1])]
-            result["peak_bytes"] = sampler.peaks(steps)["steps"]
+            # From the second step on the optimizer has its states; tiny steps have no sample.
+            begin = ends[0] - result["seconds"][0]
+            peaks = sampler.peaks([("first", begin), ("steps", ends[0]), ("", ends[-1])])
+            result["peak_bytes"] = peaks["steps"] or peaks["first"]
         return result
 
     name = f"method-{'-'.join(words)}-seed{seed}"
