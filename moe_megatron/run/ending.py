@@ -8,11 +8,11 @@ from moe_megatron.run.best import best_checkpoint, write_best
 from moe_megatron.run.collapse import collapse_warning
 from moe_megatron.run.divergence import divergence
 from moe_megatron.run.folder import resume_command
-from moe_megatron.run.forgetting import forgetting, write_forgetting
 from moe_megatron.run.history import History
 from moe_megatron.run.start import RunResult
 from moe_megatron.telemetry.sinks.console import format_summary
 from moe_megatron.telemetry.sinks.jsonl import METRICS_FILE
+from moe_megatron.telemetry.values.forgetting import forgetting, write_forgetting
 from moe_megatron.viz.report import write_report
 
 

@@ -29,6 +29,7 @@ from moe_megatron.viz.report_data import (
     load_report_data,
 )
 from moe_megatron.viz.report_page import render_page
+from moe_megatron.viz.report_tasks import tasks_section
 from moe_megatron.viz.svg import Series, line_chart
 
 REPORT_FILE = "report.html"
@@ -60,6 +61,8 @@ def render_report(data: ReportData) -> str:
     """Returns the report as an HTML document."""
     name = escape(data.run_dir.resolve().name)
     sections = [_header(name, data), _training_section(data.metrics)]
+    whole = None if data.routing is None else data.routing.whole
+    sections.append(tasks_section(data.metrics.evaluations, whole))
     if data.routing is not None:
         sections += [
             _load_section(data.routing),

@@ -7,7 +7,7 @@ from pathlib import Path
 from moe_megatron.config.checkpoint_files import METADATA
 from moe_megatron.config.evaluation import Metric
 from moe_megatron.run.best import best_checkpoint, write_best
-from moe_megatron.run.forgetting import forgetting, write_forgetting
+from moe_megatron.telemetry.values.forgetting import forgetting, write_forgetting
 from moe_megatron.telemetry.values.records import EvalRecord
 from moe_megatron.telemetry.values.task_scores import TaskScore
 

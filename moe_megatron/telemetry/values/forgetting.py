@@ -16,7 +16,7 @@ from moe_megatron.telemetry.values.records import EvalRecord
 from moe_megatron.telemetry.values.task_scores import TaskScore
 
 FORGETTING_FILE = "tasks.json"
-_COLUMNS = ("task", "tokens", "loss", "perplexity", "accuracy", "experts kept")
+COLUMNS = ("task", "tokens", "loss", "perplexity", "accuracy", "experts kept")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,9 +55,14 @@ class Forgetting:
             ],
         }
 
+    @property
+    def rows(self) -> list[tuple[str, ...]]:
+        """Each task in words, under the heads `COLUMNS`."""
+        return [_row(before, after) for before, after in self.pairs]
+
     def __str__(self) -> str:
-        rows = [_COLUMNS, *(_row(before, after) for before, after in self.pairs)]
-        widths = [max(len(row[column]) for row in rows) for column in range(len(_COLUMNS))]
+        rows = [COLUMNS, *self.rows]
+        widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
         lines = [
             "  ".join(
                 text.ljust(width) if column == 0 else text.rjust(width)
