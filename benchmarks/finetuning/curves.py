@@ -161,12 +161,15 @@ def _reading(found: Mapping[str, Mapping[str, Any]]) -> str:
     (kind, layout), farthest = max(curves.items(), key=lambda it: it[1].until)
     steps = len(found[ALONE][kind]["losses"])
     whole = sum(it.same_through == steps for it in curves.values())
-    return (
+    text = (
         f"While every expert has the tokens that it has in one process, losses of a step differ by "
         f"{farthest.until:.1e} at most ({kind} under {layout}); in {whole} of {len(curves)} curves "
-        f"that is all {steps} steps. After a token has gone to another expert they differ by "
-        f"{max(it.most for it in curves.values()):.1e} at most."
+        f"that is all {steps} steps."
     )
+    if whole == len(curves):
+        return text
+    most = max(it.most for it in curves.values())
+    return f"{text} After a token has gone to another expert they differ by {most:.1e} at most."
 
 
 @dataclass(frozen=True, kw_only=True)
