@@ -61,8 +61,10 @@ def run_memory(
     """
     here = world_size if processes is None else processes
     background = config.checkpoint.async_save and config.checkpoint.save_interval is not None
-    stored = here * _stored(config, precision, world_size)
-    changing = stored + here * _passing(config, precision, world_size)
+    parameters = _parameters(config)
+    shares = _shares(config, parameters, world_size)
+    stored = here * _stored(config, precision, shares)
+    changing = stored + here * _passing(config, precision, shares)
     fixed = _PROCESS + (_TENSOR_PARALLEL if config.parallel.tensor_parallel_size > 1 else 0)
     training = changing + here * fixed
     return RunMemory(
@@ -70,7 +72,7 @@ def run_memory(
         saving=round(training + changing if background else training),
         resuming=round(training),
         stored=round(stored),
-        checkpoint=round(_checkpoint(config, precision)),
+        checkpoint=round(_checkpoint(config, precision, parameters)),
     )
 
 
@@ -90,7 +92,11 @@ class _Parameters:
         return _Parameters(self.all / parts, self.trained / parts)
 
 
-def _parameters(config: RunConfig) -> tuple[_Parameters, _Parameters]:
+type _Parts = tuple[_Parameters, _Parameters]
+type _Shares = tuple[tuple[_Parameters, int], tuple[_Parameters, int]]
+
+
+def _parameters(config: RunConfig) -> _Parts:
     """Parameters outside of experts, and in them."""
     dense, experts = _Parameters(), _Parameters()
     for link in model_links(config.architecture):
@@ -117,14 +123,12 @@ def _weight(precision: str) -> int:
     return 4 if precision == "fp32" else 2
 
 
-def _shares(
-    config: RunConfig, world_size: int
-) -> tuple[tuple[_Parameters, int], tuple[_Parameters, int]]:
+def _shares(config: RunConfig, parameters: _Parts, world_size: int) -> _Shares:
     """Parameters of a process, on average over stages, and how many processes hold the same.
 
     For those outside of experts, and in them.
     """
-    parallel, (dense, experts) = config.parallel, _parameters(config)
+    parallel, (dense, experts) = config.parallel, parameters
     cut = parallel.tensor_parallel_size * parallel.pipeline_parallel_size
     expert_cut = (
         parallel.expert_tensor_size
@@ -134,19 +138,19 @@ def _shares(
     return (dense / cut, world_size // cut), (experts / expert_cut, world_size // expert_cut)
 
 
-def _stored(config: RunConfig, precision: str, world_size: int) -> float:
+def _stored(config: RunConfig, precision: str, shares: _Shares) -> float:
     """Weights, gradients and optimizer states of a process."""
     weight = _weight(precision)
     states = _MOMENTS + (_MASTER if weight < _MASTER else 0)
-    shards = config.parallel.distributed_optimizer
+    sharded = config.parallel.distributed_optimizer
     return sum(
         parameters.all * weight
-        + parameters.trained * (_GRADIENT + states / (replicas if shards else 1))
-        for parameters, replicas in _shares(config, world_size)
+        + parameters.trained * (_GRADIENT + states / (replicas if sharded else 1))
+        for parameters, replicas in shares
     )
 
 
-def _passing(config: RunConfig, precision: str, world_size: int) -> float:
+def _passing(config: RunConfig, precision: str, shares: _Shares) -> float:
     """What a process needs for a step: activations, logits, and gradients on their way."""
     parallel, model, moe = config.parallel, config.model, config.moe
     stages, weight = parallel.pipeline_parallel_size, _weight(precision)
@@ -162,14 +166,13 @@ def _passing(config: RunConfig, precision: str, world_size: int) -> float:
     else:
         kept = sum(layers) / stages
     in_flight = (stages + 1) / 2  # micro-batches, on average over stages
-    shares = _shares(config, world_size)
     exchanged = sum(it.trained for it, replicas in shares if replicas > 1) * _GRADIENT
     predictions = 1 + model.num_prediction_layers
     logits = predictions * _LOGIT * architecture.vocab_size / stages
     return tokens * (weight * kept * in_flight + logits) + exchanged
 
 
-def _checkpoint(config: RunConfig, precision: str) -> float:
+def _checkpoint(config: RunConfig, precision: str, parameters: _Parts) -> float:
     states = _MOMENTS + _MASTER if config.checkpoint.save_optimizer else 0
     weight = _weight(precision)
-    return sum(it.all * weight + it.trained * states for it in _parameters(config))
+    return sum(it.all * weight + it.trained * states for it in parameters)

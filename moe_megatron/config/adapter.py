@@ -9,7 +9,6 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
-from functools import cache
 from typing import Annotated, Literal
 
 from moe_megatron.config.checks import clipped, first_few, join_words, nearest
@@ -190,7 +189,7 @@ class AdapterConfig:
 
     def _targets(self) -> Iterator[tuple[str, Selector]]:
         for text in self.targets or ADAPTABLE:
-            yield "adapter.targets", _read(text)
+            yield "adapter.targets", Selector.read(text)
 
     def _ranks(self) -> Iterator[tuple[Selector, int]]:
         for text in self.ranks:
@@ -201,14 +200,9 @@ class AdapterConfig:
                     "least 1, as in experts@2:0=16."
                 )
             try:
-                yield _read(selector), int(rank)
+                yield Selector.read(selector), int(rank)
             except ConfigError as error:
                 raise ConfigError(f"adapter.ranks: {error}") from None
-
-
-@cache
-def _read(text: str) -> Selector:
-    return Selector.read(text)
 
 
 def place_of_tensor(name: str, prediction_after: int) -> ParameterPlace:

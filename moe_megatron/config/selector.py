@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import cache
 from itertools import groupby
 
 from moe_megatron.config.checks import clipped, join_words, nearest
@@ -35,6 +36,7 @@ class Selector:
     """Numbers of routed experts, from 0, in order; empty: all."""
 
     @classmethod
+    @cache
     def read(cls, text: str) -> "Selector":
         """Read one from text.
 
