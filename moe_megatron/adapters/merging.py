@@ -8,9 +8,9 @@ import torch
 from moe_megatron.adapters.low_rank import Adapter
 from moe_megatron.adapters.pieces import Pieces
 from moe_megatron.adapters.split import split
-from moe_megatron.errors import CheckpointError
 from moe_megatron.model import MoEModel
 from moe_megatron.model.links import links_of
+from moe_megatron.model.whole_experts import check_whole
 
 
 @torch.no_grad()
@@ -24,11 +24,7 @@ def merge_into(model: MoEModel, adapter: Adapter) -> None:
     Raises:
         CheckpointError: The adapter belongs to another model, or experts are on other processes.
     """
-    if model.expert_parallel_group is not None:
-        raise CheckpointError(
-            "this process holds only its part of the experts; call "
-            "set_expert_parallel_group(None) on all processes before an adapter is merged."
-        )
+    check_whole(model.expert_parallel_group, " before an adapter is merged")
     parameters = dict(model.named_parameters())
     for tensor in list(split(adapter, Pieces(links_of(model.architecture)))):
         parameter = parameters[tensor.name]

@@ -35,6 +35,7 @@ from moe_megatron.files import user_path
 from moe_megatron.model import MoEModel
 from moe_megatron.model.given import model_given
 from moe_megatron.model.links import links_of
+from moe_megatron.model.whole_experts import check_whole
 
 _WEIGHT = ".weight"
 
@@ -70,11 +71,7 @@ class ModelAdapters:
 
     def __init__(self, model: MoEModel) -> None:
         self.model = model_given(model, "ModelAdapters")
-        if model.expert_parallel_group is not None:
-            raise ConfigError(
-                "this process holds only its part of the experts; call "
-                "set_expert_parallel_group(None) on all processes before adapters are added."
-            )
+        check_whole(model.expert_parallel_group, " before adapters are added", ConfigError)
         self._pieces = Pieces(links_of(model.architecture))
         self._updates: dict[str, dict[str, _Update]] = {}
         self._hooked: dict[str, Any] = {}

@@ -8,9 +8,9 @@ from torch import Tensor
 from moe_megatron.adapters.low_rank import Adapter
 from moe_megatron.adapters.pieces import Pieces
 from moe_megatron.adapters.split import split
-from moe_megatron.errors import CheckpointError
 from moe_megatron.model import MoEModel
 from moe_megatron.model.links import links_of
+from moe_megatron.model.whole_experts import check_whole
 
 
 @torch.no_grad()
@@ -27,11 +27,7 @@ def expert_movement(model: MoEModel, adapter: Adapter) -> dict[int, Tensor]:
     Raises:
         CheckpointError: The adapter belongs to another model, or experts are on other processes.
     """
-    if model.expert_parallel_group is not None:
-        raise CheckpointError(
-            "this process holds only its part of the experts; call "
-            "set_expert_parallel_group(None) on all processes before experts are compared."
-        )
+    check_whole(model.expert_parallel_group, " before experts are compared")
     weights = model.state_dict()
     pieces = Pieces(links_of(model.architecture))
     adapted = {it.name: it.matrices[0] for it in split(adapter, pieces)}

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from moe_megatron.config import Architecture, ExpertConfig, RouterConfig
 from moe_megatron.config.arguments import explained
-from moe_megatron.errors import CheckpointError, ConfigError
+from moe_megatron.errors import ConfigError
 from moe_megatron.experts import expert_given_again, own_expert
 from moe_megatron.files import namable, user_path
 from moe_megatron.model import expert_parallel, foreign, storage
@@ -25,6 +25,7 @@ from moe_megatron.model.layers import FeedForward
 from moe_megatron.model.options import build_configs
 from moe_megatron.model.placement import check_placement, check_precision
 from moe_megatron.model.text_model import TextModel
+from moe_megatron.model.whole_experts import check_whole
 from moe_megatron.routing import given_again, own_router
 
 logger = logging.getLogger(__name__)
@@ -192,11 +193,7 @@ class MoEModel(TextModel):
             DataError: The tokenizer cannot be written.
             MappingError: No Hugging Face family can represent this model.
         """
-        if self.expert_parallel_group is not None:
-            raise CheckpointError(
-                "this process holds only its part of the experts; call "
-                "set_expert_parallel_group(None) on all processes, then save on one of them."
-            )
+        check_whole(self.expert_parallel_group, ", then save on one of them")
         folder, tensors = namable(user_path(path)), self.state_dict()
         if format == "moe_megatron":
             storage.save(folder, self.architecture, tensors)
