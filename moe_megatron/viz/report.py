@@ -30,7 +30,7 @@ from moe_megatron.viz.report_data import (
 )
 from moe_megatron.viz.report_page import render_page
 from moe_megatron.viz.report_tasks import tasks_section
-from moe_megatron.viz.svg import Series, line_chart
+from moe_megatron.viz.svg import Series, few_points, line_chart
 
 REPORT_FILE = "report.html"
 MAX_OPEN_STRIPS = 16
@@ -144,15 +144,7 @@ def _training_section(metrics: RunMetrics) -> str:
     ]
     for split in dict.fromkeys(record.split for record in metrics.evaluations):
         records = [record for record in metrics.evaluations if record.split == split]
-        records = records[:: -(-len(records) // 200)]
-        loss.append(
-            Series(
-                name=split,
-                x=[record.step for record in records],
-                y=[record.loss for record in records],
-                markers=len(records) <= 40,
-            )
-        )
+        loss.append(few_points(split, [it.step for it in records], [it.loss for it in records]))
 
     def small_chart(title: str, value: Callable[[StepStats], float]) -> str:
         values = [value(column) for column in columns]

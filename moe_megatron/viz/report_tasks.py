@@ -9,9 +9,7 @@ from moe_megatron.telemetry.values.forgetting import COLUMNS, Forgetting, forget
 from moe_megatron.telemetry.values.json_fields import Int64Array
 from moe_megatron.telemetry.values.profile import RoutingProfile
 from moe_megatron.telemetry.values.records import EvalRecord
-from moe_megatron.viz.svg import Series, line_chart
-
-_MOST_POINTS = 200
+from moe_megatron.viz.svg import few_points, line_chart
 
 
 def tasks_section(evaluations: Sequence[EvalRecord], whole: RoutingProfile | None) -> str:
@@ -44,19 +42,17 @@ def _before_and_after(found: Forgetting) -> str:
 
 
 def _curves(judged: Sequence[EvalRecord]) -> str:
-    shown = judged[:: -(-len(judged) // _MOST_POINTS)]
     names = list(dict.fromkeys(score.name for record in judged for score in record.tasks))
     scores = {
-        name: [(r.step, s) for r in shown for s in r.tasks if s.name == name] for name in names
+        name: [(r.step, s) for r in judged for s in r.tasks if s.name == name] for name in names
     }
 
     def chart(title: str, field: str) -> str:
         series = [
-            Series(
-                name=name,
-                x=[step for step, _ in found],
-                y=[np.nan if (y := getattr(score, field)) is None else y for _, score in found],
-                markers=len(shown) <= 40,
+            few_points(
+                name,
+                [step for step, _ in found],
+                [np.nan if (y := getattr(score, field)) is None else y for _, score in found],
             )
             for name, found in scores.items()
         ]

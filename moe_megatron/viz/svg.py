@@ -18,6 +18,8 @@ _PLOT_WIDTH = WIDTH - _LEFT - _RIGHT
 _PLOT_HEIGHT = HEIGHT - _TOP - _BOTTOM
 MAX_LEGEND = 8
 """Largest number of lines with distinct colours; more lines share a colour ramp."""
+_MOST_POINTS, _MOST_DOTS = 200, 40
+"""Of a line of few points."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +41,13 @@ class Series:
     low: Sequence[float] = ()
     high: Sequence[float] = ()
     markers: bool = False
+
+
+def few_points(name: str, x: Sequence[float], y: Sequence[float]) -> Series:
+    """A line of values that are measured now and then: dots while they are few, thinned if many."""
+    stride = -(-len(x) // _MOST_POINTS) or 1
+    x, y = x[::stride], y[::stride]
+    return Series(name=name, x=x, y=y, markers=len(x) <= _MOST_DOTS)
 
 
 def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
