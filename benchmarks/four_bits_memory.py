@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks import machine
+from benchmarks import checkpoint_memory, machine
 from benchmarks.process_memory import Sampler
 from benchmarks.ranks import run_ranks
 
@@ -17,6 +17,7 @@ WAYS = ("as_is", "nf4")
 """Values of `adapter.frozen_experts`."""
 STEPS = 4
 TRAINING: dict[str, Any] = {
+    **checkpoint_memory.TRAINING,
     "model.hidden_size": 512,
     "model.num_layers": 6,
     "model.num_attention_heads": 4,
@@ -24,17 +25,10 @@ TRAINING: dict[str, Any] = {
     "moe.num_experts": 32,
     "moe.top_k": 2,
     "data.vocab_size": 4096,
-    "data.sequence_length": 128,
     "adapter.rank": 4,
     "adapter.targets": ["attention"],
-    "training.micro_batch_size": 1,
-    "training.global_batch_size": 4,
     "training.train_steps": STEPS,
-    "training.warmup_steps": 0,
-    "training.precision": "bf16",
-    "training.eval_interval": None,
     "checkpoint.save_interval": STEPS,
-    "parallel.expert_parallel_size": 1,
 }
 EXPERTS = 6 * 32 * 3 * 512 * 1024
 """Their numbers, in all layers."""

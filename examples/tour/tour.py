@@ -9,7 +9,6 @@ import argparse
 import json
 import math
 import os
-import shutil
 import subprocess
 import sys
 import webbrowser
@@ -18,11 +17,10 @@ from pathlib import Path
 import torch
 from languages import NAMES, pieces, write_jsonl
 from real_model import EXPERTS, TOP_K, real_model, upcycled_model
-from steps import minutes, say
+from steps import carry_out, minutes, say
 
 from moe_megatron import MoEModel, MoETrainer
 from moe_megatron.analytics import RouterAnalyzer
-from moe_megatron.errors import MoEError
 from moe_megatron.files import default_cache_dir
 
 KNOWN, NEW = "en", ("de", "fr", "ja")
@@ -187,14 +185,9 @@ def main() -> int:
     parser.add_argument("--output", type=Path, default=Path("runs/tour"), help="folder to make")
     parser.add_argument("--no-open", action="store_true", help="leave the report unopened")
     options = parser.parse_args()
-    shutil.rmtree(options.output, ignore_errors=True)
-    options.output.mkdir(parents=True)
-    try:
-        tour(options.output, options.steps, opens=not options.no_open)
-    except MoEError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return carry_out(
+        lambda: tour(options.output, options.steps, opens=not options.no_open), options.output
+    )
 
 
 if __name__ == "__main__":

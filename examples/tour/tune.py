@@ -7,7 +7,6 @@ it again makes it anew.
 
 import argparse
 import json
-import shutil
 import sys
 from pathlib import Path
 
@@ -16,10 +15,9 @@ import torch
 from docstrings import Conversation, conversations, rows
 from movement_plot import plot_experts
 from real_model import EXPERTS, TOP_K, upcycled_model
-from steps import minutes, say
+from steps import carry_out, minutes, say
 
 from moe_megatron import MoEModel
-from moe_megatron.errors import MoEError
 from moe_megatron.finetuning.task_profile import task_profile
 from moe_megatron.peft import ModelAdapters, MoELoRA
 from moe_megatron.text.chat_template import chat_template_of
@@ -141,14 +139,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=30, help="steps to train (default: 30)")
     parser.add_argument("--output", type=Path, default=Path("runs/tune"), help="folder to make")
     options = parser.parse_args()
-    shutil.rmtree(options.output, ignore_errors=True)
-    options.output.mkdir(parents=True)
-    try:
-        tune(options.output, options.steps)
-    except MoEError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return carry_out(lambda: tune(options.output, options.steps), options.output)
 
 
 if __name__ == "__main__":

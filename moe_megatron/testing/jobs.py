@@ -20,6 +20,14 @@ if TYPE_CHECKING:
     from moe_megatron.mcore.loop.callbacks import Callback
 
 MOCK_VOCAB_SIZE = 512
+LATENT: Mapping[str, int] = {
+    "model.latent_attention.kv_lora_rank": 16,
+    "model.latent_attention.q_lora_rank": 24,
+    "model.latent_attention.qk_head_dim": 16,
+    "model.latent_attention.qk_pos_emb_head_dim": 8,
+    "model.latent_attention.v_head_dim": 12,
+}
+"""Latent attention of a small model."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

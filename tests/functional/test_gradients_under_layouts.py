@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from moe_megatron.config.checkpoint_files import iteration_dir
-from moe_megatron.testing.jobs import Job, few_steps, run_jobs, step_records
+from moe_megatron.testing.jobs import LATENT, Job, few_steps, run_jobs, step_records
 from moe_megatron.testing.saved_tensors import whole_tensors
 
 pytestmark = [pytest.mark.distributed, pytest.mark.timeout(900)]
@@ -35,23 +35,16 @@ SHAPE: dict[str, Any] = {
 }
 STILL = {"training.learning_rate": 1e-30, "training.min_learning_rate": 0.0}
 
-LATENT: dict[str, Any] = {
-    "model.latent_attention.kv_lora_rank": 16,
-    "model.latent_attention.q_lora_rank": 24,
-    "model.latent_attention.qk_head_dim": 16,
-    "model.latent_attention.qk_pos_emb_head_dim": 8,
-    "model.latent_attention.v_head_dim": 12,
-    "model.qk_norm": True,
-}
+NORMED: dict[str, Any] = {**LATENT, "model.qk_norm": True}
 ALL_HEADS = {"model.qk_norm": True, "model.qk_norm_scope": "all_heads"}
 DENSE = {"moe.num_experts": None}
 ATTENTION: dict[str, dict[str, Any]] = {
     "groups": {"model.num_query_groups": 2},
     "norms": {"model.qk_norm": True, "model.num_query_groups": 2},
     "norms of all heads": ALL_HEADS,
-    "latent": LATENT,
-    "latent, whole queries": {**LATENT, "model.latent_attention.q_lora_rank": None},
-    "latent, no norms": {**LATENT, "model.qk_norm": False},
+    "latent": NORMED,
+    "latent, whole queries": {**NORMED, "model.latent_attention.q_lora_rank": None},
+    "latent, no norms": {**NORMED, "model.qk_norm": False},
 }
 CASES = {**ATTENTION, **{f"dense, {name}": it | DENSE for name, it in ATTENTION.items()}}
 """Of the smallest model."""

