@@ -3,12 +3,14 @@
 A skipped test proves nothing, so in CI a skip is a failure: CI installs what the tests need. Tests
 marked `gpu` are not skipped but deselected on a machine without a CUDA device, and the output says
 how many. Tests marked `deep` are deselected unless `-m` names the mark. What depends on a package
-or binary must skip inside the test or a fixture, so that the mark is known by then.
+or binary must skip inside the test or a fixture, so that the mark is known by then. What tests that
+passed wrote is deleted as soon as nothing needs it.
 """
 
 import functools
 import gc
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -84,6 +86,33 @@ def pytest_collection_modifyitems(config, items):
             items[:] = [item for item in items if not item.get_closest_marker(mark)]
             config.hook.pytest_deselected(items=marked)
             counts[mark] = len(marked)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(fixturedef, request):
+    """Delete a module's own folders when its last test has run, unless one failed.
+
+    pytest deletes those of a test (`tmp_path_retention_policy`), but not what a fixture of a module
+    took from `tmp_path_factory`: checkpoints of a model of 373 M parameters are several GB.
+    """
+    if fixturedef.scope not in {"module", "class"} or "tmp_path_factory" not in fixturedef.argnames:
+        return (yield)
+    session, folders = request.session, set()
+    failed = session.testsfailed
+
+    def delete() -> None:
+        if session.testsfailed == failed:
+            for folder in folders:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    # What is added first runs last: after the fixture has stopped what writes into its folders.
+    fixturedef.addfinalizer(delete)
+    base = request.getfixturevalue("tmp_path_factory").getbasetemp()
+    before = set(base.iterdir())
+    try:
+        return (yield)
+    finally:
+        folders |= set(base.iterdir()) - before
 
 
 def _refuse_skip(report) -> None:

@@ -87,14 +87,18 @@ NO_ROOM = {"checkpoint.patience_seconds": 1}
 
 def train(run_dir: Path, harm: str | None, disk: Path, **changes: Any) -> int:
     """A rank's side: one run, harmed from before the second save until after it."""
+    from megatron.training import training
+
     from moe_megatron.config import apply_overrides, load_config
     from moe_megatron.mcore.loop.callbacks import Callback, StepEnd
     from moe_megatron.run.start import Attachments, start
 
     class Harming(Callback):
         def on_step_end(self, event: StepEnd) -> None:
-            if event.step in (BROKEN, BROKEN + 1):
-                wait_for_writers()  # of the save before, which is not to be harmed, and of this one
+            if event.step == BROKEN:  # the save before is not to be harmed: it is over
+                training.maybe_finalize_async_save(blocking=True)
+            if event.step == BROKEN + 1:
+                wait_for_writers()
             if event.step == BROKEN:
                 HARMS[harm](disk if harm == "disk" else run_dir, True) if harm else None
             if event.step == BROKEN + 1:
@@ -114,6 +118,8 @@ def wait_for_writers() -> None:
 
 def train_to_a_full_disk(run_dir: Path, disk: Path, seconds: float, **changes: Any) -> Any:
     """A rank's side: a run whose last save finds no room, for some time."""
+    from megatron.training import training
+
     from moe_megatron.config import apply_overrides, load_config
     from moe_megatron.mcore import world
     from moe_megatron.mcore.loop.callbacks import Callback, StepEnd
@@ -121,8 +127,8 @@ def train_to_a_full_disk(run_dir: Path, disk: Path, seconds: float, **changes: A
 
     class FillsTheDisk(Callback):
         def on_step_end(self, event: StepEnd) -> None:
-            if event.step == STEPS - 1:
-                wait_for_writers()  # the save before is another test's
+            if event.step == STEPS - 1:  # the save before is another test's
+                training.maybe_finalize_async_save(blocking=True)
             if event.step == STEPS and world.rank() == 0:
                 fill(disk)
                 threading.Timer(seconds, empty, [disk]).start()

@@ -33,8 +33,24 @@ def test_runs(): pass
 @pytest.mark.deep
 def test_everything(): pass
 """
+FOLDERS = """
+import pytest
+WRITTEN = []
+class Test:
+    @pytest.fixture(scope="class")
+    def place(self, tmp_path_factory):
+        WRITTEN.append(tmp_path_factory.mktemp("place"))
+        yield WRITTEN[0]
+        assert WRITTEN[0].is_dir()
+    def test_writes(self, place, tmp_path):
+        WRITTEN.append(tmp_path)
+        assert {outcome}
+def test_later():
+    assert [folder.exists() for folder in WRITTEN] == [not {outcome}] * 2
+"""
 INI = """
 [pytest]
+tmp_path_retention_policy = failed
 markers =
     deep: exhaustive
     gpu: needs a GPU
@@ -99,3 +115,10 @@ def test_deep_runs_where_it_is_asked_for(outcome):
     status, output = outcome(DEEP, "-m", "deep", ci="true")
     assert status == 0
     assert "1 passed, 1 deselected" in output.splitlines()[-1]
+
+
+@pytest.mark.parametrize("passes", [True, False])
+def test_folders_of_what_passed_are_deleted_at_once(outcome, passes):
+    _, output = outcome(FOLDERS.format(outcome=passes), ci="true")
+    counts = "2 passed" if passes else "1 failed, 1 passed"
+    assert counts in output.splitlines()[-1]
