@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from moe_megatron.viz.picture import Picture
+from moe_megatron.drawing import TWO_COLUMNS, Picture, page
+from moe_megatron.drawing.style import AMOUNTS, DIFFERENCES, SMALL
 
 
 def plot_experts(
@@ -23,27 +24,21 @@ def plot_experts(
         layers: Numbers of the layers.
         save_to: File to write.
     """
-    from matplotlib.figure import Figure
     from matplotlib.ticker import PercentFormatter
 
-    figure = Figure(figsize=(7.5, 1.2 + 0.22 * len(layers)), layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True)
     most = float(np.abs(gained).max()) or 1.0
     drawn = (
-        (left, moved, {"cmap": "viridis", "vmin": 0}, 1, "change of the expert, |sBA| / |W|"),
-        (
-            right,
-            gained,
-            {"cmap": "RdBu_r", "vmin": -most, "vmax": most},
-            0,
-            "share of tokens gained",
-        ),
+        (moved, {"cmap": AMOUNTS, "vmin": 0}, 1, "change of the expert, |sBA| / |W|"),
+        (gained, {"cmap": DIFFERENCES, "vmin": -most, "vmax": most}, 0, "share of tokens gained"),
     )
-    for panel, values, colours, digits, title in drawn:
-        image = panel.imshow(values, aspect="auto", interpolation="nearest", **colours)
-        panel.set_xlabel("expert")
-        panel.set_xticks(range(values.shape[1]))
-        figure.colorbar(image, ax=panel, label=title, format=PercentFormatter(1.0, decimals=digits))
-    left.set_yticks(range(len(layers)), [str(it) for it in layers], fontsize=7)
-    left.set_ylabel("layer")
+    with page(TWO_COLUMNS, 1.2 + 0.22 * len(layers)) as figure:
+        panels = figure.subplots(1, 2, sharey=True)
+        for panel, (values, colours, digits, title) in zip(panels, drawn, strict=True):
+            image = panel.imshow(values, **colours)
+            panel.set_xlabel("expert")
+            panel.set_xticks(range(values.shape[1]))
+            percent = PercentFormatter(1.0, decimals=digits)
+            figure.colorbar(image, ax=panel, label=title, format=percent)
+        panels[0].set_yticks(range(len(layers)), [str(it) for it in layers], fontsize=SMALL)
+        panels[0].set_ylabel("layer")
     return Picture(figure).save(save_to)

@@ -1,7 +1,7 @@
 """`RouterAnalyzer`: runs a model on given text and finds out which experts serve what.
 
 It feeds the model and passes the routers' decisions to `decisions`, `specialization` and
-`affinity_plot`. Afterwards the model is in the same mode as before, and its gradients are
+`drawing.affinity`. Afterwards the model is in the same mode as before, and its gradients are
 unchanged. It does not train.
 """
 
@@ -14,13 +14,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from moe_megatron.analytics.affinity_plot import plot_affinity
 from moe_megatron.analytics.decisions import BatchAnalysis
 from moe_megatron.analytics.routers import Decision, RouterHooks
 from moe_megatron.analytics.specialization import Specialization, SpecializationCounter
 from moe_megatron.config.arguments import explained, shown, whole
+from moe_megatron.drawing.affinity import plot_affinity
 from moe_megatron.errors import ConfigError, DataError
-from moe_megatron.files import explained_writes, user_path
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -135,11 +134,11 @@ class RouterAnalyzer:
         return counter.finish()
 
     def plot_expert_token_affinity(self, tokens: "str | Tokens", save_to: str | Path) -> Path:
-        """Plots the routers' scores for each token of one text, as a PNG file.
+        """Plots the routers' scores for each token of one text.
 
         Args:
             tokens: text, or the ids of one sequence.
-            save_to: file to write.
+            save_to: file to write, a .png, .svg or .pdf.
 
         Returns:
             The file.
@@ -152,12 +151,9 @@ class RouterAnalyzer:
         if not len(ids):
             raise DataError("there are no tokens to plot; give non-empty text or token ids")
         analysis = self.analyze_batch(self._pad([ids]))
-        path = user_path(save_to)
         labels = [self._label(token) for token in ids.tolist()]
-        with explained_writes(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            plot_affinity(analysis.scores[:, 0], analysis.indices[:, 0], self.layers, labels, path)
-        return path
+        picture = plot_affinity(analysis.scores[:, 0], analysis.indices[:, 0], self.layers, labels)
+        return picture.save(save_to)
 
     def _named(self, inputs: Any) -> "dict[str, Tensor]":
         if isinstance(inputs, Mapping):

@@ -12,9 +12,8 @@ import numpy.typing as npt
 
 from moe_megatron.analytics.decisions import BatchAnalysis
 from moe_megatron.analytics.information import mutual_information, normalized_mutual_information
-from moe_megatron.analytics.specialization_plot import plot_shares
+from moe_megatron.drawing.domains import plot_shares
 from moe_megatron.errors import ConfigError, DataError
-from moe_megatron.files import explained_writes, user_path
 
 Int64Array = npt.NDArray[np.int64]
 Float64Array = npt.NDArray[np.float64]
@@ -111,19 +110,15 @@ class Specialization:
         return self._pairs[row].top(expert, limit, min_count)
 
     def plot(self, save_to: str | Path) -> Path:
-        """Draws `domain_share` as a PNG file: a panel per domain, experts across, layers down.
+        """Draws `domain_share`: a panel per domain, experts across, layers down.
 
         Args:
-            save_to: file to write.
+            save_to: file to write, a .png, .svg or .pdf.
 
         Raises:
             DataError: the file cannot be written.
         """
-        path = user_path(save_to)
-        with explained_writes(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            plot_shares(self.domain_share, self.layers, self.domains, path)
-        return path
+        return plot_shares(self.domain_share, self.layers, self.domains).save(save_to)
 
     def _row(self, layer: int) -> int:
         if layer not in self.layers:

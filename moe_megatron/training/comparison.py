@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moe_megatron.config.arguments import shown
+from moe_megatron.drawing import Picture
 from moe_megatron.errors import ConfigError
 from moe_megatron.files import user_path
 from moe_megatron.run.history import History, import_pandas
 from moe_megatron.telemetry.sinks.jsonl import METRICS_FILE
 from moe_megatron.training.results import TrainingResult, curve_of
 from moe_megatron.viz.curves import draw_curves
-from moe_megatron.viz.picture import Picture
 
 if TYPE_CHECKING:
     import pandas

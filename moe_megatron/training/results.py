@@ -4,10 +4,10 @@ import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from moe_megatron.drawing import Picture
 from moe_megatron.run.history import History
 from moe_megatron.telemetry.values.profile import RoutingProfile
 from moe_megatron.viz.curves import Curve, draw_curves
-from moe_megatron.viz.picture import Picture
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

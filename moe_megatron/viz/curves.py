@@ -6,12 +6,14 @@ It knows numbers and labels, not runs or files.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 
+from moe_megatron.drawing import COLOURS, TWO_COLUMNS, Picture, finished, page
 from moe_megatron.errors import DataError
-from moe_megatron.viz.picture import Picture
 
-_WIDTH, _HEIGHT = 7.0, 3.2
+_HEIGHT = 2.4
+"""Of a panel, in inches."""
 _SMOOTH = 25
 """About how many averages a noisy line is drawn as, over its faint steps."""
 
@@ -42,37 +44,36 @@ def draw_curves(curves: Sequence[Curve], save_to: str | Path | None = None) -> P
     """
     if not any(curve.steps for curve in curves):
         raise DataError("there is no step to draw yet; train first.")
-    from matplotlib.figure import Figure
-
     routed = any(curve.imbalances for curve in curves)
     rows = 2 if routed else 1
-    figure = Figure(figsize=(_WIDTH, _HEIGHT * rows), layout="constrained")
-    panels = figure.subplots(rows, 1, sharex=True, squeeze=False)[:, 0]
-    for number, curve in enumerate(curves):
-        colour = f"C{number}"
-        losses = [math.nan if loss is None else loss for loss in curve.losses]
-        panels[0].plot(curve.steps, losses, color=colour, alpha=0.25, linewidth=1)
-        panels[0].plot(*_averages(curve.steps, losses), color=colour, label=curve.label)
-        if curve.evaluations:
-            panels[0].plot(*zip(*curve.evaluations, strict=True), "o", color=colour, markersize=5)
-        if curve.imbalances:
-            panels[1].plot(curve.steps, curve.imbalances, color=colour, linewidth=1)
-    panels[0].set_ylabel("loss, nats per token")
-    if len(curves) > 1:
-        panels[0].legend(frameon=False)
-    if routed:
-        panels[1].set_ylabel("imbalance (1 is even)")
-        panels[1].set_ylim(bottom=1.0)
-    panels[-1].set_xlabel("step")
-    if any(curve.evaluations for curve in curves):
-        panels[0].set_title("training (line) and validation (dots)", fontsize=10)
-    for panel in panels:
-        panel.spines[["top", "right"]].set_visible(False)
-        panel.xaxis.get_major_locator().set_params(integer=True)
-    picture = Picture(figure)
-    if save_to is not None:
-        picture.save(save_to)
-    return picture
+    with page(TWO_COLUMNS, _HEIGHT * rows) as figure:
+        panels = figure.subplots(rows, 1, sharex=True, squeeze=False)[:, 0]
+        for curve, colour in zip(curves, cycle(COLOURS)):
+            losses = [math.nan if loss is None else loss for loss in curve.losses]
+            panels[0].plot(curve.steps, losses, color=colour, alpha=0.25, linewidth=0.8)
+            panels[0].plot(*_averages(curve.steps, losses), color=colour, label=curve.label)
+            if curve.evaluations:
+                panels[0].plot(*zip(*curve.evaluations, strict=True), "o", color=colour)
+            if curve.imbalances:
+                panels[1].plot(curve.steps, curve.imbalances, color=colour, linewidth=0.8)
+        panels[0].set_ylabel("loss, nats per token")
+        if len(curves) > 1:
+            panels[0].legend()
+        if routed:
+            panels[1].set_title("Load of the fullest expert over the mean, in the worst layer")
+            panels[1].set_ylabel("imbalance (1 is even)")
+            panels[1].set_ylim(bottom=1.0)
+        panels[-1].set_xlabel("step")
+        panels[0].set_title(_title(curves))
+        for panel in panels:
+            panel.xaxis.get_major_locator().set_params(integer=True)
+    return finished(Picture(figure), save_to)
+
+
+def _title(curves: Sequence[Curve]) -> str:
+    evaluated = any(curve.evaluations for curve in curves)
+    seen = "Training loss (faint: each step)"
+    return f"{seen}, and validation loss (dots)" if evaluated else seen
 
 
 def _averages(steps: Sequence[int], values: Sequence[float]) -> tuple[list[float], list[float]]:
