@@ -50,9 +50,8 @@ _PLANNED = {
     "platform/slurm/",
     "checkpoint/integrity/",
     "mcore/recovery/",
-    "moe_megatron/webapp/",
 }
-"""What decisions 11 and 23 announce and may not be there yet."""
+"""What decision 11 announces and may not be there yet."""
 
 
 def code_of(page: Path) -> list[str]:

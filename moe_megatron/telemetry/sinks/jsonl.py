@@ -276,6 +276,53 @@ def read_routing_after(path: Path, step: int) -> Iterator[RoutingSnapshot]:
     return _read_after(path, step, RoutingSnapshot.from_json_dict)
 
 
+def read_routing_between(path: Path, first: int, last: int) -> Iterator[RoutingSnapshot]:
+    """Yields the snapshots of a window of steps, oldest first, without reading earlier ones.
+
+    The place of the first one is found by halving, as steps follow each other.
+
+    Raises:
+        DataError: the file is missing, or a line is malformed (the message names it).
+    """
+    with _open(path) as file:
+        file.seek(_offset_of(file, first))
+        for line in _lines(file, path):
+            step = _written_step(line)
+            if step is None or step > last:
+                return
+            try:
+                yield RoutingSnapshot.from_json_dict(parse_json(line))
+            except (ValueError, DataError) as error:
+                raise DataError(
+                    f"{path}: step {step}: {error}; move the file away or remove that line"
+                ) from error
+
+
+def _offset_of(file: BinaryIO, step: int) -> int:
+    """Where the first line of `step`, or of a later one, begins; or the end."""
+    low, high = 0, file.seek(0, os.SEEK_END)
+    while low < high:
+        middle = (low + high) // 2
+        file.seek(max(0, middle - 1))
+        if middle and not file.readline(MOST_LINE_BYTES).endswith(b"\n"):
+            high = middle  # within a line that is being written
+            continue
+        begin = file.tell()
+        line = file.readline(MOST_LINE_BYTES)
+        found = _written_step(line)
+        if found is not None and found < step:
+            low = begin + len(line)
+        else:
+            high = middle
+    return low
+
+
+def _written_step(line: bytes) -> int | None:
+    """The step of a complete line; None if it is none."""
+    match = _STEP_PREFIX.match(line) if line.endswith(b"\n") else None
+    return int(match.group(1)) if match else None
+
+
 def _read_after[T: (StepRecord | EvalRecord, RoutingSnapshot)](
     path: Path, step: int, parse: Callable[[object], T]
 ) -> Iterator[T]:

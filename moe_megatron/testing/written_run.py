@@ -1,0 +1,109 @@
+"""A run folder as moe-megatron writes it, by the real sinks, without training: for the dashboard.
+
+Every step is random but determined by its number, so that a test can check every value.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from moe_megatron.telemetry.history import HISTORY_FOLDER, HistorySink
+from moe_megatron.telemetry.sinks.jsonl import MetricsLog, RoutingLog
+from moe_megatron.telemetry.values.records import EvalRecord, RunInfo, StepRecord
+from moe_megatron.telemetry.values.snapshot import RoutingSnapshot
+
+LAYERS, NUM_EXPERTS, TOP_K, TOKENS = (2, 3, 5), 8, 2, 100
+DEAD_FROM = 20
+"""From this step on, no token reaches the first expert of the first layer."""
+
+
+def step_routing(
+    step: int, layers: tuple[int, ...] = LAYERS, num_experts: int = NUM_EXPERTS
+) -> RoutingSnapshot:
+    """The routing of a step."""
+    rng = np.random.default_rng(step)
+    dropped = rng.integers(0, 5, len(layers))
+    shares = rng.dirichlet(np.full(num_experts, 2.0), len(layers))
+    if step >= DEAD_FROM:
+        shares[0, 0] = 0
+    shares /= shares.sum(axis=1, keepdims=True)
+    counts = [
+        rng.multinomial(TOKENS * TOP_K - lost, share)
+        for lost, share in zip(dropped, shares, strict=True)
+    ]
+    return RoutingSnapshot(
+        step=step,
+        tokens=TOKENS,
+        top_k=TOP_K,
+        layers=layers,
+        tokens_per_expert=np.stack(counts),
+        assigned=np.full(len(layers), TOKENS * TOP_K),
+        dropped=dropped,
+        per_layer={"entropy": rng.random(len(layers)), "z_loss": rng.random(len(layers))},
+    )
+
+
+def step_record(step: int) -> StepRecord:
+    """What the loop says of a step; every other one knows no gradient norm."""
+    return StepRecord(
+        step=step,
+        loss=9.0 / step,
+        learning_rate=1e-3 * step,
+        grad_norm=None if step % 2 else 1.0,
+        step_seconds=0.5,
+        tokens=1000,
+        total_steps=300,
+    )
+
+
+def write_run(
+    run_dir: Path,
+    steps: int = 40,
+    *,
+    history: int | None = None,
+    log: bool = True,
+    layers: tuple[int, ...] = LAYERS,
+    num_experts: int = NUM_EXPERTS,
+) -> Path:
+    """Write the folder of a run that has made some steps.
+
+    Args:
+        run_dir: The folder, which need not exist.
+        steps: How many steps it has made.
+        history: Up to which step they are in the history, all by default; 0 for no history.
+        log: Whether routing.jsonl is written.
+        layers: Numbers of the MoE layers.
+        num_experts: Experts in each.
+
+    Returns:
+        The folder.
+    """
+    info = RunInfo(
+        run_dir=run_dir,
+        total_steps=300,
+        start_step=0,
+        num_layers=max(layers),
+        num_experts=num_experts,
+        top_k=TOP_K,
+        world_size=1,
+        layers=layers,
+        quantities=("entropy", "z_loss"),
+        description="",
+    )
+    kept = steps if history is None else history
+    metrics = MetricsLog()
+    routing: list[RoutingLog | HistorySink] = [RoutingLog()] if log else []
+    if kept:
+        routing.append(HistorySink(run_dir / HISTORY_FOLDER, flush_seconds=10.0))
+    for sink in (metrics, *routing):
+        sink.start(info)
+    for step in range(1, steps + 1):
+        metrics.step(step_record(step), None)
+        snapshot = step_routing(step, layers, num_experts)
+        for sink in routing:
+            if step <= kept or isinstance(sink, RoutingLog):
+                sink.step(step_record(step), snapshot)
+    metrics.evaluation(EvalRecord(step=steps, split="validation", loss=3.0))
+    for sink in (metrics, *routing):
+        sink.close()
+    return run_dir
