@@ -15,6 +15,7 @@ import torch
 from moe_megatron.mcore.cpu import fast
 from moe_megatron.mcore.cpu.fast.cross_entropy import TokenLosses
 from moe_megatron.mcore.cpu.fast.moe_functions import fix_moe_utils
+from moe_megatron.mcore.cpu.fast.rotary import fix_rope_utils
 
 _ASYNC_MODULE = "megatron.core.dist_checkpointing.strategies.async_utils"
 
@@ -73,5 +74,6 @@ MODULE_FIXES: dict[str, Callable[[ModuleType], None]] = {
     "megatron.core.tensor_parallel.random": _fix_rng_tracker,
     "megatron.core.tensor_parallel.cross_entropy": _fix_cross_entropy,
     "megatron.core.transformer.moe.moe_utils": fix_moe_utils,
+    "megatron.core.models.common.embeddings.rope_utils": fix_rope_utils,
     _ASYNC_MODULE: _fix_async_writer,
 }

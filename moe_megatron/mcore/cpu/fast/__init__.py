@@ -18,6 +18,7 @@ SWITCH = "MOE_MEGATRON_PLAIN"
 Accelerator = Literal[
     "kernels",
     "attention",
+    "rotary",
     "experts",
     "losses",
     "shared_memory",
@@ -28,6 +29,7 @@ Accelerator = Literal[
 ACCELERATORS: dict[Accelerator, str] = {
     "kernels": "routing, permutation, SwiGLU and combine weights in C",
     "attention": "causal attention without the masked half",
+    "rotary": "rotary positions in one pass, of packed sequences too",
     "experts": "the experts of a process in one autograd function",
     "losses": "token losses in one pass over the logits",
     "shared_memory": "processes of one host exchange tensors without sockets",

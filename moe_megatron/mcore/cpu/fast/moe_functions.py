@@ -5,34 +5,25 @@ It computes the same in the usual case and returns None in every other, which is
 original.
 """
 
-from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
 import torch
 
+from moe_megatron.mcore.cpu.fast.falling_back import try_first
 from moe_megatron.mcore.cpu.fast.kernels import routing, rows
 
 
 def fix_moe_utils(module: ModuleType) -> None:
     """Make each function of the module try ours first."""
-    for ours in (
+    try_first(
+        module,
         z_loss_func,
         topk_routing_with_score_function,
         compute_routing_scores_for_aux_loss,
         permute,
         unpermute,
-    ):
-        name = ours.__name__
-        setattr(module, name, _with_fallback(ours, getattr(module, name)))
-
-
-def _with_fallback(ours: Callable[..., Any], original: Callable[..., Any]) -> Callable[..., Any]:
-    def function(*args: Any, **kwargs: Any) -> Any:
-        result = ours(*args, **kwargs)
-        return original(*args, **kwargs) if result is None else result
-
-    return function
+    )
 
 
 def z_loss_func(

@@ -24,6 +24,7 @@ ENTRIES: dict[str, dict[str, str]] = {
         f"{FAST}.kernels.{name}": "call" for name in ("routing", "rows", "swiglu", "weighing")
     },
     "attention": {f"{FAST}.causal_attention:CausalAttention": "apply"},
+    "rotary": {f"{FAST}.rotary:Rotation": "apply"},
     "experts": {f"{FAST}.swiglu_experts:SwiGluExperts": "apply"},
     "losses": {f"{FAST}.cross_entropy:TokenLosses": "apply"},
     "shared_memory": {f"{FAST}.shared_memory:Channel": "exchange"},
@@ -36,6 +37,7 @@ WITHOUT_ENTRY = {"allocator": "acts once, before ranks are forked; test_memory.p
 MODULES_WITHOUT_ENTRY = {
     f"{FAST}.memory": "the allocator",
     f"{FAST}.moe_functions": "computes nothing itself, but calls routing and rows",
+    f"{FAST}.falling_back": "computes nothing itself",
     f"{FAST}.kernels.compiled": "is called by the kernels",
 }
 
