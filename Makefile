@@ -17,13 +17,15 @@ KIND ?= dev
 UV_VERSION := 0.13.8
 # The version that megatron-core names; its wheels say that they need glibc 2.39 (docs/recovery.md).
 RESILIENCY := $(shell sed -n 's/.*"nvidia-resiliency-ext\(==[0-9.]*\)".*/\1/p' pyproject.toml)
+PAGE := moe_megatron/webapp/page/index.html
+PAGE_SOURCE := moe_megatron/webapp/frontend
 IMAGE ?= open-moe-trainer-lab
 TARGET ?= cpu
 
 COMPILE = --python-version 3.12 --python-platform x86_64-manylinux_2_28 --generate-hashes \
 	--no-emit-index-url --no-header --quiet
 
-.PHONY: help setup dev base resiliency train tour tune report gpu-report test test-deep test-fast lint format lock grafana-up grafana-down docker-build clean
+.PHONY: help setup dev base ui resiliency train tour tune report gpu-report test test-deep test-fast lint format lock grafana-up grafana-down docker-build clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -64,10 +66,16 @@ resiliency: dev ## nvidia-resiliency-ext, for recovery.restart: ft_launcher and 
 test-deep: resiliency ## what is exhaustive rather than decisive: every layout, example and size
 	@tools/setup.sh tour
 	@tools/system_packages.sh
+	@tools/system_packages.sh ui
 	@$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m deep $(ARGS)
 
 test-fast: dev ## unit tests only, without slow and multi-process ones
 	@$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not slow and not distributed" tests/unit $(ARGS)
+
+ui: $(PAGE) ## build the dashboard's page (nothing else here needs Node)
+
+$(PAGE): $(filter-out %/node_modules,$(wildcard $(PAGE_SOURCE)/* $(PAGE_SOURCE)/*/* $(PAGE_SOURCE)/src/*/*))
+	@tools/build_page.sh
 
 lint: dev ## ruff, format check, mypy and the import rules
 	@$(BIN)/ruff check .

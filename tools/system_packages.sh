@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs the non-Python programs that tests start: a C compiler, Prometheus, promtool, Alertmanager,
 # openssl, a browser, SLURM and shellcheck, and the books that `make tour` trains on (with the argument
-# "tour" only these). Returns at once if all are installed. If it may not install them (not root, or no
+# "tour" only these; with "ui" only Node and npm, which build the dashboard's page). Returns at once if all are installed. If it may not install them (not root, or no
 # apt-get), it prints the command; the tests that need them are then skipped, and fail in CI.
 set -euo pipefail
 
@@ -21,7 +21,11 @@ books=()
 for language in en de fr ja; do
     books+=("/usr/share/debian-reference/debian-reference.$language.txt.gz=debian-reference-$language")
 done
-if [ "${1:-}" = tour ]; then needed=("${books[@]}"); else needed+=("${books[@]}"); fi
+case ${1:-} in
+    tour) needed=("${books[@]}") ;;
+    ui) needed=(node=nodejs npm=npm) ;;
+    *) needed+=("${books[@]}") ;;
+esac
 policy=/usr/sbin/policy-rc.d
 
 say() { echo "setup: $*" >&2; }

@@ -1,0 +1,42 @@
+/** Where the page has its data from: a server, or the page itself (a report). Views know nothing else. */
+import type { Frame } from "./frame";
+import type {
+  Cost, Expert, Flow, Inspection, LayerSeries, Moves, Ranks, Run, RunEvent, RunState, RunSummary, Series, Span, StepNews,
+} from "./types";
+
+/** What went wrong, in words for the reader. */
+export class SourceError extends Error {}
+
+export type Connection = "connecting" | "open" | "lost" | "none";
+
+/** What a run that is watched may tell. */
+export interface Watcher {
+  frame(frame: Frame): void;
+  step(news: StepNews): void;
+  event(event: RunEvent): void;
+  state(state: RunState): void;
+  /** With the seconds until the next attempt, where the connection is lost. */
+  connection(connection: Connection, retrySeconds?: number): void;
+}
+
+export interface DataSource {
+  /** Whether anything can still change. */
+  readonly live: boolean;
+  runs(signal?: AbortSignal): Promise<RunSummary[]>;
+  run(id: string, signal?: AbortSignal): Promise<Run>;
+  /** The mean load over a span of steps. */
+  matrix(id: string, span: Span, signal?: AbortSignal): Promise<Frame>;
+  layers(id: string, columns: number, signal?: AbortSignal): Promise<LayerSeries>;
+  series(id: string, columns: number, signal?: AbortSignal): Promise<Series>;
+  expert(id: string, layer: number, expert: number, columns: number, signal?: AbortSignal): Promise<Expert>;
+  flow(id: string, span: Span, signal?: AbortSignal): Promise<Flow>;
+  moves(id: string, since: number, last: number, signal?: AbortSignal): Promise<Moves>;
+  ranks(id: string, span: Span, signal?: AbortSignal): Promise<Ranks>;
+  cost(id: string, columns: number, signal?: AbortSignal): Promise<Cost>;
+  events(id: string, after: number, signal?: AbortSignal): Promise<{ next: number; events: RunEvent[] }>;
+  log(id: string, after: number, signal?: AbortSignal): Promise<{ next: number; lines: string[] }>;
+  inspect(id: string, checkpoint: number | null, text: string): Promise<Inspection>;
+  ask(id: string, what: "checkpoint" | "stop"): Promise<void>;
+  /** Returns what ends it. */
+  watch(id: string, watcher: Watcher): () => void;
+}

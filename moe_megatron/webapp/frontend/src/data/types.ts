@@ -1,0 +1,134 @@
+/** What the server says, as it says it. Layers are counted from 1, experts from 0, steps from 1. */
+
+export type RunState = "running" | "ended" | "stopped" | "empty" | "unreadable";
+export type Numbers = (number | null)[];
+export type Span = [first: number, last: number];
+
+export interface RunSummary {
+  id: string;
+  name: string;
+  path: string;
+  state: RunState;
+  problem: string | null;
+  layers: number[];
+  experts: number;
+  top_k: number;
+  first_step: number;
+  last_step: number;
+  loss: number | null;
+}
+
+export interface Checkpoint {
+  step: number;
+  path: string;
+  size_bytes: number;
+  best: boolean;
+}
+
+export interface Run extends RunSummary {
+  quantities: string[];
+  config: string;
+  /** The EP rank of each expert of each layer; empty with one rank. */
+  expert_ranks: number[][];
+  checkpoints: Checkpoint[];
+  /** The ratio of load to fair share from which an expert counts as overloaded. */
+  overload: number;
+  show_tokens: boolean;
+  has: { profile: boolean; affinity: boolean; tokens: boolean; tasks: boolean };
+}
+
+export const LAYER_QUANTITIES = ["max_over_mean", "entropy", "drop_rate", "dead", "z_loss", "bias_spread"] as const;
+export type LayerQuantity = (typeof LAYER_QUANTITIES)[number];
+
+/** Of each quantity a row for each layer, a column for each span of steps; [] where the run has none. */
+export type LayerSeries = { steps: Span[]; layers: number[] } & Record<LayerQuantity, Numbers[]>;
+
+export interface Series {
+  steps: Span[];
+  loss: Numbers;
+  learning_rate: Numbers;
+  grad_norm: Numbers;
+  tokens_per_second: Numbers;
+  memory_bytes: Numbers;
+  evaluations: { step: number; name: string; loss: number | null }[];
+  phases: Record<string, number>;
+}
+
+export interface Expert {
+  steps: Span[];
+  load: Numbers;
+  drop_rate: Numbers;
+  bias: Numbers;
+  ep_rank: number | null;
+  partners: { expert: number; share: number }[];
+  tokens: { text: string; share: number }[];
+  domains: { name: string; share: number; null_share: number | null }[];
+}
+
+export interface Flow {
+  layers: number[];
+  links: FlowLink[];
+  source: string;
+  note: string;
+}
+
+export interface FlowLink {
+  from_layer: number;
+  from_expert: number;
+  to_expert: number;
+  share: number;
+}
+
+export interface Move {
+  layer: number;
+  expert: number;
+  rank_before: number;
+  rank_after: number;
+  ratio_before: number | null;
+  ratio_after: number | null;
+}
+
+export interface Moves {
+  since: number;
+  last: number;
+  moves: Move[];
+}
+
+export interface Ranks {
+  ranks: { rank: number; load: number | null; wait_seconds: number | null }[];
+}
+
+export interface Cost {
+  steps: Span[];
+  flops_per_layer: Numbers[];
+  bytes: Numbers;
+  money: Numbers;
+  currency: string | null;
+  note: string;
+}
+
+export interface RunEvent {
+  seq: number;
+  time: string | number;
+  step: number | null;
+  kind: string;
+  text: string;
+  level: string;
+}
+
+export interface Inspection {
+  tokens: string[];
+  layers: number[];
+  /** Layer, token, choice. */
+  experts: number[][][];
+  weights: number[][][];
+}
+
+/** What the last step of a live run was like. */
+export interface StepNews {
+  step: number;
+  loss: number | null;
+  tokens_per_second: number | null;
+  max_over_mean: Numbers;
+  entropy: Numbers;
+}

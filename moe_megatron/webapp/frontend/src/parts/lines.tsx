@@ -1,0 +1,203 @@
+/** Lines over steps (uPlot), which one reads at a step and clicks to go there. */
+import { useEffect, useRef } from "react";
+import uPlot from "uplot";
+import type { Numbers, Span } from "../data/types";
+import { LINES } from "../draw/colours";
+import { csvOf, svgOf, svgText } from "../draw/svg";
+import { count, short } from "../format";
+import { useTheme } from "../state/theme";
+
+export interface Line {
+  name: string;
+  values: Numbers;
+  /** In place of the colour of its number. */
+  colour?: string;
+  dashed?: boolean;
+  /** Points that stand alone: measured at some steps only. */
+  dots?: boolean;
+}
+
+export interface Chart {
+  title: string;
+  steps: number[];
+  lines: Line[];
+  log?: boolean;
+  write?: (value: number) => string;
+}
+
+export const middles = (steps: Span[]): number[] => steps.map(([, last]) => last);
+
+/** Points of several lines on one axis of steps. */
+export function merged(parts: { steps: number[]; lines: Line[] }[]): { steps: number[]; lines: Line[] } {
+  const steps = [...new Set(parts.flatMap((part) => part.steps))].sort((a, b) => a - b);
+  const lines = parts.flatMap((part) => {
+    const at = new Map(part.steps.map((step, i) => [step, i]));
+    return part.lines.map((line) => ({
+      ...line,
+      values: steps.map((step) => (at.has(step) ? (line.values[at.get(step)!] ?? null) : null)),
+    }));
+  });
+  return { steps, lines };
+}
+
+const styleOf = (name: string): string => getComputedStyle(document.body).getPropertyValue(name).trim();
+
+export function Lines(props: Chart & { at?: number; pick?: (step: number) => void; height?: number }) {
+  const { title, steps, lines, log = false, write = short, at, pick, height = 180 } = props;
+  const theme = useTheme();
+  const holder = useRef<HTMLDivElement>(null);
+  const plot = useRef<uPlot | null>(null);
+  const latest = useRef({ at, pick });
+  latest.current = { at, pick };
+  const shape = JSON.stringify([theme, log, height, lines.map(({ name, colour, dashed, dots }) => [name, colour, dashed, dots])]);
+  const data: uPlot.AlignedData = [steps, ...lines.map((line) => line.values.map((v) => (log && v !== null && v <= 0 ? null : v)))];
+
+  useEffect(() => {
+    const box = holder.current!;
+    const faint = styleOf("--dim");
+    const axis: uPlot.Axis = {
+      stroke: faint,
+      font: `11px ${styleOf("--font")}`,
+      grid: { stroke: styleOf("--rule"), width: 1 },
+      ticks: { show: false },
+    };
+    const chart = new uPlot(
+      {
+        width: box.clientWidth,
+        height,
+        padding: [8, 12, 0, 0],
+        legend: { show: false },
+        cursor: { y: false, sync: { key: "steps" }, drag: { x: false, y: false }, points: { size: 7 } },
+        scales: { x: { time: false }, y: { distr: log ? 3 : 1 } },
+        axes: [
+          { ...axis, values: (_u, ticks) => ticks.map((tick) => (Number.isInteger(tick) ? short(tick) : "")), size: 26, space: 70 },
+          { ...axis, values: (_u, ticks) => ticks.map((tick) => (tick === null ? "" : write(tick))), size: 58 },
+        ],
+        series: [
+          {},
+          ...lines.map((line, i) => ({
+            label: line.name,
+            stroke: line.colour ?? LINES[theme][i % LINES[theme].length]!,
+            width: line.dots ? 0 : 1.6,
+            dash: line.dashed ? [5, 4] : undefined,
+            spanGaps: true,
+            points: line.dots || steps.length < 3 ? { show: true, size: 6 } : { show: false },
+          })),
+        ],
+        hooks: {
+          draw: [
+            (u) => {
+              const step = latest.current.at;
+              if (step === undefined || !u.data[0].length) return;
+              const x = Math.round(u.valToPos(step, "x", true));
+              u.ctx.save();
+              u.ctx.strokeStyle = styleOf("--ink");
+              u.ctx.globalAlpha = 0.55;
+              u.ctx.lineWidth = devicePixelRatio;
+              u.ctx.beginPath();
+              u.ctx.moveTo(x, u.bbox.top);
+              u.ctx.lineTo(x, u.bbox.top + u.bbox.height);
+              u.ctx.stroke();
+              u.ctx.restore();
+            },
+          ],
+          setCursor: [(u) => read(u, box, write)],
+        },
+      },
+      data,
+      box.querySelector<HTMLElement>(".plot")!,
+    );
+    plot.current = chart;
+    const clicked = () => {
+      const step = chart.data[0][chart.cursor.idx ?? -1];
+      if (step !== undefined) latest.current.pick?.(step);
+    };
+    chart.over.addEventListener("click", clicked);
+    const observer = new ResizeObserver(() => chart.setSize({ width: box.clientWidth, height }));
+    observer.observe(box);
+    return () => {
+      observer.disconnect();
+      chart.destroy();
+      plot.current = null;
+    };
+    // The rest reaches the chart by the effects below.
+    // eslint-disable-next-line
+  }, [shape]);
+  useEffect(() => plot.current?.setData(data));
+  useEffect(() => plot.current?.redraw(false), [at]);
+
+  return (
+    <figure className="lines" ref={holder}>
+      <figcaption>
+        <strong>{title}</strong>
+        {lines.length > 1 &&
+          lines.map((line, i) => (
+            <span key={line.name}>
+              <i style={{ background: line.colour ?? LINES[theme][i % LINES[theme].length] }} />
+              {line.name}
+            </span>
+          ))}
+        <output />
+      </figcaption>
+      <div className="plot" role="img" aria-label={described(props)} />
+    </figure>
+  );
+}
+
+function described({ title, steps, lines }: Chart): string {
+  const ends = lines.map((line) => `${line.name} ${short(line.values.findLast((value) => value !== null))}`);
+  return `${title} over ${steps.length} points; last: ${ends.join(", ")}`;
+}
+
+/** Writes the values under the pointer beside the title. */
+function read(u: uPlot, box: HTMLElement, write: (value: number) => string): void {
+  const out = box.querySelector("output")!;
+  const i = u.cursor.idx;
+  if (i === null || i === undefined || u.data[0][i] === undefined) {
+    out.textContent = "";
+    return;
+  }
+  const values = u.data
+    .slice(1)
+    .map((line) => line[i])
+    .filter((value) => value !== null && value !== undefined)
+    .map((value) => write(value!));
+  out.textContent = `${values.join("  ")}  at ${count(u.data[0][i]!)}`;
+}
+
+export function chartCsv({ steps, lines }: Chart): string {
+  return csvOf(["step", ...lines.map((line) => line.name)], steps.map((step, i) => [step, ...lines.map((line) => line.values[i])]));
+}
+
+/** The same chart as vectors, with light colours, for a document. */
+export function chartSvg(chart: Chart, width = 640, height = 280): string {
+  const { title, steps, lines, log = false, write = short } = chart;
+  const at = (value: number) => (log ? Math.log10(value) : value);
+  const values = lines.flatMap((line) => line.values).filter((v): v is number => v !== null && (!log || v > 0));
+  if (!values.length) return svgOf(width, height, svgText(16, 28, `${title}: no values`), title);
+  const [low, high] = [Math.min(...values.map(at)), Math.max(...values.map(at))];
+  const box = { x: 64, y: 48, width: width - 84, height: height - 84 };
+  const x = (step: number) => box.x + (box.width * (step - steps[0]!)) / (steps.at(-1)! - steps[0]! || 1);
+  const y = (value: number) => box.y + box.height * (1 - (at(value) - low) / (high - low || 1));
+  let inner = svgText(16, 24, title, 'font-size="14" font-weight="600"');
+  for (let i = 0; i <= 4; i++) {
+    const value = low + ((high - low) * i) / 4;
+    const line = box.y + box.height * (1 - i / 4);
+    inner += `<path d="M${box.x} ${line.toFixed(1)}h${box.width}" stroke="#e2e5ea"/>`;
+    inner += svgText(box.x - 8, line + 4, write(log ? 10 ** value : value), 'text-anchor="end" font-size="11"');
+  }
+  for (const share of [0, 0.5, 1]) {
+    const step = Math.round(steps[0]! + share * (steps.at(-1)! - steps[0]!));
+    inner += svgText(x(step), height - 14, count(step), `font-size="11" text-anchor="${share === 0 ? "start" : share === 1 ? "end" : "middle"}"`);
+  }
+  lines.forEach((line, i) => {
+    const colour = LINES.light[i % LINES.light.length]!;
+    const points = steps.flatMap((step, j) => {
+      const value = line.values[j];
+      return value === null || value === undefined || (log && value <= 0) ? [] : [`${x(step).toFixed(1)},${y(value).toFixed(1)}`];
+    });
+    inner += `<polyline points="${points.join(" ")}" fill="none" stroke="${colour}" stroke-width="1.6"${line.dashed ? ' stroke-dasharray="5 4"' : ""}/>`;
+    if (lines.length > 1) inner += svgText(box.x + i * 120, 40, line.name, `font-size="11" style="fill:${colour}"`);
+  });
+  return svgOf(width, height, inner, title);
+}

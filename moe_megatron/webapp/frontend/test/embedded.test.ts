@@ -1,0 +1,36 @@
+import { expect, it } from "vitest";
+import { EmbeddedSource } from "../src/data/embedded";
+import { retrySeconds } from "../src/data/server";
+
+const frame = (first: number, last: number, byte: number) =>
+  btoa(String.fromCharCode(...new TextEncoder().encode("MOE1"), first, 0, 0, 0, last, 0, 0, 0, 1, 0, 1, 0, byte));
+
+const source = new EmbeddedSource({
+  runs: [],
+  calls: {
+    "/api/runs/r/matrix?first=1&last=10&quantity=load": frame(1, 10, 7),
+    "/api/runs/r/matrix?first=11&last=20&quantity=load": frame(11, 20, 9),
+    "/api/runs/r/layers?columns=50": { steps: [] },
+    "/api/runs/r/expert?layer=1&expert=0&columns=50": { load: [1] },
+  },
+});
+
+it("a report answers with the span nearest to that asked for", async () => {
+  expect([...(await source.matrix("r", [3, 3])).cells]).toEqual([7]);
+  expect([...(await source.matrix("r", [18, 18])).cells]).toEqual([9]);
+  expect((await source.matrix("r", [500, 500])).last).toBe(20);
+});
+
+it("a report answers whatever number of columns is asked for", async () => {
+  expect(await source.layers("r", 240)).toEqual({ steps: [] });
+});
+
+it("a report gives no other cell for the one asked for, and says what to do", async () => {
+  expect((await source.expert("r", 1, 0, 9)).load).toEqual([1]);
+  await expect(source.expert("r", 1, 1, 9)).rejects.toThrow(/moe-megatron dashboard/);
+});
+
+it("attempts come less and less often, and never stop", () => {
+  const waits = [0, 1, 2, 3, 10, 1000].map(retrySeconds);
+  expect(waits).toEqual([0.5, 1, 2, 4, 15, 15]);
+});

@@ -1,0 +1,62 @@
+/** The build: one script and one style sheet with hashed names, counted, with the licences of what is in them. */
+import { existsSync, readFileSync, readdirSync } from "node:fs";
+import { dirname, join } from "node:path";
+import { gzipSync } from "node:zlib";
+import react from "@vitejs/plugin-react";
+import type { Plugin } from "vite";
+import { defineConfig } from "vitest/config";
+
+/** What a first visit may cost, compressed. */
+const MOST_BYTES = 120 * 1024;
+
+function counted(): Plugin {
+  return {
+    name: "counted",
+    generateBundle(_options, bundle) {
+      let total = 0;
+      for (const [name, file] of Object.entries(bundle)) {
+        const size = gzipSync(file.type === "chunk" ? file.code : file.source, { level: 9 }).length;
+        if (/\.(js|css|html)$/.test(name)) total += size;
+      }
+      const said = `first page: ${(total / 1024).toFixed(1)} KB of ${MOST_BYTES / 1024} KB, compressed`;
+      if (total > MOST_BYTES) this.error(`${said}; leave something out, or load it later.`);
+      console.log(said);
+    },
+  };
+}
+
+/** Bundled packages ask that their licences go along. */
+function licensed(): Plugin {
+  return {
+    name: "licensed",
+    generateBundle() {
+      const roots = new Set<string>();
+      for (const id of this.getModuleIds()) {
+        const found = /^[^?]*\/node_modules\/(?:@[^/]+\/)?[^/]+/.exec(id.replace(/^\0/, ""));
+        if (found && existsSync(join(found[0], "package.json"))) roots.add(found[0]);
+      }
+      const texts = [...roots].sort().map((root) => {
+        const { name, version, license } = JSON.parse(readFileSync(join(root, "package.json"), "utf8"));
+        const file = readdirSync(root).find((entry) => /^licen[cs]e/i.test(entry));
+        return `${name} ${version} (${license})\n\n${file ? readFileSync(join(root, file), "utf8") : ""}`;
+      });
+      this.emitFile({ type: "asset", fileName: "licenses.txt", source: texts.join(`\n${"-".repeat(80)}\n\n`) });
+    },
+  };
+}
+
+export default defineConfig({
+  base: "./",
+  plugins: [react(), licensed(), counted()],
+  build: {
+    outDir: join(dirname(import.meta.dirname), "page"),
+    emptyOutDir: true,
+    assetsInlineLimit: 0,
+    cssCodeSplit: false,
+    modulePreload: false,
+    reportCompressedSize: false,
+    target: "es2022",
+  },
+  server: { proxy: { "/api": { target: process.env.MOE_SERVER ?? "http://127.0.0.1:8090", ws: true } } },
+  test: { include: ["test/**/*.test.ts"] },
+});
