@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from megatron.core import mpu
 from megatron.core.rerun_state_machine import get_rerun_state_machine
-from megatron.core.utils import get_batch_on_this_cp_rank
+from megatron.core.utils import get_batch_on_this_cp_rank, get_model_config
 from megatron.training import get_args, get_timers
 
 from moe_megatron.mcore.evaluation.answers import Answers
+from moe_megatron.mcore.layers.learned_head import learned_losses
 from moe_megatron.mcore.layers.learned_tokens import show_learned_tokens
 from moe_megatron.mcore.layers.token_ids import show_token_ids
 from moe_megatron.mcore.loop.micro_batches import MicroBatchSeeds
@@ -68,13 +69,27 @@ def forward_step(
             None,
             labels=batch.get("labels"),
             loss_mask=batch.get("loss_mask"),
-            **{name: batch[name] for name in ("padding_mask", "packed_seq_params") if packed},
+            **(_of_packed(batch, model, answers) if packed else {}),
         )
     if objective is not None:
         return output, partial(objective, batch)
     labels = batch.get("labels")
     correct = None if answers is None or labels is None else answers.correct(labels)
     return output, partial(_loss, batch.get("loss_mask"), correct=correct)
+
+
+def _of_packed(
+    batch: Mapping[str, Any], model: torch.nn.Module, answers: Answers | None
+) -> dict[str, Any]:
+    """What the model takes of rows of samples besides what it takes of text.
+
+    Logits are of all tokens where somebody looks at them, and where the output layer first collects
+    the hidden states from processes that have a part of the row each.
+    """
+    named = {name: batch[name] for name in ("padding_mask", "packed_seq_params")}
+    if answers is None and not get_model_config(model).sequence_parallel:
+        named["output_processor"] = learned_losses
+    return named
 
 
 def _of_tokens(of_samples: torch.Tensor | None, tokens: torch.Tensor) -> torch.Tensor | None:
