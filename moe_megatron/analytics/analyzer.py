@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_megatron.analytics.decisions import BatchAnalysis
+from moe_megatron.analytics.gate_plane import GatePlane, find_gate_plane
 from moe_megatron.analytics.routers import Decision, RouterHooks
 from moe_megatron.analytics.specialization import Specialization, SpecializationCounter
 from moe_megatron.config.arguments import explained, shown, whole
@@ -154,6 +155,39 @@ class RouterAnalyzer:
         labels = [self._label(token) for token in ids.tolist()]
         picture = plot_affinity(analysis.scores[:, 0], analysis.indices[:, 0], self.layers, labels)
         return picture.save(save_to)
+
+    def gate_plane(
+        self, inputs: "str | Sequence[str] | Tensor | Mapping[str, Tensor]", layer: int
+    ) -> GatePlane:
+        """What the gate of a layer sees of a batch, as a plane with the gate's first choices.
+
+        Args:
+            inputs: as of `analyze_batch`; at most some thousand tokens.
+            layer: global layer number.
+
+        Raises:
+            DataError: the inputs span no plane, do not fit the model, or a text is empty.
+            ConfigError: the layer has no router, or text is given but there is no tokenizer.
+        """
+        named = self._named(inputs)
+        router, logits = self._hooks.gate(layer)
+        seen: list[Tensor] = []
+        handle = router.register_forward_pre_hook(lambda _, args: seen.append(args[0].detach()))
+        try:
+            with _evaluating(self._model):
+                self._model(**named)
+        finally:
+            handle.remove()
+        hidden = seen[-1].reshape(-1, seen[-1].shape[-1])
+        mask = named.get("attention_mask")
+        if mask is not None and len(hidden) == mask.numel():
+            hidden = hidden[mask.reshape(-1).bool()]
+
+        def gate(points: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+            return _fetch(logits(hidden.new_tensor(points)).float()).astype(np.float64)
+
+        with _evaluating(self._model):
+            return find_gate_plane(_fetch(hidden.float()).astype(np.float64), gate)
 
     def _named(self, inputs: Any) -> "dict[str, Tensor]":
         if isinstance(inputs, Mapping):

@@ -113,6 +113,21 @@ class RouterHooks:
         layers = tuple(sorted(self._ours or self._theirs))
         return RouterShape(layers, int(num_experts), int(top_k))
 
+    def gate(self, layer: int) -> "tuple[nn.Module, Callable[[Tensor], Tensor]]":
+        """The module that a layer's tokens enter as [..., hidden], and its function to logits.
+
+        Raises:
+            ConfigError: the layer has no router.
+        """
+        if layer not in self.shape.layers:
+            known = ", ".join(map(str, self.shape.layers))
+            raise ConfigError(f"layer {layer} has no router; the MoE layers are {known}")
+        if self._ours:
+            router = self._ours[layer].router
+            return router, router.logits
+        theirs = self._theirs[layer]
+        return theirs, lambda hidden: theirs(hidden)[0]
+
     @contextmanager
     def listening(self, listener: Listener) -> Iterator[None]:
         """Calls `listener` with every decision that routers make inside the block.

@@ -53,5 +53,5 @@ def plot_affinity(
             list(shown), [plain(labels[i]) for i in shown], rotation=90, fontsize=SMALL
         )
         figure.colorbar(image, ax=list(panels), label="router score", shrink=0.6, pad=0.01)
-        panels[0].set_title("How much each token's router scores each expert; dots are its choice")
+        panels[0].set_title("Router scores of each token; dots are the experts that it chose")
     return Picture(figure)

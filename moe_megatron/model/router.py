@@ -81,7 +81,7 @@ class Router(nn.Module):
         jitter = config.input_jitter
         if jitter is not None and self.training:
             hidden = hidden * torch.empty_like(hidden).uniform_(1.0 - jitter, 1.0 + jitter)
-        logits_TE = self._logits(hidden)
+        logits_TE = self.logits(hidden)
         domain_ids, task_ids = (
             torch.full(hidden.shape[:1], -1, device=hidden.device)
             if ids is None and self.route.uses(name)
@@ -106,7 +106,8 @@ class Router(nn.Module):
             routing = drop_over_capacity(routing, capacity, config.drop_policy, order_T=order)
         return logits_TE, routing
 
-    def _logits(self, hidden: Tensor) -> Tensor:
+    def logits(self, hidden: Tensor) -> Tensor:
+        """What the gate makes of vectors [tokens, hidden]: [tokens, experts]."""
         name = self.config.router_dtype
         dtype = hidden.dtype if name is None else _DTYPES[name]
         bias = None if self.bias is None else self.bias.to(dtype)

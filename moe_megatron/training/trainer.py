@@ -111,6 +111,11 @@ class MoETrainer:
         )
 
     @property
+    def run_dir(self) -> Path | None:
+        """Folder of the last training; None before the first."""
+        return self._run_dir
+
+    @property
     def tokenizer(self) -> Tokenizer:
         """What turns text into the model's ids and back; it is the model's, too.
 

@@ -1,1 +1,9 @@
-"""Pictures of a run. `report` writes one HTML file that needs neither network nor server."""
+"""Pictures of a run and of models: reports, figures and films.
+
+`report` writes one HTML file that needs neither network nor server. `TrainingVisualizer` draws a
+training with matplotlib, in the style of `drawing`.
+"""
+
+from moe_megatron.viz.training_visualizer import TrainingVisualizer
+
+__all__ = ["TrainingVisualizer"]

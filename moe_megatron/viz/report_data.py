@@ -7,7 +7,8 @@ anything is drawn.
 
 import math
 import statistics
-from collections.abc import Iterator
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, Self
@@ -25,12 +26,21 @@ from moe_megatron.telemetry.sinks.jsonl import (
 from moe_megatron.telemetry.values.profile import RoutingProfile
 from moe_megatron.telemetry.values.recent_use import RecentUse
 from moe_megatron.telemetry.values.records import EvalRecord, StepRecord
+from moe_megatron.telemetry.values.snapshot import RoutingSnapshot
 
 MAX_COLUMNS = 200
 
 
 class _Mergeable(Protocol):
     def merge(self, other: Self, /) -> None: ...
+
+
+def merge_into[T: _Mergeable](columns: dict[int, T], index: int, item: T) -> None:
+    """Adds `item` to what is at `index`, or puts it there."""
+    if index in columns:
+        columns[index].merge(item)
+    else:
+        columns[index] = item
 
 
 class StepColumns[T: _Mergeable]:
@@ -43,20 +53,13 @@ class StepColumns[T: _Mergeable]:
 
     def add(self, step: int, item: T) -> None:
         """Merges `item` into the column of `step`; the column may be `item` itself."""
-        self._merge_into(self._columns, max(0, step - 1) // self.width, item)
+        merge_into(self._columns, max(0, step - 1) // self.width, item)
         while max(self._columns) - min(self._columns) >= self._max_columns:
             self.width *= 2
             wider: dict[int, T] = {}
             for index in sorted(self._columns):
-                self._merge_into(wider, index // 2, self._columns[index])
+                merge_into(wider, index // 2, self._columns[index])
             self._columns = wider
-
-    @staticmethod
-    def _merge_into(columns: dict[int, T], index: int, item: T) -> None:
-        if index in columns:
-            columns[index].merge(item)
-        else:
-            columns[index] = item
 
     def __iter__(self) -> Iterator[T]:
         """Yields the columns that are not empty, in the order of their steps."""
@@ -238,7 +241,7 @@ def load_routing(path: Path) -> RunRouting:
     """
     columns: StepColumns[RoutingProfile] = StepColumns()
     recent = RecentUse()
-    for snapshot in RoutingHistory(path).snapshots() if path.is_dir() else read_routing(path):
+    for snapshot in _snapshots(path):
         recent.add(snapshot)
         columns.add(snapshot.step, RoutingProfile.from_snapshots([snapshot]))
     if not len(columns):
@@ -252,6 +255,44 @@ def load_routing(path: Path) -> RunRouting:
         whole=merge_profiles(profiles),
         recent=recent,
     )
+
+
+def _snapshots(path: Path) -> Iterator[RoutingSnapshot]:
+    return RoutingHistory(path).snapshots() if path.is_dir() else read_routing(path)
+
+
+def load_windows(path: Path, ends: Sequence[int] | None, most: int) -> list[RoutingProfile]:
+    """The routing of ranges of steps, without those that have none.
+
+    Args:
+        path: A routing.jsonl, or the folder of a routing history.
+        ends: The last step of each range, rising; None: ranges of equal width.
+        most: How many there are at most, if no ends are given.
+
+    Raises:
+        DataError: the file is missing, malformed or has no snapshot in these ranges.
+    """
+    columns: StepColumns[RoutingProfile] = StepColumns(most)
+    windows: dict[int, RoutingProfile] = {}
+    for snapshot in _snapshots(path):
+        profile = RoutingProfile.from_snapshots([snapshot])
+        if ends is None:
+            columns.add(snapshot.step, profile)
+        elif snapshot.step <= ends[-1]:
+            merge_into(windows, bisect_left(ends, snapshot.step), profile)
+    found = list(columns) or list(windows.values())
+    if not found:
+        asked = "" if ends is None else f" up to step {ends[-1]}"
+        raise DataError(
+            f"{path}: has no routing snapshot{asked}; train at least that far, or give later steps."
+        )
+    return found
+
+
+def recorded_routing(run_dir: Path) -> Path | None:
+    """routing.jsonl of a run directory, or else its history; None if it has neither."""
+    paths = (run_dir / name for name in (ROUTING_FILE, HISTORY_FOLDER))
+    return next((path for path in paths if path.exists()), None)
 
 
 def load_report_data(run_dir: Path) -> ReportData:
@@ -269,8 +310,7 @@ def load_report_data(run_dir: Path) -> ReportData:
         )
     metrics = load_metrics(run_dir / METRICS_FILE)
     config = run_dir / CONFIG_FILE
-    routing = (run_dir / name for name in (ROUTING_FILE, HISTORY_FOLDER))
-    recorded = next((path for path in routing if path.exists()), None)
+    recorded = recorded_routing(run_dir)
     return ReportData(
         run_dir=run_dir,
         metrics=metrics,

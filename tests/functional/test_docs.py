@@ -111,6 +111,7 @@ def after_make_train(
     ("page", "files"),
     [
         ("analytics.md", {"affinity.png", "domains.png", "routing_profile.json"}),
+        ("pictures.md", {"curves.pdf", "experts.gif", "plane.png"}),
         ("telemetry.md", {"runs"}),
     ],
 )

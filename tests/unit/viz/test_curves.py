@@ -4,8 +4,9 @@ import math
 
 import pytest
 
+from moe_megatron.drawing.lines import averages
 from moe_megatron.errors import DataError
-from moe_megatron.viz.curves import Curve, _averages, draw_curves
+from moe_megatron.viz.curves import Curve, draw_curves
 
 
 def curve(label: str = "one", **given):
@@ -33,7 +34,7 @@ def test_several_runs_have_a_legend_and_a_panel_for_imbalance():
 
 def test_a_long_noisy_line_is_averaged():
     steps, values = list(range(1, 1001)), [float(i % 2) for i in range(1000)]
-    at, means = _averages(steps, values)
+    at, means = averages(steps, values)
     assert len(at) == len(means) == 25
     assert set(means) == {0.5}
     assert at[0] == sum(range(1, 41)) / 40
