@@ -92,7 +92,7 @@ def uptime(run_dir: Path, now: float | None = None) -> Uptime:
     now = time.time() if now is None else now
     last = attempts.list[-1]
     sign = max(last.last_sign, recorded_at or 0.0)
-    running = last.end is None and _at_work(last, sign, now, steps.typical)
+    running = last.end is None and at_work(last, sign, now, steps.typical)
     state = _state(last, steps, running=running)
     # Ranks that no launcher watches say themselves that they are done, and nobody after them.
     until = now if running else max(last.ended_at or 0.0, last.died_at or 0.0) or sign
@@ -119,8 +119,15 @@ def _modified(path: Path) -> float | None:
         return None
 
 
-def _at_work(last: Attempt, sign: float, now: float, step_seconds: float) -> bool:
-    """Whether the last attempt is at work, as far as this machine can tell."""
+def at_work(last: Attempt, sign: float, now: float, step_seconds: float = 0.0) -> bool:
+    """Whether the last attempt of a run is at work, as far as this machine can tell.
+
+    Args:
+        last: An attempt whose end is not known.
+        sign: Its last sign of life, in seconds since 1970.
+        now: The present.
+        step_seconds: What its steps take; a run elsewhere may be silent for ten of them.
+    """
     if last.pid is not None and last.host == socket.gethostname():
         try:
             process = psutil.Process(last.pid)

@@ -232,6 +232,18 @@ def _parse_metrics(data: object) -> StepRecord | EvalRecord:
     raise DataError(f'expected an object whose "kind" is "step" or "eval", got {kind!r}')
 
 
+def parse_metrics_line(line: bytes) -> StepRecord | EvalRecord:
+    """The record of one line of a metrics.jsonl.
+
+    Raises:
+        DataError: it is malformed.
+    """
+    try:
+        return _parse_metrics(parse_json(line))
+    except ValueError as error:
+        raise DataError(f"not valid JSON ({error})") from error
+
+
 def read_metrics(path: Path) -> Iterator[StepRecord | EvalRecord]:
     """Yields the records of a metrics.jsonl in the order they were written.
 

@@ -1,0 +1,104 @@
+"""`moe-megatron dashboard`: show runs in a browser, while they train and afterwards."""
+
+import argparse
+import webbrowser
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from moe_megatron.cli.parser import Parser
+from moe_megatron.errors import ConfigError
+from moe_megatron.files import user_path
+from moe_megatron.live.watching import is_watched
+
+_RUNS = Path("runs")
+_PORT = 8080
+
+_EPILOG = """\
+example:
+  moe-megatron train --run-dir runs/a &
+  moe-megatron dashboard runs/a"""
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run the verb, until Ctrl-C or SIGTERM.
+
+    Args:
+        argv: What follows `moe-megatron dashboard`.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        ConfigError: The port is invalid or taken, or a folder is none.
+    """
+    options = _parser().parse_args(argv)
+    folders: list[Path] = options.run_dirs or [_RUNS]
+    for folder in folders:
+        if folder.exists() and not folder.is_dir():
+            raise ConfigError(
+                f"{folder} is a file; give the folder of a run, or a folder that holds runs."
+            )
+    # Imported here: `moe-megatron dashboard --help` need not load a web server.
+    from moe_megatron.webapp.serving import DashboardOptions, DashboardServer
+    from moe_megatron.webapp.view import load_view
+
+    for spec in options.view:
+        load_view(spec)
+    server = DashboardServer(
+        DashboardOptions(
+            folders=folders,
+            host=options.host,
+            port=options.port,
+            names=options.allow_host,
+            show_tokens=options.show_tokens,
+        )
+    )
+    for folder in folders:
+        if not folder.exists():
+            print(f"{folder} does not exist yet; its runs are shown when it does", flush=True)
+    print(f"dashboard  {server.url}\nCtrl-C stops it", flush=True)
+    if options.open and is_watched():
+        webbrowser.open(server.url)
+    with suppress(KeyboardInterrupt):
+        server.serve()
+    print("stopped", flush=True)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(
+        prog="moe-megatron dashboard",
+        description="Show runs in a browser, live or long over, by a server beside them that reads "
+        "their folders and changes nothing.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add(
+        "run_dirs",
+        type=user_path,
+        nargs="*",
+        metavar="RUN_DIR",
+        help=f"folder of a run, or of several runs (default: {_RUNS})",
+    )
+    add("--port", type=int, default=_PORT, help=f"port; 0 for a free one (default: {_PORT})")
+    add("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
+    add(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="name under which browsers may reach it, as of a proxy (repeatable)",
+    )
+    add("--no-open", dest="open", action="store_false", help="do not open a browser")
+    add(
+        "--view",
+        action="append",
+        default=[],
+        metavar="FILE.py:FUNCTION",
+        help="a view of your own to show (repeatable; see docs/dashboard.md)",
+    )
+    add("--show-tokens", action="store_true", help="show text of tokens of the training data")
+    add("--debug", action="store_true", help="show tracebacks of errors")
+    return parser

@@ -1,0 +1,177 @@
+"""The dashboard as an application of FastAPI: addresses, and errors in one paragraph.
+
+What is answered is in `calls`; live frames are in `live_feed`. Every answer that reads files is
+made on a thread, so that a slow disk holds up nobody else.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request, WebSocket
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse, Response
+from starlette.exceptions import HTTPException
+from starlette.staticfiles import StaticFiles
+
+from moe_megatron.config.checks import join_words
+from moe_megatron.errors import DataError, MoEError
+from moe_megatron.webapp.calls import CALLS, Answer, answer
+from moe_megatron.webapp.guards import Guard
+from moe_megatron.webapp.live_feed import LiveFeed
+from moe_megatron.webapp.plain_page import plain_page
+from moe_megatron.webapp.run_list import RunList, UnknownRunError
+from moe_megatron.webapp.view import views
+
+PAGE = Path(__file__).parent / "page"
+"""The built page; not in git."""
+_MOST_COMPARED = 8
+
+logger = logging.getLogger(__name__)
+
+
+def make_app(runs: RunList, *, names: Sequence[str] = (), page: Path = PAGE) -> FastAPI:
+    """The application.
+
+    Args:
+        runs: What it shows.
+        names: Names under which it may be reached, besides addresses and localhost.
+        page: Folder of the built page.
+    """
+    # No pages of documentation: they load scripts from elsewhere.
+    app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_middleware(Guard, names=names)
+    _answer_errors(app)
+    _add_calls(app, runs)
+    feed = LiveFeed(runs)
+
+    @app.websocket("/api/live")
+    async def live(socket: WebSocket) -> None:
+        await feed.serve(socket)
+
+    if (page / "index.html").is_file():
+        app.mount("/", _Page(directory=page, html=True))
+    else:
+
+        @app.get("/")
+        def plain() -> Response:
+            return HTMLResponse(plain_page(runs.facts()))
+
+    return app
+
+
+def _add_calls(app: FastAPI, runs: RunList) -> None:
+    @app.get("/api/runs")
+    def all_runs() -> Response:
+        return _json([it.to_json() for it in runs.facts()])
+
+    @app.get("/api/views")
+    def all_views() -> Response:
+        return _json([{"name": it.name, "title": it.title} for it in views()])
+
+    @app.get("/api/compare")
+    def compare(request: Request) -> Response:
+        words = dict(request.query_params)
+        wanted = [it for it in words.pop("runs", "").split(",") if it]
+        if not 1 <= len(wanted) <= _MOST_COMPARED:
+            raise DataError(f"runs must name 1 to {_MOST_COMPARED} ids, with commas between them.")
+        return _json({"runs": [_compared(runs, it, words) for it in wanted]})
+
+    @app.get("/api/runs/{run_id}")
+    def about(run_id: str, request: Request) -> Response:
+        return _answered(answer(runs.reader(run_id), "about", request.query_params))
+
+    @app.get("/api/runs/{run_id}/{call}")
+    def one(run_id: str, call: str, request: Request) -> Response:
+        if call not in CALLS:
+            raise HTTPException(
+                404, f"there is no such call; there are {join_words(list(CALLS), 'and')}."
+            )
+        return _answered(answer(runs.reader(run_id), call, request.query_params))
+
+    @app.get("/api/{rest:path}")
+    def nothing(rest: str) -> Response:
+        raise HTTPException(404)
+
+
+def _compared(runs: RunList, wanted: str, words: dict[str, str]) -> dict[str, Any]:
+    reader = runs.reader(wanted)
+    layers, series = (answer(reader, call, words) for call in ("layers", "series"))
+    assert not isinstance(layers, bytes)
+    assert not isinstance(series, bytes)
+    return {
+        "id": wanted,
+        "steps": series["steps"],
+        "loss": series["loss"],
+        "layers": layers["layers"],
+        "layer_steps": layers["steps"],
+        "max_over_mean": layers["max_over_mean"],
+    }
+
+
+def _answered(found: Answer) -> Response:
+    if isinstance(found, bytes):
+        response = Response(found, media_type="application/octet-stream")
+        response.headers["cache-control"] = "no-store"
+        return response
+    return _json(found)
+
+
+def _json(found: Any, status: int = 200) -> Response:
+    return JSONResponse(found, status, headers={"cache-control": "no-store"})
+
+
+class _Page(StaticFiles):
+    """The built page; an address within it, such as /run/4f, is the page, too."""
+
+    async def get_response(self, path: str, scope: Any) -> Response:
+        try:
+            response = await super().get_response(path, scope)
+        except HTTPException as error:
+            if error.status_code != 404 or "." in path.rpartition("/")[2]:
+                raise
+            response = await super().get_response("index.html", scope)
+        # Names of assets hold a hash of what is in them.
+        kept = path.startswith("assets/") and response.status_code == 200
+        response.headers["cache-control"] = "max-age=31536000, immutable" if kept else "no-cache"
+        return response
+
+
+_SAID = {
+    404: "there is nothing at this address; the dashboard is at / and its data at /api/runs.",
+    405: "this address takes no such request; ask it with GET.",
+}
+
+
+def _answer_errors(app: FastAPI) -> None:
+    def refused(request: Request, error: Exception) -> Response:
+        return _json({"error": str(error)}, 404 if isinstance(error, UnknownRunError) else 400)
+
+    def by_status(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        given = error.detail if error.detail.endswith(".") else ""
+        said = given or _SAID.get(error.status_code, "this request cannot be answered.")
+        return _json({"error": said}, error.status_code)
+
+    def malformed(request: Request, error: Exception) -> Response:
+        return _json({"error": "this request is malformed; see docs/dashboard.md."}, 400)
+
+    def unreadable(request: Request, error: Exception) -> Response:
+        logger.warning("a file of a run cannot be read: %s", error)
+        return _json({"error": "a file of the run cannot be read; ask again in a moment."}, 503)
+
+    def ours(request: Request, error: Exception) -> Response:
+        logger.error("the dashboard failed to answer %s", request.url.path, exc_info=error)
+        said = "the dashboard failed to answer; its own output says why."
+        return _json({"error": said}, 500)
+
+    handlers: list[tuple[type[Exception], Callable[[Request, Exception], Response]]] = [
+        (MoEError, refused),
+        (HTTPException, by_status),
+        (RequestValidationError, malformed),
+        (OSError, unreadable),
+        (Exception, ours),
+    ]
+    for kind, handler in handlers:
+        app.add_exception_handler(kind, handler)

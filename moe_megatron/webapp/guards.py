@@ -1,0 +1,130 @@
+"""Who may ask the dashboard, and what a page of it may do: checked before anything else sees it.
+
+- The `Host` of a request is an address, localhost, or a name that was given: a page of somebody
+  else, whose name was made to point here (DNS rebinding), has another one.
+- A WebSocket of a browser comes from this server's own page, by its `Origin`.
+- Whatever is answered carries headers by which a browser loads and runs nothing but this server's.
+
+It knows neither runs nor what is answered.
+"""
+
+import ipaddress
+import json
+import socket
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from typing import Any
+from urllib.parse import urlsplit
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Message, Receive, Send], Awaitable[None]]
+
+CONTENT_SECURITY_POLICY = "; ".join(
+    (
+        "default-src 'none'",
+        "script-src 'self'",
+        "style-src 'self' 'unsafe-inline'",
+        "img-src 'self' data: blob:",
+        "font-src 'self'",
+        "connect-src 'self'",
+        "manifest-src 'self'",
+        "base-uri 'none'",
+        "form-action 'none'",
+        # A notebook on this machine may show the page in a frame.
+        "frame-ancestors 'self' http://localhost:* http://127.0.0.1:*",
+    )
+)
+HEADERS = {
+    "content-security-policy": CONTENT_SECURITY_POLICY,
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    "permissions-policy": "camera=(), geolocation=(), microphone=()",
+}
+_POLICY_VIOLATION = 1008
+
+
+class Guard:
+    """Lets requests through to another application, or refuses them.
+
+    Args:
+        app: The application behind.
+        names: Names under which this server may be reached, besides addresses and localhost.
+    """
+
+    def __init__(self, app: App, names: Iterable[str] = ()) -> None:
+        self._app = app
+        own = {"localhost", socket.gethostname().lower()}
+        self._names = own | {name.lower() for name in names}
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Answer one request or WebSocket."""
+        if scope["type"] not in ("http", "websocket"):
+            await self._app(scope, receive, send)
+            return
+        headers = {key.lower(): value for key, value in scope["headers"]}
+        host = headers.get(b"host", b"").decode("latin-1").lower()
+        origin = headers.get(b"origin")
+        if not self._is_known(host):
+            problem = (
+                "the Host of this request is not a name of this server; use its address, or name "
+                "it with --allow-host when the dashboard is started."
+            )
+        elif origin is not None and not _is_same(origin.decode("latin-1").lower(), host):
+            problem = "a page of another server may not use this one; open the dashboard itself."
+        else:
+            await self._app(scope, receive, _with_headers(send))
+            return
+        if scope["type"] == "websocket":
+            await receive()
+            await send({"type": "websocket.close", "code": _POLICY_VIOLATION})
+        else:
+            await _refuse(_with_headers(send), problem)
+
+    def _is_known(self, host: str) -> bool:
+        name = _name_of(host)
+        if name in self._names or name.endswith(".localhost"):
+            return True
+        try:
+            ipaddress.ip_address(name)
+        except ValueError:
+            return False
+        return True
+
+
+def _name_of(host: str) -> str:
+    """The name of a Host header, without port and brackets."""
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host.rpartition(":")[0] if ":" in host else host
+
+
+def _is_same(origin: str, host: str) -> bool:
+    try:
+        return urlsplit(origin).netloc == host
+    except ValueError:
+        return False
+
+
+def _with_headers(send: Send) -> Send:
+    extra = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
+
+    async def sent(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            given = list(message.get("headers", ()))
+            message = {**message, "headers": [*given, *extra]}
+        await send(message)
+
+    return sent
+
+
+async def _refuse(send: Send, problem: str) -> None:
+    body = json.dumps({"error": problem}).encode()
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+    ]
+    await send({"type": "http.response.start", "status": 403, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,131 @@
+"""Serves a dashboard: in this thread until it is interrupted, or beside a program in another one.
+
+It binds the port itself, so that one that is taken is a mistake with a remedy.
+"""
+
+import socket
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import uvicorn
+
+from moe_megatron.errors import BackendUnavailableError, ConfigError
+from moe_megatron.webapp.app import make_app
+from moe_megatron.webapp.run_list import RunList
+
+PORT = 8080
+_MOST_CONNECTIONS = 1024
+_MOST_MESSAGE_BYTES = 4096
+_MOST_HEADER_BYTES = 16 * 1024
+_STARTING_SECONDS = 30.0
+_ENDING_SECONDS = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DashboardOptions:
+    """What is shown, and where.
+
+    Attributes:
+        folders: folders of runs, or folders around them.
+        host: name or address of the interface.
+        port: 0 for any free port.
+        names: names under which browsers may reach it, besides addresses and localhost.
+        show_tokens: whether text of training data may be shown.
+    """
+
+    folders: Sequence[Path]
+    host: str = "127.0.0.1"
+    port: int = PORT
+    names: Sequence[str] = ()
+    show_tokens: bool = False
+
+
+class DashboardServer:
+    """A dashboard that has its port, and serves when it is told to.
+
+    Raises:
+        ConfigError: The address cannot be listened on.
+    """
+
+    def __init__(self, options: DashboardOptions) -> None:
+        runs = RunList(options.folders, show_tokens=options.show_tokens)
+        app = make_app(runs, names=[options.host, *options.names])
+        self._socket = _listen(options.host, options.port)
+        port: int = self._socket.getsockname()[1]
+        host = f"[{options.host}]" if ":" in options.host else options.host
+        everywhere = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}
+        self.url = f"http://{everywhere.get(host, host)}:{port}/"
+        """Where a browser finds it."""
+        self._server = uvicorn.Server(
+            uvicorn.Config(
+                app,
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                lifespan="off",
+                ws_max_size=_MOST_MESSAGE_BYTES,
+                ws_per_message_deflate=False,  # a frame is small, and its time counts
+                limit_concurrency=_MOST_CONNECTIONS,
+                h11_max_incomplete_event_size=_MOST_HEADER_BYTES,
+                timeout_graceful_shutdown=_ENDING_SECONDS,
+            )
+        )
+        self._thread: threading.Thread | None = None
+
+    def serve(self) -> None:
+        """Serve until SIGINT or SIGTERM."""
+        self._server.run(sockets=[self._socket])
+
+    def start(self) -> Self:
+        """Serve on a thread until `close`.
+
+        Raises:
+            BackendUnavailableError: It does not come up.
+        """
+        self._thread = threading.Thread(target=self.serve, name="dashboard", daemon=True)
+        self._thread.start()
+        deadline = time.monotonic() + _STARTING_SECONDS
+        while not self._server.started:
+            if not self._thread.is_alive() or time.monotonic() > deadline:
+                raise BackendUnavailableError(
+                    f"the dashboard at {self.url} did not start; look for its message above, and "
+                    "start `moe-megatron dashboard` in another terminal instead."
+                )
+            time.sleep(0.01)
+        return self
+
+    def close(self) -> None:
+        """Stop serving; a second call does nothing."""
+        self._server.should_exit = True
+        if self._thread is not None:
+            self._thread.join(_STARTING_SECONDS)
+        self._socket.close()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    if not 0 <= port <= 65535:
+        raise ConfigError(f"the port must be 0 (a free port) to 65535, not {port}.")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host, port))
+        listening.listen(1024)
+    except (OSError, UnicodeError) as error:
+        listening.close()
+        raise ConfigError(
+            f"the dashboard cannot be served on {host} port {port} ({error}); give a free port "
+            "with --port, 0 for any, and an address of this machine with --host."
+        ) from error
+    return listening
