@@ -12,12 +12,24 @@ import { type Live, useNews, useWatched } from "./state/live";
 import { useLoaded, useTick } from "./state/loaded";
 import { go, usePlace } from "./state/place";
 import { turnTheme, useTheme } from "./state/theme";
+import { ChangesView } from "./views/changes";
+import { CompareView } from "./views/compare";
+import { CostView } from "./views/cost";
+import { FlowView } from "./views/flow";
+import { RanksView } from "./views/ranks";
 import { RoutingView } from "./views/routing";
+import { TokensView } from "./views/tokens";
 import { TrainingView } from "./views/training";
 
 const VIEWS: { view: View; name: string; draw: ComponentType }[] = [
   { view: "routing", name: "Routing", draw: RoutingView },
   { view: "training", name: "Training", draw: TrainingView },
+  { view: "changes", name: "Changes", draw: ChangesView },
+  { view: "ranks", name: "EP ranks", draw: RanksView },
+  { view: "compare", name: "Compare", draw: CompareView },
+  { view: "cost", name: "Cost", draw: CostView },
+  { view: "flow", name: "Flow", draw: FlowView },
+  { view: "tokens", name: "Tokens", draw: TokensView },
 ];
 
 const LOOK_AGAIN_S = 4;
@@ -87,6 +99,7 @@ function Top({ runs, run, live, source }: { runs: RunSummary[]; run: RunSummary 
   const theme = useTheme();
   return (
     <header className="top">
+      <h1 className="unseen">{`${run?.name ?? "MoE Lab"}: ${VIEWS.find((known) => known.view === view)!.name}`}</h1>
       <div className="top-row">
         <span className="brand">
           <Mark />

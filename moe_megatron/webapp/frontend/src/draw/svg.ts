@@ -14,6 +14,18 @@ export function svgOf(width: number, height: number, inner: string, title: strin
   );
 }
 
+/** Pictures one below the other, as one. */
+export function stacked(pictures: string[]): string {
+  let [width, height, inner] = [0, 0, ""];
+  for (const picture of pictures) {
+    const [, w, h] = /width="([\d.]+)" height="([\d.]+)"/.exec(picture)!;
+    inner += picture.replace("<svg ", `<svg y="${height}" `);
+    width = Math.max(width, Number(w));
+    height += Number(h);
+  }
+  return `<svg xmlns="${SPACE}" width="${width}" height="${height}" viewBox="0 0 ${width} ${height}">${inner}</svg>`;
+}
+
 export const svgText = (x: number, y: number, text: string, more = ""): string =>
   `<text x="${x}" y="${y}" fill="#3a424d" ${more}>${escaped(text)}</text>`;
 
@@ -41,6 +53,7 @@ export function svgCells(
   return `<g shape-rendering="crispEdges">${rects}</g>`;
 }
 
+const MARGIN = 16;
 const KEPT = [
   "fill", "stroke", "stroke-width", "stroke-dasharray", "opacity", "fill-opacity", "stroke-opacity",
   "font-size", "font-weight", "text-anchor", "dominant-baseline",
@@ -58,18 +71,15 @@ export function svgOfElement(element: SVGSVGElement, title: string): string {
     to[i]!.removeAttribute("style");
   });
   const { width, height } = element.getBoundingClientRect();
-  copy.setAttribute("xmlns", SPACE);
-  copy.setAttribute("width", String(width));
-  copy.setAttribute("height", String(height));
-  copy.setAttribute("font-family", FONT);
-  const back = document.createElementNS(SPACE, "rect");
-  back.setAttribute("width", "100%");
-  back.setAttribute("height", "100%");
-  back.setAttribute("fill", getComputedStyle(document.body).getPropertyValue("--card"));
-  const name = document.createElementNS(SPACE, "title");
-  name.textContent = title;
-  copy.prepend(name, back);
-  return new XMLSerializer().serializeToString(copy);
+  const inner = [...copy.childNodes].map((node) => new XMLSerializer().serializeToString(node)).join("");
+  const style = getComputedStyle(document.body);
+  const [w, h] = [Math.ceil(width) + 2 * MARGIN, Math.ceil(height) + 2 * MARGIN + 28];
+  return (
+    `<svg xmlns="${SPACE}" width="${w}" height="${h}" viewBox="0 0 ${w} ${h}" font-family="${FONT}" font-size="12">` +
+    `<title>${escaped(title)}</title><rect width="100%" height="100%" fill="${style.getPropertyValue("--card")}"/>` +
+    `<text x="${MARGIN}" y="${MARGIN + 10}" font-size="14" font-weight="600" fill="${style.getPropertyValue("--ink")}">${escaped(title)}</text>` +
+    `<g transform="translate(${MARGIN} ${MARGIN + 28})">${inner}</g></svg>`
+  );
 }
 
 /** Draws an SVG at twice its size. */

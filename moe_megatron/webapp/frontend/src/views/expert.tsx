@@ -2,6 +2,7 @@
 import { useEffect } from "react";
 import { paths } from "../data/paths";
 import type { Expert } from "../data/types";
+import { stacked } from "../draw/svg";
 import { percent, ratio, short } from "../format";
 import { type Chart, Lines, chartCsv, chartSvg, middles } from "../parts/lines";
 import { Note, Panel, Ready } from "../parts/panel";
@@ -49,7 +50,8 @@ export function ExpertView({ cell }: { cell: Cell }) {
           ? {
               name: `${run.name}_layer_${cell.layer}_expert_${cell.expert}`,
               csv: () => chartCsv({ ...charts[0]!, lines: charts.flatMap((chart) => chart.lines) }),
-              svg: () => chartSvg({ ...charts[0]!, title: `${run.name}, layer ${cell.layer}, expert ${cell.expert}: load over fair share` }),
+              svg: () =>
+                stacked(charts.map((chart) => chartSvg({ ...chart, title: `${run.name}, layer ${cell.layer}, expert ${cell.expert}: ${chart.title}` }))),
             }
           : null
       }

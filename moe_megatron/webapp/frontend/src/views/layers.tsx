@@ -1,6 +1,7 @@
 /** A strip for each quantity of layers: how balanced each layer was, over all steps. */
 import { paths } from "../data/paths";
 import type { LayerQuantity, LayerSeries, Numbers } from "../data/types";
+import { stacked } from "../draw/svg";
 import { percent, ratio } from "../format";
 import { Note, Panel, Ready } from "../parts/panel";
 import { type Strip, StripChart, stripCsv, stripSvg } from "../parts/strip";
@@ -43,7 +44,7 @@ export function LayersView() {
           ? {
               name: `${run.name}_layers`,
               csv: () => strips.map((strip) => `# ${strip.title}\r\n${stripCsv(strip)}`).join("\r\n"),
-              svg: () => stripSvg(strips[0]!),
+              svg: () => stacked(strips.map(stripSvg)),
             }
           : null
       }

@@ -292,7 +292,7 @@ function RowFactsColumn({ frame, run, cellHeight, theme }: { frame: Frame; run: 
   );
   const roomy = cellHeight >= 12;
   return (
-    <div className="row-facts" style={{ width: FACTS - 12 }} aria-hidden="true">
+    <div className={roomy ? "row-facts" : "row-facts thin"} style={{ width: FACTS - 12 }} aria-hidden="true">
       {rows.map((facts, row) => (
         <div key={row} style={{ height: cellHeight }} title={`Layer ${run.layers[row]}: highest ${ratio(facts.highest)}, ${facts.dead} dead, ${facts.overloaded} overloaded`}>
           <i

@@ -2,6 +2,7 @@
 import { useEffect, useRef, useState } from "react";
 import { paths } from "../data/paths";
 import type { Numbers, RunEvent, Series } from "../data/types";
+import { stacked } from "../draw/svg";
 import { bytes, count, percent, short } from "../format";
 import { type Chart, Lines, chartCsv, chartSvg, merged, middles } from "../parts/lines";
 import { Note, Panel, Ready } from "../parts/panel";
@@ -54,7 +55,7 @@ export function TrainingView() {
             ? {
                 name: `${run.name}_training`,
                 csv: () => chartCsv({ ...first, ...merged(charts) }),
-                svg: () => chartSvg({ ...first, title: `${run.name}: loss` }),
+                svg: () => stacked(charts.map((chart) => chartSvg({ ...chart, title: `${run.name}: ${chart.title}` }))),
               }
             : null
         }
@@ -145,14 +146,16 @@ function Checkpoints() {
   return (
     <Panel title="Checkpoints" says={run.checkpoints.length ? `${run.checkpoints.length} on disk.` : undefined}>
       {run.checkpoints.length ? (
-        <div className="table" tabIndex={0} role="region" aria-label="Checkpoints">
+        <div className="table" tabIndex={0} role="region" aria-label="Table of checkpoints">
           <table>
             <thead>
               <tr>
                 <th>Step</th>
                 <th>Size</th>
                 <th className="words">Folder</th>
-                <th />
+                <th>
+                  <span className="unseen">Go there</span>
+                </th>
               </tr>
             </thead>
             <tbody>
