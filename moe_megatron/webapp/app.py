@@ -123,16 +123,10 @@ def _json(found: Any, status: int = 200) -> Response:
 
 
 class _Page(StaticFiles):
-    """The built page; an address within it, such as /run/4f, is the page, too."""
+    """The built page; names of its assets hold a hash of what is in them."""
 
     async def get_response(self, path: str, scope: Any) -> Response:
-        try:
-            response = await super().get_response(path, scope)
-        except HTTPException as error:
-            if error.status_code != 404 or "." in path.rpartition("/")[2]:
-                raise
-            response = await super().get_response("index.html", scope)
-        # Names of assets hold a hash of what is in them.
+        response = await super().get_response(path, scope)
         kept = path.startswith("assets/") and response.status_code == 200
         response.headers["cache-control"] = "max-age=31536000, immutable" if kept else "no-cache"
         return response
