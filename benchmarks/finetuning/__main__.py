@@ -25,6 +25,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--work", type=Path, default=Path("runs/benchmark-finetuning"))
     parser.add_argument("--seeds", type=int, default=2, help="of what is compared by seed")
     parser.add_argument("--threads", type=int, help="of a process that has the machine to itself")
+    parser.add_argument(
+        "--precision",
+        nargs="+",
+        choices=beside_peft.PRECISIONS,
+        default=beside_peft.PRECISIONS[:1],
+        help="of the stage peft, which is made in each",
+    )
     parser.add_argument("--output", type=Path)
     options = parser.parse_args(words)
     profile = PROFILES[options.profile]
@@ -37,7 +44,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             profile, material, work, seeds=options.seeds, threads=threads
         ),
         "curves": lambda: curves.section(profile, work),
-        "peft": lambda: beside_peft.section(profile, material, work, threads=threads),
+        "peft": lambda: "\n".join(
+            beside_peft.section(profile, material, work, threads=threads, precision=it)
+            for it in options.precision
+        ),
     }
     notes = [f"model: {profile.model}; data: `examples/tour/docstrings.py`"]
     texts = [sections[stage]() for stage in STAGES if stage in options.only]

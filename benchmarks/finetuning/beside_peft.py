@@ -1,4 +1,4 @@
-"""The third stage: the same adapters on the same rows here and in `peft`, in turns, in fp32."""
+"""The third stage: the same adapters on the same rows here and in `peft`, in turns."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -22,27 +22,38 @@ _EXPERTS = ("eager", "grouped_mm")
 _RATE, _LOWEST = 1e-3, 1e-4
 _BETAS, _EPS, _CLIP = (0.9, 0.95), 1e-8, 1.0
 _EVERY = 0.2
+PRECISIONS = ("fp32", "bf16")
+_SAME_TYPES = {
+    "fp32": "",
+    "bf16": "On both sides all weights are bf16, those of adapters too, and the optimizer has the "
+    "adapters in fp32, which it rounds after each step; losses are computed in fp32. Logits of "
+    "routers are fp32 here and bf16 there, so that a few tokens visit other experts. ",
+}
+"""What is of which type, where it is not all one."""
 
 
-def section(profile: Profile, material: Material, work: Path, *, threads: int) -> str:
+def section(
+    profile: Profile, material: Material, work: Path, *, threads: int, precision: str = "fp32"
+) -> str:
     """Run what is not there yet; returns the tables."""
-    folder = work / "beside-peft"
+    name = f"beside-peft-{precision}"
+    folder = work / name
     folder.mkdir(exist_ok=True)
-    tasks = _tasks(profile, material, folder)
-    trials = _trials(profile, tasks, work, threads)
-    title = "## Beside peft"
+    tasks = _tasks(profile, material, folder, precision)
+    trials = _trials(profile, tasks, work, name, threads)
+    title = f"## Beside peft, {precision}"
     there = {experts: it for experts, it in trials.items() if "wall" in it}
     if not there:
         return f"{title}\n\nfailed: {next(iter(trials.values()))['error']}\n"
     fastest = min(there, key=lambda it: _later(there[it]["wall"], 1))
     tasks[THEIRS] = {**tasks[THEIRS], "experts": fastest}
     asked = {"tasks": tasks, "threads": threads}
-    both = kept(work, "beside-peft", asked, lambda: _in_turns(tasks, threads))
+    both = kept(work, name, asked, lambda: _in_turns(tasks, threads))
     if "error" in both:
         return f"{title}\n\nfailed: {both['error']}\n"
     parts = [
         title,
-        _about(profile, there, fastest, threads),
+        _about(profile, there, fastest, threads, precision),
         _table(profile, both),
         _losses(both),
         _reading(profile, both),
@@ -50,7 +61,9 @@ def section(profile: Profile, material: Material, work: Path, *, threads: int) -
     return "\n\n".join(it.strip() for it in parts) + "\n"
 
 
-def _tasks(profile: Profile, material: Material, folder: Path) -> dict[str, dict[str, Any]]:
+def _tasks(
+    profile: Profile, material: Material, folder: Path, precision: str
+) -> dict[str, dict[str, Any]]:
     """What each side does."""
     overrides = {
         "checkpoint.load": str(material.megatron),
@@ -61,7 +74,7 @@ def _tasks(profile: Profile, material: Material, folder: Path) -> dict[str, dict
         "data.tokenizer": str(material.hf),
         "data.split": "100,0,0",
         "data.sequence_length": profile.length,
-        "training.precision": "fp32",
+        "training.precision": precision,
         "training.train_steps": profile.peft_steps,
         "training.warmup_steps": 0,
         "training.learning_rate": _RATE,
@@ -82,6 +95,7 @@ def _tasks(profile: Profile, material: Material, folder: Path) -> dict[str, dict
     }
     theirs = {
         "model": str(material.hf),
+        "precision": precision,
         "experts": _EXPERTS[0],
         "steps": profile.peft_steps,
         "decay_steps": profile.peft_steps,
@@ -98,7 +112,11 @@ def _tasks(profile: Profile, material: Material, folder: Path) -> dict[str, dict
 
 
 def _trials(
-    profile: Profile, tasks: Mapping[str, Mapping[str, Any]], work: Path, threads: int
+    profile: Profile,
+    tasks: Mapping[str, Mapping[str, Any]],
+    work: Path,
+    name: str,
+    threads: int,
 ) -> dict[str, dict[str, Any]]:
     """Each way to compute experts, alone for a few steps, after our side has made the rows."""
     steps = profile.trial_steps
@@ -107,21 +125,19 @@ def _trials(
         "overrides": {**tasks[OURS]["overrides"], "training.train_steps": steps},
     }
 
-    def alone(side: str, name: str, task: Mapping[str, Any]) -> dict[str, Any]:
+    def alone(side: str, what: str, task: Mapping[str, Any]) -> dict[str, Any]:
         return kept(
             work,
-            name,
+            f"{name}-{what}",
             {**task, "threads": threads},
             lambda: run_ranks(_MODULES[side], task, processes=1, threads=threads),
         )
 
-    begun = alone(OURS, "beside-peft-rows", ours)
+    begun = alone(OURS, "rows", ours)
     if "error" in begun:
         return {OURS: begun}
     return {
-        it: alone(
-            THEIRS, f"beside-peft-trial-{it}", {**tasks[THEIRS], "experts": it, "steps": steps}
-        )
+        it: alone(THEIRS, f"trial-{it}", {**tasks[THEIRS], "experts": it, "steps": steps})
         for it in _EXPERTS
     }
 
@@ -156,16 +172,21 @@ def _in_turns(tasks: Mapping[str, Mapping[str, Any]], threads: int) -> dict[str,
 
 
 def _about(
-    profile: Profile, trials: Mapping[str, Mapping[str, Any]], fastest: str, threads: int
+    profile: Profile,
+    trials: Mapping[str, Mapping[str, Any]],
+    fastest: str,
+    threads: int,
+    precision: str,
 ) -> str:
     times = ", ".join(f"{name} {_later(it['wall'], 1):.2f} s" for name, it in trials.items())
     return (
-        f"The same model in fp32 with adapters of rank {profile.rank} on all experts and on the "
-        f"output matrix of attention, {profile.peft_steps} steps of {profile.batch} rows of "
+        f"The same model in {precision} with adapters of rank {profile.rank} on all experts and on "
+        f"the output matrix of attention, {profile.peft_steps} steps of {profile.batch} rows of "
         f"{profile.length} tokens, each row one conversation and its padding, {threads} thread(s) "
         f"each. AdamW without weight decay, gradients clipped at {_CLIP:g}, learning rate "
-        f"{_RATE:g} along a cosine to {_LOWEST:g}. Both sides are there at the same time and take "
-        f"turns, step by step; the first {profile.left_out} steps are left out of the times. "
+        f"{_RATE:g} along a cosine to {_LOWEST:g}. {_SAME_TYPES[precision]}Both sides are there "
+        f"at the same time and take turns, step by step; the first {profile.left_out} steps are "
+        "left out of the times. "
         f"Transformers computes experts by `{fastest}`, which was the fastest alone ({times})."
     )
 

@@ -3,6 +3,9 @@
 Started by ranks.py. It loads the adapter that our side began with, and takes its rows. The loss is
 the mean over the tokens that are learned. Rows are padded on the right, so that causal attention
 needs no mask, which would cost time.
+
+In bf16 all parameters are bf16, those of adapters too, and the optimizer has those in fp32, which
+it rounds after each step: as Megatron does it.
 """
 
 import math
@@ -23,6 +26,7 @@ from benchmarks.finetuning.our_rank import ADAPTER, rows_file
 from benchmarks.turns import Turns
 
 _IGNORED = -100
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def main() -> None:
@@ -37,16 +41,22 @@ def main() -> None:
 
 
 def _model(task: dict[str, Any]) -> torch.nn.Module:
-    base = AutoModelForCausalLM.from_pretrained(task["model"], dtype=torch.float32)
+    base = AutoModelForCausalLM.from_pretrained(task["model"], dtype=_DTYPES[task["precision"]])
     base.set_experts_implementation(task["experts"])
     base.config.use_cache = False
-    adapted = PeftModel.from_pretrained(base, Path(task["folder"]) / ADAPTER, is_trainable=True)
+    adapted = PeftModel.from_pretrained(
+        base,
+        Path(task["folder"]) / ADAPTER,
+        is_trainable=True,
+        autocast_adapter_dtype=False,
+    )
     trained: torch.nn.Module = adapted.train()
     return trained
 
 
 def _train(model: torch.nn.Module, task: dict[str, Any], turns: Turns) -> dict[str, Any]:
-    parameters = [it for it in model.parameters() if it.requires_grad]
+    adapters = [it for it in model.parameters() if it.requires_grad]
+    parameters = [_in_fp32(it) for it in adapters]
     optimizer = torch.optim.AdamW(
         parameters,
         lr=task["learning_rate"],
@@ -63,17 +73,20 @@ def _train(model: torch.nn.Module, task: dict[str, Any], turns: Turns) -> dict[s
         for group in optimizer.param_groups:
             group["lr"] = rate
         logits = model(input_ids=tokens).logits
-        loss = cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=_IGNORED)
+        predicted = logits.flatten(0, 1).float()
+        loss = cross_entropy(predicted, labels.flatten(), ignore_index=_IGNORED)
         loss.backward()
+        _hand_over_gradients(adapters, parameters)
         torch.nn.utils.clip_grad_norm_(parameters, task["clip_grad"])
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        _take_over_values(adapters, parameters)
         losses.append(loss.item())
         rates.append(rate)
         now = (time.perf_counter(), time.process_time())
         wall.append(now[0] - last[0])
         processor.append(now[1] - last[1])
-        del logits, loss  # not held while the other side works
+        del logits, predicted, loss  # not held while the other side works
         turns.after_step(step)
         last = (time.perf_counter(), time.process_time())
     begins.append(("end", time.monotonic()))
@@ -86,6 +99,30 @@ def _train(model: torch.nn.Module, task: dict[str, Any], turns: Turns) -> dict[s
         "begins": begins,
         "trained": sum(it.numel() for it in parameters),
     }
+
+
+def _in_fp32(adapter: torch.nn.Parameter) -> torch.nn.Parameter:
+    """What the optimizer has of a parameter: a copy, unless it is fp32 itself."""
+    if adapter.dtype == torch.float32:
+        return adapter
+    return torch.nn.Parameter(adapter.detach().float())
+
+
+def _hand_over_gradients(
+    adapters: list[torch.nn.Parameter], parameters: list[torch.nn.Parameter]
+) -> None:
+    for adapter, parameter in zip(adapters, parameters, strict=True):
+        if parameter is not adapter and adapter.grad is not None:
+            parameter.grad, adapter.grad = adapter.grad.float(), None
+
+
+@torch.no_grad()
+def _take_over_values(
+    adapters: list[torch.nn.Parameter], parameters: list[torch.nn.Parameter]
+) -> None:
+    for adapter, parameter in zip(adapters, parameters, strict=True):
+        if parameter is not adapter:
+            adapter.copy_(parameter)
 
 
 def _learning_rate(task: dict[str, Any], step: int) -> float:
