@@ -6,7 +6,7 @@ Plain information theory, in nats; it does not know what the labels mean.
 import numpy as np
 import numpy.typing as npt
 
-Counts = npt.NDArray[np.int64]
+Counts = npt.NDArray[np.int64] | npt.NDArray[np.float64]
 Float64Array = npt.NDArray[np.float64]
 
 

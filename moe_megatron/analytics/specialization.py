@@ -4,6 +4,7 @@
 sample belongs to one domain. It does not know where samples come from, and runs no model.
 """
 
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,33 +12,17 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_megatron.analytics.decisions import BatchAnalysis
+from moe_megatron.analytics.evidence import DomainEvidence, domain_share, weigh_evidence
 from moe_megatron.analytics.information import mutual_information, normalized_mutual_information
-from moe_megatron.drawing.domains import plot_shares
+from moe_megatron.analytics.token_pairs import TokenPairs, TokenShare
+from moe_megatron.config.arguments import whole
+from moe_megatron.drawing.domains import plot_domains
 from moe_megatron.errors import ConfigError, DataError
 
 Int64Array = npt.NDArray[np.int64]
 Float64Array = npt.NDArray[np.float64]
 
 _SHUFFLES = 20
-# Pairs of token and expert are merged when more than this many have been added: 128 MB.
-_MERGE_AT = 8_000_000
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TokenShare:
-    """How often one token of the vocabulary went to an expert.
-
-    Attributes:
-        token: id in the vocabulary.
-        count: number of times it went to the expert.
-        share: count over all its occurrences.
-        lift: share over the mean share of all tokens; above 1 the expert prefers this token.
-    """
-
-    token: int
-    count: int
-    share: float
-    lift: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -65,7 +50,7 @@ class Specialization:
     mutual_information: Float64Array
     normalized_mutual_information: Float64Array
     chance: Float64Array
-    _pairs: "tuple[_TokenPairs, ...]" = field(repr=False)
+    _counted: "_Counted" = field(repr=False)
 
     @property
     def domain_load(self) -> Float64Array:
@@ -78,9 +63,7 @@ class Specialization:
 
         All domains have equal weight. Columns sum to 1; those of an expert without load are NaN.
         """
-        load = self.domain_load
-        totals = load.sum(axis=1, keepdims=True)
-        return load / np.where(totals > 0, totals, np.nan)
+        return domain_share(self.counts)
 
     def preferred_domain(self, layer: int) -> list[str | None]:
         """The domain with the largest share of each expert's load; None for one without load."""
@@ -107,10 +90,34 @@ class Specialization:
         num_experts = self.counts.shape[-1]
         if not 0 <= expert < num_experts:
             raise ConfigError(f"expert must be 0 to {num_experts - 1}, got {expert}")
-        return self._pairs[row].top(expert, limit, min_count)
+        return self._counted.pairs(row).top(expert, limit, min_count)
+
+    def evidence(self, resamples: int = 200, seed: int = 0) -> DomainEvidence:
+        """How sure the specialisation in domains is, and how much of it token ids explain.
+
+        Takes seconds; with many layers, experts and samples, minutes.
+
+        Args:
+            resamples: how often documents are drawn again, and their labels shuffled.
+            seed: of both.
+
+        Raises:
+            ConfigError: a number is none.
+        """
+        return weigh_evidence(
+            self._counted.samples,
+            self._counted.labels,
+            self._counted.documents,
+            self._counted.halves,
+            layers=self.layers,
+            resamples=whole("resamples", resamples, least=20),
+            seed=seed,
+        )
 
     def plot(self, save_to: str | Path) -> Path:
-        """Draws `domain_share`: a panel per domain, experts across, layers down.
+        """Draws `domain_share`, and below it what `evidence` says about it.
+
+        The title says "domain" only if domains differ by more than the ids of their tokens explain.
 
         Args:
             save_to: file to write, a .png, .svg or .pdf.
@@ -118,7 +125,8 @@ class Specialization:
         Raises:
             DataError: the file cannot be written.
         """
-        return plot_shares(self.domain_share, self.layers, self.domains).save(save_to)
+        picture = plot_domains(self.domain_share, self.layers, self.domains, self.evidence())
+        return picture.save(save_to)
 
     def _row(self, layer: int) -> int:
         if layer not in self.layers:
@@ -127,31 +135,56 @@ class Specialization:
         return self.layers.index(layer)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Counted:
+    """What was counted, by sample."""
+
+    samples: Int64Array
+    """[S, L, E]"""
+    labels: Int64Array
+    """[S], places in `domains`."""
+    documents: list[Int64Array]
+    """Token ids of each sample."""
+    halves: "tuple[tuple[TokenPairs, ...], tuple[TokenPairs, ...]]"
+    """Of every second sample of a domain, and of the others, for each layer."""
+
+    def pairs(self, row: int) -> TokenPairs:
+        """Of all samples."""
+        first, second = self.halves
+        return first[row].joined(second[row])
+
+
 class SpecializationCounter:
     """Sums up batches of labelled samples."""
 
     def __init__(self) -> None:
         self._layers: tuple[int, ...] = ()
         self._domains: list[str] = []
-        self._tokens: list[int] = []
+        self._of_domain: Counter[str] = Counter()
+        self._documents: list[Int64Array] = []
         self._counts: list[Int64Array] = []  # of each sample, [L, E]
-        self._pairs: tuple[_TokenPairs, ...] = ()
+        self._halves: tuple[tuple[TokenPairs, ...], tuple[TokenPairs, ...]] = ((), ())
 
     def add(self, batch: BatchAnalysis, domains: list[str]) -> None:
         """Counts a batch whose rows are samples of `domains`."""
-        if not self._pairs:
+        if not self._layers:
             self._layers = batch.layers
-            self._pairs = tuple(_TokenPairs(batch.num_experts) for _ in batch.layers)
+            first, second = (
+                tuple(TokenPairs(batch.num_experts) for _ in batch.layers) for _ in range(2)
+            )
+            self._halves = first, second
         for row, domain in enumerate(domains):
             valid = batch.valid[row]
             chosen = batch.indices[:, row, valid]  # [L, tokens, k]
+            half = self._halves[self._of_domain[domain] % 2]
+            self._of_domain[domain] += 1
             self._domains.append(domain)
-            self._tokens.append(int(valid.sum()))
+            self._documents.append(batch.input_ids[row, valid])
             self._counts.append(
                 np.stack([np.bincount(it[it >= 0], minlength=batch.num_experts) for it in chosen])
             )
-            for pairs, layer in zip(self._pairs, chosen, strict=True):
-                pairs.add(batch.input_ids[row, valid], layer)
+            for pairs, layer in zip(half, chosen, strict=True):
+                pairs.add(self._documents[-1], layer)
 
     def finish(self, seed: int = 0) -> Specialization:
         """Compares the domains.
@@ -181,68 +214,19 @@ class SpecializationCounter:
             layers=self._layers,
             domains=names,
             counts=counts,
-            tokens=np.bincount(labels, weights=self._tokens).astype(np.int64),
+            tokens=np.bincount(labels, weights=[len(it) for it in self._documents]).astype(
+                np.int64
+            ),
             samples=len(labels),
             mutual_information=mutual_information(counts),
             normalized_mutual_information=normalized_mutual_information(counts),
             chance=np.mean(shuffled, axis=0),
-            _pairs=self._pairs,
+            _counted=_Counted(
+                samples=samples, labels=labels, documents=self._documents, halves=self._halves
+            ),
         )
 
 
 def _by_domain(samples: Int64Array, labels: Int64Array, num_domains: int) -> Int64Array:
     """[samples, L, E] summed over the samples of each domain, [L, D, E]."""
     return np.stack([samples[labels == d].sum(axis=0) for d in range(num_domains)], axis=1)
-
-
-class _TokenPairs:
-    """How often each token of the vocabulary went to each expert of one layer, stored sparsely."""
-
-    def __init__(self, num_experts: int) -> None:
-        self._num_experts = num_experts
-        self._waiting: list[Int64Array] = []
-        self._size = 0
-        self._keys: Int64Array = np.empty(0, dtype=np.int64)  # token * E + expert, sorted
-        self._counts: Int64Array = np.empty(0, dtype=np.int64)
-        self._seen: dict[int, int] = {}
-
-    def add(self, tokens: Int64Array, chosen: Int64Array) -> None:
-        """Counts the experts [tokens, k] of tokens [tokens]; -1 is none."""
-        keys = (tokens[:, None] * self._num_experts + chosen)[chosen >= 0]
-        self._waiting.append(keys)
-        self._size += keys.size
-        for token, count in zip(*np.unique(tokens, return_counts=True), strict=True):
-            self._seen[int(token)] = self._seen.get(int(token), 0) + int(count)
-        if self._size > _MERGE_AT:
-            self._merge()
-
-    def top(self, expert: int, limit: int, min_count: int) -> list[TokenShare]:
-        """See `Specialization.top_tokens`."""
-        self._merge()
-        mine = self._keys % self._num_experts == expert
-        tokens = self._keys[mine] // self._num_experts
-        counts = self._counts[mine]
-        seen = np.array([self._seen[token] for token in tokens.tolist()], dtype=np.int64)
-        shares = counts / np.maximum(seen, 1)
-        average = counts.sum() / max(sum(self._seen.values()), 1)
-        often = np.flatnonzero(seen >= min_count)
-        # Of tokens with equal shares, the more frequent one is stronger evidence.
-        best = often[np.lexsort((-counts[often], -shares[often]))][:limit]
-        return [
-            TokenShare(
-                token=int(tokens[i]),
-                count=int(counts[i]),
-                share=float(shares[i]),
-                lift=float(shares[i] / average),
-            )
-            for i in best.tolist()
-        ]
-
-    def _merge(self) -> None:
-        if self._waiting:
-            new, counts = np.unique(np.concatenate(self._waiting), return_counts=True)
-            keys = np.concatenate([self._keys, new])
-            weights = np.concatenate([self._counts, counts])
-            self._keys, inverse = np.unique(keys, return_inverse=True)
-            self._counts = np.bincount(inverse, weights=weights).astype(np.int64)
-            self._waiting, self._size = [], 0

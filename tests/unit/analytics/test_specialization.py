@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from moe_megatron.analytics import specialization as module
+from moe_megatron.analytics import token_pairs
 from moe_megatron.analytics.decisions import BatchAnalysis
 from moe_megatron.analytics.information import normalized_mutual_information
 from moe_megatron.analytics.specialization import Specialization, SpecializationCounter
@@ -92,7 +92,7 @@ def test_chance_is_the_mean_over_shuffled_labels() -> None:
 
 @pytest.mark.parametrize("merge_at", [1, 10**6])
 def test_top_tokens_equal_a_slow_count(monkeypatch: pytest.MonkeyPatch, merge_at: int) -> None:
-    monkeypatch.setattr(module, "_MERGE_AT", merge_at)
+    monkeypatch.setattr(token_pairs, "_MERGE_AT", merge_at)
     found, samples = analyze(separate=False)
     seen, served = Counter(), Counter()
     for _, ids, chosen in samples:
