@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from moe_megatron.analytics.routers import Decision, RouterHooks
+from moe_megatron.analytics.shown_blocks import ShownBlocks
 from moe_megatron.config.arguments import explained
 from moe_megatron.errors import DataError
+from moe_megatron.live.dashboard_process import DashboardProcess
 from moe_megatron.telemetry.catalog import quantities
 from moe_megatron.telemetry.quantity import Quantity, StepSums
 from moe_megatron.telemetry.values.expert_load import part_of_maximum
@@ -85,6 +87,7 @@ class RouterMonitor:
         self._sums: dict[int, _Sums] = {}
         self._quantities: tuple[Quantity, ...] = ()
         self._profile = self._empty()
+        self._shown: ShownBlocks | None = None
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -142,9 +145,30 @@ class RouterMonitor:
             dead_experts=int(profile.dead_expert_mask().sum()),
         )
 
+    def start_dashboard(self, port: int = 8080) -> DashboardProcess:
+        """Shows the blocks that are tracked from now on in a browser, each as one step.
+
+        The server is a process of its own, which ends with this one or by `close`.
+
+        Args:
+            port: of the server on this machine; 0 for any free one.
+
+        Returns:
+            the dashboard, with its address as `url`; a notebook shows it below the cell.
+
+        Raises:
+            ConfigError: the port is taken.
+        """
+        if self._shown is not None:
+            self._shown.close()
+        self._shown = ShownBlocks()
+        return self._shown.show(port)
+
     def reset(self) -> None:
-        """Forgets everything counted so far."""
+        """Forgets everything counted so far; a dashboard begins anew."""
         self._profile = self._empty()
+        if self._shown is not None:
+            self._shown.begin()
 
     def _empty(self) -> RoutingProfile:
         shape = self._hooks.shape
@@ -185,7 +209,10 @@ class RouterMonitor:
                 for place, quantity in enumerate(_measured(self._quantities))
             },
         )
-        self._profile.add(step.snapshot(self._profile.steps + 1, layers, self._quantities))
+        snapshot = step.snapshot(self._profile.steps + 1, layers, self._quantities)
+        self._profile.add(snapshot)
+        if self._shown is not None:
+            self._shown.add(snapshot)
 
 
 @dataclass(frozen=True, slots=True)

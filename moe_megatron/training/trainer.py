@@ -20,6 +20,7 @@ from moe_megatron.config.data import TEXT
 from moe_megatron.data.instructions.stored import holds_instructions
 from moe_megatron.errors import ConfigError, RecoveryError
 from moe_megatron.files import user_path
+from moe_megatron.live.dashboard_process import DashboardProcess
 from moe_megatron.mcore import world
 from moe_megatron.model.evaluating import evaluating
 from moe_megatron.model.given import model_given
@@ -33,6 +34,7 @@ from moe_megatron.run.start import Attachments, RunResult, start
 from moe_megatron.text.tokenizer import Tokenizer
 from moe_megatron.training import texts as text_data
 from moe_megatron.training.balancing import Balancing, balancing_fields
+from moe_megatron.training.dashboard_sink import DashboardSink
 from moe_megatron.training.exchange import exchange_of
 from moe_megatron.training.mixture import TaskMixture
 from moe_megatron.training.options import (
@@ -93,6 +95,7 @@ class MoETrainer:
         self._wanted_tokenizer = tokenizer
         self._run_dir: Path | None = None
         self._processes: int | None = None  # to start; None: those that there are
+        self._shown: DashboardSink | None = None
         self._overrides = check_overrides(overrides or {})
         chosen: dict[str, Any] = {
             "checkpoint.save_interval": None,
@@ -114,6 +117,22 @@ class MoETrainer:
     def run_dir(self) -> Path | None:
         """Folder of the last training; None before the first."""
         return self._run_dir
+
+    @property
+    def dashboard(self) -> DashboardProcess | None:
+        """The server of the last training with `dashboard=True`; None without one."""
+        return None if self._shown is None else self._shown.process
+
+    def _show(self, dashboard: bool) -> None:
+        """Close the dashboard of an earlier training, and prepare for one of this."""
+        if dashboard and self._processes is not None:
+            raise ConfigError(
+                "dashboard=True shows a training in this process; for one in processes of its own, "
+                "start `moe-megatron dashboard` in another terminal."
+            )
+        if (before := self.dashboard) is not None:
+            before.close()
+        self._shown = DashboardSink() if dashboard else None
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -151,6 +170,7 @@ class MoETrainer:
         router_z_loss_coef: float | None = None,
         overrides: Mapping[str, Any] | None = None,
         resume: bool = False,
+        dashboard: bool = False,
     ) -> TrainingResult:
         """Train, and put the trained weights into the model.
 
@@ -180,6 +200,8 @@ class MoETrainer:
             resume: Continue the last run of `run_dir` from its newest checkpoint, with its
                 optimizer and at its place in the data, instead of starting a new one. It needs
                 `checkpoint.save_interval` in `overrides`.
+            dashboard: Show the training in a browser: a server beside it prints its address, and
+                stays until the program ends or `trainer.dashboard` is closed.
 
         Raises:
             MoEError: The data, an argument or the machine does not allow the run.
@@ -189,6 +211,7 @@ class MoETrainer:
                 f"resume ({resume!r:.60}) must be True or False; the run to continue is the last "
                 "one of the trainer's run_dir."
             )
+        self._show(dashboard)
         overrides = self._overrides | only_of_call(overrides or {}, self._overrides)
         options = TrainOptions(
             batch_size=batch_size,
@@ -330,7 +353,8 @@ class MoETrainer:
         if (number := self._processes) is not None:
             return train_in_processes(number, self.model, adapters, config, data, fresh=fresh)
         exchange = exchange_of(config, self.model, adapters)
-        attached = Attachments(callbacks=[exchange], model_hooks=[exchange.load])
+        shown = [] if self._shown is None else [self._shown]
+        attached = Attachments(sinks=shown, callbacks=[exchange], model_hooks=[exchange.load])
         result = start(config, data=data, fresh=fresh, attached=attached)
         return result, exchange.trained
 

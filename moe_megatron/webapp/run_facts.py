@@ -22,6 +22,7 @@ from moe_megatron.telemetry.sinks.jsonl import (
     ROUTING_FILE,
     read_metrics,
     read_metrics_after,
+    read_routing,
     read_routing_after,
 )
 from moe_megatron.telemetry.uptime.attempts import Attempts
@@ -112,10 +113,12 @@ def _shape(folder: Path) -> dict[str, Any]:
     newest = next(read_routing_after(path, 0), None) if path.is_file() else None
     if newest is None:
         return {}
+    first = next(read_routing(path), newest)
     return {
         "layers": newest.layers,
         "experts": newest.num_experts,
         "top_k": newest.top_k,
+        "first_step": first.step,
         "last_step": newest.step,
     }
 
@@ -145,7 +148,7 @@ def state_of(folder: Path, attempts: Attempts, last_step: int) -> State:
         attempts: From its journal.
         last_step: The last one on record; 0 for none.
     """
-    recorded_at = _modified(folder / METRICS_FILE)
+    recorded_at = max(_modified(folder / name) for name in (METRICS_FILE, ROUTING_FILE))
     if not attempts.list:
         if time.time() - recorded_at < _NO_JOURNAL_SECONDS:
             return "running"

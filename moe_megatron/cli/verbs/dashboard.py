@@ -1,6 +1,10 @@
 """`moe-megatron dashboard`: show runs in a browser, while they train and afterwards."""
 
 import argparse
+import os
+import signal
+import sys
+import threading
 import webbrowser
 from collections.abc import Sequence
 from contextlib import suppress
@@ -60,6 +64,8 @@ def run(argv: Sequence[str]) -> int:
     print(f"dashboard  {server.url}\nCtrl-C stops it", flush=True)
     if options.open and is_watched():
         webbrowser.open(server.url)
+    if options.until_eof:
+        threading.Thread(target=_end_with_input, daemon=True).start()
     with suppress(KeyboardInterrupt):
         server.serve()
     print("stopped", flush=True)
@@ -99,6 +105,18 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE.py:FUNCTION",
         help="a view of your own to show (repeatable; see docs/dashboard.md)",
     )
+    add(
+        "--until-eof",
+        action="store_true",
+        help="end when the standard input does: for programs that start a dashboard",
+    )
     add("--show-tokens", action="store_true", help="show text of tokens of the training data")
     add("--debug", action="store_true", help="show tracebacks of errors")
     return parser
+
+
+def _end_with_input() -> None:
+    """Ask this process to end when whoever started it is gone."""
+    while sys.stdin.buffer.read(4096):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from moe_megatron.telemetry.journal import note
-from moe_megatron.telemetry.sinks.jsonl import METRICS_FILE
+from moe_megatron.telemetry.sinks.jsonl import METRICS_FILE, ROUTING_FILE
 from moe_megatron.testing.written_run import write_run
 from moe_megatron.webapp.run_facts import facts_of, run_id
 from moe_megatron.webapp.run_list import RunList, UnknownRunError
@@ -51,6 +51,8 @@ def test_without_a_journal_a_run_trains_while_it_writes(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", 5, history=0)
     assert facts_of(run).state == "running"
     os.utime(run / METRICS_FILE, (1e9, 1e9))
+    assert facts_of(run).state == "running"  # a model that a monitor counts has no other file
+    os.utime(run / ROUTING_FILE, (1e9, 1e9))
     assert facts_of(run).state == "stopped"
 
 

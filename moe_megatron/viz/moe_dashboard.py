@@ -1,0 +1,129 @@
+"""`MoEDashboard`: the dashboard of a run, or of a model in memory, from Python.
+
+The server is a process of its own (`live.dashboard_process`); the page is the same that
+`moe-megatron dashboard` serves.
+"""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Union
+
+from moe_megatron.analytics.monitor import RouterMonitor
+from moe_megatron.config.arguments import explained
+from moe_megatron.config.checks import join_words, nearest
+from moe_megatron.errors import ConfigError, DataError
+from moe_megatron.files import user_path
+from moe_megatron.live.dashboard_process import DashboardProcess
+from moe_megatron.viz.report import write_report
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_VIEWS = {
+    "expert_load_distribution": "routing",
+    "routing_heatmap": "routing",
+    "token_flow_sankey": "flow",
+    "compute_cost_timeline": "cost",
+}
+"""Where on the page each metric is shown."""
+
+
+@explained
+class MoEDashboard:
+    """Shows the routers of a run or of a model in a browser.
+
+        dashboard = MoEDashboard("runs/demo_moe")
+        dashboard.start(port=8080)
+
+        dashboard = MoEDashboard(model)
+        dashboard.start(port=8080)
+        with dashboard.track():
+            model(input_ids)        # one step of what is shown
+
+    Args:
+        source: the folder of a run or of several, what `MoETrainer.train` returned, or a model.
+
+    Raises:
+        ConfigError: it is none of these, or a model without routers.
+    """
+
+    def __init__(self, source: Union[str, Path, "nn.Module", Any]) -> None:
+        self._monitor: RouterMonitor | None = None
+        self._folder: Path | None = None
+        run_dir = getattr(source, "run_dir", None)
+        if isinstance(source, str | Path):
+            self._folder = user_path(str(source))
+        elif isinstance(run_dir, str | Path):
+            self._folder = Path(run_dir)
+        elif callable(getattr(source, "named_modules", None)):
+            self._monitor = RouterMonitor(source)
+        else:
+            raise ConfigError(
+                f"a dashboard shows the folder of a run or a model, not {type(source).__name__}; "
+                'give "runs/demo_moe", for example.'
+            )
+        self._process: DashboardProcess | None = None
+
+    def start(self, port: int = 8080, metrics: Sequence[str] = ()) -> DashboardProcess:
+        """Start the server; one that this object has started before is ended.
+
+        Args:
+            port: on this machine; 0 for any free one.
+            metrics: what is wanted, the first is what the page opens with:
+                "expert_load_distribution", "routing_heatmap", "token_flow_sankey" or
+                "compute_cost_timeline".
+
+        Returns:
+            The server, with its address as `url`; a notebook shows the page below the cell.
+
+        Raises:
+            ConfigError: The port is taken, or there is no such metric.
+        """
+        for name in metrics:
+            if name not in _VIEWS:
+                raise ConfigError(
+                    f"there is no metric '{name}'.{nearest(name, _VIEWS)} Metrics are: "
+                    f"{join_words(list(_VIEWS), 'and')}."
+                )
+        self.close()
+        if self._monitor is not None:
+            self._process = self._monitor.start_dashboard(port)
+        else:
+            assert self._folder is not None
+            self._process = DashboardProcess([self._folder], port=port)
+        if metrics:
+            self._process.go_to(f"view={_VIEWS[metrics[0]]}")
+        return self._process
+
+    def track(self) -> AbstractContextManager[None]:
+        """Count every forward pass of the model inside the block, as one step of what is shown.
+
+        Raises:
+            DataError: This dashboard shows a run, which counts by itself.
+        """
+        if self._monitor is None:
+            raise DataError("a run counts its steps itself; track() is for a dashboard of a model.")
+        return self._monitor.track()
+
+    def export_report(self, output: str | Path) -> Path:
+        """Write one HTML file that needs no server.
+
+        Args:
+            output: The file.
+
+        Raises:
+            DataError: The run has no step yet, or this dashboard shows a model.
+        """
+        if self._folder is None:
+            raise DataError(
+                "a report is written of a run; train the model with MoETrainer, and give what "
+                "train() returns."
+            )
+        return write_report(self._folder, user_path(str(output)))
+
+    def close(self) -> None:
+        """End the server; a second call does nothing."""
+        if self._process is not None:
+            self._process.close()
+            self._process = None
