@@ -18,6 +18,7 @@ from moe_megatron.analytics.decisions import BatchAnalysis
 from moe_megatron.analytics.gate_plane import GatePlane, find_gate_plane
 from moe_megatron.analytics.routers import Decision, RouterHooks
 from moe_megatron.analytics.specialization import Specialization, SpecializationCounter
+from moe_megatron.analytics.token_pairs import token_text
 from moe_megatron.config.arguments import explained, shown, whole
 from moe_megatron.drawing.affinity import plot_affinity
 from moe_megatron.errors import ConfigError, DataError
@@ -152,7 +153,7 @@ class RouterAnalyzer:
         if not len(ids):
             raise DataError("there are no tokens to plot; give non-empty text or token ids")
         analysis = self.analyze_batch(self._pad([ids]))
-        labels = [self._label(token) for token in ids.tolist()]
+        labels = [token_text(self._tokenizer, token) for token in ids.tolist()]
         picture = plot_affinity(analysis.scores[:, 0], analysis.indices[:, 0], self.layers, labels)
         return picture.save(save_to)
 
@@ -224,11 +225,6 @@ class RouterAnalyzer:
                 "token ids instead"
             )
         return np.asarray(self._tokenizer.encode(text), dtype=np.int64)
-
-    def _label(self, token: int) -> str:
-        if self._tokenizer is None:
-            return str(token)
-        return str(self._tokenizer.decode([token])).replace("\n", "\\n").replace("\t", "\\t")
 
     def _pad(self, rows: Sequence[npt.NDArray[np.int64]]) -> "dict[str, Tensor]":
         """Makes one batch on the model's device of rows of different lengths, padded right."""

@@ -2,14 +2,20 @@
 
 L is the number of MoE layers, E the number of experts in a layer, k the number of experts that a
 token visits. A decision counts as the router made it, even if a full expert then dropped the token.
-It does not know models or torch tensors: the arrays are numpy's.
+It does not know models or torch tensors: the arrays are numpy's. Figures are drawn by `drawing`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from moe_megatron.analytics.pair_lift import pair_lift
+from moe_megatron.drawing import Picture, finished
+from moe_megatron.drawing.pairs import plot_coactivation, plot_flow
 from moe_megatron.errors import ConfigError
 
 Int64Array = npt.NDArray[np.int64]
@@ -105,6 +111,57 @@ class BatchAnalysis:
                 )
             to_layer = self.layers[row]
         return _pairs(self.routing_map(layer), self.routing_map(to_layer))
+
+    def plot_coactivation(self, layer: int, save_to: str | Path | None = None) -> Picture:
+        """Draws which experts of a layer share tokens more or less often than their loads explain.
+
+        A pair counts only if it is three standard deviations away, as if tokens were independent.
+
+        Args:
+            layer: global layer number.
+            save_to: file to write, a .png, .svg or .pdf; None writes none.
+
+        Raises:
+            ConfigError: the layer has no router, or each of its tokens visits one expert.
+            DataError: the file cannot be written.
+        """
+        return finished(plot_coactivation(self.coactivation_lift(layer), layer), save_to)
+
+    def coactivation_lift(self, layer: int) -> npt.NDArray[np.float64]:
+        """`coactivation` over what the experts' loads make of it; 1 if not surely different. [E, E]
+
+        NaN for an expert with itself, and for one without tokens; see `pair_lift`.
+
+        Raises:
+            ConfigError: the layer has no router, or each of its tokens visits one expert.
+        """
+        joint = self.coactivation(layer)
+        if joint.sum() == np.trace(joint):
+            raise ConfigError(
+                "no token visits two experts, so none belong together; give a model with "
+                "experts_per_token of 2 or more."
+            )
+        return pair_lift(joint, with_itself=False)
+
+    def plot_flow(
+        self, layers: Sequence[int] | None = None, save_to: str | Path | None = None
+    ) -> Picture:
+        """Draws the tokens as bands from the experts of one layer to those of the next.
+
+        Args:
+            layers: two or more global layer numbers; None: all, of more than six the first.
+            save_to: file to write, a .png, .svg or .pdf; None writes none.
+
+        Raises:
+            ConfigError: a layer has no router, or there are fewer than two.
+            DataError: the file cannot be written.
+        """
+        chosen = self.layers[:6] if layers is None else tuple(layers)
+        if len(chosen) < 2:
+            raise ConfigError("a flow needs two layers or more; give layers, such as [1, 2].")
+        flows = [self.flow(one, other) for one, other in pairwise(chosen)]
+        lifts = [pair_lift(flow, with_itself=True) for flow in flows]
+        return finished(plot_flow(flows, lifts, chosen), save_to)
 
     def _row(self, layer: int) -> int:
         if layer not in self.layers:

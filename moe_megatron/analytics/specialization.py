@@ -7,6 +7,7 @@ sample belongs to one domain. It does not know where samples come from, and runs
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,9 +15,11 @@ import numpy.typing as npt
 from moe_megatron.analytics.decisions import BatchAnalysis
 from moe_megatron.analytics.evidence import DomainEvidence, domain_share, weigh_evidence
 from moe_megatron.analytics.information import mutual_information, normalized_mutual_information
-from moe_megatron.analytics.token_pairs import TokenPairs, TokenShare
+from moe_megatron.analytics.token_pairs import TokenPairs, TokenShare, token_text
 from moe_megatron.config.arguments import whole
+from moe_megatron.drawing import Picture, finished
 from moe_megatron.drawing.domains import plot_domains
+from moe_megatron.drawing.vocabulary import plot_vocabulary
 from moe_megatron.errors import ConfigError, DataError
 
 Int64Array = npt.NDArray[np.int64]
@@ -127,6 +130,39 @@ class Specialization:
         """
         picture = plot_domains(self.domain_share, self.layers, self.domains, self.evidence())
         return picture.save(save_to)
+
+    def plot_vocabulary(
+        self,
+        layer: int,
+        tokenizer: Any = None,
+        *,
+        limit: int = 6,
+        min_count: int = 20,
+        save_to: str | Path | None = None,
+    ) -> Picture:
+        """Draws the tokens that prefer each expert of a layer most, see `top_tokens`.
+
+        Args:
+            layer: global layer number.
+            tokenizer: what decodes ids; None shows the ids.
+            limit: tokens for an expert.
+            min_count: leave out tokens that occurred less often.
+            save_to: file to write, a .png, .svg or .pdf; None writes none.
+
+        Raises:
+            ConfigError: the layer has no router.
+            DataError: no token occurred so often, or the file cannot be written.
+        """
+        experts = range(self.counts.shape[-1])
+        found = [self.top_tokens(layer, it, limit, min_count) for it in experts]
+        if not any(found):
+            raise DataError(
+                f"no token occurred {min_count} times; give more samples, or a smaller min_count."
+            )
+        words = [[(token_text(tokenizer, it.token), it.share) for it in row] for row in found]
+        each = self.counts[self._row(layer)].sum() / self.tokens.sum()
+        picture = plot_vocabulary(words, experts, layer, each / len(experts))
+        return finished(picture, save_to)
 
     def _row(self, layer: int) -> int:
         if layer not in self.layers:

@@ -4,6 +4,7 @@ It knows ids and counts, neither texts nor models.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +31,13 @@ class TokenShare:
     count: int
     share: float
     lift: float
+
+
+def token_text(tokenizer: Any, token: int) -> str:
+    """A token in one line; its number without a tokenizer."""
+    if tokenizer is None:
+        return str(token)
+    return str(tokenizer.decode([token])).replace("\n", "\\n").replace("\t", "\\t")
 
 
 class TokenPairs:

@@ -29,7 +29,7 @@ Float64Array = npt.NDArray[np.float64]
 
 _INCHES_PER_ROW = 0.17
 _HEIGHTS = (1.7, 8.0)
-_BELOW = 2.5
+_BELOW = 2.9
 """Height of the panels of evidence, in inches."""
 _MAX_TICKS = 16
 _SURE = 3.0

@@ -4,7 +4,7 @@ It reads run folders, of running and of finished trainings, and loads no model; 
 given an analyzer. It trains nothing and measures nothing of its own.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from moe_megatron.analytics import RouterAnalyzer
+from moe_megatron.analytics.saturation import router_saturation
 from moe_megatron.config.arguments import explained, shown, whole
 from moe_megatron.drawing import Picture, finished
 from moe_megatron.drawing.animation import film_path
 from moe_megatron.drawing.evolution import LoadFrame, film_load
 from moe_megatron.drawing.gate_plane import plot_gate_plane
 from moe_megatron.drawing.lines import plot_lines
+from moe_megatron.drawing.saturation import plot_saturation
 from moe_megatron.errors import ConfigError, DataError
 from moe_megatron.files import user_path
 from moe_megatron.telemetry.values.profile import RoutingProfile
@@ -121,6 +123,41 @@ class TrainingVisualizer:
         ends = None if checkpoints is None else _rising(checkpoints)
         windows = load_windows(recorded, ends, _MOST_FRAMES)
         return film_load([_frame(it) for it in windows], windows[0].layers, file, rate)
+
+    def plot_router_saturation(
+        self,
+        checkpoints: "Mapping[int, Any] | Iterable[tuple[int, Any]]",
+        inputs: Any,
+        *,
+        save_to: str | Path | None = None,
+    ) -> Picture:
+        """Draw how far routers of earlier checkpoints decide as those of the last one.
+
+        The share of the last checkpoint's experts that an earlier one chose for the same token
+        (router saturation, OLMoE, arXiv 2409.02060), a line a layer. Grey lines are the shares that
+        the earlier choice for another token would have, of any id and of the same id: what lies
+        at the latter needs no more than the token's id.
+
+        Args:
+            checkpoints: Models, or analyzers, by the step of their checkpoint; a generator of
+                (step, model) has one in memory at a time. The last is what others are compared to.
+            inputs: A text, a list of texts or token ids [batch, seq]; each row is a document.
+            save_to: File to write, a .png, .svg or .pdf; None writes none.
+
+        Raises:
+            ConfigError: The steps do not rise, or there are fewer than two.
+            DataError: Models differ in layers or experts, or the file cannot be written.
+        """
+        given = checkpoints.items() if isinstance(checkpoints, Mapping) else checkpoints
+        steps, batches = [], []
+        for step, model in given:
+            analyzer = model if isinstance(model, RouterAnalyzer) else RouterAnalyzer(model)
+            steps.append(step)
+            batches.append(analyzer.analyze_batch(inputs))
+        if len(_rising(steps)) < 2:
+            raise ConfigError("saturation compares checkpoints; give two of them or more.")
+        found = [router_saturation(batch, batches[-1]) for batch in batches[:-1]]
+        return finished(plot_saturation(steps[:-1], found, steps[-1]), save_to)
 
     def plot_router_decision_boundaries(
         self,

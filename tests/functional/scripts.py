@@ -23,7 +23,7 @@ def train_small_demo(corpus: Path, tokenizer: Path) -> None:
         "data.tokenizer": str(tokenizer),
         "training.train_steps": 250,
         "training.global_batch_size": 1,
-        "checkpoint.save_interval": 250,
+        "checkpoint.save_interval": 125,
         "run_dir": "runs/demo_moe",
     }
     start(apply_overrides(load_config("test_tiny"), settings))
