@@ -9,7 +9,7 @@ import { TimeBar } from "./parts/timebar";
 import { SubjectContext, lastStep } from "./state/context";
 import type { View } from "./state/link";
 import { type Live, useNews, useWatched } from "./state/live";
-import { useLoaded, useTick } from "./state/loaded";
+import { type Loaded, useLoaded, useTick } from "./state/loaded";
 import { go, usePlace } from "./state/place";
 import { turnTheme, useTheme } from "./state/theme";
 import { ChangesView } from "./views/changes";
@@ -41,6 +41,8 @@ export function App({ source }: { source: DataSource }) {
   const summary = chosen(runs.data ?? [], place.run);
   const id = summary && summary.state !== "empty" && summary.state !== "unreadable" ? summary.id : null;
   const live = useWatched(source, id);
+  const tick = summary?.state === "running" ? look : 0;
+  const detail = useLoaded(id && paths.run(id), (signal) => source.run(id!, signal), tick);
   useKeys();
   useEffect(() => {
     document.title = summary ? `${summary.name} - MoE Lab` : "MoE Lab";
@@ -50,10 +52,10 @@ export function App({ source }: { source: DataSource }) {
       <a className="skip" href="#main" onClick={(event) => (event.preventDefault(), document.getElementById("main")?.focus())}>
         To the content
       </a>
-      <Top runs={runs.data ?? []} run={summary} live={live} source={source} />
+      <Top runs={runs.data ?? []} run={summary} live={live} source={source} can={detail.data} />
       <main id="main" tabIndex={-1}>
         {runs.error && <Problem text={runs.error} again={runs.again} />}
-        {runs.data ? <Body source={source} runs={runs.data} summary={summary} id={id} live={live} look={look} /> : !runs.error && <Waiting height={420} />}
+        {runs.data ? <Body source={source} runs={runs.data} summary={summary} detail={detail} live={live} tick={tick} /> : !runs.error && <Waiting height={420} />}
       </main>
     </>
   );
@@ -64,13 +66,10 @@ function chosen(runs: RunSummary[], id: string | null): RunSummary | null {
   return runs.find((run) => run.state === "running") ?? runs.find((run) => run.last_step > 0) ?? runs[0] ?? null;
 }
 
-function Body(props: { source: DataSource; runs: RunSummary[]; summary: RunSummary | null; id: string | null; live: Live; look: number }) {
-  const { source, runs, summary, id, live, look } = props;
+function Body(props: { source: DataSource; runs: RunSummary[]; summary: RunSummary | null; detail: Loaded<Run>; live: Live; tick: number }) {
+  const { source, runs, summary, detail, live, tick } = props;
   const { view } = usePlace();
-  const running = summary?.state === "running";
-  const tick = running ? look : 0;
-  const detail = useLoaded(id && paths.run(id), (signal) => source.run(id!, signal), tick);
-  const run: Run | null = detail.data;
+  const run = detail.data;
   const subject = useMemo(() => run && { source, run, runs, live, tick }, [source, run, runs, live, tick]);
   if (!runs.length) {
     return (
@@ -94,7 +93,11 @@ function Body(props: { source: DataSource; runs: RunSummary[]; summary: RunSumma
   );
 }
 
-function Top({ runs, run, live, source }: { runs: RunSummary[]; run: RunSummary | null; live: Live; source: DataSource }) {
+/** A view that the server cannot fill is not offered; an address may still name it. */
+const offered = (view: View, current: View, can: Run | null): boolean =>
+  view !== "tokens" || view === current || can?.has.inspector === true;
+
+function Top({ runs, run, live, source, can }: { can: Run | null; runs: RunSummary[]; run: RunSummary | null; live: Live; source: DataSource }) {
   const { view } = usePlace();
   const theme = useTheme();
   return (
@@ -133,7 +136,7 @@ function Top({ runs, run, live, source }: { runs: RunSummary[]; run: RunSummary 
         </button>
       </div>
       <nav className="tabs" aria-label="Views">
-        {VIEWS.map(({ view: each, name }) => (
+        {VIEWS.filter((each) => offered(each.view, view, can)).map(({ view: each, name }) => (
           <button key={each} aria-current={each === view ? "page" : undefined} onClick={() => go({ view: each })}>
             {name}
           </button>

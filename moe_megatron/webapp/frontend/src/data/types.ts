@@ -34,7 +34,7 @@ export interface Run extends RunSummary {
   /** The ratio of load to fair share from which an expert counts as overloaded. */
   overload: number;
   show_tokens: boolean;
-  has: { profile: boolean; affinity: boolean; tokens: boolean; tasks: boolean };
+  has: { profile: boolean; affinity: boolean; tokens: boolean; tasks: boolean; inspector?: boolean };
 }
 
 export const LAYER_QUANTITIES = ["max_over_mean", "entropy", "drop_rate", "dead", "z_loss", "bias_spread"] as const;

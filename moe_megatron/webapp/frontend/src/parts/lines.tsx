@@ -40,6 +40,13 @@ export function merged(parts: { steps: number[]; lines: Line[] }[]): { steps: nu
   return { steps, lines };
 }
 
+/** A line that never moves lies in the middle of its chart, or on its ground. */
+export function rangeOf(low: number | null, high: number | null): [number, number] {
+  if (low === null || high === null) return [0, 1];
+  if (low === high) return low === 0 ? [0, 0.01] : [low - Math.abs(low) / 10, high + Math.abs(high) / 10];
+  return uPlot.rangeNum(low, high, 0.1, true) as [number, number];
+}
+
 const styleOf = (name: string): string => getComputedStyle(document.body).getPropertyValue(name).trim();
 
 export function Lines(props: Chart & { at?: number; pick?: (step: number) => void; height?: number }) {
@@ -68,7 +75,7 @@ export function Lines(props: Chart & { at?: number; pick?: (step: number) => voi
         padding: [8, 12, 0, 0],
         legend: { show: false },
         cursor: { y: false, sync: { key: "steps" }, drag: { x: false, y: false }, points: { size: 7 } },
-        scales: { x: { time: false }, y: { distr: log ? 3 : 1 } },
+        scales: { x: { time: false }, y: log ? { distr: 3 } : { range: (_u, low, high) => rangeOf(low, high) } },
         axes: [
           { ...axis, values: (_u, ticks) => ticks.map((tick) => (Number.isInteger(tick) ? short(tick) : "")), size: 26, space: 70 },
           { ...axis, values: (_u, ticks) => ticks.map((tick) => (tick === null ? "" : write(tick))), size: 58 },

@@ -1,5 +1,5 @@
 /** A card with a title, what it says, what can be done with it, and its states: loading, empty, broken. */
-import { type ReactNode, useState } from "react";
+import { Children, type ReactNode, useState } from "react";
 import { pngOf, save } from "../draw/svg";
 
 export interface Savable {
@@ -56,11 +56,20 @@ function SaveMenu({ name, csv, svg }: Savable) {
   );
 }
 
+/** What stands between backticks is to be typed, and looks so. */
+export function Words({ children }: { children: ReactNode }) {
+  return Children.map(children, (child) =>
+    typeof child === "string" ? child.split("`").map((part, i) => (i % 2 ? <code key={i}>{part}</code> : part)) : child,
+  );
+}
+
 export function Note({ children, title }: { title?: string; children: ReactNode }) {
   return (
     <div className="note">
       {title && <strong>{title}</strong>}
-      <p>{children}</p>
+      <p>
+        <Words>{children}</Words>
+      </p>
     </div>
   );
 }
@@ -68,7 +77,9 @@ export function Note({ children, title }: { title?: string; children: ReactNode 
 export function Problem({ text, again }: { text: string; again?: () => void }) {
   return (
     <div className="note problem" role="alert">
-      <p>{text}</p>
+      <p>
+        <Words>{text}</Words>
+      </p>
       {again && <button onClick={again}>Try again</button>}
     </div>
   );

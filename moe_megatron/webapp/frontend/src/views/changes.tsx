@@ -13,7 +13,13 @@ import { go, usePlace } from "../state/place";
 const SHOWN = 40;
 const ROW = 24;
 const TOP = 26;
-const OCTAVES = 4;
+const MOST_OCTAVES = 4;
+
+/** Octaves either side of a fair share within which all that is shown lies. */
+export function octavesOf(moves: Move[]): number {
+  const far = moves.flatMap((move) => [move.ratio_before, move.ratio_after]).map((value) => (value ? Math.abs(Math.log2(value)) : MOST_OCTAVES));
+  return Math.min(MOST_OCTAVES, Math.max(1, Math.ceil(Math.max(...far))));
+}
 
 export function ChangesView() {
   const { source, run } = useSubject();
@@ -75,16 +81,17 @@ function Dumbbells({ moves, picture }: { moves: Move[]; picture: React.RefObject
   const left = width < 560 ? 92 : 128;
   const right = width < 560 ? 74 : 108;
   const area = Math.max(40, width - left - right);
+  const octaves = octavesOf(moves);
   const x = (value: number | null) => {
-    const octave = value === null || value <= 0 ? -OCTAVES : Math.log2(value);
-    return left + (area * (Math.min(OCTAVES, Math.max(-OCTAVES, octave)) + OCTAVES)) / (2 * OCTAVES);
+    const octave = value === null || value <= 0 ? -octaves : Math.log2(value);
+    return left + (area * (Math.min(octaves, Math.max(-octaves, octave)) + octaves)) / (2 * octaves);
   };
   const height = TOP + moves.length * ROW + 4;
   return (
     <div ref={box}>
       {width > 0 && (
         <svg ref={picture} className="chart" width={width} height={height} role="img" aria-label={`The ${moves.length} largest moves`}>
-          {[1 / 16, 1 / 4, 1, 4, 16].map((value) => (
+          {[-octaves, -octaves / 2, 0, octaves / 2, octaves].filter(Number.isInteger).map((octave) => 2 ** octave).map((value) => (
             <g key={value}>
               <line className={value === 1 ? "even" : "grid"} x1={x(value)} x2={x(value)} y1={TOP - 6} y2={height} />
               <text className="tick" x={x(value)} y={12} textAnchor="middle">

@@ -142,6 +142,7 @@ function Matrices({ other }: { other: RunSummary }) {
     <>
       {here.error && <Note>{here.error}</Note>}
       {there.error && <Note>{there.error}</Note>}
+      <div className={run.experts <= 32 ? "sheets beside" : "sheets"}>
       {sheets.map((sheet) => (
         <Panel
           key={sheet.title + sheet.says.slice(0, 4)}
@@ -152,6 +153,7 @@ function Matrices({ other }: { other: RunSummary }) {
           <Matrix {...both} frame={sheet.frame} write={sheet.write} open={(to) => go({ cell: to })} />
         </Panel>
       ))}
+      </div>
       {sheets.length > 0 && <LoadLegend />}
     </>
   );

@@ -22,7 +22,7 @@ function chartsOf(expert: Expert): Chart[] {
     { title: "Load over fair share", steps, lines: [{ name: "load", values: expert.load }], write: ratio },
     { title: "Dropped", steps, lines: [{ name: "dropped", values: expert.drop_rate }], write: percent },
     { title: "Balancing bias", steps, lines: [{ name: "bias", values: expert.bias }], write: short },
-  ].filter((chart) => anything(chart.lines[0]!.values));
+  ].filter((chart, i) => anything(chart.lines[0]!.values) && (i === 0 || chart.lines[0]!.values.some((value) => value)));
 }
 
 export function ExpertView({ cell }: { cell: Cell }) {

@@ -22,11 +22,20 @@ const LOOKS: Record<LayerQuantity, Look> = {
   bias_spread: { title: "Bias spread", says: "Between the lowest and the highest balancing bias", kind: "under", from: 0 },
 };
 
+/** Said in words where nothing of it ever happened: an empty picture says less. */
+const NEVER: Partial<Record<LayerQuantity, string>> = { drop_rate: "Nothing was dropped.", dead: "No expert is dead." };
+
+const never = (series: LayerSeries): string[] =>
+  (Object.keys(NEVER) as LayerQuantity[]).flatMap((name) => {
+    const values = (series[name] ?? []).flat();
+    return values.length && values.every((value) => value === null || value === 0) && values.includes(0) ? [NEVER[name]!] : [];
+  });
+
 const isEmpty = (rows: Numbers[]): boolean => !rows.some((row) => row.some((value) => value !== null));
 
 export function stripsOf(series: LayerSeries): Strip[] {
   return (Object.keys(LOOKS) as LayerQuantity[])
-    .filter((name) => !isEmpty(series[name] ?? []))
+    .filter((name) => !isEmpty(series[name] ?? []) && !(NEVER[name] && !series[name].flat().some((value) => value)))
     .map((name) => ({ ...LOOKS[name], steps: series.steps, layers: series.layers, rows: series[name] }));
 }
 
@@ -38,7 +47,7 @@ export function LayersView() {
   return (
     <Panel
       title="Layers over time"
-      says="A row for each layer, the first on top. Click to go to a step."
+      says={["A row for each layer, the first on top. Click to go to a step.", ...(loaded.data ? never(loaded.data) : [])].join(" ")}
       savable={
         strips.length
           ? {

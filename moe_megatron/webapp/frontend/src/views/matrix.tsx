@@ -16,6 +16,7 @@ import { go, usePlace } from "../state/place";
 import { useTheme } from "../state/theme";
 
 const LEAST_CELL = 3;
+const WIDEST_CELL = 132;
 const GUTTER = 40;
 const FACTS = 116;
 
@@ -145,8 +146,8 @@ export function Matrix(props: {
   const room = Math.max(0, width - GUTTER - (plain ? 0 : FACTS));
   const narrow = room < 260;
   const across = narrow ? Math.max(0, width - GUTTER) : room;
-  const cellWidth = Math.min(64, Math.max(LEAST_CELL, across / run.experts));
-  const cellHeight = Math.max(frame.layers > 40 ? 9 : 12, Math.min(40, cellWidth, 420 / frame.layers));
+  const cellWidth = Math.min(WIDEST_CELL, Math.max(LEAST_CELL, across / run.experts));
+  const cellHeight = Math.max(frame.layers > 40 ? 9 : 12, Math.min(44, cellWidth, 420 / frame.layers));
   useEffect(() => {
     if (!canvas.current || !width) return;
     paintHeat(canvas.current, {

@@ -82,22 +82,25 @@ export function TrainingView() {
   );
 }
 
+/** As docs/uptime.md names them. */
+const PHASES: Record<string, string> = { kept: "training", load: "loading", save: "saving", recomputed: "done again", hang: "hanging" };
+
 function Phases({ phases }: { phases: Record<string, number> }) {
   const parts = Object.entries(phases)
-    .filter(([, share]) => share > 0)
+    .filter(([, share]) => share >= 0.0005)
     .sort(([, a], [, b]) => b - a);
   const tone = (i: number) => `tone-${Math.min(i, 6)}`;
   return (
     <Panel title="Where time went" says="Shares of the wall time.">
       <div className="phases" role="img" aria-label={parts.map(([name, share]) => `${name} ${percent(share)}`).join(", ")}>
         {parts.map(([name, share], i) => (
-          <i key={name} className={tone(i)} style={{ width: `${100 * share}%` }} title={`${name}: ${percent(share)}`} />
+          <i key={name} className={tone(i)} style={{ width: `${100 * share}%` }} title={`${PHASES[name] ?? name}: ${percent(share)}`} />
         ))}
       </div>
       <ul className="phase-names">
         {parts.map(([name, share], i) => (
           <li key={name}>
-            <i className={tone(i)} /> {name.replaceAll("_", " ")} <b>{percent(share)}</b>
+            <i className={tone(i)} /> {PHASES[name] ?? name.replaceAll("_", " ")} <b>{percent(share)}</b>
           </li>
         ))}
       </ul>
@@ -109,6 +112,12 @@ const timeOf = (time: string | number): string => {
   const date = new Date(typeof time === "number" ? time * 1000 : time);
   return Number.isNaN(date.getTime()) ? String(time) : date.toLocaleTimeString("en-GB");
 };
+
+/** What an event says beyond its name. */
+function detailOf({ kind, text }: RunEvent): string {
+  const name = kind.replaceAll("_", " ");
+  return text.startsWith(name) ? text.slice(name.length).trim().replace(/^\((.*)\)$/, "$1") : text;
+}
 
 function Events() {
   const { source, run, live, tick } = useSubject();
@@ -127,7 +136,7 @@ function Events() {
                 <li key={event.seq} className={event.level}>
                   <time>{timeOf(event.time)}</time>
                   <b>{event.kind.replaceAll("_", " ")}</b>
-                  <span>{event.text}</span>
+                  <span>{detailOf(event)}</span>
                   {event.step !== null && <button onClick={() => go({ step: event.step })}>step {count(event.step)}</button>}
                 </li>
               ))}
