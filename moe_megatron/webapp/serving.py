@@ -14,7 +14,7 @@ from typing import Self
 import uvicorn
 
 from moe_megatron.errors import BackendUnavailableError, ConfigError
-from moe_megatron.webapp.app import make_app
+from moe_megatron.webapp.app import PAGE, make_app
 from moe_megatron.webapp.run_list import RunList
 
 PORT = 8080
@@ -35,6 +35,7 @@ class DashboardOptions:
         port: 0 for any free port.
         names: names under which browsers may reach it, besides addresses and localhost.
         show_tokens: whether text of training data may be shown.
+        page: folder of the built page.
     """
 
     folders: Sequence[Path]
@@ -42,6 +43,7 @@ class DashboardOptions:
     port: int = PORT
     names: Sequence[str] = ()
     show_tokens: bool = False
+    page: Path = PAGE
 
 
 class DashboardServer:
@@ -53,7 +55,7 @@ class DashboardServer:
 
     def __init__(self, options: DashboardOptions) -> None:
         runs = RunList(options.folders, show_tokens=options.show_tokens)
-        app = make_app(runs, names=[options.host, *options.names])
+        app = make_app(runs, names=[options.host, *options.names], page=options.page)
         self._socket = _listen(options.host, options.port)
         port: int = self._socket.getsockname()[1]
         host = f"[{options.host}]" if ":" in options.host else options.host

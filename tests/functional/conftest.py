@@ -12,6 +12,7 @@ import pytest
 from moe_megatron.testing.ports import free_port
 from moe_megatron.testing.programs import Program, start_program
 from moe_megatron.text.training import train_tokenizer
+from tests.functional.built_page import build_page
 
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "moe_megatron"]
@@ -89,6 +90,18 @@ def torchrun(start: Callable[..., Program]) -> Callable[..., Program]:
         return start([*TORCHRUN, *port, *words], cwd)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def frontend(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sources of the dashboard's page with their packages, the page built beside them."""
+    return build_page(tmp_path_factory.mktemp("webapp"))
+
+
+@pytest.fixture(scope="session")
+def page(frontend: Path) -> Path:
+    """The built page."""
+    return frontend.parent / "page"
 
 
 def run_on_real_model(start: Callable[..., Any], script: str, folder: Path, *words: object) -> Path:

@@ -3,44 +3,18 @@
 import gzip
 import re
 import shutil
-import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
 import pytest
 
+from tests.functional.built_page import FRONTEND, ROOT, done
+
 pytestmark = pytest.mark.deep
 
-ROOT = Path(__file__).parents[2]
-FRONTEND = ROOT / "moe_megatron" / "webapp" / "frontend"
 MOST_BYTES = 120 * 1024
 BUILD = "from setuptools.build_meta import build_wheel; print(build_wheel('.'))"
-
-
-def done(*words: object, cwd: Path = ROOT) -> str:
-    """What a program writes; it must succeed."""
-    answer = subprocess.run(
-        list(map(str, words)), cwd=cwd, capture_output=True, text=True, timeout=240
-    )
-    assert answer.returncode == 0, answer.stdout + answer.stderr
-    return answer.stdout
-
-
-@pytest.fixture(scope="module")
-def frontend(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the page's sources with their packages, its page built beside it."""
-    if shutil.which("npm") is None:
-        pytest.skip("needs npm: apt-get install -y nodejs npm")
-    copy = tmp_path_factory.mktemp("webapp") / "frontend"
-    shutil.copytree(FRONTEND, copy, ignore=shutil.ignore_patterns("node_modules"))
-    done(ROOT / "tools" / "build_page.sh", copy)
-    return copy
-
-
-@pytest.fixture(scope="module")
-def page(frontend: Path) -> Path:
-    return frontend.parent / "page"
 
 
 def test_its_own_tests_pass(frontend: Path) -> None:

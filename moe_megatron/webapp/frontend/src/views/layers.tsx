@@ -23,7 +23,7 @@ const LOOKS: Record<LayerQuantity, Look> = {
 };
 
 /** Said in words where nothing of it ever happened: an empty picture says less. */
-const NEVER: Partial<Record<LayerQuantity, string>> = { drop_rate: "Nothing was dropped.", dead: "No expert is dead." };
+const NEVER: Partial<Record<LayerQuantity, string>> = { drop_rate: "Nothing was dropped.", dead: "No expert was without tokens for a whole column." };
 
 const never = (series: LayerSeries): string[] =>
   (Object.keys(NEVER) as LayerQuantity[]).flatMap((name) => {

@@ -193,7 +193,7 @@ export function Matrix(props: {
       setSpot({ row: clamp(next[0], frame.layers), column: clamp(next[1], frame.experts), keyboard: true });
     } else if ((event.key === "Enter" || event.key === " ") && open) {
       open(cellAt(row, column));
-    } else if (event.key === "Escape") {
+    } else if (event.key === "Escape" && spot) {
       setSpot(null);
     } else {
       return;

@@ -1,0 +1,292 @@
+"""The dashboard's page in a real browser: on a run that has ended, and without a server."""
+
+import base64
+import json
+import re
+import shutil
+import xml.etree.ElementTree as ET
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
+
+import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from moe_megatron.testing.programs import Program
+from moe_megatron.webapp.run_facts import run_id
+from moe_megatron.webapp.serving import DashboardOptions, DashboardServer
+
+pytestmark = [pytest.mark.deep, pytest.mark.distributed]
+
+STEPS = 12
+VIEWS = ("routing", "training", "changes", "ranks", "compare", "cost", "flow", "tokens")
+HOSTILE = "<img src=x onerror=alert(1)>"
+"""What somebody may call a run; as text it does nothing."""
+
+
+@dataclass
+class Watched:
+    """A page, and what it did that it must not."""
+
+    page: Page
+    origin: str
+    wrong: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
+        self.page.on("dialog", lambda dialog: self.wrong.append(dialog.message))
+        self.page.on("console", self._heard)
+        self.page.on("request", self._asked)
+
+    def _heard(self, message: Any) -> None:
+        if message.type in ("error", "warning"):
+            self.wrong.append(message.text)
+
+    def _asked(self, request: Any) -> None:
+        if not request.url.startswith((self.origin, "data:", "blob:")):
+            self.wrong.append(request.url)
+
+    def go(self, address: str) -> Page:
+        self.page.goto(self.origin + address)
+        expect(self.page.locator("main .panel").first).to_be_visible()
+        return self.page
+
+
+@pytest.fixture(scope="module")
+def runs(moe: Callable[..., Program], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a run that has ended, and a copy of it under a hostile name."""
+    folder = tmp_path_factory.mktemp("runs")
+    words = ("--mock-data", "--train-iters", STEPS, "--save-interval", 6, "--num-processes", 1)
+    program = moe(folder, "train", "--config", "test_tiny", *words, "--run-dir", "first")
+    assert program.end(200) == 0, program.output
+    shutil.copytree(folder / "first", folder / HOSTILE)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def first(runs: Path) -> str:
+    return run_id(runs / "first")
+
+
+@pytest.fixture(scope="module")
+def server(runs: Path, page: Path) -> Iterator[DashboardServer]:
+    with DashboardServer(DashboardOptions(folders=[runs], port=0, page=page)) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    program = shutil.which("chromium") or shutil.which("google-chrome")
+    if program is None:
+        pytest.skip("needs chromium: apt-get install -y chromium")
+    with sync_playwright() as playwright:
+        options = ["--no-sandbox", "--disable-gpu"]
+        started = playwright.chromium.launch(executable_path=program, args=options)
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def watched(browser: Browser, server: DashboardServer) -> Iterator[Watched]:
+    context = browser.new_context(
+        viewport={"width": 1280, "height": 900}, color_scheme="light", reduced_motion="reduce"
+    )
+    context.set_default_timeout(30_000)
+    watched = Watched(context.new_page(), server.url)
+    yield watched
+    context.close()
+    assert watched.wrong == []
+
+
+def answer(server: DashboardServer, path: str) -> bytes:
+    with urlopen(server.url + path) as found:
+        body: bytes = found.read()
+    return body
+
+
+def loads(server: DashboardServer, run: str, step: int) -> list[list[int]]:
+    """The bytes of a frame, as the server says them. [L][E]"""
+    frame = answer(server, f"api/runs/{run}/matrix?first={step}&last={step}&quantity=load")
+    experts = int.from_bytes(frame[14:16], "little")
+    cells = list(frame[16:])
+    return [cells[i : i + experts] for i in range(0, len(cells), experts)]
+
+
+COLOURS = """([rows, columns]) => {
+  const canvas = document.querySelector(".matrix-canvas canvas");
+  const {data} = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+  const at = (place, count, size) => Math.floor((place + 0.2) * size / count);
+  return Array.from({length: rows * columns}, (_, i) => {
+    const x = at(i % columns, columns, canvas.width);
+    const start = 4 * (at(Math.floor(i / columns), rows, canvas.height) * canvas.width + x);
+    return [...data.slice(start, start + 4)];
+  });
+}"""
+
+
+def colours(page: Page, rows: int, columns: int) -> list[list[int]]:
+    """Red, green, blue and alpha of each cell, read away from its mark."""
+    page.wait_for_function("() => document.querySelector('.matrix-canvas canvas')?.width > 300")
+    page.wait_for_timeout(300)
+    found: list[list[int]] = page.evaluate(COLOURS, [rows, columns])
+    return found
+
+
+def test_canvas_has_the_colours_of_the_loads(watched: Watched, server: DashboardServer, first: str):
+    page = watched.go(f"#run={first}&step={STEPS}")
+    cells = loads(server, first, STEPS)
+    seen = {}
+    bytes_of_cells = [byte for row in cells for byte in row]
+    painted = colours(page, len(cells), len(cells[0]))
+    for byte, (red, _, blue, alpha) in zip(bytes_of_cells, painted, strict=True):
+        assert alpha == 255
+        seen[byte] = red - blue
+    # Under a fair share blue, over it orange, and the more the stronger.
+    warmth = [seen[byte] for byte in sorted(seen)]
+    assert warmth == sorted(warmth)
+    assert warmth[0] < 0 < warmth[-1]
+
+
+def test_keyboard_opens_an_expert_and_goes_through_time(watched: Watched, first: str):
+    page = watched.go(f"#run={first}&step={STEPS}")
+    page.locator(".matrix-canvas canvas").focus()
+    for key in ("ArrowRight", "ArrowRight", "ArrowDown"):
+        page.keyboard.press(key)
+    expect(page.locator("[aria-live]", has_text="Layer 2, expert 2")).to_have_count(1)
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", name="Layer 2, expert 2")).to_be_visible()
+    page.keyboard.press("Escape")
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("heading", name="Layer 2, expert 2")).to_have_count(0)
+    page.locator("#main").focus()
+    page.keyboard.press(",")
+    page.wait_for_function(f"() => location.hash.includes('step={STEPS - 1}')")
+    expect(page.get_by_text(f"step {STEPS - 1}.", exact=False).first).to_be_visible()
+    page.keyboard.press("2")
+    expect(page.get_by_role("heading", name="Training", exact=True)).to_be_visible()
+    page.go_back()
+    expect(page.get_by_role("heading", name="Where tokens go")).to_be_visible()
+
+
+def test_link_leads_to_a_view_a_step_and_a_cell(watched: Watched, first: str):
+    page = watched.go(f"#run={first}&step=7&cell=1.3&order=load")
+    expect(page.get_by_role("heading", name="Layer 1, expert 3")).to_be_visible()
+    expect(page.get_by_role("slider", name="Step")).to_have_value("7")
+    expect(page.get_by_role("button", name="Load", exact=True)).to_have_attribute(
+        "aria-pressed", "true"
+    )
+
+
+def test_play_goes_through_the_history(watched: Watched, first: str):
+    page = watched.go(f"#run={first}&step=1")
+    page.get_by_role("button", name="Play the history").click()
+    page.wait_for_function(f"() => location.hash.includes('step={STEPS}')")
+    expect(page.get_by_role("button", name="Play the history")).to_be_visible()
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_every_view_is_accessible(
+    watched: Watched, frontend: Path, first: str, theme: Any, tmp_path: Path
+):
+    axe = (frontend / "node_modules" / "axe-core" / "axe.min.js").read_text()
+    watched.page.emulate_media(color_scheme=theme)
+    found = {}
+    for view in VIEWS:
+        page = watched.go(f"#run={first}&view={view}&cell=1.0")
+        expect(page.locator(".waiting")).to_have_count(0)
+        page.evaluate(axe)
+        answer = page.evaluate("axe.run(document, {resultTypes: ['violations']})")
+        found |= {(view, one["id"]): one["nodes"][0]["html"] for one in answer["violations"]}
+        picture = page.screenshot(path=tmp_path / f"{view}.png")
+        assert len(picture) > 10_000, view
+    assert found == {}
+
+
+def test_narrow_screen_shows_every_view_without_scrolling_sideways(watched: Watched, first: str):
+    watched.page.set_viewport_size({"width": 360, "height": 740})
+    for view in VIEWS:
+        page = watched.go(f"#run={first}&view={view}&cell=1.0")
+        expect(page.locator(".waiting")).to_have_count(0)
+        over = page.evaluate("document.documentElement.scrollWidth - innerWidth")
+        assert over <= 0, view
+
+
+@pytest.mark.parametrize("view", ["routing", "training", "changes", "compare", "cost"])
+def test_what_a_view_shows_can_be_kept(watched: Watched, first: str, view: str, tmp_path: Path):
+    page = watched.go(f"#run={first}&view={view}&step={STEPS}")
+    kept = {}
+    for kind in ("SVG", "PNG", "CSV"):
+        with page.expect_download() as download:
+            page.get_by_role("button", name=kind, exact=True).first.click()
+        download.value.save_as(tmp_path / kind)
+        kept[kind] = (tmp_path / kind).read_bytes()
+    assert ET.fromstring(kept["SVG"]).tag == "{http://www.w3.org/2000/svg}svg"
+    assert kept["PNG"].startswith(b"\x89PNG")
+    assert len(kept["CSV"].splitlines()) > 3
+
+
+def test_other_run_stands_beside_it_whatever_it_is_called(watched: Watched, runs: Path, first: str):
+    other = run_id(runs / HOSTILE)
+    page = watched.go(f"#run={first}&view=compare&with={other}")
+    expect(page.get_by_role("heading", name=HOSTILE)).to_be_visible()
+    expect(page.locator(".matrix-canvas canvas")).to_have_count(3)
+    page.goto(f"{watched.origin}#run={other}")
+    expect(page).to_have_title(re.compile(re.escape(HOSTILE)))
+
+
+def test_address_of_no_run_says_so(watched: Watched):
+    watched.page.goto(watched.origin + "#run=nothing")
+    expect(watched.page.get_by_text("This run is not here")).to_be_visible()
+
+
+def test_page_finds_a_server_again(browser: Browser, runs: Path, page: Path, first: str):
+    options = DashboardOptions(folders=[runs], port=0, page=page)
+    with DashboardServer(options) as server:
+        port = int(server.url.rstrip("/").rpartition(":")[2])
+        tab = browser.new_page()
+        tab.goto(f"{server.url}#run={first}")
+        expect(tab.locator(".state")).to_have_text("ended", timeout=30_000)
+    expect(tab.locator(".state")).to_contain_text("server lost", timeout=30_000)
+    with DashboardServer(DashboardOptions(folders=[runs], port=port, page=page)):
+        expect(tab.locator(".state")).to_have_text("ended", timeout=60_000)
+    tab.close()
+
+
+def in_one_file(page: Path, server: DashboardServer, run: str) -> str:
+    """The page with the answers about a run within it, as a report has them."""
+    calls: dict[str, Any] = {}
+    for path in (f"api/runs/{run}", f"api/runs/{run}/layers?columns=50"):
+        calls[f"/{path}"] = json.loads(answer(server, path))
+    path = f"api/runs/{run}/series?columns=50"
+    calls[f"/{path}"] = json.loads(answer(server, path))
+    for step in (1, STEPS):
+        path = f"api/runs/{run}/matrix?first={step}&last={step}&quantity=load"
+        calls[f"/{path}"] = base64.b64encode(answer(server, path)).decode()
+    runs = [it for it in json.loads(answer(server, "api/runs")) if it["id"] == run]
+    data = json.dumps({"runs": runs, "calls": calls}).replace("<", r"\u003c")
+    (script,) = (page / "assets").glob("*.js")
+    (style,) = (page / "assets").glob("*.css")
+    code = script.read_text().replace("</script", r"<\/script")
+    return (
+        f'<!doctype html><html lang="en"><title>x</title><style>{style.read_text()}</style>'
+        f'<div id="page"></div><script type="application/json" id="run-data">{data}</script>'
+        f'<script type="module">{code}</script></html>'
+    )
+
+
+def test_page_with_its_data_needs_no_server(
+    browser: Browser, page: Path, server: DashboardServer, first: str, tmp_path: Path
+):
+    report = tmp_path / "report.html"
+    report.write_text(in_one_file(page, server, first), encoding="utf-8")
+    tab = browser.new_page()
+    watched = Watched(tab, report.as_uri())
+    watched.go("")
+    expect(tab.locator(".state")).to_have_text("report")
+    assert {alpha for *_, alpha in colours(tab, 2, 4)} == {255}
+    tab.get_by_role("button", name="Training", exact=True).click()
+    expect(tab.get_by_role("heading", name="Training", exact=True)).to_be_visible()
+    tab.close()
+    assert watched.wrong == []
