@@ -17,6 +17,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 from moe_megatron.testing.programs import Program
 from moe_megatron.webapp.run_facts import run_id
 from moe_megatron.webapp.serving import DashboardOptions, DashboardServer
+from moe_megatron.webapp.view import Lines, register_view, unregister_view
 
 pytestmark = [pytest.mark.deep, pytest.mark.distributed]
 
@@ -98,6 +99,9 @@ def watched(browser: Browser, server: DashboardServer) -> Iterator[Watched]:
     yield watched
     context.close()
     assert watched.wrong == []
+
+
+expect.set_options(timeout=30_000)
 
 
 def answer(server: DashboardServer, path: str) -> bytes:
@@ -234,6 +238,20 @@ def test_other_run_stands_beside_it_whatever_it_is_called(watched: Watched, runs
     expect(page.locator(".matrix-canvas canvas")).to_have_count(3)
     page.goto(f"{watched.origin}#run={other}")
     expect(page).to_have_title(re.compile(re.escape(HOSTILE)))
+
+
+def test_view_of_ones_own_is_a_tab(watched: Watched, first: str):
+    @register_view("of_ones_own", title="Of one's own")
+    def draw(run: Any, first: int, last: int) -> Lines:
+        return Lines(x=[1, 2, 3], lines={"one": [1.0, 3.0, 2.0]})
+
+    try:
+        page = watched.go(f"#run={first}")
+        page.get_by_role("button", name="Of one's own").click()
+        expect(page.get_by_role("heading", name="Of one's own", exact=True)).to_be_visible()
+        expect(page.get_by_role("img", name="last: one 2")).to_be_visible()
+    finally:
+        unregister_view("of_ones_own")
 
 
 def test_address_of_no_run_says_so(watched: Watched):

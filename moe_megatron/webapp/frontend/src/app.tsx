@@ -16,6 +16,7 @@ import { ChangesView } from "./views/changes";
 import { CompareView } from "./views/compare";
 import { CostView } from "./views/cost";
 import { FlowView } from "./views/flow";
+import { OwnView } from "./views/own";
 import { RanksView } from "./views/ranks";
 import { RoutingView } from "./views/routing";
 import { TokensView } from "./views/tokens";
@@ -30,6 +31,7 @@ const VIEWS: { view: View; name: string; draw: ComponentType }[] = [
   { view: "cost", name: "Cost", draw: CostView },
   { view: "flow", name: "Flow", draw: FlowView },
   { view: "tokens", name: "Tokens", draw: TokensView },
+  { view: "own", name: "Own view", draw: OwnView },
 ];
 
 const LOOK_AGAIN_S = 4;
@@ -95,10 +97,11 @@ function Body(props: { source: DataSource; runs: RunSummary[]; summary: RunSumma
 
 /** A view that the server cannot fill is not offered; an address may still name it. */
 const offered = (view: View, current: View, can: Run | null): boolean =>
-  view !== "tokens" || view === current || can?.has.inspector === true;
+  view === "tokens" ? view === current || can?.has.inspector === true : view !== "own";
 
 function Top({ runs, run, live, source, can }: { can: Run | null; runs: RunSummary[]; run: RunSummary | null; live: Live; source: DataSource }) {
-  const { view } = usePlace();
+  const { view, own: chosenOwn } = usePlace();
+  const own = useLoaded(paths.views(), (signal) => source.views(signal));
   const theme = useTheme();
   return (
     <header className="top">
@@ -137,8 +140,13 @@ function Top({ runs, run, live, source, can }: { can: Run | null; runs: RunSumma
       </div>
       <nav className="tabs" aria-label="Views">
         {VIEWS.filter((each) => offered(each.view, view, can)).map(({ view: each, name }) => (
-          <button key={each} aria-current={each === view ? "page" : undefined} onClick={() => go({ view: each })}>
+          <button key={each} aria-current={each === view ? "page" : undefined} onClick={() => go({ view: each, own: null })}>
             {name}
+          </button>
+        ))}
+        {own.data?.map(({ name, title }) => (
+          <button key={name} aria-current={view === "own" && name === chosenOwn ? "page" : undefined} onClick={() => go({ view: "own", own: name })}>
+            {title}
           </button>
         ))}
       </nav>
@@ -243,7 +251,7 @@ function useKeys(): void {
     const key = (event: KeyboardEvent) => {
       if (event.ctrlKey || event.metaKey || event.altKey || /^(INPUT|TEXTAREA|SELECT)$/.test((event.target as HTMLElement).tagName)) return;
       const view = VIEWS[Number(event.key) - 1];
-      if (view) go({ view: view.view });
+      if (view) go({ view: view.view, own: null });
       else if (event.key === "t") turnTheme();
     };
     window.addEventListener("keydown", key);

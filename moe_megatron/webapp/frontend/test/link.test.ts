@@ -11,6 +11,7 @@ it("an address is read as it was written", () => {
     order: "similarity",
     other: "x#y",
     since: 0,
+    own: "my_view",
   };
   expect(placeOf(hashOf(place))).toEqual(place);
 });

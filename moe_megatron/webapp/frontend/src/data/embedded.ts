@@ -67,6 +67,8 @@ export class EmbeddedSource implements DataSource {
   moves: DataSource["moves"] = (id, since, last) => this.find(paths.moves(id, since, last));
   ranks: DataSource["ranks"] = (id, span) => this.find(paths.ranks(id, span), span);
   cost: DataSource["cost"] = (id, columns) => this.find(paths.cost(id, columns));
+  views = async (): Promise<never[]> => [];
+  own: DataSource["own"] = (id, name, span) => this.find(paths.own(id, name, span), span);
   events: DataSource["events"] = (id, after) => this.find(paths.events(id, after));
   log: DataSource["log"] = (id, after) => this.find(paths.log(id, after));
 

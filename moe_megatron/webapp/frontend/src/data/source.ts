@@ -1,7 +1,7 @@
 /** Where the page has its data from: a server, or the page itself (a report). Views know nothing else. */
 import type { Frame } from "./frame";
 import type {
-  Cost, Expert, Flow, Inspection, LayerSeries, Moves, Ranks, Run, RunEvent, RunState, RunSummary, Series, Span, StepNews,
+  Cost, Expert, Flow, Inspection, LayerSeries, Moves, OwnName, OwnShown, Ranks, Run, RunEvent, RunState, RunSummary, Series, Span, StepNews,
 } from "./types";
 
 /** What went wrong, in words for the reader. */
@@ -33,6 +33,9 @@ export interface DataSource {
   moves(id: string, since: number, last: number, signal?: AbortSignal): Promise<Moves>;
   ranks(id: string, span: Span, signal?: AbortSignal): Promise<Ranks>;
   cost(id: string, columns: number, signal?: AbortSignal): Promise<Cost>;
+  /** Views that were registered beside those of the page. */
+  views(signal?: AbortSignal): Promise<OwnName[]>;
+  own(id: string, name: string, span: Span, signal?: AbortSignal): Promise<OwnShown>;
   events(id: string, after: number, signal?: AbortSignal): Promise<{ next: number; events: RunEvent[] }>;
   log(id: string, after: number, signal?: AbortSignal): Promise<{ next: number; lines: string[] }>;
   inspect(id: string, checkpoint: number | null, text: string): Promise<Inspection>;

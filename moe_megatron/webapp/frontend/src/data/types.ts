@@ -124,6 +124,20 @@ export interface Inspection {
   weights: number[][][];
 }
 
+/** A view that somebody registered with the server. */
+export interface OwnName {
+  name: string;
+  title: string;
+}
+
+/** What such a view shows. */
+export type OwnShown = { title: string } & (
+  | { kind: "matrix"; values: Numbers[]; rows: string[]; columns: string[]; centre: number | null }
+  | { kind: "lines"; x: number[]; lines: Record<string, Numbers>; x_label: string }
+  | { kind: "table"; columns: string[]; rows: (string | number | null)[][] }
+  | { kind: "graph"; nodes: string[]; links: { from: string; to: string; weight: number | null }[] }
+);
+
 /** What the last step of a live run was like. */
 export interface StepNews {
   step: number;

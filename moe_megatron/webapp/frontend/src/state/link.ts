@@ -1,7 +1,7 @@
 /** Where one is, as the address of the page holds it: everything that someone else needs to see the same. */
 import { ORDERS, type Order } from "../data/order";
 
-export const VIEWS = ["routing", "training", "changes", "ranks", "compare", "cost", "flow", "tokens"] as const;
+export const VIEWS = ["routing", "training", "changes", "ranks", "compare", "cost", "flow", "tokens", "own"] as const;
 export type View = (typeof VIEWS)[number];
 
 export interface Cell {
@@ -22,6 +22,8 @@ export interface Place {
   other: string | null;
   /** The step since which changes are listed; null: the first checkpoint. */
   since: number | null;
+  /** The name of the registered view, where the view is one. */
+  own: string | null;
 }
 
 export const START: Place = {
@@ -33,6 +35,7 @@ export const START: Place = {
   order: "id",
   other: null,
   since: null,
+  own: null,
 };
 
 const whole = (text: string | null): number | null => (text && /^\d{1,9}$/.test(text) ? Number(text) : null);
@@ -52,6 +55,7 @@ export function placeOf(hash: string): Place {
     order: oneOf(ORDERS, words.get("order"), START.order),
     other: words.get("with"),
     since: whole(words.get("since")),
+    own: words.get("own"),
   };
 }
 
@@ -65,5 +69,6 @@ export function hashOf(place: Place): string {
   if (place.order !== START.order) words.set("order", place.order);
   if (place.other !== null) words.set("with", place.other);
   if (place.since !== null) words.set("since", String(place.since));
+  if (place.own !== null) words.set("own", place.own);
   return `#${words}`;
 }

@@ -23,7 +23,7 @@ function write(push: boolean): void {
 
 /** Goes somewhere. A change of view or run is a step that the browser's Back undoes. */
 export function go(change: Partial<Place>): void {
-  const push = ("view" in change && change.view !== place.view) || ("run" in change && change.run !== place.run);
+  const push = (["view", "run", "own"] as const).some((name) => name in change && change[name] !== place[name]);
   tell({ ...place, ...change });
   clearTimeout(timer);
   if (push) write(true);

@@ -112,7 +112,8 @@ interface Bar {
   open?: () => void;
 }
 
-export function Bars({ title, rows, note, code }: { title: string; rows: Bar[]; note?: string; code?: boolean }) {
+export function Bars(props: { title: string; rows: Bar[]; note?: string; code?: boolean; write?: (value: number) => string }) {
+  const { title, rows, note, code, write = percent } = props;
   const most = Math.max(...rows.flatMap((row) => [row.share, row.mark ?? 0])) || 1;
   return (
     <div className="bars">
@@ -125,7 +126,7 @@ export function Bars({ title, rows, note, code }: { title: string; rows: Bar[]; 
               <b style={{ width: `${(100 * row.share) / most}%` }} />
               {row.mark !== null && row.mark !== undefined && <em style={{ left: `${(100 * row.mark) / most}%` }} />}
             </i>
-            <small>{percent(row.share)}</small>
+            <small>{write(row.share)}</small>
           </li>
         ))}
       </ul>
