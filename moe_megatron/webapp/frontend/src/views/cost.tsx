@@ -71,7 +71,7 @@ export function CostView() {
               {strip && <StripChart {...strip} at={step} pick={(to) => go({ step: to })} />}
             </div>
           ) : (
-            <Note>This run has no figures of cost. `--energy-price` and the prices of docs/analytics.md give them.</Note>
+            <Note>This run has no figures of cost: they are counted from its `config.yaml` and the steps that it has recorded.</Note>
           )
         }
       </Ready>
