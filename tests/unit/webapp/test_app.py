@@ -1,7 +1,6 @@
 """The dashboard over HTTP: what it answers, whom it refuses, and how it says what is wrong."""
 
 import json
-import urllib.request
 from pathlib import Path
 
 import pytest
@@ -92,18 +91,15 @@ def test_every_answer_carries_the_headers(served, path: str) -> None:
 def test_names_of_runs_are_data_in_the_plain_page_and_in_json(tmp_path: Path) -> None:
     name = "<script>alert(1)</script>&'\""
     write_run(tmp_path / name.replace("/", "_"), 2, history=0)
-    with DashboardServer(DashboardOptions(folders=[tmp_path], port=0)) as server:
-        from_server = _get(server.url)
-        assert b"<script" not in from_server
-        assert b"&lt;script&gt;alert(1)&lt;_script&gt;&amp;" in from_server
-        assert b"make ui" in from_server
-        [run] = json.loads(_get(server.url + "api/runs"))
-        assert run["name"] == name.replace("/", "_")
-
-
-def _get(url: str) -> bytes:
-    with urllib.request.urlopen(url, timeout=20) as answer:
-        return answer.read()
+    # Of a checkout in which the page is not built.
+    app = make_app(RunList([tmp_path]), page=tmp_path / "page")
+    client = TestClient(app, base_url="http://127.0.0.1")
+    plain = client.get("/").text
+    assert "<script" not in plain
+    assert "&lt;script&gt;alert(1)&lt;_script&gt;&amp;" in plain
+    assert "make ui" in plain
+    [run] = client.get("/api/runs").json()
+    assert run["name"] == name.replace("/", "_")
 
 
 def test_the_built_page_is_served_and_nothing_beside_it(tmp_path: Path) -> None:
