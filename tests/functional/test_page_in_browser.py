@@ -284,7 +284,7 @@ def in_one_file(page: Path, server: DashboardServer, run: str) -> str:
         calls[f"/{path}"] = base64.b64encode(answer(server, path)).decode()
     runs = [it for it in json.loads(answer(server, "api/runs")) if it["id"] == run]
     data = json.dumps({"runs": runs, "calls": calls}).replace("<", r"\u003c")
-    (script,) = (page / "assets").glob("*.js")
+    (script,) = (page / "assets").glob("index-*.js")
     (style,) = (page / "assets").glob("*.css")
     code = script.read_text().replace("</script", r"<\/script")
     return (

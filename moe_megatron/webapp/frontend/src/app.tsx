@@ -1,5 +1,5 @@
 /** The frame of the page: which run, which view, how it stands, and the bar of time. */
-import { type ComponentType, useEffect, useMemo, useState } from "react";
+import { type ComponentType, Suspense, lazy, useEffect, useMemo, useState } from "react";
 import { paths } from "./data/paths";
 import type { DataSource } from "./data/source";
 import type { Run, RunState, RunSummary } from "./data/types";
@@ -15,12 +15,19 @@ import { turnTheme, useTheme } from "./state/theme";
 import { ChangesView } from "./views/changes";
 import { CompareView } from "./views/compare";
 import { CostView } from "./views/cost";
-import { FlowView } from "./views/flow";
 import { OwnView } from "./views/own";
 import { RanksView } from "./views/ranks";
 import { RoutingView } from "./views/routing";
 import { TokensView } from "./views/tokens";
 import { TrainingView } from "./views/training";
+
+/** Laid out by a library of its own, which is fetched when it is needed; a report does not bring it. */
+const FlowView = lazy(() =>
+  import("./views/flow").then(
+    ({ FlowView: Flow }) => ({ default: Flow as ComponentType }),
+    () => ({ default: () => <Note>The flow cannot be drawn here. Open the run with `moe-megatron dashboard RUN_DIR` to see it.</Note> }),
+  ),
+);
 
 const VIEWS: { view: View; name: string; draw: ComponentType }[] = [
   { view: "routing", name: "Routing", draw: RoutingView },
@@ -89,7 +96,9 @@ function Body(props: { source: DataSource; runs: RunSummary[]; summary: RunSumma
   return (
     <SubjectContext.Provider value={subject}>
       <Facts run={subject.run} live={live} />
-      <Draw key={subject.run.id} />
+      <Suspense fallback={<Waiting height={420} />}>
+        <Draw key={subject.run.id} />
+      </Suspense>
       <TimeBar key={`${subject.run.id} time`} />
     </SubjectContext.Provider>
   );
