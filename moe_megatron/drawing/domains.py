@@ -91,7 +91,7 @@ def plot_domains(
         for panel in (difference, prediction):
             panel.set_xlabel("layer")
             panel.xaxis.get_major_locator().set_params(integer=True)
-            panel.legend(loc="upper center", bbox_to_anchor=(0.5, -0.3))
+            panel.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22))
         figure.suptitle(_title(layers, evidence.found), x=0.01, ha="left")
     return Picture(figure)
 
@@ -128,7 +128,7 @@ def _difference(panel: "Axes", layers: Sequence[int], evidence: _Evidence) -> No
     )  # fmt: skip
     panel.plot(layers, evidence.chance, "_", color=QUIET, markersize=8,
                label="95 % of shuffled labels are below")  # fmt: skip
-    panel.set_ylabel("normalised mutual information")
+    panel.set_ylabel("normalised information")
     panel.set_title("How much the routing of domains differs")
 
 
