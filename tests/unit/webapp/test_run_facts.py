@@ -28,19 +28,27 @@ def dead_process() -> int:
 
 
 @pytest.mark.parametrize(
-    ("pid", "events", "state"),
+    ("alive", "events", "state"),
     [
-        (os.getpid(), [], "running"),
-        (os.getpid(), [("trained", {"step": 40})], "ended"),
-        (None, [], "stopped"),
-        (None, [("trained", {"step": 40}), ("ended", {"code": 0})], "ended"),
-        (None, [("trained", {"step": 9, "interrupted": True}), ("ended", {"code": 75})], "stopped"),
-        (None, [("rank_died", {"rank": 0, "reason": "killed"}), ("ended", {"code": 1})], "stopped"),
+        (True, [], "running"),
+        (True, [("trained", {"step": 40})], "ended"),
+        (False, [], "stopped"),
+        (False, [("trained", {"step": 40}), ("ended", {"code": 0})], "ended"),
+        (
+            False,
+            [("trained", {"step": 9, "interrupted": True}), ("ended", {"code": 75})],
+            "stopped",
+        ),
+        (
+            False,
+            [("rank_died", {"rank": 0, "reason": "killed"}), ("ended", {"code": 1})],
+            "stopped",
+        ),
     ],
 )
-def test_state_is_what_the_journal_and_its_processes_say(tmp_path, pid, events, state) -> None:
+def test_state_is_what_the_journal_and_its_processes_say(tmp_path, alive, events, state) -> None:
     run = write_run(tmp_path / "run", 5, history=0)
-    begin(run, dead_process() if pid is None else pid)
+    begin(run, os.getpid() if alive else dead_process())
     for kind, fields in events:
         note(run, kind, **fields)
     facts = facts_of(run)
