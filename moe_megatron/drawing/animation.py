@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from moe_megatron.drawing.style import styled
 from moe_megatron.errors import BackendUnavailableError, DataError
-from moe_megatron.files import publishing, user_path
+from moe_megatron.files import explained_writes, publishing, user_path
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -58,12 +58,8 @@ def write_film(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     writer: Any = PillowWriter if file.suffix.lower() == ".gif" else FFMpegWriter
-    try:
+    with explained_writes(file.parent):
         file.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(
-            f"{file.parent} cannot be made ({error.strerror}); choose another."
-        ) from error
     with styled(), publishing(file) as partial:
         FigureCanvasAgg(figure)
         draw(0)

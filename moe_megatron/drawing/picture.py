@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from moe_megatron.drawing.style import DOTS_PER_INCH, styled
 from moe_megatron.errors import DataError
-from moe_megatron.files import replace_file, user_path
+from moe_megatron.files import explained_writes, replace_file, user_path
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -46,16 +46,14 @@ class Picture:
         """
         file = user_path(path)
         kind = file.suffix.lower().removeprefix(".")
-        try:
-            if kind not in _UNDATED:
-                raise ValueError(f"'{file.suffix}' is no kind of picture")
+        if kind not in _UNDATED:
+            raise DataError(
+                f"the picture cannot be written to {file} ('{file.suffix}' is no kind of picture); "
+                "give a name that ends in .png, .svg or .pdf."
+            )
+        with explained_writes(file):
             file.parent.mkdir(parents=True, exist_ok=True)
             replace_file(file, [self._drawn(kind)])
-        except (OSError, ValueError) as error:
-            raise DataError(
-                f"the picture cannot be written to {file} ({error}); give a name that ends in "
-                ".png, .svg or .pdf, in a folder that you may write to."
-            ) from error
         return file
 
     def _drawn(self, kind: str, dots_per_inch: int = DOTS_PER_INCH) -> bytes:

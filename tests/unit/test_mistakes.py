@@ -395,7 +395,7 @@ IN_PYTHON: dict[str, tuple[Mistake, str]] = {
     ),
     "folder for a picture": (
         lambda: RouterAnalyzer(model()).plot_expert_token_affinity([1, 2], "empty"),
-        "cannot write empty: Is a directory",
+        r"cannot be written to empty \('' is no kind of picture\); give a name that ends in .png",
     ),
     "file for the folder of a picture": (
         lambda: RouterAnalyzer(model()).plot_expert_token_affinity([1, 2], "book.txt/a.png"),

@@ -165,6 +165,7 @@ COMPUTES = "computes the losses of a model in training, before there are quantit
 ANY_ENTROPY = "the entropy of any distribution"
 COLUMN = "a column of the table of a bench"
 METHOD = "'aux_loss' is also one of Megatron's methods of load balancing"
+ANSWERS = "a field of what the dashboard answers"
 ALERTS = "an alert on one of them"
 MAY_NAME: dict[str, tuple[str, set[str]]] = {
     "telemetry/catalog.py": (DECLARES, {"entropy", "aux_loss", "z_loss"}),
@@ -189,6 +190,9 @@ MAY_NAME: dict[str, tuple[str, set[str]]] = {
     "run/collapse.py": (METHOD, {"aux_loss"}),
     "dashboards/rules.py": (ALERTS, {"entropy"}),
     "dashboards/rule_tests.py": (ALERTS, {"entropy"}),
+    "testing/written_run.py": (ANSWERS, {"entropy", "z_loss"}),
+    "webapp/live_feed.py": (ANSWERS, {"entropy"}),
+    "webapp/over_time.py": (ANSWERS, {"entropy", "z_loss"}),
 }
 
 
