@@ -36,6 +36,8 @@ SHORTER = {
         "moe-megatron bench routers --routers top_k,hash --seeds 2 --steps 4 --held-out 2 "
         "--train-characters 60000"
     ),
+    # serves until its input ends, which here is at once
+    "moe-megatron dashboard": "moe-megatron dashboard --port 0 --until-eof",
     # the run above has ended: it goes on with the option that README names below these two
     "moe-megatron train --resume runs/demo_moe": (
         "moe-megatron train --resume runs/demo_moe --train-iters 6"
@@ -44,7 +46,7 @@ SHORTER = {
         "moe-megatron train --resume runs/demo_moe --tensor-model-parallel-size 2 --train-iters 8"
     ),
 }
-"""The same with fewer steps, by options that README itself offers."""
+"""The same with less to do, by options that README or a page which it names offers."""
 
 _HUB = "needs the internet: allenai/OLMoE-1B-7B-0924 is 14 GB on a hub"
 _CLUSTER = "needs a cluster; tests/functional/test_slurm_jobs.py runs it on one"

@@ -101,9 +101,13 @@ class DashboardServer:
             time.sleep(0.01)
         return self
 
+    def end(self) -> None:
+        """Ask whoever serves to stop; from any thread."""
+        self._server.should_exit = True
+
     def close(self) -> None:
         """Stop serving; a second call does nothing."""
-        self._server.should_exit = True
+        self.end()
         if self._thread is not None:
             self._thread.join(_STARTING_SECONDS)
         self._socket.close()

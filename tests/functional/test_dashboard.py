@@ -232,3 +232,12 @@ def test_help_loads_no_web_server(tmp_path: Path) -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert answer.stdout.splitlines()[-1] == "[]"
+
+
+def test_it_ends_in_order_with_its_input(tmp_path: Path) -> None:
+    words = [*MOE_MEGATRON, "dashboard", tmp_path, "--port", "0", "--until-eof"]
+    answer = subprocess.run(
+        words, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60
+    )
+    assert answer.returncode == 0
+    assert answer.stdout.splitlines()[-1] == "stopped"

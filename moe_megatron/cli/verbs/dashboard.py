@@ -1,12 +1,10 @@
 """`moe-megatron dashboard`: show runs in a browser, while they train and afterwards."""
 
 import argparse
-import os
-import signal
 import sys
 import threading
 import webbrowser
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -65,7 +63,7 @@ def run(argv: Sequence[str]) -> int:
     if options.open and is_watched():
         webbrowser.open(server.url)
     if options.until_eof:
-        threading.Thread(target=_end_with_input, daemon=True).start()
+        threading.Thread(target=_end_with_input, args=[server.end], daemon=True).start()
     with suppress(KeyboardInterrupt):
         server.serve()
     print("stopped", flush=True)
@@ -115,8 +113,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _end_with_input() -> None:
-    """Ask this process to end when whoever started it is gone."""
+def _end_with_input(end: Callable[[], None]) -> None:
+    """End when whoever started this process is gone."""
     while sys.stdin.buffer.read(4096):
         pass
-    os.kill(os.getpid(), signal.SIGTERM)
+    end()
