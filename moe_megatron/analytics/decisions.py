@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from moe_megatron.analytics.layer_rows import row_of
 from moe_megatron.analytics.pair_lift import pair_lift
 from moe_megatron.drawing import Picture, finished
 from moe_megatron.drawing.pairs import plot_coactivation, plot_flow
@@ -74,7 +75,7 @@ class BatchAnalysis:
         Raises:
             ConfigError: the layer has no router.
         """
-        chosen = self.indices[self._row(layer)][self.valid]
+        chosen = self.indices[row_of(layer, self.layers)][self.valid]
         dense = np.zeros((len(chosen), self.num_experts), dtype=np.bool_)
         rows, slots = np.nonzero(chosen >= 0)
         dense[rows, chosen[rows, slots]] = True
@@ -104,7 +105,7 @@ class BatchAnalysis:
             ConfigError: a layer has no router, or there is no next one.
         """
         if to_layer is None:
-            row = self._row(layer) + 1
+            row = row_of(layer, self.layers) + 1
             if row == len(self.layers):
                 raise ConfigError(
                     f"layer {layer} is the last with a router; give to_layer, or an earlier layer"
@@ -162,12 +163,6 @@ class BatchAnalysis:
         flows = [self.flow(one, other) for one, other in pairwise(chosen)]
         lifts = [pair_lift(flow, with_itself=True) for flow in flows]
         return finished(plot_flow(flows, lifts, chosen), save_to)
-
-    def _row(self, layer: int) -> int:
-        if layer not in self.layers:
-            known = ", ".join(map(str, self.layers))
-            raise ConfigError(f"layer {layer} has no router; the MoE layers are {known}")
-        return self.layers.index(layer)
 
 
 def _pairs(first: BoolArray, second: BoolArray) -> Int64Array:

@@ -24,13 +24,13 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from moe_megatron.analytics.bootstrap import basic_interval
 from moe_megatron.analytics.information import Counts, normalized_mutual_information
 from moe_megatron.analytics.token_pairs import TokenPairs
 
 Int64Array = npt.NDArray[np.int64]
 Float64Array = npt.NDArray[np.float64]
 
-_LEVELS = (0.025, 0.975)
 _CHANCE = 0.95
 
 
@@ -106,12 +106,13 @@ def weigh_evidence(
     """
     whole = [first.joined(second) for first, second in zip(*halves, strict=True)]
     by_id = np.stack([_as_by_id(pairs, documents) for pairs in whole], axis=1)
+    counts = samples.astype(np.float64)
     rng = np.random.default_rng(seed)
 
     def compare(weights_DS: Float64Array) -> Float64Array:
         """[2, L]: as measured, and as token ids alone would have it."""
         return np.stack(
-            [normalized_mutual_information(_by_domain(weights_DS, it)) for it in (samples, by_id)]
+            [normalized_mutual_information(_by_domain(weights_DS, it)) for it in (counts, by_id)]
         )
 
     one_hot = _one_hot(labels)
@@ -123,15 +124,15 @@ def weigh_evidence(
     return DomainEvidence(
         layers=layers,
         measured=measured,
-        interval=_basic_interval(measured, again[:, 0]),
+        interval=basic_interval(measured, again[:, 0]),
         chance=np.quantile(shuffled[:, 0], _CHANCE, axis=0),
         by_token=by_token,
         beyond_token=beyond,
-        beyond_interval=_basic_interval(beyond, again[:, 0] - again[:, 1]),
+        beyond_interval=basic_interval(beyond, again[:, 0] - again[:, 1]),
         beyond_chance=np.quantile(shuffled[:, 0] - shuffled[:, 1], _CHANCE, axis=0),
         predicted=_predicted(halves, _hits_by_id),
         predicted_by_load=_predicted(halves, _hits_by_load),
-        share_error=_share_error(drawn, samples),
+        share_error=_share_error(drawn, counts),
     )
 
 
@@ -157,17 +158,11 @@ def _by_domain(weights_DS: Float64Array, table_SLE: Counts) -> Float64Array:
     return sums.reshape(-1, num_layers, num_experts).transpose(1, 0, 2)
 
 
-def _basic_interval(value: Float64Array, again: Float64Array) -> Float64Array:
-    """2 x - q, q the quantiles of x in documents drawn again [resamples, L]. [2, L]"""
-    low, high = np.quantile(again, _LEVELS, axis=0)
-    return np.stack([2 * value - high, 2 * value - low])
-
-
-def _share_error(drawn: Sequence[Float64Array], samples: Int64Array) -> Float64Array:
+def _share_error(drawn: Sequence[Float64Array], counts: Float64Array) -> Float64Array:
     """Standard deviation of each domain's share of an expert's load. [L, D, E]"""
     total = squares = np.zeros(())
     for weights in drawn:
-        shares = domain_share(_by_domain(weights, samples))
+        shares = domain_share(_by_domain(weights, counts))
         total, squares = total + shares, squares + shares**2
     mean = total / len(drawn)
     error: Float64Array = np.sqrt(np.maximum(squares / len(drawn) - mean**2, 0.0))

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from moe_megatron.analytics.layer_rows import row_of
 from moe_megatron.analytics.routed import Routed
 from moe_megatron.config.arguments import shown
 from moe_megatron.errors import ConfigError
@@ -119,9 +120,7 @@ class RouterHooks:
         Raises:
             ConfigError: the layer has no router.
         """
-        if layer not in self.shape.layers:
-            known = ", ".join(map(str, self.shape.layers))
-            raise ConfigError(f"layer {layer} has no router; the MoE layers are {known}")
+        row_of(layer, self.shape.layers)
         if self._ours:
             router = self._ours[layer].router
             return router, router.logits

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from moe_megatron.analytics.bootstrap import basic_interval
 from moe_megatron.analytics.decisions import BatchAnalysis
 from moe_megatron.config.arguments import whole
 from moe_megatron.errors import DataError
@@ -19,8 +20,6 @@ from moe_megatron.errors import DataError
 Float64Array = npt.NDArray[np.float64]
 Int64Array = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
-
-_LEVELS = (0.025, 0.975)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -86,11 +85,10 @@ def router_saturation(
         agreed.shape[1], np.full(agreed.shape[1], 1 / agreed.shape[1]), size=resamples
     )
     share = agreed.sum(axis=1) / wanted.sum(axis=1)
-    low, high = np.quantile((weights @ agreed.T) / (weights @ wanted.T), _LEVELS, axis=0)
     return Saturation(
         layers=later.layers,
         share=share,
-        interval=np.stack([2 * share - high, 2 * share - low]),
+        interval=basic_interval(share, (weights @ agreed.T) / (weights @ wanted.T)),
         chance=np.array([_with_others(*both, np.zeros_like(groups)) for both in chosen]),
         by_token=np.array([_with_others(*both, groups) for both in chosen]),
     )

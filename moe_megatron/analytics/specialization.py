@@ -15,6 +15,7 @@ import numpy.typing as npt
 from moe_megatron.analytics.decisions import BatchAnalysis
 from moe_megatron.analytics.evidence import DomainEvidence, domain_share, weigh_evidence
 from moe_megatron.analytics.information import mutual_information, normalized_mutual_information
+from moe_megatron.analytics.layer_rows import row_of
 from moe_megatron.analytics.token_pairs import TokenPairs, TokenShare, token_text
 from moe_megatron.config.arguments import whole
 from moe_megatron.drawing import Picture, finished
@@ -70,7 +71,7 @@ class Specialization:
 
     def preferred_domain(self, layer: int) -> list[str | None]:
         """The domain with the largest share of each expert's load; None for one without load."""
-        shares = self.domain_share[self._row(layer)]
+        shares = self.domain_share[row_of(layer, self.layers)]
         best = np.nan_to_num(shares).argmax(axis=0).tolist()
         idle = np.isnan(shares[0]).tolist()
         return [None if empty else self.domains[d] for d, empty in zip(best, idle, strict=True)]
@@ -89,7 +90,7 @@ class Specialization:
         Raises:
             ConfigError: the layer has no router, or there is no such expert.
         """
-        row = self._row(layer)
+        row = row_of(layer, self.layers)
         num_experts = self.counts.shape[-1]
         if not 0 <= expert < num_experts:
             raise ConfigError(f"expert must be 0 to {num_experts - 1}, got {expert}")
@@ -154,21 +155,17 @@ class Specialization:
             DataError: no token occurred so often, or the file cannot be written.
         """
         experts = range(self.counts.shape[-1])
-        found = [self.top_tokens(layer, it, limit, min_count) for it in experts]
+        row = row_of(layer, self.layers)
+        pairs = self._counted.pairs(row)
+        found = [pairs.top(it, limit, min_count) for it in experts]
         if not any(found):
             raise DataError(
                 f"no token occurred {min_count} times; give more samples, or a smaller min_count."
             )
-        words = [[(token_text(tokenizer, it.token), it.share) for it in row] for row in found]
-        each = self.counts[self._row(layer)].sum() / self.tokens.sum()
+        words = [[(token_text(tokenizer, it.token), it.share) for it in top] for top in found]
+        each = self.counts[row].sum() / self.tokens.sum()
         picture = plot_vocabulary(words, experts, layer, each / len(experts))
         return finished(picture, save_to)
-
-    def _row(self, layer: int) -> int:
-        if layer not in self.layers:
-            known = ", ".join(map(str, self.layers))
-            raise ConfigError(f"layer {layer} has no router; the MoE layers are {known}")
-        return self.layers.index(layer)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -8,12 +8,11 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_megatron.drawing.animation import write_film
+from moe_megatron.drawing.ratios import ratio_bar, ratio_norm
 from moe_megatron.drawing.style import ABSENT, DIFFERENCES, QUIET, SMALL, TWO_COLUMNS, page
 
 _INCHES_PER_ROW = 0.15
 _HEIGHTS = (1.4, 8.0)
-_MOST = 4.0
-"""Load over the fair share at which the colours end, and its inverse."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,24 +40,18 @@ def film_load(frames: Sequence[LoadFrame], layers: Sequence[int], file: Path, ra
     Raises:
         DataError: The file cannot be written.
     """
-    from matplotlib.colors import LogNorm
-
     height = float(np.clip(_INCHES_PER_ROW * len(layers), *_HEIGHTS))
     at = [(it.first_step + it.last_step) / 2 for it in frames]
     largest = np.array([it.relative_load.max(axis=1) for it in frames])  # [frames, L]
     with page(TWO_COLUMNS, height + 1.9) as figure:
         matrix, strip = figure.subplots(2, 1, height_ratios=[height, 0.9])
         matrix.set_facecolor(ABSENT)
-        image = matrix.imshow(
-            _shown(frames[0]), cmap=DIFFERENCES, norm=LogNorm(vmin=1 / _MOST, vmax=_MOST)
-        )
+        image = matrix.imshow(_shown(frames[0]), cmap=DIFFERENCES, norm=ratio_norm())
         matrix.set_yticks(range(len(layers)), [str(it) for it in layers], fontsize=SMALL)
         matrix.set_ylabel("layer")
         matrix.set_xlabel("expert")
         matrix.xaxis.get_major_locator().set_params(integer=True)
-        bar = figure.colorbar(image, ax=matrix, extend="both", label="load / fair share", pad=0.01)
-        bar.set_ticks([0.25, 0.5, 1, 2, 4], labels=["1/4", "1/2", "1", "2", "4"])
-        bar.ax.minorticks_off()
+        ratio_bar(figure, image, matrix, "load / fair share", pad=0.01)
         strip.plot(at, largest.max(axis=1), label="worst layer")
         strip.plot(at, largest.mean(axis=1), label="mean of the layers")
         strip.set_ylim(bottom=1.0)

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_megatron.drawing.picture import Picture
+from moe_megatron.drawing.ratios import MOST_RATIO, ratio_bar, ratio_norm
 from moe_megatron.drawing.style import (
     ABSENT,
     AMOUNTS,
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
 Float64Array = npt.NDArray[np.float64]
 Int64Array = npt.NDArray[np.int64]
 
-_MOST = 4.0
-"""Lift at which the colours end, and its inverse."""
 _MAX_TICKS = 8
 _BAND = 0.35
 """Width of a layer in the picture of a flow, in parts of the distance of two layers."""
@@ -44,22 +43,17 @@ def plot_coactivation(lift: Float64Array, layer: int) -> Picture:
         lift: [E, E]; NaN for an expert with itself, and where there is too little to tell.
         layer: Number of the layer.
     """
-    from matplotlib.colors import LogNorm
-
     with page(ONE_COLUMN, 2.9) as figure:
         panel = figure.subplots()
         panel.set_facecolor(ABSENT)
-        shown = np.where(lift > 0, lift, np.where(lift == 0, 1 / (2 * _MOST), np.nan))
-        norm = LogNorm(vmin=1 / _MOST, vmax=_MOST)
-        image = panel.imshow(shown, cmap=DIFFERENCES, norm=norm, aspect="equal")
+        shown = np.where(lift > 0, lift, np.where(lift == 0, 1 / (2 * MOST_RATIO), np.nan))
+        image = panel.imshow(shown, cmap=DIFFERENCES, norm=ratio_norm(), aspect="equal")
         ticks = range(0, len(lift), -(-len(lift) // _MAX_TICKS))
         panel.set_xticks(list(ticks))
         panel.set_yticks(list(ticks))
         panel.set_xlabel("expert")
         panel.set_ylabel("expert")
-        bar = figure.colorbar(image, ax=panel, extend="both", label="shared tokens / by loads")
-        bar.set_ticks([0.25, 0.5, 1, 2, 4], labels=["1/4", "1/2", "1", "2", "4"])
-        bar.ax.minorticks_off()
+        ratio_bar(figure, image, panel, "shared tokens / by loads")
         above, below = ((shown > 1).sum() // 2, (shown < 1).sum() // 2)
         panel.set_title(
             f"Layer {layer}: {above} pairs of experts share more\ntokens than their loads explain, "
@@ -86,7 +80,7 @@ def plot_flow(
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 
-    norm, colours = Normalize(1.0, _MOST), matplotlib.colormaps[AMOUNTS].reversed()
+    norm, colours = Normalize(1.0, MOST_RATIO), matplotlib.colormaps[AMOUNTS].reversed()
     with page(TWO_COLUMNS, 3.6) as figure:
         panel = figure.subplots()
         for place, (flow, lift) in enumerate(zip(flows, lifts, strict=True)):

@@ -302,12 +302,7 @@ def read_routing_between(path: Path, first: int, last: int) -> Iterator[RoutingS
             step = _written_step(line)
             if step is None or step > last:
                 return
-            try:
-                yield RoutingSnapshot.from_json_dict(parse_json(line))
-            except (ValueError, DataError) as error:
-                raise DataError(
-                    f"{path}: step {step}: {error}; move the file away or remove that line"
-                ) from error
+            yield _parsed(line, RoutingSnapshot.from_json_dict, f"{path}: step {step}")
 
 
 def _offset_of(file: BinaryIO, step: int) -> int:
@@ -342,16 +337,17 @@ def _read_after[T: (StepRecord | EvalRecord, RoutingSnapshot)](
         for number, line in enumerate(_lines_from_the_end(file)):
             if number == 0 and not _is_json(line):
                 continue
-            try:
-                record = parse(parse_json(line))
-            except (ValueError, DataError) as error:
-                raise DataError(
-                    f"{path}: line {number + 1} from the end: {error}; move the file away or "
-                    "remove that line"
-                ) from error
+            record = _parsed(line, parse, f"{path}: line {number + 1} from the end")
             if record.step <= step:
                 return
             yield record
+
+
+def _parsed[T](line: bytes, parse: Callable[[object], T], place: str) -> T:
+    try:
+        return parse(parse_json(line))
+    except (ValueError, DataError) as error:
+        raise DataError(f"{place}: {error}; move the file away or remove that line") from error
 
 
 def _lines_from_the_end(file: BinaryIO) -> Iterator[bytes]:
