@@ -16,7 +16,7 @@ from moe_megatron.analytics.routers import Decision, RouterHooks
 from moe_megatron.analytics.shown_blocks import ShownBlocks
 from moe_megatron.config.arguments import explained
 from moe_megatron.errors import DataError
-from moe_megatron.live.dashboard_process import DashboardProcess
+from moe_megatron.live.dashboard_process import PORT, DashboardProcess
 from moe_megatron.telemetry.catalog import quantities
 from moe_megatron.telemetry.quantity import Quantity, StepSums
 from moe_megatron.telemetry.values.expert_load import part_of_maximum
@@ -145,7 +145,7 @@ class RouterMonitor:
             dead_experts=int(profile.dead_expert_mask().sum()),
         )
 
-    def start_dashboard(self, port: int = 8080) -> DashboardProcess:
+    def start_dashboard(self, port: int = PORT) -> DashboardProcess:
         """Shows the blocks that are tracked from now on in a browser, each as one step.
 
         The server is a process of its own, which ends with this one or by `close`.

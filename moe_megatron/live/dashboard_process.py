@@ -16,6 +16,8 @@ from typing import Self
 
 from moe_megatron.errors import ConfigError
 
+PORT = 8080
+"""Of a dashboard, unless another is asked for."""
 _COMMAND = __name__.partition(".")[0]
 _ADDRESS = re.compile(r"dashboard\s+(?P<url>http://\S+)")
 _ENDING_SECONDS = 10.0

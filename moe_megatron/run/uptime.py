@@ -88,15 +88,13 @@ def uptime(run_dir: Path, now: float | None = None) -> Uptime:
             "than the first start. Give the folder of a run, such as runs/demo_moe."
         )
     steps = StepTimes.read(run_dir, attempts.list[0].resumed_step)
-    recorded_at = _modified(run_dir / METRICS_FILE)
+    recorded_at = modified(run_dir / METRICS_FILE)
     now = time.time() if now is None else now
     last = attempts.list[-1]
     sign = max(last.last_sign, recorded_at or 0.0)
     running = last.end is None and at_work(last, sign, now, steps.typical)
     state = _state(last, steps, running=running)
-    # Ranks that no launcher watches say themselves that they are done, and nobody after them.
-    until = now if running else max(last.ended_at or 0.0, last.died_at or 0.0) or sign
-    used = account(attempts, steps, until, runs=running, recorded_at=recorded_at or sign)
+    used = account_at(attempts, steps, recorded_at, now, running=running)
     assert used is not None
     checkpoint = attempts.newest_checkpoint
     return Uptime(
@@ -112,7 +110,29 @@ def uptime(run_dir: Path, now: float | None = None) -> Uptime:
     )
 
 
-def _modified(path: Path) -> float | None:
+def account_at(
+    attempts: Attempts, steps: StepTimes, recorded_at: float | None, now: float, *, running: bool
+) -> Account | None:
+    """Where the time of a run went until now, or until it ended; None without an attempt.
+
+    Args:
+        attempts: From its journal.
+        steps: From its metrics.jsonl.
+        recorded_at: When that was written last, in seconds since 1970; None without one.
+        now: The present.
+        running: Whether the last attempt is at work.
+    """
+    if not attempts.list:
+        return None
+    last = attempts.list[-1]
+    sign = max(last.last_sign, recorded_at or 0.0)
+    # Ranks that no launcher watches say themselves that they are done, and nobody after them.
+    until = now if running else max(last.ended_at or 0.0, last.died_at or 0.0) or sign
+    return account(attempts, steps, until, runs=running, recorded_at=recorded_at or sign)
+
+
+def modified(path: Path) -> float | None:
+    """When a file was written last, in seconds since 1970; None without one."""
     try:
         return path.stat().st_mtime
     except OSError:

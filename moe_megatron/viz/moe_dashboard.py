@@ -14,7 +14,7 @@ from moe_megatron.config.arguments import explained
 from moe_megatron.config.checks import join_words, nearest
 from moe_megatron.errors import ConfigError, DataError
 from moe_megatron.files import user_path
-from moe_megatron.live.dashboard_process import DashboardProcess
+from moe_megatron.live.dashboard_process import PORT, DashboardProcess
 from moe_megatron.viz.report import write_report
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class MoEDashboard:
             )
         self._process: DashboardProcess | None = None
 
-    def start(self, port: int = 8080, metrics: Sequence[str] = ()) -> DashboardProcess:
+    def start(self, port: int = PORT, metrics: Sequence[str] = ()) -> DashboardProcess:
         """Start the server; one that this object has started before is ended.
 
         Args:

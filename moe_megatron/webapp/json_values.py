@@ -13,11 +13,6 @@ def nullable(value: float | None) -> float | None:
     return None if value is None or not math.isfinite(value) else float(value)
 
 
-def nullables(values: Iterable[float | None]) -> list[float | None]:
-    """As `nullable`, of each."""
-    return [nullable(value) for value in values]
-
-
 def nested(values: npt.NDArray[Any]) -> Any:
     """An array of any rank as lists of `nullable`, rounded to what a picture can show."""
     if values.ndim == 0:

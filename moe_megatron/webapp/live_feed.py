@@ -18,6 +18,7 @@ from fastapi import WebSocket, WebSocketDisconnect
 from moe_megatron.errors import MoEError
 from moe_megatron.reading import parse_json
 from moe_megatron.telemetry.values.layer_values import load_entropy_ratio
+from moe_megatron.telemetry.values.profile import RoutingProfile
 from moe_megatron.webapp.frames import encode_frame
 from moe_megatron.webapp.json_values import nested, nullable
 from moe_megatron.webapp.run_list import RunList
@@ -91,7 +92,9 @@ class Channel:
             if before is not None and (before.last_step, before.first_step) == (last, first):
                 frame, step = before.frame, before.step
             else:
-                frame, step = _frame(run), json.dumps(_step(run), allow_nan=False)
+                routing = _routing(run)
+                frame = _frame(routing, run.windows.last_step)
+                step = json.dumps(_step(run, routing), allow_nan=False)
             return News(
                 first_step=first,
                 last_step=last,
@@ -102,16 +105,20 @@ class Channel:
             )
 
 
-def _frame(run: RunReader) -> bytes | None:
+def _routing(run: RunReader) -> RoutingProfile | None:
+    """The routing of the last step that has one."""
     step = run.windows.last_step
-    counts = run.windows.counts(step) if step else None
-    return None if counts is None else encode_frame(counts, step, step)
+    return run.windows.profile(step, step) if step else None
 
 
-def _step(run: RunReader) -> Mapping[str, Any]:
+def _frame(routing: RoutingProfile | None, step: int) -> bytes | None:
+    if routing is None or not routing.steps:
+        return None
+    return encode_frame(routing.tokens_per_expert, step, step)
+
+
+def _step(run: RunReader, routing: RoutingProfile | None) -> Mapping[str, Any]:
     record = run.steps.last
-    step = run.windows.last_step
-    routing = run.windows.profile(step, step) if step else None
     return {
         "type": "step",
         "step": run.span[1],

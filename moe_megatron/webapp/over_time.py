@@ -5,7 +5,6 @@ from typing import Any
 import numpy as np
 
 from moe_megatron.config import RunConfig
-from moe_megatron.config.model import GATED
 from moe_megatron.telemetry.values.layer_values import load_entropy_ratio
 from moe_megatron.telemetry.values.profile import RoutingProfile
 from moe_megatron.webapp.asked import Asked
@@ -109,5 +108,5 @@ def _parameters_of_expert(config: RunConfig) -> int | None:
     """Parameters of the matrices of one expert; None for kinds other than mlp."""
     if config.moe.expert.name != "mlp" or config.moe.num_experts is None:
         return None
-    matrices = 3 if config.model.activation in GATED else 2
+    matrices = 3 if config.model.is_gated else 2
     return matrices * config.model.hidden_size * config.expert_hidden_size

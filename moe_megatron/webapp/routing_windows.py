@@ -17,7 +17,6 @@ from moe_megatron.telemetry.sinks.jsonl import (
     read_routing_after,
     read_routing_between,
 )
-from moe_megatron.telemetry.values.expert_load import Int64Array
 from moe_megatron.telemetry.values.profile import RoutingProfile
 from moe_megatron.telemetry.values.snapshot import RoutingSnapshot
 from moe_megatron.webapp.columns import Span, aligned, column_width
@@ -116,13 +115,6 @@ class RoutingWindows:
             return self._history.quantities
         return () if self.newest is None else tuple(self.newest.per_layer)
 
-    def counts(self, step: int) -> Int64Array | None:
-        """Assignments that reached each expert in one step; None if none was measured. [L, E]"""
-        if self.newest is not None and self.newest.step == step:
-            return self.newest.tokens_per_expert
-        profile = self.profile(step, step)
-        return profile.tokens_per_expert if profile.steps else None
-
     def profile(self, first: int, last: int) -> RoutingProfile:
         """The sum of what was measured in a window.
 
@@ -203,7 +195,7 @@ class RoutingWindows:
             yield self._from_history(begin, end)
         shape = self._shape()
         for begin, end in aligned(max(first, history_end + 1), last, _BLOCKS[0]):
-            found = list(read_routing_between(self._log, begin, end)) if self.newest else []
+            found = self._from_log(begin, end)
             for snapshot in found:
                 if (snapshot.layers, snapshot.num_experts) != (shape.layers, shape.num_experts):
                     raise DataError(
@@ -211,6 +203,14 @@ class RoutingWindows:
                         "move one of them away."
                     )
             yield RoutingRows.of(shape, begin, end, found)
+
+    def _from_log(self, first: int, last: int) -> list[RoutingSnapshot]:
+        """What routing.jsonl has of a window; the newest step, which is asked most, is at hand."""
+        if self.newest is None:
+            return []
+        if first == last == self.newest.step:
+            return [self.newest]
+        return list(read_routing_between(self._log, first, last))
 
     def _from_history(self, first: int, last: int) -> RoutingRows:
         history = self._history

@@ -1,6 +1,7 @@
 """What a list of runs says of each, from the ends of its files: cheap also for hundreds of them.
 
-It keeps no file open and reads none whole. `run_reader` reads a run that somebody looks at.
+It keeps no file open, and reads none whole but the journal. `run_reader` reads a run that somebody
+looks at.
 """
 
 import time
@@ -13,7 +14,7 @@ from typing import Any, Literal
 from moe_megatron.config import CONFIG_FILE
 from moe_megatron.errors import AGAIN, MoEError
 from moe_megatron.reading import read_bytes
-from moe_megatron.run.uptime import at_work
+from moe_megatron.run.uptime import at_work, modified
 from moe_megatron.telemetry.history import HISTORY_FOLDER
 from moe_megatron.telemetry.history.layout import Description
 from moe_megatron.telemetry.journal import EVENTS_FILE, read_events
@@ -148,7 +149,7 @@ def state_of(folder: Path, attempts: Attempts, last_step: int) -> State:
         attempts: From its journal.
         last_step: The last one on record; 0 for none.
     """
-    recorded_at = max(_modified(folder / name) for name in (METRICS_FILE, ROUTING_FILE))
+    recorded_at = max(modified(folder / name) or 0.0 for name in (METRICS_FILE, ROUTING_FILE))
     if not attempts.list:
         if time.time() - recorded_at < _NO_JOURNAL_SECONDS:
             return "running"
@@ -160,10 +161,3 @@ def state_of(folder: Path, attempts: Attempts, last_step: int) -> State:
     if last.died_at is None and last.code in (None, 0) and (done or last.code == 0):
         return "ended"
     return "stopped" if last_step or last.code != AGAIN else "empty"
-
-
-def _modified(path: Path) -> float:
-    try:
-        return path.stat().st_mtime
-    except OSError:
-        return 0.0

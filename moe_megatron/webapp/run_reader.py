@@ -15,8 +15,8 @@ from moe_megatron.config import CONFIG_FILE, RunConfig, load_config
 from moe_megatron.config.checkpoint_files import CHECKPOINTS, folders_by_step
 from moe_megatron.errors import MoEError
 from moe_megatron.reading import read_text
+from moe_megatron.run.uptime import account_at, modified
 from moe_megatron.telemetry.sinks.jsonl import METRICS_FILE, parse_metrics_line
-from moe_megatron.telemetry.uptime.account import account
 from moe_megatron.telemetry.uptime.steps import StepTimes
 from moe_megatron.telemetry.values.profile import PROFILE_FILE, RoutingProfile
 from moe_megatron.telemetry.values.records import StepRecord
@@ -158,25 +158,13 @@ class RunReader:
 
     def phases(self) -> Mapping[str, float]:
         """Share of the wall time by what it went into, as `moe-megatron uptime` says."""
-        recorded = self._modified
-        attempts = self.events.attempts
-        runs = self.state == "running"
-        last = attempts.list[-1] if attempts.list else None
-        ended = max(last.ended_at or 0.0, last.died_at or 0.0, recorded) if last else 0.0
-        used = account(
-            attempts,
+        used = account_at(
+            self.events.attempts,
             self._times,
-            time.time() if runs else ended,
-            runs=runs,
-            recorded_at=recorded,
+            modified(self.run_dir / METRICS_FILE),
+            time.time(),
+            running=self.state == "running",
         )
         if used is None or used.wall <= 0:
             return {}
         return {name: seconds / used.wall for name, seconds in used.rows().items()}
-
-    @property
-    def _modified(self) -> float:
-        try:
-            return (self.run_dir / METRICS_FILE).stat().st_mtime
-        except OSError:
-            return 0.0

@@ -14,10 +14,10 @@ from typing import Self
 import uvicorn
 
 from moe_megatron.errors import BackendUnavailableError, ConfigError
+from moe_megatron.live.dashboard_process import PORT
 from moe_megatron.webapp.app import PAGE, make_app
 from moe_megatron.webapp.run_list import RunList
 
-PORT = 8080
 _MOST_CONNECTIONS = 1024
 _MOST_MESSAGE_BYTES = 4096
 _MOST_HEADER_BYTES = 16 * 1024

@@ -11,10 +11,10 @@ from pathlib import Path
 from moe_megatron.cli.parser import Parser
 from moe_megatron.errors import ConfigError
 from moe_megatron.files import user_path
+from moe_megatron.live.dashboard_process import PORT
 from moe_megatron.live.watching import is_watched
 
 _RUNS = Path("runs")
-_PORT = 8080
 
 _EPILOG = """\
 example:
@@ -86,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="RUN_DIR",
         help=f"folder of a run, or of several runs (default: {_RUNS})",
     )
-    add("--port", type=int, default=_PORT, help=f"port; 0 for a free one (default: {_PORT})")
+    add("--port", type=int, default=PORT, help=f"port; 0 for a free one (default: {PORT})")
     add("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
     add(
         "--allow-host",

@@ -3,9 +3,10 @@ import { useEffect, useRef } from "react";
 import uPlot from "uplot";
 import type { Numbers, Span } from "../data/types";
 import { LINES } from "../draw/colours";
-import { csvOf, svgOf, svgText } from "../draw/svg";
+import { csvOf, stacked, svgOf, svgText } from "../draw/svg";
 import { count, short } from "../format";
 import { useTheme } from "../state/theme";
+import type { Savable } from "./panel";
 
 export interface Line {
   name: string;
@@ -175,6 +176,16 @@ function read(u: uPlot, box: HTMLElement, write: (value: number) => string): voi
 export function chartCsv({ steps, lines }: Chart): string {
   return csvOf(["step", ...lines.map((line) => line.name)], steps.map((step, i) => [step, ...lines.map((line) => line.values[i])]));
 }
+
+/** What is saved of charts that stand together: one table, and one picture with all of them. */
+export const savedCharts = (name: string, about: string, charts: Chart[]): Savable | null =>
+  charts.length
+    ? {
+        name,
+        csv: () => chartCsv({ ...charts[0]!, ...merged(charts) }),
+        svg: () => stacked(charts.map((chart) => chartSvg({ ...chart, title: `${about}: ${chart.title}` }))),
+      }
+    : null;
 
 /** The same chart as vectors, with light colours, for a document. */
 export function chartSvg(chart: Chart, width = 640, height = 280): string {

@@ -1,9 +1,8 @@
 /** What training costs: arithmetic by layer, bytes moved, and money. */
 import { paths } from "../data/paths";
 import type { Cost, Numbers } from "../data/types";
-import { stacked } from "../draw/svg";
 import { bytes, short } from "../format";
-import { type Chart, Lines, chartCsv, chartSvg, merged, middles } from "../parts/lines";
+import { type Chart, Lines, middles, savedCharts } from "../parts/lines";
 import { Note, Panel, Ready } from "../parts/panel";
 import { type Strip, StripChart } from "../parts/strip";
 import { useMoment, useSubject } from "../state/context";
@@ -51,15 +50,7 @@ export function CostView() {
     <Panel
       title="What it costs"
       says={loaded.data?.note}
-      savable={
-        charts.length
-          ? {
-              name: `${run.name}_cost`,
-              csv: () => chartCsv({ ...charts[0]!, ...merged(charts) }),
-              svg: () => stacked(charts.map((chart) => chartSvg({ ...chart, title: `${run.name}: ${chart.title}` }))),
-            }
-          : null
-      }
+      savable={savedCharts(`${run.name}_cost`, run.name, charts)}
     >
       <Ready of={loaded} height={240}>
         {() =>

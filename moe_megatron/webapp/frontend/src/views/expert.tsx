@@ -2,9 +2,8 @@
 import { useEffect } from "react";
 import { paths } from "../data/paths";
 import type { Expert } from "../data/types";
-import { stacked } from "../draw/svg";
 import { percent, ratio, short } from "../format";
-import { type Chart, Lines, chartCsv, chartSvg, middles } from "../parts/lines";
+import { type Chart, Lines, middles, savedCharts } from "../parts/lines";
 import { Note, Panel, Ready } from "../parts/panel";
 import { useMoment, useSubject } from "../state/context";
 import type { Cell } from "../state/link";
@@ -45,16 +44,11 @@ export function ExpertView({ cell }: { cell: Cell }) {
       className="expert"
       title={`Layer ${cell.layer}, expert ${cell.expert}`}
       says={loaded.data && loaded.data.ep_rank !== null ? `On EP rank ${loaded.data.ep_rank}` : undefined}
-      savable={
-        charts.length
-          ? {
-              name: `${run.name}_layer_${cell.layer}_expert_${cell.expert}`,
-              csv: () => chartCsv({ ...charts[0]!, lines: charts.flatMap((chart) => chart.lines) }),
-              svg: () =>
-                stacked(charts.map((chart) => chartSvg({ ...chart, title: `${run.name}, layer ${cell.layer}, expert ${cell.expert}: ${chart.title}` }))),
-            }
-          : null
-      }
+      savable={savedCharts(
+        `${run.name}_layer_${cell.layer}_expert_${cell.expert}`,
+        `${run.name}, layer ${cell.layer}, expert ${cell.expert}`,
+        charts,
+      )}
       actions={
         <div className="stepper">
           <button onClick={() => beside(-1)} aria-label="Expert before">{"\u2039"}</button>

@@ -2,9 +2,8 @@
 import { useEffect, useRef, useState } from "react";
 import { paths } from "../data/paths";
 import type { Numbers, RunEvent, Series } from "../data/types";
-import { stacked } from "../draw/svg";
 import { bytes, count, percent, short } from "../format";
-import { type Chart, Lines, chartCsv, chartSvg, merged, middles } from "../parts/lines";
+import { type Chart, Lines, merged, middles, savedCharts } from "../parts/lines";
 import { Note, Panel, Ready } from "../parts/panel";
 import { useMoment, useSubject } from "../state/context";
 import { useNews } from "../state/live";
@@ -44,21 +43,12 @@ export function TrainingView() {
   const { step } = useMoment();
   const loaded = useLoaded(paths.series(run.id, COLUMNS), (signal) => source.series(run.id, COLUMNS, signal), tick, run.id);
   const charts = loaded.data ? chartsOf(loaded.data) : [];
-  const [first] = charts;
   return (
     <div className="training">
       <Panel
         title="Training"
         says="Click a line to go to its step."
-        savable={
-          first
-            ? {
-                name: `${run.name}_training`,
-                csv: () => chartCsv({ ...first, ...merged(charts) }),
-                svg: () => stacked(charts.map((chart) => chartSvg({ ...chart, title: `${run.name}: ${chart.title}` }))),
-              }
-            : null
-        }
+        savable={savedCharts(`${run.name}_training`, run.name, charts)}
       >
         <Ready of={loaded} height={320}>
           {() =>
