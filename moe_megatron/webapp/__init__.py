@@ -3,7 +3,8 @@
     run_list        finds runs, and gives each an id
     run_reader      one run: its steps, its routing, its events and its log
     calls           what the page may ask of a run, one function a question
-    app, live_feed  HTTP and WebSockets; `guards` is who may ask
+    app, live_feed  HTTP and WebSockets
+    guards, access  which pages and names may ask; who may enter, where that is asked
     view            what an outsider adds: a name, a title and a function
 
 It knows files and no training process, so training pays nothing for it, and it loads no torch. The

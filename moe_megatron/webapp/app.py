@@ -12,11 +12,15 @@ from typing import Any
 from fastapi import FastAPI, Request, WebSocket
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
 
 from moe_megatron.config.checks import join_words
 from moe_megatron.errors import DataError, MoEError
+from moe_megatron.webapp.access.gate import UNREACHABLE, Gate
+from moe_megatron.webapp.access.login import add_login, described, user_of
+from moe_megatron.webapp.access.visitors import Access
 from moe_megatron.webapp.calls import CALLS, Answer, answer
 from moe_megatron.webapp.guards import Guard
 from moe_megatron.webapp.live_feed import LiveFeed
@@ -31,17 +35,28 @@ _MOST_COMPARED = 8
 logger = logging.getLogger(__name__)
 
 
-def make_app(runs: RunList, *, names: Sequence[str] = (), page: Path = PAGE) -> FastAPI:
+def make_app(
+    runs: RunList,
+    *,
+    access: Access | None = None,
+    names: Sequence[str] = (),
+    page: Path = PAGE,
+) -> FastAPI:
     """The application.
 
     Args:
         runs: What it shows.
+        access: Who may enter; None: everybody who can reach it may look.
         names: Names under which it may be reached, besides addresses and localhost.
         page: Folder of the built page.
     """
     # No pages of documentation: they load scripts from elsewhere.
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    app.add_middleware(Guard, names=names)
+    is_built = (page / "index.html").is_file()
+    if access is not None:
+        add_login(app, access)
+        app.add_middleware(Gate, access=access, shows_page=is_built)
+    app.add_middleware(Guard, names=names)  # the last one is the outermost
     _answer_errors(app)
     _add_calls(app, runs)
     feed = LiveFeed(runs)
@@ -50,7 +65,7 @@ def make_app(runs: RunList, *, names: Sequence[str] = (), page: Path = PAGE) -> 
     async def live(socket: WebSocket) -> None:
         await feed.serve(socket)
 
-    if (page / "index.html").is_file():
+    if is_built:
         app.mount("/", _Page(directory=page, html=True))
     else:
 
@@ -80,7 +95,9 @@ def _add_calls(app: FastAPI, runs: RunList) -> None:
 
     @app.get("/api/runs/{run_id}")
     def about(run_id: str, request: Request) -> Response:
-        return _answered(answer(runs.reader(run_id), "about", request.query_params))
+        found = answer(runs.reader(run_id), "about", request.query_params)
+        assert not isinstance(found, bytes)
+        return _json({**found, "user": described(user_of(request))})
 
     @app.get("/api/runs/{run_id}/{call}")
     def one(run_id: str, call: str, request: Request) -> Response:
@@ -134,7 +151,7 @@ class _Page(StaticFiles):
 
 _SAID = {
     404: "there is nothing at this address; the dashboard is at / and its data at /api/runs.",
-    405: "this address takes no such request; ask it with GET.",
+    405: "this address takes no such request; docs/dashboard.md says which ones there are.",
 }
 
 
@@ -155,6 +172,10 @@ def _answer_errors(app: FastAPI) -> None:
         logger.warning("a file of a run cannot be read: %s", error)
         return _json({"error": "a file of the run cannot be read; ask again in a moment."}, 503)
 
+    def unreachable(request: Request, error: Exception) -> Response:
+        logger.warning("the database of those who may look: %s", error)
+        return _json({"error": UNREACHABLE}, 503)
+
     def ours(request: Request, error: Exception) -> Response:
         logger.error("the dashboard failed to answer %s", request.url.path, exc_info=error)
         said = "the dashboard failed to answer; its own output says why."
@@ -165,6 +186,7 @@ def _answer_errors(app: FastAPI) -> None:
         (HTTPException, by_status),
         (RequestValidationError, malformed),
         (OSError, unreadable),
+        (SQLAlchemyError, unreachable),
         (Exception, ours),
     ]
     for kind, handler in handlers:

@@ -3,6 +3,8 @@
 - The `Host` of a request is an address, localhost, or a name that was given: a page of somebody
   else, whose name was made to point here (DNS rebinding), has another one.
 - A WebSocket of a browser comes from this server's own page, by its `Origin`.
+- What changes something carries a header that no form or link of another site can set, and, where
+  it brings a cookie, the `Origin` that browsers send along.
 - Whatever is answered carries headers by which a browser loads and runs nothing but this server's.
 
 It knows neither runs nor what is answered.
@@ -11,7 +13,7 @@ It knows neither runs nor what is answered.
 import ipaddress
 import json
 import socket
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -42,7 +44,10 @@ HEADERS = {
     "cross-origin-resource-policy": "same-origin",
     "permissions-policy": "camera=(), geolocation=(), microphone=()",
 }
-_POLICY_VIOLATION = 1008
+ASKED_BY = (b"x-requested-with", b"moe-megatron")
+"""The header of a request that changes something."""
+POLICY_VIOLATION = 1008
+_LOOKS_ONLY = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
 class Guard:
@@ -73,14 +78,16 @@ class Guard:
             )
         elif origin is not None and not _is_same(origin.decode("latin-1").lower(), host):
             problem = "a page of another server may not use this one; open the dashboard itself."
+        elif scope.get("method", "GET") not in _LOOKS_ONLY and not _is_meant(headers):
+            problem = (
+                "a request that changes something must carry the header `X-Requested-With: "
+                "moe-megatron` and, with a cookie, an Origin, so that no other site can make it; "
+                "use the dashboard's page."
+            )
         else:
             await self._app(scope, receive, _with_headers(send))
             return
-        if scope["type"] == "websocket":
-            await receive()
-            await send({"type": "websocket.close", "code": _POLICY_VIOLATION})
-        else:
-            await _refuse(_with_headers(send), problem)
+        await refuse(scope, receive, _with_headers(send), problem)
 
     def _is_known(self, host: str) -> bool:
         name = _name_of(host)
@@ -107,6 +114,12 @@ def _is_same(origin: str, host: str) -> bool:
         return False
 
 
+def _is_meant(headers: Mapping[bytes, bytes]) -> bool:
+    """Whether no page of another site can have made a request that changes something."""
+    name, value = ASKED_BY
+    return headers.get(name) == value and (b"cookie" not in headers or b"origin" in headers)
+
+
 def _with_headers(send: Send) -> Send:
     extra = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
 
@@ -119,11 +132,26 @@ def _with_headers(send: Send) -> Send:
     return sent
 
 
-async def _refuse(send: Send, problem: str) -> None:
+async def refuse(
+    scope: Message,
+    receive: Receive,
+    send: Send,
+    problem: str,
+    status: int = 403,
+    headers: Mapping[str, str] | None = None,
+) -> None:
+    """Answer a request or WebSocket with nothing but a problem, as JSON where it can be read."""
+    if scope["type"] == "websocket":
+        await receive()
+        await send({"type": "websocket.close", "code": POLICY_VIOLATION})
+        return
     body = json.dumps({"error": problem}).encode()
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", str(len(body)).encode()),
-    ]
-    await send({"type": "http.response.start", "status": 403, "headers": headers})
+    named = {
+        "content-type": "application/json",
+        "content-length": str(len(body)),
+        "cache-control": "no-store",
+        **(headers or {}),
+    }
+    sent = [(name.encode(), value.encode()) for name, value in named.items()]
+    await send({"type": "http.response.start", "status": status, "headers": sent})
     await send({"type": "http.response.body", "body": body})

@@ -3,6 +3,7 @@
 It binds the port itself, so that one that is taken is a mistake with a remedy.
 """
 
+import ipaddress
 import socket
 import threading
 import time
@@ -15,6 +16,8 @@ import uvicorn
 
 from moe_megatron.errors import BackendUnavailableError, ConfigError
 from moe_megatron.live.dashboard_process import PORT
+from moe_megatron.webapp.access.database import open_database
+from moe_megatron.webapp.access.visitors import Access
 from moe_megatron.webapp.app import PAGE, make_app
 from moe_megatron.webapp.run_list import RunList
 
@@ -35,6 +38,8 @@ class DashboardOptions:
         port: 0 for any free port.
         names: names under which browsers may reach it, besides addresses and localhost.
         show_tokens: whether text of training data may be shown.
+        database: of those who may look, a file or the address of a server; None: everybody on this
+            machine.
         page: folder of the built page.
     """
 
@@ -43,6 +48,7 @@ class DashboardOptions:
     port: int = PORT
     names: Sequence[str] = ()
     show_tokens: bool = False
+    database: str | None = None
     page: Path = PAGE
 
 
@@ -50,13 +56,17 @@ class DashboardServer:
     """A dashboard that has its port, and serves when it is told to.
 
     Raises:
-        ConfigError: The address cannot be listened on.
+        ConfigError: The address cannot be listened on, or others can reach it and nobody needs a
+            token, or there is none.
+        BackendUnavailableError: The database does not answer.
     """
 
     def __init__(self, options: DashboardOptions) -> None:
         runs = RunList(options.folders, show_tokens=options.show_tokens)
-        app = make_app(runs, names=[options.host, *options.names], page=options.page)
-        self._socket = _listen(options.host, options.port)
+        access = None if options.database is None else _those_known(options.database)
+        self._socket = _listen(options.host, options.port, for_all=access is None)
+        names = [options.host, *options.names]
+        app = make_app(runs, access=access, names=names, page=options.page)
         port: int = self._socket.getsockname()[1]
         host = f"[{options.host}]" if ":" in options.host else options.host
         everywhere = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}
@@ -119,7 +129,17 @@ class DashboardServer:
         self.close()
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def _those_known(database: str) -> Access:
+    access = Access(open_database(database))
+    if not access.tokens.all():
+        raise ConfigError(
+            f"the database {database} holds no token, so that nobody could log in; make one with: "
+            f"moe-megatron dashboard token NAME --role viewer --database {database}"
+        )
+    return access
+
+
+def _listen(host: str, port: int, *, for_all: bool) -> socket.socket:
     if not 0 <= port <= 65535:
         raise ConfigError(f"the port must be 0 (a free port) to 65535, not {port}.")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -134,4 +154,11 @@ def _listen(host: str, port: int) -> socket.socket:
             f"the dashboard cannot be served on {host} port {port} ({error}); give a free port "
             "with --port, 0 for any, and an address of this machine with --host."
         ) from error
+    if for_all and not ipaddress.ip_address(listening.getsockname()[0]).is_loopback:
+        listening.close()
+        raise ConfigError(
+            f"on {host} other machines can reach the dashboard, so it must know who may look: make "
+            "a token with `moe-megatron dashboard token NAME --role viewer --database FILE` and "
+            "start it with `--database FILE`; or leave --host out and forward the port (ssh -L)."
+        )
     return listening

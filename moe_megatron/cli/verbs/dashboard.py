@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from moe_megatron.cli import dashboard_token
 from moe_megatron.cli.parser import Parser
 from moe_megatron.errors import ConfigError
 from moe_megatron.files import user_path
@@ -19,7 +20,10 @@ _RUNS = Path("runs")
 _EPILOG = """\
 example:
   moe-megatron train --run-dir runs/a &
-  moe-megatron dashboard runs/a"""
+  moe-megatron dashboard runs/a
+
+who may look, if others can reach it:
+  moe-megatron dashboard token NAME --help"""
 
 
 def run(argv: Sequence[str]) -> int:
@@ -33,7 +37,10 @@ def run(argv: Sequence[str]) -> int:
 
     Raises:
         ConfigError: The port is invalid or taken, or a folder is none.
+        BackendUnavailableError: The database of those who may look does not answer.
     """
+    if argv[:1] == ["token"]:
+        return dashboard_token.run(argv[1:])
     options = _parser().parse_args(argv)
     folders: list[Path] = options.run_dirs or [_RUNS]
     for folder in folders:
@@ -54,6 +61,7 @@ def run(argv: Sequence[str]) -> int:
             port=options.port,
             names=options.allow_host,
             show_tokens=options.show_tokens,
+            database=options.database,
         )
     )
     for folder in folders:
@@ -109,6 +117,12 @@ def _parser() -> argparse.ArgumentParser:
         help="end when the standard input does: for programs that start a dashboard",
     )
     add("--show-tokens", action="store_true", help="show text of tokens of the training data")
+    add(
+        "--database",
+        metavar="FILE",
+        help="whose tokens let people in, as `moe-megatron dashboard token` makes them; needed "
+        "where others can reach the dashboard (a file, or postgresql+psycopg://USER@HOST/NAME)",
+    )
     add("--debug", action="store_true", help="show tracebacks of errors")
     return parser
 

@@ -1,7 +1,7 @@
 /** The frame of the page: which run, which view, how it stands, and the bar of time. */
 import { type ComponentType, Suspense, lazy, useEffect, useMemo, useState } from "react";
 import { paths } from "./data/paths";
-import type { DataSource } from "./data/source";
+import { type DataSource, LOG_IN } from "./data/source";
 import type { Run, RunState, RunSummary } from "./data/types";
 import { count, short } from "./format";
 import { Note, Problem, Waiting } from "./parts/panel";
@@ -29,6 +29,9 @@ const FlowView = lazy(() =>
   ),
 );
 
+/** Few servers ask who one is, and each once a day. */
+const Login = lazy(() => import("./views/login").then(({ Login: Form }) => ({ default: Form })));
+
 const VIEWS: { view: View; name: string; draw: ComponentType }[] = [
   { view: "routing", name: "Routing", draw: RoutingView },
   { view: "training", name: "Training", draw: TrainingView },
@@ -47,7 +50,8 @@ export function App({ source }: { source: DataSource }) {
   const place = usePlace();
   const look = useTick(source.live, LOOK_AGAIN_S);
   const runs = useLoaded(paths.runs(), (signal) => source.runs(signal), look);
-  const summary = chosen(runs.data ?? [], place.run);
+  const locked = runs.error === LOG_IN;
+  const summary = locked ? null : chosen(runs.data ?? [], place.run);
   const id = summary && summary.state !== "empty" && summary.state !== "unreadable" ? summary.id : null;
   const live = useWatched(source, id);
   const tick = summary?.state === "running" ? look : 0;
@@ -61,10 +65,16 @@ export function App({ source }: { source: DataSource }) {
       <a className="skip" href="#main" onClick={(event) => (event.preventDefault(), document.getElementById("main")?.focus())}>
         To the content
       </a>
-      <Top runs={runs.data ?? []} run={summary} live={live} source={source} can={detail.data} />
+      <Top runs={locked ? [] : (runs.data ?? [])} run={summary} live={live} source={source} can={detail.data} />
       <main id="main" tabIndex={-1}>
-        {runs.error && <Problem text={runs.error} again={runs.again} />}
-        {runs.data ? <Body source={source} runs={runs.data} summary={summary} detail={detail} live={live} tick={tick} /> : !runs.error && <Waiting height={420} />}
+        {locked ? (
+          <Suspense fallback={<Waiting height={420} />}>
+            <Login source={source} entered={runs.again} />
+          </Suspense>
+        ) : (
+          runs.error && <Problem text={runs.error} again={runs.again} />
+        )}
+        {locked ? null : runs.data ? <Body source={source} runs={runs.data} summary={summary} detail={detail} live={live} tick={tick} /> : !runs.error && <Waiting height={420} />}
       </main>
     </>
   );
@@ -137,6 +147,11 @@ function Top({ runs, run, live, source, can }: { can: Run | null; runs: RunSumma
         {run && <State run={run} live={live} source={source} />}
         <span className="room" />
         <CopyLink />
+        {can?.user && (
+          <button className="plain wide" title={can.user.role} onClick={() => void source.logOut?.().then(() => location.reload())}>
+            Log out {can.user.name}
+          </button>
+        )}
         <button className="plain" onClick={turnTheme} aria-label={theme === "dark" ? "Light colours" : "Dark colours"} title="Dark or light (T)">
           <svg viewBox="0 0 16 16" aria-hidden="true">
             {theme === "dark" ? (

@@ -1,7 +1,7 @@
 /** Data from the server that the page came from: HTTP for what was, a WebSocket for what comes. */
 import { type Frame, decodeFrame } from "./frame";
 import { paths } from "./paths";
-import { type DataSource, SourceError, type Watcher } from "./source";
+import { type DataSource, LOG_IN, SourceError, type Watcher } from "./source";
 import type { Inspection, Span } from "./types";
 
 /** Scrubbing back and forth asks for the same frames again: 512 of 61 x 256 are 8 MB. */
@@ -24,6 +24,7 @@ async function answerOf(path: string, options: RequestInit): Promise<Response> {
     throw new SourceError(NO_ANSWER);
   }
   if (answer.ok) return answer;
+  if (answer.status === 401 && path !== paths.logIn()) throw new SourceError(LOG_IN);
   const said = await answer.json().catch(() => null);
   throw new SourceError(said?.error ?? `The server answered ${answer.status} to ${path}; its log says why.`);
 }
@@ -65,6 +66,8 @@ export class ServerSource implements DataSource {
   own: DataSource["own"] = (id, name, span, signal) => this.get(paths.own(id, name, span), signal);
   events: DataSource["events"] = (id, after, signal) => this.get(paths.events(id, after), signal);
   log: DataSource["log"] = (id, after, signal) => this.get(paths.log(id, after), signal);
+  logIn: DataSource["logIn"] = (token) => this.post(paths.logIn(), { token });
+  logOut: DataSource["logOut"] = () => this.post(paths.logOut(), {});
   inspect = (run: string, checkpoint: number | null, text: string): Promise<Inspection> =>
     this.post(paths.inspect(), { run, checkpoint, text });
   ask = async (id: string, what: "checkpoint" | "stop"): Promise<void> => void (await this.post(paths.ask(id), { what }));

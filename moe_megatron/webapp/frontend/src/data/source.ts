@@ -7,6 +7,9 @@ import type {
 /** What went wrong, in words for the reader. */
 export class SourceError extends Error {}
 
+/** What is said instead of runs to whom the server does not know. */
+export const LOG_IN = "Log in to see the runs.";
+
 export type Connection = "connecting" | "open" | "lost" | "none";
 
 /** What a run that is watched may tell. */
@@ -38,6 +41,9 @@ export interface DataSource {
   own(id: string, name: string, span: Span, signal?: AbortSignal): Promise<OwnShown>;
   events(id: string, after: number, signal?: AbortSignal): Promise<{ next: number; events: RunEvent[] }>;
   log(id: string, after: number, signal?: AbortSignal): Promise<{ next: number; lines: string[] }>;
+  /** A server may ask who one is; a report has nobody to ask. */
+  logIn?(token: string): Promise<void>;
+  logOut?(): Promise<void>;
   inspect(id: string, checkpoint: number | null, text: string): Promise<Inspection>;
   ask(id: string, what: "checkpoint" | "stop"): Promise<void>;
   /** Returns what ends it. */

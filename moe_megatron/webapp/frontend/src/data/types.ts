@@ -25,6 +25,11 @@ export interface Checkpoint {
   best: boolean;
 }
 
+export interface User {
+  name: string;
+  role: "viewer" | "operator";
+}
+
 export interface Run extends RunSummary {
   quantities: string[];
   config: string;
@@ -34,6 +39,8 @@ export interface Run extends RunSummary {
   /** The ratio of load to fair share from which an expert counts as overloaded. */
   overload: number;
   show_tokens: boolean;
+  /** Who looks; nobody in particular where the server asks for no token. */
+  user?: User | null;
   has: { profile: boolean; affinity: boolean; tokens: boolean; tasks: boolean; inspector?: boolean };
 }
 

@@ -1,0 +1,84 @@
+"""Who may look at the page, in a real browser: the form, the session, and its end."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, expect, sync_playwright
+
+from moe_megatron.testing.written_run import write_run
+from moe_megatron.webapp.access.database import open_database
+from moe_megatron.webapp.access.tokens import AccessTokens
+from moe_megatron.webapp.serving import DashboardOptions, DashboardServer
+
+pytestmark = [pytest.mark.deep, pytest.mark.timeout(300)]
+
+
+@pytest.fixture
+def tokens(tmp_path: Path) -> AccessTokens:
+    return AccessTokens(open_database(str(tmp_path / "access.db"), create=True))
+
+
+@pytest.fixture
+def token(tokens: AccessTokens) -> str:
+    return tokens.add("ada", "viewer")
+
+
+@pytest.fixture
+def server(tmp_path: Path, page: Path, token: str) -> Iterator[DashboardServer]:
+    write_run(tmp_path / "runs" / "a", 30)
+    database = str(tmp_path / "access.db")
+    options = DashboardOptions(folders=[tmp_path / "runs"], port=0, page=page, database=database)
+    with DashboardServer(options) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    program = shutil.which("chromium") or shutil.which("google-chrome")
+    if program is None:
+        pytest.skip("needs chromium: apt-get install -y chromium")
+    with sync_playwright() as playwright:
+        options = ["--no-sandbox", "--disable-gpu"]
+        started = playwright.chromium.launch(executable_path=program, args=options)
+        yield started
+        started.close()
+
+
+def test_page_asks_for_a_token_shows_the_run_live_and_forgets(
+    browser: Browser, server: DashboardServer, token: str, tokens: AccessTokens
+) -> None:
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
+    page = context.new_page()
+    wrong: list[str] = []
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.goto(f"{server.url}#view=training")
+    field = page.get_by_label("Token")
+    expect(field).to_be_focused()
+    expect(page.get_by_text("Loss")).to_have_count(0)
+    field.fill("not-a-token")
+    field.press("Enter")
+    expect(page.get_by_role("alert")).to_contain_text("this token is nobody's")
+    field.fill(token)
+    page.get_by_role("button", name="Log in").click()
+    expect(page.get_by_text("Loss").first).to_be_visible()
+    expect(page.locator(".state.running, .state.stopped, .state.ended")).to_be_visible()
+    # The session is out of reach of scripts, and the address and the storage hold no secret.
+    held = page.evaluate("document.cookie + location.href + JSON.stringify({...localStorage})")
+    assert token not in held
+    assert "moe_megatron_" not in held
+    [cookie] = context.cookies()
+    assert (cookie["httpOnly"], cookie["sameSite"]) == (True, "Strict")
+    page.reload()
+    expect(page.get_by_role("button", name="Log out ada")).to_be_visible()
+    page.get_by_role("button", name="Log out ada").click()
+    expect(page.get_by_label("Token")).to_be_visible()
+    assert wrong == []
+    # A token that is taken away closes a page that is open.
+    page.get_by_label("Token").fill(token)
+    page.get_by_label("Token").press("Enter")
+    expect(page.get_by_role("button", name="Log out ada")).to_be_visible()
+    tokens.remove("ada")
+    expect(page.get_by_label("Token")).to_be_visible(timeout=20_000)
+    context.close()
