@@ -14,7 +14,6 @@ from typing import Any, Literal
 from moe_megatron.config import CONFIG_FILE
 from moe_megatron.errors import AGAIN, MoEError
 from moe_megatron.reading import read_bytes
-from moe_megatron.run.uptime import at_work, modified
 from moe_megatron.telemetry.history import HISTORY_FOLDER
 from moe_megatron.telemetry.history.layout import Description
 from moe_megatron.telemetry.journal import EVENTS_FILE, read_events
@@ -27,6 +26,7 @@ from moe_megatron.telemetry.sinks.jsonl import (
     read_routing_after,
 )
 from moe_megatron.telemetry.uptime.attempts import Attempts
+from moe_megatron.telemetry.uptime.present import at_work, modified
 from moe_megatron.telemetry.values.records import StepRecord
 from moe_megatron.webapp.json_values import nullable
 

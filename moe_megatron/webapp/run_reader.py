@@ -15,8 +15,8 @@ from moe_megatron.config import CONFIG_FILE, RunConfig, load_config
 from moe_megatron.config.checkpoint_files import CHECKPOINTS, folders_by_step
 from moe_megatron.errors import MoEError
 from moe_megatron.reading import read_text
-from moe_megatron.run.uptime import account_at, modified
 from moe_megatron.telemetry.sinks.jsonl import METRICS_FILE, parse_metrics_line
+from moe_megatron.telemetry.uptime.present import account_at, modified
 from moe_megatron.telemetry.uptime.steps import StepTimes
 from moe_megatron.telemetry.values.profile import PROFILE_FILE, RoutingProfile
 from moe_megatron.telemetry.values.records import StepRecord
