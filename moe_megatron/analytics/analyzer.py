@@ -19,6 +19,7 @@ from moe_megatron.analytics.gate_plane import GatePlane, find_gate_plane
 from moe_megatron.analytics.routers import Decision, RouterHooks
 from moe_megatron.analytics.specialization import Specialization, SpecializationCounter
 from moe_megatron.analytics.token_pairs import token_text
+from moe_megatron.analytics.token_paths import TokenPaths
 from moe_megatron.config.arguments import explained, shown, whole
 from moe_megatron.drawing.affinity import plot_affinity
 from moe_megatron.errors import ConfigError, DataError
@@ -75,18 +76,7 @@ class RouterAnalyzer:
             ConfigError: text is given but there is no tokenizer.
         """
         named = self._named(inputs)
-        decisions: dict[int, Decision] = {}
-
-        def record(decision: Decision) -> None:
-            decisions[decision.layer] = decision
-
-        maps: tuple[npt.NDArray[np.float32], ...] | None = None
-        with _evaluating(self._model), self._hooks.listening(record):
-            if return_attention_maps:
-                maps = _run_with_attention(self._model, named)
-            else:
-                self._model(**named)
-        ordered = [decisions[layer] for layer in self.layers]
+        ordered, maps = self._decisions(named, with_attention=return_attention_maps)
         return BatchAnalysis(
             input_ids=_fetch(named["input_ids"]),
             layers=self.layers,
@@ -94,6 +84,28 @@ class RouterAnalyzer:
             scores=np.stack([_fetch(decision.scores) for decision in ordered]),
             attention_maps=maps,
         )
+
+    def token_paths(self, text: str, *, most_tokens: int = 1024) -> TokenPaths:
+        """Runs the model on one text, and returns the experts of each token in every layer.
+
+        Args:
+            text: a text.
+            most_tokens: largest number of tokens that it may have.
+
+        Raises:
+            DataError: the text has no token or too many, or does not fit the model.
+            ConfigError: there is no tokenizer.
+        """
+        ids = self._encode(text)
+        if not len(ids):
+            raise DataError("there are no tokens to follow; give text that is not empty.")
+        if len(ids) > most_tokens:
+            raise DataError(
+                f"this text has {len(ids):,} tokens, and at most {most_tokens:,} are followed; "
+                "give a shorter one."
+            )
+        decisions, _ = self._decisions(self._pad([ids]))
+        return TokenPaths.of([token_text(self._tokenizer, it) for it in ids.tolist()], decisions)
 
     def compute_expert_specialization(
         self,
@@ -190,6 +202,23 @@ class RouterAnalyzer:
         with _evaluating(self._model):
             return find_gate_plane(_fetch(hidden.float()).astype(np.float64), gate)
 
+    def _decisions(
+        self, named: "Mapping[str, Tensor]", *, with_attention: bool = False
+    ) -> tuple[list[Decision], tuple[npt.NDArray[np.float32], ...] | None]:
+        """Runs the model once; the decision of each layer, and the attention maps if asked for."""
+        decisions: dict[int, Decision] = {}
+
+        def record(decision: Decision) -> None:
+            decisions[decision.layer] = decision
+
+        maps: tuple[npt.NDArray[np.float32], ...] | None = None
+        with _evaluating(self._model), self._hooks.listening(record):
+            if with_attention:
+                maps = _run_with_attention(self._model, named)
+            else:
+                self._model(**named)
+        return [decisions[layer] for layer in self.layers], maps
+
     def _named(self, inputs: Any) -> "dict[str, Tensor]":
         if isinstance(inputs, Mapping):
             return dict(inputs)
@@ -263,7 +292,7 @@ def _evaluating(model: "nn.Module") -> Iterator[None]:
 
 
 def _run_with_attention(
-    model: Any, inputs: "dict[str, Tensor]"
+    model: Any, inputs: "Mapping[str, Tensor]"
 ) -> tuple[npt.NDArray[np.float32], ...]:
     """Runs the model and returns the attention of each layer, [batch, heads, seq, seq]."""
     if hasattr(model, "set_attn_implementation"):

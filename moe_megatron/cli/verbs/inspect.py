@@ -1,4 +1,4 @@
-"""`moe-megatron inspect`: describe a checkpoint."""
+"""`moe-megatron inspect`: describe a checkpoint, or ask it which experts tokens go to."""
 
 import argparse
 import json
@@ -6,12 +6,15 @@ from collections.abc import Sequence
 
 from moe_megatron.checkpoint.inspection import Inspection, inspect_checkpoint
 from moe_megatron.cli.parser import Parser
+from moe_megatron.cli.token_lines import answer_texts
 from moe_megatron.files import user_path
 
 _EPILOG = """\
 examples:
   moe-megatron inspect runs/demo_moe/checkpoints
-  moe-megatron inspect path/to/huggingface_model --json"""
+  moe-megatron inspect path/to/huggingface_model --json
+  echo '"def mean(values):"' | moe-megatron inspect path/to/huggingface_model --tokens"""
+_MOST_TOKENS = 1024
 
 
 def run(argv: Sequence[str]) -> int:
@@ -29,15 +32,23 @@ def run(argv: Sequence[str]) -> int:
     """
     parser = Parser(
         prog="moe-megatron inspect",
-        description="Describe a Hugging Face or Megatron checkpoint. Reads headers only and never "
-        "executes code that a file names.",
+        description="Describe a Hugging Face or Megatron checkpoint. Reads headers only, but for "
+        "--tokens, and never executes code that a file names.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("checkpoint", type=user_path, metavar="FOLDER")
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument(
+        "--tokens",
+        action="store_true",
+        help="load the model, read texts from the standard input, one JSON string a line, and "
+        f"answer each with the experts of its tokens ({_MOST_TOKENS:,} at most), as a line of JSON",
+    )
     parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
     options = parser.parse_args(argv)
+    if options.tokens:
+        return answer_texts(options.checkpoint, most_tokens=_MOST_TOKENS)
     found = inspect_checkpoint(options.checkpoint)
     print(json.dumps(found.to_dict(), indent=2) if options.json else _text(found))
     return 0
