@@ -40,6 +40,10 @@ class TelemetryConfig:
     history_address: str | None = None
     """Folder, s3:// or gs:// prefix for histories, one per run; null: the run directory."""
 
+    sample_interval: int = 100
+    """Steps between samples of which experts are chosen together, in a layer and from one MoE layer
+    to the next, and of the balancing bias, in RUN/samples; 0: none."""
+
     metrics_port: int | None = None
     """Port of the Prometheus exporter of the first process; 0: any free port; null: no exporter."""
 
@@ -77,6 +81,7 @@ class TelemetryConfig:
 
     def __post_init__(self) -> None:
         conform(self)
+        checks.at_least(self, 0, "sample_interval")
         checks.at_least(self, 1, "console_interval", "metrics_max_series")
         checks.not_empty(self, "metrics_host", "cluster")
         checks.positive(self, "peak_tflops")

@@ -1,4 +1,4 @@
-"""Builds the sinks that a configuration asks for: logs, history, exporter and console.
+"""Builds the sinks that a configuration asks for: logs, history, samples, exporter and console.
 
 Mistakes (a missing token file, for example) are found here, before training starts.
 """
@@ -23,6 +23,7 @@ from moe_megatron.telemetry.sinks.console import ConsoleSink
 from moe_megatron.telemetry.sinks.delivery import Sink
 from moe_megatron.telemetry.sinks.health import SinkHealth
 from moe_megatron.telemetry.sinks.jsonl import MetricsLog, RoutingLog
+from moe_megatron.telemetry.sinks.sample_files import SampleFiles
 
 _NOTEBOOK_HEIGHT = 40
 """Lines that the live view may take below a cell."""
@@ -48,6 +49,8 @@ def configured_sinks(
     address = history_address(telemetry.history_address, run_dir)
     if routing and telemetry.history and address is not None:
         sinks.append(HistorySink(address))
+    if routing and telemetry.sample_interval and run_dir is not None:
+        sinks.append(SampleFiles())
     if exporter is not None:
         sinks.append(exporter)
     if telemetry.console:

@@ -124,10 +124,11 @@ def run_job(job: Job, callbacks: tuple["Callback", ...] = ()) -> None:
     from moe_megatron.mcore.loop.job import TrainingJob
     from moe_megatron.run.machine import choose_machine
     from moe_megatron.telemetry.sinks.jsonl import MetricsLog, RoutingLog
+    from moe_megatron.telemetry.sinks.sample_files import SampleFiles
     from moe_megatron.telemetry.sinks.sink_set import SinkSet
 
     config = job.config
-    sinks = SinkSet([MetricsLog(), RoutingLog()]) if world.rank() == 0 else None
+    sinks = SinkSet([MetricsLog(), RoutingLog(), SampleFiles()]) if world.rank() == 0 else None
     training = TrainingJob(
         config=config,
         data_paths=job.blend if job.data is None else ("1.0", str(job.data)),

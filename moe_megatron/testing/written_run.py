@@ -3,13 +3,16 @@
 Every step is random but determined by its number, so that a test can check every value.
 """
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
 from moe_megatron.telemetry.history import HISTORY_FOLDER, HistorySink
 from moe_megatron.telemetry.sinks.jsonl import MetricsLog, RoutingLog
+from moe_megatron.telemetry.sinks.sample_files import SampleFiles
 from moe_megatron.telemetry.values.records import EvalRecord, RunInfo, StepRecord
+from moe_megatron.telemetry.values.routing_sample import RoutingSample, SampleHead
 from moe_megatron.telemetry.values.snapshot import RoutingSnapshot
 
 LAYERS, NUM_EXPERTS, TOP_K, TOKENS = (2, 3, 5), 8, 2, 100
@@ -43,6 +46,28 @@ def step_routing(
     )
 
 
+def step_sample(
+    step: int, layers: tuple[int, ...] = LAYERS, num_experts: int = NUM_EXPERTS
+) -> RoutingSample:
+    """The sample of a step: of tokens that each have two experts of every layer."""
+    rng = np.random.default_rng(step)
+    maps = np.zeros((len(layers), TOKENS, num_experts), dtype=np.int32)
+    for chosen in maps.reshape(-1, num_experts):
+        chosen[rng.choice(num_experts, TOP_K, replace=False)] = 1
+    head = SampleHead(
+        step=step,
+        tokens=TOKENS,
+        layers=layers,
+        num_experts=num_experts,
+        expert_bias=rng.normal(size=(len(layers), num_experts)).astype(np.float32),
+    )
+    return RoutingSample(
+        head=head,
+        together=np.stack([it.T @ it for it in maps]),
+        flow=np.stack([one.T @ other for one, other in pairwise(maps)]),
+    )
+
+
 def step_record(step: int) -> StepRecord:
     """What the loop says of a step; every other one knows no gradient norm."""
     return StepRecord(
@@ -64,6 +89,7 @@ def write_run(
     log: bool = True,
     layers: tuple[int, ...] = LAYERS,
     num_experts: int = NUM_EXPERTS,
+    samples: int = 0,
 ) -> Path:
     """Write the folder of a run that has made some steps.
 
@@ -74,6 +100,7 @@ def write_run(
         log: Whether routing.jsonl is written.
         layers: Numbers of the MoE layers.
         num_experts: Experts in each.
+        samples: Steps from one sample to the next; 0 for none.
 
     Returns:
         The folder.
@@ -95,7 +122,8 @@ def write_run(
     routing: list[RoutingLog | HistorySink] = [RoutingLog()] if log else []
     if kept:
         routing.append(HistorySink(run_dir / HISTORY_FOLDER, flush_seconds=10.0))
-    for sink in (metrics, *routing):
+    kept_samples = SampleFiles()
+    for sink in (metrics, *routing, kept_samples):
         sink.start(info)
     for step in range(1, steps + 1):
         metrics.step(step_record(step), None)
@@ -103,6 +131,8 @@ def write_run(
         for sink in routing:
             if step <= kept or isinstance(sink, RoutingLog):
                 sink.step(step_record(step), snapshot)
+        if samples and step % samples == 0:
+            kept_samples.sample(step_sample(step, layers, num_experts))
     metrics.evaluation(EvalRecord(step=steps, split="validation", loss=3.0))
     for sink in (metrics, *routing):
         sink.close()

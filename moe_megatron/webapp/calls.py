@@ -10,7 +10,8 @@ from typing import Any
 
 from moe_megatron.errors import DataError
 from moe_megatron.webapp.asked import Asked
-from moe_megatron.webapp.expert_calls import expert, flow, moves, ranks
+from moe_megatron.webapp.expert_calls import expert, moves, ranks
+from moe_megatron.webapp.flow_call import flow
 from moe_megatron.webapp.frames import encode_frame
 from moe_megatron.webapp.over_time import cost, layers, series
 from moe_megatron.webapp.run_events import log_after
@@ -45,7 +46,7 @@ def about(run: RunReader, asked: Asked) -> dict[str, Any]:
         "show_tokens": run.show_tokens,
         "has": {
             "profile": profile is not None,
-            "affinity": False,
+            "affinity": run.samples.there(),
             "tokens": False,
             "tasks": profile is not None and bool(profile.by_task),
         },

@@ -10,14 +10,16 @@ from moe_megatron.webapp.asked import Asked
 from moe_megatron.webapp.json_values import nested, nullable
 from moe_megatron.webapp.over_time import routed_columns
 from moe_megatron.webapp.run_reader import RunReader
+from moe_megatron.webapp.run_samples import summed_together
 
 _MOVES = 100
+_PARTNERS = 32
 _COMPARED_STEPS = 50
 """Steps over which the load is taken before and after: of one step it is mostly chance."""
 
 
 def expert(run: RunReader, asked: Asked) -> dict[str, Any]:
-    """One expert over steps: its load over the fair share, and what it is used for."""
+    """One expert over steps: its load over the fair share, its bias, and what it is used for."""
     shape = run.windows.shape
     layer, number = asked.whole("layer", None, 1), asked.whole("expert", None)
     if shape is None or layer not in shape.layers or number >= shape.num_experts:
@@ -29,17 +31,34 @@ def expert(run: RunReader, asked: Asked) -> dict[str, Any]:
     row = shape.layers.index(layer)
     columns = routed_columns(run, asked)
     ranks = run.expert_ranks()
+    spans = [span for span, _ in columns]
+    bias = run.samples.bias(spans, shape)
     return {
-        "steps": [span for span, _ in columns],
+        "steps": spans,
         "load": nested(np.array([it.relative_load[row, number] for _, it in columns])),
         # Tokens are dropped by a full expert, but counted by layer.
         "drop_rate": nested(np.array([it.drop_rate[row] for _, it in columns])),
-        "bias": [],
+        "bias": [] if bias is None else nested(bias[:, row, number]),
         "ep_rank": ranks[row][number] if ranks else None,
-        "partners": [],
+        "partners": _partners(run, asked, row, number),
         "tokens": [],
         "domains": _domains(run, layer, number),
     }
+
+
+def _partners(run: RunReader, asked: Asked, row: int, number: int) -> list[dict[str, Any]]:
+    """The experts of the layer that tokens have beside this one, by the share of its tokens."""
+    shape = run.windows.shape
+    assert shape is not None
+    paths = [path for path, _ in run.samples.newest(asked.window(run.span), shape)]
+    table = summed_together(paths, shape.layers[row], shape.num_experts)
+    together, tokens = table[number], int(table[number, number])
+    found = np.flatnonzero(together * (np.arange(len(together)) != number))
+    order = found[np.argsort(-together[found], kind="stable")]
+    return [
+        {"expert": other, "share": nullable(int(together[other]) / tokens)}
+        for other in order[:_PARTNERS].tolist()
+    ]
 
 
 def _domains(run: RunReader, layer: int, number: int) -> list[dict[str, Any]]:
@@ -59,18 +78,6 @@ def _domains(run: RunReader, layer: int, number: int) -> list[dict[str, Any]]:
         }
         for name, count in sorted(mine.items(), key=lambda it: -it[1])
     ]
-
-
-def flow(run: RunReader, asked: Asked) -> dict[str, Any]:
-    """How tokens go from expert to expert, which no run records yet."""
-    shape = run.windows.shape
-    return {
-        "layers": [] if shape is None else list(shape.layers),
-        "links": [],
-        "source": "none",
-        "note": "A run counts what each layer does, not which expert of the next layer a token "
-        "goes to; RouterMonitor and RouterAnalyzer tell it of a model in memory.",
-    }
 
 
 def moves(run: RunReader, asked: Asked) -> dict[str, Any]:

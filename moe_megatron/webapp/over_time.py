@@ -63,15 +63,18 @@ def layers(run: RunReader, asked: Asked) -> dict[str, Any]:
         nothing = np.full(0 if shape is None else len(shape.layers), np.nan)
         return rows([it.per_layer.get(name, nothing) for it in profiles])
 
+    spans = [span for span, _ in columns]
+    bias = None if shape is None else run.samples.bias(spans, shape)
+    spread = [] if bias is None else list(np.ptp(bias, axis=2))
     return {
-        "steps": [span for span, _ in columns],
+        "steps": spans,
         "layers": [] if shape is None else list(shape.layers),
         "max_over_mean": rows([it.imbalance for it in profiles]),
         "entropy": rows([load_entropy_ratio(it.tokens_per_expert) for it in profiles]),
         "drop_rate": rows([it.drop_rate for it in profiles]),
         "dead": rows([it.dead_expert_mask().sum(axis=1).astype(np.float64) for it in profiles]),
         "z_loss": quantity("z_loss"),
-        "bias_spread": quantity("bias_spread"),
+        "bias_spread": rows(spread),
     }
 
 

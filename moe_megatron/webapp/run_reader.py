@@ -23,6 +23,7 @@ from moe_megatron.telemetry.values.records import StepRecord
 from moe_megatron.webapp.routing_windows import RoutingWindows
 from moe_megatron.webapp.run_events import RunEvents
 from moe_megatron.webapp.run_facts import RunFacts, facts_of, state_of
+from moe_megatron.webapp.run_samples import RunSamples
 from moe_megatron.webapp.step_table import StepTable
 from moe_megatron.webapp.tail import Tail
 
@@ -45,6 +46,7 @@ class RunReader:
         self.show_tokens = show_tokens
         self.lock = threading.RLock()
         self.windows = RoutingWindows(run_dir)
+        self.samples = RunSamples(run_dir)
         self.events = RunEvents(run_dir)
         self.steps = StepTable()
         self._times = StepTimes()

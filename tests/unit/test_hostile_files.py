@@ -49,6 +49,7 @@ from moe_megatron.telemetry.sinks.jsonl import (
     read_routing_after,
     rewind,
 )
+from moe_megatron.telemetry.sinks.sample_files import read_pairs
 from moe_megatron.telemetry.uptime.attempts import Attempts
 from moe_megatron.telemetry.values.profile import PROFILE_FILE, RoutingProfile
 from moe_megatron.testing.small_folders import history, moe_model_config, tokenizer
@@ -193,6 +194,7 @@ READERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "metrics": ("metrics.jsonl", _whole_metrics),
     "metrics, rewound": ("metrics.jsonl", lambda f: rewind(f / "metrics.jsonl", 1)),
     "routing": ("routing.jsonl", _whole_routing),
+    "sample": ("7.jsonl", lambda f: list(read_pairs(f / "7.jsonl"))),
     "journal": ("events.jsonl", _events),
     "identity of a run": ("run_id", run_id),
     "owner of a run": (".owner/1", owner_of),

@@ -66,6 +66,8 @@ class MeasuredRouter(RouterLosses):
     """Of the last pass, the weights of experts that only copy, [T]; the layer takes it."""
     watch: Callable[[Tensor, Tensor | None], None] | None = None
     """Is told in evaluation which experts tokens have, bool [T, E], and what is padding, [T]."""
+    watch_training: Callable[[Tensor, Tensor | None], None] | None = None
+    """Is told the same in training, of passes that are computed again, too."""
     weight: torch.nn.Parameter
     _row: RoutingRow | None = None
     _hidden: Tensor | None = None
@@ -196,8 +198,9 @@ class MeasuredRouter(RouterLosses):
                     assigned_map_TE=routing.assigned_map if variable else None,  # type: ignore[union-attr]
                 )
                 count(self._row, routed, self._padding_T, self._tasks_to_count())
-        if self.watch is not None and not self.training:
-            self.watch(map_TE if routing is None else routing.routing_map, self._padding_T)
+        watch = self.watch_training if self.training else self.watch
+        if watch is not None:
+            watch(map_TE if routing is None else routing.routing_map, self._padding_T)
         return probs_TE, map_TE
 
     def _choose(self, logits: Tensor) -> tuple[Tensor, Tensor, Routing]:

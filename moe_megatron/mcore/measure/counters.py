@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from moe_megatron.errors import ConfigError
 from moe_megatron.mcore.measure.rank_load import RankValues
+from moe_megatron.mcore.measure.reduction import Reduction
 from moe_megatron.telemetry.catalog import quantities as registered_quantities
 from moe_megatron.telemetry.metric import SINKS
 from moe_megatron.telemetry.quantity import Quantity
@@ -103,32 +104,11 @@ class PendingTotals:
         self._num_experts = num_experts
         self._names, self._measures = names, measures
         self._num_rows = len(counts) + 1
-        self._work = []
-        if dist.is_initialized() and dist.get_world_size() > 1:
-            self._work = [dist.all_reduce(tensor, async_op=True) for tensor in (counts, sums)]
-        self._copied: torch.cuda.Event | None = None
-        self._host = (counts, sums)
-        if counts.is_cuda:
-            # With NCCL, wait() blocks only the stream; the copy to pinned memory is queued behind.
-            for work in self._work:
-                work.wait()
-            self._work = []
-            self._host = tuple(  # type: ignore[assignment]
-                torch.empty_like(tensor, device="cpu", pin_memory=True).copy_(
-                    tensor, non_blocking=True
-                )
-                for tensor in (counts, sums)
-            )
-            self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._copied.record()
+        self._sums = Reduction(counts, sums)
 
     def get(self) -> StepTotals:
         """The totals. One step later they have long arrived, so that nothing waits."""
-        for work in self._work:
-            work.wait()
-        if self._copied is not None:
-            self._copied.synchronize()
-        counts, flat = (tensor.numpy() for tensor in self._host)
+        counts, flat = self._sums.get()
         experts = self._num_experts
         size = self._num_rows * (experts + _num_sums(self._names))
         sums, rest = flat[:size].reshape(self._num_rows, -1), flat[size:]

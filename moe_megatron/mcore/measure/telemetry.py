@@ -30,6 +30,7 @@ from moe_megatron.mcore.measure.counters import PendingTotals, RoutingCounters, 
 from moe_megatron.mcore.measure.lasting_writers import rewind_tensorboard
 from moe_megatron.mcore.measure.own_tokens import sees_own_tokens
 from moe_megatron.mcore.measure.rank_load import ComputeTimer, RankValues
+from moe_megatron.mcore.measure.sampler import PendingSample, RoutingSampler
 from moe_megatron.mcore.measure.snapshots import make_snapshot
 from moe_megatron.mcore.measure.writers import RoutingWriters
 from moe_megatron.platform.peak import peak_tflops
@@ -58,6 +59,7 @@ class _Pending:
     checkpoint_at: float | None
     save_failed: bool
     failed_saves: int
+    sample: PendingSample | None
 
 
 class TelemetryCallback(Callback):
@@ -105,6 +107,7 @@ class TelemetryCallback(Callback):
         self._taken_at = 0.0
         self._save_failed, self._failed_saves = False, 0
         self._timer: ComputeTimer | None = None
+        self._sampler: RoutingSampler | None = None
         self._writers: RoutingWriters | None = None
         self._quantities: tuple[Quantity, ...] = ()
         self._tasks: tuple[str, ...] = ()
@@ -132,6 +135,13 @@ class TelemetryCallback(Callback):
             self._timer = ComputeTimer(model)
         if layers:
             attach_routers(model, self._counters)
+            self._sampler = RoutingSampler(
+                model,
+                layers,
+                num_experts,
+                self._config.telemetry.sample_interval,
+                has_bias=moe.expert_bias,
+            )
             self._writers = RoutingWriters.of_megatron()
         if start_step:
             rewind_tensorboard(start_step)
@@ -204,16 +214,25 @@ class TelemetryCallback(Callback):
             return empty
         return profile
 
+    def on_step_start(self, step: int) -> None:
+        """Begin a sample, if it is time for one."""
+        if self._sampler is not None:
+            self._sampler.on_step_start(step)
+
     def on_step_end(self, event: StepEnd) -> None:
         """Start the reduction of this step and publish the previous one."""
         self.last_step = event.step
         assert self._counters is not None
+        contributes = sees_own_tokens()
         totals = self._counters.collect(
-            contributes=sees_own_tokens(),
+            contributes=contributes,
             loss=event.losses.get(_LOSS),
             measured=event.losses,
             own=self._own_values(),
         )
+        sample = None
+        if self._sampler is not None:
+            sample = self._sampler.collect(event.step, contributes=contributes)
         self.flush()
         self._pending = _Pending(
             event=event,
@@ -223,6 +242,7 @@ class TelemetryCallback(Callback):
             checkpoint_at=self._checkpoint_at,
             save_failed=self._save_failed,
             failed_saves=self._failed_saves,
+            sample=sample,
         )
 
     def _own_values(self) -> RankValues | None:
@@ -234,6 +254,8 @@ class TelemetryCallback(Callback):
         """Forget what the routers counted in this step."""
         if self._counters is not None:
             self._counters.discard()
+        if self._sampler is not None:
+            self._sampler.discard()
 
     def on_rollback_start(self) -> None:
         """Bring the sinks up to date with the last step."""
@@ -308,6 +330,7 @@ class TelemetryCallback(Callback):
         if pending is None:
             return
         totals = pending.totals.get()
+        sample = None if pending.sample is None else pending.sample.get()
         step = pending.event.step
         writers = self._writers if self._writers and self._writers.wants(step) else None
         if self._sinks is None and self._writers is None:
@@ -331,6 +354,8 @@ class TelemetryCallback(Callback):
             assert self.profile is not None
             self.profile.add(snapshot)
         self._sinks.step(self._record(pending, totals), snapshot)
+        if sample is not None:
+            self._sinks.sample(sample)
 
     def _record(self, pending: _Pending, totals: StepTotals) -> StepRecord:
         training, event = self._config.training, pending.event

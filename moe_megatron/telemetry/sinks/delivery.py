@@ -14,6 +14,7 @@ from typing import Protocol, runtime_checkable
 from moe_megatron.telemetry.sinks.backoff import Backoff
 from moe_megatron.telemetry.sinks.health import SinkHealth
 from moe_megatron.telemetry.values.records import EvalRecord, RunInfo, StepRecord
+from moe_megatron.telemetry.values.routing_sample import RoutingSample
 from moe_megatron.telemetry.values.snapshot import RoutingSnapshot
 
 WAITING_RECORDS = 256
@@ -54,6 +55,14 @@ class RewindingSink(Protocol):
 
     def rewind(self, run: RunInfo) -> None:
         """Forgets the steps after `run.start_step`, which are made again."""
+
+
+@runtime_checkable
+class SamplingSink(Protocol):
+    """A sink that keeps samples of what experts do together."""
+
+    def sample(self, sample: RoutingSample) -> None:
+        """Called for each sample, after its step."""
 
 
 @runtime_checkable

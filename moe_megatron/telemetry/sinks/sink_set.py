@@ -21,9 +21,10 @@ import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from moe_megatron.telemetry.sinks.delivery import Call, Delivery, RewindingSink, Sink
+from moe_megatron.telemetry.sinks.delivery import Call, Delivery, RewindingSink, SamplingSink, Sink
 from moe_megatron.telemetry.sinks.health import SinkHealth
 from moe_megatron.telemetry.values.records import EvalRecord, RunInfo, StepRecord
+from moe_megatron.telemetry.values.routing_sample import RoutingSample
 from moe_megatron.telemetry.values.snapshot import RoutingSnapshot
 
 logger = logging.getLogger(__name__)
@@ -32,6 +33,11 @@ logger = logging.getLogger(__name__)
 def _rewind(run: RunInfo, sink: Sink) -> None:
     if isinstance(sink, RewindingSink):
         sink.rewind(run)
+
+
+def _sample(sample: RoutingSample, sink: Sink) -> None:
+    if isinstance(sink, SamplingSink):
+        sink.sample(sample)
 
 
 class SinkSet:
@@ -102,6 +108,11 @@ class SinkSet:
         """Queues one evaluation."""
         if not self._closed:
             self._queue.put(Call(lambda sink: sink.evaluation(record)))
+
+    def sample(self, sample: RoutingSample) -> None:
+        """Queues one sample, for the sinks that keep any; they are few and never dropped."""
+        if not self._closed:
+            self._queue.put(Call(partial(_sample, sample)))
 
     def flush(self, timeout: float = 10.0) -> bool:
         """Waits until the sinks have received and written everything queued so far.

@@ -13,6 +13,7 @@ from moe_megatron.telemetry.history import HistorySink
 from moe_megatron.telemetry.metric import ExpertDetail
 from moe_megatron.telemetry.sinks.console import ConsoleSink
 from moe_megatron.telemetry.sinks.jsonl import MetricsLog, RoutingLog
+from moe_megatron.telemetry.sinks.sample_files import SampleFiles
 
 
 def config(**fields):
@@ -49,9 +50,9 @@ def test_fields_reach_the_exporter(tmp_path, monkeypatch):
 
 def test_past_is_read_before_the_logs_and_published_after_them(tmp_path):
     sinks = configured_sinks(config(metrics_port=0, history=False), tmp_path)
-    kinds = [EarlierTotals, MetricsLog, RoutingLog, PrometheusSink, ConsoleSink]
+    kinds = [EarlierTotals, MetricsLog, RoutingLog, SampleFiles, PrometheusSink, ConsoleSink]
     assert [type(sink) for sink in sinks] == kinds
-    assert sinks[0] is sinks[3].earlier
+    assert sinks[0] is sinks[4].earlier
 
 
 def test_token_is_that_of_the_file_or_the_variable(tmp_path, monkeypatch):
@@ -84,11 +85,15 @@ def kinds(run_dir=Path("runs/a"), **overrides):
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        ({}, [MetricsLog, RoutingLog, HistorySink, ConsoleSink]),
+        ({}, [MetricsLog, RoutingLog, HistorySink, SampleFiles, ConsoleSink]),
         ({"run_dir": None}, [MetricsLog, RoutingLog, ConsoleSink]),
-        ({"telemetry__console": False}, [MetricsLog, RoutingLog, HistorySink]),
-        ({"telemetry__routing_log": False}, [MetricsLog, HistorySink, ConsoleSink]),
-        ({"telemetry__history": False}, [MetricsLog, RoutingLog, ConsoleSink]),
+        ({"telemetry__console": False}, [MetricsLog, RoutingLog, HistorySink, SampleFiles]),
+        ({"telemetry__routing_log": False}, [MetricsLog, HistorySink, SampleFiles, ConsoleSink]),
+        ({"telemetry__history": False}, [MetricsLog, RoutingLog, SampleFiles, ConsoleSink]),
+        (
+            {"telemetry__sample_interval": 0},
+            [MetricsLog, RoutingLog, HistorySink, ConsoleSink],
+        ),
         ({"telemetry__enabled": False}, [MetricsLog, ConsoleSink]),
         ({"moe__num_experts": None}, [MetricsLog, ConsoleSink]),
     ],

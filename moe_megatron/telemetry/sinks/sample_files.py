@@ -1,0 +1,135 @@
+"""The samples of a run, one file each: RUN/samples/0000100.jsonl is that of step 100.
+
+A file appears whole or not at all. A run that resumes or rolls back removes the samples after its
+checkpoint; a new run from step 0 sets those of an earlier one aside. Readers read a line at a time,
+so that the layers that nobody asks for are skipped. It does not know what a sample holds.
+"""
+
+import logging
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from moe_megatron.errors import DataError
+from moe_megatron.files import replace_file
+from moe_megatron.reading import lines, open_regular
+from moe_megatron.telemetry.values.records import EvalRecord, RunInfo, StepRecord
+from moe_megatron.telemetry.values.routing_sample import LayerPairs, RoutingSample, SampleHead
+from moe_megatron.telemetry.values.snapshot import RoutingSnapshot
+
+SAMPLES_FOLDER = "samples"
+_SUFFIX = ".jsonl"
+
+logger = logging.getLogger(__name__)
+
+
+class SampleFiles:
+    """Sink that writes samples into the folder of the run; without one it writes nothing."""
+
+    name = SAMPLES_FOLDER
+
+    def __init__(self) -> None:
+        self._folder: Path | None = None
+
+    def start(self, run: RunInfo) -> None:
+        """Remove the samples after the checkpoint, or set aside those of an earlier run."""
+        if run.run_dir is None:
+            return
+        folder = run.run_dir / SAMPLES_FOLDER
+        if run.start_step == 0 and self._folder is None and sample_paths(run.run_dir):
+            _set_aside(folder)
+        for step, path in sample_paths(run.run_dir).items():
+            if step > run.start_step:
+                path.unlink()
+        self._folder = folder
+
+    def rewind(self, run: RunInfo) -> None:
+        """Remove the samples of steps that are made again."""
+        self.start(run)
+
+    def sample(self, sample: RoutingSample) -> None:
+        """Write a sample."""
+        if self._folder is not None:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            replace_file(self._folder / f"{sample.head.step:07d}{_SUFFIX}", sample.lines())
+
+    def step(self, record: StepRecord, routing: RoutingSnapshot | None) -> None:
+        """Write nothing: most steps have no sample."""
+
+    def evaluation(self, record: EvalRecord) -> None:
+        """Write nothing."""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def _set_aside(folder: Path) -> None:
+    old = folder.with_name(f"{folder.name}.old")
+    if old.exists():
+        shutil.rmtree(old)
+    folder.rename(old)
+    logger.warning("%s belongs to an earlier run; it is kept as %s", folder, old.name)
+
+
+def sample_paths(run_dir: Path) -> dict[int, Path]:
+    """The files of the samples of a run by step, oldest first; {} without any."""
+    try:
+        found = list((run_dir / SAMPLES_FOLDER).iterdir())
+    except OSError:
+        return {}
+    steps = {
+        int(path.stem): path
+        for path in found
+        if path.suffix == _SUFFIX and path.stem.isascii() and path.stem.isdecimal()
+    }
+    return dict(sorted(steps.items()))
+
+
+def read_sample_head(path: Path) -> SampleHead:
+    """What a sample is of, and the balancing bias.
+
+    Raises:
+        DataError: The file is missing or damaged.
+    """
+    return _head(path, _lines(path))
+
+
+def _head(path: Path, found: Iterator[bytes]) -> SampleHead:
+    try:
+        return SampleHead.of_line(next(found, b""))
+    except DataError as error:
+        raise _damaged(path, str(error)) from error
+
+
+def read_pairs(path: Path, layers: tuple[int, ...] | None = None) -> Iterator[LayerPairs]:
+    """The pairs of experts of a sample, layer by layer.
+
+    Args:
+        path: The file.
+        layers: Numbers of the layers that are read; by default all.
+
+    Raises:
+        DataError: The file is missing or damaged.
+    """
+    found = _lines(path)
+    head = _head(path, found)
+    for layer, line in zip(head.layers, found, strict=False):
+        if layers is None or layer in layers:
+            try:
+                yield LayerPairs.of_line(line, head.num_experts)
+            except DataError as error:
+                raise _damaged(path, str(error)) from error
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    try:
+        with open_regular(path) as file:
+            yield from lines(file)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}; remove it") from error
+    except ValueError as error:
+        raise _damaged(path, str(error)) from error
+
+
+def _damaged(path: Path, problem: str) -> DataError:
+    return DataError(f"{path}: {problem}; remove the file, or restore it from a copy")
