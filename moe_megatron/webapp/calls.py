@@ -10,10 +10,11 @@ from typing import Any
 
 from moe_megatron.errors import DataError
 from moe_megatron.webapp.asked import Asked
+from moe_megatron.webapp.cost_call import cost
 from moe_megatron.webapp.expert_calls import expert, moves, ranks
 from moe_megatron.webapp.flow_call import flow
 from moe_megatron.webapp.frames import encode_frame
-from moe_megatron.webapp.over_time import cost, layers, series
+from moe_megatron.webapp.over_time import layers, series
 from moe_megatron.webapp.run_events import log_after
 from moe_megatron.webapp.run_reader import RunReader
 from moe_megatron.webapp.view import view

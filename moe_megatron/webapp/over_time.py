@@ -1,10 +1,9 @@
-"""Answers about the whole of a run over its steps: training, layers, and what they cost."""
+"""Answers about the whole of a run over its steps: training, and layers."""
 
 from typing import Any
 
 import numpy as np
 
-from moe_megatron.config import RunConfig
 from moe_megatron.telemetry.values.layer_values import load_entropy_ratio
 from moe_megatron.telemetry.values.profile import RoutingProfile
 from moe_megatron.webapp.asked import Asked
@@ -13,9 +12,6 @@ from moe_megatron.webapp.json_values import nested, nullable
 from moe_megatron.webapp.run_reader import RunReader
 
 Columns = list[tuple[Span, RoutingProfile]]
-
-_FORWARD_AND_BACKWARD = 6
-"""Operations for each parameter and assignment: two forward, twice as many backward."""
 
 
 def series(run: RunReader, asked: Asked) -> dict[str, Any]:
@@ -76,40 +72,3 @@ def layers(run: RunReader, asked: Asked) -> dict[str, Any]:
         "z_loss": quantity("z_loss"),
         "bias_spread": rows(spread),
     }
-
-
-def cost(run: RunReader, asked: Asked) -> dict[str, Any]:
-    """Operations of the experts of each layer over steps, each [layers][columns]."""
-    answer: dict[str, Any] = {
-        "steps": [], "flops_per_layer": [], "bytes": [], "money": [], "currency": None,
-    }  # fmt: skip
-    config = run.config
-    if config is None:
-        return {**answer, "note": "The run has no config.yaml that this version reads, so that "
-                "the size of its experts is not known."}  # fmt: skip
-    each = _parameters_of_expert(config)
-    if each is None:
-        return {**answer, "note": "The size of experts of another kind than mlp is not known."}
-    columns = routed_columns(run, asked)
-    flops = [
-        _FORWARD_AND_BACKWARD * each * it.tokens_per_expert.sum(axis=1) / max(1, it.steps)
-        for _, it in columns
-    ]
-    note = (
-        "Operations a step of routed experts alone, forward and backward: 6 for each parameter "
-        f"({each:,} an expert) and assignment that was not dropped."
-    )
-    return {
-        **answer,
-        "steps": [span for span, _ in columns],
-        "flops_per_layer": nested(np.stack(flops, axis=1)) if flops else [],
-        "note": note,
-    }
-
-
-def _parameters_of_expert(config: RunConfig) -> int | None:
-    """Parameters of the matrices of one expert; None for kinds other than mlp."""
-    if config.moe.expert.name != "mlp" or config.moe.num_experts is None:
-        return None
-    matrices = 3 if config.model.is_gated else 2
-    return matrices * config.model.hidden_size * config.expert_hidden_size

@@ -8,8 +8,10 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from moe_megatron.errors import DataError
+from moe_megatron.webapp.price import Price
 from moe_megatron.webapp.run_facts import RunFacts, facts_of, is_run, run_id
 from moe_megatron.webapp.run_reader import RunReader
 
@@ -27,11 +29,18 @@ class RunList:
     Args:
         folders: Folders of runs, or folders around them; they need not exist yet.
         show_tokens: Whether text of training data may be shown.
+        price: What a device costs; None where nobody said.
     """
 
-    def __init__(self, folders: Sequence[Path], *, show_tokens: bool = False) -> None:
+    def __init__(
+        self,
+        folders: Sequence[Path],
+        *,
+        show_tokens: bool = False,
+        price: Price | None = None,
+    ) -> None:
         self._folders = tuple(folders)
-        self.show_tokens = show_tokens
+        self._shown: dict[str, Any] = {"show_tokens": show_tokens, "price": price}
         self._open: OrderedDict[str, RunReader] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -66,7 +75,7 @@ class RunList:
                         "there is no run with this id; take an id from the list of runs at "
                         "/api/runs, which changes when folders are moved."
                     )
-                reader = RunReader(folder, show_tokens=self.show_tokens)
+                reader = RunReader(folder, **self._shown)
             self._open[wanted] = reader
             while len(self._open) > _MOST_OPEN:
                 self._open.popitem(last=False)

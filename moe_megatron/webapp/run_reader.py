@@ -20,6 +20,7 @@ from moe_megatron.telemetry.uptime.present import account_at, modified
 from moe_megatron.telemetry.uptime.steps import StepTimes
 from moe_megatron.telemetry.values.profile import PROFILE_FILE, RoutingProfile
 from moe_megatron.telemetry.values.records import StepRecord
+from moe_megatron.webapp.price import Price
 from moe_megatron.webapp.routing_windows import RoutingWindows
 from moe_megatron.webapp.run_events import RunEvents
 from moe_megatron.webapp.run_facts import RunFacts, facts_of, state_of
@@ -36,14 +37,18 @@ class RunReader:
     Args:
         run_dir: Its folder.
         show_tokens: Whether text of training data may be shown.
+        price: What a device costs; None where nobody said.
 
     Raises:
         DataError: A file of it is damaged.
     """
 
-    def __init__(self, run_dir: Path, *, show_tokens: bool = False) -> None:
+    def __init__(
+        self, run_dir: Path, *, show_tokens: bool = False, price: Price | None = None
+    ) -> None:
         self.run_dir = run_dir
         self.show_tokens = show_tokens
+        self.price = price
         self.lock = threading.RLock()
         self.windows = RoutingWindows(run_dir)
         self.samples = RunSamples(run_dir)

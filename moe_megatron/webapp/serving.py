@@ -19,6 +19,7 @@ from moe_megatron.live.dashboard_process import PORT
 from moe_megatron.webapp.access.database import open_database
 from moe_megatron.webapp.access.visitors import Access
 from moe_megatron.webapp.app import PAGE, make_app
+from moe_megatron.webapp.price import Price
 from moe_megatron.webapp.run_list import RunList
 
 _MOST_CONNECTIONS = 1024
@@ -38,6 +39,7 @@ class DashboardOptions:
         port: 0 for any free port.
         names: names under which browsers may reach it, besides addresses and localhost.
         show_tokens: whether text of training data may be shown.
+        price: what a device costs; None shows no money.
         database: of those who may look, a file or the address of a server; None: everybody on this
             machine.
         page: folder of the built page.
@@ -48,6 +50,7 @@ class DashboardOptions:
     port: int = PORT
     names: Sequence[str] = ()
     show_tokens: bool = False
+    price: Price | None = None
     database: str | None = None
     page: Path = PAGE
 
@@ -62,7 +65,7 @@ class DashboardServer:
     """
 
     def __init__(self, options: DashboardOptions) -> None:
-        runs = RunList(options.folders, show_tokens=options.show_tokens)
+        runs = RunList(options.folders, show_tokens=options.show_tokens, price=options.price)
         access = None if options.database is None else _those_known(options.database)
         self._socket = _listen(options.host, options.port, for_all=access is None)
         names = [options.host, *options.names]

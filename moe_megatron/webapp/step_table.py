@@ -112,3 +112,12 @@ class StepTable:
                 tokens_per_second=sums[:, _AT["tokens"]] / sums[:, _AT["seconds"]],
                 **{name: sums[:, _AT[name]] / sums[:, _AT[f"{name}_count"]] for name in _MEASURED},
             )
+
+    def seconds_until(self, steps: Sequence[int]) -> Float64Array:
+        """Time that steps took, from the first one to each of these. [steps]
+
+        Of steps that are kept together, all or none count.
+        """
+        total = np.concatenate([[0.0], np.cumsum(self._rows[: self._size, _AT["seconds"]])])
+        until: Float64Array = total[np.searchsorted(self._lasts, steps, side="right")]
+        return until

@@ -36,7 +36,7 @@ def run(argv: Sequence[str]) -> int:
         The exit code.
 
     Raises:
-        ConfigError: The port is invalid or taken, or a folder is none.
+        ConfigError: The port is invalid or taken, a folder is none, or the price is none.
         BackendUnavailableError: The database of those who may look does not answer.
     """
     if argv[:1] == ["token"]:
@@ -49,9 +49,13 @@ def run(argv: Sequence[str]) -> int:
                 f"{folder} is a file; give the folder of a run, or a folder that holds runs."
             )
     # Imported here: `moe-megatron dashboard --help` need not load a web server.
+    from moe_megatron.webapp.price import Price
     from moe_megatron.webapp.serving import DashboardOptions, DashboardServer
     from moe_megatron.webapp.view import load_view
 
+    price = None
+    if options.price_per_hour is not None:
+        price = Price(per_hour=options.price_per_hour, currency=options.currency)
     for spec in options.view:
         load_view(spec)
     server = DashboardServer(
@@ -61,6 +65,7 @@ def run(argv: Sequence[str]) -> int:
             port=options.port,
             names=options.allow_host,
             show_tokens=options.show_tokens,
+            price=price,
             database=options.database,
         )
     )
@@ -117,6 +122,13 @@ def _parser() -> argparse.ArgumentParser:
         help="end when the standard input does: for programs that start a dashboard",
     )
     add("--show-tokens", action="store_true", help="show text of tokens of the training data")
+    add(
+        "--price-per-hour",
+        type=float,
+        metavar="AMOUNT",
+        help="what one device costs in an hour; shows what each run has cost so far",
+    )
+    add("--currency", default="USD", help="of the price (default: USD)")
     add(
         "--database",
         metavar="FILE",

@@ -57,3 +57,12 @@ def test_facts_are_those_of_the_last_records() -> None:
     assert (table.first_step, table.last_step, table.total_steps) == (1, 3, 300)
     assert table.loss == 3.0
     assert [it.loss for it in table.evaluations] == [2.0]
+
+
+@pytest.mark.parametrize("most_rows", [2**17, 64])
+def test_time_until_a_step_is_that_of_the_steps_up_to_it(most_rows: int) -> None:
+    table = filled(1000, most_rows=most_rows)
+    width = table._width
+    until = table.seconds_until([0, 7, 500, 1000, 9000])
+    expected = [0.5 * (step // width * width) for step in (0, 7, 500)]
+    assert until.tolist() == [*expected, 500.0, 500.0]
