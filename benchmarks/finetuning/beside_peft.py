@@ -1,5 +1,6 @@
 """The third stage: the same adapters on the same rows here and in `peft`, in turns."""
 
+import operator
 import statistics
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
@@ -181,9 +182,10 @@ def _about(
     times = ", ".join(f"{name} {_later(it['wall'], 1):.2f} s" for name, it in trials.items())
     return (
         f"The same model in {precision} with adapters of rank {profile.rank} on all experts and on "
-        f"the output matrix of attention, {profile.peft_steps} steps of {profile.batch} rows of "
-        f"{profile.length} tokens, each row one conversation and its padding, {threads} thread(s) "
-        f"each. AdamW without weight decay, gradients clipped at {_CLIP:g}, learning rate "
+        f"the output matrix of attention, {profile.peft_steps} steps of {profile.batch} "
+        f"conversations of up to {profile.length} tokens, which here stand one after another, and "
+        f"there are padded to the longest of a step; {threads} thread(s) each. AdamW without "
+        f"weight decay, gradients clipped at {_CLIP:g}, learning rate "
         f"{_RATE:g} along a cosine to {_LOWEST:g}. {_SAME_TYPES[precision]}Both sides are there "
         f"at the same time and take turns, step by step; the first {profile.left_out} steps are "
         "left out of the times. "
@@ -193,16 +195,17 @@ def _about(
 
 def _table(profile: Profile, both: Mapping[str, Mapping[str, Any]]) -> str:
     header = ("", "step s (quartiles)", "processor s", "tokens/s", "peak GiB")
-    tokens = profile.batch * profile.length
+    tokens = both[OURS]["tokens"]  # both sides learn from the same
     rows = []
     for side, result in both.items():
+        speeds = list(map(operator.truediv, tokens, result["wall"]))
         low, middle, high = machine.spread(result["wall"][profile.left_out :])
         rows.append(
             [
                 side,
                 f"{middle:.2f} ({low:.2f} to {high:.2f})",
                 f"{_later(result['processor'], profile.left_out):.2f}",
-                f"{tokens / middle:.0f}",
+                f"{_later(speeds, profile.left_out):.0f}",
                 f"{result['peak_bytes'] / 2**30:.2f}",
             ]
         )
@@ -210,8 +213,8 @@ def _table(profile: Profile, both: Mapping[str, Mapping[str, Any]]) -> str:
     processor = statistics.median(_ratios(profile, both, "processor"))
     memory = both[THEIRS]["peak_bytes"] / max(1, both[OURS]["peak_bytes"])
     ratio = f"{middle:.2f} ({low:.2f} to {high:.2f})"
-    speed = f"{1 / middle:.2f}"
-    rows.append([f"{THEIRS} / {OURS}", ratio, f"{processor:.2f}", speed, f"{memory:.2f}"])
+    inverse = f"{1 / middle:.2f}"
+    rows.append([f"{THEIRS} / {OURS}", ratio, f"{processor:.2f}", inverse, f"{memory:.2f}"])
     return machine.table(header, rows)
 
 
@@ -251,5 +254,5 @@ def _ratios(profile: Profile, both: Mapping[str, Mapping[str, Any]], name: str) 
     return [theirs / ours for theirs, ours in pairs][profile.left_out :]
 
 
-def _later(seconds: Sequence[float], left_out: int) -> float:
-    return statistics.median(seconds[left_out:])
+def _later(values: Sequence[float], left_out: int) -> float:
+    return statistics.median(values[left_out:])

@@ -6,10 +6,12 @@ step the rows that the model was given, so that the other side begins and goes o
 
 import shutil
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch.nn.utils.rnn import pad_sequence
 
 from benchmarks import ranks
 from benchmarks.megatron_rank import Clock
@@ -30,7 +32,7 @@ ADAPTER = "adapter"
 
 
 def rows_file(folder: Path, step: int) -> Path:
-    """What the model was given in a step: tokens, labels and loss_mask, each [rows, length]."""
+    """What a step is of: tokens, labels and loss_mask, each [rows, length of the longest]."""
     return folder / f"rows{step}.npz"
 
 
@@ -49,6 +51,7 @@ def main() -> None:
             "processor": clock.processor,
             "losses": clock.losses,
             "learning_rates": [it.learning_rate for it in history.steps],
+            "tokens": clock.tokens,
             "begins": [*clock.begins, ("end", time.monotonic())],
         }
     )
@@ -61,7 +64,8 @@ class Beginning(Clock):
     def __init__(self, folder: Path, base: Path, config: RunConfig) -> None:
         super().__init__()
         self._folder, self._base, self._config = folder, base, config
-        self._rows: list[dict[str, np.ndarray]] = []
+        self._rows: dict[str, np.ndarray] = {}
+        self.tokens: list[int] = []
         self.begins: list[tuple[str, float]] = []
 
     def on_train_start(self, model: list[Any], start_step: int) -> None:
@@ -80,17 +84,19 @@ class Beginning(Clock):
     def on_step_end(self, event: StepEnd) -> None:
         """Note the time of the step, then write its rows, and pass the turn on."""
         self.note(event)
-        names = self._rows[0]
-        rows = {name: np.concatenate([it[name] for it in self._rows]) for name in names}
-        np.savez(rows_file(self._folder, event.step), **rows)
-        self._rows.clear()
+        np.savez(rows_file(self._folder, event.step), **self._rows)
         self.restart(event.step)
 
     def _keep(self, module: Any, given: tuple[Any, ...], named: dict[str, Any]) -> None:
-        """Rows stand one after another in what Megatron's model is given."""
+        """Conversations stand one after another in what Megatron's model is given."""
+        bounds = named["packed_seq_params"].cu_seqlens_q.tolist()
+        held = [slice(a, b) for a, b in pairwise(bounds) if not named["padding_mask"][0, a]]
         tensors = {"tokens": given[0], **{it: named[it] for it in ("labels", "loss_mask")}}
-        shape = (-1, self._config.data.sequence_length)
-        self._rows.append({name: it.numpy().reshape(shape) for name, it in tensors.items()})
+        self.tokens.append(sum(it.stop - it.start for it in held))
+        self._rows = {
+            name: pad_sequence([tensor[0, it] for it in held], batch_first=True).numpy()
+            for name, tensor in tensors.items()
+        }
 
 
 if __name__ == "__main__":

@@ -56,8 +56,12 @@ def forward_step(
     timers("batch-generator").stop()
     packed = PADDING in batch
     if packed:
-        domains, tasks = (_of_tokens(it, batch["tokens"]) for it in (domains, tasks))
-        batch = flattened(batch, model)
+        known = {
+            name: it for name, it in (("domains", domains), ("tasks", tasks)) if it is not None
+        }
+        of_tokens = {name: _of_tokens(it, batch["tokens"]) for name, it in known.items()}
+        batch = flattened({**batch, **of_tokens}, model)
+        domains, tasks = batch.pop("domains", None), batch.pop("tasks", None)
     show_token_ids(batch.get("tokens"), domains, tasks)
     show_learned_tokens(_weight(batch) if packed else None)
     if seeds is not None:
@@ -92,11 +96,9 @@ def _of_packed(
     return named
 
 
-def _of_tokens(of_samples: torch.Tensor | None, tokens: torch.Tensor) -> torch.Tensor | None:
-    """What is known of samples, [batch], for the tokens of a row that holds them all."""
-    if of_samples is None:
-        return None
-    return of_samples.to(tokens).unsqueeze(1).expand_as(tokens).reshape(1, -1)
+def _of_tokens(of_samples: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """What is known of samples, [batch], for each of their tokens, [batch, sequence]."""
+    return of_samples.to(tokens).unsqueeze(1).expand_as(tokens).contiguous()
 
 
 def _weight(batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
