@@ -23,6 +23,9 @@ from moe_megatron.webapp.access.login import add_login, described, user_of
 from moe_megatron.webapp.access.visitors import Access
 from moe_megatron.webapp.calls import CALLS, Answer, answer
 from moe_megatron.webapp.guards import Guard
+from moe_megatron.webapp.inspector.call import add_inspector
+from moe_megatron.webapp.inspector.inspector import Inspector
+from moe_megatron.webapp.inspector.known_models import KnownModels
 from moe_megatron.webapp.live_feed import LiveFeed
 from moe_megatron.webapp.plain_page import plain_page
 from moe_megatron.webapp.run_list import RunList, UnknownRunError
@@ -39,6 +42,8 @@ def make_app(
     runs: RunList,
     *,
     access: Access | None = None,
+    inspector: Inspector | None = None,
+    models: Sequence[Path] = (),
     names: Sequence[str] = (),
     page: Path = PAGE,
 ) -> FastAPI:
@@ -47,6 +52,8 @@ def make_app(
     Args:
         runs: What it shows.
         access: Who may enter; None: everybody who can reach it may look.
+        inspector: Asks models for the experts of tokens; whoever gives it closes it.
+        models: Folders of models that may be asked, besides the checkpoints of the runs.
         names: Names under which it may be reached, besides addresses and localhost.
         page: Folder of the built page.
     """
@@ -58,7 +65,9 @@ def make_app(
         app.add_middleware(Gate, access=access, shows_page=is_built)
     app.add_middleware(Guard, names=names)  # the last one is the outermost
     _answer_errors(app)
-    _add_calls(app, runs)
+    known = KnownModels(runs, models)
+    add_inspector(app, inspector or Inspector(), known)
+    _add_calls(app, runs, known)
     feed = LiveFeed(runs)
 
     @app.websocket("/api/live")
@@ -76,7 +85,7 @@ def make_app(
     return app
 
 
-def _add_calls(app: FastAPI, runs: RunList) -> None:
+def _add_calls(app: FastAPI, runs: RunList, models: KnownModels) -> None:
     @app.get("/api/runs")
     def all_runs() -> Response:
         return _json([it.to_json() for it in runs.facts()])
@@ -97,7 +106,9 @@ def _add_calls(app: FastAPI, runs: RunList) -> None:
     def about(run_id: str, request: Request) -> Response:
         found = answer(runs.reader(run_id), "about", request.query_params)
         assert not isinstance(found, bytes)
-        return _json({**found, "user": described(user_of(request))})
+        inspector = bool(found["checkpoints"] or models.given())
+        has = {**found["has"], "inspector": inspector}
+        return _json({**found, "has": has, "user": described(user_of(request))})
 
     @app.get("/api/runs/{run_id}/{call}")
     def one(run_id: str, call: str, request: Request) -> Response:

@@ -84,14 +84,21 @@ def facts_of(folder: Path) -> RunFacts:
         shape, steps = _shape(folder), _steps(folder)
         state = state_of(folder, Attempts(read_events(folder)), steps.get("last_step", 0))
     except (MoEError, OSError) as error:
-        return RunFacts(**about, state="unreadable", problem=_told(error, folder))
+        return RunFacts(**about, state="unreadable", problem=without_path(str(error), folder))
     known: dict[str, Any] = {**shape, **steps}
     return RunFacts(**about, state=state, problem=None, **known)
 
 
-def _told(error: Exception, folder: Path) -> str:
-    """An error without the path of the folder, which is nobody's business."""
-    return str(error).replace(f"{folder}/", "").replace(f"{folder.resolve()}/", "")
+def without_path(text: str, folder: Path) -> str:
+    """A text without the path of a folder, which is nobody's business: files in it by their names.
+
+    Args:
+        text: Such as that of an error.
+        folder: The folder.
+    """
+    for path in (str(folder), str(folder.resolve())):
+        text = text.replace(f"{path}/", "").replace(path, folder.name)
+    return text
 
 
 def _shape(folder: Path) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from moe_megatron.live.dashboard_process import PORT
 from moe_megatron.webapp.access.database import open_database
 from moe_megatron.webapp.access.visitors import Access
 from moe_megatron.webapp.app import PAGE, make_app
+from moe_megatron.webapp.inspector.inspector import Inspector
 from moe_megatron.webapp.price import Price
 from moe_megatron.webapp.run_list import RunList
 
@@ -35,6 +36,7 @@ class DashboardOptions:
 
     Attributes:
         folders: folders of runs, or folders around them.
+        models: folders of models whose tokens may be followed, besides checkpoints of the runs.
         host: name or address of the interface.
         port: 0 for any free port.
         names: names under which browsers may reach it, besides addresses and localhost.
@@ -46,6 +48,7 @@ class DashboardOptions:
     """
 
     folders: Sequence[Path]
+    models: Sequence[Path] = ()
     host: str = "127.0.0.1"
     port: int = PORT
     names: Sequence[str] = ()
@@ -69,7 +72,16 @@ class DashboardServer:
         access = None if options.database is None else _those_known(options.database)
         self._socket = _listen(options.host, options.port, for_all=access is None)
         names = [options.host, *options.names]
-        app = make_app(runs, access=access, names=names, page=options.page)
+        self.inspector = Inspector()
+        """Asks models; ends with the server."""
+        app = make_app(
+            runs,
+            access=access,
+            inspector=self.inspector,
+            models=options.models,
+            names=names,
+            page=options.page,
+        )
         port: int = self._socket.getsockname()[1]
         host = f"[{options.host}]" if ":" in options.host else options.host
         everywhere = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}
@@ -94,7 +106,10 @@ class DashboardServer:
 
     def serve(self) -> None:
         """Serve until SIGINT or SIGTERM."""
-        self._server.run(sockets=[self._socket])
+        try:
+            self._server.run(sockets=[self._socket])
+        finally:
+            self.inspector.close()
 
     def start(self) -> Self:
         """Serve on a thread until `close`.

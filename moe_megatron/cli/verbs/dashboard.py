@@ -43,6 +43,9 @@ def run(argv: Sequence[str]) -> int:
         return dashboard_token.run(argv[1:])
     options = _parser().parse_args(argv)
     folders: list[Path] = options.run_dirs or [_RUNS]
+    for folder in options.model:
+        if not folder.is_dir():
+            raise ConfigError(f"--model {folder} is no folder; give that of a model or checkpoint.")
     for folder in folders:
         if folder.exists() and not folder.is_dir():
             raise ConfigError(
@@ -61,6 +64,7 @@ def run(argv: Sequence[str]) -> int:
     server = DashboardServer(
         DashboardOptions(
             folders=folders,
+            models=options.model,
             host=options.host,
             port=options.port,
             names=options.allow_host,
@@ -115,6 +119,15 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         metavar="FILE.py:FUNCTION",
         help="a view of your own to show (repeatable; see docs/dashboard.md)",
+    )
+    add(
+        "--model",
+        type=user_path,
+        action="append",
+        default=[],
+        metavar="FOLDER",
+        help="a checkpoint or Hugging Face folder whose tokens' experts may be asked for, besides "
+        "the checkpoints of the runs (repeatable)",
     )
     add(
         "--until-eof",
