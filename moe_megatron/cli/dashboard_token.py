@@ -4,6 +4,8 @@ A token is printed once and never stands on a command line. What each role may d
 """
 
 import argparse
+import getpass
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -35,21 +37,39 @@ def run(argv: Sequence[str]) -> int:
     if (options.role is None) == (not options.revoke) and options.name is not None:
         raise ConfigError("say what NAME may do with --role, or take the token away with --revoke.")
     # Imported here: `--help` need not load a library for databases.
+    from moe_megatron.webapp.access.audit import Audit
     from moe_megatron.webapp.access.database import open_database
     from moe_megatron.webapp.access.tokens import AccessTokens
 
-    tokens = AccessTokens(open_database(options.database, create=options.role is not None))
+    engine = open_database(options.database, create=options.role is not None)
+    tokens, audit = AccessTokens(engine), Audit(engine)
     if options.name is None:
         for known in tokens.all():
             made = time.strftime("%Y-%m-%d %H:%M", time.localtime(known.made))
             print(f"{known.user.name:<20}  {known.user.role:<10}  {made}")
-    elif options.revoke:
-        tokens.remove(options.name)
-        print(f"{options.name} can no longer enter")
-    else:
-        print(tokens.add(options.name, options.role))
-        print("It is not shown again; give it to nobody else.", file=sys.stderr)
+        return 0
+    role = options.role or "revoked"
+    entry = audit.begin(name=_own_name(), what=f"token of {options.name} {role}", address="")
+    try:
+        if options.revoke:
+            tokens.remove(options.name)
+            print(f"{options.name} can no longer enter")
+        else:
+            print(tokens.add(options.name, options.role))
+            print("It is not shown again; give it to nobody else.", file=sys.stderr)
+    except ConfigError as error:
+        audit.end(entry, f"refused: {error}")
+        raise
+    audit.end(entry, "done on the command line")
     return 0
+
+
+def _own_name() -> str:
+    """Of whoever uses this machine."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a container's user may have none
+        return str(os.getuid())
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -65,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--role",
         choices=("viewer", "operator"),
-        help="what they may do: docs/dashboard.md, Who may look",
+        help="a viewer looks; an operator may also ask a run for a checkpoint, or to stop",
     )
     add("--revoke", action="store_true", help="take the token and its sessions away")
     add(

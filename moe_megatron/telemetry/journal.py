@@ -47,6 +47,8 @@ EventKind = Literal[
     "restarting",  # the launcher starts the ranks again: attempt, reason
     "trained",  # the ranks have left the training loop in order: step, interrupted (by a signal)
     "stopping",  # a signal asks the run to end: signal
+    "asked",  # somebody asks something of the run through its folder: what ("checkpoint", "stop"),
+    # reason (why it is not done)
     "ended",  # the run or an attempt is over: code (see `moe_megatron.errors`), reason
 ]
 """The kinds of events, with the fields each has."""

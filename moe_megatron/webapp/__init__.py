@@ -3,6 +3,7 @@
     run_list        finds runs, and gives each an id
     run_reader      one run: its steps, its routing, its events and its log
     calls           what the page may ask of a run, one function a question
+    asking          what an operator may ask a run for
     app, live_feed  HTTP and WebSockets
     guards, access  which pages and names may ask; who may enter, where that is asked
     view            what an outsider adds: a name, a title and a function

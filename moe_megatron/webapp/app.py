@@ -21,6 +21,7 @@ from moe_megatron.errors import DataError, MoEError
 from moe_megatron.webapp.access.gate import UNREACHABLE, Gate
 from moe_megatron.webapp.access.login import add_login, described, user_of
 from moe_megatron.webapp.access.visitors import Access
+from moe_megatron.webapp.asking import add_asking
 from moe_megatron.webapp.calls import CALLS, Answer, answer
 from moe_megatron.webapp.guards import Guard
 from moe_megatron.webapp.inspector.call import add_inspector
@@ -68,6 +69,7 @@ def make_app(
     known = KnownModels(runs, models)
     add_inspector(app, inspector or Inspector(), known)
     _add_calls(app, runs, known)
+    add_asking(app, runs, access)
     feed = LiveFeed(runs)
 
     @app.websocket("/api/live")

@@ -76,6 +76,8 @@ def described(number: int, event: Event) -> dict[str, Any]:
     level: Level = _LEVELS.get(event.kind, "info")
     if event.kind == "ended" and event.fields.get("code") not in (None, 0, AGAIN):
         level = "error"
+    if event.kind == "asked" and event.fields.get("reason"):
+        level = "warning"  # it is not done
     step = event.fields.get("step")
     return {
         "seq": number,

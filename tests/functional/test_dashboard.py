@@ -19,8 +19,12 @@ import psutil
 import pytest
 from websockets.sync.client import connect
 
+from moe_megatron.platform.requests import ASKED
 from moe_megatron.telemetry.sinks.jsonl import METRICS_FILE, ROUTING_FILE, read_routing
 from moe_megatron.testing.written_run import step_record, step_routing, write_run
+from moe_megatron.webapp.access.database import open_database
+from moe_megatron.webapp.access.sessions import Sessions
+from moe_megatron.webapp.access.tokens import AccessTokens
 from moe_megatron.webapp.frames import encode_frame, load_bytes
 
 pytestmark = [pytest.mark.deep, pytest.mark.timeout(600)]
@@ -59,8 +63,10 @@ def dashboard(*words: object, cwd: Path) -> Iterator[tuple[str, psutil.Process]]
                 break
 
 
-def fetch(url: str) -> Any:
-    with urllib.request.urlopen(url, timeout=60) as answer:
+def fetch(url: str, cookie: str = "") -> Any:
+    headers = {"Cookie": cookie} if cookie else {}
+    request = urllib.request.Request(url, headers=headers)
+    with urllib.request.urlopen(request, timeout=60) as answer:
         body = answer.read()
     return (
         body if answer.headers["content-type"] == "application/octet-stream" else json.loads(body)
@@ -130,6 +136,11 @@ def random_request(rng: random.Random) -> bytes:
             b"GET /api/live?run=ID HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\n"
             b"Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
             b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
+            b"POST /api/login HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Requested-With: moe-megatron\r\n"
+            b'Content-Length: 14\r\n\r\n{"token": "a"}',
+            b"POST /api/runs/ID/ask HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+            b"X-Requested-With: moe-megatron\r\n"
+            b'Cookie: moe_megatron_0=a; b\r\nContent-Length: 16\r\n\r\n{"what": "stop"}',
         ]
     )
     kind = rng.randrange(6)
@@ -148,15 +159,24 @@ def random_request(rng: random.Random) -> bytes:
     return good + rng.randbytes(rng.randrange(1, 3000))  # frames that are none, on a WebSocket
 
 
-def test_500_malformed_requests_leave_it_as_it_was(tmp_path: Path) -> None:
+@pytest.mark.parametrize("locked", [False, True])
+def test_500_malformed_requests_leave_it_as_it_was(tmp_path: Path, locked: bool) -> None:
     run = write_run(tmp_path / "runs" / "a", 20)
     for name in (METRICS_FILE, ROUTING_FILE):
         os.utime(run / name, (1e9, 1e9))  # long over
+    (run / ASKED).mkdir()
     rng = random.Random(16)
-    with dashboard(cwd=tmp_path) as (url, process):
-        expected = fetch(f"{url}api/runs")
-        name = expected[0]["id"].encode()
+    words, session = [], ""
+    if locked:
+        words = ["--database", tmp_path / "access.db"]
+        engine = open_database(str(tmp_path / "access.db"), create=True)
+        AccessTokens(engine).add("ada", "operator")
+        session = Sessions(engine).begin(AccessTokens(engine).all()[0])
+    with dashboard(*words, cwd=tmp_path) as (url, process):
         port = int(url.rstrip("/").rpartition(":")[2])
+        cookie = f"moe_megatron_{port}={session}" if locked else ""
+        expected = fetch(f"{url}api/runs", cookie)
+        name = expected[0]["id"].encode()
         before = process.memory_info().rss
         for _ in range(500):
             with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
@@ -168,7 +188,9 @@ def test_500_malformed_requests_leave_it_as_it_was(tmp_path: Path) -> None:
                     continue
                 status = re.match(rb"HTTP/1.1 (\d+)", answer)
                 assert not answer or (status and int(status[1]) < 500), answer[:300]
-        assert fetch(f"{url}api/runs") == expected
+                assert not locked or (b"last_step" not in answer and b"MOE1" not in answer)
+        assert fetch(f"{url}api/runs", cookie) == expected
+        assert list((run / ASKED).iterdir()) == []
         assert process.memory_info().rss - before < 100 * 2**20
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from moe_megatron.cli import dashboard_token
+from moe_megatron.cli import dashboard_audit, dashboard_token
 from moe_megatron.cli.parser import Parser
 from moe_megatron.errors import ConfigError
 from moe_megatron.files import user_path
@@ -16,6 +16,8 @@ from moe_megatron.live.dashboard_process import PORT
 from moe_megatron.live.watching import is_watched
 
 _RUNS = Path("runs")
+_ACTIONS = {"token": dashboard_token.run, "audit": dashboard_audit.run}
+"""First words that are no folder; ./token is one."""
 
 _EPILOG = """\
 example:
@@ -23,7 +25,8 @@ example:
   moe-megatron dashboard runs/a
 
 who may look, if others can reach it:
-  moe-megatron dashboard token NAME --help"""
+  moe-megatron dashboard token --help
+  moe-megatron dashboard audit --help"""
 
 
 def run(argv: Sequence[str]) -> int:
@@ -39,8 +42,8 @@ def run(argv: Sequence[str]) -> int:
         ConfigError: The port is invalid or taken, a folder is none, or the price is none.
         BackendUnavailableError: The database of those who may look does not answer.
     """
-    if argv[:1] == ["token"]:
-        return dashboard_token.run(argv[1:])
+    if argv and argv[0] in _ACTIONS:
+        return _ACTIONS[argv[0]](argv[1:])
     options = _parser().parse_args(argv)
     folders: list[Path] = options.run_dirs or [_RUNS]
     for folder in options.model:

@@ -44,6 +44,7 @@ from moe_megatron.mcore.loop.garbage import LastingObjects
 from moe_megatron.mcore.loop.job import JobOutcome, MachineSettings, TrainingJob
 from moe_megatron.mcore.loop.library_warnings import library_warnings_to
 from moe_megatron.mcore.loop.micro_batches import micro_batch_seeds
+from moe_megatron.mcore.loop.on_request import OnRequest
 from moe_megatron.mcore.loop.packed_batch import set_packing
 from moe_megatron.mcore.loop.reference_pass import PreferenceObjective, ReferencePass
 from moe_megatron.mcore.loop.root_logger import forget_import, root_logger_kept
@@ -175,6 +176,7 @@ def run(job: TrainingJob, machine: MachineSettings) -> JobOutcome:
         stack.enter_context(callbacks_installed(callbacks, clock, _evaluator(job)))
         saves = Saves(callbacks, clock, job.checkpoints, config.checkpoint.patience_seconds)
         stack.enter_context(saves.watched())
+        stack.enter_context(OnRequest(job.run_dir).installed())
         set_moe_metrics_tracker(RouterLossLog(args.moe_router_load_balancing_type))
         if "use-checkpoint-opt_param-scheduler" not in config.megatron:
             stack.enter_context(configured_settings(checkpoint.batch_growth(load, config)))

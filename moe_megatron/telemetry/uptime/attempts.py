@@ -269,7 +269,7 @@ _FILLS: dict[str, Callable[[Attempt, Event], None]] = {
 }
 _NOTES = frozenset(
     {"set_aside", "save_failed", "skipped", "rolled_back", "masked", "unmasked", "hang",
-     "sink_failed", "sink_restored", "stopping"}
+     "sink_failed", "sink_restored", "stopping", "asked"}
 )  # fmt: skip
 
 

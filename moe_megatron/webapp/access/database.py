@@ -10,7 +10,17 @@ import stat
 from contextlib import suppress
 from pathlib import Path
 
-from sqlalchemy import Column, Double, Engine, MetaData, String, Table, create_engine, select
+from sqlalchemy import (
+    Column,
+    Double,
+    Engine,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    create_engine,
+    select,
+)
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
@@ -19,12 +29,14 @@ from moe_megatron.files import user_path
 
 _SERVER = "postgresql+psycopg"
 _DIGEST_CHARACTERS = 64
+NAME_CHARACTERS, RUN_CHARACTERS, ANSWER_CHARACTERS = 64, 256, 512
+"""Most characters of a name, of a run's name and of an answer."""
 
 tables = MetaData()
 access_tokens = Table(
     "access_tokens",
     tables,
-    Column("name", String(64), primary_key=True),
+    Column("name", String(NAME_CHARACTERS), primary_key=True),
     Column("role", String(16), nullable=False),
     Column("digest", String(_DIGEST_CHARACTERS), nullable=False, unique=True),
     Column("made", Double, nullable=False, comment="seconds since 1970"),
@@ -35,6 +47,17 @@ sessions = Table(
     Column("digest", String(_DIGEST_CHARACTERS), primary_key=True),
     Column("token_digest", String(_DIGEST_CHARACTERS), nullable=False),
     Column("ends", Double, nullable=False, comment="seconds since 1970"),
+)
+audit = Table(
+    "audit",
+    tables,
+    Column("number", Integer, primary_key=True),
+    Column("time", Double, nullable=False, comment="seconds since 1970"),
+    Column("name", String(NAME_CHARACTERS), nullable=False, comment="of the token"),
+    Column("what", String(NAME_CHARACTERS), nullable=False),
+    Column("run", String(RUN_CHARACTERS), nullable=False),
+    Column("address", String(NAME_CHARACTERS), nullable=False),
+    Column("answer", String(ANSWER_CHARACTERS), nullable=False),
 )
 
 

@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse, Response
 
 from moe_megatron.webapp.access.gate import LOGIN, USER
 from moe_megatron.webapp.access.sessions import SECONDS
-from moe_megatron.webapp.access.tokens import User
+from moe_megatron.webapp.access.tokens import KnownToken, User
 from moe_megatron.webapp.access.visitors import Access, RefusedError, address_of, cookie_name
 from moe_megatron.webapp.bodies import json_body
 
@@ -40,7 +40,7 @@ def add_login(app: FastAPI, access: Access) -> None:
             known = await asyncio.to_thread(access.owner_of, token, address_of(request))
         except RefusedError as error:
             return JSONResponse({"error": str(error)}, error.status, headers=error.headers)
-        session = await asyncio.to_thread(access.sessions.begin, known)
+        session = await asyncio.to_thread(_enter, access, known, address_of(request))
         response = JSONResponse(described(known.user), headers={"cache-control": "no-store"})
         response.set_cookie(
             cookie_name(request),
@@ -55,8 +55,23 @@ def add_login(app: FastAPI, access: Access) -> None:
 
     @app.post(LOGOUT)
     async def log_out(request: Request) -> Response:
-        name = cookie_name(request)
-        await asyncio.to_thread(access.sessions.end, request.cookies.get(name, ""))
+        name, user = cookie_name(request), user_of(request)
+        assert user is not None
+        session = request.cookies.get(name, "")
+        await asyncio.to_thread(_leave, access, user, session, address_of(request))
         response = JSONResponse(None, headers={"cache-control": "no-store"})
         response.delete_cookie(name, httponly=True, samesite="strict")
         return response
+
+
+def _enter(access: Access, known: KnownToken, address: str) -> str:
+    number = access.audit.begin(name=known.user.name, what="log in", address=address)
+    session = access.sessions.begin(known)
+    access.audit.end(number, "200 a session began")
+    return session
+
+
+def _leave(access: Access, user: User, session: str, address: str) -> None:
+    number = access.audit.begin(name=user.name, what="log out", address=address)
+    access.sessions.end(session)
+    access.audit.end(number, "200 the session ended")

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from sqlalchemy import Engine
 from starlette.requests import HTTPConnection
 
+from moe_megatron.webapp.access.audit import Audit
 from moe_megatron.webapp.access.sessions import Sessions
 from moe_megatron.webapp.access.tokens import AccessTokens, KnownToken, User
 from moe_megatron.webapp.access.wrong_tokens import WrongTokens
@@ -33,11 +34,12 @@ class Access:
     """Those who may enter.
 
     Args:
-        engine: Database of their tokens and sessions.
+        engine: Database of their tokens and sessions, and of what they did.
     """
 
     def __init__(self, engine: Engine) -> None:
         self.tokens, self.sessions = AccessTokens(engine), Sessions(engine)
+        self.audit = Audit(engine)
         self._wrong = WrongTokens()
 
     def user_of(self, connection: HTTPConnection) -> User:

@@ -2,65 +2,27 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from fastapi.routing import APIRoute
 from sqlalchemy.exc import OperationalError
-from starlette.testclient import TestClient
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 
 from moe_megatron.errors import ConfigError
-from moe_megatron.testing.written_run import write_run
 from moe_megatron.webapp.access import gate
 from moe_megatron.webapp.access.database import open_database
 from moe_megatron.webapp.access.tokens import AccessTokens
-from moe_megatron.webapp.access.visitors import Access
 from moe_megatron.webapp.access.wrong_tokens import MOST_WRONG
-from moe_megatron.webapp.app import make_app
 from moe_megatron.webapp.run_facts import run_id
-from moe_megatron.webapp.run_list import RunList
 from moe_megatron.webapp.serving import DashboardOptions, DashboardServer
 
 ORIGIN = "http://127.0.0.1"
 ASKED = {"X-Requested-With": "moe-megatron", "Origin": ORIGIN}
 
 
-@dataclass
-class Guarded:
-    """A dashboard with one token, not built into a server."""
-
-    access: Access
-    run: Path
-    page: Path
-    token: str
-
-    def client(self, **more: str) -> TestClient:
-        """A browser that has been here never before."""
-        app = make_app(RunList([self.run.parent]), access=self.access, page=self.page)
-        return TestClient(app, base_url=ORIGIN, headers=more)
-
-    def logged_in(self) -> TestClient:
-        client = self.client()
-        answer = client.post("/api/login", json={"token": self.token}, headers=ASKED)
-        assert (answer.status_code, answer.json()["name"]) == (200, "ada")
-        return client
-
-
-@pytest.fixture
-def guarded(tmp_path: Path) -> Guarded:
-    database = str(tmp_path / "access.db")
-    access = Access(open_database(database, create=True))
-    run = write_run(tmp_path / "runs" / "run", 3, history=0)
-    page = tmp_path / "page"
-    page.mkdir()
-    (page / "index.html").write_text("<title>built</title>")
-    return Guarded(access, run, page, access.tokens.add("ada", "viewer"))
-
-
-def test_every_address_with_data_asks_who_one_is(guarded: Guarded) -> None:
+def test_every_address_with_data_asks_who_one_is(guarded) -> None:
     client = guarded.client()
     app = client.app
     routes = [it for it in app.routes if isinstance(it, APIRoute)]
@@ -80,7 +42,7 @@ def test_every_address_with_data_asks_who_one_is(guarded: Guarded) -> None:
     assert guarded.client().get("/").status_code == 401
 
 
-def test_a_token_lets_in_and_says_who_one_is(guarded: Guarded) -> None:
+def test_a_token_lets_in_and_says_who_one_is(guarded) -> None:
     for scheme in ("Bearer", "bearer"):
         client = guarded.client(Authorization=f"{scheme} {guarded.token}")
         [run] = client.get("/api/runs").json()
@@ -93,7 +55,7 @@ def test_a_token_lets_in_and_says_who_one_is(guarded: Guarded) -> None:
         assert guarded.token not in answer.text
 
 
-def test_a_browser_gets_a_cookie_that_scripts_and_other_sites_do_not(guarded: Guarded) -> None:
+def test_a_browser_gets_a_cookie_that_scripts_and_other_sites_do_not(guarded) -> None:
     client = guarded.client()
     answer = client.post("/api/login", json={"token": f" {guarded.token}\n"}, headers=ASKED)
     cookie = answer.headers["set-cookie"]
@@ -128,7 +90,7 @@ def test_a_browser_gets_a_cookie_that_scripts_and_other_sites_do_not(guarded: Gu
         {"X-Requested-With": "moe-megatron", "Origin": "null"},
     ],
 )
-def test_no_other_site_can_log_somebody_out(guarded: Guarded, headers: dict[str, str]) -> None:
+def test_no_other_site_can_log_somebody_out(guarded, headers: dict[str, str]) -> None:
     client = guarded.logged_in()
     assert client.post("/api/logout", headers=headers).status_code == 403
     assert client.get("/api/runs").status_code == 200
@@ -148,13 +110,13 @@ def test_no_other_site_can_log_somebody_out(guarded: Guarded, headers: dict[str,
         (b" " * 5000, 413),
     ],
 )
-def test_what_is_no_login_is_refused(guarded: Guarded, body: bytes, status: int) -> None:
+def test_what_is_no_login_is_refused(guarded, body: bytes, status: int) -> None:
     answer = guarded.client().post("/api/login", content=body, headers=ASKED)
     assert (answer.status_code, "error" in answer.json()) == (status, True)
     assert "set-cookie" not in answer.headers
 
 
-def test_who_guesses_must_wait_and_sessions_go_on(guarded: Guarded) -> None:
+def test_who_guesses_must_wait_and_sessions_go_on(guarded) -> None:
     inside, client = guarded.logged_in(), guarded.client()
     for _ in range(MOST_WRONG):
         answer = client.post("/api/login", json={"token": "guess"}, headers=ASKED)
@@ -169,14 +131,14 @@ def test_who_guesses_must_wait_and_sessions_go_on(guarded: Guarded) -> None:
     assert inside.get("/api/runs").status_code == 200
 
 
-def test_a_token_that_is_taken_away_ends_its_sessions(guarded: Guarded) -> None:
+def test_a_token_that_is_taken_away_ends_its_sessions(guarded) -> None:
     client = guarded.logged_in()
     guarded.access.tokens.remove("ada")
     assert client.get("/api/runs").status_code == 401
 
 
 def test_a_database_that_cannot_be_reached_lets_nobody_in(
-    guarded: Guarded, monkeypatch: pytest.MonkeyPatch
+    guarded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client = guarded.logged_in()
 
@@ -193,7 +155,7 @@ def test_a_database_that_cannot_be_reached_lets_nobody_in(
 
 
 @pytest.fixture
-def served(guarded: Guarded, tmp_path: Path) -> Iterator[DashboardServer]:
+def served(guarded, tmp_path: Path) -> Iterator[DashboardServer]:
     options = DashboardOptions(
         folders=[guarded.run.parent], port=0, database=str(tmp_path / "access.db")
     )
@@ -207,7 +169,7 @@ def heard_to_the_end(client: ClientConnection) -> None:
 
 
 def test_live_frames_are_for_those_who_are_known(
-    guarded: Guarded, served: DashboardServer, monkeypatch: pytest.MonkeyPatch
+    guarded, served: DashboardServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gate, "_LOOKS_AGAIN_SECONDS", 0.1)
     live = f"{served.url.replace('http', 'ws')}api/live?run={run_id(guarded.run)}"

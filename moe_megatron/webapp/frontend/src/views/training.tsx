@@ -1,5 +1,5 @@
 /** How training goes: loss, speed, where time went, what happened, checkpoints and the log. */
-import { useEffect, useRef, useState } from "react";
+import { Suspense, lazy, useEffect, useRef, useState } from "react";
 import { paths } from "../data/paths";
 import type { Numbers, RunEvent, Series } from "../data/types";
 import { bytes, count, percent, short } from "../format";
@@ -9,6 +9,9 @@ import { useMoment, useSubject } from "../state/context";
 import { useNews } from "../state/live";
 import { useLoaded } from "../state/loaded";
 import { go } from "../state/place";
+
+/** Fetched by operators alone. */
+const AskPanel = lazy(() => import("./ask").then(({ AskPanel: Ask }) => ({ default: Ask })));
 
 const COLUMNS = 400;
 const LOG_KEPT = 2000;
@@ -65,6 +68,11 @@ export function TrainingView() {
         </Ready>
       </Panel>
       {loaded.data && Object.keys(loaded.data.phases).length > 0 && <Phases phases={loaded.data.phases} />}
+      {run.user?.role === "operator" && run.state === "running" && (
+        <Suspense>
+          <AskPanel />
+        </Suspense>
+      )}
       <Events />
       <Checkpoints />
       <Log />
