@@ -124,16 +124,26 @@ def _ranks(load: Float64Array) -> Any:
 
 
 def ranks(run: RunReader, asked: Asked) -> dict[str, Any]:
-    """The load of each expert parallel process over the mean of all, in all layers together."""
+    """The load of each expert parallel process over the mean of all, in all layers together.
+
+    It waits at least as long as the slowest one computes longer.
+    """
     placed = np.array(run.expert_ranks())
     if not placed.size:
         return {"ranks": []}
-    counts = run.windows.profile(*asked.window(run.span)).tokens_per_expert
+    window = asked.window(run.span)
+    counts = run.windows.profile(*window).tokens_per_expert
     load = np.bincount(placed.ravel(), weights=counts.ravel())
     mean = load.mean()
+    (seconds,) = run.steps.means([window]).expert_rank_seconds
+    waits = seconds.max(initial=0.0) - seconds if len(seconds) == len(load) else load * np.nan
     return {
         "ranks": [
-            {"rank": rank, "load": nullable(value / mean if mean else np.nan), "wait_seconds": None}
-            for rank, value in enumerate(load.tolist())
+            {
+                "rank": rank,
+                "load": nullable(value / mean if mean else np.nan),
+                "wait_seconds": nullable(wait),
+            }
+            for rank, (value, wait) in enumerate(zip(load.tolist(), waits.tolist(), strict=True))
         ]
     }

@@ -25,7 +25,7 @@ def series(run: RunReader, asked: Asked) -> dict[str, Any]:
         "learning_rate": nested(means.learning_rate),
         "grad_norm": nested(means.grad_norm),
         "tokens_per_second": nested(means.tokens_per_second),
-        "memory_bytes": [],
+        "memory_bytes": nested(means.memory_bytes),
         "evaluations": [
             {"step": it.step, "name": name, "loss": nullable(loss)}
             for it in run.steps.evaluations

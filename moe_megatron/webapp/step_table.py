@@ -17,8 +17,16 @@ from moe_megatron.webapp.columns import Span
 MOST_ROWS = 2**17
 _MOST_EVALUATIONS = 2**13
 
-_MEASURED = ("loss", "learning_rate", "grad_norm")
-_COLUMNS = ("last", "tokens", "seconds", *_MEASURED, *(f"{name}_count" for name in _MEASURED))
+_MEASURED = ("loss", "learning_rate", "grad_norm", "memory_bytes")
+_COLUMNS = (
+    "last",
+    "tokens",
+    "seconds",
+    *_MEASURED,
+    *(f"{name}_count" for name in _MEASURED),
+    "timed_steps",
+)
+"""Further columns, as many as a run has expert parallel ranks, add up the time of each."""
 _AT = {name: place for place, name in enumerate(_COLUMNS)}
 
 
@@ -29,7 +37,10 @@ class StepMeans:
     loss: Float64Array
     learning_rate: Float64Array
     grad_norm: Float64Array
+    memory_bytes: Float64Array
     tokens_per_second: Float64Array
+    expert_rank_seconds: Float64Array
+    """[columns, ranks]; no ranks where none was timed"""
 
 
 class StepTable:
@@ -64,6 +75,7 @@ class StepTable:
         self.loss = self.loss if record.loss is None else record.loss
         if self._pending >= self._width or not self._size:
             self._new_row()
+        self._make_room_for(len(record.expert_rank_seconds))
         self._add_to(self._rows[self._size - 1], record)
         self._pending += 1
 
@@ -80,6 +92,17 @@ class StepTable:
             if value is not None and np.isfinite(value):
                 row[_AT[name]] += value
                 row[_AT[f"{name}_count"]] += 1
+        seconds = record.expert_rank_seconds
+        if seconds and len(row) == len(_COLUMNS) + len(seconds):
+            row[_AT["timed_steps"]] += 1
+            row[len(_COLUMNS) :] += seconds
+
+    def _make_room_for(self, ranks: int) -> None:
+        """Have a column for each expert parallel rank; of another number, none is known before."""
+        if ranks and self._rows.shape[1] != len(_COLUMNS) + ranks:
+            rows = self._rows[:, : len(_COLUMNS)]
+            rows[:, _AT["timed_steps"]] = 0
+            self._rows = np.hstack([rows, np.zeros((len(rows), ranks))])
 
     def _new_row(self) -> None:
         if self._size == self._most_rows:
@@ -104,12 +127,13 @@ class StepTable:
     def means(self, spans: Sequence[Span]) -> StepMeans:
         """The means of columns, which follow each other."""
         edges = np.searchsorted(self._lasts, [first for first, _ in spans] + [spans[-1][1] + 1])
-        sums = np.zeros((len(spans), len(_COLUMNS)))
+        sums = np.zeros((len(spans), self._rows.shape[1]))
         for place, (start, end) in enumerate(pairwise(edges.tolist())):
             sums[place] = self._rows[start:end].sum(axis=0)
         with np.errstate(divide="ignore", invalid="ignore"):
             return StepMeans(
                 tokens_per_second=sums[:, _AT["tokens"]] / sums[:, _AT["seconds"]],
+                expert_rank_seconds=sums[:, len(_COLUMNS) :] / sums[:, [_AT["timed_steps"]]],
                 **{name: sums[:, _AT[name]] / sums[:, _AT[f"{name}_count"]] for name in _MEASURED},
             )
 

@@ -185,6 +185,18 @@ def test_first_step_routes_the_same_tokens_in_every_layout(
         assert snapshot.per_layer[name] == pytest.approx(expected, rel=tolerance), name
 
 
+@pytest.mark.parametrize("layout", ["ep2"])
+def test_steps_say_memory_and_the_time_of_each_expert_rank(
+    layout: str, layouts: dict[str, dict[int, float]], root: Path
+) -> None:
+    for record in step_records(root / layout):
+        assert record.memory_bytes is not None
+        assert record.memory_bytes > 2**20
+        assert len(record.expert_rank_seconds) == 2
+        assert min(record.expert_rank_seconds) > 0
+    assert {it.expert_rank_seconds for it in step_records(root / "single")} == {()}
+
+
 def test_resuming_through_ep_tp_cp_pp_and_single_follows_one_curve(
     relay: dict[int, float], single: dict[int, float], root: Path
 ) -> None:

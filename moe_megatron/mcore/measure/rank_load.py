@@ -13,9 +13,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import psutil
 import torch
 from megatron.core.transformer.moe.moe_layer import MoELayer
+from numpy.typing import NDArray
 
 from moe_megatron.telemetry.sinks.health import SinkState
 
@@ -64,6 +66,24 @@ class ComputeTimer:
         if self._on_gpu:
             return float(torch.cuda.memory_allocated())
         return float(self._process.memory_info().rss)
+
+
+def by_expert_rank(seconds: NDArray[np.float64], ranks: NDArray[np.int64]) -> tuple[float, ...]:
+    """Mean time of the processes of each expert parallel rank, in microseconds' precision.
+
+    Args:
+        seconds: float64 [W], time of each process; 0.0 where nothing was measured.
+        ranks: int64 [W], its expert parallel rank.
+
+    Returns:
+        A time for each rank; () for a single one, or where one has no measurement.
+    """
+    measured = seconds > 0
+    number = np.bincount(ranks, measured)
+    if len(number) == 1 or not number.all():
+        return ()
+    means = np.bincount(ranks, seconds) / number
+    return tuple(round(it, 6) for it in means.tolist())
 
 
 @dataclass(frozen=True, slots=True)

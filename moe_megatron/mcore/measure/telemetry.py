@@ -14,8 +14,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from megatron.core import mpu
 from megatron.training import get_args
 from megatron.training.training import num_floating_point_operations
 
@@ -29,7 +31,7 @@ from moe_megatron.mcore.loop.callbacks import Callback, EvaluationEnd, StepEnd, 
 from moe_megatron.mcore.measure.counters import PendingTotals, RoutingCounters, StepTotals
 from moe_megatron.mcore.measure.lasting_writers import rewind_tensorboard
 from moe_megatron.mcore.measure.own_tokens import sees_own_tokens
-from moe_megatron.mcore.measure.rank_load import ComputeTimer, RankValues
+from moe_megatron.mcore.measure.rank_load import ComputeTimer, RankValues, by_expert_rank
 from moe_megatron.mcore.measure.sampler import PendingSample, RoutingSampler
 from moe_megatron.mcore.measure.snapshots import make_snapshot
 from moe_megatron.mcore.measure.writers import RoutingWriters
@@ -108,6 +110,7 @@ class TelemetryCallback(Callback):
         self._save_failed, self._failed_saves = False, 0
         self._timer: ComputeTimer | None = None
         self._sampler: RoutingSampler | None = None
+        self._expert_ranks = np.zeros(1, dtype=np.int64)
         self._writers: RoutingWriters | None = None
         self._quantities: tuple[Quantity, ...] = ()
         self._tasks: tuple[str, ...] = ()
@@ -148,6 +151,8 @@ class TelemetryCallback(Callback):
         if self._saves_checkpoints:
             self._checkpoint_step, self._checkpoint_at = start_step, time.monotonic()
         hosts = tuple(world.gather_texts(socket.gethostname()))
+        expert_rank = str(mpu.get_expert_model_parallel_rank())
+        self._expert_ranks = np.array([int(it) for it in world.gather_texts(expert_rank)])
         if self._sinks is None:
             return
         if layers:
@@ -359,6 +364,7 @@ class TelemetryCallback(Callback):
 
     def _record(self, pending: _Pending, totals: StepTotals) -> StepRecord:
         training, event = self._config.training, pending.event
+        memory, seconds = totals.rank_memory_bytes.max(), totals.rank_compute_seconds
         return StepRecord(
             step=event.step,
             loss=totals.loss,
@@ -369,6 +375,8 @@ class TelemetryCallback(Callback):
             total_steps=training.train_steps,
             skipped=event.skipped,
             measures=totals.measures,
+            memory_bytes=int(memory) or None,
+            expert_rank_seconds=by_expert_rank(seconds, self._expert_ranks),
             runtime=StepRuntime(
                 ended_at=pending.ended_at,
                 phase_seconds=event.phase_seconds,

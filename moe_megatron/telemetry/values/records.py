@@ -17,6 +17,7 @@ from moe_megatron.telemetry.values.json_fields import (
     Float64Array,
     read_bool,
     read_float,
+    read_float_array,
     read_int,
     read_object,
     read_optional_float,
@@ -27,6 +28,7 @@ from moe_megatron.telemetry.values.json_fields import (
 from moe_megatron.telemetry.values.profile import RoutingProfile
 from moe_megatron.telemetry.values.task_scores import TaskScore
 
+_WHERE_MEASURED = ("measures", "memory_bytes", "expert_rank_seconds")
 _MAX_EXPONENT = 20.0  # as in Megatron: an untrained model prints 4.9e8 in place of an overflow
 
 
@@ -79,6 +81,11 @@ class StepRecord:
         total_steps: steps the whole run is planned to take.
         skipped: whether the optimizer made no update because a gradient was not finite.
         measures: what the loss function reports besides the loss, by name; {} for most.
+        memory_bytes: memory of the process that has most, at the end of the step: allocated on its
+            GPU, or resident on a CPU; None where it was not measured.
+        expert_rank_seconds: forward time of a micro-batch in attention and experts, without
+            communication, mean over the processes of each expert parallel rank; () where there is
+            one rank, or nothing was measured.
         runtime: what the machine did during the step; None when read from a file.
     """
 
@@ -91,6 +98,8 @@ class StepRecord:
     total_steps: int
     skipped: bool = False
     measures: Mapping[str, float] = field(default_factory=dict)
+    memory_bytes: int | None = None
+    expert_rank_seconds: tuple[float, ...] = ()
     runtime: StepRuntime | None = field(default=None, compare=False)
 
     @property
@@ -101,8 +110,13 @@ class StepRecord:
     def to_json_dict(self) -> dict[str, Any]:
         """Returns the metrics.jsonl object; null means unknown, "nan" a loss that was NaN.
 
-        `runtime` is not in it, nor are `measures` where there are none.
+        `runtime` is not in it, nor are measures, memory and times of ranks where there are none.
         """
+        where_measured: dict[str, Any] = {}
+        if self.memory_bytes is not None:
+            where_measured["memory_bytes"] = self.memory_bytes
+        if self.expert_rank_seconds:
+            where_measured["expert_rank_seconds"] = list(self.expert_rank_seconds)
         return {
             "kind": "step",
             "step": self.step,
@@ -113,6 +127,7 @@ class StepRecord:
             "step_seconds": write_float(self.step_seconds),
             "tokens": self.tokens,
             "skipped": self.skipped,
+            **where_measured,
             **_written(self.measures),
         }
 
@@ -125,7 +140,9 @@ class StepRecord:
         """
         names = ("kind", "step", "total_steps", "loss", "learning_rate", "grad_norm")
         more = ("step_seconds", "tokens", "skipped")
-        fields = require_fields(data, (*names, *more), optional=("measures",))
+        fields = require_fields(data, (*names, *more), optional=_WHERE_MEASURED)
+        memory = fields.get("memory_bytes")
+        seconds = read_float_array(fields.get("expert_rank_seconds", []), "expert_rank_seconds")
         return cls(
             step=read_int(fields["step"], "step"),
             loss=read_optional_float(fields["loss"], "loss"),
@@ -136,6 +153,8 @@ class StepRecord:
             total_steps=read_int(fields["total_steps"], "total_steps"),
             skipped=read_bool(fields["skipped"], "skipped"),
             measures=_read(fields.get("measures", {})),
+            memory_bytes=None if memory is None else read_int(memory, "memory_bytes"),
+            expert_rank_seconds=tuple(seconds.tolist()),
         )
 
 

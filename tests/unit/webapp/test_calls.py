@@ -1,6 +1,8 @@
 """Answers about a run against what its steps say, computed step by step."""
 
+import json
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 from moe_megatron.config import apply_overrides, load_config
 from moe_megatron.errors import DataError
 from moe_megatron.run.folder import write_config
+from moe_megatron.telemetry.sinks.jsonl import METRICS_FILE
 from moe_megatron.telemetry.values.profile import PROFILE_FILE, RoutingProfile
 from moe_megatron.testing.written_run import LAYERS, step_record, step_routing, write_run
 from moe_megatron.webapp.calls import CALLS, answer
@@ -112,6 +115,7 @@ def test_configuration_and_checkpoint_tell_of_ranks_cost_and_tasks(tmp_path: Pat
     by_rank = slow_counts(1, 12).sum(axis=0).reshape(4, 2).sum(axis=1)
     ranks = answer(run, "ranks", {})["ranks"]
     np.testing.assert_allclose([it["load"] for it in ranks], by_rank / by_rank.mean())
+    assert [it["wait_seconds"] for it in ranks] == [None] * 4
     domains = answer(run, "expert", {"layer": "2", "expert": "1"})["domains"]
     assert {it["name"] for it in domains} == {"law", "code"}
     assert sum(it["share"] for it in domains) == pytest.approx(1)
@@ -119,6 +123,25 @@ def test_configuration_and_checkpoint_tell_of_ranks_cost_and_tasks(tmp_path: Pat
     each = 3 * config.model.hidden_size * config.expert_hidden_size
     expected = 6 * each * slow_counts(1, 12).sum(axis=1) / 12
     np.testing.assert_allclose(np.ravel(cost["flops_per_layer"]), expected, rtol=1e-5)
+
+
+def test_ranks_wait_for_the_slowest_of_them_and_memory_is_a_mean(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", 3, history=0)
+    write_config(
+        apply_overrides(load_config("demo_moe"), {"parallel.expert_parallel_size": 2}), folder
+    )
+    lines = [
+        replace(step_record(step), memory_bytes=100 * step, expert_rank_seconds=(step, 4.0))
+        for step in (1, 2, 3)
+    ]
+    (folder / METRICS_FILE).write_text(
+        "".join(f"{json.dumps(it.to_json_dict())}\n" for it in lines)
+    )
+    run = RunReader(folder)
+    assert [it["wait_seconds"] for it in answer(run, "ranks", {})["ranks"]] == [2.0, 0.0]
+    one = answer(run, "ranks", {"first": "3", "last": "3"})["ranks"]
+    assert [it["wait_seconds"] for it in one] == [1.0, 0.0]
+    assert answer(run, "series", {"columns": "1"})["memory_bytes"] == [200.0]
 
 
 @pytest.mark.parametrize("call", [name for name in CALLS if name not in ("expert", "view")])

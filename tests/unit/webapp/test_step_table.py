@@ -1,11 +1,12 @@
 """The table of steps against plain lists, also when it is full or a run goes back."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from moe_megatron.telemetry.values.records import EvalRecord
+from moe_megatron.telemetry.values.records import EvalRecord, StepRecord
 from moe_megatron.testing.written_run import step_record
 from moe_megatron.webapp.columns import columns
 from moe_megatron.webapp.step_table import StepTable
@@ -66,3 +67,27 @@ def test_time_until_a_step_is_that_of_the_steps_up_to_it(most_rows: int) -> None
     until = table.seconds_until([0, 7, 500, 1000, 9000])
     expected = [0.5 * (step // width * width) for step in (0, 7, 500)]
     assert until.tolist() == [*expected, 500.0, 500.0]
+
+
+def timed(step: int, *seconds: float) -> StepRecord:
+    return replace(step_record(step), memory_bytes=step * 1000, expert_rank_seconds=seconds)
+
+
+@pytest.mark.parametrize("most_rows", [2**17, 16])
+def test_memory_and_times_of_ranks_are_means_of_the_steps_that_have_them(most_rows: int) -> None:
+    table = StepTable(most_rows)
+    for step in range(1, 65):
+        table.add(timed(step, step, 2.0 * step) if step > 32 else timed(step))
+    means = table.means([(1, 32), (33, 64)])
+    assert means.memory_bytes.tolist() == [16_500, 48_500]
+    assert np.isnan(means.expert_rank_seconds[0]).all()
+    assert means.expert_rank_seconds[1].tolist() == [48.5, 97.0]
+
+
+def test_run_that_goes_on_with_other_ranks_forgets_the_times_of_those_before() -> None:
+    table = StepTable()
+    for step in range(1, 5):
+        table.add(timed(step, 1.0, 2.0) if step < 3 else timed(step, 3.0, 4.0, 5.0))
+    assert np.isnan(table.means([(1, 2)]).expert_rank_seconds).all()
+    assert table.means([(1, 4)]).expert_rank_seconds.tolist() == [[3.0, 4.0, 5.0]]
+    assert table.means([(1, 4)]).loss.tolist() == [slow_means([1, 2, 3, 4], "loss")]

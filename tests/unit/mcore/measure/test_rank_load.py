@@ -3,11 +3,12 @@
 import resource
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from moe_megatron.mcore.measure import rank_load
-from moe_megatron.mcore.measure.rank_load import ComputeTimer
+from moe_megatron.mcore.measure.rank_load import ComputeTimer, by_expert_rank
 
 
 class Attention(torch.nn.Module):
@@ -68,3 +69,17 @@ def test_gpu_time_is_read_a_step_later():
     torch.cuda.synchronize()
     assert timer.take().compute_seconds > 0.0
     assert timer.take().memory_bytes > 0
+
+
+@pytest.mark.parametrize(
+    ("seconds", "ranks", "expected"),
+    [
+        ([1.0, 2.0, 3.0, 4.0], [0, 1, 0, 1], (2.0, 3.0)),
+        ([1.0, 2.0, 0.0, 4.0], [0, 1, 0, 1], (1.0, 3.0)),  # one was not measured
+        ([0.0, 2.0, 0.0, 4.0], [0, 1, 0, 1], ()),
+        ([1.0, 2.0], [0, 0], ()),
+        ([0.0], [0], ()),
+    ],
+)
+def test_time_of_an_expert_rank_is_the_mean_of_its_measured_processes(seconds, ranks, expected):
+    assert by_expert_rank(np.array(seconds), np.array(ranks)) == expected

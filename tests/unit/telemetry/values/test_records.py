@@ -26,6 +26,19 @@ def test_step_json_tells_nan_from_unknown(make_step: Callable[..., StepRecord]) 
     assert back.grad_norm is None
 
 
+def test_memory_and_times_of_ranks_are_read_back_and_absent_where_not_measured(
+    make_step: Callable[..., StepRecord],
+) -> None:
+    record = make_step(memory_bytes=2**40, expert_rank_seconds=(0.25, 0.125))
+    written = json.loads(json.dumps(record.to_json_dict()))
+    assert (written["memory_bytes"], written["expert_rank_seconds"]) == (2**40, [0.25, 0.125])
+    assert StepRecord.from_json_dict(written) == record
+    assert not {"memory_bytes", "expert_rank_seconds"} & make_step().to_json_dict().keys()
+    for name, wrong in {"memory_bytes": 1.5, "expert_rank_seconds": ["long"]}.items():
+        with pytest.raises(DataError, match=name):
+            StepRecord.from_json_dict(written | {name: wrong})
+
+
 def test_tokens_per_second(make_step: Callable[..., StepRecord]) -> None:
     assert make_step(tokens=100, step_seconds=0.5).tokens_per_second == 200
     assert make_step(step_seconds=0.0).tokens_per_second == 0.0

@@ -60,7 +60,7 @@ function RankBars({ ranks: { ranks }, picture }: { ranks: Ranks; picture: React.
           </text>
           {waits && (
             <text className="tick" x={waitAt} y={12}>
-              wait a step
+              waits in a forward pass, at least
             </text>
           )}
           {ranks.map((rank, i) => {
