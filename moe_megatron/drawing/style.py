@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from moe_megatron.errors import ConfigError
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -53,6 +55,18 @@ _STYLE: dict[str, Any] = {
     "svg.fonttype": "none",  # text stays text: it can be searched and edited
     "svg.hashsalt": "moe_megatron",  # else names of clips are drawn by chance
 }
+
+
+def width_of(columns: int) -> float:
+    """The width of a figure that spans one or two columns of a page, in inches.
+
+    Raises:
+        ConfigError: It is another number.
+    """
+    widths = {1: ONE_COLUMN, 2: TWO_COLUMNS}
+    if columns not in widths:
+        raise ConfigError(f"a figure spans columns=1 or columns=2 of a page, not {columns!r}.")
+    return widths[columns]
 
 
 @contextmanager
