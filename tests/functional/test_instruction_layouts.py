@@ -23,6 +23,7 @@ from moe_megatron.telemetry.sinks.jsonl import (
     read_metrics,
     read_routing,
 )
+from moe_megatron.telemetry.sinks.sample_files import read_pairs, sample_paths
 from moe_megatron.telemetry.values.records import StepRecord
 from moe_megatron.testing.jobs import Job, run_jobs
 from moe_megatron.text.demo import demo_tokenizer
@@ -44,6 +45,7 @@ SHAPE: dict[str, Any] = {
     "training.global_batch_size": 8,
     "moe.aux_loss_coef": 0.05,
     "moe.z_loss_coef": 0.01,
+    "telemetry.sample_interval": 1,
 }
 LAYOUTS: dict[str, dict[str, Any]] = {
     "ep2": {"parallel.expert_parallel_size": 2},
@@ -124,6 +126,17 @@ def counts(run_dir: Path) -> list[Any]:
     ]
 
 
+def samples(run_dir: Path) -> list[Any]:
+    """Which experts tokens have together, and where they go next, of each layer, at each step."""
+    tables = [list(read_pairs(path)) for path in sample_paths(run_dir).values()]
+    together = [[it.together.diagonal().tolist() for it in layers] for layers in tables]
+    assert together == counts(run_dir)  # and no padding
+    return [
+        [(it.together.tolist(), None if it.flow is None else it.flow.tolist()) for it in layers]
+        for layers in tables
+    ]
+
+
 @pytest.fixture(scope="module")
 def single(root: Path, data: Path) -> list[StepRecord]:
     run_jobs([Job(run_dir=root / "single", overrides=SHAPE, data=data)], world_size=1)
@@ -150,6 +163,7 @@ def layouts(root: Path, data: Path, chosen: Callable[[str], list[str]]) -> None:
 def test_layouts_train_alike(name, root, layouts, single):
     same_steps(steps(root / name), single)
     assert counts(root / name) == counts(root / "single")
+    assert samples(root / name) == samples(root / "single")
     assert single[0].loss != pytest.approx(single[-1].loss, rel=1e-3)
 
 
@@ -172,6 +186,7 @@ def test_samples_in_one_row_train_as_each_in_its_own(kind, root, data):
     alone, packed = (job.run_dir for job in jobs)
     same_steps(steps(packed), steps(alone))
     assert counts(packed) == counts(alone)
+    assert samples(packed) == samples(alone)
     chosen = sum(sum(layer) for layer in counts(packed)[0])
     layers, top_k = len(counts(packed)[0]), jobs[0].config.moe.top_k
     assert chosen == layers * top_k * int((stored.lengths - 1).sum())  # and no padding
