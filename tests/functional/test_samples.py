@@ -150,6 +150,19 @@ def test_bias_is_that_of_the_model_after_the_step(single: Any, root: Path) -> No
     assert np.abs(head.expert_bias).max() > 0
 
 
+@pytest.mark.deep
+def test_model_with_too_many_pairs_has_samples_of_its_bias_alone(root: Path) -> None:
+    """As it is where CUDA graphs replay routers, which needs a GPU."""
+    huge = {"model.num_layers": 1, "moe.num_experts": 1025, "moe.expert_hidden_size": 8}
+    job = Job(run_dir=root / "huge", overrides={**SHAPE, **huge})
+    run_jobs([job], world_size=1)
+    (path,) = sample_paths(job.run_dir).values()
+    head = read_sample_head(path)
+    assert head.tokens == 8 * 32
+    assert head.expert_bias is not None
+    assert list(read_pairs(path)) == []
+
+
 def _model(layout: str) -> str:
     return layout.split("_")[0] if layout.split("_")[0] in MODELS else "single"
 

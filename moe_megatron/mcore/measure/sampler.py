@@ -59,6 +59,7 @@ class RoutingSampler:
         num_experts: E, experts in each.
         interval: Steps from one sample to the next; 0 for none.
         has_bias: Whether routers have a balancing bias.
+        replayed: Whether CUDA graphs replay routers, which then tell nobody what they do.
     """
 
     def __init__(
@@ -69,10 +70,11 @@ class RoutingSampler:
         interval: int,
         *,
         has_bias: bool = False,
+        replayed: bool = False,
     ) -> None:
         self._layers, self._experts, self._interval = layers, num_experts, interval
         self._has_bias = has_bias
-        self._has_pairs = pairs_fit(len(layers), num_experts)
+        self._has_pairs = pairs_fit(len(layers), num_experts) and not replayed
         self._device = next(model[0].parameters()).device
         self._routers = {
             number_of(module): (chunk, module)

@@ -144,6 +144,7 @@ class TelemetryCallback(Callback):
                 num_experts,
                 self._config.telemetry.sample_interval,
                 has_bias=moe.expert_bias,
+                replayed=get_args().cuda_graph_impl != "none",
             )
             self._writers = RoutingWriters.of_megatron()
         if start_step:
@@ -359,7 +360,7 @@ class TelemetryCallback(Callback):
             assert self.profile is not None
             self.profile.add(snapshot)
         self._sinks.step(self._record(pending, totals), snapshot)
-        if sample is not None:
+        if sample is not None and not sample.is_empty:
             self._sinks.sample(sample)
 
     def _record(self, pending: _Pending, totals: StepTotals) -> StepRecord:

@@ -139,6 +139,11 @@ class RoutingSample:
     together: Counts | None
     flow: Counts | None
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was counted, as of routers that tell nobody what they do."""
+        return self.head.tokens == 0 and self.head.expert_bias is None
+
     def lines(self) -> Iterator[bytes]:
         """The lines of its file."""
         yield self.head.line()

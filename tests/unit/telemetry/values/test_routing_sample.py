@@ -3,12 +3,18 @@
 import base64
 import json
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from moe_megatron.errors import DataError
-from moe_megatron.telemetry.values.routing_sample import LayerPairs, SampleHead, pairs_fit
+from moe_megatron.telemetry.values.routing_sample import (
+    LayerPairs,
+    RoutingSample,
+    SampleHead,
+    pairs_fit,
+)
 from moe_megatron.testing.written_run import LAYERS, NUM_EXPERTS, step_sample
 
 
@@ -34,6 +40,16 @@ def test_lines_read_what_they_wrote() -> None:
 def test_model_without_bias_has_none() -> None:
     head = SampleHead(step=1, tokens=8, layers=(1,), num_experts=2)
     assert SampleHead.of_line(head.line()).expert_bias is None
+
+
+def test_sample_is_empty_where_neither_tokens_nor_a_bias_were_there() -> None:
+    head = SampleHead(step=1, tokens=0, layers=(1,), num_experts=2)
+    nothing = RoutingSample(head=head, together=None, flow=None)
+    assert nothing.is_empty
+    assert list(nothing.lines()) == [head.line()]
+    bias = np.zeros((1, 2), dtype=np.float32)
+    assert not replace(nothing, head=replace(head, expert_bias=bias)).is_empty
+    assert not replace(nothing, head=replace(head, tokens=3)).is_empty
 
 
 def packed(data: bytes) -> str:
