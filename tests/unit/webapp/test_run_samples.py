@@ -72,6 +72,23 @@ def test_partners_are_shares_of_the_tokens_of_an_expert(run: RunReader) -> None:
     assert [it["share"] for it in found] == sorted(expected.values(), reverse=True)
 
 
+def test_chance_of_a_partner_has_the_loads_of_what_was_counted(run: RunReader) -> None:
+    found = [
+        asked(run, "expert", layer=3, expert=number)["partners"] for number in range(NUM_EXPERTS)
+    ]
+    table = sum(step_sample(step).together for step in (16, 24, 32, 40))[1]
+    chance = np.zeros((NUM_EXPERTS, NUM_EXPERTS))
+    for one, partners in enumerate(found):
+        for it in partners:
+            chance[one, it["expert"]] = it["null_share"] * table[one, one]
+    # As many meetings of each expert as were counted, and the odds of two do not depend on others.
+    meetings = table.sum(axis=1) - table.diagonal()
+    np.testing.assert_allclose(chance.sum(axis=1), meetings, rtol=1e-6)
+    np.testing.assert_allclose(chance, chance.T, rtol=1e-6)
+    odds = chance[0, 2:] / chance[1, 2:]
+    np.testing.assert_allclose(odds, odds[0], rtol=1e-6)
+
+
 def test_smallest_paths_are_left_out_and_that_is_said(
     run: RunReader, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -67,7 +67,7 @@ export interface Expert {
   drop_rate: Numbers;
   bias: Numbers;
   ep_rank: number | null;
-  partners: { expert: number; share: number }[];
+  partners: { expert: number; share: number; null_share: number | null }[];
   tokens: { text: string; share: number }[];
   domains: { name: string; share: number; null_share: number | null }[];
 }

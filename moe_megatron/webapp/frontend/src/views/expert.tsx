@@ -69,8 +69,10 @@ export function ExpertView({ cell }: { cell: Cell }) {
                 rows={expert.partners.slice(0, LISTED).map((partner) => ({
                   name: `expert ${partner.expert}`,
                   share: partner.share,
+                  mark: partner.null_share,
                   open: () => go({ cell: { layer: cell.layer, expert: partner.expert } }),
                 }))}
+                note="The mark is what loads alone would give."
               />
             )}
             {expert.domains.length > 0 && (
