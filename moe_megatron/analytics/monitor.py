@@ -8,6 +8,7 @@ analysis. For the decisions about single tokens see `analyzer`.
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -146,7 +147,7 @@ class RouterMonitor:
         )
 
     def start_dashboard(self, port: int = PORT) -> DashboardProcess:
-        """Shows the blocks that are tracked from now on in a browser, each as one step.
+        """Shows the tracked blocks in a browser, each as one step: from `keep_blocks` or now on.
 
         The server is a process of its own, which ends with this one or by `close`.
 
@@ -159,10 +160,20 @@ class RouterMonitor:
         Raises:
             ConfigError: the port is taken.
         """
-        if self._shown is not None:
-            self._shown.close()
-        self._shown = ShownBlocks()
-        return self._shown.show(port)
+        return self._blocks().show(port)
+
+    def keep_blocks(self) -> Path:
+        """Keeps the blocks that are tracked from now on, each as one step of a run.
+
+        Returns:
+            the folder of that run, which ends with this object; the same on a second call.
+        """
+        return self._blocks().folder
+
+    def _blocks(self) -> ShownBlocks:
+        if self._shown is None:
+            self._shown = ShownBlocks()
+        return self._shown
 
     def reset(self) -> None:
         """Forgets everything counted so far; a dashboard begins anew."""

@@ -19,9 +19,9 @@ class ShownBlocks:
 
     def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="moe_megatron-")
-        self._run = Path(self._folder.name) / "model"
-        self._run.mkdir()
-        self._file = AppendedFile(self._run / ROUTING_FILE)
+        self.folder = Path(self._folder.name) / "model"
+        self.folder.mkdir()
+        self._file = AppendedFile(self.folder / ROUTING_FILE)
         self._dashboard: DashboardProcess | None = None
         self.begin()
 
@@ -37,12 +37,14 @@ class ShownBlocks:
         self._file.append(f"{line}\n".encode())
 
     def show(self, port: int) -> DashboardProcess:
-        """Start the dashboard.
+        """Start the dashboard; one that was started before is ended.
 
         Raises:
             ConfigError: The port is taken.
         """
-        self._dashboard = DashboardProcess([self._run], port=port)
+        if self._dashboard is not None:
+            self._dashboard.close()
+        self._dashboard = DashboardProcess([self.folder], port=port)
         return self._dashboard
 
     def close(self) -> None:

@@ -5,12 +5,12 @@ from html import escape
 from statistics import fmean
 
 from moe_megatron.benchmarks.case import REFERENCE
+from moe_megatron.benchmarks.interval_chart import Estimate, interval_chart
+from moe_megatron.benchmarks.line_chart import Series, line_chart
+from moe_megatron.benchmarks.page_style import render_page
 from moe_megatron.benchmarks.setup import Setup
 from moe_megatron.benchmarks.table_rows import Row, columns
 from moe_megatron.benchmarks.tables import facts, meanings, notes, shown_rows, title
-from moe_megatron.viz.interval_chart import Estimate, interval_chart
-from moe_megatron.viz.report_page import render_page
-from moe_megatron.viz.svg import Series, line_chart
 
 _FIRST = 0.25
 """Share of a training that curves leave out, which would hide all else."""

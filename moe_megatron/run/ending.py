@@ -13,7 +13,7 @@ from moe_megatron.run.start import RunResult
 from moe_megatron.telemetry.sinks.console import format_summary
 from moe_megatron.telemetry.sinks.jsonl import METRICS_FILE
 from moe_megatron.telemetry.values.forgetting import forgetting, write_forgetting
-from moe_megatron.viz.report import write_report
+from moe_megatron.webapp.report import write_report
 
 
 def conclude(result: RunResult) -> str:

@@ -48,7 +48,7 @@ from moe_megatron.training.results import EvalResult, TrainingResult
 from moe_megatron.training.resuming import resumed
 from moe_megatron.training.scoring import batches
 from moe_megatron.training.texts import Texts
-from moe_megatron.viz.report import write_report
+from moe_megatron.webapp.report import write_report
 
 _LENGTH = 256
 

@@ -1,8 +1,8 @@
-"""Pictures of a run and of models: reports, figures and films.
+"""Pictures of a run and of models: figures, films and the dashboard from Python.
 
-`report` writes one HTML file that needs neither network nor server. `TrainingVisualizer` draws a
-training and `ArchitectureVisualizer` a model with matplotlib, in the style of `drawing`.
-`MoEDashboard` shows a run or a model in a browser.
+`TrainingVisualizer` draws a training and `ArchitectureVisualizer` a model with matplotlib, in the
+style of `drawing`. `MoEDashboard` shows a run or a model in a browser, and writes it to one HTML
+file.
 """
 
 from moe_megatron.viz.architecture_visualizer import ArchitectureVisualizer

@@ -28,7 +28,7 @@ from moe_megatron.viz.architecture_parts import (
     short,
     total_weights,
 )
-from moe_megatron.viz.report_data import load_windows, recorded_routing
+from moe_megatron.viz.condensed import load_windows, recorded_routing
 
 _UTILIZATION = "expert_utilization"
 

@@ -15,7 +15,8 @@ from moe_megatron.config.checks import join_words, nearest
 from moe_megatron.errors import ConfigError, DataError
 from moe_megatron.files import user_path
 from moe_megatron.live.dashboard_process import PORT, DashboardProcess
-from moe_megatron.viz.report import write_report
+from moe_megatron.telemetry.sinks.jsonl import ROUTING_FILE
+from moe_megatron.webapp.report import write_report
 
 if TYPE_CHECKING:
     from torch import nn
@@ -40,6 +41,7 @@ class MoEDashboard:
         dashboard.start(port=8080)
         with dashboard.track():
             model(input_ids)        # one step of what is shown
+        dashboard.export_report("moe_analysis.html")
 
     Args:
         source: the folder of a run or of several, what `MoETrainer.train` returned, or a model.
@@ -104,23 +106,30 @@ class MoEDashboard:
         """
         if self._monitor is None:
             raise DataError("a run counts its steps itself; track() is for a dashboard of a model.")
+        self._monitor.keep_blocks()
         return self._monitor.track()
 
     def export_report(self, output: str | Path) -> Path:
-        """Write one HTML file that needs no server.
+        """Write one HTML file that needs no server: the page with what it shows.
 
         Args:
             output: The file.
 
+        Returns:
+            The file written.
+
         Raises:
-            DataError: The run has no step yet, or this dashboard shows a model.
+            DataError: The run has no step yet, or no block of the model was tracked.
         """
-        if self._folder is None:
+        if self._monitor is None:
+            assert self._folder is not None
+            return write_report(self._folder, user_path(str(output)))
+        if not self._monitor.keep_blocks().joinpath(ROUTING_FILE).stat().st_size:
             raise DataError(
-                "a report is written of a run; train the model with MoETrainer, and give what "
-                "train() returns."
+                "no block of the model was tracked yet; run the model under `with "
+                "dashboard.track():` first."
             )
-        return write_report(self._folder, user_path(str(output)))
+        return write_report(self._monitor.keep_blocks(), user_path(str(output)))
 
     def close(self) -> None:
         """End the server; a second call does nothing."""

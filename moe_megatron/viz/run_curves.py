@@ -1,6 +1,6 @@
 """What can be drawn of a run over its steps, by name: from its files to panels of lines.
 
-Long runs are condensed as in the report: at most 200 ranges of steps, each a mean. It knows the
+Long runs are condensed: at most 200 ranges of steps, each a mean. It knows the
 files of a run, not how lines are drawn.
 """
 
@@ -19,9 +19,9 @@ from moe_megatron.telemetry.sinks.jsonl import METRICS_FILE
 from moe_megatron.telemetry.values.expert_load import Float64Array
 from moe_megatron.telemetry.values.layer_values import shown_values
 from moe_megatron.telemetry.values.profile import RoutingProfile
-from moe_megatron.viz.report_data import (
+from moe_megatron.viz.condensed import (
     RunMetrics,
-    RunRouting,
+    StepColumns,
     load_metrics,
     load_routing,
     recorded_routing,
@@ -77,7 +77,7 @@ _OF_ROUTING: Mapping[str, _OfRouting] = {
 class _Run:
     label: str
     metrics: RunMetrics
-    routing: RunRouting | None
+    routing: StepColumns[RoutingProfile] | None
 
 
 def curve_panels(runs: Mapping[str, Path], names: Sequence[str]) -> list[Panel]:
@@ -144,7 +144,7 @@ def _of_steps(name: str, run: _Run) -> Line:
 
 
 def _of_routing(shown: _OfRouting, run: _Run) -> Line:
-    profiles = [] if run.routing is None else list(run.routing.columns)
+    profiles = [] if run.routing is None else list(run.routing)
     found = [(_middle(profile), shown.values(profile)) for profile in profiles]
     found = [(at, values[np.isfinite(values)]) for at, values in found]
     found = [(at, values) for at, values in found if values.size]

@@ -23,7 +23,7 @@ from moe_megatron.drawing.saturation import plot_saturation
 from moe_megatron.errors import ConfigError, DataError
 from moe_megatron.files import user_path
 from moe_megatron.telemetry.values.profile import RoutingProfile
-from moe_megatron.viz.report_data import load_windows, recorded_routing
+from moe_megatron.viz.condensed import load_windows, recorded_routing
 from moe_megatron.viz.run_curves import curve_panels
 
 if TYPE_CHECKING:

@@ -22,6 +22,7 @@ from moe_megatron.webapp.access.gate import UNREACHABLE, Gate
 from moe_megatron.webapp.access.login import add_login, described, user_of
 from moe_megatron.webapp.access.visitors import Access
 from moe_megatron.webapp.asking import add_asking
+from moe_megatron.webapp.built_page import PAGE
 from moe_megatron.webapp.calls import CALLS, Answer, answer
 from moe_megatron.webapp.guards import Guard
 from moe_megatron.webapp.inspector.call import add_inspector
@@ -32,8 +33,6 @@ from moe_megatron.webapp.plain_page import plain_page
 from moe_megatron.webapp.run_list import RunList, UnknownRunError
 from moe_megatron.webapp.view import views
 
-PAGE = Path(__file__).parent / "page"
-"""The built page; not in git."""
 _MOST_COMPARED = 8
 
 logger = logging.getLogger(__name__)

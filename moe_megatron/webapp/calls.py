@@ -17,6 +17,7 @@ from moe_megatron.webapp.frames import encode_frame
 from moe_megatron.webapp.over_time import layers, series
 from moe_megatron.webapp.run_events import log_after
 from moe_megatron.webapp.run_reader import RunReader
+from moe_megatron.webapp.summary import summary
 from moe_megatron.webapp.view import view
 
 OVERLOAD = 2.0
@@ -88,6 +89,7 @@ CALLS: Mapping[str, Callable[[RunReader, Asked], Answer]] = MappingProxyType(
         "moves": moves,
         "ranks": ranks,
         "series": series,
+        "summary": summary,
         "view": view,
     }
 )

@@ -9,7 +9,15 @@ from moe_megatron.telemetry.values.profile import RoutingProfile
 from moe_megatron.webapp.asked import Asked
 from moe_megatron.webapp.columns import Span
 from moe_megatron.webapp.json_values import nested, nullable
+from moe_megatron.webapp.layer_quantities import (
+    LayerQuantity,
+    measured_quantities,
+    varied_choice,
+)
 from moe_megatron.webapp.run_reader import RunReader
+
+_NAMED = ("z_loss", "bias_spread")
+"""Quantities that an answer about layers has under their own names."""
 
 Columns = list[tuple[Span, RoutingProfile]]
 
@@ -71,4 +79,19 @@ def layers(run: RunReader, asked: Asked) -> dict[str, Any]:
         "dead": rows([it.dead_expert_mask().sum(axis=1).astype(np.float64) for it in profiles]),
         "z_loss": quantity("z_loss"),
         "bias_spread": rows(spread),
+        "more": [
+            {
+                "name": it.name,
+                "title": it.title,
+                "says": it.note,
+                "values": rows([it.values(profile) for profile in profiles]),
+            }
+            for it in _more(run, profiles)
+        ],
     }
+
+
+def _more(run: RunReader, profiles: list[RoutingProfile]) -> list[LayerQuantity]:
+    """What else was measured of layers."""
+    names = [it for it in run.windows.quantities if it not in _NAMED]
+    return [*measured_quantities(names), *filter(None, [varied_choice(profiles)])]

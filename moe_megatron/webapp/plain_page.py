@@ -1,7 +1,12 @@
-"""What is served where the page is not built: the runs, in HTML without style or script."""
+"""What is shown where the page is not built or scripts are not allowed: HTML with neither.
 
-from collections.abc import Iterable
+The runs of a server, and the summary of a run in a report. It knows what `summary` answers, not how
+that is found.
+"""
+
+from collections.abc import Iterable, Mapping
 from html import escape
+from typing import Any
 
 from moe_megatron.webapp.run_facts import RunFacts
 
@@ -9,28 +14,65 @@ _PAGE = """<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width">
-<title>moe_megatron dashboard</title>
-<h1>Runs</h1>
+<title>{title}</title>
+{body}
+</html>
+"""
+_RUNS = """<h1>Runs</h1>
 {table}
 <p>The page of the dashboard is not built in this checkout: <code>make ui</code> builds it (it needs
 Node). What it would show is at <a href="/api/runs">/api/runs</a>, and a run's report is written by
-<code>moe-megatron report RUN_DIR</code>.</p>
-</html>
-"""
+<code>moe-megatron report RUN_DIR</code>.</p>"""
+_NOT_BUILT = """<p>This is what a report says without its pictures, as the page that draws them is
+not built in this checkout: <code>make ui</code> builds it (it needs Node), and
+<code>moe-megatron report RUN_DIR</code> then writes the report again.</p>"""
 
 
 def plain_page(runs: Iterable[RunFacts]) -> str:
-    """The page."""
+    """The page of a server."""
     rows = [
-        f'<tr><td><a href="/api/runs/{escape(run.id)}">{escape(run.name)}</a></td>'
-        f"<td>{run.state}</td><td>{run.last_step:,}</td>"
-        f"<td>{'' if run.loss is None else f'{run.loss:.4f}'}</td>"
-        f"<td>{escape(run.problem or '')}</td></tr>"
+        [
+            f'<a href="/api/runs/{escape(run.id)}">{escape(run.name)}</a>',
+            run.state,
+            f"{run.last_step:,}",
+            "" if run.loss is None else f"{run.loss:.4f}",
+            escape(run.problem or ""),
+        ]
         for run in runs
     ]
-    if not rows:
-        return _PAGE.format(
-            table="<p>There is no run here yet; <code>make train</code> makes one.</p>"
-        )
-    head = "<tr><th>run</th><th>state</th><th>step</th><th>loss</th><th></th></tr>"
-    return _PAGE.format(table=f"<table>{head}{''.join(rows)}</table>")
+    table = "<p>There is no run here yet; <code>make train</code> makes one.</p>"
+    if rows:
+        table = _table(("run", "state", "step", "loss", ""), rows)
+    return _PAGE.format(title="moe_megatron dashboard", body=_RUNS.format(table=table))
+
+
+def plain_report(name: str, summary: Mapping[str, Any], config: str) -> str:
+    """A report without its pictures; arguments as of `plain_summary`."""
+    body = f"{plain_summary(name, summary, config)}\n{_NOT_BUILT}"
+    return _PAGE.format(title=f"{escape(name)} - MoE Lab", body=body)
+
+
+def plain_summary(name: str, summary: Mapping[str, Any], config: str) -> str:
+    """The facts and tables of a run as HTML.
+
+    Args:
+        name: Of the run.
+        summary: The answer to the call of this name.
+        config: Text of its config.yaml; "" where there is none.
+    """
+    facts = [[escape(it[key]) for key in ("name", "value", "note")] for it in summary["facts"]]
+    parts = [f"<h1>{escape(name)}</h1>", _table((), facts)]
+    for it in summary["tables"]:
+        rows = [[escape(cell) for cell in row] for row in it["rows"]]
+        parts.append(f"<h2>{escape(it['title'])}</h2>\n<p>{escape(it['says'])}</p>")
+        parts += [_table([escape(head) for head in it["columns"]], rows)] if rows else []
+    if config:
+        parts.append(f"<h2>Configuration</h2>\n<pre>{escape(config)}</pre>")
+    return "\n".join(parts)
+
+
+def _table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A table of cells that are HTML already."""
+    head = "".join(f'<th scope="col">{it}</th>' for it in heads)
+    body = "".join(f"<tr>{''.join(f'<td>{it}</td>' for it in row)}</tr>\n" for row in rows)
+    return f"<table>{f'<tr>{head}</tr>' if head else ''}\n{body}</table>"

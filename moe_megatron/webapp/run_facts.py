@@ -81,11 +81,10 @@ def facts_of(folder: Path) -> RunFacts:
         "path": "/".join(folder.resolve().parts[-2:]),
     }
     try:
-        shape, steps = _shape(folder), _steps(folder)
-        state = state_of(folder, Attempts(read_events(folder)), steps.get("last_step", 0))
+        known: dict[str, Any] = {**_shape(folder), **_steps(folder)}
+        state = state_of(folder, Attempts(read_events(folder)), known.get("last_step", 0))
     except (MoEError, OSError) as error:
         return RunFacts(**about, state="unreadable", problem=without_path(str(error), folder))
-    known: dict[str, Any] = {**shape, **steps}
     return RunFacts(**about, state=state, problem=None, **known)
 
 

@@ -102,7 +102,7 @@ class RunReader:
     @property
     def state(self) -> str:
         """See `RunFacts.state`."""
-        return state_of(self.run_dir, self.events.attempts, self.steps.last_step)
+        return state_of(self.run_dir, self.events.attempts, self.span[1])
 
     @property
     def config_text(self) -> str:

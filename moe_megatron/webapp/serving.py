@@ -18,7 +18,8 @@ from moe_megatron.errors import BackendUnavailableError, ConfigError
 from moe_megatron.live.dashboard_process import PORT
 from moe_megatron.webapp.access.database import open_database
 from moe_megatron.webapp.access.visitors import Access
-from moe_megatron.webapp.app import PAGE, make_app
+from moe_megatron.webapp.app import make_app
+from moe_megatron.webapp.built_page import PAGE
 from moe_megatron.webapp.inspector.inspector import Inspector
 from moe_megatron.webapp.price import Price
 from moe_megatron.webapp.run_list import RunList

@@ -18,10 +18,10 @@ MOST_ROWS = 2**17
 _MOST_EVALUATIONS = 2**13
 
 _MEASURED = ("loss", "learning_rate", "grad_norm", "memory_bytes")
+_SUMMED = ("tokens", "seconds", "skipped")
 _COLUMNS = (
     "last",
-    "tokens",
-    "seconds",
+    *_SUMMED,
     *_MEASURED,
     *(f"{name}_count" for name in _MEASURED),
     "timed_steps",
@@ -41,6 +41,25 @@ class StepMeans:
     tokens_per_second: Float64Array
     expert_rank_seconds: Float64Array
     """[columns, ranks]; no ranks where none was timed"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepTotals:
+    """All steps in a few numbers.
+
+    Attributes:
+        tokens: tokens of all steps.
+        seconds: time of all steps.
+        skipped: steps whose update was skipped.
+        lowest_loss: of a step, or of the mean of a row; NaN if none was finite.
+        typical_speed: median of the tokens per second; NaN without a step.
+    """
+
+    tokens: int
+    seconds: float
+    skipped: int
+    lowest_loss: float
+    typical_speed: float
 
 
 class StepTable:
@@ -87,6 +106,7 @@ class StepTable:
         row[_AT["last"]] = record.step
         row[_AT["tokens"]] += record.tokens
         row[_AT["seconds"]] += record.step_seconds
+        row[_AT["skipped"]] += record.skipped
         for name in _MEASURED:
             value = getattr(record, name)
             if value is not None and np.isfinite(value):
@@ -145,3 +165,19 @@ class StepTable:
         total = np.concatenate([[0.0], np.cumsum(self._rows[: self._size, _AT["seconds"]])])
         until: Float64Array = total[np.searchsorted(self._lasts, steps, side="right")]
         return until
+
+    def totals(self) -> StepTotals:
+        """All steps in a few numbers."""
+        rows = self._rows[: self._size]
+        tokens, seconds, skipped = (rows[:, _AT[name]] for name in _SUMMED)
+        measured = rows[rows[:, _AT["loss_count"]] > 0]
+        losses = measured[:, _AT["loss"]] / measured[:, _AT["loss_count"]]
+        timed = seconds > 0
+        speeds = tokens[timed] / seconds[timed]
+        return StepTotals(
+            tokens=int(tokens.sum()),
+            seconds=float(seconds.sum()),
+            skipped=int(skipped.sum()),
+            lowest_loss=float(losses.min()) if losses.size else np.nan,
+            typical_speed=float(np.median(speeds)) if speeds.size else np.nan,
+        )

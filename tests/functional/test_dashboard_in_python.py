@@ -61,9 +61,19 @@ def test_tracked_blocks_of_a_model_are_its_steps(model: MoEModel) -> None:
     expected = counts.max(axis=1) / counts.mean(axis=1)
     for row, load in zip(layers["max_over_mean"], expected.tolist(), strict=True):
         assert row == pytest.approx([load] * 3, rel=1e-5)
-    with pytest.raises(DataError, match="train the model with MoETrainer"):
-        dashboard.export_report("x.html")
     dashboard.close()
+
+
+def test_tracked_blocks_of_a_model_become_a_report(model: MoEModel, tmp_path: Path) -> None:
+    dashboard = MoEDashboard(model)
+    with pytest.raises(DataError, match=r"no block .* tracked yet; run .* dashboard.track"):
+        dashboard.export_report(tmp_path / "x.html")
+    for _ in range(3):
+        with dashboard.track():
+            model(torch.randint(0, 64, (2, 16)))
+    report = dashboard.export_report(tmp_path / "moe_analysis.html").read_text()
+    assert "2 MoE layers of 4 experts, top-2" in report
+    assert "<td>steps</td><td>3</td>" in report
 
 
 @pytest.mark.distributed

@@ -1,5 +1,6 @@
 """A quantity that is declared here, and nowhere else, is found wherever a run shows something."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from moe_megatron.telemetry.values.layer_values import layer_values
 from moe_megatron.telemetry.values.profile import RoutingProfile
 from moe_megatron.testing.distributed import run_distributed
 from moe_megatron.testing.jobs import MOCK_VOCAB_SIZE, Job
-from moe_megatron.viz.report import write_report
+from moe_megatron.webapp.report import write_report
 
 pytestmark = pytest.mark.distributed
 
@@ -151,10 +152,10 @@ def test_quantity_is_exported_and_in_tensorboard(run_dir: Path) -> None:
 def test_quantity_is_drawn_in_the_report(run_dir: Path, tmp_path: Path) -> None:
     with registered(MARGIN):
         html = write_report(run_dir, tmp_path / "report.html").read_text()
-    chart = html.partition(f"<h3>{TITLE}</h3>")[2].partition("</figure>")[0]
-    *_, last = read_routing(run_dir / "routing.jsonl")
-    assert MARGIN.note in chart
-    assert f"to {last.per_layer[NAME][0]:.4g}" in chart
+    row = re.search(rf"<tr><td>{TITLE}[^<]*</td>(.*?)</tr>", html)
+    assert row is not None
+    assert MARGIN.note in row[1]
+    assert re.search(r"<td>[\d.]+ \(layer \d+\)</td>", row[1])
 
 
 def test_quantity_is_in_dashboards_and_in_the_list_of_metrics() -> None:

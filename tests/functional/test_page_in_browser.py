@@ -1,7 +1,5 @@
 """The dashboard's page in a real browser: on a run that has ended, and without a server."""
 
-import base64
-import json
 import re
 import shutil
 import xml.etree.ElementTree as ET
@@ -14,7 +12,9 @@ from urllib.request import urlopen
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+from moe_megatron.telemetry.journal import note
 from moe_megatron.testing.programs import Program
+from moe_megatron.webapp.report import write_report
 from moe_megatron.webapp.run_facts import run_id
 from moe_megatron.webapp.serving import DashboardOptions, DashboardServer
 from moe_megatron.webapp.view import Lines, register_view, unregister_view
@@ -22,7 +22,7 @@ from moe_megatron.webapp.view import Lines, register_view, unregister_view
 pytestmark = [pytest.mark.deep, pytest.mark.distributed]
 
 STEPS = 12
-VIEWS = ("routing", "training", "changes", "ranks", "compare", "cost", "flow", "tokens")
+VIEWS = ("routing", "training", "changes", "ranks", "compare", "cost", "flow", "summary", "tokens")
 HOSTILE = "<img src=x onerror=alert(1)>"
 """What somebody may call a run; as text it does nothing."""
 
@@ -272,39 +272,60 @@ def test_page_finds_a_server_again(browser: Browser, runs: Path, page: Path, fir
     tab.close()
 
 
-def in_one_file(page: Path, server: DashboardServer, run: str) -> str:
-    """The page with the answers about a run within it, as a report has them."""
-    calls: dict[str, Any] = {}
-    for path in (f"api/runs/{run}", f"api/runs/{run}/layers?columns=50"):
-        calls[f"/{path}"] = json.loads(answer(server, path))
-    path = f"api/runs/{run}/series?columns=50"
-    calls[f"/{path}"] = json.loads(answer(server, path))
-    for step in (1, STEPS):
-        path = f"api/runs/{run}/matrix?first={step}&last={step}&quantity=load"
-        calls[f"/{path}"] = base64.b64encode(answer(server, path)).decode()
-    runs = [it for it in json.loads(answer(server, "api/runs")) if it["id"] == run]
-    data = json.dumps({"runs": runs, "calls": calls}).replace("<", r"\u003c")
-    (script,) = (page / "assets").glob("index-*.js")
-    (style,) = (page / "assets").glob("*.css")
-    code = script.read_text().replace("</script", r"<\/script")
-    return (
-        f'<!doctype html><html lang="en"><title>x</title><style>{style.read_text()}</style>'
-        f'<div id="page"></div><script type="application/json" id="run-data">{data}</script>'
-        f'<script type="module">{code}</script></html>'
-    )
+@pytest.fixture(scope="module")
+def report(runs: Path, page: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of the run under its hostile name, whose configuration and journal are so, too."""
+    run = runs / HOSTILE
+    with (run / "config.yaml").open("a") as file:
+        file.write(f"# </script></noscript>{HOSTILE}\n")
+    note(run, "set_aside", reason=f"</script>{HOSTILE}")
+    return write_report(run, tmp_path_factory.mktemp("reports") / "report.html", page=page)
 
 
-def test_page_with_its_data_needs_no_server(
-    browser: Browser, page: Path, server: DashboardServer, first: str, tmp_path: Path
-):
-    report = tmp_path / "report.html"
-    report.write_text(in_one_file(page, server, first), encoding="utf-8")
-    tab = browser.new_page()
-    watched = Watched(tab, report.as_uri())
-    watched.go("")
-    expect(tab.locator(".state")).to_have_text("report")
-    assert {alpha for *_, alpha in colours(tab, 2, 4)} == {255}
-    tab.get_by_role("button", name="Training", exact=True).click()
-    expect(tab.get_by_role("heading", name="Training", exact=True)).to_be_visible()
-    tab.close()
+@pytest.fixture
+def opened(browser: Browser, report: Path) -> Iterator[Watched]:
+    """The report in a browser, opened as a file, without a network."""
+    context = browser.new_context(viewport={"width": 1280, "height": 900}, offline=True)
+    context.set_default_timeout(30_000)
+    watched = Watched(context.new_page(), report.as_uri())
+    yield watched
+    context.close()
     assert watched.wrong == []
+
+
+def test_report_needs_no_server_and_shows_what_the_server_would(
+    opened: Watched, server: DashboardServer, first: str
+):
+    page = opened.go("")
+    expect(page.locator(".state")).to_have_text("report")
+    expect(page).to_have_title(re.compile(re.escape(HOSTILE)))
+    cells = [byte for row in loads(server, first, STEPS) for byte in row]
+    colour_of = dict(zip(cells, colours(page, 2, len(cells) // 2), strict=True))
+    opened.go("#step=1").reload()
+    earlier = [byte for row in loads(server, first, 1) for byte in row]
+    painted = colours(page, 2, len(cells) // 2)
+    seen = [(byte, it) for byte, it in zip(earlier, painted, strict=True) if byte in colour_of]
+    assert seen
+    assert all(colour_of[byte] == it for byte, it in seen)
+
+
+def test_every_view_of_a_report_opens(opened: Watched, report: Path):
+    for view in (it for it in VIEWS if it != "tokens"):
+        page = opened.go(f"#view={view}&cell=1.0")
+        expect(page.locator(".waiting")).to_have_count(0)
+        expect(page.get_by_role("alert")).to_have_count(0)
+    page = opened.go("#cell=1.0")
+    expect(page.get_by_text("Load over fair share", exact=True)).to_be_visible()
+    page = opened.go("#view=summary")
+    expect(page.get_by_text("Router entropy (relative to its maximum)")).to_be_visible()
+    expect(page.get_by_label("Configuration").last).to_contain_text(HOSTILE)
+    assert report.stat().st_size < 2**20
+
+
+def test_report_without_scripts_is_its_summary(browser: Browser, report: Path):
+    context = browser.new_context(java_script_enabled=False)
+    tab = context.new_page()
+    tab.goto(report.as_uri())
+    expect(tab.get_by_role("heading", name="Routers")).to_be_visible()
+    expect(tab.get_by_role("heading", name=HOSTILE)).to_be_visible()
+    context.close()

@@ -55,7 +55,7 @@ from moe_megatron.telemetry.values.profile import PROFILE_FILE, RoutingProfile
 from moe_megatron.testing.small_folders import history, moe_model_config, tokenizer
 from moe_megatron.text.demo import demo_tokenizer
 from moe_megatron.text.loading import load_tokenizer
-from moe_megatron.viz.report_data import load_report_data
+from moe_megatron.webapp.report import write_report
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "moe_megatron"
@@ -181,7 +181,7 @@ def _report(folder: Path) -> None:
     record = {"kind": "step", "step": 1, "total_steps": 1, "loss": 1.0, "learning_rate": 0.1}
     rest = {"grad_norm": 1.0, "step_seconds": 1.0, "tokens": 8, "skipped": False}
     (folder / "metrics.jsonl").write_text(json.dumps({**record, **rest}) + "\n")
-    load_report_data(folder)
+    write_report(folder, folder / "page.html")
 
 
 READERS: dict[str, tuple[str, Callable[[Path], Any]]] = {

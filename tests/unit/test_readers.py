@@ -178,6 +178,7 @@ TRUSTED = {
     "run/attempts.py": "appends to its log",
     "run/rank_folder.py": "a message of another rank of the same job",
     "text/demo.py": "merges of the package",
+    "webapp/built_page.py": "the package's own page",
 }
 """Files and folders of the package with such calls on what nobody else writes, and on what."""
 

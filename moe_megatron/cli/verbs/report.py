@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from moe_megatron.cli.parser import Parser
 from moe_megatron.files import user_path
-from moe_megatron.viz.report import write_report
+from moe_megatron.webapp.report import write_report
 
 _EPILOG = """\
 example:
@@ -26,7 +26,8 @@ def run(argv: Sequence[str]) -> int:
     """
     parser = Parser(
         prog="moe-megatron report",
-        description="Write one self-contained HTML file: loss, expert load, routers, dead experts.",
+        description="Write one HTML file that needs no server: the dashboard's page, and what it "
+        "shows of a run.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

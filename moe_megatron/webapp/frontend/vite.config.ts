@@ -1,4 +1,7 @@
-/** The build: one script and one style sheet with hashed names, counted, with the licences of what is in them. */
+/**
+ * The build: one script and one style sheet with hashed names, counted, with the licences of what is in them; and with
+ * `--mode report` the script once more, whole, as a report needs it.
+ */
 import { existsSync, readFileSync, readdirSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { gzipSync } from "node:zlib";
@@ -44,18 +47,32 @@ function licensed(): Plugin {
   };
 }
 
-export default defineConfig({
+const page = {
+  outDir: join(dirname(import.meta.dirname), "page"),
+  assetsInlineLimit: 0,
+  cssCodeSplit: false,
+  modulePreload: false,
+  reportCompressedSize: false,
+  target: "es2022",
+} as const;
+
+export default defineConfig(({ mode }) => ({
   base: "./",
-  plugins: [react(), licensed(), counted()],
-  build: {
-    outDir: join(dirname(import.meta.dirname), "page"),
-    emptyOutDir: true,
-    assetsInlineLimit: 0,
-    cssCodeSplit: false,
-    modulePreload: false,
-    reportCompressedSize: false,
-    target: "es2022",
-  },
+  plugins: mode === "report" ? [react()] : [react(), licensed(), counted()],
+  build:
+    mode === "report"
+      ? {
+          ...page,
+          emptyOutDir: false,
+          copyPublicDir: false,
+          rolldownOptions: { input: "src/main.tsx", output: { entryFileNames: "report.js", codeSplitting: false } },
+        }
+      : {
+          ...page,
+          emptyOutDir: true,
+          // What the first page needs is one script: no chunk for what later ones need, too.
+          rolldownOptions: { output: { codeSplitting: { groups: [{ name: "index", tags: ["$initial"] }] } } },
+        },
   server: { proxy: { "/api": { target: process.env.MOE_SERVER ?? "http://127.0.0.1:8090", ws: true } } },
   test: { include: ["test/**/*.test.ts"] },
-});
+}));

@@ -9,7 +9,7 @@ from moe_megatron import MoEModel, MoETrainer
 from moe_megatron.errors import BackendUnavailableError, ConfigError, DataError
 from moe_megatron.telemetry.sinks.jsonl import ROUTING_FILE, read_routing
 from moe_megatron.viz import TrainingVisualizer
-from moe_megatron.viz.report_data import load_windows
+from moe_megatron.viz.condensed import load_windows
 
 
 def test_curves_are_the_records(make_run_dir):

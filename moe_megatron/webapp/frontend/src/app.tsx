@@ -21,13 +21,9 @@ import { RoutingView } from "./views/routing";
 import { TokensView } from "./views/tokens";
 import { TrainingView } from "./views/training";
 
-/** Laid out by a library of its own, which is fetched when it is needed; a report does not bring it. */
-const FlowView = lazy(() =>
-  import("./views/flow").then(
-    ({ FlowView: Flow }) => ({ default: Flow as ComponentType }),
-    () => ({ default: () => <Note>The flow cannot be drawn here. Open the run with `moe-megatron dashboard RUN_DIR` to see it.</Note> }),
-  ),
-);
+/** Laid out by a library of its own. What is lazy is fetched when it is needed; a report has it in its one script. */
+const FlowView = lazy(() => import("./views/flow").then(({ FlowView: Flow }) => ({ default: Flow as ComponentType })));
+const SummaryView = lazy(() => import("./views/summary").then(({ SummaryView: Summary }) => ({ default: Summary as ComponentType })));
 
 /** Few servers ask who one is, and each once a day. */
 const Login = lazy(() => import("./views/login").then(({ Login: Form }) => ({ default: Form })));
@@ -40,6 +36,7 @@ const VIEWS: { view: View; name: string; draw: ComponentType }[] = [
   { view: "compare", name: "Compare", draw: CompareView },
   { view: "cost", name: "Cost", draw: CostView },
   { view: "flow", name: "Flow", draw: FlowView },
+  { view: "summary", name: "Summary", draw: SummaryView },
   { view: "tokens", name: "Tokens", draw: TokensView },
   { view: "own", name: "Own view", draw: OwnView },
 ];

@@ -30,6 +30,28 @@ it("a report gives no other cell for the one asked for, and says what to do", as
   await expect(source.expert("r", 1, 1, 9)).rejects.toThrow(/moe-megatron dashboard/);
 });
 
+it("a cell that a report does not hold is answered from its frames", async () => {
+  const calls = {
+    "/api/runs/r": { layers: [3], expert_ranks: [[1]] },
+    "/api/runs/r/matrix?first=1&last=10&quantity=load": frame(1, 10, 0),
+    "/api/runs/r/matrix?first=11&last=20&quantity=load": frame(11, 20, 111),
+    "/api/runs/r/matrix?first=1&last=20&quantity=load": frame(1, 20, 9),
+  };
+  const report = new EmbeddedSource({ runs: [], calls, columns: { r: [[1, 10], [11, 20]] } });
+  const found = await report.expert("r", 3, 0, 200);
+  expect(found.steps).toEqual([[1, 10], [11, 20]]);
+  expect(found.load[0]).toBe(0);
+  expect(found.load[1]).toBeCloseTo(2 ** ((111 - 127.5) / 31.75));
+  expect(found.ep_rank).toBe(1);
+});
+
+it("a report answers with the moves since the checkpoint nearest to that asked for", async () => {
+  const calls = { "/api/runs/r/moves?since=1&last=20": { since: 1 }, "/api/runs/r/moves?since=10&last=20": { since: 10 } };
+  const report = new EmbeddedSource({ runs: [], calls });
+  expect((await report.moves("r", 9, 20)).since).toBe(10);
+  expect((await report.moves("r", 2, 19)).since).toBe(1);
+});
+
 it("attempts come less and less often, and never stop", () => {
   const waits = [0, 1, 2, 3, 10, 1000].map(retrySeconds);
   expect(waits).toEqual([0.5, 1, 2, 4, 15, 15]);

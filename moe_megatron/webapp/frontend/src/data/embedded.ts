@@ -4,20 +4,16 @@
  * It holds the server's answers by their addresses, frames in base64. A report is condensed: where it has
  * another number of columns or another span than asked for, the nearest it has is the answer.
  */
-import { type Frame, decodeFrame } from "./frame";
+import { type Frame, decodeFrame, ratioOf } from "./frame";
 import { paths } from "./paths";
 import { type DataSource, SourceError, type Watcher } from "./source";
-import type { RunSummary, Span } from "./types";
+import type { Expert, OwnName, Run, RunSummary, Span } from "./types";
 
 export interface RunData {
   runs: RunSummary[];
   calls: Record<string, unknown>;
-}
-
-/** The data of this page; null where it came from a server. */
-export function dataOfPage(page: Document = document): RunData | null {
-  const holder = page.getElementById("run-data");
-  return holder?.textContent ? JSON.parse(holder.textContent) : null;
+  /** The spans of the frames that follow each other through a run. */
+  columns?: Record<string, Span[]>;
 }
 
 const fromBase64 = (text: string): ArrayBuffer => Uint8Array.from(atob(text), (c) => c.charCodeAt(0)).buffer;
@@ -35,17 +31,15 @@ export class EmbeddedSource implements DataSource {
     }
   }
 
-  /** The answer whose span is nearest to that asked for, among those for the same cell. */
-  private async find<T>(address: string, span?: Span): Promise<T> {
+  /** The answer whose steps are nearest to those asked for, among those for the same cell or view. */
+  private async find<T>(address: string): Promise<T> {
     const [path = "", query = ""] = address.split("?");
     const asked = new URLSearchParams(query);
     const same = (this.byPath.get(path) ?? []).filter((known) =>
-      ["layer", "expert"].every((name) => known.query.get(name) === asked.get(name)),
+      ["layer", "expert", "name"].every((name) => known.query.get(name) === asked.get(name)),
     );
     const far = (known: URLSearchParams) =>
-      span && known.has("first")
-        ? Math.abs(Number(known.get("first")) - span[0]) + Math.abs(Number(known.get("last")) - span[1])
-        : 0;
+      ["first", "last", "since"].reduce((sum, name) => sum + Math.abs(Number(known.get(name)) - Number(asked.get(name))), 0);
     const best = same.reduce<(typeof same)[number] | null>(
       (nearest, known) => (nearest && far(nearest.query) <= far(known.query) ? nearest : known),
       null,
@@ -59,18 +53,31 @@ export class EmbeddedSource implements DataSource {
   runs = async (): Promise<RunSummary[]> => this.data.runs;
   run: DataSource["run"] = (id) => this.find(paths.run(id));
   matrix = async (id: string, span: Span): Promise<Frame> =>
-    decodeFrame(fromBase64(await this.find<string>(paths.matrix(id, span), span)));
+    decodeFrame(fromBase64(await this.find<string>(paths.matrix(id, span))));
   layers: DataSource["layers"] = (id, columns) => this.find(paths.layers(id, columns));
+  summary: DataSource["summary"] = (id) => this.find(paths.summary(id));
   series: DataSource["series"] = (id, columns) => this.find(paths.series(id, columns));
-  expert: DataSource["expert"] = (id, layer, expert, columns) => this.find(paths.expert(id, layer, expert, columns));
-  flow: DataSource["flow"] = (id, span) => this.find(paths.flow(id, span), span);
+  expert: DataSource["expert"] = (id, layer, expert, columns) =>
+    this.find<Expert>(paths.expert(id, layer, expert, columns)).catch((problem: Error) => this.expertOfFrames(id, layer, expert, problem));
+  flow: DataSource["flow"] = (id, span) => this.find(paths.flow(id, span));
   moves: DataSource["moves"] = (id, since, last) => this.find(paths.moves(id, since, last));
-  ranks: DataSource["ranks"] = (id, span) => this.find(paths.ranks(id, span), span);
+  ranks: DataSource["ranks"] = (id, span) => this.find(paths.ranks(id, span));
   cost: DataSource["cost"] = (id, columns) => this.find(paths.cost(id, columns));
-  views = async (): Promise<never[]> => [];
-  own: DataSource["own"] = (id, name, span) => this.find(paths.own(id, name, span), span);
+  views = async (): Promise<OwnName[]> => (this.data.calls[paths.views()] ?? []) as OwnName[];
+  own: DataSource["own"] = (id, name, span) => this.find(paths.own(id, name, span));
   events: DataSource["events"] = (id, after) => this.find(paths.events(id, after));
   log: DataSource["log"] = (id, after) => this.find(paths.log(id, after));
+
+  /** What frames tell of one expert: its load. */
+  private async expertOfFrames(id: string, layer: number, expert: number, problem: Error): Promise<Expert> {
+    const steps = this.data.columns?.[id] ?? [];
+    if (!steps.length) throw problem;
+    const run = await this.find<Run>(paths.run(id));
+    const row = run.layers.indexOf(layer);
+    const frames = await Promise.all(steps.map((span) => this.matrix(id, span)));
+    const load = frames.map((frame) => ratioOf(frame.cells[row * frame.experts + expert]!));
+    return { steps, load, drop_rate: [], bias: [], ep_rank: run.expert_ranks[row]?.[expert] ?? null, partners: [], tokens: [], domains: [] };
+  }
 
   inspect = async (): Promise<never> => {
     throw new SourceError("A report cannot ask a model. Open the run with `moe-megatron dashboard RUN_DIR` for that.");

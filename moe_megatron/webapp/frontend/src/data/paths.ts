@@ -14,6 +14,7 @@ export const paths = {
   run: (id: string) => ofRun(id),
   matrix: (id: string, [first, last]: Span) => ofRun(id, "matrix", { first, last, quantity: "load" }),
   layers: (id: string, columns: number) => ofRun(id, "layers", { columns }),
+  summary: (id: string) => ofRun(id, "summary"),
   series: (id: string, columns: number) => ofRun(id, "series", { columns }),
   expert: (id: string, layer: number, expert: number, columns: number) =>
     ofRun(id, "expert", { layer, expert, columns }),

@@ -55,6 +55,7 @@ export class ServerSource implements DataSource {
   runs: DataSource["runs"] = (signal) => this.get(paths.runs(), signal);
   run: DataSource["run"] = (id, signal) => this.get(paths.run(id), signal);
   layers: DataSource["layers"] = (id, columns, signal) => this.get(paths.layers(id, columns), signal);
+  summary: DataSource["summary"] = (id, signal) => this.get(paths.summary(id), signal);
   series: DataSource["series"] = (id, columns, signal) => this.get(paths.series(id, columns), signal);
   expert: DataSource["expert"] = (id, layer, expert, columns, signal) =>
     this.get(paths.expert(id, layer, expert, columns), signal);

@@ -1,7 +1,7 @@
 /** Where the page has its data from: a server, or the page itself (a report). Views know nothing else. */
 import type { Frame } from "./frame";
 import type {
-  Cost, Expert, Flow, Inspection, LayerSeries, Moves, OwnName, OwnShown, Ranks, Run, RunEvent, RunState, RunSummary, Series, Span, StepNews,
+  Cost, Expert, Flow, Inspection, LayerSeries, Moves, OwnName, OwnShown, Ranks, Run, RunEvent, RunState, RunSummary, Series, Span, StepNews, Summary,
 } from "./types";
 
 /** What went wrong, in words for the reader. */
@@ -30,6 +30,7 @@ export interface DataSource {
   /** The mean load over a span of steps. */
   matrix(id: string, span: Span, signal?: AbortSignal): Promise<Frame>;
   layers(id: string, columns: number, signal?: AbortSignal): Promise<LayerSeries>;
+  summary(id: string, signal?: AbortSignal): Promise<Summary>;
   series(id: string, columns: number, signal?: AbortSignal): Promise<Series>;
   expert(id: string, layer: number, expert: number, columns: number, signal?: AbortSignal): Promise<Expert>;
   flow(id: string, span: Span, signal?: AbortSignal): Promise<Flow>;

@@ -48,7 +48,15 @@ export const LAYER_QUANTITIES = ["max_over_mean", "entropy", "drop_rate", "dead"
 export type LayerQuantity = (typeof LAYER_QUANTITIES)[number];
 
 /** Of each quantity a row for each layer, a column for each span of steps; [] where the run has none. */
-export type LayerSeries = { steps: Span[]; layers: number[] } & Record<LayerQuantity, Numbers[]>;
+export type LayerSeries = { steps: Span[]; layers: number[]; more?: FurtherQuantity[] } & Record<LayerQuantity, Numbers[]>;
+
+/** A quantity that this run measures, with its words. */
+export interface FurtherQuantity {
+  name: string;
+  title: string;
+  says: string;
+  values: Numbers[];
+}
 
 export interface Series {
   steps: Span[];
@@ -59,6 +67,19 @@ export interface Series {
   memory_bytes: Numbers;
   evaluations: { step: number; name: string; loss: number | null }[];
   phases: Record<string, number>;
+}
+
+export interface SummaryTable {
+  title: string;
+  says: string;
+  columns: string[];
+  rows: string[][];
+}
+
+export interface Summary {
+  facts: { name: string; value: string; note: string }[];
+  tables: SummaryTable[];
+  charts: { title: string; steps: number[]; lines: Record<string, Numbers> }[];
 }
 
 export interface Expert {

@@ -1,7 +1,7 @@
 /** Where one is, as the address of the page holds it: everything that someone else needs to see the same. */
 import { ORDERS, type Order } from "../data/order";
 
-export const VIEWS = ["routing", "training", "changes", "ranks", "compare", "cost", "flow", "tokens", "own"] as const;
+export const VIEWS = ["routing", "training", "changes", "ranks", "compare", "cost", "flow", "summary", "tokens", "own"] as const;
 export type View = (typeof VIEWS)[number];
 
 export interface Cell {

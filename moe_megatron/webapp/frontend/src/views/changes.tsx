@@ -34,7 +34,8 @@ export function ChangesView() {
     run.id,
   );
   const picture = useRef<SVGSVGElement>(null);
-  const title = `What moved from step ${count(since)} to ${count(step)}`;
+  // A report may know another span than that asked for.
+  const title = `What moved from step ${count(loaded.data?.since ?? since)} to ${count(loaded.data?.last ?? step)}`;
   return (
     <Panel
       title={title}

@@ -34,9 +34,13 @@ const never = (series: LayerSeries): string[] =>
 const isEmpty = (rows: Numbers[]): boolean => !rows.some((row) => row.some((value) => value !== null));
 
 export function stripsOf(series: LayerSeries): Strip[] {
-  return (Object.keys(LOOKS) as LayerQuantity[])
+  const ownWords = (series.more ?? [])
+    .filter(({ values }) => !isEmpty(values))
+    .map(({ title, says, values }): Strip => ({ title, says, kind: "over", steps: series.steps, layers: series.layers, rows: values }));
+  const known = (Object.keys(LOOKS) as LayerQuantity[])
     .filter((name) => !isEmpty(series[name] ?? []) && !(NEVER[name] && !series[name].flat().some((value) => value)))
     .map((name) => ({ ...LOOKS[name], steps: series.steps, layers: series.layers, rows: series[name] }));
+  return [...known, ...ownWords];
 }
 
 export function LayersView() {

@@ -9,6 +9,7 @@ import { csvOf } from "../draw/svg";
 import { short, spanText } from "../format";
 import { type Chart, Lines, chartSvg } from "../parts/lines";
 import { Note, Panel, Ready } from "../parts/panel";
+import { Table } from "../parts/table";
 import { useWidth } from "../parts/width";
 import { useMoment, useSubject } from "../state/context";
 import { useLoaded } from "../state/loaded";
@@ -47,7 +48,7 @@ export function OwnView() {
           ) : it.kind === "matrix" ? (
             <Heatmap shown={it} title={it.title} />
           ) : it.kind === "table" ? (
-            <Table shown={it} title={it.title} />
+            <Table title={it.title} columns={it.columns} rows={it.rows} />
           ) : (
             <Bars
               title="Links, the heaviest first"
@@ -116,31 +117,6 @@ function Heatmap({ shown, title }: { shown: Of<"matrix">; title: string }) {
         onPointerLeave={() => setSpot(null)}
       />
     </figure>
-  );
-}
-
-function Table({ shown, title }: { shown: Of<"table">; title: string }) {
-  return (
-    <div className="table" tabIndex={0} role="region" aria-label={`Table: ${title}`}>
-      <table>
-        <thead>
-          <tr>
-            {shown.columns.map((name, i) => (
-              <th key={i}>{name}</th>
-            ))}
-          </tr>
-        </thead>
-        <tbody>
-          {shown.rows.map((row, i) => (
-            <tr key={i}>
-              {row.map((cell, j) => (
-                <td key={j}>{typeof cell === "number" ? short(cell) : cell}</td>
-              ))}
-            </tr>
-          ))}
-        </tbody>
-      </table>
-    </div>
   );
 }
 

@@ -6,25 +6,20 @@ anything is drawn.
 """
 
 import math
-import statistics
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, Self
 
-from moe_megatron.config import CONFIG_FILE
 from moe_megatron.errors import DataError
-from moe_megatron.reading import read_text
 from moe_megatron.telemetry.history import HISTORY_FOLDER, RoutingHistory
 from moe_megatron.telemetry.sinks.jsonl import (
-    METRICS_FILE,
     ROUTING_FILE,
     read_metrics,
     read_routing,
 )
 from moe_megatron.telemetry.values.profile import RoutingProfile
-from moe_megatron.telemetry.values.recent_use import RecentUse
 from moe_megatron.telemetry.values.records import EvalRecord, StepRecord
 from moe_megatron.telemetry.values.snapshot import RoutingSnapshot
 
@@ -67,9 +62,6 @@ class StepColumns[T: _Mergeable]:
 
     def __len__(self) -> int:
         return len(self._columns)
-
-
-_MOST_CONFIG_BYTES = 2**20
 
 
 @dataclass(slots=True)
@@ -137,58 +129,10 @@ class RunMetrics:
     Attributes:
         columns: metrics over the steps.
         evaluations: every evaluation, in the order of the file.
-        steps: number of step records.
-        last_step: highest step number.
-        total_steps: steps the run is planned to take.
-        tokens: tokens of all steps.
-        seconds: time of all steps.
-        skipped: steps whose update was skipped.
-        final_loss: last known loss; NaN if it diverged, None if no step has a loss.
-        median_speed: median of the steps' tokens per second.
     """
 
-    columns: StepColumns[StepStats]
-    evaluations: list[EvalRecord]
-    steps: int
-    last_step: int
-    total_steps: int
-    tokens: int
-    seconds: float
-    skipped: int
-    final_loss: float | None
-    median_speed: float
-
-
-@dataclass(slots=True, kw_only=True)
-class RunRouting:
-    """routing.jsonl or the history, condensed.
-
-    Attributes:
-        columns: one profile for each range of steps.
-        whole: the profile of all steps.
-        recent: when each expert last had a token.
-    """
-
-    columns: StepColumns[RoutingProfile]
-    whole: RoutingProfile
-    recent: RecentUse
-
-
-@dataclass(slots=True, kw_only=True)
-class ReportData:
-    """Everything a report shows.
-
-    Attributes:
-        run_dir: directory of the run.
-        metrics: losses and speed.
-        routing: what the routers did; None for a run that measured no routing (a dense model).
-        config: text of config.yaml; None when the run has none.
-    """
-
-    run_dir: Path
-    metrics: RunMetrics
-    routing: RunRouting | None
-    config: str | None
+    columns: StepColumns[StepStats] = field(default_factory=StepColumns)
+    evaluations: list[EvalRecord] = field(default_factory=list)
 
 
 def load_metrics(path: Path) -> RunMetrics:
@@ -197,64 +141,35 @@ def load_metrics(path: Path) -> RunMetrics:
     Raises:
         DataError: the file is missing, malformed or has no step record.
     """
-    metrics = RunMetrics(
-        columns=StepColumns(),
-        evaluations=[],
-        steps=0,
-        last_step=0,
-        total_steps=0,
-        tokens=0,
-        seconds=0.0,
-        skipped=0,
-        final_loss=None,
-        median_speed=0.0,
-    )
-    speeds: list[float] = []
+    metrics = RunMetrics()
     for record in read_metrics(path):
         if isinstance(record, EvalRecord):
             metrics.evaluations.append(record)
-            continue
-        metrics.columns.add(record.step, StepStats.of(record))
-        metrics.steps += 1
-        metrics.last_step = max(metrics.last_step, record.step)
-        metrics.total_steps = record.total_steps
-        metrics.tokens += record.tokens
-        metrics.seconds += record.step_seconds
-        metrics.skipped += record.skipped
-        if record.loss is not None:
-            metrics.final_loss = record.loss
-        speeds.append(record.tokens_per_second)
-    if not speeds:
+        else:
+            metrics.columns.add(record.step, StepStats.of(record))
+    if not len(metrics.columns):
         raise DataError(
-            f"{path}: has no step record, but a report needs one; train at least one step "
-            "(moe-megatron train), then write the report again"
+            f"{path}: has no step record, but a picture needs one; train at least one step "
+            "(moe-megatron train), then draw it again"
         )
-    metrics.median_speed = statistics.median(speeds)
     return metrics
 
 
-def load_routing(path: Path) -> RunRouting:
-    """Condenses a routing.jsonl, or the folder of a routing history.
+def load_routing(path: Path) -> StepColumns[RoutingProfile]:
+    """Condenses a routing.jsonl, or the folder of a routing history: a profile a range of steps.
 
     Raises:
         DataError: the file is missing, malformed, empty, or mixes differently shaped models.
     """
     columns: StepColumns[RoutingProfile] = StepColumns()
-    recent = RecentUse()
     for snapshot in _snapshots(path):
-        recent.add(snapshot)
         columns.add(snapshot.step, RoutingProfile.from_snapshots([snapshot]))
     if not len(columns):
         raise DataError(
-            f"{path}: has no routing snapshot, but a report needs one; train at least one step "
-            "(moe-megatron train), then write the report again"
+            f"{path}: has no routing snapshot, but a picture needs one; train at least one step "
+            "(moe-megatron train), then draw it again"
         )
-    profiles = list(columns)
-    return RunRouting(
-        columns=columns,
-        whole=merge_profiles(profiles),
-        recent=recent,
-    )
+    return columns
 
 
 def _snapshots(path: Path) -> Iterator[RoutingSnapshot]:
@@ -293,47 +208,3 @@ def recorded_routing(run_dir: Path) -> Path | None:
     """routing.jsonl of a run directory, or else its history; None if it has neither."""
     paths = (run_dir / name for name in (ROUTING_FILE, HISTORY_FOLDER))
     return next((path for path in paths if path.exists()), None)
-
-
-def load_report_data(run_dir: Path) -> ReportData:
-    """Reads metrics.jsonl of a run directory, and its routing and config.yaml if there are any.
-
-    The routing is read from routing.jsonl, or else from the history.
-
-    Raises:
-        DataError: a file is missing, empty or malformed; the message names it and what to run.
-    """
-    if not (run_dir / METRICS_FILE).is_file():
-        raise DataError(
-            f"{run_dir / METRICS_FILE}: no such file, but a report needs it; give the directory of "
-            "a run, where `moe-megatron train` writes that file"
-        )
-    metrics = load_metrics(run_dir / METRICS_FILE)
-    config = run_dir / CONFIG_FILE
-    recorded = recorded_routing(run_dir)
-    return ReportData(
-        run_dir=run_dir,
-        metrics=metrics,
-        routing=None if recorded is None else load_routing(recorded),
-        config=_read_config(config),
-    )
-
-
-def _read_config(path: Path) -> str | None:
-    try:
-        return read_text(path, _MOST_CONFIG_BYTES, errors="replace")
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}; move it away") from error
-
-
-def merge_profiles(profiles: list[RoutingProfile]) -> RoutingProfile:
-    """The sum of one or more profiles, as a new profile."""
-    first = profiles[0]
-    merged = RoutingProfile.empty(
-        layers=first.layers, num_experts=first.num_experts, top_k=first.top_k
-    )
-    for profile in profiles:
-        merged.merge(profile)
-    return merged

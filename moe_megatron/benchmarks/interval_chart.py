@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from moe_megatron.viz.svg import format_value, nice_ticks
+from moe_megatron.benchmarks.line_chart import format_value, nice_ticks
 
 _WIDTH, _LEFT, _RIGHT = 560, 150, 16
 _ROW, _TOP, _BOTTOM = 24, 8, 40

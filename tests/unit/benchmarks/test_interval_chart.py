@@ -1,7 +1,7 @@
 import math
 import re
 
-from moe_megatron.viz.interval_chart import Estimate, interval_chart
+from moe_megatron.benchmarks.interval_chart import Estimate, interval_chart
 
 ROWS = [
     Estimate(label="a<b", mean=-0.02, low=-0.03, high=-0.01),

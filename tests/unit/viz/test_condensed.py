@@ -9,11 +9,12 @@ from moe_megatron.errors import DataError
 from moe_megatron.telemetry.history import HistorySink
 from moe_megatron.telemetry.sinks.jsonl import read_metrics, read_routing
 from moe_megatron.telemetry.values.records import RunInfo, StepRecord
-from moe_megatron.viz.report_data import (
+from moe_megatron.viz.condensed import (
     RunningMean,
     StepColumns,
     load_metrics,
-    load_report_data,
+    load_routing,
+    recorded_routing,
 )
 
 MakeRunDir = Callable[..., Path]
@@ -52,45 +53,27 @@ def test_running_mean_leaves_out_what_is_not_finite() -> None:
 
 
 def test_load_condenses_long_runs_without_losing_counts(make_run_dir: MakeRunDir) -> None:
-    data = load_report_data(make_run_dir(501))
-    routing = data.routing
-    assert routing is not None
-    assert len(routing.columns) <= 200
-    assert routing.whole.steps == 501
-    assert routing.whole.tokens == 501 * 40
-    assert data.metrics.tokens == 501_000
-    assert data.metrics.median_speed == 2000
-    assert data.metrics.final_loss == 8.0
-    assert sum(column.loss.count for column in data.metrics.columns) == 501
-    assert (routing.recent.first_step, routing.recent.last_step) == (402, 501)
-    np.testing.assert_array_equal(routing.recent.dead()[0], [False, True, False, False])
-    assert not routing.whole.dead_expert_mask().any()
+    run_dir = make_run_dir(501)
+    columns = load_routing(run_dir / "routing.jsonl")
+    assert len(columns) <= 200
+    assert sum(it.steps for it in columns) == 501
+    assert sum(it.tokens for it in columns) == 501 * 40
+    metrics = load_metrics(run_dir / "metrics.jsonl")
+    assert sum(column.loss.count for column in metrics.columns) == 501
 
 
-@pytest.mark.parametrize("name", ["metrics.jsonl", "routing.jsonl"])
-def test_empty_files_say_what_to_run(make_run_dir: MakeRunDir, name: str) -> None:
+def test_empty_files_say_what_to_run(make_run_dir: MakeRunDir) -> None:
     run_dir = make_run_dir()
-    (run_dir / name).write_text("")
-    with pytest.raises(DataError, match=rf"{name}: has no .* \(moe-megatron train\)"):
-        load_report_data(run_dir)
-
-
-def test_missing_metrics_say_what_to_run(make_run_dir: MakeRunDir) -> None:
-    run_dir = make_run_dir()
-    (run_dir / "metrics.jsonl").unlink()
-    with pytest.raises(DataError, match=r"jsonl: no such file.*`moe-megatron train` writes"):
-        load_report_data(run_dir)
-
-
-def test_run_without_routing_has_none(make_run_dir: MakeRunDir) -> None:
-    run_dir = make_run_dir()
-    (run_dir / "routing.jsonl").unlink()
-    assert load_report_data(run_dir).routing is None
+    for name, load in (("metrics.jsonl", load_metrics), ("routing.jsonl", load_routing)):
+        (run_dir / name).write_text("")
+        with pytest.raises(DataError, match=rf"{name}: has no .* \(moe-megatron train\)"):
+            load(run_dir / name)
 
 
 def test_history_takes_the_place_of_a_missing_routing_log(make_run_dir: MakeRunDir) -> None:
     run_dir = make_run_dir(steps=40, lost=3)
-    expected = load_report_data(run_dir).routing
+    assert recorded_routing(run_dir) == run_dir / "routing.jsonl"
+    expected = list(load_routing(run_dir / "routing.jsonl"))
     snapshots = list(read_routing(run_dir / "routing.jsonl"))
     sink = HistorySink(run_dir / "history")
     sink.start(
@@ -111,14 +94,9 @@ def test_history_takes_the_place_of_a_missing_routing_log(make_run_dir: MakeRunD
         sink.step(record, snapshot)
     sink.close()
     (run_dir / "routing.jsonl").unlink()
-    found = load_report_data(run_dir).routing
-    assert found is not None
-    assert expected is not None
-    for mine, theirs in zip(
-        [found.whole, *found.columns],
-        [expected.whole, *expected.columns],
-        strict=True,
-    ):
+    recorded = recorded_routing(run_dir)
+    assert recorded == run_dir / "history"
+    for mine, theirs in zip(load_routing(recorded), expected, strict=True):
         assert np.array_equal(mine.tokens_per_expert, theirs.tokens_per_expert)
         assert list(mine.per_layer) == ["entropy", "aux_loss", "z_loss"]
         for name, values in mine.per_layer.items():
