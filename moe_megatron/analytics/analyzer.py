@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -147,12 +147,15 @@ class RouterAnalyzer:
                 counter.add(analysis, [domain for _, domain in rows])
         return counter.finish()
 
-    def plot_expert_token_affinity(self, tokens: "str | Tokens", save_to: str | Path) -> Path:
+    def plot_expert_token_affinity(
+        self, tokens: "str | Tokens", save_to: str | Path, *, columns: Literal[1, 2] = 2
+    ) -> Path:
         """Plots the routers' scores for each token of one text.
 
         Args:
             tokens: text, or the ids of one sequence.
             save_to: file to write, a .png, .svg or .pdf.
+            columns: of a page that the figure spans, 1 or 2.
 
         Returns:
             The file.
@@ -166,7 +169,8 @@ class RouterAnalyzer:
             raise DataError("there are no tokens to plot; give non-empty text or token ids")
         analysis = self.analyze_batch(self._pad([ids]))
         labels = [token_text(self._tokenizer, token) for token in ids.tolist()]
-        picture = plot_affinity(analysis.scores[:, 0], analysis.indices[:, 0], self.layers, labels)
+        scores, indices = analysis.scores[:, 0], analysis.indices[:, 0]
+        picture = plot_affinity(scores, indices, self.layers, labels, columns)
         return picture.save(save_to)
 
     def gate_plane(

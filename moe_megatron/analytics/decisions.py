@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -113,7 +114,9 @@ class BatchAnalysis:
             to_layer = self.layers[row]
         return _pairs(self.routing_map(layer), self.routing_map(to_layer))
 
-    def plot_coactivation(self, layer: int, save_to: str | Path | None = None) -> Picture:
+    def plot_coactivation(
+        self, layer: int, save_to: str | Path | None = None, *, columns: Literal[1, 2] = 1
+    ) -> Picture:
         """Draws which experts of a layer share tokens more or less often than their loads explain.
 
         A pair counts only if it is three standard deviations away, as if tokens were independent.
@@ -121,12 +124,13 @@ class BatchAnalysis:
         Args:
             layer: global layer number.
             save_to: file to write, a .png, .svg or .pdf; None writes none.
+            columns: of a page that the figure spans, 1 or 2.
 
         Raises:
             ConfigError: the layer has no router, or each of its tokens visits one expert.
             DataError: the file cannot be written.
         """
-        return finished(plot_coactivation(self.coactivation_lift(layer), layer), save_to)
+        return finished(plot_coactivation(self.coactivation_lift(layer), layer, columns), save_to)
 
     def coactivation_lift(self, layer: int) -> npt.NDArray[np.float64]:
         """`coactivation` over what the experts' loads make of it; 1 if not surely different. [E, E]
@@ -145,13 +149,18 @@ class BatchAnalysis:
         return pair_lift(joint, with_itself=False)
 
     def plot_flow(
-        self, layers: Sequence[int] | None = None, save_to: str | Path | None = None
+        self,
+        layers: Sequence[int] | None = None,
+        save_to: str | Path | None = None,
+        *,
+        columns: Literal[1, 2] = 2,
     ) -> Picture:
         """Draws the tokens as bands from the experts of one layer to those of the next.
 
         Args:
             layers: two or more global layer numbers; None: all, of more than six the first.
             save_to: file to write, a .png, .svg or .pdf; None writes none.
+            columns: of a page that the figure spans, 1 or 2.
 
         Raises:
             ConfigError: a layer has no router, or there are fewer than two.
@@ -162,7 +171,7 @@ class BatchAnalysis:
             raise ConfigError("a flow needs two layers or more; give layers, such as [1, 2].")
         flows = [self.flow(one, other) for one, other in pairwise(chosen)]
         lifts = [pair_lift(flow, with_itself=True) for flow in flows]
-        return finished(plot_flow(flows, lifts, chosen), save_to)
+        return finished(plot_flow(flows, lifts, chosen, columns), save_to)
 
 
 def _pairs(first: BoolArray, second: BoolArray) -> Int64Array:

@@ -7,7 +7,7 @@ sample belongs to one domain. It does not know where samples come from, and runs
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -118,18 +118,20 @@ class Specialization:
             seed=seed,
         )
 
-    def plot(self, save_to: str | Path) -> Path:
+    def plot(self, save_to: str | Path, *, columns: Literal[1, 2] = 2) -> Path:
         """Draws `domain_share`, and below it what `evidence` says about it.
 
         The title says "domain" only if domains differ by more than the ids of their tokens explain.
 
         Args:
             save_to: file to write, a .png, .svg or .pdf.
+            columns: of a page that the figure spans, 1 or 2.
 
         Raises:
             DataError: the file cannot be written.
         """
-        picture = plot_domains(self.domain_share, self.layers, self.domains, self.evidence())
+        shares, evidence = self.domain_share, self.evidence()
+        picture = plot_domains(shares, self.layers, self.domains, evidence, columns)
         return picture.save(save_to)
 
     def plot_vocabulary(
@@ -139,6 +141,7 @@ class Specialization:
         *,
         limit: int = 6,
         min_count: int = 20,
+        columns: Literal[1, 2] = 2,
         save_to: str | Path | None = None,
     ) -> Picture:
         """Draws the tokens that prefer each expert of a layer most, see `top_tokens`.
@@ -148,6 +151,7 @@ class Specialization:
             tokenizer: what decodes ids; None shows the ids.
             limit: tokens for an expert.
             min_count: leave out tokens that occurred less often.
+            columns: of a page that the figure spans; on one there is room for three tokens.
             save_to: file to write, a .png, .svg or .pdf; None writes none.
 
         Raises:
@@ -164,7 +168,7 @@ class Specialization:
             )
         words = [[(token_text(tokenizer, it.token), it.share) for it in top] for top in found]
         each = self.counts[row].sum() / self.tokens.sum()
-        picture = plot_vocabulary(words, experts, layer, each / len(experts))
+        picture = plot_vocabulary(words, experts, layer, each / len(experts), columns)
         return finished(picture, save_to)
 
 

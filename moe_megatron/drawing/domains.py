@@ -16,9 +16,9 @@ from moe_megatron.drawing.style import (
     DIFFERENCES,
     QUIET,
     SMALL,
-    TWO_COLUMNS,
     page,
     plain,
+    width_of,
 )
 
 if TYPE_CHECKING:
@@ -31,7 +31,8 @@ _INCHES_PER_ROW = 0.17
 _HEIGHTS = (1.7, 8.0)
 _BELOW = 2.9
 """Height of the panels of evidence, in inches."""
-_MAX_TICKS = 16
+_MAX_TICKS = 8
+"""Of all domains together, for each column of a page."""
 _SURE = 3.0
 """Standard errors that a share must be from the fair one to be drawn."""
 
@@ -58,7 +59,11 @@ class _Evidence(Protocol):
 
 
 def plot_domains(
-    shares: Float64Array, layers: Sequence[int], domains: Sequence[str], evidence: _Evidence
+    shares: Float64Array,
+    layers: Sequence[int],
+    domains: Sequence[str],
+    evidence: _Evidence,
+    columns: int = 2,
 ) -> Picture:
     """Above, a panel per domain: experts across, layers down, the domain's share as colour.
 
@@ -72,16 +77,18 @@ def plot_domains(
         layers: Numbers of the L layers.
         domains: Names of the D domains.
         evidence: Statistics of the layers.
+        columns: Of the page that the figure spans, 1 or 2.
     """
     height = float(np.clip(0.7 + _INCHES_PER_ROW * len(layers), *_HEIGHTS))
     fair = 1 / len(domains)
     sure = np.abs(shares - fair) >= _SURE * evidence.share_error
     drawn = np.where(np.isnan(shares) | sure, shares, fair)
-    with page(TWO_COLUMNS, height + _BELOW) as figure:
-        rows = figure.subfigures(2, 1, squeeze=False, height_ratios=[height, _BELOW])
-        above, below = rows[:, 0]
-        _matrices(above, drawn, layers, domains)
-        difference, prediction = below.subplots(1, 2, sharex=True)
+    below = _BELOW if columns == 2 else 2 * _BELOW
+    with page(width_of(columns), height + below) as figure:
+        rows = figure.subfigures(2, 1, squeeze=False, height_ratios=[height, below])
+        _matrices(rows[0, 0], drawn, layers, domains, _MAX_TICKS * columns)
+        shape = (1, 2) if columns == 2 else (2, 1)
+        difference, prediction = rows[1, 0].subplots(*shape, sharex=columns == 2)
         _difference(difference, layers, evidence)
         prediction.plot(layers, evidence.predicted, "o-", label="the token's id")
         prediction.plot(layers, evidence.predicted_by_load, "s-", color=QUIET, label="load alone")
@@ -92,19 +99,23 @@ def plot_domains(
             panel.set_xlabel("layer")
             panel.xaxis.get_major_locator().set_params(integer=True)
             panel.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22))
-        figure.suptitle(_title(layers, evidence.found), x=0.01, ha="left")
+        figure.suptitle(_title(layers, evidence.found), x=0.01, ha="left", wrap=True)
     return Picture(figure)
 
 
 def _matrices(
-    figure: "SubFigure", shares: Float64Array, layers: Sequence[int], domains: Sequence[str]
+    figure: "SubFigure",
+    shares: Float64Array,
+    layers: Sequence[int],
+    domains: Sequence[str],
+    most_ticks: int,
 ) -> None:
     from matplotlib.colors import TwoSlopeNorm
 
     _, num_domains, num_experts = shares.shape
     scale = TwoSlopeNorm(vcenter=1 / num_domains, vmin=0.0, vmax=1.0)  # two domains or more
     panels = figure.subplots(1, num_domains, sharey=True, squeeze=False)[0]
-    ticks = range(0, num_experts, -(-num_experts * num_domains // _MAX_TICKS))
+    ticks = range(0, num_experts, -(-num_experts * num_domains // most_ticks))
     for number, panel in enumerate(panels):
         panel.set_facecolor(ABSENT)
         image = panel.imshow(shares[:, number], norm=scale, cmap=DIFFERENCES)
@@ -129,6 +140,7 @@ def _difference(panel: "Axes", layers: Sequence[int], evidence: _Evidence) -> No
     panel.plot(layers, evidence.chance, "_", color=QUIET, markersize=8,
                label="95 % of shuffled labels are below")  # fmt: skip
     panel.set_ylabel("normalised information")
+    panel.locator_params(axis="y", nbins=5)  # more digits would not be there when it is laid out
     panel.set_title("How much the routing of domains differs")
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_megatron.drawing.picture import Picture
-from moe_megatron.drawing.style import ABSENT, COLOURS, TWO_COLUMNS, page
+from moe_megatron.drawing.style import ABSENT, COLOURS, legend_beside, page, width_of
 
 _NAMED = len(COLOURS) - 1
 """Experts with a colour of their own; the others are grey. Black is for outlines."""
@@ -31,7 +31,7 @@ class _Plane(Protocol):
     def num_experts(self) -> int: ...
 
 
-def plot_gate_plane(plane: _Plane, layer: int) -> Picture:
+def plot_gate_plane(plane: _Plane, layer: int, columns: int = 2) -> Picture:
     """Background: the gate's first choice on the plane; dots: tokens, by their own first choice.
 
     The seven experts that are most tokens' first choice have colours of their own.
@@ -39,6 +39,7 @@ def plot_gate_plane(plane: _Plane, layer: int) -> Picture:
     Args:
         plane: What to draw.
         layer: Number of the layer.
+        columns: Of the page that the figure spans, 1 or 2.
     """
     from matplotlib.colors import ListedColormap
     from matplotlib.lines import Line2D
@@ -50,7 +51,7 @@ def plot_gate_plane(plane: _Plane, layer: int) -> Picture:
     colours = [*COLOURS[: len(named)], ABSENT]
     palette = ListedColormap(colours)
     held = sum(plane.variance)
-    with page(TWO_COLUMNS, 4.2) as figure:
+    with page(width_of(columns), 4.2) as figure:
         panel = figure.subplots()
         panel.imshow(
             slots[plane.grid], origin="lower", extent=plane.extent, cmap=palette, vmin=0,
@@ -63,11 +64,12 @@ def plot_gate_plane(plane: _Plane, layer: int) -> Picture:
         )  # fmt: skip
         panel.set_title(
             f"Layer {layer}: the gate's first choice on a plane that holds {held:.0%} of the "
-            f"variance of its inputs,\nand tokens by their own first choice, which "
-            f"{plane.agreement:.0%} share with the plane"
+            f"variance of its inputs, and tokens by their own first choice, which "
+            f"{plane.agreement:.0%} share with the plane",
+            wrap=True,
         )
         for name, share, axis in zip("12", plane.variance, (panel.xaxis, panel.yaxis), strict=True):
-            axis.set_label_text(f"principal component {name} ({share:.0%} of the variance)")
+            axis.set_label_text(f"principal component {name} ({share:.0%} of variance)")
         marks = [
             Line2D([], [], marker="o", linestyle="", color=colour, markeredgecolor="black",
                    markeredgewidth=0.4, label=f"expert {expert}: {counts[expert]} tokens")
@@ -78,5 +80,5 @@ def plot_gate_plane(plane: _Plane, layer: int) -> Picture:
             marks.append(
                 Line2D([], [], marker="s", linestyle="", color=ABSENT, label=f"others: {rest}")
             )
-        panel.legend(handles=marks, loc="center left", bbox_to_anchor=(1.01, 0.5))
+        legend_beside(panel, columns, handles=marks)
     return Picture(figure)

@@ -7,7 +7,7 @@ from itertools import cycle
 from typing import TYPE_CHECKING
 
 from moe_megatron.drawing.picture import Picture
-from moe_megatron.drawing.style import COLOURS, TWO_COLUMNS, page, plain
+from moe_megatron.drawing.style import COLOURS, page, plain, width_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -49,19 +49,20 @@ class Panel:
     """Where the axis begins; None: where the values do."""
 
 
-def plot_lines(panels: Sequence[Panel], across: str = "step") -> Picture:
+def plot_lines(panels: Sequence[Panel], across: str = "step", columns: int = 2) -> Picture:
     """Draw panels below each other, over the same steps; a run has one colour in all of them.
 
     Args:
         panels: One or more.
         across: What the axis of all panels says.
+        columns: Of the page that the figure spans, 1 or 2.
     """
-    with page(TWO_COLUMNS, _HEIGHT * len(panels)) as figure:
+    with page(width_of(columns), _HEIGHT * len(panels)) as figure:
         axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
         for panel, shown in zip(axes, panels, strict=True):
             for line, colour in zip(shown.lines, cycle(COLOURS), strict=False):
                 _draw(panel, line, colour)
-            panel.set_title(shown.title)
+            panel.set_title(shown.title, wrap=True)
             panel.set_ylabel(shown.axis)
             if shown.bottom is not None:
                 panel.set_ylim(bottom=shown.bottom)

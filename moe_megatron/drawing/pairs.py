@@ -15,10 +15,9 @@ from moe_megatron.drawing.style import (
     ABSENT,
     AMOUNTS,
     DIFFERENCES,
-    ONE_COLUMN,
     SMALL,
-    TWO_COLUMNS,
     page,
+    width_of,
 )
 
 if TYPE_CHECKING:
@@ -36,14 +35,16 @@ _LABELLED = 24
 """Layers with more experts have no numbers beside them."""
 
 
-def plot_coactivation(lift: Float64Array, layer: int) -> Picture:
+def plot_coactivation(lift: Float64Array, layer: int, columns: int = 1) -> Picture:
     """Pairs of experts: how often they share a token, over what their loads make of it.
 
     Args:
         lift: [E, E]; NaN for an expert with itself, and where there is too little to tell.
         layer: Number of the layer.
+        columns: Of the page that the figure spans, 1 or 2.
     """
-    with page(ONE_COLUMN, 2.9) as figure:
+    width = width_of(columns)
+    with page(width, 2.9 if columns == 1 else 5.2) as figure:
         panel = figure.subplots()
         panel.set_facecolor(ABSENT)
         shown = np.where(lift > 0, lift, np.where(lift == 0, 1 / (2 * MOST_RATIO), np.nan))
@@ -56,14 +57,18 @@ def plot_coactivation(lift: Float64Array, layer: int) -> Picture:
         ratio_bar(figure, image, panel, "shared tokens / by loads")
         above, below = ((shown > 1).sum() // 2, (shown < 1).sum() // 2)
         panel.set_title(
-            f"Layer {layer}: {above} pairs of experts share more\ntokens than their loads explain, "
-            f"{below} fewer"
+            f"Layer {layer}: {above} pairs of experts share more tokens than their loads explain, "
+            f"{below} fewer",
+            wrap=columns == 1,
         )
     return Picture(figure)
 
 
 def plot_flow(
-    flows: Sequence[Int64Array], lifts: Sequence[Float64Array], layers: Sequence[int]
+    flows: Sequence[Int64Array],
+    lifts: Sequence[Float64Array],
+    layers: Sequence[int],
+    columns: int = 2,
 ) -> Picture:
     """Bands of tokens from the experts of a layer to those of the next.
 
@@ -75,13 +80,14 @@ def plot_flow(
         flows: [E, E] for each pair of neighbouring layers: tokens that chose both experts.
         lifts: [E, E] of each: flow over what the loads make of it, 1 where that is not sure.
         layers: Numbers of the layers, one more than flows.
+        columns: Of the page that the figure spans, 1 or 2.
     """
     import matplotlib
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 
     norm, colours = Normalize(1.0, MOST_RATIO), matplotlib.colormaps[AMOUNTS].reversed()
-    with page(TWO_COLUMNS, 3.6) as figure:
+    with page(width_of(columns), 3.6 if columns == 2 else 2.8) as figure:
         panel = figure.subplots()
         for place, (flow, lift) in enumerate(zip(flows, lifts, strict=True)):
             share = flow / flow.sum()
@@ -90,14 +96,17 @@ def plot_flow(
                         lambda value: colours(norm(value)))  # fmt: skip
             _draw_experts(panel, place, starts, share.sum(axis=1))
         _draw_experts(panel, len(flows), ends, share.sum(axis=0))
-        panel.set_xticks(range(len(layers)), [f"layer {it}" for it in layers])
+        word = "layer " if columns == 2 else ""
+        panel.set_xticks(range(len(layers)), [f"{word}{it}" for it in layers])
+        panel.set_xlabel("" if word else "layer")
         panel.set_yticks([])
         panel.spines[["left", "bottom"]].set_visible(False)
         panel.tick_params(length=0)
         panel.invert_yaxis()
         surplus = np.mean([_surplus(*it) for it in zip(flows, lifts, strict=True)])
         panel.set_title(
-            f"{surplus:.0%} of the assignments go from expert to expert beyond what loads explain"
+            f"{surplus:.0%} of the assignments go from expert to expert beyond what loads explain",
+            wrap=True,
         )
         figure.colorbar(
             ScalarMappable(norm, colours), ax=panel, label="flow / by the loads", extend="max",

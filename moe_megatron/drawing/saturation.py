@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_megatron.drawing.picture import Picture
-from moe_megatron.drawing.style import AMOUNTS, QUIET, TWO_COLUMNS, page
+from moe_megatron.drawing.style import AMOUNTS, QUIET, legend_beside, page, width_of
 
 Float64Array = npt.NDArray[np.float64]
 
@@ -27,19 +27,22 @@ class _Agreement(Protocol):
     def by_token(self) -> Float64Array: ...
 
 
-def plot_saturation(steps: Sequence[int], found: Sequence[_Agreement], last: int) -> Picture:
+def plot_saturation(
+    steps: Sequence[int], found: Sequence[_Agreement], last: int, columns: int = 2
+) -> Picture:
     """A line a layer over the steps, with its interval; grey are the choices for other tokens.
 
     Args:
         steps: Of the checkpoints, rising.
         found: Their agreement with the last.
         last: Its step.
+        columns: Of the page that the figure spans, 1 or 2.
     """
     import matplotlib
 
     layers = found[0].layers
     colours = matplotlib.colormaps[AMOUNTS](np.linspace(0.0, 0.9, len(layers)))
-    with page(TWO_COLUMNS, 2.8) as figure:
+    with page(width_of(columns), 2.8 if columns == 2 else 3.4) as figure:
         panel = figure.subplots()
         for row, (layer, colour) in enumerate(zip(layers, colours, strict=True)):
             low, high = (np.array([it.interval[end][row] for it in found]) for end in (0, 1))
@@ -56,7 +59,8 @@ def plot_saturation(steps: Sequence[int], found: Sequence[_Agreement], last: int
         panel.set_ylabel(f"share of the experts of step {last}")
         panel.set_title(
             f"At step {steps[0]} routers chose {found[0].share.mean():.0%} of the experts of step "
-            f"{last}, at step {steps[-1]} {found[-1].share.mean():.0%}\n(band: 95 % over documents)"
+            f"{last}, at step {steps[-1]} {found[-1].share.mean():.0%} (band: 95 % over documents)",
+            wrap=True,
         )
-        panel.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), ncols=-(-len(layers) // 12))
+        legend_beside(panel, columns, ncols=-(-len(layers) // 12))
     return Picture(figure)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from moe_megatron.errors import ConfigError
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 ONE_COLUMN, TWO_COLUMNS = 3.35, 7.0
@@ -96,6 +97,21 @@ def page(width: float, height: float) -> "Iterator[Figure]":
 
     with styled():
         yield Figure(figsize=(width, height), layout="constrained")
+
+
+def legend_beside(panel: "Axes", columns: int, **more: Any) -> None:
+    """The legend of a panel that is alone: right of it on two columns, below the figure on one.
+
+    Args:
+        panel: What it explains.
+        columns: Of the page that the figure spans.
+        more: As matplotlib's `legend` takes it, such as `handles`.
+    """
+    if columns == 2:
+        panel.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), **more)
+        return
+    named = more.pop("handles", None) or panel.get_legend_handles_labels()[0]
+    panel.figure.legend(handles=named, loc="outside lower left", **{**more, "ncols": 2})
 
 
 def plain(text: str) -> str:

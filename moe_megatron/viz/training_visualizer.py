@@ -7,7 +7,7 @@ given an analyzer. It trains nothing and measures nothing of its own.
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -56,6 +56,7 @@ class TrainingVisualizer:
         metrics: Sequence[str] = ("loss", "imbalance"),
         include: Mapping[str, Any] | Sequence[Any] = (),
         *,
+        columns: Literal[1, 2] = 2,
         save_to: str | Path | None = None,
     ) -> Picture:
         """Draw how the training went, one panel a metric, over its steps.
@@ -68,6 +69,7 @@ class TrainingVisualizer:
                 "imbalance", "load_cv", "load_variance", "drop_rate" and "dead_experts", and every
                 registered quantity, such as "entropy" or "z_loss".
             include: Other runs to draw beside this one; in a mapping, by the names to show.
+            columns: Of a page that the figure spans.
             save_to: File to write, a .png, .svg or .pdf; None writes none.
 
         Raises:
@@ -83,7 +85,7 @@ class TrainingVisualizer:
             folder = _folder_of(run)
             label = name or folder.name
             runs[str(folder) if label in runs else label] = folder
-        return finished(plot_lines(curve_panels(runs, names)), save_to)
+        return finished(plot_lines(curve_panels(runs, names), columns=columns), save_to)
 
     def animate_expert_evolution(
         self,
@@ -129,6 +131,7 @@ class TrainingVisualizer:
         checkpoints: "Mapping[int, Any] | Iterable[tuple[int, Any]]",
         inputs: Any,
         *,
+        columns: Literal[1, 2] = 2,
         save_to: str | Path | None = None,
     ) -> Picture:
         """Draw how far routers of earlier checkpoints decide as those of the last one.
@@ -142,6 +145,7 @@ class TrainingVisualizer:
             checkpoints: Models, or analyzers, by the step of their checkpoint; a generator of
                 (step, model) has one in memory at a time. The last is what others are compared to.
             inputs: A text, a list of texts or token ids [batch, seq]; each row is a document.
+            columns: Of a page that the figure spans.
             save_to: File to write, a .png, .svg or .pdf; None writes none.
 
         Raises:
@@ -157,7 +161,7 @@ class TrainingVisualizer:
         if len(_rising(steps)) < 2:
             raise ConfigError("saturation compares checkpoints; give two of them or more.")
         found = [router_saturation(batch, batches[-1]) for batch in batches[:-1]]
-        return finished(plot_saturation(steps[:-1], found, steps[-1]), save_to)
+        return finished(plot_saturation(steps[:-1], found, steps[-1], columns), save_to)
 
     def plot_router_decision_boundaries(
         self,
@@ -165,6 +169,7 @@ class TrainingVisualizer:
         layer: int,
         *,
         model: "nn.Module | RouterAnalyzer | None" = None,
+        columns: Literal[1, 2] = 2,
         save_to: str | Path | None = None,
     ) -> Picture:
         """Draw where a layer's gate changes its first choice, on a plane through its inputs.
@@ -181,6 +186,7 @@ class TrainingVisualizer:
             inputs: A text, a list of texts or token ids [batch, seq].
             layer: Global number of a layer with a router.
             model: The model, or an analyzer with its tokenizer; None: that of the trainer.
+            columns: Of a page that the figure spans.
             save_to: File to write, a .png, .svg or .pdf; None writes none.
 
         Raises:
@@ -194,7 +200,8 @@ class TrainingVisualizer:
                 "give model=, such as MoEModel.from_pretrained(...), or a RouterAnalyzer."
             )
         analyzer = given if isinstance(given, RouterAnalyzer) else RouterAnalyzer(given)
-        return finished(plot_gate_plane(analyzer.gate_plane(inputs, layer), layer), save_to)
+        plane = analyzer.gate_plane(inputs, layer)
+        return finished(plot_gate_plane(plane, layer, columns), save_to)
 
 
 def _folder_of(run: Any) -> Path:

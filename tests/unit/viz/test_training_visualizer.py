@@ -1,9 +1,12 @@
 """Figures and films of a training: what they show is what the run recorded."""
 
+import shutil
+import subprocess
+
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageSequence
 
 from moe_megatron import MoEModel, MoETrainer
 from moe_megatron.errors import BackendUnavailableError, ConfigError, DataError
@@ -68,6 +71,25 @@ def test_a_film_has_a_frame_for_each_range_of_steps(make_run_dir, tmp_path):
     with pytest.raises(ConfigError, match=r"must be rising numbers of steps.* not \[20, 10\]"):
         visualizer.animate_expert_evolution(tmp_path / "two.gif", [20, 10])
     assert not (tmp_path / "two.gif").exists()
+
+
+@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="needs ffmpeg: apt-get install ffmpeg")
+def test_an_mp4_has_the_frames_of_the_film(make_run_dir, tmp_path):
+    visualizer = TrainingVisualizer(make_run_dir(steps=40))
+    film = visualizer.animate_expert_evolution(
+        tmp_path / "one.mp4", [10, 20, 40], frames_per_second=4
+    )
+    assert film.read_bytes()[4:8] == b"ftyp"
+    words = f"ffmpeg -v error -i {film} -f rawvideo -pix_fmt gray -".split()
+    raw = subprocess.run(words, check=True, capture_output=True).stdout
+    with Image.open(visualizer.animate_expert_evolution(tmp_path / "one.gif", [10, 20, 40])) as gif:
+        width, height = gif.size
+        shown = [np.asarray(it.convert("L"), float) for it in ImageSequence.Iterator(gif)]
+    width, height = width - width % 2, height - height % 2  # which the codec wants even
+    frames = np.frombuffer(raw, np.uint8).reshape(-1, height, width)
+    assert len(frames) == 3
+    for frame, same in zip(frames, shown, strict=True):
+        assert np.abs(frame - same[:height, :width]).mean() < 3
 
 
 @pytest.mark.parametrize("ends", [[3, 11], [40], [5, 6, 7, 100], None])
