@@ -48,9 +48,13 @@ class SampleFiles:
         self.start(run)
 
     def sample(self, sample: RoutingSample) -> None:
-        """Write a sample."""
+        """Write a sample.
+
+        Raises:
+            OSError: It cannot be written, or the folder of the run was removed.
+        """
         if self._folder is not None:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            self._folder.mkdir(exist_ok=True)  # not that of the run: it would be half filled
             replace_file(self._folder / f"{sample.head.step:07d}{_SUFFIX}", sample.lines())
 
     def step(self, record: StepRecord, routing: RoutingSnapshot | None) -> None:

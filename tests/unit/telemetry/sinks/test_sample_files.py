@@ -80,6 +80,14 @@ def test_run_without_a_folder_writes_nothing(tmp_path: Path, monkeypatch) -> Non
     assert list(tmp_path.iterdir()) == []
 
 
+def test_folder_of_a_run_that_was_removed_does_not_come_back(tmp_path: Path) -> None:
+    sink = SampleFiles()
+    sink.start(info(tmp_path / "run"))
+    with pytest.raises(FileNotFoundError):
+        sink.sample(step_sample(2))
+    assert not (tmp_path / "run").exists()
+
+
 def test_other_files_in_the_folder_are_no_samples(sampled: SampleFiles, tmp_path: Path) -> None:
     for name in ("x.jsonl", "7.json", "8.jsonl.tmp", "-1.jsonl"):
         (tmp_path / "samples" / name).write_text("")
