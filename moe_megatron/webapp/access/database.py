@@ -22,12 +22,14 @@ from sqlalchemy import (
     select,
 )
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 
 from moe_megatron.errors import BackendUnavailableError, ConfigError
 from moe_megatron.files import user_path
 
 _SERVER = "postgresql+psycopg"
+_PATIENCE = {"connect_timeout": "5", "options": "-c statement_timeout=5000"}
+"""A server that does not answer must not hold up those who look."""
 _DIGEST_CHARACTERS = 64
 NAME_CHARACTERS, RUN_CHARACTERS, ANSWER_CHARACTERS = 64, 256, 512
 """Most characters of a name, of a run's name and of an answer."""
@@ -86,10 +88,7 @@ def open_database(given: str, *, create: bool = False) -> Engine:
             "install 'open-moe-trainer-lab[postgresql]'"
         ) from error
     try:
-        tables.create_all(engine)
-        with engine.connect() as connection:
-            for table in tables.sorted_tables:  # one of that name may be something else
-                connection.execute(select(table).limit(0))
+        _make_tables(engine)
     except SQLAlchemyError as error:
         engine.dispose()
         why = " ".join(str(getattr(error, "orig", error)).split())
@@ -103,6 +102,16 @@ def open_database(given: str, *, create: bool = False) -> Engine:
             "dashboard token` has made, in a folder that you may write to."
         ) from error
     return engine
+
+
+def _make_tables(engine: Engine) -> None:
+    try:
+        tables.create_all(engine)
+    except DBAPIError:  # another process may have made them in between
+        tables.create_all(engine)
+    with engine.connect() as connection:
+        for table in tables.sorted_tables:  # one of that name may be something else
+            connection.execute(select(table).limit(0))
 
 
 def _server(given: str) -> URL:
@@ -121,7 +130,7 @@ def _server(given: str) -> URL:
             "the password of a database must not stand on the command line, where others see it; "
             "put it into ~/.pgpass or the variable PGPASSWORD and leave it out of --database."
         )
-    return found
+    return found.update_query_dict({k: v for k, v in _PATIENCE.items() if k not in found.query})
 
 
 def _file(path: Path, *, create: bool) -> URL:

@@ -1,11 +1,20 @@
 """A dashboard that asks who one is, as a browser meets it."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from sqlalchemy import Engine
 from starlette.testclient import TestClient
 
+from moe_megatron.platform.scratch import environment
+from moe_megatron.testing.postgres_server import (
+    PASSWORD,
+    PostgresServer,
+    postgres_server,
+    programs,
+)
 from moe_megatron.testing.written_run import write_run
 from moe_megatron.webapp.access.database import open_database
 from moe_megatron.webapp.access.visitors import Access
@@ -44,10 +53,38 @@ class Guarded:
         return client
 
 
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A server that was started for the tests."""
+    if programs() is None:
+        pytest.skip("needs PostgreSQL: apt-get install -y postgresql")
+    with postgres_server() as server, environment({"PGPASSWORD": PASSWORD}):
+        yield server
+
+
+@pytest.fixture(params=["file", pytest.param("server", marks=pytest.mark.deep)])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty database, of each kind."""
+    if request.param == "file":
+        path = tmp_path / "access.db"
+        path.touch(0o600)
+        return str(path)
+    server: PostgresServer = request.getfixturevalue("postgres")
+    return server.new_database()
+
+
 @pytest.fixture
-def guarded(tmp_path: Path) -> Guarded:
-    database = str(tmp_path / "access.db")
-    access = Access(open_database(database, create=True))
+def engine(database: str) -> Iterator[Engine]:
+    """The same, open."""
+    engine = open_database(database)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def guarded(tmp_path: Path, engine: Engine) -> Guarded:
+    """A dashboard with such a database."""
+    access = Access(engine)
     run = write_run(tmp_path / "runs" / "run", 3, history=0)
     page = tmp_path / "page"
     page.mkdir()

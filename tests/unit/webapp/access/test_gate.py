@@ -155,10 +155,8 @@ def test_a_database_that_cannot_be_reached_lets_nobody_in(
 
 
 @pytest.fixture
-def served(guarded, tmp_path: Path) -> Iterator[DashboardServer]:
-    options = DashboardOptions(
-        folders=[guarded.run.parent], port=0, database=str(tmp_path / "access.db")
-    )
+def served(guarded, database: str) -> Iterator[DashboardServer]:
+    options = DashboardOptions(folders=[guarded.run.parent], port=0, database=database)
     with DashboardServer(options) as server:
         yield server
 

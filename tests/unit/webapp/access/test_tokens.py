@@ -3,21 +3,17 @@
 import os
 import sqlite3
 import stat
+import sys
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, select
 
 from moe_megatron.errors import BackendUnavailableError, ConfigError
-from moe_megatron.webapp.access.database import open_database
+from moe_megatron.webapp.access.database import open_database, tables
 from moe_megatron.webapp.access.sessions import SECONDS, Sessions
 from moe_megatron.webapp.access.tokens import AccessTokens, User
 from moe_megatron.webapp.access.wrong_tokens import MOST_WRONG, WrongTokens
-
-
-@pytest.fixture
-def engine(tmp_path: Path) -> Engine:
-    return open_database(str(tmp_path / "access.db"), create=True)
 
 
 class Clock:
@@ -27,7 +23,13 @@ class Clock:
         return self.now
 
 
-def test_tokens_are_found_and_nothing_that_is_kept_is_one(engine: Engine, tmp_path: Path) -> None:
+def kept_in(engine: Engine) -> str:
+    """All that stands in a database."""
+    with engine.connect() as connection:
+        return "".join(repr(connection.execute(select(it)).all()) for it in tables.sorted_tables)
+
+
+def test_tokens_are_found_and_nothing_that_is_kept_is_one(engine: Engine) -> None:
     tokens = AccessTokens(engine)
     ada, bob = tokens.add("ada", "operator"), tokens.add("bob", "viewer")
     assert len({ada, bob}) == 2
@@ -38,10 +40,10 @@ def test_tokens_are_found_and_nothing_that_is_kept_is_one(engine: Engine, tmp_pa
     for wrong in ("", ada[:-1], ada + "x", ada.swapcase(), "x" * 10**6, "\x00\ud7ff"):
         assert tokens.find(wrong) is None
     session = Sessions(engine).begin(found)
-    kept = (tmp_path / "access.db").read_bytes()
-    assert b"ada" in kept
+    kept = kept_in(engine)
+    assert "ada" in kept
     for secret in (ada, bob, session):
-        assert secret.encode() not in kept
+        assert secret not in kept
     # What is kept is no way in.
     assert tokens.find(found.digest) is None
 
@@ -156,3 +158,9 @@ def test_a_password_on_the_command_line_is_refused_and_not_repeated(given: str) 
 def test_a_server_that_does_not_answer_says_so() -> None:
     with pytest.raises(BackendUnavailableError, match=r"cannot be used \(.*check that the server"):
         open_database("postgresql+psycopg://nobody@127.0.0.1:1/none?connect_timeout=5")
+
+
+def test_a_driver_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(BackendUnavailableError, match=r"open-moe-trainer-lab\[postgresql\]"):
+        open_database("postgresql+psycopg://u@h/d")
