@@ -105,7 +105,8 @@ class RouterAnalyzer:
                 "give a shorter one."
             )
         decisions, _ = self._decisions(self._pad([ids]))
-        return TokenPaths.of([token_text(self._tokenizer, it) for it in ids.tolist()], decisions)
+        assert self._tokenizer is not None  # it has encoded the text
+        return TokenPaths.of([self._tokenizer.decode([it]) for it in ids.tolist()], decisions)
 
     def compute_expert_specialization(
         self,

@@ -2,10 +2,11 @@
 
 import importlib.util
 import json
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -13,6 +14,9 @@ from moe_megatron.testing.ports import free_port
 from moe_megatron.testing.programs import Program, start_program
 from moe_megatron.text.training import train_tokenizer
 from tests.functional.built_page import build_page
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "moe_megatron"]
@@ -102,6 +106,21 @@ def frontend(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def page(frontend: Path) -> Path:
     """The built page."""
     return frontend.parent / "page"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator["Browser"]:
+    """Chromium, for pages."""
+    from playwright.sync_api import sync_playwright
+
+    program = shutil.which("chromium") or shutil.which("google-chrome")
+    if program is None:
+        pytest.skip("needs chromium: apt-get install -y chromium")
+    with sync_playwright() as playwright:
+        options = ["--no-sandbox", "--disable-gpu"]
+        started = playwright.chromium.launch(executable_path=program, args=options)
+        yield started
+        started.close()
 
 
 def run_on_real_model(start: Callable[..., Any], script: str, folder: Path, *words: object) -> Path:

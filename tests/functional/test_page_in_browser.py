@@ -4,13 +4,12 @@ import re
 import shutil
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from moe_megatron.telemetry.journal import note
 from moe_megatron.testing.programs import Program
@@ -18,6 +17,7 @@ from moe_megatron.webapp.report import write_report
 from moe_megatron.webapp.run_facts import run_id
 from moe_megatron.webapp.serving import DashboardOptions, DashboardServer
 from moe_megatron.webapp.view import Lines, register_view, unregister_view
+from tests.functional.watched_page import Watched
 
 pytestmark = [pytest.mark.deep, pytest.mark.distributed]
 
@@ -25,34 +25,6 @@ STEPS = 12
 VIEWS = ("routing", "training", "changes", "ranks", "compare", "cost", "flow", "summary", "tokens")
 HOSTILE = "<img src=x onerror=alert(1)>"
 """What somebody may call a run; as text it does nothing."""
-
-
-@dataclass
-class Watched:
-    """A page, and what it did that it must not."""
-
-    page: Page
-    origin: str
-    wrong: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
-        self.page.on("dialog", lambda dialog: self.wrong.append(dialog.message))
-        self.page.on("console", self._heard)
-        self.page.on("request", self._asked)
-
-    def _heard(self, message: Any) -> None:
-        if message.type in ("error", "warning"):
-            self.wrong.append(message.text)
-
-    def _asked(self, request: Any) -> None:
-        if not request.url.startswith((self.origin, "data:", "blob:")):
-            self.wrong.append(request.url)
-
-    def go(self, address: str) -> Page:
-        self.page.goto(self.origin + address)
-        expect(self.page.locator("main .panel").first).to_be_visible()
-        return self.page
 
 
 @pytest.fixture(scope="module")
@@ -75,18 +47,6 @@ def first(runs: Path) -> str:
 def server(runs: Path, page: Path) -> Iterator[DashboardServer]:
     with DashboardServer(DashboardOptions(folders=[runs], port=0, page=page)) as server:
         yield server
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    program = shutil.which("chromium") or shutil.which("google-chrome")
-    if program is None:
-        pytest.skip("needs chromium: apt-get install -y chromium")
-    with sync_playwright() as playwright:
-        options = ["--no-sandbox", "--disable-gpu"]
-        started = playwright.chromium.launch(executable_path=program, args=options)
-        yield started
-        started.close()
 
 
 @pytest.fixture

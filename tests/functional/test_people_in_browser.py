@@ -1,11 +1,10 @@
 """Who may look at the page and ask a run, in a real browser: the form, the session, the buttons."""
 
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, expect, sync_playwright
+from playwright.sync_api import Browser, expect
 
 from moe_megatron.config.checkpoint_files import folders_by_step
 from moe_megatron.errors import AGAIN
@@ -42,18 +41,6 @@ def server(tmp_path: Path, page: Path, token: str) -> Iterator[DashboardServer]:
     options = DashboardOptions(folders=[tmp_path / "runs"], port=0, page=page, database=database)
     with DashboardServer(options) as server:
         yield server
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    program = shutil.which("chromium") or shutil.which("google-chrome")
-    if program is None:
-        pytest.skip("needs chromium: apt-get install -y chromium")
-    with sync_playwright() as playwright:
-        options = ["--no-sandbox", "--disable-gpu"]
-        started = playwright.chromium.launch(executable_path=program, args=options)
-        yield started
-        started.close()
 
 
 def test_page_asks_for_a_token_shows_the_run_live_and_forgets(

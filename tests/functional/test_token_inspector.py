@@ -64,7 +64,7 @@ def paths_of(folder: Path, text: str) -> dict[str, Any]:
     with torch.no_grad():
         routing = model(torch.tensor([ids])).routing
     return {
-        "tokens": [model.tokenizer.decode([it]).replace("\n", "\\n") for it in ids],
+        "tokens": [model.tokenizer.decode([it]) for it in ids],
         "layers": [info.layer for info in routing],
         "experts": [[row.tolist() for row in info.indices[0]] for info in routing],
         "weights": [[row.tolist() for row in info.weights[0]] for info in routing],

@@ -18,12 +18,12 @@ import { CostView } from "./views/cost";
 import { OwnView } from "./views/own";
 import { RanksView } from "./views/ranks";
 import { RoutingView } from "./views/routing";
-import { TokensView } from "./views/tokens";
 import { TrainingView } from "./views/training";
 
 /** Laid out by a library of its own. What is lazy is fetched when it is needed; a report has it in its one script. */
 const FlowView = lazy(() => import("./views/flow").then(({ FlowView: Flow }) => ({ default: Flow as ComponentType })));
 const SummaryView = lazy(() => import("./views/summary").then(({ SummaryView: Summary }) => ({ default: Summary as ComponentType })));
+const TokensView = lazy(() => import("./views/tokens").then(({ TokensView: Tokens }) => ({ default: Tokens })));
 
 /** Few servers ask who one is, and each once a day. */
 const Login = lazy(() => import("./views/login").then(({ Login: Form }) => ({ default: Form })));
@@ -62,7 +62,7 @@ export function App({ source }: { source: DataSource }) {
       <a className="skip" href="#main" onClick={(event) => (event.preventDefault(), document.getElementById("main")?.focus())}>
         To the content
       </a>
-      <Top runs={locked ? [] : (runs.data ?? [])} run={summary} live={live} source={source} can={detail.data} />
+      <Top runs={locked ? [] : (runs.data ?? [])} run={summary} live={live} source={source} can={detail.data} none={!locked && runs.data?.length === 0} />
       <main id="main" tabIndex={-1}>
         {locked ? (
           <Suspense fallback={<Waiting height={420} />}>
@@ -88,6 +88,14 @@ function Body(props: { source: DataSource; runs: RunSummary[]; summary: RunSumma
   const run = detail.data;
   const subject = useMemo(() => run && { source, run, runs, live, tick }, [source, run, runs, live, tick]);
   if (!runs.length) {
+    // A model needs no run to be asked.
+    if (view === "tokens") {
+      return (
+        <Suspense fallback={<Waiting height={420} />}>
+          <TokensView source={source} />
+        </Suspense>
+      );
+    }
     return (
       <Note title="No runs here yet">
         Start one with `moe-megatron train --config demo_moe`, or give the dashboard a folder: `moe-megatron dashboard runs/NAME`. This page shows it as
@@ -112,10 +120,10 @@ function Body(props: { source: DataSource; runs: RunSummary[]; summary: RunSumma
 }
 
 /** A view that the server cannot fill is not offered; an address may still name it. */
-const offered = (view: View, current: View, can: Run | null): boolean =>
-  view === "tokens" ? view === current || can?.has.inspector === true : view !== "own";
+const offered = (view: View, current: View, can: Run | null, none: boolean): boolean =>
+  view === "tokens" ? view === current || none || can?.has.inspector === true : view !== "own";
 
-function Top({ runs, run, live, source, can }: { can: Run | null; runs: RunSummary[]; run: RunSummary | null; live: Live; source: DataSource }) {
+function Top({ runs, run, live, source, can, none }: { none: boolean; can: Run | null; runs: RunSummary[]; run: RunSummary | null; live: Live; source: DataSource }) {
   const { view, own: chosenOwn } = usePlace();
   const own = useLoaded(paths.views(), (signal) => source.views(signal));
   const theme = useTheme();
@@ -160,7 +168,7 @@ function Top({ runs, run, live, source, can }: { can: Run | null; runs: RunSumma
         </button>
       </div>
       <nav className="tabs" aria-label="Views">
-        {VIEWS.filter((each) => offered(each.view, view, can)).map(({ view: each, name }) => (
+        {VIEWS.filter((each) => offered(each.view, view, can, none)).map(({ view: each, name }) => (
           <button key={each} aria-current={each === view ? "page" : undefined} onClick={() => go({ view: each, own: null })}>
             {name}
           </button>

@@ -79,6 +79,7 @@ export class EmbeddedSource implements DataSource {
     return { steps, load, drop_rate: [], bias: [], ep_rank: run.expert_ranks[row]?.[expert] ?? null, partners: [], tokens: [], domains: [] };
   }
 
+  models = async (): Promise<never[]> => [];
   inspect = async (): Promise<never> => {
     throw new SourceError("A report cannot ask a model. Open the run with `moe-megatron dashboard RUN_DIR` for that.");
   };

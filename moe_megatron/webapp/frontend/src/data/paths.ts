@@ -29,6 +29,7 @@ export const paths = {
   logIn: () => "/api/login",
   logOut: () => "/api/logout",
   ask: (id: string) => ofRun(id, "ask"),
+  models: () => "/api/models",
   inspect: () => "/api/inspect",
   live: (id: string) => `/api/live${query({ run: id })}`,
 };

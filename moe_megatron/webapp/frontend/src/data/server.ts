@@ -2,7 +2,7 @@
 import { type Frame, decodeFrame } from "./frame";
 import { paths } from "./paths";
 import { type DataSource, LOG_IN, SourceError, type Watcher } from "./source";
-import type { Inspection, Span } from "./types";
+import type { Span } from "./types";
 
 /** Scrubbing back and forth asks for the same frames again: 512 of 61 x 256 are 8 MB. */
 const FRAMES_KEPT = 512;
@@ -37,9 +37,9 @@ export class ServerSource implements DataSource {
     return (await answerOf(path, { signal })).json();
   }
 
-  private async post<T>(path: string, body: unknown): Promise<T> {
+  private async post<T>(path: string, body: unknown, signal?: AbortSignal): Promise<T> {
     const headers = { "Content-Type": "application/json", "X-Requested-With": "moe-megatron" };
-    return (await answerOf(path, { method: "POST", headers, body: JSON.stringify(body) })).json();
+    return (await answerOf(path, { method: "POST", headers, body: JSON.stringify(body), signal })).json();
   }
 
   async matrix(id: string, span: Span, signal?: AbortSignal): Promise<Frame> {
@@ -69,8 +69,8 @@ export class ServerSource implements DataSource {
   log: DataSource["log"] = (id, after, signal) => this.get(paths.log(id, after), signal);
   logIn: DataSource["logIn"] = (token) => this.post(paths.logIn(), { token });
   logOut: DataSource["logOut"] = () => this.post(paths.logOut(), {});
-  inspect = (run: string, checkpoint: number | null, text: string): Promise<Inspection> =>
-    this.post(paths.inspect(), { run, checkpoint, text });
+  models: DataSource["models"] = (signal) => this.get(paths.models(), signal);
+  inspect: DataSource["inspect"] = (asked, text, signal) => this.post(paths.inspect(), { ...asked, text }, signal);
   ask = async (id: string, what: "checkpoint" | "stop"): Promise<void> => void (await this.post(paths.ask(id), { what }));
 
   watch(id: string, watcher: Watcher): () => void {

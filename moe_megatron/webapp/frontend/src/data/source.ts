@@ -22,6 +22,9 @@ export interface Watcher {
   connection(connection: Connection, retrySeconds?: number): void;
 }
 
+/** Which model: a checkpoint of a run, or one of `models`. */
+export type Asked = { run: string; checkpoint: number } | { model: string };
+
 export interface DataSource {
   /** Whether anything can still change. */
   readonly live: boolean;
@@ -45,7 +48,9 @@ export interface DataSource {
   /** A server may ask who one is; a report has nobody to ask. */
   logIn?(token: string): Promise<void>;
   logOut?(): Promise<void>;
-  inspect(id: string, checkpoint: number | null, text: string): Promise<Inspection>;
+  /** Models that can be asked besides the checkpoints of a run. */
+  models(signal?: AbortSignal): Promise<{ id: string; name: string }[]>;
+  inspect(asked: Asked, text: string, signal?: AbortSignal): Promise<Inspection>;
   ask(id: string, what: "checkpoint" | "stop"): Promise<void>;
   /** Returns what ends it. */
   watch(id: string, watcher: Watcher): () => void;
