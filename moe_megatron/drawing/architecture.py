@@ -71,7 +71,9 @@ class Block:
     def grid(self) -> float:
         """Height of the picture of the experts, in inches; 0 without any."""
         if self.loads is not None:
-            return float(np.clip(_LAYER * len(self.loads), *_LOADS))
+            least, most = _LOADS
+            two = 2 * least if len(self.loads) > 1 else least  # their first and last have names
+            return float(np.clip(_LAYER * len(self.loads), two, most))
         return _CELL * -(-self.experts // _CELLS_IN_A_ROW)
 
     @property

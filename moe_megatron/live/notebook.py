@@ -19,6 +19,12 @@ _HTML = (
 )
 
 
+def display(value: Any, **how: Any) -> Any:
+    """Show something below the cell that runs, as if it were the cell's last value."""
+    shown: Any = importlib.import_module("IPython.display").display
+    return shown(value, **how)
+
+
 class NotebookDrawing:
     """One place in the output of the cell that draws first.
 
@@ -34,7 +40,6 @@ class NotebookDrawing:
         """Show this in place of what was drawn before."""
         bundle = self._bundle(drawing)
         if self._handle is None:
-            display: Any = importlib.import_module("IPython.display").display
             self._handle = display(bundle, raw=True, display_id=True)
         else:
             self._handle.update(bundle, raw=True)

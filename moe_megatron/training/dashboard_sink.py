@@ -6,12 +6,17 @@ It shows the run by its folder, as any dashboard does, and takes nothing from th
 import sys
 
 from moe_megatron.live.dashboard_process import DashboardProcess
+from moe_megatron.live.notebook import display
+from moe_megatron.live.watching import in_notebook
 from moe_megatron.telemetry.values.records import EvalRecord, RunInfo, StepRecord
 from moe_megatron.telemetry.values.snapshot import RoutingSnapshot
 
 
 class DashboardSink:
-    """Starts a dashboard with the run, on any free port, and prints its address."""
+    """Starts a dashboard with the run, on any free port, and prints its address.
+
+    In a notebook it shows the page below the cell.
+    """
 
     name = "dashboard"
 
@@ -24,7 +29,10 @@ class DashboardSink:
         """Start it."""
         if run.run_dir is not None and self.process is None:
             self.process = DashboardProcess([run.run_dir])
-            print(f"dashboard  {self.process.url}", file=self._stdout, flush=True)
+            if in_notebook():
+                display(self.process)
+            else:
+                print(f"dashboard  {self.process.url}", file=self._stdout, flush=True)
 
     def step(self, record: StepRecord, routing: RoutingSnapshot | None) -> None:
         """Nothing to do: it reads the folder."""
