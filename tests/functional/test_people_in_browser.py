@@ -15,7 +15,9 @@ from moe_megatron.webapp.access.database import open_database
 from moe_megatron.webapp.access.tokens import AccessTokens
 from moe_megatron.webapp.serving import DashboardOptions, DashboardServer
 
-pytestmark = [pytest.mark.deep, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.deep, pytest.mark.timeout(600)]
+
+expect.set_options(timeout=30_000)
 
 
 @pytest.fixture
