@@ -53,7 +53,7 @@ def test_page_asks_for_a_token_shows_the_run_live_and_forgets(
     wrong: list[str] = []
     page.on("pageerror", lambda error: wrong.append(str(error)))
     page.goto(f"{server.url}#view=training")
-    field = page.get_by_label("Token")
+    field = page.get_by_label("Token", exact=True)
     expect(field).to_be_focused()
     expect(page.get_by_text("Loss")).to_have_count(0)
     field.fill("not-a-token")
@@ -72,14 +72,14 @@ def test_page_asks_for_a_token_shows_the_run_live_and_forgets(
     page.reload()
     expect(page.get_by_role("button", name="Log out ada")).to_be_visible()
     page.get_by_role("button", name="Log out ada").click()
-    expect(page.get_by_label("Token")).to_be_visible()
+    expect(page.get_by_label("Token", exact=True)).to_be_visible()
     assert wrong == []
     # A token that is taken away closes a page that is open.
-    page.get_by_label("Token").fill(token)
-    page.get_by_label("Token").press("Enter")
+    page.get_by_label("Token", exact=True).fill(token)
+    page.get_by_label("Token", exact=True).press("Enter")
     expect(page.get_by_role("button", name="Log out ada")).to_be_visible()
     tokens.remove("ada")
-    expect(page.get_by_label("Token")).to_be_visible(timeout=20_000)
+    expect(page.get_by_label("Token", exact=True)).to_be_visible(timeout=20_000)
     context.close()
 
 
@@ -98,8 +98,8 @@ def test_an_operator_asks_a_run_that_trains_and_a_viewer_is_not_offered_to(
             shown[name] = browser.new_context(viewport={"width": 1280, "height": 900}).new_page()
             shown[name].set_default_timeout(120_000)
             shown[name].goto(f"{server.url}#view=training")
-            shown[name].get_by_label("Token").fill(token)
-            shown[name].get_by_label("Token").press("Enter")
+            shown[name].get_by_label("Token", exact=True).fill(token)
+            shown[name].get_by_label("Token", exact=True).press("Enter")
             expect(shown[name].locator(".state.running")).to_be_visible(timeout=120_000)
             first = shown[name].locator(".events b", has_text="first step")
             expect(first).to_be_visible(timeout=120_000)
