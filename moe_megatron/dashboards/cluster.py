@@ -1,7 +1,8 @@
 """The dashboard "MoE cluster": processes of a run, stragglers, and the exporter itself."""
 
+from moe_megatron.dashboards.judgements import UP, WAITED_FOR
 from moe_megatron.dashboards.layout import Dashboard, Section
-from moe_megatron.dashboards.panels import Query, bands, lines, number, thresholds
+from moe_megatron.dashboards.panels import Query, bands, lines, number
 from moe_megatron.dashboards.queries import RUN, increase, latest, rate, ratio, youngest
 
 _SLOWEST = 10
@@ -17,7 +18,7 @@ _NOW = Section(
             "none",
             "1 if Prometheus can scrape the run, else 0.",
             f"max(up{{{RUN}}})",
-            defaults=thresholds((1, "green"), base="red"),
+            defaults=UP,
         ),
         number(
             "Processes",
@@ -37,13 +38,14 @@ _NOW = Section(
             "Compute time of the slowest process over the median of all; 1 means no straggler. The "
             "others wait for the excess over 1.",
             latest("moe_rank_compute_max_ratio"),
-            defaults=thresholds((1.1, "yellow"), (1.2, "orange"), (1.5, "red")),
+            defaults=WAITED_FOR,
         ),
         number(
             "Slowest process",
             "none",
             "Rank of the slowest process. If it stays the same, look at that process's machine.",
             latest("moe_rank_compute_slowest_rank"),
+            graph=False,
         ),
         number(
             "Largest memory",
@@ -89,8 +91,7 @@ _PROCESSES = Section(
             "Load of the rank over its fair share, in the layer where that is largest. The other "
             "ranks wait for the busiest one in every step.",
             Query(latest("moe_ep_rank_load_ratio", "ep_rank"), "EP rank {{ep_rank}}"),
-            colours=thresholds((1.1, "yellow"), (1.25, "orange"), (1.5, "red")),
-            height=8,
+            colours=WAITED_FOR,
         ),
         lines(
             "Compute time and expert load",

@@ -4,8 +4,9 @@ The price of a device hour is a field of the dashboard. Its default is 1, so tha
 hours until someone enters a price.
 """
 
+from moe_megatron.dashboards.judgements import BAD_STEPS, DROPPED_SHARE
 from moe_megatron.dashboards.layout import Dashboard, Section, text_variable
-from moe_megatron.dashboards.panels import Query, lines, number, thresholds
+from moe_megatron.dashboards.panels import Query, lines, number
 from moe_megatron.dashboards.queries import RUN, increase, latest, rate, ratio, youngest
 
 _RANGE = "$__range"
@@ -46,12 +47,14 @@ _MONEY = Section(
             "locale",
             "Tokens trained on in the selected time range.",
             increase("moe_train_tokens_total", window=_RANGE),
+            defaults={"decimals": 0},
         ),
         number(
             "Operations",
             "sci",
             "Floating-point operations of the model in the selected time range.",
             increase("moe_train_model_flops_total", window=_RANGE),
+            defaults={"decimals": 2},
         ),
     ],
 )
@@ -103,7 +106,7 @@ _WASTE = Section(
             "Steps in the selected time range whose update was skipped.",
             increase("moe_train_skipped_steps_total", window=_RANGE),
             width=6,
-            defaults=thresholds((1, "orange")),
+            defaults=BAD_STEPS,
         ),
         number(
             "Steps at risk",
@@ -130,7 +133,7 @@ _WASTE = Section(
                 f"{increase('moe_tokens_routed_total', window=_RANGE)}",
             ),
             width=6,
-            defaults=thresholds((0.01, "orange"), (0.1, "red")),
+            defaults=DROPPED_SHARE,
         ),
         lines(
             "Compute lost to waiting",

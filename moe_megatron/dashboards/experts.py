@@ -4,18 +4,29 @@ Panels of single experts need `telemetry.metrics_expert_detail` topk or full; th
 histogram, fills the others.
 """
 
+from moe_megatron.dashboards.judgements import (
+    BUSIEST_EXPERT,
+    DEAD_SHARE,
+    DROPPED_SHARE,
+    LOAD_ENTROPY,
+    NEVER,
+)
 from moe_megatron.dashboards.layout import (
     LAYER_DASHBOARD,
     Dashboard,
     Section,
     layer_variable,
 )
-from moe_megatron.dashboards.panels import Query, heatmap, lines, number, thresholds
+from moe_megatron.dashboards.panels import Json, Query, bands, heatmap, lines, number
 from moe_megatron.dashboards.quantities import shown_quantities
 from moe_megatron.dashboards.queries import RUN, increase, latest, rate, ratio
 
 _ONE = f'{RUN},layer="$layer"'
 _BUSIEST = 12
+_NARROW = 3
+"""Width of the numbers at the top, which stand in one line."""
+_BY_NUMBER: Json = {"color": {"mode": "continuous-BlPu"}, "decimals": 0}
+"""Colours of bands whose values are numbers of experts: no number is better than another."""
 
 _TOPK = "Needs telemetry.metrics_expert_detail topk or full."
 _FULL = "Needs telemetry.metrics_expert_detail full."
@@ -33,30 +44,46 @@ def _layer() -> Section:
     return Section(
         "Layer $layer",
         [
-            number("Experts", "locale", "Experts of the layer.", _of_layer("moe_experts")),
             number(
-                "Dead",
+                "Experts",
                 "locale",
-                "Experts that no token has reached in the last 100 steps.",
-                _of_layer("moe_experts_dead"),
-                defaults=thresholds((1, "orange")),
+                "Experts of the layer.",
+                _of_layer("moe_experts"),
+                width=_NARROW,
+                graph=False,
+            ),
+            number(
+                "Dead experts",
+                "percentunit",
+                "Share of the layer's experts that no token has reached in the last 100 steps.",
+                ratio(_of_layer("moe_experts_dead"), _of_layer("moe_experts")),
+                width=_NARROW,
+                defaults=DEAD_SHARE,
             ),
             number(
                 "Masked",
                 "locale",
                 "Experts taken out of routing because they failed.",
                 _of_layer("moe_experts_masked"),
-                defaults=thresholds((1, "red")),
+                width=_NARROW,
+                defaults=NEVER,
             ),
             number(
                 "Load entropy",
                 "percentunit",
                 "Entropy of the experts' load over its maximum: 100 % is even.",
                 _of_layer("moe_load_entropy_ratio"),
-                defaults=thresholds((0.6, "orange"), (0.9, "green"), base="red"),
+                width=_NARROW,
+                defaults=LOAD_ENTROPY,
             ),
             *(
-                number(shown.title, shown.unit, shown.description, _of_layer(shown.gauge))
+                number(
+                    shown.title,
+                    shown.unit,
+                    shown.description,
+                    _of_layer(shown.gauge),
+                    width=_NARROW,
+                )
                 for shown in shown_quantities()
                 if shown.in_tables
             ),
@@ -65,7 +92,8 @@ def _layer() -> Section:
                 "suffix:x",
                 "Load of the busiest expert, in fair shares.",
                 _of_layer("moe_expert_load_max_ratio"),
-                defaults=thresholds((1.5, "yellow"), (2, "orange"), (4, "red")),
+                width=_NARROW,
+                defaults=BUSIEST_EXPERT,
             ),
             number(
                 "Dropped",
@@ -73,7 +101,8 @@ def _layer() -> Section:
                 "Share of the assignments of the last step that were dropped because the expert "
                 "was full.",
                 _of_layer("moe_tokens_dropped_ratio"),
-                defaults=thresholds((0.001, "yellow"), (0.02, "orange"), (0.1, "red")),
+                width=_NARROW,
+                defaults=DROPPED_SHARE,
             ),
             heatmap(
                 "Load of the experts",
@@ -92,6 +121,7 @@ def _layer() -> Section:
                     "mean",
                 ),
                 Query(_of_layer("moe_expert_load_min_ratio"), "least busy"),
+                width=8,
             ),
             lines(
                 "Busiest expert of each task",
@@ -99,13 +129,15 @@ def _layer() -> Section:
                 "Load of the busiest expert by the tokens of a task, in fair shares: high where a "
                 "task has experts of its own. Needs data.tasks.",
                 Query(_of_layer("moe_task_load_max_ratio", "task"), "{{task}}"),
+                width=8,
             ),
             lines(
                 "Assignments per second",
-                "suffix: /s",
+                "count:/s",
                 "Assignments of tokens to the layer's experts.",
                 Query(_rate("moe_tokens_routed_total"), "reached an expert"),
                 Query(_rate("moe_tokens_dropped_total"), "dropped"),
+                width=8,
             ),
         ],
     )
@@ -120,12 +152,13 @@ _EXTREMES = Section(
             f"In fair shares; position 1 is the busiest. {_TOPK}",
             Query(_of_layer("moe_expert_load_top_ratio", "position"), "position {{position}}"),
         ),
-        lines(
+        bands(
             "Which experts are busiest",
             "none",
-            f"Numbers of the experts; a row of points means that it stays the same expert. {_TOPK}",
+            f"Numbers of the experts; a long band means that it stays the same expert. {_TOPK}",
             Query(_of_layer("moe_expert_load_top_expert", "position"), "position {{position}}"),
-            joined=False,
+            colours=_BY_NUMBER,
+            names=True,
         ),
         lines(
             "Load of the least busy experts",
@@ -133,12 +166,13 @@ _EXTREMES = Section(
             f"In fair shares; position 1 is the least busy. {_TOPK}",
             Query(_of_layer("moe_expert_load_bottom_ratio", "position"), "position {{position}}"),
         ),
-        lines(
+        bands(
             "Which experts are least busy",
             "none",
-            f"Numbers of the experts; a row of points means that it stays the same expert. {_TOPK}",
+            f"Numbers of the experts; a long band means that it stays the same expert. {_TOPK}",
             Query(_of_layer("moe_expert_load_bottom_expert", "position"), "position {{position}}"),
-            joined=False,
+            colours=_BY_NUMBER,
+            names=True,
         ),
     ],
 )
@@ -148,16 +182,20 @@ _EVERY = Section(
     [
         lines(
             f"The {_BUSIEST} busiest experts",
-            "suffix: /s",
+            "count:/s",
             f"Assignments to each expert, without dropped ones. {_FULL}",
-            Query(f"topk({_BUSIEST}, {_rate('moe_expert_tokens_total', 'expert')})", "{{expert}}"),
+            Query(
+                f"topk({_BUSIEST}, {_rate('moe_expert_tokens_total', 'expert')})",
+                "expert {{expert}}",
+            ),
         ),
         lines(
             f"The {_BUSIEST} least busy experts",
-            "suffix: /s",
+            "count:/s",
             f"Assignments to each expert, without dropped ones. {_FULL}",
             Query(
-                f"bottomk({_BUSIEST}, {_rate('moe_expert_tokens_total', 'expert')})", "{{expert}}"
+                f"bottomk({_BUSIEST}, {_rate('moe_expert_tokens_total', 'expert')})",
+                "expert {{expert}}",
             ),
         ),
     ],

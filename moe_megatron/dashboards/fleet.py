@@ -1,7 +1,14 @@
 """The dashboard "MoE fleet": all runs of a cluster beside each other."""
 
-from moe_megatron.dashboards.layout import Dashboard, Section, runs_variable
-from moe_megatron.dashboards.panels import Column, Query, lines, summary, thresholds
+from moe_megatron.dashboards.judgements import (
+    BUSIEST_EXPERT,
+    CHECKPOINT_AGE,
+    GOODPUT,
+    STEP_AGE,
+    UP,
+)
+from moe_megatron.dashboards.layout import Dashboard, Section, run_link, runs_variable
+from moe_megatron.dashboards.panels import Column, Query, lines, summary
 from moe_megatron.dashboards.queries import RUNS, last, latest, rate, ratio, youngest
 
 _RUN = "{{run}}"
@@ -25,7 +32,7 @@ _TABLE = summary(
     "Runs",
     "Every run that serves metrics, and those that should (up 0) but were killed or cannot be "
     "reached; `moe-megatron uptime RUN` says which. A click on a run opens its dashboard.",
-    Column("up", "none", f"max by (run) (up{{{RUNS}}})", thresholds((1, "green"), base="red")),
+    Column("up", "none", f"max by (run) (up{{{RUNS}}})", UP),
     Column("step", "locale", _latest("moe_train_step")),
     Column(
         "progress",
@@ -36,15 +43,15 @@ _TABLE = summary(
         "last step ended",
         "s",
         _age("moe_train_last_step_age_seconds"),
-        thresholds((120, "orange"), (600, "red")),
+        STEP_AGE,
     ),
-    Column("checkpoint saved", "s", _age("moe_checkpoint_age_seconds")),
+    Column("checkpoint saved", "s", _age("moe_checkpoint_age_seconds"), CHECKPOINT_AGE),
     Column("starts", "locale", _latest("moe_attempt")),
     Column(
         "goodput",
         "percentunit",
         _latest("moe_goodput_ratio"),
-        thresholds((0.8, "yellow"), (0.9, "green"), base="red"),
+        GOODPUT,
     ),
     Column("loss", "none", _latest("moe_train_lm_loss")),
     Column("tokens per second", "locale", _rate("moe_train_tokens_total")),
@@ -52,8 +59,11 @@ _TABLE = summary(
         "busiest expert",
         "suffix:x",
         _latest("moe_expert_load_max_ratio"),
-        thresholds((1.5, "yellow"), (2, "orange"), (4, "red")),
+        BUSIEST_EXPERT,
     ),
+    lines_by="run",
+    link=run_link(),
+    height=9,
 )
 
 _SPEED = [
@@ -65,13 +75,13 @@ _SPEED = [
     ),
     lines(
         "Tokens per second",
-        "suffix: tok/s",
+        "count:tok/s",
         "Tokens of all batches per second, including pauses for evaluation and checkpoints.",
         Query(_rate("moe_train_tokens_total"), _RUN),
     ),
     lines(
         "Tokens per second and device",
-        "suffix: tok/s",
+        "count:tok/s",
         "Comparable between runs on different numbers of devices of one kind.",
         Query(f"{_rate('moe_train_tokens_total')} / on (run) {_latest('moe_train_devices')}", _RUN),
     ),

@@ -114,13 +114,18 @@ def text_variable(name: str, label: str, description: str, value: str) -> Json:
     }
 
 
-def layer_link() -> Json:
-    """Field defaults that link a series with the label `layer` to the dashboard of that layer."""
+def run_link() -> Json:
+    """A link from the name of a run in a table to the dashboard of that run."""
+    variables = "${datasource:queryparam}&${cluster:queryparam}&var-run=${__value.raw}"
+    url = f"/d/moe-overview?{variables}&${{__url_time_range}}"
+    return {"title": "The dashboard of this run", "url": url}
+
+
+def layer_link(layer: str = "${__field.labels.layer}") -> Json:
+    """A link to the dashboard of a layer: of a series by its label, or of a value in a table."""
     variables = "${datasource:queryparam}&${cluster:queryparam}&${run:queryparam}"
-    url = f"/d/{LAYER_DASHBOARD}?{variables}&var-layer=${{__field.labels.layer}}"
-    return {
-        "links": [{"title": "Experts of this layer", "url": f"{url}&${{__url_time_range}}"}],
-    }
+    url = f"/d/{LAYER_DASHBOARD}?{variables}&var-layer={layer}"
+    return {"title": "Experts of this layer", "url": f"{url}&${{__url_time_range}}"}
 
 
 def _annotations(scope: str) -> list[Json]:

@@ -1,7 +1,8 @@
 """The dashboard "MoE training": is the run healthy, how fast is it, when will it finish."""
 
+from moe_megatron.dashboards.judgements import BAD_STEPS, GOODPUT, NEVER, STEP_AGE
 from moe_megatron.dashboards.layout import Dashboard, Section
-from moe_megatron.dashboards.panels import Query, lines, number, table, thresholds
+from moe_megatron.dashboards.panels import Query, lines, number, table
 from moe_megatron.dashboards.queries import (
     RUN,
     increase,
@@ -42,7 +43,7 @@ _NOW = Section(
             "s",
             "Time since the last step ended. It grows while the run hangs.",
             youngest("moe_train_last_step_age_seconds"),
-            defaults=thresholds((120, "orange"), (600, "red")),
+            defaults=STEP_AGE,
         ),
         number(
             "Non-finite steps",
@@ -50,14 +51,14 @@ _NOW = Section(
             "Steps in the selected time range whose loss or gradient norm was NaN or infinite. "
             "With fp16 loss scaling, a few with an infinite gradient are normal.",
             increase("moe_train_nonfinite_total", window="$__range"),
-            defaults=thresholds((1, "orange"), (10, "red")),
+            defaults=BAD_STEPS,
         ),
         number(
             "Alerts",
             "locale",
             "Alerts of this run that are firing now (only those of moe_megatron's rules).",
             f'count(ALERTS{{alertname=~"MoE.*",alertstate="firing",{RUN}}}) or vector(0)',
-            defaults=thresholds((1, "red")),
+            defaults=NEVER,
         ),
     ],
 )
@@ -83,6 +84,7 @@ _LEARNING = Section(
             "sci",
             "Learning rate of the last step.",
             Query(latest("moe_train_learning_rate"), "learning rate"),
+            defaults={"decimals": 2},
         ),
         lines(
             "Skipped and non-finite steps",
@@ -100,7 +102,7 @@ _SPEED = Section(
     [
         lines(
             "Tokens per second",
-            "suffix: tok/s",
+            "count:tok/s",
             "Tokens of all batches per second, including pauses for evaluation and checkpoints.",
             Query(rate("moe_train_tokens_total"), "tokens/s"),
         ),
@@ -150,7 +152,7 @@ _RUN = Section(
             "Time of the steps that were kept over the time since the run was first launched.",
             latest("moe_goodput_ratio"),
             width=12,
-            defaults=thresholds((0.8, "yellow"), (0.9, "green"), base="red"),
+            defaults=GOODPUT,
         ),
         number(
             "Starts",
@@ -186,6 +188,7 @@ _RUN = Section(
             "the run goes on without them. The other line is 1 until a save succeeds.",
             Query(last("moe_checkpoint_failures_total"), "failed"),
             Query(last("moe_checkpoint_failed"), "the last one failed"),
+            width=24,
         ),
     ],
 )

@@ -20,9 +20,10 @@ _COLOURS = {"green", "yellow", "orange", "red", "text"}
 
 
 def _unit(value: Any) -> str | None:
-    if value in _UNITS or (isinstance(value, str) and re.fullmatch(r"suffix:.+", value)):
+    if value in _UNITS or (isinstance(value, str) and re.fullmatch(r"(suffix|count):.+", value)):
         return None
-    return f"{value!r} is not a unit in use here ({', '.join(sorted(_UNITS))} or suffix:TEXT)"
+    known = ", ".join(sorted(_UNITS))
+    return f"{value!r} is not a unit in use here ({known}, suffix:TEXT or count:TEXT)"
 
 
 def _datasource(value: Any) -> str | None:
@@ -78,7 +79,7 @@ OPTIONS: Mapping[str, Shape] = {
     "timeseries": {"legend": _LEGEND, "tooltip": _TOOLTIP},
     "stat": {
         "colorMode": {"value"},
-        "graphMode": {"area"},
+        "graphMode": {"area", "none"},
         "reduceOptions": {"calcs": [{"lastNotNull"}], "fields": {""}, "values": bool},
         "textMode": {"value"},
     },
@@ -100,19 +101,23 @@ OPTIONS: Mapping[str, Shape] = {
         "legend": _LEGEND,
         "mergeValues": bool,
         "rowHeight": _share,
-        "showValue": {"never"},
+        "showValue": {"never", "auto"},
         "tooltip": _TOOLTIP,
     },
-    "table": {"cellHeight": {"sm"}, "showHeader": bool},
+    "table": {
+        "cellHeight": {"sm"},
+        "showHeader": bool,
+        "?sortBy": [{"desc": bool, "displayName": _text}],
+    },
 }  # fmt: skip
 """Options of each type of panel; no other types are allowed."""
 
 CUSTOM: Mapping[str, Shape] = {
     "timeseries": {
-        "drawStyle": {"line", "points"},
+        "drawStyle": {"line"},
         "fillOpacity": _percent,
         "lineWidth": int,
-        "showPoints": {"auto", "always"},
+        "showPoints": {"auto"},
         "spanNulls": bool,
         "stacking": {"group": {"A"}, "mode": {"none", "normal"}},
     },
@@ -121,6 +126,7 @@ CUSTOM: Mapping[str, Shape] = {
         "scaleDistribution": {"type": {"linear"}},
     },
     "state-timeline": {"fillOpacity": _percent, "lineWidth": int},
+    "table": {"minWidth": _natural},
 }
 
 _TARGET = {
@@ -167,7 +173,10 @@ _ANNOTATION = {
 _OVERRIDE = {
     "matcher": {"id": {"byName"}, "options": _text},
     "properties": [
-        {"id": {"unit", "links", "color", "thresholds", "custom.cellOptions"}, "value": _anything}
+        {
+            "id": {"unit", "decimals", "links", "color", "thresholds", "custom.cellOptions"},
+            "value": _anything,
+        }
     ],
 }
 
@@ -223,16 +232,18 @@ def panel_faults(panel: Any, where: str) -> Iterator[str]:
 
 
 def _panel_shape(kind: str) -> Shape:
-    colour = {"mode": {"thresholds", "fixed"}, "?fixedColor": _COLOURS}
+    colour = {"mode": {"thresholds", "fixed", "continuous-BlPu"}, "?fixedColor": _COLOURS}
     steps = [{"color": _COLOURS, "value": _threshold}]
     defaults = {
         "unit": _unit,
+        "?decimals": _natural,
         "?color": colour,
         "?thresholds": {"mode": {"absolute"}, "steps": steps},
         "?links": [{"title": _text, "url": _text}],
     }
     if kind in CUSTOM:
-        defaults["custom"] = CUSTOM[kind]
+        # A table that is not a summary has none.
+        defaults["?custom" if kind == "table" else "custom"] = CUSTOM[kind]
     panel = {
         "datasource": _datasource,
         "description": _text,

@@ -115,10 +115,9 @@ def lines(
     *queries: Query,
     width: int = 12,
     stacked: bool = False,
-    joined: bool = True,
     defaults: Json | None = None,
 ) -> Panel:
-    """A panel of values over time, as points if they are not `joined`: numbers that are names."""
+    """A panel of values over time."""
     stacking = {"group": "A", "mode": "normal" if stacked else "none"}
     return Panel(
         type="timeseries",
@@ -138,10 +137,10 @@ def lines(
             "tooltip": {"mode": "multi", "sort": "desc"},
         },
         custom={
-            "drawStyle": "line" if joined else "points",
+            "drawStyle": "line",
             "fillOpacity": 30 if stacked else 0,
             "lineWidth": 1,
-            "showPoints": "auto" if joined else "always",
+            "showPoints": "auto",
             "spanNulls": False,
             "stacking": stacking,
         },
@@ -156,9 +155,13 @@ def number(
     expr: str,
     *,
     width: int = 4,
+    graph: bool = True,
     defaults: Json | None = None,
 ) -> Panel:
-    """A panel with the newest value in large print, coloured if `defaults` has thresholds."""
+    """A panel with the newest value in large print, over a small `graph` of its past.
+
+    It is coloured if `defaults` has thresholds.
+    """
     return Panel(
         type="stat",
         title=title,
@@ -169,11 +172,11 @@ def number(
         height=4,
         options={
             "colorMode": "value",
-            "graphMode": "area",
+            "graphMode": "area" if graph else "none",
             "reduceOptions": {"calcs": ["lastNotNull"], "fields": "", "values": False},
             "textMode": "value",
         },
-        defaults=defaults or {"color": {"fixedColor": "text", "mode": "fixed"}},
+        defaults={"color": {"fixedColor": "text", "mode": "fixed"}} | (defaults or {}),
     )
 
 
@@ -219,24 +222,27 @@ def bands(
     query: Query,
     *,
     colours: Json,
-    height: int = 12,
-    width: int = 12,
+    height: int = 8,
+    names: bool = False,
 ) -> Panel:
-    """A panel with one coloured band over time for each series, such as a layer."""
+    """A panel with one coloured band over time for each series, such as a layer.
+
+    Values that are `names`, such as numbers of experts, are written into the band.
+    """
     return Panel(
         type="state-timeline",
         title=title,
         description=description,
         unit=unit,
         queries=(query,),
-        width=width,
+        width=12,
         height=height,
         options={
             "alignValue": "left",
-            "legend": {"displayMode": "list", "placement": "bottom", "showLegend": True},
+            "legend": {"displayMode": "list", "placement": "bottom", "showLegend": not names},
             "mergeValues": True,
             "rowHeight": 0.9,
-            "showValue": "never",
+            "showValue": "auto" if names else "never",
             "tooltip": {"mode": "single", "sort": "none"},
         },
         custom={"fillOpacity": 80, "lineWidth": 0},
@@ -263,7 +269,7 @@ def table(title: str, description: str, expr: str, hide: tuple[str, ...], width:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A column of `summary`: its heading, Grafana's unit, a query by run, and colours."""
+    """A column of `summary`: its heading, Grafana's unit, a query by its lines, and colours."""
 
     heading: str
     unit: str
@@ -271,15 +277,32 @@ class Column:
     colours: Json | None = None
 
 
-def summary(title: str, description: str, *columns: Column) -> Panel:
-    """A table of the newest values with a line for each run, which links to the run's dashboard."""
+def summary(
+    title: str,
+    description: str,
+    *columns: Column,
+    lines_by: str,
+    link: Json,
+    height: int,
+    worst: str | None = None,
+) -> Panel:
+    """A table of the newest values with a line for each value of a label.
+
+    Args:
+        title: A few words.
+        description: What it shows and what is good.
+        columns: In addition to that of the label.
+        lines_by: The label.
+        link: From each value of the label to its dashboard.
+        height: In rows of 30 pixels.
+        worst: Heading of the column whose largest values come first.
+    """
     names = {f"Value #{chr(ord('A') + place)}": c.heading for place, c in enumerate(columns)}
-    variables = "${datasource:queryparam}&${cluster:queryparam}&var-run=${__value.raw}"
-    link = {"title": "The dashboard of this run",
-            "url": f"/d/moe-overview?{variables}&${{__url_time_range}}"}  # fmt: skip
-    overrides = [_override("run", {"id": "links", "value": [link]})]
+    overrides = [_override(lines_by, {"id": "links", "value": [link]})]
     for column in columns:
         properties: list[Json] = [{"id": "unit", "value": column.unit}]
+        if column.unit == "locale":
+            properties.append({"id": "decimals", "value": 0})
         if column.colours:
             properties += [{"id": name, "value": value} for name, value in column.colours.items()]
             properties.append({"id": "custom.cellOptions", "value": {"type": "color-text"}})
@@ -291,8 +314,13 @@ def summary(title: str, description: str, *columns: Column) -> Panel:
         unit="none",
         queries=tuple(Query(c.expr, format="table", instant=True) for c in columns),
         width=24,
-        height=9,
-        options={"cellHeight": "sm", "showHeader": True},
+        height=height,
+        options={
+            "cellHeight": "sm",
+            "showHeader": True,
+            "sortBy": [] if worst is None else [{"desc": True, "displayName": worst}],
+        },
+        custom={"minWidth": 80},  # so that all columns fit into the page
         overrides=overrides,
         transformations=[
             {"id": "merge", "options": {}},

@@ -1,5 +1,7 @@
 """The committed files are those that the code writes, and a difference is named."""
 
+import json
+import re
 import sys
 from pathlib import Path, PurePosixPath
 
@@ -45,6 +47,42 @@ def test_check_without_the_parser_says_what_to_install(tmp_path, monkeypatch, ca
         monkeypatch.delitem(sys.modules, f"moe_megatron.dashboards.{name}", raising=False)
     assert main(["grafana", "build", "--check", "--folder", str(tmp_path)]) == 2
     assert "needs the package promql-parser; install it with" in capsys.readouterr().err
+
+
+def scales(panel):
+    """Pairs of what is asked and the thresholds on it, in a panel and in the columns of a table."""
+    asked = [target["expr"] for target in panel.get("targets", ())]
+    found = panel.get("fieldConfig", {"defaults": {}, "overrides": []})
+    yield from ((expr, found["defaults"].get("thresholds")) for expr in asked)
+    columns = panel.get("transformations", [{}])[-1].get("options", {}).get("renameByName", {})
+    for override in found["overrides"]:
+        properties = {it["id"]: it["value"] for it in override["properties"]}
+        for value, heading in columns.items():
+            if heading == override["matcher"]["options"]:
+                yield asked[ord(value[-1]) - ord("A")], properties.get("thresholds")
+
+
+def test_one_quantity_has_the_same_colours_on_every_page():
+    found = {}
+    for file, dashboard in dashboard_json().items():
+        for panel in all_panels(dashboard):
+            for expr, scale in scales(panel):
+                if scale is not None:
+                    metrics = frozenset(re.findall(r"\b(moe_\w+|up)\{", expr))
+                    found.setdefault(metrics, []).append((json.dumps(scale), file))
+    shared = {metrics for metrics, places in found.items() if len({f for _, f in places}) > 1}
+    assert {"moe_load_entropy_ratio"} in shared
+    assert {"moe_goodput_ratio"} in shared
+    for metrics, places in found.items():
+        assert len({scale for scale, _ in places}) == 1, (metrics, places)
+
+
+def test_no_chart_has_a_line_for_each_layer():
+    for file, dashboard in dashboard_json().items():
+        for panel in all_panels(dashboard):
+            if panel["type"] == "timeseries":
+                legends = [target["legendFormat"] for target in panel["targets"]]
+                assert "{{layer}}" not in "".join(legends), (file, panel["title"])
 
 
 def test_yaml_files_read_back_as_one_document():

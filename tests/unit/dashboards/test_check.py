@@ -97,6 +97,7 @@ RUN = 'job="moe-train",cluster="$cluster",run="$run"'
 ROUTER = "moe_router_entropy_ratio"
 DEFAULTS = ("fieldConfig", "defaults")
 LEAST_BUSY = "Least busy expert"
+ACROSS = "Imbalance across layers"
 ALL = "Load of all experts of all layers"
 
 MUTANTS = {
@@ -115,12 +116,12 @@ MUTANTS = {
         "the legend uses the label layers",
     ),
     "legend that does not tell lines apart": (
-        put("layer", "targets", 0, "legendFormat", title=LEAST_BUSY),
+        put("all", "targets", 0, "legendFormat", title=ACROSS),
         "does not distinguish series",
     ),
     "no legend": (
         put("", "targets", 0, "legendFormat", title=LEAST_BUSY),
-        "does not distinguish series",
+        "has no legend",
     ),
     "another clock": (edit("Router entropy", "max by", "time() - max by"), "export an age"),
     "syntax": (edit("Router entropy", "max by", "max bye"), "is not PromQL"),
@@ -150,11 +151,11 @@ MUTANTS = {
     ),
     "heatmap without le": (edit(ALL, "by (le)", "by (layer)"), "needs the label le"),
     "many to one": (
-        edit("Dead experts", "on (layer) ", "", kind="state-timeline"),
+        edit("Dead experts by layer", "on (layer) ", ""),
         None,  # both sides have the label layer alone, so this is right
     ),
     "many to many": (
-        edit("Dead experts", "on (layer)", "on ()", kind="state-timeline"),
+        edit("Dead experts by layer", "on (layer)", "on ()"),
         "many series for one",
     ),
     "sides that never match": (
@@ -222,7 +223,7 @@ MUTANTS = {
     ),
     "text for a number": (put("1", *DEFAULTS, "custom", "lineWidth", title=LEAST_BUSY), "type int"),
     "too wide": (put(25, "gridPos", "w", title=ALL), "does not fit"),
-    "overlap": (put(0, "gridPos", "x", title="Spread of the load"), "overlaps"),
+    "overlap": (put(0, "gridPos", "x", title=LEAST_BUSY), "overlaps"),
     "same id twice": (put(1, "id", title=LEAST_BUSY), "have the id 1"),
     "hard-coded data source": (
         put({"type": "prometheus", "uid": "prometheus"}, "datasource", title=LEAST_BUSY),
