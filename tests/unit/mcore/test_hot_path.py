@@ -116,7 +116,7 @@ def test_collecting_a_step_does_not_wait(no_gpu: None, contributes: bool) -> Non
     counters = RoutingCounters((1, 2), EXPERTS, GPU)
     own = RankValues(compute_seconds=1.0, memory_bytes=2.0)
     loss = torch.ones((), device=GPU)
-    pending = counters.collect(contributes=contributes, loss=loss, own=own)
-    assert pending._copied is not None
-    assert not pending._copied.waited
-    assert [tensor.device.type for tensor in pending._host] == ["cpu", "cpu"]
+    sums = counters.collect(contributes=contributes, loss=loss, own=own)._sums
+    assert sums._copied is not None
+    assert not sums._copied.waited
+    assert [tensor.device.type for tensor in sums._host] == ["cpu", "cpu"]
