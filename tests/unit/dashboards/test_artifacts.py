@@ -85,6 +85,13 @@ def test_no_chart_has_a_line_for_each_layer():
                 assert "{{layer}}" not in "".join(legends), (file, panel["title"])
 
 
+def test_every_type_of_panel_can_be_drawn():
+    source = (ROOT / "tools" / "draw_dashboards" / "src" / "main.tsx").read_text()
+    drawn = set(re.findall(r"'([\w-]+)': \{ draw:", source)) | {"row"}
+    panels = [panel for it in dashboard_json().values() for panel in all_panels(it)]
+    assert drawn == {panel["type"] for panel in panels}
+
+
 def test_yaml_files_read_back_as_one_document():
     for name, text in repository_files().items():
         if name.suffix == ".yml":
