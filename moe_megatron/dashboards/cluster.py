@@ -3,12 +3,29 @@
 from moe_megatron.dashboards.judgements import UP, WAITED_FOR
 from moe_megatron.dashboards.layout import Dashboard, Section
 from moe_megatron.dashboards.panels import Query, bands, lines, number
-from moe_megatron.dashboards.queries import RUN, increase, latest, rate, ratio, youngest
+from moe_megatron.dashboards.queries import (
+    RUN,
+    chosen,
+    in_order,
+    increase,
+    latest,
+    range_end,
+    rate,
+    ratio,
+    youngest,
+)
 
 _SLOWEST = 10
 _COMPUTE = latest("moe_rank_compute_seconds", "rank")
 _HOSTS = latest("moe_rank_info", "rank", "host")
 _PHASES = "moe_train_phase_seconds_total"
+
+
+def _at_the_end(name: str) -> str:
+    """A gauge of the processes where it is largest at the end of the time range, with machines."""
+    choice = f"topk({_SLOWEST}, {range_end(name, 'rank')})"
+    return f"{chosen(latest(name, 'rank'), 'rank', choice)} * on (rank) group_left (host) {_HOSTS}"
+
 
 _NOW = Section(
     "Now",
@@ -62,9 +79,10 @@ _PROCESSES = Section(
         lines(
             f"Compute time of the {_SLOWEST} slowest processes",
             "s",
-            "Forward time in attention and experts in the last step, without communication.",
+            "Forward time in attention and experts in the last step, without communication, of the "
+            "processes that are slowest at the end of the time range.",
             Query(
-                f"topk({_SLOWEST}, {_COMPUTE}) * on (rank) group_left (host) {_HOSTS}",
+                _at_the_end("moe_rank_compute_seconds"),
                 "rank {{rank}} on {{host}}",
             ),
         ),
@@ -78,20 +96,12 @@ _PROCESSES = Section(
         lines(
             f"Memory of the {_SLOWEST} largest processes",
             "bytes",
-            "Allocated on the GPU, or resident on a CPU. A line that keeps rising is a leak.",
+            "Allocated on the GPU, or resident on a CPU, of the processes that are largest at the end "
+            "of the time range. A line that keeps rising is a leak.",
             Query(
-                f"topk({_SLOWEST}, {latest('moe_rank_memory_bytes', 'rank')}) "
-                f"* on (rank) group_left (host) {_HOSTS}",
+                _at_the_end("moe_rank_memory_bytes"),
                 "rank {{rank}} on {{host}}",
             ),
-        ),
-        bands(
-            "Load of expert parallel ranks",
-            "suffix:x",
-            "Load of the rank over its fair share, in the layer where that is largest. The other "
-            "ranks wait for the busiest one in every step.",
-            Query(latest("moe_ep_rank_load_ratio", "ep_rank"), "EP rank {{ep_rank}}"),
-            colours=WAITED_FOR,
         ),
         lines(
             "Compute time and expert load",
@@ -108,6 +118,19 @@ _PROCESSES = Section(
             Query(f"max({_COMPUTE})", "slowest"),
             Query(f"quantile(0.5, {_COMPUTE})", "median"),
             Query(f"min({_COMPUTE})", "fastest"),
+        ),
+        bands(
+            "Load of expert parallel ranks",
+            "suffix:x",
+            "Load of the rank over its fair share, in the layer where that is largest. The other "
+            "ranks wait for the busiest one in every step.",
+            Query(
+                in_order(latest("moe_ep_rank_load_ratio", "ep_rank"), "ep_rank"),
+                "EP rank {{ep_rank}}",
+            ),
+            colours=WAITED_FOR,
+            width=24,
+            height=22,
         ),
     ],
 )

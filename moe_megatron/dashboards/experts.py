@@ -19,7 +19,15 @@ from moe_megatron.dashboards.layout import (
 )
 from moe_megatron.dashboards.panels import Json, Query, bands, heatmap, lines, number
 from moe_megatron.dashboards.quantities import shown_quantities
-from moe_megatron.dashboards.queries import RUN, increase, latest, rate, ratio
+from moe_megatron.dashboards.queries import (
+    RUN,
+    chosen,
+    increase,
+    latest,
+    range_increase,
+    rate,
+    ratio,
+)
 
 _ONE = f'{RUN},layer="$layer"'
 _BUSIEST = 12
@@ -38,6 +46,13 @@ def _of_layer(name: str, *by: str) -> str:
 
 def _rate(name: str, *by: str) -> str:
     return rate(name, *by, matchers=_ONE)
+
+
+def _by_tokens(choice: str) -> str:
+    """Assignments per second of the experts with most or fewest in the time range."""
+    name = "moe_expert_tokens_total"
+    of = range_increase(name, "expert", matchers=_ONE)
+    return chosen(_rate(name, "expert"), "expert", f"{choice}({_BUSIEST}, {of})")
 
 
 def _layer() -> Section:
@@ -183,18 +198,18 @@ _EVERY = Section(
         lines(
             f"The {_BUSIEST} busiest experts",
             "count:/s",
-            f"Assignments to each expert, without dropped ones. {_FULL}",
+            f"Assignments to each expert, without dropped ones, over the time range. {_FULL}",
             Query(
-                f"topk({_BUSIEST}, {_rate('moe_expert_tokens_total', 'expert')})",
+                _by_tokens("topk"),
                 "expert {{expert}}",
             ),
         ),
         lines(
             f"The {_BUSIEST} least busy experts",
             "count:/s",
-            f"Assignments to each expert, without dropped ones. {_FULL}",
+            f"Assignments to each expert, without dropped ones, over the time range. {_FULL}",
             Query(
-                f"bottomk({_BUSIEST}, {_rate('moe_expert_tokens_total', 'expert')})",
+                _by_tokens("bottomk"),
                 "expert {{expert}}",
             ),
         ),

@@ -222,6 +222,7 @@ def bands(
     query: Query,
     *,
     colours: Json,
+    width: int = 12,
     height: int = 8,
     names: bool = False,
 ) -> Panel:
@@ -235,7 +236,7 @@ def bands(
         description=description,
         unit=unit,
         queries=(query,),
-        width=12,
+        width=width,
         height=height,
         options={
             "alignValue": "left",

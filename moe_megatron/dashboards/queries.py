@@ -55,12 +55,36 @@ def ratio(part: str, whole: str, *on: str) -> str:
     return f"{part} /{matching} ({whole} > 0)"
 
 
-def in_order(by_layer: str) -> str:
-    """The series in the order of their layers, up to layer 99: Prometheus puts 10 before 2.
+def in_order(series: str, label: str) -> str:
+    """The series in the order of a number below 100 in a label: Prometheus puts 10 before 2.
 
-    A label whose name comes before "layer" sets those with one digit apart from the others.
+    Another label, whose name comes before, sets those with one digit apart from the others.
     """
-    return f'label_replace({by_layer}, "digits", "1", "layer", ".")'
+    assert label > "digits"
+    return f'label_replace({series}, "digits", "1", "{label}", ".")'
+
+
+def chosen(series: str, label: str, choice: str) -> str:
+    """Those lines of `series` whose label the choice names, for the whole time range.
+
+    `topk` alone chooses again at every point in time, so that it draws fragments of many lines.
+
+    Args:
+        series: What is drawn.
+        label: What distinguishes the lines.
+        choice: `topk` or `bottomk` of `range_end` or `range_increase`.
+    """
+    return f"({series}\nand on ({label}) {choice})"
+
+
+def range_end(name: str, *by: str) -> str:
+    """The newest value of a gauge in the time range."""
+    return _aggregate("max", by, f"last_over_time({select(name)}[$__range] @ end())")
+
+
+def range_increase(name: str, *by: str, matchers: str = RUN) -> str:
+    """The increase of a counter over the time range."""
+    return _aggregate("sum", by, f"increase({select(name, matchers)}[$__range] @ end())")
 
 
 def youngest(name: str, *by: str, matchers: str = RUN) -> str:

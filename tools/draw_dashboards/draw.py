@@ -1,6 +1,6 @@
 """Draws the Grafana dashboards with the data of two runs, into one picture each.
 
-    python tools/draw_dashboards/draw.py --output docs/images/grafana
+    python tools/draw_dashboards/draw.py
 
 One run is real and small: 4 processes train for some minutes and are scraped by a real Prometheus.
 The other is made up in the size of the largest (`large_run`). Needs Node, Chromium and Prometheus.

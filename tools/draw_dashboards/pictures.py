@@ -10,7 +10,7 @@ from playwright.sync_api import ConsoleMessage, Page, Route, sync_playwright
 
 from moe_megatron.dashboards.panels import Json
 
-_WIDTH, _KEPT_WIDTH, _COLOURS = 1600, 1280, 128
+_WIDTH, _KEPT_WIDTH, _QUALITY = 1600, 1280, 45
 _ADDRESS = "http://drawing.invalid/"
 """Grafana's parts keep settings for an address; nothing is asked of a network."""
 _PAGE = "<!doctype html><meta charset='utf-8'><body style='margin:0'><div id='page'></div></body>"
@@ -21,7 +21,7 @@ _ICON = "Failed to load resource"
 
 
 def take_pictures(bundle: Path, boards: Mapping[str, Json], folder: Path) -> None:
-    """Write a PNG for each board.
+    """Write a picture, in the format WebP, for each board.
 
     Args:
         bundle: The folder `built`.
@@ -38,7 +38,7 @@ def take_pictures(bundle: Path, boards: Mapping[str, Json], folder: Path) -> Non
         )
         for name, board in boards.items():
             page = chromium.new_page(viewport={"width": _WIDTH, "height": 1000})
-            _write(_drawn(page, bundle, board), folder / f"{name}.png")
+            _write(_drawn(page, bundle, board), folder / f"{name}.webp")
             page.close()
         chromium.close()
 
@@ -71,8 +71,8 @@ def _serve(route: Route) -> None:
 
 
 def _write(png: bytes, path: Path) -> None:
-    """Write a picture small enough for a repository: narrower, and with a palette of its own."""
+    """Write a picture small enough for a repository, below 150 KB."""
     picture = Image.open(io.BytesIO(png)).convert("RGB")
     height = round(picture.height * _KEPT_WIDTH / picture.width)
     picture = picture.resize((_KEPT_WIDTH, height), Image.Resampling.LANCZOS)
-    picture.quantize(_COLOURS, dither=Image.Dither.NONE).save(path, optimize=True)
+    picture.save(path, quality=_QUALITY, method=6)

@@ -41,7 +41,7 @@ export function Lines({ panel, board, frames, width, height }: Drawn): ReactElem
 export function Stat({ panel, board, frames, width, height }: Drawn): ReactElement {
   const [shown] = getFieldDisplayValues({
     fieldConfig: panel.fieldConfig, reduceOptions: panel.options.reduceOptions, data: frames, theme,
-    replaceVariables: (text: string) => filledIn(text, board.variables), sparkline: true, timeZone: 'utc',
+    replaceVariables: (text: string) => filledIn(text, board.variables), sparkline: panel.options.graphMode !== 'none', timeZone: 'utc',
   } as any);
   return (
     <BigValue value={shown.display} sparkline={shown.sparkline} width={width} height={height} theme={theme}
