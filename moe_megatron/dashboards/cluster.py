@@ -96,8 +96,8 @@ _PROCESSES = Section(
         lines(
             f"Memory of the {_SLOWEST} largest processes",
             "bytes",
-            "Allocated on the GPU, or resident on a CPU, of the processes that are largest at the end "
-            "of the time range. A line that keeps rising is a leak.",
+            "Allocated on the GPU, or resident on a CPU, of the processes that are largest at the "
+            "end of the time range. A line that keeps rising is a leak.",
             Query(
                 _at_the_end("moe_rank_memory_bytes"),
                 "rank {{rank}} on {{host}}",
@@ -118,6 +118,7 @@ _PROCESSES = Section(
             Query(f"max({_COMPUTE})", "slowest"),
             Query(f"quantile(0.5, {_COMPUTE})", "median"),
             Query(f"min({_COMPUTE})", "fastest"),
+            width=24,
         ),
         bands(
             "Load of expert parallel ranks",

@@ -172,7 +172,7 @@ def test_it_is_accessible_and_narrow(watched: Watched, frontend: Path, theme: An
     answer = page.evaluate("axe.run(document, {resultTypes: ['violations']})")
     assert {one["id"]: one["nodes"][0]["html"] for one in answer["violations"]} == {}
     page.set_viewport_size({"width": 360, "height": 740})
-    assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
+    page.wait_for_function("document.documentElement.scrollWidth <= innerWidth")
 
 
 def test_a_model_needs_no_run(browser: Browser, model: Path, page: Path, tmp_path: Path) -> None:
