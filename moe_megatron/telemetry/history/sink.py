@@ -10,7 +10,6 @@ finds all steps up to its own.
 
 import errno
 import logging
-import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from moe_megatron.errors import DataError
+from moe_megatron.telemetry.earlier_run import set_aside
 from moe_megatron.telemetry.history.layout import (
     COUNTS,
     LAYER_COUNTS,
@@ -98,7 +98,7 @@ class HistorySink:
         folder = self._location.folder
         if start_step == 0 and folder is not None and not self._begun_anew:
             if read_description(self._location) is not None:
-                _set_aside(folder)
+                set_aside(folder)
             self._begun_anew = True
 
     def step(self, record: StepRecord, routing: RoutingSnapshot | None) -> None:
@@ -289,12 +289,3 @@ def _open_or_create(location: Location, layout: HistoryLayout, start_step: int) 
         )
     store.truncate(min(found.last_step, start_step))
     return store
-
-
-def _set_aside(folder: Path) -> None:
-    """Renames the history of an earlier run, which a new run from step 0 would overwrite."""
-    old = folder.with_name(f"{folder.name}.old")
-    if old.exists():
-        shutil.rmtree(old)
-    folder.rename(old)
-    logger.warning("%s belongs to an earlier run; it is kept as %s", folder, old.name)

@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 from moe_megatron.errors import DataError
 from moe_megatron.files import replace_file
 from moe_megatron.reading import MOST_LINE_BYTES, lines, open_regular, parse_json
+from moe_megatron.telemetry.earlier_run import set_aside
 from moe_megatron.telemetry.sinks.appended_file import AppendedFile
 from moe_megatron.telemetry.values.records import EvalRecord, RunInfo, StepRecord
 from moe_megatron.telemetry.values.snapshot import RoutingSnapshot
@@ -47,10 +48,10 @@ class _JsonLinesFile:
         run.run_dir.mkdir(parents=True, exist_ok=True)
         path = run.run_dir / self.name
         if path.exists():
-            if run.start_step == 0:
-                _set_aside(path)
-            else:
+            if run.start_step:
                 rewind(path, run.start_step)
+            elif path.stat().st_size:
+                set_aside(path)
         file = AppendedFile(path)
         file.open()
         self._file = file
@@ -105,14 +106,6 @@ class RoutingLog(_JsonLinesFile):
 
     def evaluation(self, record: EvalRecord) -> None:
         """Writes nothing: evaluations do not train routers."""
-
-
-def _set_aside(path: Path) -> None:
-    """Renames the file of an earlier run, to which a new run from step 0 would append."""
-    if path.stat().st_size:
-        old = path.with_name(f"{path.stem}.old{path.suffix}")
-        path.replace(old)
-        logger.warning("%s belongs to an earlier run; it is kept as %s", path, old.name)
 
 
 def rewind(path: Path, last_step: int) -> None:

@@ -5,22 +5,19 @@ checkpoint; a new run from step 0 sets those of an earlier one aside. Readers re
 so that the layers that nobody asks for are skipped. It does not know what a sample holds.
 """
 
-import logging
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from moe_megatron.errors import DataError
 from moe_megatron.files import replace_file
 from moe_megatron.reading import lines, open_regular
+from moe_megatron.telemetry.earlier_run import set_aside
 from moe_megatron.telemetry.values.records import EvalRecord, RunInfo, StepRecord
 from moe_megatron.telemetry.values.routing_sample import LayerPairs, RoutingSample, SampleHead
 from moe_megatron.telemetry.values.snapshot import RoutingSnapshot
 
 SAMPLES_FOLDER = "samples"
 _SUFFIX = ".jsonl"
-
-logger = logging.getLogger(__name__)
 
 
 class SampleFiles:
@@ -37,7 +34,7 @@ class SampleFiles:
             return
         folder = run.run_dir / SAMPLES_FOLDER
         if run.start_step == 0 and self._folder is None and sample_paths(run.run_dir):
-            _set_aside(folder)
+            set_aside(folder)
         for step, path in sample_paths(run.run_dir).items():
             if step > run.start_step:
                 path.unlink()
@@ -65,14 +62,6 @@ class SampleFiles:
 
     def close(self) -> None:
         """Nothing is open."""
-
-
-def _set_aside(folder: Path) -> None:
-    old = folder.with_name(f"{folder.name}.old")
-    if old.exists():
-        shutil.rmtree(old)
-    folder.rename(old)
-    logger.warning("%s belongs to an earlier run; it is kept as %s", folder, old.name)
 
 
 def sample_paths(run_dir: Path) -> dict[int, Path]:
