@@ -15,13 +15,13 @@ import { turnTheme, useTheme } from "./state/theme";
 import { ChangesView } from "./views/changes";
 import { CompareView } from "./views/compare";
 import { CostView } from "./views/cost";
-import { OwnView } from "./views/own";
 import { RanksView } from "./views/ranks";
 import { RoutingView } from "./views/routing";
 import { TrainingView } from "./views/training";
 
 /** Laid out by a library of its own. What is lazy is fetched when it is needed; a report has it in its one script. */
 const FlowView = lazy(() => import("./views/flow").then(({ FlowView: Flow }) => ({ default: Flow as ComponentType })));
+const OwnView = lazy(() => import("./views/own").then(({ OwnView: Own }) => ({ default: Own as ComponentType })));
 const SummaryView = lazy(() => import("./views/summary").then(({ SummaryView: Summary }) => ({ default: Summary as ComponentType })));
 const TokensView = lazy(() => import("./views/tokens").then(({ TokensView: Tokens }) => ({ default: Tokens })));
 

@@ -4,15 +4,16 @@ import { type Order } from "../data/order";
 import { paths } from "../data/paths";
 import type { Frame } from "../data/frame";
 import type { LayerSeries, Run, RunSummary, Series } from "../data/types";
+import { type Chart, chartCsv, chartSvg, merged, middles } from "../draw/chart";
 import { stacked } from "../draw/svg";
 import { count, ratio } from "../format";
-import { type Chart, Lines, chartCsv, chartSvg, merged, middles } from "../parts/lines";
+import { Lines } from "../parts/lines";
 import { Note, Panel, Ready } from "../parts/panel";
 import { spanOf, useFrame, useMoment, useSubject } from "../state/context";
 import { useLoaded } from "../state/loaded";
 import { useColumns } from "../state/ordering";
 import { go, usePlace } from "../state/place";
-import { LoadLegend, Matrix, matrixSvg } from "./matrix";
+import { LoadLegend, Matrix, matrixCsv, matrixSvg } from "./matrix";
 
 const COLUMNS = 300;
 
@@ -148,7 +149,7 @@ function Matrices({ other }: { other: RunSummary }) {
           key={sheet.title + sheet.says.slice(0, 4)}
           title={sheet.title}
           says={sheet.says}
-          savable={{ name: `${run.name}_against_${other.name}`, svg: () => matrixSvg(sheet.frame, columns, run, `${sheet.title}: ${sheet.says}`) }}
+          savable={{ name: `${run.name}_against_${other.name}`, csv: () => matrixCsv(sheet.frame, run), svg: () => matrixSvg(sheet.frame, columns, run, `${sheet.title}: ${sheet.says}`) }}
         >
           <Matrix {...both} frame={sheet.frame} write={sheet.write} open={(to) => go({ cell: to })} />
         </Panel>

@@ -1,8 +1,9 @@
 /** What training costs: arithmetic by layer, bytes moved, and money. */
 import { paths } from "../data/paths";
 import type { Cost, Numbers } from "../data/types";
+import { type Chart, middles } from "../draw/chart";
 import { bytes, short } from "../format";
-import { type Chart, Lines, middles, savedCharts } from "../parts/lines";
+import { Lines, savedCharts } from "../parts/lines";
 import { Note, Panel, Ready } from "../parts/panel";
 import { type Strip, StripChart } from "../parts/strip";
 import { useMoment, useSubject } from "../state/context";

@@ -2,8 +2,9 @@
 import { useEffect } from "react";
 import { paths } from "../data/paths";
 import type { Expert } from "../data/types";
+import { type Chart, middles } from "../draw/chart";
 import { percent, ratio, short } from "../format";
-import { type Chart, Lines, middles, savedCharts } from "../parts/lines";
+import { Lines, savedCharts } from "../parts/lines";
 import { Note, Panel, Ready } from "../parts/panel";
 import { useMoment, useSubject } from "../state/context";
 import type { Cell } from "../state/link";

@@ -310,7 +310,7 @@ function RowFactsColumn({ frame, run, cellHeight, theme }: { frame: Frame; run: 
   );
 }
 
-function matrixCsv(frame: Frame, run: Run): string {
+export function matrixCsv(frame: Frame, run: Run): string {
   const rows = run.layers.flatMap((layer, row) =>
     Array.from({ length: frame.experts }, (_, expert) => {
       const value = ratioOf(frame.cells[row * frame.experts + expert]!);

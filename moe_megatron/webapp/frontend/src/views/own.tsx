@@ -1,13 +1,10 @@
 /** A view that somebody registered with the server: drawn by its kind, as the page draws its own. */
 import { useEffect, useRef, useState } from "react";
 import { paths } from "../data/paths";
-import type { Numbers, OwnShown } from "../data/types";
-import { EVEN, MISSING } from "../data/frame";
-import { amountPalette, loadPalette } from "../draw/colours";
 import { paintHeat } from "../draw/heat";
-import { csvOf } from "../draw/svg";
+import { type Of, bytesOf, chartOf, heaviest, ownCsv, ownSvg, paletteOf } from "../draw/own";
 import { short, spanText } from "../format";
-import { type Chart, Lines, chartSvg } from "../parts/lines";
+import { Lines } from "../parts/lines";
 import { Note, Panel, Ready } from "../parts/panel";
 import { Table } from "../parts/table";
 import { useWidth } from "../parts/width";
@@ -16,9 +13,6 @@ import { useLoaded } from "../state/loaded";
 import { usePlace } from "../state/place";
 import { useTheme } from "../state/theme";
 import { Bars } from "./expert";
-
-const LINKS_SHOWN = 40;
-type Of<K extends OwnShown["kind"]> = Extract<OwnShown, { kind: K }>;
 
 export function OwnView() {
   const { source, run } = useSubject();
@@ -36,7 +30,7 @@ export function OwnView() {
           ? {
               name: `${run.name}_${own}`,
               csv: () => ownCsv(shown),
-              svg: shown.kind === "lines" ? () => chartSvg(chartOf(shown, shown.title)) : undefined,
+              svg: () => ownSvg(shown),
             }
           : null
       }
@@ -44,44 +38,18 @@ export function OwnView() {
       <Ready of={loaded} height={240}>
         {(it) =>
           it.kind === "lines" ? (
-            <Lines {...chartOf(it, it.title)} height={280} />
+            <Lines {...chartOf(it)} height={280} />
           ) : it.kind === "matrix" ? (
             <Heatmap shown={it} title={it.title} />
           ) : it.kind === "table" ? (
             <Table title={it.title} columns={it.columns} rows={it.rows} />
           ) : (
-            <Bars
-              title="Links, the heaviest first"
-              rows={[...it.links]
-                .sort((a, b) => (b.weight ?? 0) - (a.weight ?? 0))
-                .slice(0, LINKS_SHOWN)
-                .map((link) => ({ name: `${link.from} \u2192 ${link.to}`, share: link.weight ?? 0 }))}
-              write={short}
-            />
+            <Bars title="Links, the heaviest first" rows={heaviest(it)} write={short} />
           )
         }
       </Ready>
     </Panel>
   );
-}
-
-const chartOf = (shown: Of<"lines">, title: string): Chart => ({
-  title,
-  steps: shown.x,
-  lines: Object.entries(shown.lines).map(([name, values]) => ({ name, values })),
-});
-
-/** Bytes as a palette wants them: from least to most, or as far from the centre as the farthest is. */
-export function bytesOf(values: Numbers[], centre: number | null): Uint8Array {
-  const known = values.flat().filter((value): value is number => value !== null);
-  const [low, high] = known.reduce(([a, b], value) => [Math.min(a, value), Math.max(b, value)], [Infinity, -Infinity]);
-  const far = centre === null ? high - low || 1 : Math.max(high - centre, centre - low) || 1;
-  const start = centre ?? low;
-  return Uint8Array.from(values.flat(), (value) => {
-    if (value === null) return MISSING;
-    const byte = centre === null ? (254 * (value - start)) / far : EVEN + (126 * (value - start)) / far;
-    return Math.min(254, Math.max(centre === null ? 0 : 1, Math.round(byte)));
-  });
 }
 
 function Heatmap({ shown, title }: { shown: Of<"matrix">; title: string }) {
@@ -95,8 +63,7 @@ function Heatmap({ shown, title }: { shown: Of<"matrix">; title: string }) {
   const cellHeight = Math.max(4, Math.min(28, 420 / Math.max(1, rows)));
   useEffect(() => {
     if (!canvas.current || !width || !columns) return;
-    const palette = shown.centre === null ? amountPalette(theme, "over") : loadPalette(theme);
-    paintHeat(canvas.current, { cells: bytesOf(shown.values, shown.centre), columns, palette, cellWidth, cellHeight, gap: "transparent", overloadedFrom: 256, ink: "" });
+    paintHeat(canvas.current, { cells: bytesOf(shown.values, shown.centre), columns, palette: paletteOf(shown, theme), cellWidth, cellHeight, gap: "transparent", overloadedFrom: 256, ink: "" });
   });
   if (!columns) return <Note>There is nothing in this window.</Note>;
   const value = spot ? shown.values[spot[0]]?.[spot[1]] : null;
@@ -118,11 +85,4 @@ function Heatmap({ shown, title }: { shown: Of<"matrix">; title: string }) {
       />
     </figure>
   );
-}
-
-function ownCsv(shown: OwnShown): string {
-  if (shown.kind === "table") return csvOf(shown.columns, shown.rows);
-  if (shown.kind === "graph") return csvOf(["from", "to", "weight"], shown.links.map((link) => [link.from, link.to, link.weight]));
-  if (shown.kind === "matrix") return csvOf(["", ...shown.columns], shown.values.map((row, i) => [shown.rows[i] ?? i, ...row]));
-  return csvOf([shown.x_label, ...Object.keys(shown.lines)], shown.x.map((x, i) => [x, ...Object.values(shown.lines).map((line) => line[i])]));
 }

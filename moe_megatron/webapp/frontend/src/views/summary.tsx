@@ -2,6 +2,7 @@
 import { paths } from "../data/paths";
 import type { SummaryTable } from "../data/types";
 import { csvOf } from "../draw/svg";
+import { tableSvg } from "../draw/table";
 import { Lines, savedCharts } from "../parts/lines";
 import { Panel, Ready } from "../parts/panel";
 import { Table } from "../parts/table";
@@ -48,4 +49,6 @@ export function SummaryView() {
 }
 
 const saved = (run: string, { title, columns, rows }: SummaryTable) =>
-  rows.length ? { name: `${run}_${title.toLowerCase().replaceAll(" ", "_")}`, csv: () => csvOf(columns, rows) } : null;
+  rows.length
+    ? { name: `${run}_${title.toLowerCase().replaceAll(" ", "_")}`, csv: () => csvOf(columns, rows), svg: () => tableSvg(`${run}: ${title}`, columns, rows) }
+    : null;

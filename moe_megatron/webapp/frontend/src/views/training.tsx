@@ -2,8 +2,9 @@
 import { Suspense, lazy, useEffect, useRef, useState } from "react";
 import { paths } from "../data/paths";
 import type { Numbers, RunEvent, Series } from "../data/types";
+import { type Chart, merged, middles } from "../draw/chart";
 import { bytes, count, percent, short } from "../format";
-import { type Chart, Lines, merged, middles, savedCharts } from "../parts/lines";
+import { Lines, savedCharts } from "../parts/lines";
 import { Note, Panel, Ready } from "../parts/panel";
 import { useMoment, useSubject } from "../state/context";
 import { useNews } from "../state/live";
