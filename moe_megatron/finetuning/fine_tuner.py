@@ -6,6 +6,7 @@ configuration of the same run.
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,18 @@ from moe_megatron.config.selector import Selector
 from moe_megatron.errors import ConfigError
 from moe_megatron.finetuning.named_tasks import KINDS
 from moe_megatron.finetuning.task_profile import task_profile
+from moe_megatron.finetuning.unfreezing import (
+    UnfreezeAt,
+    ends_of_stages,
+    first_stage,
+    next_stage,
+)
 from moe_megatron.finetuning.used_experts import UsedExperts, train_used, used_experts
 from moe_megatron.mcore import world
 from moe_megatron.model.moe_model import MoEModel
 from moe_megatron.model.storage import WeightMap
 from moe_megatron.run.prepared_data import PreparedData
+from moe_megatron.run.stages import until
 from moe_megatron.run.start import RunResult
 from moe_megatron.training.mixture import data_given
 from moe_megatron.training.options import check_overrides
@@ -97,6 +105,7 @@ class FineTuner(MoETrainer):
             run_dir=run_dir,
             overrides={**(overrides or {}), **given},
         )
+        self._unfreeze: tuple[UnfreezeAt, ...] = ()
         self._with_overrides().validate()
 
     def train(  # type: ignore[override]  # noqa: PLR0913  # a task in place of a format of data
@@ -111,6 +120,7 @@ class FineTuner(MoETrainer):
         learning_rate: float = 2e-5,
         weight_decay: float = 0.0,
         beta: float | None = None,
+        unfreeze: Sequence[str] = (),
         **options: Any,
     ) -> TrainingResult:
         """Tune, and put the tuned weights into the model.
@@ -128,12 +138,15 @@ class FineTuner(MoETrainer):
             learning_rate: Peak of the cosine schedule, of all that has no rate of its own.
             weight_decay: Decay of AdamW, of what is trained.
             beta: For "preferences": how close to stay to the model as it is now; None: 0.1.
+            unfreeze: What is trained, too, from which step on, such as ["100:attention"] (gradual
+                unfreezing, arXiv:1801.06146). Each part is a run of its own beside the last one.
             options: Others of `MoETrainer.train`, such as batch_size=4 or eval_dataset=texts.
 
         Raises:
             MoEError: The data, an argument or the machine does not allow the run.
         """
         options = {"data_format": format_of(task), **options}
+        self._unfreeze = _changes(unfreeze, resume=bool(options.get("resume")))
         if tasks is not None and task == PREFERENCES:
             raise ConfigError(f"tasks of train(...) are no {PREFERENCES}; train those alone.")
         data = data_given(dataset, tasks, weights, base_dataset, options.get("eval_dataset"))
@@ -192,11 +205,52 @@ class FineTuner(MoETrainer):
         self, config: RunConfig, data: PreparedData, *, fresh: bool
     ) -> tuple[RunResult, WeightMap]:
         """Run, and give the trained weights; what bf16 alone has changed stays as it was."""
-        result, weights = super()._trained(config, data, fresh=fresh)
+        result, weights = self._in_stages(config, data, fresh=fresh)
         if result.config.training.precision == "fp32":
             return result, weights
         before = self.model.state_dict()
         return result, {name: _unrounded(before[name], new) for name, new in weights.items()}
+
+    def _in_stages(
+        self, config: RunConfig, data: PreparedData, *, fresh: bool
+    ) -> tuple[RunResult, WeightMap]:
+        """One run, or one for each part of a gradual unfreezing."""
+        if not self._unfreeze:
+            return super()._trained(config, data, fresh=fresh)
+        *ends, last = ends_of_stages(config, self._unfreeze)
+        stage, wanted, past = first_stage(config), Path(config.run_dir), None
+        for end in ends:
+            part = until(stage, end, wanted.with_name(f"{wanted.name}-to-step-{end}"))
+            result, weights = super()._trained(part, data, fresh=True)
+            past = result if past is None else _joined(past, result)
+            if result.checkpoint is None or result.outcome.steps < end:
+                return past, weights  # somebody has stopped it
+            stage = next_stage(stage, self._unfreeze, end, result.checkpoint.parent)
+        result, weights = super()._trained(until(stage, last, wanted), data, fresh=True)
+        assert past is not None  # there is a change, so there is a part before it
+        return _joined(past, result), weights
+
+
+def _joined(past: RunResult, result: RunResult) -> RunResult:
+    """What came of a run and of one that went on from it, as of one."""
+    seconds = past.outcome.seconds + result.outcome.seconds
+    outcome = replace(result.outcome, seconds=seconds)
+    return replace(result, outcome=outcome, history=past.history.followed_by(result.history))
+
+
+def _changes(given: object, *, resume: bool) -> tuple[UnfreezeAt, ...]:
+    """What is trained from which step on."""
+    if not isinstance(given, Sequence) or isinstance(given, str):
+        raise ConfigError(
+            f"unfreeze ({shown(given)}) must be a list of steps and selectors, such as "
+            "['100:attention']."
+        )
+    if given and resume:
+        raise ConfigError(
+            "resume=True continues one run, and unfreeze makes several; leave resume out to begin "
+            "anew from the weights that the model has."
+        )
+    return tuple(UnfreezeAt.read(str(it)) for it in given)
 
 
 def _unrounded(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:

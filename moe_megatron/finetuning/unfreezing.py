@@ -67,6 +67,24 @@ def train_and_unfreeze(
         ConfigError: The steps do not rise, or lie outside the training.
         MoEError: A stage cannot start.
     """
+    *ends, last = ends_of_stages(config, changes)
+    stage = first_stage(config)
+    for number, end in enumerate(ends, start=1):
+        place = folder / f"{number}-to-step-{end}"
+        say(_announced(stage))
+        if code := run_stage(stage, place, end, launch, say):
+            return code
+        stage = next_stage(stage, changes, end, place / CHECKPOINTS)
+    say(_announced(stage))
+    return run_stage(stage, Path(config.run_dir), last, launch, say)
+
+
+def ends_of_stages(config: RunConfig, changes: Sequence[UnfreezeAt]) -> list[int]:
+    """The last step of each stage.
+
+    Raises:
+        ConfigError: The steps do not rise, or lie outside the training.
+    """
     steps = sorted({it.step for it in changes})
     bounds = [0, *steps, config.training.train_steps]
     if any(one >= other for one, other in pairwise(bounds)):
@@ -74,22 +92,30 @@ def train_and_unfreeze(
             f"what is trained must change at steps between 0 and training.train_steps "
             f"({config.training.train_steps}), not at {steps}."
         )
-    stage = apply_overrides(config, {"finetune.reselect": True})
-    for number, end in enumerate(bounds[1:], start=1):
-        last = end == bounds[-1]
-        place = Path(config.run_dir) if last else folder / f"{number}-to-step-{end}"
-        say(f"training {', '.join(stage.finetune.train)}")
-        if (code := run_stage(stage, place, end, launch, say)) or last:
-            return code
-        new = [it.selector for it in changes if it.step == end]
-        only_adapters = stage.adapter.on and not stage.finetune.chooses
-        trained = () if only_adapters else stage.finetune.train
-        stage = apply_overrides(
-            stage,
-            {
-                "finetune.train": [*trained, *new],
-                "checkpoint.load": str(place / CHECKPOINTS),
-                "megatron.finetune": None,
-            },
-        )
-    raise AssertionError("unreachable")
+    return bounds[1:]
+
+
+def first_stage(config: RunConfig) -> RunConfig:
+    """The training as its first stage makes it: the selection may be another in the next one."""
+    return apply_overrides(config, {"finetune.reselect": True})
+
+
+def next_stage(
+    stage: RunConfig, changes: Sequence[UnfreezeAt], end: int, checkpoints: Path
+) -> RunConfig:
+    """The stage that goes on from the end of another one, whose checkpoints are given."""
+    new = [it.selector for it in changes if it.step == end]
+    only_adapters = stage.adapter.on and not stage.finetune.chooses
+    trained = () if only_adapters else stage.finetune.train
+    return apply_overrides(
+        stage,
+        {
+            "finetune.train": [*trained, *new],
+            "checkpoint.load": str(checkpoints),
+            "megatron.finetune": None,
+        },
+    )
+
+
+def _announced(stage: RunConfig) -> str:
+    return f"training {', '.join(stage.finetune.train)}"

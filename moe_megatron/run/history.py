@@ -70,6 +70,15 @@ class History:
                 history._route(snapshot)
         return history
 
+    def followed_by(self, later: "History") -> "History":
+        """This and what a run that went on from it reported."""
+        return History(
+            steps=[*self.steps, *later.steps],
+            evaluations=[*self.evaluations, *later.evaluations],
+            imbalances=self.imbalances | later.imbalances,
+            recent=deque([*self.recent, *later.recent], maxlen=RECENT),
+        )
+
     def start(self, run: RunInfo) -> None:
         """Nothing to prepare: a second run appends."""
 

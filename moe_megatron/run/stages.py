@@ -131,16 +131,22 @@ def run_stage(
         say(f"stage {folder.name}: already at step {done}")
         return 0
     say(f"stage {folder.name}: to step {end}")
-    overrides: dict[str, object] = {"run_dir": str(folder)}
+    stage = until(config, end, folder)
     if done is not None:
-        overrides["checkpoint.load"] = str(own)
+        stage = apply_overrides(stage, {"checkpoint.load": str(own)})
+    code = launch(stage)
+    # A run that ends before its last step says that it can be resumed, which is what comes next.
+    return 0 if tracked_step(own) == end else code
+
+
+def until(config: RunConfig, end: int, folder: Path) -> RunConfig:
+    """The part of a training that ends at a step, with a checkpoint, in a folder of its own."""
+    overrides: dict[str, object] = {"run_dir": str(folder)}
     if config.checkpoint.save_interval is None:
         overrides["checkpoint.save_interval"] = config.training.train_steps
     if end < config.training.train_steps:
         overrides["megatron.exit-interval"] = end
-    code = launch(apply_overrides(config, overrides))
-    # A run that ends before its last step says that it can be resumed, which is what comes next.
-    return 0 if tracked_step(own) == end else code
+    return apply_overrides(config, overrides)
 
 
 def _changed(

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from moe_megatron.config import load_config
 from moe_megatron.testing.distributed import run_distributed
 from moe_megatron.text.loading import load_tokenizer
 
@@ -69,3 +70,42 @@ def test_what_is_not_tuned_stays(
     assert not any(".experts." in name for name in moved["no experts"])
     assert any("attention" in name or "attn" in name for name in moved["no experts"])
     assert moved["no experts"] >= moved["routers"]
+
+
+def unfreeze(texts: list[str], tokenizer: Path, folder: Path) -> tuple[set[str], list[int]]:
+    """On a rank: routers, from step 2 on attention, from 4 on norms; what moved, and the steps."""
+    from moe_megatron import FineTuner, MoEModel
+    from moe_megatron.mcore import world
+
+    torch.manual_seed(0)
+    model = MoEModel(**SIZES)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    tuner = FineTuner(
+        model,
+        train=["router"],
+        tokenizer=load_tokenizer(str(tokenizer)),
+        run_dir=folder / "tuner",
+        overrides={"training.precision": "fp32", "telemetry.console": False},
+    )
+    how: dict[str, Any] = {"batch_size": 4, "learning_rate": 1e-2, "sequence_length": 16}
+    result = tuner.train(texts, max_steps=5, unfreeze=["2:attention", "4:norms"], **how)
+    assert result.steps == 5
+    after = model.state_dict()
+    moved = {key for key, value in before.items() if not torch.equal(value, after[key])}
+    world.leave()
+    return moved, [it.step for it in tuner.history.steps]
+
+
+def test_more_is_trained_from_a_step_on(corpus: Path, tokenizer: Path, tmp_path: Path) -> None:
+    texts = corpus.read_text().splitlines()[:40]
+    (moved, steps), (same, _) = run_distributed(unfreeze, texts, tokenizer, tmp_path, world_size=2)
+    assert steps == [1, 2, 3, 4, 5]
+    assert moved == same
+    assert not any(".experts." in name for name in moved)
+    assert all(any(part in name for name in moved) for part in ("router", "attention", "norm"))
+    runs = {it.parent.name: load_config(it) for it in tmp_path.glob("tuner*/config.yaml")}
+    assert {name: set(it.finetune.train) for name, it in runs.items()} == {
+        "tuner-to-step-2": {"router"},
+        "tuner-to-step-4": {"router", "attention"},
+        "tuner": {"router", "attention", "norms"},
+    }

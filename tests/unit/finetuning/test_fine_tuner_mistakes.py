@@ -89,3 +89,18 @@ def test_task_that_is_none_is_answered_with_all(task: Any) -> None:
         ConfigError, match=r"must be text_generation, instructions or preferences\."
     ):
         FineTuner(MODEL).train(["text"], task=task)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"unfreeze": "100:attention"}, "unfreeze ('100:attention') must be a list of steps and"),
+        ({"unfreeze": ["attention"]}, "write STEP:SELECTOR, as in 100:attention"),
+        ({"unfreeze": ["100:atention"]}, "unknown word 'atention'. Did you mean 'attention'?"),
+        ({"unfreeze": ["1:norms"], "resume": True}, "resume=True continues one run, and unfreeze"),
+    ],
+)
+def test_unfreezing_that_cannot_be_is_answered(given: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        FineTuner(MODEL).train(["text"], **given)
+    assert said in str(error.value)
