@@ -1,4 +1,4 @@
-"""The dashboard's page in a real browser: on a run that has ended, and without a server."""
+"""The dashboard's page in a real browser: of a run that has ended, one that trains, a report."""
 
 import re
 import shutil
@@ -13,7 +13,9 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from moe_megatron.telemetry.journal import note
+from moe_megatron.telemetry.sinks.jsonl import ROUTING_FILE, read_routing
 from moe_megatron.testing.programs import Program
+from moe_megatron.webapp.frames import load_bytes
 from moe_megatron.webapp.report import write_report
 from moe_megatron.webapp.run_facts import run_id
 from moe_megatron.webapp.serving import DashboardOptions, DashboardServer
@@ -89,7 +91,9 @@ def loads(server: DashboardServer, run: str, step: int) -> list[list[int]]:
 
 COLOURS = """([rows, columns]) => {
   const canvas = document.querySelector(".matrix-canvas canvas");
-  const {data} = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+  const copy = new OffscreenCanvas(canvas.width, canvas.height).getContext("2d");
+  copy.drawImage(canvas, 0, 0);
+  const {data} = copy.getImageData(0, 0, canvas.width, canvas.height);
   const at = (place, count, size) => Math.floor((place + 0.2) * size / count);
   return Array.from({length: rows * columns}, (_, i) => {
     const x = at(i % columns, columns, canvas.width);
@@ -159,30 +163,35 @@ def test_play_goes_through_the_history(watched: Watched, first: str):
     expect(page.get_by_role("button", name="Play the history")).to_be_visible()
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
-def test_every_view_is_accessible(
-    watched: Watched, frontend: Path, first: str, theme: Any, tmp_path: Path
-):
-    axe = (frontend / "node_modules" / "axe-core" / "axe.min.js").read_text()
-    watched.page.emulate_media(color_scheme=theme)
+def look_at_every_view(watched: Watched, run: str, axe: str, folder: Path) -> None:
+    """Open each view, with an expert where there is one: drawn, readable by all, and no wider than
+    the screen."""
     found = {}
     for view in VIEWS:
-        page = watched.go(f"#run={first}&view={view}&cell=1.0")
+        page = watched.go(f"#run={run}&view={view}&cell=1.0")
         expect(page.locator(".waiting")).to_have_count(0)
+        expect(page.get_by_role("alert")).to_have_count(0)
+        page.wait_for_function("document.documentElement.scrollWidth <= innerWidth")
         page.evaluate(axe)
         answer = page.evaluate("axe.run(document, {resultTypes: ['violations']})")
         found |= {(view, one["id"]): one["nodes"][0]["html"] for one in answer["violations"]}
-        picture = page.screenshot(path=tmp_path / f"{view}.png")
+        picture = page.screenshot(path=folder / f"{view}.png")
         assert len(picture) > 10_000, view
     assert found == {}
 
 
-def test_narrow_screen_shows_every_view_without_scrolling_sideways(watched: Watched, first: str):
-    watched.page.set_viewport_size({"width": 360, "height": 740})
-    for view in VIEWS:
-        page = watched.go(f"#run={first}&view={view}&cell=1.0")
-        expect(page.locator(".waiting")).to_have_count(0)
-        page.wait_for_function("document.documentElement.scrollWidth <= innerWidth")
+@pytest.fixture(scope="module")
+def axe(frontend: Path) -> str:
+    return (frontend / "node_modules" / "axe-core" / "axe.min.js").read_text()
+
+
+@pytest.mark.parametrize(("theme", "width"), [("light", 1280), ("dark", 360)])
+def test_every_view_of_a_run_that_has_ended(
+    watched: Watched, axe: str, first: str, theme: Any, width: int, tmp_path: Path
+):
+    watched.page.emulate_media(color_scheme=theme)
+    watched.page.set_viewport_size({"width": width, "height": 740})
+    look_at_every_view(watched, first, axe, tmp_path)
 
 
 @pytest.mark.parametrize("view", [it for it in VIEWS if it not in ("ranks", "flow", "tokens")])
@@ -313,3 +322,54 @@ def test_report_without_scripts_is_its_summary(browser: Browser, report: Path):
     expect(tab.get_by_role("heading", name="Routers")).to_be_visible()
     expect(tab.get_by_role("heading", name=HOSTILE)).to_be_visible()
     context.close()
+
+
+@pytest.fixture(scope="module")
+def live(runs: Path, moe: Callable[..., Program]) -> Iterator[Path]:
+    """A training of two processes, two experts on each, which goes on while it is looked at."""
+    words = ("--mock-data", "--train-iters", 100_000, "--save-interval", 10)
+    words += ("--num-processes", 2, "--expert-model-parallel-size", 2)
+    settings = ("telemetry.sample_interval=2", "checkpoint.keep_last=2")
+    training = moe(
+        runs, "train", "--config", "test_tiny", *words, "--run-dir", "live", "--set", *settings
+    )
+    training.wait_for("step 20/", 200)
+    for process in training.family():
+        process.nice(19)  # it is looked at while it trains, not waited for
+    yield runs / "live"
+    assert training.process.poll() is None, training.output
+    training.kill()
+
+
+def test_live_run_is_followed_frame_by_frame(watched: Watched, live: Path):
+    page = watched.go(f"#run={run_id(live)}")
+    expect(page.locator(".state")).to_have_text("live")
+    shown = page.locator(".facts dd").first
+    seen = set()
+    for _ in range(3):
+        step = shown.inner_text()
+        seen.add(str(colours(page, 2, 4)))
+        expect(shown).not_to_have_text(step)
+    assert len(seen) > 1  # each step has other loads
+    page.keyboard.press(",")
+    page.wait_for_function("() => location.hash.includes('step=')")
+    step = int(page.get_by_role("slider", name="Step").input_value())
+    snapshots = {it.step: it for it in read_routing(live / ROUTING_FILE)}
+    cells = load_bytes(snapshots[step].tokens_per_expert).ravel().tolist()
+    painted = colours(page, 2, 4)
+    warmth = [red - blue for _, (red, _, blue, _) in sorted(zip(cells, painted, strict=True))]
+    assert warmth == sorted(warmth)
+    assert warmth[0] < 0 < warmth[-1]
+
+
+@pytest.mark.parametrize(("theme", "width"), [("light", 1280), ("dark", 1280), ("light", 390)])
+def test_every_view_of_a_run_that_trains(
+    watched: Watched, axe: str, live: Path, theme: Any, width: int, tmp_path: Path
+):
+    watched.page.emulate_media(color_scheme=theme)
+    watched.page.set_viewport_size({"width": width, "height": 844})
+    look_at_every_view(watched, run_id(live), axe, tmp_path)
+    page = watched.go(f"#run={run_id(live)}&view=ranks")
+    expect(page.get_by_text("rank 1")).to_be_visible()
+    page = watched.go(f"#run={run_id(live)}&view=flow")
+    expect(page.get_by_role("img", name="Paths of tokens through layers 1, 2")).to_be_visible()
