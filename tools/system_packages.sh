@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs the non-Python programs that tests start: a C compiler, Prometheus, promtool, Alertmanager,
-# openssl, a browser, SLURM, shellcheck, ffmpeg and PostgreSQL, and the books that `make tour` trains on
+# openssl, a browser, SLURM, shellcheck, ffmpeg, PostgreSQL and Redis, and the books that `make tour` trains on
 # (with the argument "tour" only these; with "ui" only Node and npm, which build the dashboard's page).
 # Returns at once if all are installed. If it may not install them (not root, or no apt-get), it
 # prints the command; the tests that need them are then skipped, and fail in CI.
@@ -19,6 +19,7 @@ needed=(
     shellcheck=shellcheck
     ffmpeg=ffmpeg
     pg_ctlcluster=postgresql
+    redis-server=redis-server
 )
 books=()
 for language in en de fr ja; do

@@ -5,6 +5,8 @@
     calls           what the page may ask of a run, one function a question
     asking          what an operator may ask a run for
     app, live_feed  HTTP and WebSockets
+    news, sharing   what watchers are told, and how several processes share it
+    workers         several processes that serve one address
     guards, access  which pages and names may ask; who may enter, where that is asked
     view            what an outsider adds: a name, a title and a function
 

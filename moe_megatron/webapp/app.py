@@ -26,11 +26,12 @@ from moe_megatron.webapp.built_page import PAGE
 from moe_megatron.webapp.calls import CALLS, Answer, answer
 from moe_megatron.webapp.guards import Guard
 from moe_megatron.webapp.inspector.call import add_inspector
-from moe_megatron.webapp.inspector.inspector import Inspector
+from moe_megatron.webapp.inspector.inspector import AsksModels, Inspector
 from moe_megatron.webapp.inspector.known_models import KnownModels
 from moe_megatron.webapp.live_feed import LiveFeed
 from moe_megatron.webapp.plain_page import plain_page
 from moe_megatron.webapp.run_list import RunList, UnknownRunError
+from moe_megatron.webapp.sharing.sharing import Sharing
 from moe_megatron.webapp.view import views
 
 _MOST_COMPARED = 8
@@ -42,10 +43,11 @@ def make_app(
     runs: RunList,
     *,
     access: Access | None = None,
-    inspector: Inspector | None = None,
+    inspector: AsksModels | None = None,
     models: Sequence[Path] = (),
     names: Sequence[str] = (),
     page: Path = PAGE,
+    sharing: Sharing | None = None,
 ) -> FastAPI:
     """The application.
 
@@ -56,6 +58,7 @@ def make_app(
         models: Folders of models that may be asked, besides the checkpoints of the runs.
         names: Names under which it may be reached, besides addresses and localhost.
         page: Folder of the built page.
+        sharing: Through which several processes share the news of runs; None for one alone.
     """
     # No pages of documentation: they load scripts from elsewhere.
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
@@ -69,7 +72,7 @@ def make_app(
     add_inspector(app, inspector or Inspector(), known)
     _add_calls(app, runs, known)
     add_asking(app, runs, access)
-    feed = LiveFeed(runs)
+    feed = LiveFeed(runs, sharing)
 
     @app.websocket("/api/live")
     async def live(socket: WebSocket) -> None:

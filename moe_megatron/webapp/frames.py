@@ -64,3 +64,12 @@ def encode_frame(tokens_per_expert: Int64Array, first: int, last: int) -> bytes:
         )
     header = _HEADER.pack(MAGIC, first, last, num_layers, num_experts)
     return header + load_bytes(tokens_per_expert).tobytes()
+
+
+def is_frame(data: bytes) -> bool:
+    """Whether bytes from elsewhere are a frame."""
+    if len(data) < _HEADER.size:
+        return False
+    magic, first, last, num_layers, num_experts = _HEADER.unpack_from(data)
+    size = _HEADER.size + num_layers * num_experts
+    return bool(magic == MAGIC and first <= last and len(data) == size)

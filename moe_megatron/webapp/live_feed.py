@@ -1,8 +1,9 @@
 """Live frames over WebSockets: while somebody watches a run, its news, at most `HZ` times a second.
 
-One task looks at a run for all who watch it, and none where nobody does. It keeps the latest frame
-alone: a watcher who is slow finds the newest one when it comes back, and nothing waits for it in
-memory. It does not know what is in a frame.
+One task looks at a run for all who watch it, and none where nobody does; of several processes, one
+looks for all, if they share a Redis server. It keeps the latest frame alone: a watcher who is slow
+finds the newest one when it comes back, and nothing waits for it in memory. It does not know what
+is in a frame.
 """
 
 import asyncio
@@ -10,51 +11,38 @@ import json
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from fastapi import WebSocket, WebSocketDisconnect
 
 from moe_megatron.errors import MoEError
 from moe_megatron.reading import parse_json
-from moe_megatron.telemetry.values.layer_values import load_entropy_ratio
-from moe_megatron.telemetry.values.profile import RoutingProfile
-from moe_megatron.webapp.frames import encode_frame
-from moe_megatron.webapp.json_values import nested, nullable
+from moe_megatron.webapp.news import News, NewsReader
 from moe_megatron.webapp.run_list import RunList
 from moe_megatron.webapp.run_reader import RunReader
+from moe_megatron.webapp.sharing.sharing import SharedRun, Sharing
 
 HZ = 10.0
 MOST_WATCHERS = 256
-_STATE_SECONDS = 1.0
 _TRY_AGAIN, _UNSUPPORTED = 1013, 1003
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class News:
-    """The state of a run at one moment, ready to be sent."""
-
-    first_step: int
-    last_step: int
-    frame: bytes | None
-    step: str
-    """The message about the last step."""
-    state: str
-    newest_event: int
-
-
 class Channel:
-    """What those who watch one run share."""
+    """What those who watch one run share.
 
-    def __init__(self, reader: RunReader) -> None:
+    Args:
+        reader: The run.
+        shared: Its news among several processes; None where this one is alone.
+    """
+
+    def __init__(self, reader: RunReader, shared: SharedRun | None) -> None:
         self.reader = reader
         self.news: News | None = None
         self.watchers: set[Watcher] = set()
+        self._read, self._shared = NewsReader(reader), shared
         self._task: asyncio.Task[None] | None = None
-        self._looked = 0.0
-        self._state = ""
 
     def join(self, watcher: "Watcher") -> None:
         """Begin to watch."""
@@ -70,7 +58,7 @@ class Channel:
         while self.watchers:
             began, found = time.monotonic(), self.news
             try:
-                found = await asyncio.to_thread(self._look)
+                found = await self._newest()
             except (MoEError, OSError) as error:  # the run may be mended while it is watched
                 logger.debug("%s cannot be read: %s", self.reader.run_dir, error)
             if found != self.news:
@@ -79,54 +67,18 @@ class Channel:
                     watcher.woken.set()
             await asyncio.sleep(max(0.0, 1 / HZ - (time.monotonic() - began)))
         self.news = None
+        if self._shared is not None:
+            await self._shared.leave()
 
-    def _look(self) -> News:
-        run = self.reader
-        with run.lock:
-            run.refresh()
-            now = time.monotonic()
-            if now - self._looked >= _STATE_SECONDS:
-                self._looked, self._state = now, run.state
-            first, last = run.span
-            before = self.news
-            if before is not None and (before.last_step, before.first_step) == (last, first):
-                frame, step = before.frame, before.step
-            else:
-                routing = _routing(run)
-                frame = _frame(routing, run.windows.last_step)
-                step = json.dumps(_step(run, routing), allow_nan=False)
-            return News(
-                first_step=first,
-                last_step=last,
-                frame=frame,
-                step=step,
-                state=self._state,
-                newest_event=run.events.last,
-            )
-
-
-def _routing(run: RunReader) -> RoutingProfile | None:
-    """The routing of the last step that has one."""
-    step = run.windows.last_step
-    return run.windows.profile(step, step) if step else None
-
-
-def _frame(routing: RoutingProfile | None, step: int) -> bytes | None:
-    if routing is None or not routing.steps:
-        return None
-    return encode_frame(routing.tokens_per_expert, step, step)
-
-
-def _step(run: RunReader, routing: RoutingProfile | None) -> Mapping[str, Any]:
-    record = run.steps.last
-    return {
-        "type": "step",
-        "step": run.span[1],
-        "loss": nullable(run.steps.loss),
-        "tokens_per_second": nullable(None if record is None else record.tokens_per_second),
-        "max_over_mean": [] if routing is None else nested(routing.imbalance),
-        "entropy": [] if routing is None else nested(load_entropy_ratio(routing.tokens_per_expert)),
-    }
+    async def _newest(self) -> News | None:
+        """The news, read here, or taken from the process that reads them for all."""
+        shared = self._shared
+        if shared is not None and not await shared.is_ours():
+            return await shared.take() or self.news
+        found = await asyncio.to_thread(self._read.look, self.news)
+        if shared is not None:
+            await shared.give(found)
+        return found
 
 
 class Watcher:
@@ -141,7 +93,8 @@ class Watcher:
     async def send(self, channel: Channel) -> None:
         """Send what is new, one after the other, for as long as the connection lasts."""
         self._sent, self._event = None, channel.reader.events.last
-        first, last = channel.reader.span
+        known = channel.news
+        first, last = channel.reader.span if known is None else (known.first_step, known.last_step)
         await self.say({"type": "hello", "first_step": first, "last_step": last, "hz": HZ})
         self.woken.set()
         while True:
@@ -156,9 +109,10 @@ class Watcher:
                 if news.frame is not None:
                     await self._socket.send_bytes(news.frame)
                 await self._socket.send_text(news.step)
-            for event in channel.reader.events.after(self._event):
-                self._event = event["seq"]
-                await self.say({"type": "event", **event})
+            for event in news.events:
+                if event["seq"] > self._event:
+                    self._event = event["seq"]
+                    await self.say({"type": "event", **event})
             if before is None or news.state != before.state:
                 await self.say({"type": "state", "state": news.state})
 
@@ -172,10 +126,11 @@ class LiveFeed:
 
     Args:
         runs: What may be watched.
+        sharing: The server through which several processes share news; None for this one alone.
     """
 
-    def __init__(self, runs: RunList) -> None:
-        self._runs = runs
+    def __init__(self, runs: RunList, sharing: Sharing | None = None) -> None:
+        self._runs, self._sharing = runs, sharing
         self._channels: dict[str, Channel] = {}
         self._connected = 0
 
@@ -233,7 +188,8 @@ class LiveFeed:
             return None
         channel = self._channels.get(wanted)
         if channel is None:
-            channel = self._channels[wanted] = Channel(reader)
+            shared = None if self._sharing is None else SharedRun(self._sharing, wanted)
+            channel = self._channels[wanted] = Channel(reader, shared)
         channel.join(watcher)
         return channel
 

@@ -1,9 +1,8 @@
 """Serves a dashboard: in this thread until it is interrupted, or beside a program in another one.
 
-It binds the port itself, so that one that is taken is a mistake with a remedy.
+It may be one of several processes that serve one socket, which `workers` starts.
 """
 
-import ipaddress
 import socket
 import threading
 import time
@@ -20,9 +19,12 @@ from moe_megatron.webapp.access.database import open_database
 from moe_megatron.webapp.access.visitors import Access
 from moe_megatron.webapp.app import make_app
 from moe_megatron.webapp.built_page import PAGE
-from moe_megatron.webapp.inspector.inspector import Inspector
+from moe_megatron.webapp.inspector.inspector import AsksModels, Inspector
+from moe_megatron.webapp.listening import listen, url_of
 from moe_megatron.webapp.price import Price
 from moe_megatron.webapp.run_list import RunList
+from moe_megatron.webapp.sharing.address import RedisAddress
+from moe_megatron.webapp.sharing.sharing import Sharing
 
 _MOST_CONNECTIONS = 1024
 _MOST_MESSAGE_BYTES = 4096
@@ -45,6 +47,8 @@ class DashboardOptions:
         price: what a device costs; None shows no money.
         database: of those who may look, a file or the address of a server; None: everybody on this
             machine.
+        redis: address of the server through which processes share what they read of runs.
+        proxies: addresses of proxies that are believed when they say who asks.
         page: folder of the built page.
     """
 
@@ -56,11 +60,18 @@ class DashboardOptions:
     show_tokens: bool = False
     price: Price | None = None
     database: str | None = None
+    redis: str | None = None
+    proxies: Sequence[str] = ()
     page: Path = PAGE
 
 
 class DashboardServer:
     """A dashboard that has its port, and serves when it is told to.
+
+    Args:
+        options: What is shown, and where.
+        listening: A socket that listens already; None for one of its own.
+        inspector: Asks models, and ends with the server; None for one of its own.
 
     Raises:
         ConfigError: The address cannot be listened on, or others can reach it and nobody needs a
@@ -68,25 +79,33 @@ class DashboardServer:
         BackendUnavailableError: The database does not answer.
     """
 
-    def __init__(self, options: DashboardOptions) -> None:
+    def __init__(
+        self,
+        options: DashboardOptions,
+        *,
+        listening: socket.socket | None = None,
+        inspector: AsksModels | None = None,
+    ) -> None:
         runs = RunList(options.folders, show_tokens=options.show_tokens, price=options.price)
-        access = None if options.database is None else _those_known(options.database)
-        self._socket = _listen(options.host, options.port, for_all=access is None)
-        names = [options.host, *options.names]
-        self.inspector = Inspector()
+        access = None if options.database is None else those_known(options.database)
+        redis = None if options.redis is None else RedisAddress.parse(options.redis)
+        if listening is None:
+            if redis is not None:
+                redis.check()
+            listening = listen(options.host, options.port, for_all=access is None)
+        self._socket = listening
+        self.inspector: AsksModels = inspector or Inspector()
         """Asks models; ends with the server."""
         app = make_app(
             runs,
             access=access,
             inspector=self.inspector,
             models=options.models,
-            names=names,
+            names=[options.host, *options.names],
             page=options.page,
+            sharing=None if redis is None else Sharing(redis),
         )
-        port: int = self._socket.getsockname()[1]
-        host = f"[{options.host}]" if ":" in options.host else options.host
-        everywhere = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}
-        self.url = f"http://{everywhere.get(host, host)}:{port}/"
+        self.url = url_of(options.host, listening)
         """Where a browser finds it."""
         self._server = uvicorn.Server(
             uvicorn.Config(
@@ -94,7 +113,8 @@ class DashboardServer:
                 log_config=None,
                 access_log=False,
                 server_header=False,
-                proxy_headers=False,
+                proxy_headers=bool(options.proxies),
+                forwarded_allow_ips=list(options.proxies),
                 lifespan="off",
                 ws_max_size=_MOST_MESSAGE_BYTES,
                 ws_per_message_deflate=False,  # a frame is small, and its time counts
@@ -148,7 +168,13 @@ class DashboardServer:
         self.close()
 
 
-def _those_known(database: str) -> Access:
+def those_known(database: str) -> Access:
+    """Those who may enter, by a database.
+
+    Raises:
+        ConfigError: It cannot be opened, or nobody is in it.
+        BackendUnavailableError: Its server does not answer.
+    """
     access = Access(open_database(database))
     if not access.tokens.all():
         raise ConfigError(
@@ -156,28 +182,3 @@ def _those_known(database: str) -> Access:
             f"moe-megatron dashboard token NAME --role viewer --database {database}"
         )
     return access
-
-
-def _listen(host: str, port: int, *, for_all: bool) -> socket.socket:
-    if not 0 <= port <= 65535:
-        raise ConfigError(f"the port must be 0 (a free port) to 65535, not {port}.")
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listening.bind((host, port))
-        listening.listen(1024)
-    except (OSError, UnicodeError) as error:
-        listening.close()
-        raise ConfigError(
-            f"the dashboard cannot be served on {host} port {port} ({error}); give a free port "
-            "with --port, 0 for any, and an address of this machine with --host."
-        ) from error
-    if for_all and not ipaddress.ip_address(listening.getsockname()[0]).is_loopback:
-        listening.close()
-        raise ConfigError(
-            f"on {host} other machines can reach the dashboard, so it must know who may look: make "
-            "a token with `moe-megatron dashboard token NAME --role viewer --database FILE` and "
-            "start it with `--database FILE`; or leave --host out and forward the port (ssh -L)."
-        )
-    return listening

@@ -10,7 +10,7 @@ import pytest
 SCRIPT = Path(__file__).parents[2] / "tools" / "system_packages.sh"
 PROGRAMS = (
     *("cc", "prometheus", "promtool", "prometheus-alertmanager", "openssl", "chromium"),
-    *("sbatch", "munge", "shellcheck", "ffmpeg", "pg_ctlcluster"),
+    *("sbatch", "munge", "shellcheck", "ffmpeg", "pg_ctlcluster", "redis-server"),
 )
 
 

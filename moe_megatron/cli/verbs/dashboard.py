@@ -1,12 +1,14 @@
 """`moe-megatron dashboard`: show runs in a browser, while they train and afterwards."""
 
 import argparse
+import socket
 import sys
 import threading
 import webbrowser
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from moe_megatron.cli import dashboard_audit, dashboard_token
 from moe_megatron.cli.parser import Parser
@@ -14,6 +16,10 @@ from moe_megatron.errors import ConfigError
 from moe_megatron.files import user_path
 from moe_megatron.live.dashboard_process import PORT
 from moe_megatron.live.watching import is_watched
+
+if TYPE_CHECKING:
+    from moe_megatron.webapp.serving import DashboardServer
+    from moe_megatron.webapp.workers.supervisor import Supervisor
 
 _RUNS = Path("runs")
 _ACTIONS = {"token": dashboard_token.run, "audit": dashboard_audit.run}
@@ -40,7 +46,7 @@ def run(argv: Sequence[str]) -> int:
 
     Raises:
         ConfigError: The port is invalid or taken, a folder is none, or the price is none.
-        BackendUnavailableError: The database of those who may look does not answer.
+        BackendUnavailableError: The database of those who may look, or Redis, does not answer.
     """
     if argv and argv[0] in _ACTIONS:
         return _ACTIONS[argv[0]](argv[1:])
@@ -54,40 +60,64 @@ def run(argv: Sequence[str]) -> int:
             raise ConfigError(
                 f"{folder} is a file; give the folder of a run, or a folder that holds runs."
             )
-    # Imported here: `moe-megatron dashboard --help` need not load a web server.
-    from moe_megatron.webapp.price import Price
-    from moe_megatron.webapp.serving import DashboardOptions, DashboardServer
-    from moe_megatron.webapp.view import load_view
-
-    price = None
-    if options.price_per_hour is not None:
-        price = Price(per_hour=options.price_per_hour, currency=options.currency)
-    for spec in options.view:
-        load_view(spec)
-    server = DashboardServer(
-        DashboardOptions(
-            folders=folders,
-            models=options.model,
-            host=options.host,
-            port=options.port,
-            names=options.allow_host,
-            show_tokens=options.show_tokens,
-            price=price,
-            database=options.database,
-        )
-    )
+    server = _server(options, folders, argv)
+    if options.worker is not None:
+        _serve(server, until_eof=True)
+        return 0
     for folder in folders:
         if not folder.exists():
             print(f"{folder} does not exist yet; its runs are shown when it does", flush=True)
     print(f"dashboard  {server.url}\nCtrl-C stops it", flush=True)
     if options.open and is_watched():
         webbrowser.open(server.url)
-    if options.until_eof:
+    _serve(server, until_eof=options.until_eof)
+    print("stopped", flush=True)
+    return 0
+
+
+def _server(
+    options: argparse.Namespace, folders: Sequence[Path], argv: Sequence[str]
+) -> "DashboardServer | Supervisor":
+    """What serves: one process, several, or one of those."""
+    # Imported here: `moe-megatron dashboard --help` need not load a web server.
+    from moe_megatron.webapp.price import Price
+    from moe_megatron.webapp.serving import DashboardOptions, DashboardServer
+    from moe_megatron.webapp.view import load_view
+    from moe_megatron.webapp.workers.shared_inspector import SharedInspector
+    from moe_megatron.webapp.workers.supervisor import Supervisor
+
+    price = None
+    if options.price_per_hour is not None:
+        price = Price(per_hour=options.price_per_hour, currency=options.currency)
+    for spec in options.view:
+        load_view(spec)
+    shown = DashboardOptions(
+        folders=folders,
+        models=options.model,
+        host=options.host,
+        port=options.port,
+        names=options.allow_host,
+        show_tokens=options.show_tokens,
+        price=price,
+        database=options.database,
+        redis=options.redis,
+        proxies=options.proxy,
+    )
+    if options.worker is not None:
+        descriptor, _, inspector = options.worker.partition(":")
+        listening = socket.socket(fileno=int(descriptor))
+        asks = SharedInspector(Path(inspector))
+        return DashboardServer(shown, listening=listening, inspector=asks)
+    if options.workers != 1:
+        return Supervisor(shown, argv, options.workers)
+    return DashboardServer(shown)
+
+
+def _serve(server: "DashboardServer | Supervisor", *, until_eof: bool) -> None:
+    if until_eof:
         threading.Thread(target=_end_with_input, args=[server.end], daemon=True).start()
     with suppress(KeyboardInterrupt):
         server.serve()
-    print("stopped", flush=True)
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -151,6 +181,28 @@ def _parser() -> argparse.ArgumentParser:
         help="whose tokens let people in, as `moe-megatron dashboard token` makes them; needed "
         "where others can reach the dashboard (a file, or postgresql+psycopg://USER@HOST/NAME)",
     )
+    add(
+        "--workers",
+        type=int,
+        default=1,
+        metavar="N",
+        help="processes that serve it, for many who look (default: 1)",
+    )
+    add(
+        "--redis",
+        metavar="redis://HOST:PORT",
+        help="a Redis server, so that one process reads a run for all; its password is in "
+        "REDIS_PASSWORD, or in a file that REDIS_PASSWORD_FILE names",
+    )
+    add(
+        "--proxy",
+        action="append",
+        default=[],
+        metavar="ADDRESS",
+        help="a proxy (or network) that is believed when it says who asks (repeatable)",
+    )
+    # What the supervisor of several processes gives each: a socket, and who asks models.
+    add("--worker", help=argparse.SUPPRESS)
     add("--debug", action="store_true", help="show tracebacks of errors")
     return parser
 

@@ -50,6 +50,13 @@ sessions = Table(
     Column("token_digest", String(_DIGEST_CHARACTERS), nullable=False),
     Column("ends", Double, nullable=False, comment="seconds since 1970"),
 )
+wrong_tokens = Table(
+    "wrong_tokens",
+    tables,
+    Column("number", Integer, primary_key=True),
+    Column("address", String(NAME_CHARACTERS), nullable=False, index=True),
+    Column("time", Double, nullable=False, comment="seconds since 1970"),
+)
 audit = Table(
     "audit",
     tables,

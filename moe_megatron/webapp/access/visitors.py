@@ -38,9 +38,14 @@ class Access:
     """
 
     def __init__(self, engine: Engine) -> None:
+        self._engine = engine
         self.tokens, self.sessions = AccessTokens(engine), Sessions(engine)
         self.audit = Audit(engine)
-        self._wrong = WrongTokens()
+        self._wrong = WrongTokens(engine)
+
+    def close(self) -> None:
+        """Let go of the database."""
+        self._engine.dispose()
 
     def user_of(self, connection: HTTPConnection) -> User:
         """Who asks.

@@ -1,18 +1,20 @@
 """Whoever gives wrong tokens is made to wait: some a minute from each address, and no more.
 
 Nobody can guess 256 bits; this keeps a program that tries from taking the server's time, and makes
-it be seen in the log. Addresses are remembered for as long as they matter, and not too many.
+it be seen in the log. They are counted in the database, so that several processes and dashboards
+count together, and for as long as they matter.
 """
 
 import logging
-import threading
 import time
-from collections import OrderedDict, deque
 from collections.abc import Callable
+
+from sqlalchemy import Engine, delete, insert, select
+
+from moe_megatron.webapp.access.database import wrong_tokens
 
 MOST_WRONG = 10
 SECONDS = 60.0
-_MOST_ADDRESSES = 4096
 
 logger = logging.getLogger(__name__)
 
@@ -21,29 +23,35 @@ class WrongTokens:
     """Counts wrong tokens by address.
 
     Args:
-        clock: Gives seconds, from any moment on.
+        engine: Of the database.
+        clock: Gives the seconds since 1970.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._times: OrderedDict[str, deque[float]] = OrderedDict()
-        self._lock = threading.Lock()
+    def __init__(self, engine: Engine, clock: Callable[[], float] = time.time) -> None:
+        self._engine, self._clock = engine, clock
 
     def wait(self, address: str) -> float:
         """For how many seconds an address may not try again; 0 if it may."""
-        with self._lock:
-            times, now = self._times.get(address), self._clock()
-            if times is None or len(times) < MOST_WRONG:
-                return 0.0
-            return max(0.0, times[0] + SECONDS - now)
+        now = self._clock()
+        times = self._newest(address, now)
+        return 0.0 if len(times) < MOST_WRONG else max(0.0, times[-1] + SECONDS - now)
 
     def note(self, address: str) -> None:
         """Remember a wrong token."""
-        with self._lock:
-            times = self._times.pop(address, None) or deque(maxlen=MOST_WRONG)
-            times.append(self._clock())
-            self._times[address] = times
-            while len(self._times) > _MOST_ADDRESSES:
-                self._times.popitem(last=False)
-            if len(times) == MOST_WRONG:
-                logger.warning("%d wrong access tokens from %s", MOST_WRONG, address)
+        now = self._clock()
+        with self._engine.begin() as connection:
+            connection.execute(delete(wrong_tokens).where(wrong_tokens.c.time <= now - SECONDS))
+            connection.execute(insert(wrong_tokens).values(address=address, time=now))
+        if len(self._newest(address, now)) == MOST_WRONG:
+            logger.warning("%d wrong access tokens from %s", MOST_WRONG, address)
+
+    def _newest(self, address: str, now: float) -> list[float]:
+        """When the last wrong tokens of an address came, the newest first."""
+        query = (
+            select(wrong_tokens.c.time)
+            .where(wrong_tokens.c.address == address, wrong_tokens.c.time > now - SECONDS)
+            .order_by(wrong_tokens.c.time.desc())
+            .limit(MOST_WRONG)
+        )
+        with self._engine.connect() as connection:
+            return list(connection.execute(query).scalars())

@@ -9,7 +9,7 @@ from starlette.exceptions import HTTPException
 
 from moe_megatron.errors import BackendUnavailableError, DataError
 from moe_megatron.webapp.bodies import json_body
-from moe_megatron.webapp.inspector.inspector import MOST_CHARACTERS, Inspector
+from moe_megatron.webapp.inspector.inspector import MOST_CHARACTERS, AsksModels
 from moe_megatron.webapp.inspector.known_models import KnownModels
 from moe_megatron.webapp.run_facts import without_path
 
@@ -17,7 +17,7 @@ _MOST_BYTES = 12 * MOST_CHARACTERS + 1024
 """JSON takes twelve bytes at most for a character."""
 
 
-def add_inspector(app: FastAPI, inspector: Inspector, models: KnownModels) -> None:
+def add_inspector(app: FastAPI, inspector: AsksModels, models: KnownModels) -> None:
     """Let browsers ask models."""
 
     @app.get("/api/models")
@@ -36,7 +36,7 @@ def add_inspector(app: FastAPI, inspector: Inspector, models: KnownModels) -> No
             raise
 
 
-def _answer(inspector: Inspector, models: KnownModels, asked: dict[str, Any]) -> dict[str, Any]:
+def _answer(inspector: AsksModels, models: KnownModels, asked: dict[str, Any]) -> dict[str, Any]:
     text = asked.get("text")
     if not isinstance(text, str):
         raise DataError("text must be the text whose tokens are followed.")

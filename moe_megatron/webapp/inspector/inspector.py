@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from moe_megatron.errors import BackendUnavailableError, DataError
 from moe_megatron.webapp.inspector.model_process import ModelProcess
@@ -38,6 +38,16 @@ class Patience:
 def command_of(folder: Path) -> list[str]:
     """The command that loads the model in a folder."""
     return [sys.executable, "-m", _COMMAND, "inspect", str(folder), "--tokens"]
+
+
+class AsksModels(Protocol):
+    """What the server asks: an `Inspector`, or one in another process."""
+
+    def ask(self, folder: Path, text: str) -> dict[str, Any]:
+        """As `Inspector.ask`."""
+
+    def close(self) -> None:
+        """As `Inspector.close`."""
 
 
 class Inspector:

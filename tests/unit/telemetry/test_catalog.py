@@ -191,7 +191,7 @@ MAY_NAME: dict[str, tuple[str, set[str]]] = {
     "dashboards/rules.py": (ALERTS, {"entropy"}),
     "dashboards/rule_tests.py": (ALERTS, {"entropy"}),
     "testing/written_run.py": (ANSWERS, {"entropy", "z_loss"}),
-    "webapp/live_feed.py": (ANSWERS, {"entropy"}),
+    "webapp/news.py": (ANSWERS, {"entropy"}),
     "webapp/over_time.py": (ANSWERS, {"entropy", "z_loss"}),
 }
 

@@ -12,8 +12,8 @@ from websockets.sync.client import ClientConnection, connect
 from moe_megatron.telemetry.journal import note
 from moe_megatron.telemetry.sinks.jsonl import METRICS_FILE, ROUTING_FILE
 from moe_megatron.testing.written_run import step_record, step_routing
-from moe_megatron.webapp import live_feed
 from moe_megatron.webapp.frames import encode_frame
+from moe_megatron.webapp.news import NewsReader
 
 
 def heard(client: ClientConnection, seconds: float = 10.0) -> Iterator[Any]:
@@ -108,8 +108,8 @@ def test_its_own_page_can(served) -> None:
 
 @pytest.mark.deep
 def test_without_watchers_no_run_is_looked_at(served, monkeypatch: pytest.MonkeyPatch) -> None:
-    looks, look = [], live_feed.Channel._look
-    monkeypatch.setattr(live_feed.Channel, "_look", lambda self: (looks.append(1), look(self))[1])
+    looks, look = [], NewsReader.look
+    monkeypatch.setattr(NewsReader, "look", lambda *its: (looks.append(1), look(*its))[1])
     with connect(served.live) as client:
         until(client, of_kind("state"))
     time.sleep(0.5)

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 from fastapi.routing import APIRoute
 from sqlalchemy.exc import OperationalError
@@ -14,6 +15,7 @@ from moe_megatron.errors import ConfigError
 from moe_megatron.webapp.access import gate
 from moe_megatron.webapp.access.database import open_database
 from moe_megatron.webapp.access.tokens import AccessTokens
+from moe_megatron.webapp.access.visitors import Access, RefusedError
 from moe_megatron.webapp.access.wrong_tokens import MOST_WRONG
 from moe_megatron.webapp.run_facts import run_id
 from moe_megatron.webapp.serving import DashboardOptions, DashboardServer
@@ -129,6 +131,37 @@ def test_who_guesses_must_wait_and_sessions_go_on(guarded) -> None:
         assert 0 < int(found.headers["retry-after"]) <= 60
         assert "try again in" in found.json()["error"]
     assert inside.get("/api/runs").status_code == 200
+
+
+def test_wrong_tokens_are_counted_by_all_who_share_the_database(guarded, engine) -> None:
+    others = Access(engine)
+    for access in [guarded.access, others] * (MOST_WRONG // 2):
+        with pytest.raises(RefusedError) as error:
+            access.owner_of("guess", "192.0.2.1")
+        assert error.value.status == 401
+    for access in (guarded.access, others):
+        with pytest.raises(RefusedError) as error:
+            access.owner_of(guarded.token, "192.0.2.1")
+        assert error.value.status == 429
+    assert others.owner_of(guarded.token, "192.0.2.2").user.name == "ada"
+
+
+@pytest.mark.parametrize(
+    ("proxies", "address"), [([], "127.0.0.1"), (["127.0.0.0/8"], "192.0.2.7")]
+)
+def test_a_proxy_says_who_asks_only_where_it_is_trusted(
+    guarded, database: str, proxies: list[str], address: str
+) -> None:
+    options = DashboardOptions(
+        folders=[guarded.run], port=0, database=database, proxies=proxies, page=guarded.page
+    )
+    with DashboardServer(options) as server:
+        headers = {**ASKED, "Origin": server.url.rstrip("/"), "X-Forwarded-For": "192.0.2.7"}
+        answer = httpx.post(
+            f"{server.url}api/login", json={"token": guarded.token}, headers=headers
+        )
+    assert answer.status_code == 200
+    assert guarded.access.audit.newest(1)[0].address == address
 
 
 def test_a_token_that_is_taken_away_ends_its_sessions(guarded) -> None:
