@@ -44,6 +44,10 @@ class TelemetryConfig:
     """Steps between samples of which experts are chosen together, in a layer and from one MoE layer
     to the next, and of the balancing bias, in RUN/samples; 0: none."""
 
+    sample_tokens: bool = False
+    """Record in each sample the most frequent tokens of each expert, by id and count; ids say what
+    text the model is trained on, which can be private."""
+
     metrics_port: int | None = None
     """Port of the Prometheus exporter of the first process; 0: any free port; null: no exporter."""
 

@@ -7,6 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from moe_megatron.telemetry.history import HISTORY_FOLDER, HistorySink
 from moe_megatron.telemetry.sinks.jsonl import MetricsLog, RoutingLog
@@ -14,8 +15,10 @@ from moe_megatron.telemetry.sinks.sample_files import SampleFiles
 from moe_megatron.telemetry.values.records import EvalRecord, RunInfo, StepRecord
 from moe_megatron.telemetry.values.routing_sample import RoutingSample, SampleHead
 from moe_megatron.telemetry.values.snapshot import RoutingSnapshot
+from moe_megatron.telemetry.values.top_tokens import MOST_TOKENS, TopTokens
 
 LAYERS, NUM_EXPERTS, TOP_K, TOKENS = (2, 3, 5), 8, 2, 100
+NUM_IDS = 10
 DEAD_FROM = 20
 """From this step on, no token reaches the first expert of the first layer."""
 
@@ -47,9 +50,16 @@ def step_routing(
 
 
 def step_sample(
-    step: int, layers: tuple[int, ...] = LAYERS, num_experts: int = NUM_EXPERTS
+    step: int,
+    layers: tuple[int, ...] = LAYERS,
+    num_experts: int = NUM_EXPERTS,
+    *,
+    tokens: bool = False,
 ) -> RoutingSample:
-    """The sample of a step: of tokens that each have two experts of every layer."""
+    """The sample of a step: of tokens that each have two experts of every layer.
+
+    With `tokens` their ids are 0 to 9 by turns, and recorded.
+    """
     rng = np.random.default_rng(step)
     maps = np.zeros((len(layers), TOKENS, num_experts), dtype=np.int32)
     for chosen in maps.reshape(-1, num_experts):
@@ -65,7 +75,22 @@ def step_sample(
         head=head,
         together=np.stack([it.T @ it for it in maps]),
         flow=np.stack([one.T @ other for one, other in pairwise(maps)]),
+        tokens=tuple(map(_top_tokens, layers, maps)) if tokens else (),
     )
+
+
+def _top_tokens(layer: int, map_TE: npt.NDArray[np.int32]) -> TopTokens:
+    of_tokens = np.zeros((NUM_IDS, map_TE.shape[1]), dtype=np.int32)
+    np.add.at(of_tokens, np.arange(TOKENS) % NUM_IDS, map_TE)
+    ids = np.full((map_TE.shape[1], MOST_TOKENS), -1, dtype=np.int32)
+    counts, in_layer = np.zeros((2, *ids.shape), dtype=np.int32)
+    for expert, mine in enumerate(of_tokens.T):
+        order = [it for it in np.argsort(-mine, kind="stable").tolist() if mine[it]]
+        ids[expert, : len(order)] = order
+        counts[expert, : len(order)] = mine[order]
+        in_layer[expert, : len(order)] = of_tokens.sum(axis=1)[order]
+    assigned = of_tokens.sum(axis=0, dtype=np.int32)
+    return TopTokens(layer=layer, assigned=assigned, ids=ids, counts=counts, in_layer=in_layer)
 
 
 def step_record(step: int) -> StepRecord:
@@ -90,6 +115,7 @@ def write_run(
     layers: tuple[int, ...] = LAYERS,
     num_experts: int = NUM_EXPERTS,
     samples: int = 0,
+    tokens: bool = False,
 ) -> Path:
     """Write the folder of a run that has made some steps.
 
@@ -101,6 +127,7 @@ def write_run(
         layers: Numbers of the MoE layers.
         num_experts: Experts in each.
         samples: Steps from one sample to the next; 0 for none.
+        tokens: Whether samples have the tokens of experts.
 
     Returns:
         The folder.
@@ -132,7 +159,7 @@ def write_run(
             if step <= kept or isinstance(sink, RoutingLog):
                 sink.step(step_record(step), snapshot)
         if samples and step % samples == 0:
-            kept_samples.sample(step_sample(step, layers, num_experts))
+            kept_samples.sample(step_sample(step, layers, num_experts, tokens=tokens))
     metrics.evaluation(EvalRecord(step=steps, split="validation", loss=3.0))
     for sink in (metrics, *routing):
         sink.close()

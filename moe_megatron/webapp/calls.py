@@ -49,7 +49,7 @@ def about(run: RunReader, asked: Asked) -> dict[str, Any]:
         "has": {
             "profile": profile is not None,
             "affinity": run.samples.there(),
-            "tokens": False,
+            "tokens": run.samples.has_tokens(),
             "tasks": profile is not None and bool(profile.by_task),
         },
     }

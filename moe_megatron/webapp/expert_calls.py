@@ -42,7 +42,7 @@ def expert(run: RunReader, asked: Asked) -> dict[str, Any]:
         "bias": [] if bias is None else nested(bias[:, row, number]),
         "ep_rank": ranks[row][number] if ranks else None,
         "partners": _partners(run, asked, row, number),
-        "tokens": [],
+        **_tokens(run, asked, row, number),
         "domains": _domains(run, layer, number),
     }
 
@@ -68,6 +68,38 @@ def _partners(run: RunReader, asked: Asked, row: int, number: int) -> list[dict[
         }
         for other in order[:_PARTNERS].tolist()
     ]
+
+
+def _tokens(run: RunReader, asked: Asked, row: int, number: int) -> dict[str, Any]:
+    """The expert's most frequent tokens, where they may be shown: not even ids are sent elsewhere.
+
+    Each with its share of the expert's assignments, and of those of the whole layer.
+    """
+    shape = run.windows.shape
+    assert shape is not None
+    layer = shape.layers[row]
+    found = (
+        run.samples.top_tokens(asked.window(run.span), shape, layer) if run.show_tokens else None
+    )
+    if found is None:
+        return {"tokens": [], "tokens_step": None}
+    step, top = found
+    ids = [it for it in top.ids[number].tolist() if it >= 0]
+    mine, of_layer = int(top.assigned[number]), int(top.assigned.sum(dtype=np.int64))
+    shares = [
+        (count / mine if mine else np.nan, everywhere / of_layer if of_layer else np.nan)
+        for count, everywhere in zip(
+            top.counts[number].tolist(), top.in_layer[number].tolist(), strict=True
+        )
+    ]
+    texts = run.token_texts.of(ids, run.checkpoints.values())
+    return {
+        "tokens_step": step,
+        "tokens": [
+            {"id": it, "text": text, "share": nullable(share), "null_share": nullable(null)}
+            for it, text, (share, null) in zip(ids, texts, shares, strict=False)
+        ],
+    }
 
 
 def _domains(run: RunReader, layer: int, number: int) -> list[dict[str, Any]]:

@@ -27,6 +27,7 @@ from moe_megatron.webapp.run_facts import RunFacts, facts_of, state_of
 from moe_megatron.webapp.run_samples import RunSamples
 from moe_megatron.webapp.step_table import StepTable
 from moe_megatron.webapp.tail import Tail
+from moe_megatron.webapp.token_texts import TokenTexts
 
 _MOST_CONFIG_BYTES = 2**20
 
@@ -52,6 +53,7 @@ class RunReader:
         self.lock = threading.RLock()
         self.windows = RoutingWindows(run_dir)
         self.samples = RunSamples(run_dir)
+        self.token_texts = TokenTexts()
         self.events = RunEvents(run_dir)
         self.steps = StepTable()
         self._times = StepTimes()

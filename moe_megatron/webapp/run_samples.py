@@ -1,4 +1,4 @@
-"""The samples of a run: its balancing bias over steps, and which experts work together.
+"""The samples of a run: its balancing bias, which experts work together, and their tokens.
 
 Samples are far between, so that a window without one is answered by the last before its end. It
 knows the folder of samples and no other file of a run.
@@ -11,12 +11,15 @@ from pathlib import Path
 import numpy as np
 
 from moe_megatron.telemetry.sinks.sample_files import (
+    paths_with_tokens,
     read_pairs,
     read_sample_head,
+    read_top_tokens,
     sample_paths,
 )
 from moe_megatron.telemetry.values.expert_load import Float64Array, Int64Array
 from moe_megatron.telemetry.values.routing_sample import SampleHead
+from moe_megatron.telemetry.values.top_tokens import TopTokens
 from moe_megatron.webapp.columns import Span
 from moe_megatron.webapp.routing_rows import ModelShape
 
@@ -81,6 +84,26 @@ class RunSamples:
         chosen = inside[-_SUMMED:] or list(until.values())[-1:]
         heads = [(path, self._head(path)) for path in chosen]
         return [(path, head) for path, head in heads if _is_of(head, shape)]
+
+    def has_tokens(self) -> bool:
+        """Whether any has the tokens of experts."""
+        return bool(paths_with_tokens(self._run_dir))
+
+    def top_tokens(self, span: Span, shape: ModelShape, layer: int) -> tuple[int, TopTokens] | None:
+        """The tokens of the experts of a layer, and the step that they were counted in.
+
+        That is the last one of a window that has them, or the last before; several are not summed,
+        since a token may be missing from one that was frequent in others.
+
+        Raises:
+            DataError: A sample is damaged.
+        """
+        until = [it for it in paths_with_tokens(self._run_dir).items() if it[0] <= span[1]]
+        if not until or not _is_of(self._head(until[-1][1]), shape):
+            return None
+        step, path = until[-1]
+        found = read_top_tokens(path, layer)
+        return None if found is None else (step, found)
 
 
 def summed_together(paths: Sequence[Path], layer: int, num_experts: int) -> Int64Array:

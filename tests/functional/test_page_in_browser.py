@@ -11,10 +11,13 @@ from urllib.request import urlopen
 import numpy as np
 import pytest
 from playwright.sync_api import Browser, Page, expect
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 from moe_megatron.telemetry.journal import note
 from moe_megatron.telemetry.sinks.jsonl import ROUTING_FILE, read_routing
 from moe_megatron.testing.programs import Program
+from moe_megatron.testing.written_run import step_sample, write_run
 from moe_megatron.webapp.frames import load_bytes
 from moe_megatron.webapp.report import write_report
 from moe_megatron.webapp.run_facts import run_id
@@ -245,6 +248,36 @@ def test_view_of_ones_own_is_a_tab_and_can_be_kept(
         unregister_view("of_ones_own")
     assert kept["CSV"].decode() == table
     assert "Of one's own" in ET.fromstring(kept["SVG"])[0].text
+
+
+def test_tokens_are_text_whatever_they_are(browser: Browser, page: Path, tmp_path: Path):
+    """Shown only with --show-tokens; markup, marks of direction and line ends do nothing."""
+    run = write_run(tmp_path / "run", STEPS, samples=6, tokens=True)
+    hostile = [HOSTILE, "</script>", "\u202egnp.exe", "javascript:alert(1)", "a\nb"]
+    vocabulary = {it: place for place, it in enumerate([*hostile, *"cdefg", "</s>"])}
+    words = WordLevel(vocabulary, unk_token="</s>")
+    recorded = int((step_sample(STEPS, tokens=True).tokens[1].ids[5] >= 0).sum())
+    folder = run / "checkpoints" / "iter_0000006" / "hf"
+    folder.mkdir(parents=True)
+    Tokenizer(words).save(str(folder / "tokenizer.json"))
+    address = f"#run={run_id(run)}&step={STEPS}&cell=3.5"
+    for shown in (True, False):
+        options = DashboardOptions(folders=[run], port=0, page=page, show_tokens=shown)
+        with DashboardServer(options) as server:
+            watched = Watched(browser.new_page(), server.url)
+            tab = watched.go(address)
+            expect(tab.get_by_role("heading", name="Layer 3, expert 5")).to_be_visible()
+            if shown:
+                expect(tab.get_by_text(HOSTILE, exact=True)).to_be_visible()
+                expect(tab.get_by_text("</script>", exact=True)).to_be_visible()
+                tab.get_by_role("button", name="over the layer's share").click()
+                expect(tab.locator(".bars code")).to_have_count(recorded)
+                assert tab.locator(".bars img, .bars script").count() == 0
+            else:
+                expect(tab.get_by_text("Tokens are hidden")).to_be_visible()
+                assert HOSTILE not in tab.content()
+            tab.close()
+            assert watched.wrong == []
 
 
 def test_address_of_no_run_says_so(watched: Watched):

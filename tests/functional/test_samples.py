@@ -1,5 +1,6 @@
 """Samples of a run: which experts its tokens choose together, the same under every layout."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -13,7 +14,13 @@ from moe_megatron.mcore.layers.layer_numbers import number_of
 from moe_megatron.mcore.layers.measured_router import MeasuredRouter
 from moe_megatron.mcore.loop.callbacks import Callback, StepEnd
 from moe_megatron.telemetry.sinks.jsonl import ROUTING_FILE, read_routing
-from moe_megatron.telemetry.sinks.sample_files import read_pairs, read_sample_head, sample_paths
+from moe_megatron.telemetry.sinks.sample_files import (
+    read_pairs,
+    read_sample_head,
+    read_top_tokens,
+    sample_paths,
+)
+from moe_megatron.telemetry.values.top_tokens import MOST_TOKENS
 from moe_megatron.testing.distributed import run_distributed
 from moe_megatron.testing.jobs import Job, few_steps, run_job, run_jobs
 
@@ -28,6 +35,7 @@ BIASED = {
 SHAPE: dict[str, Any] = {
     "model.num_layers": 4,
     "telemetry.sample_interval": 2,
+    "telemetry.sample_tokens": True,
     **BIASED,
     **few_steps(3, micro_batch=2),
 }
@@ -63,6 +71,7 @@ class Watching(Callback):
         self.model: list[Any] = []
         self.maps: dict[int, list[torch.Tensor]] = {}
         self.bias: dict[int, list[float]] = {}
+        self.ids: list[torch.Tensor] = []
 
     def on_train_start(self, model: list[Any], start_step: int) -> None:
         self.model = model
@@ -72,6 +81,12 @@ class Watching(Callback):
             self._handles = [
                 router.register_forward_hook(self._keep, always_call=False)
                 for router in _routers(self.model)
+            ]
+            self._handles += [
+                module.register_forward_hook(lambda _, given, out: self.ids.append(given[0].t()))
+                for part in self.model
+                for name, module in part.named_modules()
+                if name.endswith("word_embeddings")
             ]
 
     def _keep(self, router: MeasuredRouter, inputs: Any, output: Any) -> None:
@@ -90,13 +105,14 @@ def _routers(model: list[Any]) -> list[MeasuredRouter]:
     return [it for part in model for it in part.modules() if isinstance(it, MeasuredRouter)]
 
 
-def _watched(job: Job) -> tuple[dict[int, list[list[list[bool]]]], dict[int, list[float]]]:
+def _watched(job: Job) -> tuple[dict[int, Any], dict[int, list[float]], list[int]]:
     from moe_megatron.mcore import world
 
     watching = Watching(2)
     run_job(job, (watching,))
     world.leave()
-    return {n: [it.tolist() for it in maps] for n, maps in watching.maps.items()}, watching.bias
+    maps = {n: [it.tolist() for it in found] for n, found in watching.maps.items()}
+    return maps, watching.bias, torch.cat([it.reshape(-1) for it in watching.ids]).tolist()
 
 
 def _tables(run_dir: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -119,7 +135,7 @@ def single(root: Path) -> Any:
 
 
 def test_sample_counts_what_every_token_of_its_step_chose(single: Any, root: Path) -> None:
-    maps, _bias = single
+    maps, *_ = single
     (path,) = sample_paths(root / "single").values()
     head = read_sample_head(path)
     assert (head.step, head.layers, path.name) == (2, (1, 2, 3, 4), "0000002.jsonl")
@@ -144,10 +160,32 @@ def test_sample_counts_what_every_token_of_its_step_chose(single: Any, root: Pat
 
 def test_bias_is_that_of_the_model_after_the_step(single: Any, root: Path) -> None:
     (path,) = sample_paths(root / "single").values()
-    head, (_, bias) = read_sample_head(path), single
+    head, (_, bias, _) = read_sample_head(path), single
     assert head.expert_bias is not None
     assert dict(zip(head.layers, head.expert_bias.tolist(), strict=True)) == bias
     assert np.abs(head.expert_bias).max() > 0
+
+
+def test_most_frequent_tokens_of_each_expert_are_counted_exactly(single: Any, root: Path) -> None:
+    maps, _, ids = single
+    (path,) = sample_paths(root / "single").values()
+    for layer in range(1, 5):
+        found = read_top_tokens(path, layer)
+        assert found is not None
+        rows = np.concatenate(maps[layer])
+        everywhere = Counter(
+            it for it, row in zip(ids, rows, strict=True) for _ in np.flatnonzero(row)
+        )
+        for expert in range(rows.shape[1]):
+            mine = Counter(it for it, row in zip(ids, rows, strict=True) if row[expert])
+            expected = sorted(mine.items(), key=lambda it: (-it[1], it[0]))[:MOST_TOKENS]
+            kept = found.ids[expert] >= 0
+            assert found.assigned[expert] == mine.total()
+            assert [
+                *zip(*(it[expert][kept].tolist() for it in (found.ids, found.counts)), strict=True)
+            ] == expected
+            assert found.in_layer[expert][kept].tolist() == [everywhere[it] for it, _ in expected]
+            assert not found.counts[expert][~kept].any()
 
 
 @pytest.mark.deep
@@ -161,6 +199,9 @@ def test_model_with_too_many_pairs_has_samples_of_its_bias_alone(root: Path) -> 
     assert head.tokens == 8 * 32
     assert head.expert_bias is not None
     assert list(read_pairs(path)) == []
+    tokens = read_top_tokens(path, 1)
+    assert tokens is not None
+    assert tokens.assigned.sum() == 8 * 32 * 2
 
 
 def _model(layout: str) -> str:
@@ -197,3 +238,21 @@ def test_sample_is_the_same_under_every_layout(layout: str, layouts: Path) -> No
     )
     assert mine.tokens == theirs.tokens == 8 * 32
     assert mine.expert_bias == pytest.approx(theirs.expert_bias)
+    for layer in mine.layers:
+        counts, alone_counts = (_counts(it, layer) for it in (layouts / layout, alone))
+        assert (counts - alone_counts).total() + (alone_counts - counts).total() <= 8
+        assert counts.total() > 0
+
+
+def _counts(run_dir: Path, layer: int) -> Counter[tuple[str, int, int]]:
+    """The numbers of a table of tokens, by what they are of."""
+    (path,) = sample_paths(run_dir).values()
+    found = read_top_tokens(path, layer)
+    assert found is not None
+    counts = Counter({("all", it, -1): int(n) for it, n in enumerate(found.assigned)})
+    for expert, ids in enumerate(found.ids.tolist()):
+        for place, token in enumerate(ids):
+            if token >= 0:
+                counts["expert", expert, token] = int(found.counts[expert, place])
+                counts["layer", expert, token] = int(found.in_layer[expert, place])
+    return counts

@@ -112,6 +112,16 @@ def tasks_counted(config: RunConfig) -> tuple[str, ...]:
     return (config.data.tasks or ()) if measured and not again else ()
 
 
+def samples_tokens(config: RunConfig) -> bool:
+    """Whether samples record which tokens experts get.
+
+    A micro-batch that is computed again is no trouble: a sample counts the first time.
+    """
+    telemetry = config.telemetry
+    asked = telemetry.sample_tokens and telemetry.sample_interval > 0
+    return telemetry.enabled and asked and config.moe.num_experts is not None
+
+
 def _check_domains(config: RunConfig, data_paths: tuple[str, ...]) -> None:
     """The data must have a source for each domain of the router."""
     if not data_paths or not bind(config.moe).uses("domain_ids"):

@@ -33,7 +33,12 @@ from moe_megatron.mcore.evaluation.evaluator import TaskEvaluator
 from moe_megatron.mcore.later import tokenizers_later
 from moe_megatron.mcore.layers.prediction import our_prediction_layers
 from moe_megatron.mcore.layers.specs import use_our_layers
-from moe_megatron.mcore.layers.token_ids import check_token_ids, tasks_counted, uses_token_ids
+from moe_megatron.mcore.layers.token_ids import (
+    check_token_ids,
+    samples_tokens,
+    tasks_counted,
+    uses_token_ids,
+)
 from moe_megatron.mcore.loop.arguments import RunPaths, megatron_argv, parse
 from moe_megatron.mcore.loop.callbacks import Callback
 from moe_megatron.mcore.loop.calling_back import callbacks_installed
@@ -239,8 +244,9 @@ def _evaluator(job: TrainingJob) -> TaskEvaluator | None:
 
 def _note_data(args: Any, job: TrainingJob, *, instructions: bool) -> None:
     """Put into Megatron's arguments what datasets and stages must know about the data."""
-    every_layer_looks = uses_token_ids(job.config) or bool(tasks_counted(job.config))
-    setattr(args, EVERY_STAGE_READS, instructions or every_layer_looks)
+    config = job.config
+    for_layers = uses_token_ids(config) or bool(tasks_counted(config)) or samples_tokens(config)
+    setattr(args, EVERY_STAGE_READS, instructions or for_layers)
     setattr(args, TASKS_OF_DATA, job.tasks)
     set_packing(args, packed=instructions)
 

@@ -2,8 +2,9 @@
 
 Where M [T, E] maps the tokens of a micro-batch to the experts of a layer, and B to those of the MoE
 layer before, M' M counts the tokens that have both of two experts, and B' M those that go from one
-to another. Products of zeros and ones are exact in float32 up to 2^24 tokens. It hears of every
-pass through a router, and knows neither the router nor what becomes of the counts.
+to another. Products of zeros and ones are exact in float32 up to 2^24 tokens. On request it counts
+which tokens each expert gets (token_counts.py). It hears of every pass through a router, and knows
+neither the router nor what becomes of the counts.
 """
 
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from megatron.core import mpu
@@ -19,8 +21,11 @@ from torch import Tensor
 
 from moe_megatron.mcore.layers.layer_numbers import number_of
 from moe_megatron.mcore.layers.measured_router import MeasuredRouter
+from moe_megatron.mcore.layers.token_ids import token_ids_here
 from moe_megatron.mcore.measure.reduction import Reduction
+from moe_megatron.mcore.measure.token_counts import TokenCounts
 from moe_megatron.telemetry.values.routing_sample import RoutingSample, SampleHead, pairs_fit
+from moe_megatron.telemetry.values.top_tokens import TopTokens
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,13 +35,15 @@ class PendingSample:
     step: int
     layers: tuple[int, ...]
     sums: Reduction
-    """Tokens, pairs and bias; see `RoutingSampler.collect`."""
+    """Tokens, pairs, bias and counts of tokens; see `RoutingSampler.collect`."""
     has_bias: bool
     has_pairs: bool
+    top_ids: npt.NDArray[np.int32] | None
+    """Of the tokens whose counts are summed, [L, E, K]."""
 
     def get(self) -> RoutingSample:
         """The sample."""
-        tokens, pairs, bias = self.sums.get()
+        tokens, pairs, bias, *counts = self.sums.get()
         head = SampleHead(
             step=self.step,
             tokens=int(tokens[0]),
@@ -44,10 +51,24 @@ class PendingSample:
             num_experts=bias.shape[1],
             expert_bias=bias.astype(np.float32) if self.has_bias else None,
         )
+        top = self._top_tokens(*counts) if counts else ()
         if not self.has_pairs:
-            return RoutingSample(head=head, together=None, flow=None)
+            return RoutingSample(head=head, together=None, flow=None, tokens=top)
         rows = len(self.layers)
-        return RoutingSample(head=head, together=pairs[:rows], flow=pairs[rows:])
+        return RoutingSample(head=head, together=pairs[:rows], flow=pairs[rows:], tokens=top)
+
+    def _top_tokens(
+        self,
+        assigned: npt.NDArray[np.int32],
+        counts: npt.NDArray[np.int32],
+        in_layer: npt.NDArray[np.int32],
+    ) -> tuple[TopTokens, ...]:
+        assert self.top_ids is not None
+        tables = zip(self.layers, assigned, self.top_ids, counts, in_layer, strict=True)
+        return tuple(
+            TopTokens(layer=layer, assigned=all_of, ids=ids, counts=mine, in_layer=of_layer)
+            for layer, all_of, ids, mine, of_layer in tables
+        )
 
 
 class RoutingSampler:
@@ -60,6 +81,7 @@ class RoutingSampler:
         interval: Steps from one sample to the next; 0 for none.
         has_bias: Whether routers have a balancing bias.
         replayed: Whether CUDA graphs replay routers, which then tell nobody what they do.
+        counts_tokens: Whether it counts which tokens each expert gets.
     """
 
     def __init__(
@@ -71,10 +93,12 @@ class RoutingSampler:
         *,
         has_bias: bool = False,
         replayed: bool = False,
+        counts_tokens: bool = False,
     ) -> None:
         self._layers, self._experts, self._interval = layers, num_experts, interval
         self._has_bias = has_bias
         self._has_pairs = pairs_fit(len(layers), num_experts) and not replayed
+        self._has_tokens = counts_tokens and not replayed
         self._device = next(model[0].parameters()).device
         self._routers = {
             number_of(module): (chunk, module)
@@ -116,6 +140,9 @@ class RoutingSampler:
         size = shape if due and self._has_pairs else (0, 0, 0)
         self._pairs = torch.zeros(size, dtype=torch.int32, device=self._device)
         self._tokens = torch.zeros(1, dtype=torch.int64, device=self._device)
+        self._of_tokens: TokenCounts | None = None
+        if due and self._has_tokens:
+            self._of_tokens = TokenCounts(len(self._layers), self._experts, self._device)
         for layer, (_, router) in self._routers.items():
             router.watch_training = self._watching(layer) if due else None
 
@@ -143,6 +170,8 @@ class RoutingSampler:
             if self._has_pairs:
                 self._add(index, map_TE, map_TE)
                 self._relate(index, layer, map_TE)
+            if self._of_tokens is not None:
+                self._of_tokens.add(index, map_TE, _ids_of_rows(self._routers[layer][1]))
 
     def _relate(self, index: int, layer: int, map_TE: Tensor) -> None:
         """Count what goes from the layer before to this one, or keep what that will need."""
@@ -199,10 +228,11 @@ class RoutingSampler:
             return None
         if self._has_pairs:
             self._join_stages()
-        pairs, tokens = self._pairs, self._tokens
+        pairs, tokens, of_tokens = self._pairs, self._tokens, self._of_tokens
         if not contributes:
             pairs.zero_()
             tokens.zero_()
+        top = None if of_tokens is None else of_tokens.collect(contributes=contributes)
         bias = torch.zeros(
             len(self._layers), self._experts, dtype=torch.float32, device=self._device
         )
@@ -213,10 +243,19 @@ class RoutingSampler:
         return PendingSample(
             step=step,
             layers=self._layers,
-            sums=Reduction(tokens, pairs, bias),
+            sums=Reduction(tokens, pairs, bias, *(() if top is None else top.parts)),
             has_bias=self._has_bias,
             has_pairs=self._has_pairs,
+            top_ids=None if top is None else top.ids,
         )
+
+
+def _ids_of_rows(router: MeasuredRouter) -> Tensor:
+    """The ids of the tokens that a router has just routed, int64 [T]."""
+    return token_ids_here(
+        sequence_parallel=router.config.sequence_parallel,
+        ahead=router.layer_number if router.is_mtp_layer else 0,
+    )
 
 
 def _is_first_replica() -> bool:

@@ -26,7 +26,7 @@ from moe_megatron.errors import DataError
 from moe_megatron.mcore import world
 from moe_megatron.mcore.layers.layer_numbers import number_of
 from moe_megatron.mcore.layers.measured_router import MeasuredRouter
-from moe_megatron.mcore.layers.token_ids import tasks_counted
+from moe_megatron.mcore.layers.token_ids import samples_tokens, tasks_counted
 from moe_megatron.mcore.loop.callbacks import Callback, EvaluationEnd, StepEnd, TasksEvaluated
 from moe_megatron.mcore.measure.counters import PendingTotals, RoutingCounters, StepTotals
 from moe_megatron.mcore.measure.lasting_writers import rewind_tensorboard
@@ -145,6 +145,7 @@ class TelemetryCallback(Callback):
                 self._config.telemetry.sample_interval,
                 has_bias=moe.expert_bias,
                 replayed=get_args().cuda_graph_impl != "none",
+                counts_tokens=samples_tokens(self._config),
             )
             self._writers = RoutingWriters.of_megatron()
         if start_step:

@@ -1,11 +1,13 @@
 """The samples of a run, one file each: RUN/samples/0000100.jsonl is that of step 100.
 
-A file appears whole or not at all. A run that resumes or rolls back removes the samples after its
+The tokens of its experts, where they are recorded, stand beside it in 0000100.tokens.jsonl. A file
+appears whole or not at all. A run that resumes or rolls back removes the samples after its
 checkpoint; a new run from step 0 sets those of an earlier one aside. Readers read a line at a time,
 so that the layers that nobody asks for are skipped. It does not know what a sample holds.
 """
 
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 from moe_megatron.errors import DataError
@@ -15,9 +17,11 @@ from moe_megatron.telemetry.earlier_run import set_aside
 from moe_megatron.telemetry.values.records import EvalRecord, RunInfo, StepRecord
 from moe_megatron.telemetry.values.routing_sample import LayerPairs, RoutingSample, SampleHead
 from moe_megatron.telemetry.values.snapshot import RoutingSnapshot
+from moe_megatron.telemetry.values.top_tokens import TopTokens
 
 SAMPLES_FOLDER = "samples"
 _SUFFIX = ".jsonl"
+_TOKENS_SUFFIX = ".tokens.jsonl"
 
 
 class SampleFiles:
@@ -37,6 +41,7 @@ class SampleFiles:
             set_aside(folder)
         for step, path in sample_paths(run.run_dir).items():
             if step > run.start_step:
+                tokens_path(path).unlink(missing_ok=True)
                 path.unlink()
         self._folder = folder
 
@@ -50,9 +55,13 @@ class SampleFiles:
         Raises:
             OSError: It cannot be written, or the folder of the run was removed.
         """
-        if self._folder is not None:
-            self._folder.mkdir(exist_ok=True)  # not that of the run: it would be half filled
-            replace_file(self._folder / f"{sample.head.step:07d}{_SUFFIX}", sample.lines())
+        if self._folder is None:
+            return
+        self._folder.mkdir(exist_ok=True)  # not that of the run: it would be half filled
+        path = self._folder / f"{sample.head.step:07d}{_SUFFIX}"
+        replace_file(path, sample.lines())
+        if sample.tokens:
+            replace_file(tokens_path(path), (it.line() for it in sample.tokens))
 
     def step(self, record: StepRecord, routing: RoutingSnapshot | None) -> None:
         """Write nothing: most steps have no sample."""
@@ -76,6 +85,18 @@ def sample_paths(run_dir: Path) -> dict[int, Path]:
         if path.suffix == _SUFFIX and path.stem.isascii() and path.stem.isdecimal()
     }
     return dict(sorted(steps.items()))
+
+
+def paths_with_tokens(run_dir: Path) -> dict[int, Path]:
+    """As `sample_paths`, those beside which the tokens of experts are recorded."""
+    found = {path.name for path in (run_dir / SAMPLES_FOLDER).glob(f"*{_TOKENS_SUFFIX}")}
+    paths = sample_paths(run_dir).items()
+    return {step: path for step, path in paths if tokens_path(path).name in found}
+
+
+def tokens_path(path: Path) -> Path:
+    """The file of the tokens of a sample, which need not be there."""
+    return path.with_name(f"{path.stem}{_TOKENS_SUFFIX}")
 
 
 def read_sample_head(path: Path) -> SampleHead:
@@ -112,6 +133,29 @@ def read_pairs(path: Path, layers: tuple[int, ...] | None = None) -> Iterator[La
                 yield LayerPairs.of_line(line, head.num_experts)
             except DataError as error:
                 raise _damaged(path, str(error)) from error
+
+
+def read_top_tokens(path: Path, layer: int) -> TopTokens | None:
+    """The tokens of the experts of one layer of a sample; None where they were not recorded.
+
+    Args:
+        path: The file of the sample, beside which they are.
+        layer: The number of the layer.
+
+    Raises:
+        DataError: A file is missing or damaged.
+    """
+    head, beside = read_sample_head(path), tokens_path(path)
+    if layer not in head.layers or not beside.exists():
+        return None
+    line = next(islice(_lines(beside), head.layers.index(layer), None), b"")
+    try:
+        found = TopTokens.of_line(line, head.num_experts)
+        if found.layer != layer:
+            raise DataError(f"the line of layer {layer} is of layer {found.layer}")
+    except DataError as error:
+        raise _damaged(beside, str(error)) from error
+    return found
 
 
 def _lines(path: Path) -> Iterator[bytes]:

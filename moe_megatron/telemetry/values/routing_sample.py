@@ -1,13 +1,10 @@
 """Which experts one step chose together: in each layer, and from each MoE layer to the next.
 
 A `RoutingSample` is counted in every N-th step, of all its tokens. Its file has a line that says
-what it is of, and then one line for each layer, so that a reader takes the layers it wants. Tables
-of counts are int32, compressed by zlib, in base64. It knows nothing of how or when it is counted.
+what it is of, and then one line for each layer, so that a reader takes the layers it wants. Which
+tokens experts get is another file (top_tokens.py). It knows nothing of how or when it is counted.
 """
 
-import base64
-import json
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Self
@@ -16,14 +13,14 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_megatron.errors import DataError
-from moe_megatron.reading import parse_json
 from moe_megatron.telemetry.values.json_fields import (
     read_int,
     read_int_array,
-    read_str,
     require_fields,
 )
+from moe_megatron.telemetry.values.packed_tables import json_line, packed, parsed_line, unpacked
 from moe_megatron.telemetry.values.snapshot import find_layer_problem
+from moe_megatron.telemetry.values.top_tokens import TopTokens
 
 Counts = npt.NDArray[np.int32]
 Bias = npt.NDArray[np.float32]
@@ -63,7 +60,7 @@ class SampleHead:
         """The line."""
         bias = self.expert_bias
         data: dict[str, Any] = {name: getattr(self, name) for name in _HEAD}
-        return _line({**data, _BIAS: None if bias is None else _packed(bias)})
+        return json_line({**data, _BIAS: None if bias is None else packed(bias)})
 
     @classmethod
     def of_line(cls, line: bytes) -> Self:
@@ -72,7 +69,7 @@ class SampleHead:
         Raises:
             DataError: It is no such line.
         """
-        fields = require_fields(_parsed(line), (*_HEAD, _BIAS))
+        fields = require_fields(parsed_line(line), (*_HEAD, _BIAS))
         layers = tuple(read_int_array(fields["layers"], "layers", ndim=1).tolist())
         if problem := find_layer_problem(layers):
             raise DataError(problem)
@@ -85,7 +82,7 @@ class SampleHead:
             tokens=read_int(fields["tokens"], "tokens"),
             layers=layers,
             num_experts=experts,
-            expert_bias=None if bias is None else _unpacked(bias, _BIAS, shape, np.float32),
+            expert_bias=None if bias is None else unpacked(bias, _BIAS, shape, np.float32),
         )
 
 
@@ -106,8 +103,8 @@ class LayerPairs:
 
     def line(self) -> bytes:
         """The line."""
-        flow = None if self.flow is None else _packed(self.flow)
-        return _line({"layer": self.layer, _TOGETHER: _packed(self.together), _FLOW: flow})
+        flow = None if self.flow is None else packed(self.flow)
+        return json_line({"layer": self.layer, _TOGETHER: packed(self.together), _FLOW: flow})
 
     @classmethod
     def of_line(cls, line: bytes, num_experts: int) -> Self:
@@ -116,12 +113,12 @@ class LayerPairs:
         Raises:
             DataError: It is no such line of a layer with `num_experts` experts.
         """
-        fields, shape = require_fields(_parsed(line), _PAIRS), (num_experts, num_experts)
+        fields, shape = require_fields(parsed_line(line), _PAIRS), (num_experts, num_experts)
         flow = fields[_FLOW]
         return cls(
             layer=read_int(fields["layer"], "layer", minimum=1),
-            together=_unpacked(fields[_TOGETHER], _TOGETHER, shape, np.int32),
-            flow=None if flow is None else _unpacked(flow, _FLOW, shape, np.int32),
+            together=unpacked(fields[_TOGETHER], _TOGETHER, shape, np.int32),
+            flow=None if flow is None else unpacked(flow, _FLOW, shape, np.int32),
         )
 
 
@@ -133,11 +130,13 @@ class RoutingSample:
         head: what it is of.
         together: int32 [L, E, E], see `LayerPairs`; None where pairs were not counted.
         flow: int32 [L - 1, E, E], likewise.
+        tokens: the most frequent tokens of the experts of each layer; () where nobody asked.
     """
 
     head: SampleHead
     together: Counts | None
     flow: Counts | None
+    tokens: tuple[TopTokens, ...] = ()
 
     @property
     def is_empty(self) -> bool:
@@ -152,33 +151,3 @@ class RoutingSample:
         flows = [*self.flow, None]
         for layer, together, flow in zip(self.head.layers, self.together, flows, strict=True):
             yield LayerPairs(layer=layer, together=together, flow=flow).line()
-
-
-def _line(data: dict[str, Any]) -> bytes:
-    return json.dumps(data, allow_nan=False).encode() + b"\n"
-
-
-def _parsed(line: bytes) -> object:
-    try:
-        return parse_json(line)
-    except ValueError as error:
-        raise DataError(f"not valid JSON ({error})") from error
-
-
-def _packed(values: npt.NDArray[Any]) -> str:
-    little = np.ascontiguousarray(values, values.dtype.newbyteorder("<"))
-    return base64.b64encode(zlib.compress(little.tobytes(), 1)).decode()
-
-
-def _unpacked(text: object, name: str, shape: tuple[int, int], dtype: Any) -> npt.NDArray[Any]:
-    """The array in a text; what does not unpack to exactly its size is refused unread."""
-    wanted = np.dtype(dtype).newbyteorder("<")
-    size = shape[0] * shape[1] * wanted.itemsize
-    try:
-        unpacker = zlib.decompressobj()
-        raw = unpacker.decompress(base64.b64decode(read_str(text, name), validate=True), size + 1)
-    except (ValueError, zlib.error) as error:
-        raise DataError(f"{name} is not packed as base64 of zlib ({error})") from error
-    if len(raw) != size or not unpacker.eof:
-        raise DataError(f"{name} must be {list(shape)} values of {wanted.itemsize} bytes")
-    return np.frombuffer(raw, wanted).reshape(shape).astype(dtype)

@@ -8,9 +8,12 @@ import pytest
 from moe_megatron.errors import DataError
 from moe_megatron.telemetry.sinks.sample_files import (
     SampleFiles,
+    paths_with_tokens,
     read_pairs,
     read_sample_head,
+    read_top_tokens,
     sample_paths,
+    tokens_path,
 )
 from moe_megatron.telemetry.sinks.sink_set import SinkSet
 from moe_megatron.telemetry.values.records import RunInfo
@@ -102,6 +105,37 @@ def test_damaged_sample_is_named(sampled: SampleFiles, tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(DataError, match=r"0000002\.jsonl cannot be read"):
         read_sample_head(path)
+
+
+def test_tokens_are_a_file_of_their_own_that_goes_with_its_sample(tmp_path: Path) -> None:
+    sink = SampleFiles()
+    sink.start(info(tmp_path))
+    for step in (2, 4, 6):
+        sink.sample(step_sample(step, tokens=step > 2))
+    assert list(sample_paths(tmp_path)) == [2, 4, 6]
+    assert list(paths_with_tokens(tmp_path)) == [4, 6]
+    found = read_top_tokens(sample_paths(tmp_path)[4], LAYERS[1])
+    assert found is not None
+    assert found.ids.tolist() == step_sample(4, tokens=True).tokens[1].ids.tolist()
+    assert read_top_tokens(sample_paths(tmp_path)[2], LAYERS[1]) is None
+    assert read_top_tokens(sample_paths(tmp_path)[4], 99) is None
+    SampleFiles().start(info(tmp_path, start_step=5))
+    names = sorted(it.name for it in (tmp_path / "samples").iterdir())
+    assert names == ["0000002.jsonl", "0000004.jsonl", "0000004.tokens.jsonl"]
+
+
+def test_damaged_tokens_are_named(tmp_path: Path) -> None:
+    sink = SampleFiles()
+    sink.start(info(tmp_path))
+    sink.sample(step_sample(2, tokens=True))
+    path = tokens_path(sample_paths(tmp_path)[2])
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(reversed(lines)))
+    with pytest.raises(DataError, match=r"tokens\.jsonl: the line of layer 2 is of layer 5"):
+        read_top_tokens(sample_paths(tmp_path)[2], 2)
+    path.write_bytes(lines[0][:-20])
+    with pytest.raises(DataError, match=r"0000002\.tokens\.jsonl: .*; remove the file, or restore"):
+        read_top_tokens(sample_paths(tmp_path)[2], 2)
 
 
 class Counting:

@@ -76,7 +76,7 @@ export class EmbeddedSource implements DataSource {
     const row = run.layers.indexOf(layer);
     const frames = await Promise.all(steps.map((span) => this.matrix(id, span)));
     const load = frames.map((frame) => ratioOf(frame.cells[row * frame.experts + expert]!));
-    return { steps, load, drop_rate: [], bias: [], ep_rank: run.expert_ranks[row]?.[expert] ?? null, partners: [], tokens: [], domains: [] };
+    return { steps, load, drop_rate: [], bias: [], ep_rank: run.expert_ranks[row]?.[expert] ?? null, partners: [], tokens: [], tokens_step: null, domains: [] };
   }
 
   models = async (): Promise<never[]> => [];

@@ -89,8 +89,18 @@ export interface Expert {
   bias: Numbers;
   ep_rank: number | null;
   partners: { expert: number; share: number; null_share: number | null }[];
-  tokens: { text: string; share: number }[];
+  tokens: ExpertToken[];
+  /** The step whose tokens they are. */
+  tokens_step: number | null;
   domains: { name: string; share: number; null_share: number | null }[];
+}
+
+export interface ExpertToken {
+  id: number;
+  /** Null where the run has no tokenizer. */
+  text: string | null;
+  share: number | null;
+  null_share: number | null;
 }
 
 export interface Flow {

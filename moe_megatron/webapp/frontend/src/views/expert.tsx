@@ -1,5 +1,5 @@
 /** One expert: how its load went, with whom it works, and what it works on. */
-import { useEffect } from "react";
+import { Suspense, lazy, useEffect } from "react";
 import { paths } from "../data/paths";
 import type { Expert } from "../data/types";
 import { type Chart, middles } from "../draw/chart";
@@ -10,6 +10,9 @@ import { useMoment, useSubject } from "../state/context";
 import type { Cell } from "../state/link";
 import { useLoaded } from "../state/loaded";
 import { go } from "../state/place";
+
+/** Few dashboards show tokens. */
+const Vocabulary = lazy(() => import("./vocabulary").then(({ Vocabulary: Tokens }) => ({ default: Tokens })));
 
 const COLUMNS = 200;
 const LISTED = 8;
@@ -83,17 +86,12 @@ export function ExpertView({ cell }: { cell: Cell }) {
                 note={expert.domains.some((domain) => domain.null_share !== null) ? "The mark is what chance would give." : undefined}
               />
             )}
-            {expert.tokens.length > 0 ? (
-              <Bars
-                title="Tokens"
-                rows={expert.tokens.slice(0, 2 * LISTED).map((token) => ({ name: JSON.stringify(token.text).slice(1, -1), share: token.share }))}
-                code
-              />
+            {run.show_tokens ? (
+              <Suspense>
+                <Vocabulary expert={expert} />
+              </Suspense>
             ) : (
-              run.has.tokens &&
-              !run.show_tokens && (
-                <Note>Tokens are hidden, since training data can be private. `moe-megatron dashboard --show-tokens` shows them.</Note>
-              )
+              run.has.tokens && <Note>Tokens are hidden, since training data can be private. `moe-megatron dashboard --show-tokens` shows them.</Note>
             )}
           </>
         )}
@@ -104,6 +102,11 @@ export function ExpertView({ cell }: { cell: Cell }) {
 
 interface Bar {
   name: string;
+  /** Where names may be alike. */
+  key?: number;
+  hint?: string;
+  /** In place of the share. */
+  says?: string;
   share: number;
   mark?: number | null;
   open?: () => void;
@@ -117,13 +120,13 @@ export function Bars(props: { title: string; rows: Bar[]; note?: string; code?: 
       <h3>{title}</h3>
       <ul>
         {rows.map((row) => (
-          <li key={row.name}>
+          <li key={row.key ?? row.name} title={row.hint}>
             {row.open ? <button onClick={row.open}>{row.name}</button> : code ? <code>{row.name}</code> : <span>{row.name}</span>}
             <i>
               <b style={{ width: `${(100 * row.share) / most}%` }} />
               {row.mark !== null && row.mark !== undefined && <em style={{ left: `${(100 * row.mark) / most}%` }} />}
             </i>
-            <small>{write(row.share)}</small>
+            <small>{row.says ?? write(row.share)}</small>
           </li>
         ))}
       </ul>
