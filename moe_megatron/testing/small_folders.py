@@ -7,14 +7,16 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer, models
 
-from moe_megatron.telemetry.history.layout import Description, HistoryLayout
+from moe_megatron.telemetry.history.layout import SUM_STEPS, Description, HistoryLayout
 from moe_megatron.telemetry.history.location import parse_location
 from moe_megatron.telemetry.history.store import HistoryStore
 
 
 def history(folder: Path) -> Path:
     """A routing history of three steps."""
-    layout = HistoryLayout(layers=(1, 2), num_experts=4, top_k=1, quantities=())
+    layout = HistoryLayout(
+        layers=(1, 2), num_experts=4, top_k=1, quantities=(), sum_steps=SUM_STEPS
+    )
     started = Description(layout=layout, first_step=1, last_step=0)
     store = HistoryStore(parse_location(folder), started, create=True)
     rows: dict[str, Any] = {

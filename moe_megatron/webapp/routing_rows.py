@@ -35,19 +35,23 @@ class ModelShape:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class RoutingRows:
-    """S steps in a row, from `first` on; those without a measurement are among them."""
+    """S steps in a row, from `first` on; those without a measurement are among them.
+
+    Counts may be sums over `each` steps, of which a part must then consist.
+    """
 
     first: int
     tokens: Int64Array
     """Tokens of each step, -1 where nothing was measured. [S]"""
-    counts: npt.NDArray[np.int32]
-    """Assignments that reached each expert. [S, L, E]"""
+    counts: npt.NDArray[np.int32] | Int64Array
+    """Assignments that reached each expert. [S / each, L, E]"""
     assigned: Int64Array
     """[S, L]"""
     dropped: Int64Array
     """[S, L]"""
     values: Mapping[str, Float64Array]
     """Quantities by name, each [S, L]; NaN where not measured."""
+    each: int = 1
 
     @classmethod
     def of(cls, shape: ModelShape, first: int, last: int, found: Sequence[RoutingSnapshot]) -> Self:
@@ -85,7 +89,8 @@ class RoutingRows:
         lowest, highest = int(steps[0]), int(steps[-1])
         profile.first_step = min(profile.first_step or lowest, lowest)
         profile.last_step = max(profile.last_step or highest, highest)
-        profile.tokens_per_expert += self.counts[part].sum(axis=0, dtype=np.int64)
+        blocks = slice(part.start // self.each, -(-part.stop // self.each))
+        profile.tokens_per_expert += self.counts[blocks].sum(axis=0, dtype=np.int64)
         profile.assigned += self.assigned[part].sum(axis=0)
         profile.dropped += self.dropped[part].sum(axis=0)
         for name, values in self.values.items():

@@ -2,7 +2,8 @@
 
 The history has most steps; those that are newer than its last flush are in routing.jsonl, which
 alone serves a run without a history. Sums over aligned blocks of steps are kept, up to
-`KEPT_BYTES`, so that a window of a long run reads its ends alone. It knows no other file of a run.
+`KEPT_BYTES`, so that a window of a long run reads its ends alone; those that are not are made of
+the sums that the history has itself. It knows no other file of a run.
 """
 
 from collections import OrderedDict
@@ -139,7 +140,7 @@ class RoutingWindows:
                 yield span, self.profile(*span)
             return
         for begin, end in aligned(first, last, _BLOCKS[0]):
-            parts = list(self._rows(begin, end))
+            parts = list(self._rows(begin, end, width))
             for span in aligned(begin, end, width):
                 profile = self._shape().empty_profile()
                 for rows in parts:
@@ -188,11 +189,17 @@ class RoutingWindows:
             self._sums.popitem(last=False)
         return summed
 
-    def _rows(self, first: int, last: int) -> Iterator[RoutingRows]:
-        """The rows of a window, at most a block at a time: of the history, then of the log."""
+    def _rows(self, first: int, last: int, width: int = 0) -> Iterator[RoutingRows]:
+        """The rows of a window, at most a block at a time: of the history, then of the log.
+
+        Args:
+            first: First step of the window.
+            last: Last step of it.
+            width: Steps of the columns that are wanted of it; 0: it is wanted as a whole.
+        """
         history_end = 0 if self._history is None else self._history.last_step
         for begin, end in aligned(first, min(last, history_end), _BLOCKS[0]):
-            yield self._from_history(begin, end)
+            yield self._from_history(begin, end, width)
         shape = self._shape()
         for begin, end in aligned(max(first, history_end + 1), last, _BLOCKS[0]):
             found = self._from_log(begin, end)
@@ -212,13 +219,16 @@ class RoutingWindows:
             return [self.newest]
         return list(read_routing_between(self._log, first, last))
 
-    def _from_history(self, first: int, last: int) -> RoutingRows:
+    def _from_history(self, first: int, last: int, width: int) -> RoutingRows:
         history = self._history
         assert history is not None
+        each = history.sum_steps
+        summed = bool(each) and not ((first - 1) % each or last % each or width % each)
         return RoutingRows(
             first=first,
+            each=each if summed else 1,
             tokens=history.tokens(first, last),
-            counts=history.tokens_per_expert(first, last),
+            counts=(history.sums if summed else history.tokens_per_expert)(first, last),
             assigned=history.series("assigned", first, last),
             dropped=history.series("dropped", first, last),
             values={name: history.series(name, first, last) for name in history.quantities},

@@ -7,12 +7,17 @@
     QUANTITY             float64 [step, layer], one array for each quantity in the description;
                          NaN where it was not measured
     tokens               int64 [step], tokens routed by each layer; -1 where nothing was measured
+    tokens_per_expert.sums
+                         int64 [block, layer, expert], sums of tokens_per_expert over `sum_steps`
+                         steps each, so that a long window is read from few numbers
 
-Row r is step r + 1. Rows after the description's `last_step` have no meaning. A history is plain
-Zarr version 3, so other programs can read it too. Nothing here reads or writes files.
+Row r is step r + 1; of the sums, row b is the `sum_steps` steps from b * `sum_steps` + 1 on. Rows
+after the description's `last_step` have no meaning, nor has a sum that goes beyond it. A history is
+plain Zarr version 3, so other programs can read it too. Nothing here reads or writes files.
 """
 
 import json
+import math
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -30,10 +35,15 @@ from moe_megatron.telemetry.values.per_layer import find_name_problem
 from moe_megatron.telemetry.values.snapshot import find_layer_problem
 
 COUNTS = "tokens_per_expert"
+SUMS = "tokens_per_expert.sums"
+"""No quantity can have this name."""
 TOKENS = "tokens"
 LAYER_COUNTS = ("assigned", "dropped")
 NOT_MEASURED = -1
 """Value of `tokens` in a step without a snapshot."""
+
+SUM_STEPS = 64
+"""Steps of a sum: 2 % more on disk, and a long window is read from a 64th of its numbers."""
 
 _VERSION = 2
 _MOST_EXPERTS = 2**24  # in all layers; 64 MiB a step
@@ -47,6 +57,8 @@ _FIELDS = (
     "first_step",
     "last_step",
 )
+_SUM_STEPS = "sum_steps"
+_MOST_SUM_STEPS = 2**16
 
 # A chunk is the unit that is compressed, written and read; 2 MiB decode in about a millisecond.
 # Every flush writes the last chunks again, so they must not be too large; the number of files, and
@@ -55,6 +67,7 @@ _FIELDS = (
 _CHUNK_BYTES = 2 * 1024 * 1024
 _CHUNK_LAYERS = 16
 _CHUNK_STEPS = (16, 1024)
+_CHUNK_SUMS = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,10 +77,11 @@ class ArrayLayout:
     Attributes:
         name: name of the array and its folder.
         dtype: type of its values.
-        row_shape: shape of one step.
-        chunk_shape: shape of a chunk, steps first.
+        row_shape: shape of one row.
+        chunk_shape: shape of a chunk, rows first.
         fill_value: value in steps that were never written.
         dimensions: names of the dimensions, steps first.
+        row_steps: steps that a row is of, whose values are summed.
     """
 
     name: str
@@ -76,11 +90,16 @@ class ArrayLayout:
     chunk_shape: tuple[int, ...]
     fill_value: float
     dimensions: tuple[str, ...]
+    row_steps: int = 1
 
     @property
     def chunk_steps(self) -> int:
         """Steps in a chunk."""
-        return self.chunk_shape[0]
+        return self.chunk_shape[0] * self.row_steps
+
+    def rows(self, steps: int) -> int:
+        """Rows that hold so many steps."""
+        return -(-steps // self.row_steps)
 
     def metadata(self) -> dict[str, Any]:
         """Zarr metadata of the empty array.
@@ -122,12 +141,14 @@ class HistoryLayout:
         num_experts: E, experts in each layer.
         top_k: target number of experts for each token.
         quantities: names of the quantities that have an array.
+        sum_steps: steps of each sum; 0 in a history of an earlier version, which has none.
     """
 
     layers: tuple[int, ...]
     num_experts: int
     top_k: int
     quantities: tuple[str, ...]
+    sum_steps: int
 
     @property
     def series_names(self) -> tuple[str, ...]:
@@ -161,7 +182,8 @@ class HistoryLayout:
             fill_value=NOT_MEASURED,
             dimensions=("step",),
         )
-        return (self._counts(), *series, tokens)
+        counts = self._counts()
+        return (counts, *([self._sums(counts)] if self.sum_steps else []), *series, tokens)
 
     def _counts(self) -> ArrayLayout:
         chunk_layers = min(len(self.layers), _CHUNK_LAYERS)
@@ -178,6 +200,18 @@ class HistoryLayout:
             chunk_shape=(min(max(steps, shortest), longest), chunk_layers, self.num_experts),
             fill_value=0,
             dimensions=("step", "layer", "expert"),
+        )
+
+    def _sums(self, counts: ArrayLayout) -> ArrayLayout:
+        row_bytes = 2 * math.prod(counts.chunk_shape[1:]) * np.dtype(np.int32).itemsize
+        rows = max(1, min(_CHUNK_SUMS, _CHUNK_BYTES // row_bytes))
+        return replace(
+            counts,
+            name=SUMS,
+            dtype="int64",
+            chunk_shape=(1 << (rows.bit_length() - 1), *counts.chunk_shape[1:]),
+            dimensions=("block", "layer", "expert"),
+            row_steps=self.sum_steps,
         )
 
 
@@ -206,6 +240,8 @@ class Description:
             "first_step": self.first_step,
             "last_step": self.last_step,
         }
+        if self.layout.sum_steps:
+            attributes[_SUM_STEPS] = self.layout.sum_steps
         group = {"zarr_format": 3, "node_type": "group", "attributes": {_ATTRIBUTE: attributes}}
         return json.dumps(group, indent=2).encode() + b"\n"
 
@@ -229,13 +265,16 @@ class Description:
                 f"version {found.get('version')!r}, this program reads {_VERSION}; read it with "
                 "the one that wrote it"
             )
-        fields = require_fields(found, _FIELDS)
+        fields = require_fields(found, _FIELDS, (_SUM_STEPS,))
         layers = tuple(read_int_array(fields["layers"], "layers", ndim=1).tolist())
         if problem := find_layer_problem(layers):
             raise DataError(problem)
         quantities = tuple(read_strings(fields["quantities"], "quantities"))
         if problem := next(filter(None, map(find_name_problem, quantities)), None):
             raise DataError(problem)
+        sum_steps = read_int(fields.get(_SUM_STEPS, 0), _SUM_STEPS, minimum=0)
+        if sum_steps > _MOST_SUM_STEPS:
+            raise DataError(f"{_SUM_STEPS} may be {_MOST_SUM_STEPS:,} at most, not {sum_steps:,}")
         first_step = read_int(fields["first_step"], "first_step", minimum=1)
         num_experts = read_int(fields["num_experts"], "num_experts", minimum=1)
         if len(layers) * num_experts > _MOST_EXPERTS:
@@ -246,6 +285,7 @@ class Description:
                 num_experts=num_experts,
                 top_k=read_int(fields["top_k"], "top_k", minimum=1),
                 quantities=quantities,
+                sum_steps=sum_steps,
             ),
             first_step=first_step,
             last_step=read_int(fields["last_step"], "last_step", minimum=first_step - 1),

@@ -15,6 +15,7 @@ from moe_megatron.telemetry.history.layout import (
     COUNTS,
     LAYER_COUNTS,
     NOT_MEASURED,
+    SUMS,
     TOKENS,
     Description,
 )
@@ -111,6 +112,31 @@ class RoutingHistory:
         columns = [self._column(layer) for layer in layers]
         read = [self._store.read(COUNTS, (steps, slice(c, c + 1))) for c in columns]
         return np.concatenate(read, axis=1)
+
+    @property
+    def sum_steps(self) -> int:
+        """Steps of each of the sums that it has; 0 where an earlier version wrote it."""
+        return self._store.description.layout.sum_steps
+
+    def sums(self, first: int, last: int) -> Int64Array:
+        """Sums of `tokens_per_expert` over blocks of `sum_steps` steps. [blocks, L, E]
+
+        Args:
+            first: first step of a block: one after a multiple of `sum_steps`.
+            last: last step of a block: a multiple of it.
+
+        Raises:
+            DataError: there are no sums, the window does not consist of whole blocks, or is not in
+                the history, or a file is damaged.
+        """
+        each = self.sum_steps
+        if not each or (first - 1) % each or last % each:
+            raise DataError(
+                f"steps {first} to {last} are no whole sums of the routing history "
+                f"{self._location.text}, which has them over {each} steps; read tokens_per_expert."
+            )
+        rows = self._rows(max(first, self.first_step), last)
+        return self._store.read(SUMS, (slice((first - 1) // each, rows.stop // each),))
 
     def series(self, name: str, first: int | None = None, last: int | None = None) -> Array:
         """Values of each layer: "assigned" or "dropped" (int64), or a quantity. [steps, L]

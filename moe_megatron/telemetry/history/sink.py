@@ -23,6 +23,8 @@ from moe_megatron.telemetry.earlier_run import set_aside
 from moe_megatron.telemetry.history.layout import (
     COUNTS,
     LAYER_COUNTS,
+    SUM_STEPS,
+    SUMS,
     TOKENS,
     ArrayLayout,
     Description,
@@ -77,6 +79,7 @@ class HistorySink:
             num_experts=run.num_experts,
             top_k=run.top_k,
             quantities=run.quantities,
+            sum_steps=SUM_STEPS,
         )
         self._set_aside_earlier(run.start_step)
         self._store = _open_or_create(self._location, layout, run.start_step)
@@ -129,11 +132,12 @@ class HistorySink:
             self._start_writing()
             for tail in self._tails.values():
                 tail.move_to(row)
-        values = {TOKENS: routing.tokens, COUNTS: routing.tokens_per_expert, **routing.per_layer}
+        counts = routing.tokens_per_expert
+        values = {TOKENS: routing.tokens, COUNTS: counts, SUMS: counts, **routing.per_layer}
         values |= {name: getattr(routing, name) for name in LAYER_COUNTS}
         for name, tail in self._tails.items():
             if name in values:  # a quantity that this run lacks stays NaN
-                tail.set_row(row, values[name])
+                tail.add(row, values[name])
         self._last_step, self._unwritten = routing.step, True
 
     def rewind(self, run: RunInfo) -> None:
@@ -231,32 +235,41 @@ class _Tail:
     def __init__(self, array: ArrayLayout, chunk_steps: int) -> None:
         self._array = array
         self._first = 0
-        self._values: Array = np.empty((chunk_steps, *array.row_shape), array.dtype)
+        rows = array.rows(chunk_steps)
+        self._values: Array = np.empty((rows, *array.row_shape), array.dtype)
         self._values.fill(array.fill_value)
 
     @property
     def end(self) -> int:
-        """The row after the last one of the chunk."""
-        return self._first + len(self._values)
+        """The step after the last one of the chunk, counted from 0."""
+        return (self._first + len(self._values)) * self._array.row_steps
 
-    def resume(self, store: HistoryStore, name: str, num_rows: int) -> None:
-        """Loads the chunk in which a history of `num_rows` rows ends."""
-        self.move_to(num_rows)
-        kept = num_rows - self._first
+    def resume(self, store: HistoryStore, name: str, num_steps: int) -> None:
+        """Loads the chunk in which a history of so many steps ends."""
+        self.move_to(num_steps)
+        whole, begun = divmod(num_steps, self._array.row_steps)
+        kept = whole - self._first
         if kept:
-            self._values[:kept] = store.read(name, (slice(self._first, num_rows),))
+            self._values[:kept] = store.read(name, (slice(self._first, whole),))
+        if begun:  # what is stored may be of steps that were taken back, too
+            steps = store.read(COUNTS, (slice(num_steps - begun, num_steps),))
+            self._values[kept] = steps.sum(axis=0, dtype=self._array.dtype)
 
-    def move_to(self, row: int) -> None:
-        """Begins the chunk that contains `row`, unless it is the current one."""
-        chunk_steps = len(self._values)
-        first = row // chunk_steps * chunk_steps
+    def move_to(self, step: int) -> None:
+        """Begins the chunk that contains a step, counted from 0, unless it is the current one."""
+        chunk_rows = len(self._values)
+        first = step // self._array.row_steps // chunk_rows * chunk_rows
         if first != self._first:
             self._first = first
             self._values.fill(self._array.fill_value)
 
-    def set_row(self, row: int, value: object) -> None:
-        """Sets the values of one row of the current chunk."""
-        self._values[row - self._first] = value
+    def add(self, step: int, value: object) -> None:
+        """Adds a step of the current chunk: as a row, or to the sum that it belongs to."""
+        row = step // self._array.row_steps - self._first
+        if self._array.row_steps > 1:
+            self._values[row] += value
+        else:
+            self._values[row] = value
 
     def rows(self) -> tuple[int, Array]:
         """The number of the chunk's first row, and a copy of the whole chunk."""
@@ -268,7 +281,8 @@ def _open_or_create(location: Location, layout: HistoryLayout, start_step: int) 
     if found is None or (start_step == 0 and location.folder is not None):
         description = Description(layout=layout, first_step=start_step + 1, last_step=start_step)
         return HistoryStore(location, description, for_writing=True, create=True)
-    if replace(found.layout, quantities=layout.quantities) != layout:
+    same = replace(found.layout, quantities=layout.quantities, sum_steps=layout.sum_steps)
+    if same != layout:
         raise DataError(
             f"the routing history {location.text} has layers {found.layout.layers} with "
             f"{found.layout.num_experts} experts and top_k {found.layout.top_k}, but this run has "

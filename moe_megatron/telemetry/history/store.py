@@ -112,6 +112,10 @@ class HistoryStore:
         kvstore = {**self._location.kvstore, "path": path}
         return {"driver": "zarr3", "kvstore": kvstore, "metadata": metadata}
 
+    @property
+    def _layouts(self) -> dict[str, ArrayLayout]:
+        return {array.name: array for array in self.description.layout.arrays()}
+
     def _check_shapes(self) -> None:
         for array in self.description.layout.arrays():
             found = tuple(self._arrays[array.name].shape)
@@ -143,9 +147,9 @@ class HistoryStore:
 
     def chunk_steps(self, name: str) -> int:
         """Steps in a chunk of an array."""
-        steps: int | None = self._arrays[name].chunk_layout.write_chunk.shape[0]
-        assert steps is not None
-        return steps
+        rows: int | None = self._arrays[name].chunk_layout.write_chunk.shape[0]
+        assert rows is not None
+        return rows * self._layouts[name].row_steps
 
     def read(self, name: str, window: tuple[slice, ...]) -> Array:
         """Reads rows `window[0]` of an array; rows never written hold its fill value.
@@ -173,9 +177,9 @@ class HistoryStore:
             OSError: the disk is full, the files cannot be written, or the bucket is unreachable.
         """
         try:
-            for name in self._arrays:
+            for name, array in self._layouts.items():
                 first, values = rows.get(name, (0, ()))
-                self._grow(name, max(first + len(values), last_step))
+                self._grow(name, max(first + len(values), array.rows(last_step)))
             writing = [
                 self._arrays[name][first : first + len(values)].write(values)
                 for name, (first, values) in rows.items()
@@ -196,10 +200,10 @@ class HistoryStore:
         """
         try:
             self._commit(last_step)
-            for name, opened in self._arrays.items():
-                chunk_steps = self.chunk_steps(name)
+            for name, array in self._layouts.items():
+                opened, chunk_steps = self._arrays[name], self.chunk_steps(name)
                 end = -(-last_step // chunk_steps) * chunk_steps
-                shape = [min(end, opened.shape[0]), *opened.shape[1:]]
+                shape = [min(array.rows(end), opened.shape[0]), *opened.shape[1:]]
                 self._arrays[name] = opened.resize(exclusive_max=shape).result()
         except ValueError as error:
             raise _unwritable(self._location, error) from error

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from moe_megatron.errors import DataError
+from moe_megatron.telemetry.history import RoutingHistory
 from moe_megatron.telemetry.sinks.jsonl import ROUTING_FILE, read_routing_between, rewind
 from moe_megatron.telemetry.values.profile import RoutingProfile
 from moe_megatron.testing.written_run import LAYERS, step_routing, write_run
@@ -30,9 +31,17 @@ def check(found: RoutingProfile, first: int, last: int) -> None:
         np.testing.assert_allclose(found.per_layer[name], values, rtol=1e-12)
 
 
+LONG_BLOCKS = routing_windows._BLOCKS
+
+
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(routing_windows, "_BLOCKS", (4, 8, 16))
+
+
+@pytest.fixture
+def long_blocks(small_blocks: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(routing_windows, "_BLOCKS", LONG_BLOCKS)
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +74,27 @@ def test_columns_are_the_sums_of_their_steps(runs: dict[str, Path], place: str, 
     for (first, last), profile in found:
         check(profile, first, last)
     assert [found[0][0][0], found[-1][0][1]] == [3, 39]
+
+
+@pytest.mark.usefixtures("long_blocks")
+def test_long_windows_are_read_from_the_sums_of_the_history(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    windows = RoutingWindows(write_run(tmp_path / "run", 600, log=False))
+    found = dict(windows.columns(1, 600, 9))  # of 128 steps
+    assert list(found) == [(1, 128), (129, 256), (257, 384), (385, 512), (513, 600)]
+    for (first, last), profile in found.items():
+        check(profile, first, last)
+    check(windows.profile(1, 600), 1, 600)
+    check(windows.profile(70, 330), 70, 330)  # whose ends are no whole sums
+
+    def read(*window: object) -> None:
+        raise AssertionError(f"single steps are read: {window}")
+
+    monkeypatch.setattr(RoutingHistory, "tokens_per_expert", read)
+    fresh = RoutingWindows(tmp_path / "run")
+    check(fresh.profile(1, 512), 1, 512)
+    assert len(list(fresh.columns(1, 512, 8))) == 8
 
 
 def test_a_run_that_grows_is_followed_without_its_history(tmp_path: Path) -> None:

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 
 from moe_megatron.errors import DataError
-from moe_megatron.telemetry.history import RoutingHistory
+from moe_megatron.telemetry.history import RoutingHistory, sink
+from moe_megatron.telemetry.history.layout import SUMS
 from moe_megatron.telemetry.values.profile import RoutingProfile
 from moe_megatron.telemetry.values.snapshot import RoutingSnapshot
 
 Write = Callable[..., None]
+Check = Callable[..., None]
 Make = Callable[..., RoutingSnapshot]
 
 
@@ -48,6 +50,35 @@ def test_profile_equals_the_sum_of_the_snapshots(
     assert json.loads((tmp_path / "read.json").read_text()) == json.loads(
         (tmp_path / "summed.json").read_text()
     )
+
+
+def test_sums_are_those_of_their_steps_also_after_a_resume(
+    write: Write, folder: Path, make_snapshot: Make
+) -> None:
+    write(range(1, 201))
+    write(range(150, 701), start_step=149)  # in the middle of a block, and over a chunk of sums
+    history = RoutingHistory(folder)
+    counts = np.stack([make_snapshot(step).tokens_per_expert for step in range(1, 641)])
+    expected = counts.reshape(10, 64, *counts.shape[1:]).sum(axis=1)
+    assert np.array_equal(history.sums(1, 640), expected)
+    assert np.array_equal(history.sums(129, 192), expected[2:3])
+    for first, last in [(2, 64), (1, 65), (641, 700), (641, 704)]:
+        with pytest.raises(DataError, match=r"no whole sums of|are not in the routing history"):
+            history.sums(first, last)
+
+
+def test_history_of_an_earlier_version_has_no_sums_and_is_continued(
+    write: Write, check: Check, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as earlier:
+        earlier.setattr(sink, "SUM_STEPS", 0)
+        write(range(1, 10))
+    assert not (folder / SUMS).exists()
+    write(range(6, 130), start_step=5)
+    check(range(1, 130))
+    assert RoutingHistory(folder).sum_steps == 0
+    with pytest.raises(DataError, match=r"which has them over 0 steps; read tokens_per_expert"):
+        RoutingHistory(folder).sums(1, 64)
 
 
 @pytest.mark.parametrize(("first", "last"), [(0, 3), (3, 11), (5, 4 - 1), (None, 11), (12, None)])
