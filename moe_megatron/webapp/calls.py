@@ -10,7 +10,7 @@ from typing import Any
 
 from moe_megatron.errors import DataError
 from moe_megatron.webapp.asked import Asked
-from moe_megatron.webapp.cost_call import cost
+from moe_megatron.webapp.cost_call import cost, expert_cost
 from moe_megatron.webapp.expert_calls import expert, moves, ranks
 from moe_megatron.webapp.flow_call import flow
 from moe_megatron.webapp.frames import encode_frame
@@ -82,6 +82,7 @@ CALLS: Mapping[str, Callable[[RunReader, Asked], Answer]] = MappingProxyType(
         "cost": cost,
         "events": events,
         "expert": expert,
+        "expert_cost": expert_cost,
         "flow": flow,
         "layers": layers,
         "log": log,

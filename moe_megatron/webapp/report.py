@@ -135,13 +135,13 @@ def _questions(run: RunReader, spans: list[Span]) -> Iterator[tuple[str, Mapping
     yield "series", {"columns": str(MOST_COLUMNS)}, False
     yield "layers", {"columns": of_layers}, False
     yield "events", {"after": "0"}, False
-    yield "cost", {"columns": of_layers}, False
+    yield "cost", {"columns": str(max(1, int(of_layers) // 3))}, False  # three such quantities
     for span in dict.fromkeys([*spans, (last, last), (first, last)] if spans else []):
         yield "matrix", {**_window(*span), "quantity": "load"}, False
     checkpoints = [step for step in run.checkpoints if first < step < last]
     for since in [first, *checkpoints[-_MOST_CHECKPOINTS:]]:
         yield "moves", {"since": str(since), "last": str(last)}, True
-    for call in ("ranks", "flow"):
+    for call in ("ranks", "flow", *(("expert_cost",) if shape else ())):
         yield call, _window(first, last), True
     for view in views():
         yield "view", {"name": view.name, **_window(first, last)}, True

@@ -61,6 +61,55 @@ def test_run_without_a_journal_says_why_it_has_no_money(tmp_path: Path) -> None:
     assert "Money needs the journal of the run" in found["note"]
 
 
+def test_layers_and_experts_make_together_what_the_run_costs(tmp_path: Path) -> None:
+    run_dir = configured(tmp_path)
+    attempt(run_dir, 2)
+    found = cost(run_dir, columns=5)
+    np.testing.assert_allclose(np.sum(found["bytes_per_layer"], axis=0), found["bytes"], rtol=1e-5)
+    spent = np.diff([0.0, *found["money"]])
+    np.testing.assert_allclose(np.sum(found["money_per_layer"], axis=0), spent, rtol=1e-4)
+    for column, (first, last) in enumerate(found["steps"]):
+        counts = sum(step_routing(it).tokens_per_expert for it in range(first, last + 1))
+        parts = counts.sum(axis=1) / counts.sum()
+        for name, whole in (("bytes_per_layer", found["bytes"][column]),
+                            ("money_per_layer", spent[column])):  # fmt: skip
+            mine = [row[column] for row in found[name]]
+            np.testing.assert_allclose(mine, parts * whole, rtol=1e-4)
+    assert "Money of a layer or an expert is its part of the operations" in found["note"]
+
+
+@pytest.mark.parametrize(("first", "last"), [(1, STEPS), (11, 13), (STEPS, STEPS)])
+def test_an_expert_costs_by_its_assignments(tmp_path: Path, first: int, last: int) -> None:
+    run_dir = configured(tmp_path)
+    attempt(run_dir, 2)
+    found = answer(
+        RunReader(run_dir, price=PRICE), "expert_cost", {"first": str(first), "last": str(last)}
+    )
+    counts = sum(step_routing(it).tokens_per_expert for it in range(first, last + 1))
+    assert found["assignments"] == counts.tolist()
+    assert found["steps"] == (first, last)
+    hours = 2 * 0.5 * (last - first + 1) / 3600
+    assert counts.sum() * found["money_each"] == pytest.approx(3.0 * hours)
+    config = load_config("demo_moe")
+    parameters = 3 * config.model.hidden_size * config.expert_hidden_size
+    assert found["flops_each"] == 6 * parameters
+    assert found["bytes_each"] == 4 * config.model.hidden_size * 2 * 3 / 4
+
+
+def test_cost_of_an_expert_that_is_not_known_is_none(tmp_path: Path) -> None:
+    run_dir = write_run(tmp_path / "run", 5)
+    found = answer(RunReader(run_dir), "expert_cost", {})
+    each = [found[f"{name}_each"] for name in ("flops", "bytes", "money")]
+    assert each == [None] * 3
+    assert np.sum(found["assignments"]) > 0
+    attempt(run_dir, 2)  # a price, but no config.yaml that says how large experts are
+    priced = cost(run_dir)
+    assert priced["money"][-1] > 0
+    assert priced["money_per_layer"] == []
+    without = write_run(tmp_path / "other", 5, history=0, log=False)
+    assert answer(RunReader(without), "expert_cost", {})["assignments"] == []
+
+
 def test_run_without_experts_has_money_alone(tmp_path: Path) -> None:
     run_dir = write_run(tmp_path / "run", 8, history=0, log=False)
     attempt(run_dir, 1)

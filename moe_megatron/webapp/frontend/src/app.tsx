@@ -14,12 +14,12 @@ import { go, usePlace } from "./state/place";
 import { turnTheme, useTheme } from "./state/theme";
 import { ChangesView } from "./views/changes";
 import { CompareView } from "./views/compare";
-import { CostView } from "./views/cost";
 import { RanksView } from "./views/ranks";
 import { RoutingView } from "./views/routing";
 import { TrainingView } from "./views/training";
 
 /** Laid out by a library of its own. What is lazy is fetched when it is needed; a report has it in its one script. */
+const CostView = lazy(() => import("./views/cost").then(({ CostView: Cost }) => ({ default: Cost as ComponentType })));
 const FlowView = lazy(() => import("./views/flow").then(({ FlowView: Flow }) => ({ default: Flow as ComponentType })));
 const OwnView = lazy(() => import("./views/own").then(({ OwnView: Own }) => ({ default: Own as ComponentType })));
 const SummaryView = lazy(() => import("./views/summary").then(({ SummaryView: Summary }) => ({ default: Summary as ComponentType })));

@@ -63,6 +63,7 @@ export class EmbeddedSource implements DataSource {
   moves: DataSource["moves"] = (id, since, last) => this.find(paths.moves(id, since, last));
   ranks: DataSource["ranks"] = (id, span) => this.find(paths.ranks(id, span));
   cost: DataSource["cost"] = (id, columns) => this.find(paths.cost(id, columns));
+  expertCost: DataSource["expertCost"] = (id, span) => this.find(paths.expertCost(id, span));
   views = async (): Promise<OwnName[]> => (this.data.calls[paths.views()] ?? []) as OwnName[];
   own: DataSource["own"] = (id, name, span) => this.find(paths.own(id, name, span));
   events: DataSource["events"] = (id, after) => this.find(paths.events(id, after));

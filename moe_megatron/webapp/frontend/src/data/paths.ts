@@ -22,6 +22,7 @@ export const paths = {
   moves: (id: string, since: number, last: number) => ofRun(id, "moves", { since, last }),
   ranks: (id: string, [first, last]: Span) => ofRun(id, "ranks", { first, last }),
   cost: (id: string, columns: number) => ofRun(id, "cost", { columns }),
+  expertCost: (id: string, [first, last]: Span) => ofRun(id, "expert_cost", { first, last }),
   views: () => "/api/views",
   own: (id: string, name: string, [first, last]: Span) => ofRun(id, "view", { name, first, last }),
   events: (id: string, after: number) => ofRun(id, "events", { after }),

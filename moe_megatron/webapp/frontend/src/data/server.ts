@@ -63,6 +63,7 @@ export class ServerSource implements DataSource {
   moves: DataSource["moves"] = (id, since, last, signal) => this.get(paths.moves(id, since, last), signal);
   ranks: DataSource["ranks"] = (id, span, signal) => this.get(paths.ranks(id, span), signal);
   cost: DataSource["cost"] = (id, columns, signal) => this.get(paths.cost(id, columns), signal);
+  expertCost: DataSource["expertCost"] = (id, span, signal) => this.get(paths.expertCost(id, span), signal);
   views: DataSource["views"] = (signal) => this.get(paths.views(), signal);
   own: DataSource["own"] = (id, name, span, signal) => this.get(paths.own(id, name, span), signal);
   events: DataSource["events"] = (id, after, signal) => this.get(paths.events(id, after), signal);

@@ -1,7 +1,8 @@
 /** Where the page has its data from: a server, or the page itself (a report). Views know nothing else. */
 import type { Frame } from "./frame";
 import type {
-  Cost, Expert, Flow, Inspection, LayerSeries, Moves, OwnName, OwnShown, Ranks, Run, RunEvent, RunState, RunSummary, Series, Span, StepNews, Summary,
+  Cost, Expert, ExpertCost, Flow, Inspection, LayerSeries, Moves, OwnName, OwnShown, Ranks, Run, RunEvent, RunState, RunSummary, Series, Span, StepNews,
+  Summary,
 } from "./types";
 
 /** What went wrong, in words for the reader. */
@@ -40,6 +41,7 @@ export interface DataSource {
   moves(id: string, since: number, last: number, signal?: AbortSignal): Promise<Moves>;
   ranks(id: string, span: Span, signal?: AbortSignal): Promise<Ranks>;
   cost(id: string, columns: number, signal?: AbortSignal): Promise<Cost>;
+  expertCost(id: string, span: Span, signal?: AbortSignal): Promise<ExpertCost>;
   /** Views that were registered beside those of the page. */
   views(signal?: AbortSignal): Promise<OwnName[]>;
   own(id: string, name: string, span: Span, signal?: AbortSignal): Promise<OwnShown>;

@@ -140,7 +140,22 @@ export interface Cost {
   steps: Span[];
   flops_per_layer: Numbers[];
   bytes: Numbers;
+  bytes_per_layer: Numbers[];
   money: Numbers;
+  /** What the steps of a column cost. */
+  money_per_layer: Numbers[];
+  currency: string | null;
+  note: string;
+}
+
+/** What each expert has cost in a window: so many assignments, and what each of them costs. */
+export interface ExpertCost {
+  steps: Span;
+  layers: number[];
+  assignments: number[][];
+  flops_each: number | null;
+  bytes_each: number | null;
+  money_each: number | null;
   currency: string | null;
   note: string;
 }

@@ -46,7 +46,7 @@ export function Lines(props: Chart & { at?: number; pick?: (step: number) => voi
         scales: { x: { time: false }, y: log ? { distr: 3 } : { range: (_u, low, high) => rangeOf(low, high) } },
         axes: [
           { ...axis, values: (_u, ticks) => ticks.map((tick) => (Number.isInteger(tick) ? short(tick) : "")), size: 26, space: 70 },
-          { ...axis, values: (_u, ticks) => ticks.map((tick) => (tick === null ? "" : write(tick))), size: 58 },
+          { ...axis, values: (_u, ticks) => ticks.map((tick) => (tick === null ? "" : write(tick))), size: (_u, labels) => Math.max(58, 14 + 6.6 * Math.max(0, ...(labels ?? []).map(({ length }) => length))) },
         ],
         series: [
           {},

@@ -22,7 +22,11 @@ export function Panel(props: {
       <header>
         <div>
           <h2>{props.title}</h2>
-          {props.says && <p>{props.says}</p>}
+          {props.says && (
+            <p>
+              <Words>{props.says}</Words>
+            </p>
+          )}
         </div>
         <div className="actions">
           {props.actions}

@@ -52,7 +52,7 @@ export function OwnView() {
   );
 }
 
-function Heatmap({ shown, title }: { shown: Of<"matrix">; title: string }) {
+export function Heatmap({ shown, title, write = short }: { shown: Of<"matrix">; title: string; write?: (value: number) => string }) {
   const theme = useTheme();
   const canvas = useRef<HTMLCanvasElement>(null);
   const [box, width] = useWidth<HTMLDivElement>();
@@ -70,7 +70,7 @@ function Heatmap({ shown, title }: { shown: Of<"matrix">; title: string }) {
   return (
     <figure ref={box}>
       <figcaption>
-        {spot && `${shown.rows[spot[0]] ?? spot[0]}, ${shown.columns[spot[1]] ?? spot[1]}: ${short(value)}`}
+        {spot && `${shown.rows[spot[0]] ?? spot[0]}, ${shown.columns[spot[1]] ?? spot[1]}: ${typeof value === "number" ? write(value) : "-"}`}
       </figcaption>
       <canvas
         ref={canvas}
