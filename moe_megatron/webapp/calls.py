@@ -10,6 +10,7 @@ from typing import Any
 
 from moe_megatron.errors import DataError
 from moe_megatron.webapp.asked import Asked
+from moe_megatron.webapp.cells_call import cells
 from moe_megatron.webapp.cost_call import cost, expert_cost
 from moe_megatron.webapp.expert_calls import expert, moves, ranks
 from moe_megatron.webapp.flow_call import flow
@@ -79,6 +80,7 @@ def log(run: RunReader, asked: Asked) -> dict[str, Any]:
 CALLS: Mapping[str, Callable[[RunReader, Asked], Answer]] = MappingProxyType(
     {
         "about": about,
+        "cells": cells,
         "cost": cost,
         "events": events,
         "expert": expert,

@@ -4,12 +4,12 @@ from typing import Any
 
 import numpy as np
 
-from moe_megatron.analytics.pair_lift import expected_pairs
 from moe_megatron.errors import DataError
 from moe_megatron.telemetry.values.expert_load import Float64Array
 from moe_megatron.webapp.asked import Asked
 from moe_megatron.webapp.json_values import nested, nullable
 from moe_megatron.webapp.over_time import routed_columns
+from moe_megatron.webapp.partners import partners_of
 from moe_megatron.webapp.run_reader import RunReader
 from moe_megatron.webapp.run_samples import summed_together
 
@@ -48,25 +48,21 @@ def expert(run: RunReader, asked: Asked) -> dict[str, Any]:
 
 
 def _partners(run: RunReader, asked: Asked, row: int, number: int) -> list[dict[str, Any]]:
-    """The experts of the layer that tokens have beside this one, by the share of its tokens.
-
-    Beside it the share that loads alone would make, as no expert meets itself.
-    """
+    """The experts of the layer that tokens have beside this one."""
     shape = run.windows.shape
     assert shape is not None
     paths = [path for path, _ in run.samples.newest(asked.window(run.span), shape)]
-    table = summed_together(paths, shape.layers[row], shape.num_experts)
-    together, tokens = table[number], int(table[number, number])
-    by_loads = expected_pairs(table, with_itself=False)[number]
-    found = np.flatnonzero(together * (np.arange(len(together)) != number))
-    order = found[np.argsort(-together[found], kind="stable")]
+    (table,) = summed_together(paths, (shape.layers[row],), shape.num_experts)
+    found = partners_of(table, _PARTNERS)
     return [
-        {
-            "expert": other,
-            "share": nullable(int(together[other]) / tokens),
-            "null_share": nullable(by_loads[other] / tokens),
-        }
-        for other in order[:_PARTNERS].tolist()
+        {"expert": other, "share": nullable(share), "null_share": nullable(null_share)}
+        for other, share, null_share in zip(
+            found.expert[number].tolist(),
+            found.share[number].tolist(),
+            found.null_share[number].tolist(),
+            strict=True,
+        )
+        if share > 0
     ]
 
 

@@ -18,6 +18,7 @@ from moe_megatron.telemetry.history import HISTORY_FOLDER
 from moe_megatron.telemetry.sinks.jsonl import METRICS_FILE, ROUTING_FILE
 from moe_megatron.webapp.built_page import PAGE, BuiltPage
 from moe_megatron.webapp.calls import Answer, answer
+from moe_megatron.webapp.cells_call import MOST_PARTNERS, partner_bytes
 from moe_megatron.webapp.columns import Span, columns
 from moe_megatron.webapp.plain_page import plain_report, plain_summary
 from moe_megatron.webapp.run_reader import RunReader
@@ -26,12 +27,17 @@ from moe_megatron.webapp.view import views
 REPORT_FILE = "report.html"
 MOST_COLUMNS = 200
 """Of curves, and of frames while they are small."""
-MOST_FRAME_BYTES = 240 * 1024
+MOST_DATA_BYTES = 570_000
+"""Of all answers together: with the page, a report has less than 1 MB."""
+MOST_FRAME_BYTES = 160 * 1024
 """Of all frames together."""
-_MOST_LAYER_VALUES = 4000
+_MOST_LAYER_VALUES = 3000
 """Of one quantity, over layers and columns."""
 _MOST_OPTIONAL_BYTES = 64 * 1024
 """Of an answer without which the page is whole; one that is larger is left out."""
+_MOST_BIAS_BYTES, _MOST_PARTNER_BYTES = 32 * 1024, 96 * 1024
+"""Of the bias of all experts, and of their partners."""
+_IN_BASE64 = 4 / 3
 _MOST_CHECKPOINTS = 8
 _LOG = "The log is not part of a report; it is in the folder of the run, below logs."
 
@@ -103,12 +109,21 @@ def report_data(run: RunReader) -> dict[str, Any]:
         f"{address}/log": {"next": 1, "lines": [_LOG]},
         "/api/views": [{"name": it.name, "title": it.title} for it in views()],
     }
-    for call, words, optional in _questions(run, spans):
+    for call, words in _needed(run, spans):
+        calls[f"{address}/{call}?{urlencode(words)}"] = _json(answer(run, call, words))
+    room = MOST_DATA_BYTES - _size(calls)
+    for call, words in _further(run, spans, room):
         found = _json(answer(run, call, words))
-        if not optional or len(json.dumps(found)) <= _MOST_OPTIONAL_BYTES:
+        size = _size(found)
+        if size <= room and (call == "cells" or size <= _MOST_OPTIONAL_BYTES):
             calls[f"{address}/{call}?{urlencode(words)}"] = found
+            room -= size
     return {"runs": [{**run.facts.to_json(), "state": _state(run)}], "calls": calls,
             "columns": {about["id"]: spans}}  # fmt: skip
+
+
+def _size(found: object) -> int:
+    return len(json.dumps(found, separators=(",", ":")))
 
 
 def _state(run: RunReader) -> str:
@@ -126,25 +141,50 @@ def frame_spans(run: RunReader) -> list[Span]:
     return columns(*span, max(1, min(MOST_COLUMNS, most)))
 
 
-def _questions(run: RunReader, spans: list[Span]) -> Iterator[tuple[str, Mapping[str, str], bool]]:
-    """What is asked of the run: the call, its words, and whether the answer may be left out."""
+def _needed(run: RunReader, spans: list[Span]) -> Iterator[tuple[str, Mapping[str, str]]]:
+    """What is asked of the run in any case: the call and its words."""
     shape, (first, last) = run.windows.shape, run.span
-    of_layers = str(min(MOST_COLUMNS, _MOST_LAYER_VALUES // max(1, len(shape.layers)))
+    of_layers = str(min(MOST_COLUMNS, max(1, _MOST_LAYER_VALUES // max(1, len(shape.layers))))
                     if shape else MOST_COLUMNS)  # fmt: skip
-    yield "summary", {}, False
-    yield "series", {"columns": str(MOST_COLUMNS)}, False
-    yield "layers", {"columns": of_layers}, False
-    yield "events", {"after": "0"}, False
-    yield "cost", {"columns": str(max(1, int(of_layers) // 3))}, False  # three such quantities
+    yield "summary", {}
+    yield "series", {"columns": str(MOST_COLUMNS)}
+    yield "layers", {"columns": of_layers}
+    yield "events", {"after": "0"}
+    yield "cost", {"columns": str(max(1, int(of_layers) // 3))}  # three such quantities
     for span in dict.fromkeys([*spans, (last, last), (first, last)] if spans else []):
-        yield "matrix", {**_window(*span), "quantity": "load"}, False
+        yield "matrix", {**_window(*span), "quantity": "load"}
+
+
+def _further(
+    run: RunReader, spans: list[Span], room: int
+) -> Iterator[tuple[str, Mapping[str, str]]]:
+    """What is asked as long as there is room for it, what matters most first."""
+    first, last = run.span
+    if words := _cells(run, spans, room):
+        yield "cells", words
+    yield "ranks", _window(first, last)
+    yield "moves", {"since": str(first), "last": str(last)}
+    yield "flow", _window(first, last)
+    if run.windows.shape is not None:
+        yield "expert_cost", _window(first, last)
     checkpoints = [step for step in run.checkpoints if first < step < last]
-    for since in [first, *checkpoints[-_MOST_CHECKPOINTS:]]:
-        yield "moves", {"since": str(since), "last": str(last)}, True
-    for call in ("ranks", "flow", *(("expert_cost",) if shape else ())):
-        yield call, _window(first, last), True
+    for since in reversed(checkpoints[-_MOST_CHECKPOINTS:]):
+        yield "moves", {"since": str(since), "last": str(last)}
     for view in views():
-        yield "view", {"name": view.name, **_window(first, last)}, True
+        yield "view", {"name": view.name, **_window(first, last)}
+
+
+def _cells(run: RunReader, spans: list[Span], room: int) -> Mapping[str, str] | None:
+    """How many columns of bias and partners of each expert fit; None for neither."""
+    shape = run.windows.shape
+    if shape is None or not run.samples.there():
+        return None
+    most = max(0, room) / _IN_BASE64
+    of_bias = int(min(_MOST_BIAS_BYTES, most / 4)) // (len(shape.layers) * shape.num_experts)
+    partners = int(min(_MOST_PARTNER_BYTES, most / 2)) // partner_bytes(shape)
+    if not of_bias or not partners:
+        return None
+    return {"columns": str(min(of_bias, len(spans))), "partners": str(min(partners, MOST_PARTNERS))}
 
 
 def _window(first: int, last: int) -> dict[str, str]:

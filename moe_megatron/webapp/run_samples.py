@@ -106,16 +106,16 @@ class RunSamples:
         return None if found is None else (step, found)
 
 
-def summed_together(paths: Sequence[Path], layer: int, num_experts: int) -> Int64Array:
-    """Tokens that have both of two experts of a layer. [E, E]
+def summed_together(paths: Sequence[Path], layers: tuple[int, ...], num_experts: int) -> Int64Array:
+    """Tokens that have both of two experts of a layer. [layers, E, E]
 
     Raises:
         DataError: A sample is damaged.
     """
-    total = np.zeros((num_experts, num_experts), dtype=np.int64)
+    total = np.zeros((len(layers), num_experts, num_experts), dtype=np.int64)
     for path in paths:
-        for pairs in read_pairs(path, (layer,)):
-            total += pairs.together
+        for pairs in read_pairs(path, layers):
+            total[layers.index(pairs.layer)] += pairs.together
     return total
 
 

@@ -46,7 +46,8 @@ def runs(moe: Callable[..., Program], tmp_path_factory: pytest.TempPathFactory) 
     """A folder with a run that has ended, and a copy of it under a hostile name."""
     folder = tmp_path_factory.mktemp("runs")
     words = ("--mock-data", "--train-iters", STEPS, "--save-interval", 6, "--num-processes", 1)
-    program = moe(folder, "train", "--config", "test_tiny", *words, "--run-dir", "first")
+    words += ("--run-dir", "first", "--set", "telemetry.sample_interval=6")
+    program = moe(folder, "train", "--config", "test_tiny", *words)
     assert program.end(200) == 0, program.output
     shutil.copytree(folder / "first", folder / HOSTILE)
     return folder
@@ -342,6 +343,7 @@ def test_every_view_of_a_report_opens(opened: Watched, report: Path):
         expect(page.get_by_role("alert")).to_have_count(0)
     page = opened.go("#cell=1.0")
     expect(page.get_by_text("Load over fair share", exact=True)).to_be_visible()
+    expect(page.get_by_text("Chosen together with")).to_be_visible()
     page = opened.go("#view=summary")
     expect(page.get_by_text("Router entropy (relative to its maximum)")).to_be_visible()
     expect(page.get_by_label("Configuration").last).to_contain_text(HOSTILE)

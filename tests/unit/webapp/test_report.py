@@ -11,8 +11,15 @@ import pytest
 
 from moe_megatron.errors import DataError
 from moe_megatron.testing.written_run import write_run
+from moe_megatron.webapp import report
 from moe_megatron.webapp.calls import answer
-from moe_megatron.webapp.report import MOST_COLUMNS, render_report, report_data, write_report
+from moe_megatron.webapp.report import (
+    MOST_COLUMNS,
+    MOST_DATA_BYTES,
+    render_report,
+    report_data,
+    write_report,
+)
 from moe_megatron.webapp.run_reader import RunReader
 from moe_megatron.webapp.view import Lines, register_view, unregister_view
 
@@ -23,7 +30,9 @@ HOSTILE = "</noscript><script>alert(1)</script>"
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> RunReader:
-    return RunReader(write_run(tmp_path_factory.mktemp("runs") / "run", 300, history=280))
+    return RunReader(
+        write_run(tmp_path_factory.mktemp("runs") / "run", 300, history=280, samples=50)
+    )
 
 
 def asked(address: str) -> tuple[str, dict[str, str]]:
@@ -45,7 +54,7 @@ def test_what_it_holds_is_what_the_server_answers(run: RunReader) -> None:
         assert json.dumps(found) == json.dumps(given) if isinstance(given, dict) else found == given
         seen.add(call)
     needed = {"cost", "events", "flow", "layers", "matrix", "moves", "ranks", "series", "summary"}
-    assert seen == needed | {"expert_cost"}
+    assert seen == needed | {"cells", "expert_cost"}
     assert data["calls"][base]["config"] == ""
 
 
@@ -61,10 +70,33 @@ def test_frames_follow_each_other_through_the_run_and_there_is_one_of_all(run: R
 
 def test_a_large_model_has_fewer_frames(tmp_path: Path) -> None:
     layers = tuple(range(4, 65))
-    big = RunReader(write_run(tmp_path / "big", 24, history=0, layers=layers, num_experts=256))
+    folder = write_run(tmp_path / "big", 14, history=0, layers=layers, num_experts=256, samples=14)
+    big = RunReader(folder)
     data = report_data(big)
-    assert 8 <= len(data["columns"][big.facts.id]) < 24
-    assert len(json.dumps(data)) < 700_000
+    assert 5 <= len(data["columns"][big.facts.id]) <= 10
+    assert len(json.dumps(data, separators=(",", ":"))) < MOST_DATA_BYTES
+    (cells,) = [it for address, it in data["calls"].items() if "/cells?" in address]
+    assert (cells["each"], len(cells["steps"])) == (2, 2)
+
+
+def test_what_is_too_large_is_left_out_and_what_matters_most_goes_along(
+    run: RunReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def held(most: int) -> dict[str, Any]:
+        monkeypatch.setattr(report, "MOST_DATA_BYTES", most)
+        return report_data(run)["calls"]
+
+    def size(calls: dict[str, Any]) -> int:
+        return len(json.dumps(calls, separators=(",", ":")))
+
+    least, whole = held(0), held(MOST_DATA_BYTES)
+    needed = {"summary", "series", "layers", "events", "cost", "matrix"}
+    assert needed <= {asked(it)[0] for it in least}
+    assert {asked(it)[0] for it in whole} - needed > {"cells", "flow", "moves"}
+    for most in range(size(least) + 2000, size(whole), 2000):
+        calls = held(most)
+        assert size(least) < size(calls) < most + 500  # and the addresses
+        assert any("/cells?" in it for it in calls) or most < size(least) + 3000
 
 
 def test_nothing_in_it_waits_for_news(run: RunReader) -> None:

@@ -32,7 +32,7 @@ it("a report gives no other cell for the one asked for, and says what to do", as
 
 it("a cell that a report does not hold is answered from its frames", async () => {
   const calls = {
-    "/api/runs/r": { layers: [3], expert_ranks: [[1]] },
+    "/api/runs/r": { layers: [3], expert_ranks: [[1]], has: {} },
     "/api/runs/r/matrix?first=1&last=10&quantity=load": frame(1, 10, 0),
     "/api/runs/r/matrix?first=11&last=20&quantity=load": frame(11, 20, 111),
     "/api/runs/r/matrix?first=1&last=20&quantity=load": frame(1, 20, 9),
@@ -43,6 +43,37 @@ it("a cell that a report does not hold is answered from its frames", async () =>
   expect(found.load[0]).toBe(0);
   expect(found.load[1]).toBeCloseTo(2 ** ((111 - 127.5) / 31.75));
   expect(found.ep_rank).toBe(1);
+});
+
+const bytes = (...values: number[]) => btoa(String.fromCharCode(...values));
+
+it("an expert of a report has drops of its layer, and bias and partners from bytes", async () => {
+  const calls = {
+    "/api/runs/r": { layers: [3, 5], experts: 3, expert_ranks: [], has: { affinity: true } },
+    "/api/runs/r/layers?columns=2": { steps: [[1, 15], [16, 20]], layers: [3, 5], drop_rate: [[0, 0], [0.1, 0.2]] },
+    "/api/runs/r/cells?columns=2&partners=2": {
+      steps: [[1, 10], [11, 20]],
+      low: [null, -1],
+      high: [null, 1],
+      bias: bytes(255, 255, 255, 9, 9, 255, 255, 255, 255, 9, 9, 254),
+      each: 2,
+      partners: bytes(1, 2, 0, 2, 0, 1, 1, 2, 0, 2, 0, 1),
+      share: bytes(255, 0, 0, 0, 0, 0, 0, 0, 0, 0, 239, 0),
+      null_share: bytes(255, 0, 0, 0, 0, 0, 0, 0, 0, 0, 223, 0),
+    },
+    "/api/runs/r/matrix?first=1&last=10&quantity=load": frame(1, 10, 0),
+    "/api/runs/r/matrix?first=11&last=20&quantity=load": frame(11, 20, 111),
+  };
+  const report = new EmbeddedSource({ runs: [], calls, columns: { r: [[1, 10], [11, 20]] } });
+  const found = await report.expert("r", 5, 2, 200);
+  expect(found.drop_rate).toEqual([0.1, 0.2]);
+  expect(found.bias).toEqual([null, 1]);
+  expect(found.partners).toEqual([{ expert: 0, share: 0.5, null_share: 0.25 }]);
+  expect(found.note).toBeUndefined();
+  expect((await report.expert("r", 3, 0, 200)).bias).toEqual([null, null]);
+  const { "/api/runs/r/cells?columns=2&partners=2": _, ...without } = calls;
+  const thin = new EmbeddedSource({ runs: [], calls: without, columns: { r: [[1, 10], [11, 20]] } });
+  expect((await thin.expert("r", 5, 2, 200)).note).toMatch(/too large for a report/);
 });
 
 it("a report answers with the moves since the checkpoint nearest to that asked for", async () => {

@@ -7,7 +7,7 @@
 import { type Frame, decodeFrame, ratioOf } from "./frame";
 import { paths } from "./paths";
 import { type DataSource, SourceError, type Watcher } from "./source";
-import type { Expert, OwnName, Run, RunSummary, Span } from "./types";
+import type { Cells, Expert, LayerSeries, Numbers, OwnName, Run, RunSummary, Span } from "./types";
 
 export interface RunData {
   runs: RunSummary[];
@@ -69,7 +69,7 @@ export class EmbeddedSource implements DataSource {
   events: DataSource["events"] = (id, after) => this.find(paths.events(id, after));
   log: DataSource["log"] = (id, after) => this.find(paths.log(id, after));
 
-  /** What frames tell of one expert: its load. */
+  /** What frames, layers and bytes of all experts tell of one of them. */
   private async expertOfFrames(id: string, layer: number, expert: number, problem: Error): Promise<Expert> {
     const steps = this.data.columns?.[id] ?? [];
     if (!steps.length) throw problem;
@@ -77,7 +77,20 @@ export class EmbeddedSource implements DataSource {
     const row = run.layers.indexOf(layer);
     const frames = await Promise.all(steps.map((span) => this.matrix(id, span)));
     const load = frames.map((frame) => ratioOf(frame.cells[row * frame.experts + expert]!));
-    return { steps, load, drop_rate: [], bias: [], ep_rank: run.expert_ranks[row]?.[expert] ?? null, partners: [], tokens: [], tokens_step: null, domains: [] };
+    const layers = await this.find<LayerSeries>(paths.layers(id, 0)).catch(() => null);
+    const cells = await this.find<Cells>(`${paths.run(id)}/cells`).catch(() => null);
+    return {
+      steps,
+      load,
+      drop_rate: layers ? steps.map((span) => layers.drop_rate[layers.layers.indexOf(layer)]?.[columnOf(layers.steps, middle(span))] ?? null) : [],
+      bias: cells?.bias ? biasOf(cells, steps, run, row, expert) : [],
+      ep_rank: run.expert_ranks[row]?.[expert] ?? null,
+      partners: cells?.each ? partnersOf(cells, run, row, expert) : [],
+      tokens: [],
+      tokens_step: null,
+      domains: [],
+      note: run.has.affinity ? leftOut(cells, run) : undefined,
+    };
   }
 
   models = async (): Promise<never[]> => [];
@@ -91,4 +104,44 @@ export class EmbeddedSource implements DataSource {
     watcher.connection("none");
     return () => {};
   }
+}
+
+const middle = ([first, last]: Span): number => (first + last) / 2;
+
+/** The column that a step is in. */
+const columnOf = (columns: Span[], step: number): number => columns.findIndex(([, last]) => step <= last);
+
+/** The bias at the moments that there are; other columns have none, and the line goes on. */
+function biasOf(cells: Cells, steps: Span[], run: Run, row: number, expert: number): Numbers {
+  const bytes = new Uint8Array(fromBase64(cells.bias));
+  const low = cells.low[row] ?? 0;
+  const found: Numbers = steps.map(() => null);
+  cells.steps.forEach(([, last], column) => {
+    const byte = bytes[(column * run.layers.length + row) * run.experts + expert]!;
+    if (byte < 255) found[columnOf(steps, last)] = low + (byte / 254) * ((cells.high[row] ?? low) - low);
+  });
+  return found;
+}
+
+const shareOf = (byte: number): number => (byte ? 2 ** ((byte - 255) / 16) : 0);
+
+function partnersOf(cells: Cells, run: Run, row: number, expert: number): Expert["partners"] {
+  const share = new Uint8Array(fromBase64(cells.share!));
+  const chance = new Uint8Array(fromBase64(cells.null_share!));
+  const numbers = fromBase64(cells.partners!);
+  const partners = run.experts <= 256 ? new Uint8Array(numbers) : new Uint16Array(numbers);
+  const first = (row * run.experts + expert) * cells.each;
+  return Array.from({ length: cells.each }, (_, i) => ({
+    expert: partners[first + i]!,
+    share: shareOf(share[first + i]!),
+    null_share: shareOf(chance[first + i]!),
+  })).filter((partner) => partner.share > 0);
+}
+
+/** What a report of a large model does not say of an expert. */
+function leftOut(cells: Cells | null, run: Run): string | undefined {
+  const more = "`moe-megatron dashboard RUN_DIR` shows all.";
+  if (!cells) return `Bias and partners of so many experts are too large for a report; ${more}`;
+  if (cells.each >= Math.min(8, run.experts - 1)) return undefined;
+  return `Of this model, a report has the bias at ${cells.steps.length} moments and ${cells.each} partners of each expert; ${more}`;
 }

@@ -93,6 +93,23 @@ export interface Expert {
   /** The step whose tokens they are. */
   tokens_step: number | null;
   domains: { name: string; share: number; null_share: number | null }[];
+  /** What is left out. */
+  note?: string;
+}
+
+/** Numbers of all experts in bytes, as base64; see cells_call.py. */
+export interface Cells {
+  steps: Span[];
+  /** Least and largest bias of each layer. */
+  low: Numbers;
+  high: Numbers;
+  /** Column, layer, expert. */
+  bias: string;
+  /** How many partners of each expert: layer, expert, partner. */
+  each: number;
+  partners?: string;
+  share?: string;
+  null_share?: string;
 }
 
 export interface ExpertToken {

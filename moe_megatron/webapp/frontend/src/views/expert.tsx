@@ -64,6 +64,7 @@ export function ExpertView({ cell }: { cell: Cell }) {
       <Ready of={loaded}>
         {(expert) => (
           <>
+            {expert.note && <Note>{expert.note}</Note>}
             {charts.map((chart, i) => (
               <Lines key={chart.title} {...chart} at={step} pick={(to) => go({ step: to })} height={i ? 90 : 130} />
             ))}
