@@ -44,27 +44,23 @@ class MoEDashboard:
         dashboard.export_report("moe_analysis.html")
 
     Args:
-        source: the folder of a run or of several, what `MoETrainer.train` returned, or a model.
+        source: the folder of a run or of several, what `MoETrainer.train` returned, or a model; or
+            a list of such folders and results, which are compared.
 
     Raises:
         ConfigError: it is none of these, or a model without routers.
     """
 
-    def __init__(self, source: Union[str, Path, "nn.Module", Any]) -> None:
+    def __init__(self, source: Union[str, Path, "nn.Module", Sequence[Any], Any]) -> None:
         self._monitor: RouterMonitor | None = None
-        self._folder: Path | None = None
-        run_dir = getattr(source, "run_dir", None)
-        if isinstance(source, str | Path):
-            self._folder = user_path(str(source))
-        elif isinstance(run_dir, str | Path):
-            self._folder = Path(run_dir)
-        elif callable(getattr(source, "named_modules", None)):
-            self._monitor = RouterMonitor(source)
+        self._folders: list[Path] = []
+        model: Any = source
+        if callable(getattr(source, "named_modules", None)):
+            self._monitor = RouterMonitor(model)
+        elif isinstance(source, list | tuple) and source:
+            self._folders = [_folder(it) for it in source]
         else:
-            raise ConfigError(
-                f"a dashboard shows the folder of a run or a model, not {type(source).__name__}; "
-                'give "runs/demo_moe", for example.'
-            )
+            self._folders = [_folder(source)]
         self._process: DashboardProcess | None = None
 
     def start(self, port: int = PORT, metrics: Sequence[str] = ()) -> DashboardProcess:
@@ -92,8 +88,7 @@ class MoEDashboard:
         if self._monitor is not None:
             self._process = self._monitor.start_dashboard(port)
         else:
-            assert self._folder is not None
-            self._process = DashboardProcess([self._folder], port=port)
+            self._process = DashboardProcess(self._folders, port=port)
         if metrics:
             self._process.go_to(f"view={_VIEWS[metrics[0]]}")
         return self._process
@@ -110,7 +105,7 @@ class MoEDashboard:
         return self._monitor.track()
 
     def export_report(self, output: str | Path) -> Path:
-        """Write one HTML file that needs no server: the page with what it shows.
+        """Write one HTML file that needs no server: the page with what it shows of the runs.
 
         Args:
             output: The file.
@@ -122,8 +117,7 @@ class MoEDashboard:
             DataError: The run has no step yet, or no block of the model was tracked.
         """
         if self._monitor is None:
-            assert self._folder is not None
-            return write_report(self._folder, user_path(str(output)))
+            return write_report(self._folders, user_path(str(output)))
         if not self._monitor.keep_blocks().joinpath(ROUTING_FILE).stat().st_size:
             raise DataError(
                 "no block of the model was tracked yet; run the model under `with "
@@ -136,3 +130,16 @@ class MoEDashboard:
         if self._process is not None:
             self._process.close()
             self._process = None
+
+
+def _folder(source: object) -> Path:
+    """The folder of a run, given by itself or by what a training returned."""
+    run_dir = getattr(source, "run_dir", None)
+    if isinstance(source, str | Path):
+        return user_path(str(source))
+    if isinstance(run_dir, str | Path):
+        return Path(run_dir)
+    raise ConfigError(
+        f"a dashboard shows the folder of a run or a model, not {type(source).__name__}; give "
+        '"runs/demo_moe", for example.'
+    )

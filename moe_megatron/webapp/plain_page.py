@@ -46,10 +46,14 @@ def plain_page(runs: Iterable[RunFacts]) -> str:
     return _PAGE.format(title="moe_megatron dashboard", body=_RUNS.format(table=table))
 
 
-def plain_report(name: str, summary: Mapping[str, Any], config: str) -> str:
-    """A report without its pictures; arguments as of `plain_summary`."""
-    body = f"{plain_summary(name, summary, config)}\n{_NOT_BUILT}"
-    return _PAGE.format(title=f"{escape(name)} - MoE Lab", body=body)
+def plain_report(title: str, summaries: str) -> str:
+    """A report without its pictures.
+
+    Args:
+        title: Names of its runs.
+        summaries: What `plain_summary` says of each.
+    """
+    return _PAGE.format(title=f"{escape(title)} - MoE Lab", body=f"{summaries}\n{_NOT_BUILT}")
 
 
 def plain_summary(name: str, summary: Mapping[str, Any], config: str) -> str:

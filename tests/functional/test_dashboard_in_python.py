@@ -137,3 +137,8 @@ def test_mistakes_are_told(tmp_path: Path, model: MoEModel) -> None:
     with pytest.raises(DataError, match="a run counts its steps itself"):
         MoEDashboard(run).track()
     assert MoEDashboard(run).export_report(tmp_path / "x.html").is_file()
+    other = write_run(tmp_path / "other", 5)
+    path = MoEDashboard([str(run), other]).export_report(tmp_path / "both.html")
+    assert f"<title>{run.name}, {other.name} - MoE Lab</title>" in path.read_text()
+    with pytest.raises(ConfigError, match="not int; give"):
+        MoEDashboard([run, 3])

@@ -350,6 +350,27 @@ def test_every_view_of_a_report_opens(opened: Watched, report: Path):
     assert report.stat().st_size < 2**20
 
 
+def test_a_report_of_two_runs_compares_them_and_shows_each(
+    browser: Browser, runs: Path, page: Path, tmp_path: Path
+):
+    folders = [runs / "first", runs / HOSTILE]
+    path = write_report(folders, tmp_path / "both.html", page=page)
+    assert path.stat().st_size < 1_000_000
+    context = browser.new_context(viewport={"width": 1280, "height": 900}, offline=True)
+    context.set_default_timeout(30_000)
+    watched = Watched(context.new_page(), path.as_uri())
+    tab = watched.go("")
+    for title in ("Loss and balance", "first", HOSTILE, "Difference"):
+        expect(tab.get_by_role("heading", name=title, exact=True)).to_be_visible()
+    assert tab.locator(".matrix-canvas canvas").count() == 3
+    for folder in folders:
+        tab = watched.go(f"#run={run_id(folder)}&view=summary")
+        expect(tab.get_by_text("Router entropy (relative to its maximum)")).to_be_visible()
+        assert tab.title() == f"{folder.name} - MoE Lab"
+    context.close()
+    assert watched.wrong == []
+
+
 def test_report_without_scripts_is_its_summary(browser: Browser, report: Path):
     context = browser.new_context(java_script_enabled=False)
     tab = context.new_page()

@@ -1,4 +1,4 @@
-"""`moe-megatron report`: write the HTML report of a run."""
+"""`moe-megatron report`: write the HTML report of a run, or of several."""
 
 import argparse
 from collections.abc import Sequence
@@ -8,8 +8,9 @@ from moe_megatron.files import user_path
 from moe_megatron.webapp.report import write_report
 
 _EPILOG = """\
-example:
-  moe-megatron report runs/demo_moe --output report.html"""
+examples:
+  moe-megatron report runs/demo_moe --output report.html
+  moe-megatron report runs/a runs/b --output compared.html"""
 
 
 def run(argv: Sequence[str]) -> int:
@@ -22,18 +23,24 @@ def run(argv: Sequence[str]) -> int:
         The exit code.
 
     Raises:
-        DataError: The run's files are missing or damaged.
+        ConfigError: There are too many runs.
+        DataError: A run's files are missing or damaged.
     """
     parser = Parser(
         prog="moe-megatron report",
         description="Write one HTML file that needs no server: the dashboard's page, and what it "
-        "shows of a run.",
+        "shows of a run; of several, it compares them.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("run_dir", type=user_path, metavar="RUN_DIR", help="folder of a run")
-    parser.add_argument("--output", type=user_path, help="file to write (RUN_DIR/report.html)")
-    parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
+    add = parser.add_argument
+    add("run_dirs", type=user_path, nargs="+", metavar="RUN_DIR", help="folder of a run")
+    add(
+        "--output",
+        type=user_path,
+        help="file to write (RUN_DIR/report.html; of several runs, comparison.html in the first)",
+    )
+    add("--debug", action="store_true", help="show tracebacks of errors")
     options = parser.parse_args(argv)
-    print(write_report(options.run_dir, options.output))
+    print(write_report(options.run_dirs, options.output))
     return 0

@@ -15,5 +15,11 @@ const draw = (source: DataSource) =>
   );
 
 const data = document.getElementById("run-data")?.textContent;
-if (data) void import("./data/embedded").then(({ EmbeddedSource }) => draw(new EmbeddedSource(JSON.parse(data))));
+if (data) {
+  void import("./data/embedded").then(({ EmbeddedSource }) => {
+    const held = JSON.parse(data);
+    if (held.runs.length > 1 && !location.hash) location.hash = "#view=compare";
+    draw(new EmbeddedSource(held));
+  });
+}
 else draw(new ServerSource());
