@@ -194,7 +194,7 @@ def _read(run: RunInfo) -> str:
         warm, cpu, cold = [], [], []
         for _ in range(repeats):
             state = places.getstate()
-            _drop_from_cache(_folder(run))
+            drop_from_cache(_folder(run))
             cold.append(_timed(look)[0])
             places.setstate(state)
             seconds, used = _timed(look)
@@ -233,7 +233,8 @@ def _timed(call: Callable[[], object]) -> tuple[float, float]:
     return time.perf_counter() - started, time.process_time() - used
 
 
-def _drop_from_cache(folder: Path) -> None:
+def drop_from_cache(folder: Path) -> None:
+    """Ask the kernel to forget what it has read of the files in a folder."""
     for path in folder.rglob("*"):
         if path.is_file():
             descriptor = os.open(path, os.O_RDONLY)

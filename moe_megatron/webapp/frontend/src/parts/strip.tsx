@@ -1,5 +1,5 @@
 /** Rows over steps on a canvas: a quantity of each layer, and how it went. */
-import { useEffect, useRef, useState } from "react";
+import { useEffect, useMemo, useRef, useState } from "react";
 import type { Numbers, Span } from "../data/types";
 import { MISSING } from "../data/frame";
 import { amountPalette } from "../draw/colours";
@@ -63,7 +63,8 @@ export function StripChart(props: Strip & { at?: number; pick?: (step: number, l
   const [spot, setSpot] = useState<[row: number, column: number] | null>(null);
   const rowHeight = Math.min(18, Math.max(3, 132 / layers.length));
   const palette = amountPalette(theme, kind);
-  const [low, high] = endsOf(props);
+  const [low, high] = useMemo(() => endsOf(props), [rows]);
+  // A live run draws this again with each step: not so the picture, which has not changed.
   useEffect(() => {
     if (!canvas.current || !width) return;
     paintHeat(canvas.current, {
@@ -76,7 +77,7 @@ export function StripChart(props: Strip & { at?: number; pick?: (step: number, l
       overloadedFrom: 256,
       ink: "",
     });
-  });
+  }, [rows, palette, width]);
   const where = (event: React.PointerEvent | React.MouseEvent): [number, number] => {
     const area = event.currentTarget.getBoundingClientRect();
     const row = Math.floor(((event.clientY - area.top) / area.height) * layers.length);

@@ -1,4 +1,5 @@
 /** A strip for each quantity of layers: how balanced each layer was, over all steps. */
+import { useMemo } from "react";
 import { paths } from "../data/paths";
 import type { LayerQuantity, LayerSeries, Numbers } from "../data/types";
 import { stacked } from "../draw/svg";
@@ -47,11 +48,12 @@ export function LayersView() {
   const { source, run, tick } = useSubject();
   const { step } = useMoment();
   const loaded = useLoaded(paths.layers(run.id, COLUMNS), (signal) => source.layers(run.id, COLUMNS, signal), tick, run.id);
-  const strips = loaded.data ? stripsOf(loaded.data) : [];
+  const strips = useMemo(() => (loaded.data ? stripsOf(loaded.data) : []), [loaded.data]);
+  const words = useMemo(() => (loaded.data ? never(loaded.data) : []), [loaded.data]);
   return (
     <Panel
       title="Layers over time"
-      says={["A row for each layer, the first on top. Click to go to a step.", ...(loaded.data ? never(loaded.data) : [])].join(" ")}
+      says={["A row for each layer, the first on top. Click to go to a step.", ...words].join(" ")}
       savable={
         strips.length
           ? {
