@@ -78,14 +78,14 @@ def measure(config: RunConfig, precision: str) -> dict[str, Any]:
         many times the mean load the busiest expert of a layer had in the last step.
     """
     on_gpu = torch.cuda.is_available()
-    if on_gpu:
-        torch.cuda.reset_peak_memory_stats()
     description = Description()
     attached = Attachments(sinks=(description,))
     history = start(config, attached=attached, quiet_megatron=False, say=print).history
     steps = history.steps[WARM_UP:]
     peak = peak_tflops(description.info.labels["device"], precision)
     load = history.last_routing
+    # Telemetry begins the allocator's peak anew with each step.
+    most = max([0, *(step.peak_memory_bytes or 0 for step in history.steps)])
     return {
         **speed(
             step_seconds=median_step(steps),
@@ -94,7 +94,7 @@ def measure(config: RunConfig, precision: str) -> dict[str, Any]:
             peak_tflops=None if peak is None else peak * description.info.world_size,
         ),
         "last_loss": last([step.loss for step in steps if step.loss is not None]),
-        "peak_memory_gib": torch.cuda.max_memory_allocated() / 2**30 if on_gpu else None,
+        "peak_memory_gib": most / 2**30 if on_gpu else None,
         "busiest_expert": None if load is None else float(load.imbalance.max()),
     }
 

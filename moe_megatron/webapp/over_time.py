@@ -34,6 +34,7 @@ def series(run: RunReader, asked: Asked) -> dict[str, Any]:
         "grad_norm": nested(means.grad_norm),
         "tokens_per_second": nested(means.tokens_per_second),
         "memory_bytes": nested(means.memory_bytes),
+        "peak_memory_bytes": nested(means.peak_memory_bytes),
         "evaluations": [
             {"step": it.step, "name": name, "loss": nullable(loss)}
             for it in run.steps.evaluations

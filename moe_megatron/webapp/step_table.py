@@ -25,9 +25,11 @@ _COLUMNS = (
     *_MEASURED,
     *(f"{name}_count" for name in _MEASURED),
     "timed_steps",
+    "peak_memory_bytes",
 )
 """Further columns, as many as a run has expert parallel ranks, add up the time of each."""
 _AT = {name: place for place, name in enumerate(_COLUMNS)}
+_PEAK = _AT["peak_memory_bytes"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +40,8 @@ class StepMeans:
     learning_rate: Float64Array
     grad_norm: Float64Array
     memory_bytes: Float64Array
+    peak_memory_bytes: Float64Array
+    """The highest of a column, not a mean"""
     tokens_per_second: Float64Array
     expert_rank_seconds: Float64Array
     """[columns, ranks]; no ranks where none was timed"""
@@ -112,6 +116,7 @@ class StepTable:
             if value is not None and np.isfinite(value):
                 row[_AT[name]] += value
                 row[_AT[f"{name}_count"]] += 1
+        row[_PEAK] = max(row[_PEAK], record.peak_memory_bytes or 0)
         seconds = record.expert_rank_seconds
         if seconds and len(row) == len(_COLUMNS) + len(seconds):
             row[_AT["timed_steps"]] += 1
@@ -138,20 +143,23 @@ class StepTable:
 
     def _halve(self) -> None:
         pairs = self._rows[: self._size].reshape(self._size // 2, 2, -1)
-        lasts = pairs[:, 1, _AT["last"]].copy()
+        lasts, peaks = pairs[:, 1, _AT["last"]].copy(), pairs[:, :, _PEAK].max(axis=1)
         self._size //= 2
         self._rows[: self._size] = pairs.sum(axis=1)
         self._rows[: self._size, _AT["last"]] = lasts
+        self._rows[: self._size, _PEAK] = peaks
         self._width *= 2
 
     def means(self, spans: Sequence[Span]) -> StepMeans:
         """The means of columns, which follow each other."""
         edges = np.searchsorted(self._lasts, [first for first, _ in spans] + [spans[-1][1] + 1])
-        sums = np.zeros((len(spans), self._rows.shape[1]))
+        sums, peaks = np.zeros((len(spans), self._rows.shape[1])), np.full(len(spans), np.nan)
         for place, (start, end) in enumerate(pairwise(edges.tolist())):
             sums[place] = self._rows[start:end].sum(axis=0)
+            peaks[place] = self._rows[start:end, _PEAK].max(initial=0) or np.nan
         with np.errstate(divide="ignore", invalid="ignore"):
             return StepMeans(
+                peak_memory_bytes=peaks,
                 tokens_per_second=sums[:, _AT["tokens"]] / sums[:, _AT["seconds"]],
                 expert_rank_seconds=sums[:, len(_COLUMNS) :] / sums[:, [_AT["timed_steps"]]],
                 **{name: sums[:, _AT[name]] / sums[:, _AT[f"{name}_count"]] for name in _MEASURED},

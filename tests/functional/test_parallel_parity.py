@@ -192,6 +192,10 @@ def test_steps_say_memory_and_the_time_of_each_expert_rank(
     for record in step_records(root / layout):
         assert record.memory_bytes is not None
         assert record.memory_bytes > 2**20
+        if Path("/proc/self/clear_refs").exists():
+            assert record.peak_memory_bytes is not None
+            # The mark is kept by page, the resident size is a little behind.
+            assert record.peak_memory_bytes > 0.9 * record.memory_bytes
         assert len(record.expert_rank_seconds) == 2
         assert min(record.expert_rank_seconds) > 0
     assert {it.expert_rank_seconds for it in step_records(root / "single")} == {()}

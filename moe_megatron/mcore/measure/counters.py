@@ -37,6 +37,9 @@ _NUM_COUNTS = 2
 # its last two columns hold the sum of the reported losses and the number of ranks reporting one.
 _NUM_LOSS = 2
 
+# Of each rank: its time, its memory and the peak of that.
+_NUM_RANK_VALUES = 3
+
 # For each sink: on how many ranks it is broken, how often it was, and the records that it has lost.
 _NUM_SINK_SLOTS = 3 * len(SINKS)
 
@@ -82,6 +85,8 @@ class StepTotals:
     """[W], one value per rank, see `rank_load`; zeros where nothing was measured"""
     rank_memory_bytes: Float64Array = field(default_factory=lambda: np.zeros(1))
     """[W]"""
+    rank_peak_bytes: Float64Array = field(default_factory=lambda: np.zeros(1))
+    """[W]"""
     other_sinks: Mapping[str, SinkState] = field(default_factory=dict)
     """The logs and sinks of all ranks but the first that were ever broken, by name"""
     by_task: Int64Array | None = None
@@ -113,7 +118,10 @@ class PendingTotals:
         size = self._num_rows * (experts + _num_sums(self._names))
         sums, rest = flat[:size].reshape(self._num_rows, -1), flat[size:]
         measured, rest = rest[: len(self._measures)], rest[len(self._measures) :]
-        ranks, sinks = rest[:-_NUM_SINK_SLOTS].reshape(2, -1), rest[-_NUM_SINK_SLOTS:]
+        ranks, sinks = (
+            rest[:-_NUM_SINK_SLOTS].reshape(_NUM_RANK_VALUES, -1),
+            rest[-_NUM_SINK_SLOTS:],
+        )
         loss_sum, num_reports = sums[-1, -_NUM_LOSS:]
         return StepTotals(
             tokens_per_expert=counts[:, :experts],
@@ -125,6 +133,7 @@ class PendingTotals:
             loss=float(loss_sum / num_reports) if num_reports else None,
             rank_compute_seconds=ranks[0],
             rank_memory_bytes=ranks[1],
+            rank_peak_bytes=ranks[2],
             other_sinks=_sinks_of(sinks.reshape(len(SINKS), -1)),
             measures={
                 name: float(value / num_reports)
@@ -251,13 +260,14 @@ class RoutingCounters:
         every rank's values to all of them without a second reduction.
         """
         world = dist.get_world_size() if dist.is_initialized() else 1
-        ranks = torch.zeros(2, world, dtype=torch.float64, device=sums.device)
+        ranks = torch.zeros(_NUM_RANK_VALUES, world, dtype=torch.float64, device=sums.device)
         sinks = torch.zeros(_NUM_SINK_SLOTS, dtype=torch.float64, device=sums.device)
         if own is not None:
             rank = dist.get_rank() if dist.is_initialized() else 0
             # fill_ with a number is one small kernel; nothing is copied from the host.
             ranks[0, rank].fill_(own.compute_seconds)
             ranks[1, rank].fill_(own.memory_bytes)
+            ranks[2, rank].fill_(own.peak_bytes)
             if rank:  # the exporter, on the first rank, knows that rank's
                 _add_sinks(sinks, own.sinks)
         return torch.cat((sums.flatten(), extra, ranks.flatten(), sinks))

@@ -19,6 +19,7 @@ import torch
 from megatron.core.transformer.moe.moe_layer import MoELayer
 from numpy.typing import NDArray
 
+from moe_megatron.mcore.measure.peak_memory import PeakMemory
 from moe_megatron.telemetry.sinks.health import SinkState
 
 
@@ -29,6 +30,9 @@ class RankValues:
     compute_seconds: float
     """0.0 where nothing was measured."""
     memory_bytes: float
+    """At the end of the step."""
+    peak_bytes: float = 0.0
+    """The most at once since the end of the step before; 0.0 where it is not known."""
     sinks: Mapping[str, SinkState] = field(default_factory=dict)
     """Its logs and sinks that were ever broken, by the names of `metric.SINKS`."""
 
@@ -44,6 +48,7 @@ class ComputeTimer:
         self._on_gpu = next(model[0].parameters()).is_cuda
         self._watches = [_Watch(module, self._on_gpu) for module in _local_modules(model)]
         self._process = psutil.Process()
+        self._peak = PeakMemory(on_gpu=self._on_gpu)
         self._last: list[_Span] = []
 
     def take(self) -> RankValues:
@@ -52,11 +57,14 @@ class ComputeTimer:
         if self._on_gpu:
             spans, self._last = self._last, spans
         return RankValues(
-            compute_seconds=sum(span.seconds() for span in spans), memory_bytes=self._memory()
+            compute_seconds=sum(span.seconds() for span in spans),
+            memory_bytes=self._memory(),
+            peak_bytes=self._peak.take(),
         )
 
     def remove(self) -> None:
         """Remove the hooks from the model."""
+        self._peak.close()
         for watch in self._watches:
             watch.remove()
         self._watches, self._last = [], []

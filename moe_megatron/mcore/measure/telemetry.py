@@ -378,6 +378,7 @@ class TelemetryCallback(Callback):
             skipped=event.skipped,
             measures=totals.measures,
             memory_bytes=int(memory) or None,
+            peak_memory_bytes=int(totals.rank_peak_bytes.max()) or None,
             expert_rank_seconds=by_expert_rank(seconds, self._expert_ranks),
             runtime=StepRuntime(
                 ended_at=pending.ended_at,

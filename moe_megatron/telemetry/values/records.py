@@ -28,7 +28,7 @@ from moe_megatron.telemetry.values.json_fields import (
 from moe_megatron.telemetry.values.profile import RoutingProfile
 from moe_megatron.telemetry.values.task_scores import TaskScore
 
-_WHERE_MEASURED = ("measures", "memory_bytes", "expert_rank_seconds")
+_WHERE_MEASURED = ("measures", "memory_bytes", "peak_memory_bytes", "expert_rank_seconds")
 _MAX_EXPONENT = 20.0  # as in Megatron: an untrained model prints 4.9e8 in place of an overflow
 
 
@@ -83,6 +83,8 @@ class StepRecord:
         measures: what the loss function reports besides the loss, by name; {} for most.
         memory_bytes: memory of the process that has most, at the end of the step: allocated on its
             GPU, or resident on a CPU; None where it was not measured.
+        peak_memory_bytes: the most that a process held at once since the end of the step before,
+            evaluation and saving between them included; None where it was not measured.
         expert_rank_seconds: forward time of a micro-batch in attention and experts, without
             communication, mean over the processes of each expert parallel rank; () where there is
             one rank, or nothing was measured.
@@ -99,6 +101,7 @@ class StepRecord:
     skipped: bool = False
     measures: Mapping[str, float] = field(default_factory=dict)
     memory_bytes: int | None = None
+    peak_memory_bytes: int | None = None
     expert_rank_seconds: tuple[float, ...] = ()
     runtime: StepRuntime | None = field(default=None, compare=False)
 
@@ -113,8 +116,9 @@ class StepRecord:
         `runtime` is not in it, nor are measures, memory and times of ranks where there are none.
         """
         where_measured: dict[str, Any] = {}
-        if self.memory_bytes is not None:
-            where_measured["memory_bytes"] = self.memory_bytes
+        for name in ("memory_bytes", "peak_memory_bytes"):
+            if getattr(self, name) is not None:
+                where_measured[name] = getattr(self, name)
         if self.expert_rank_seconds:
             where_measured["expert_rank_seconds"] = list(self.expert_rank_seconds)
         return {
@@ -141,7 +145,7 @@ class StepRecord:
         names = ("kind", "step", "total_steps", "loss", "learning_rate", "grad_norm")
         more = ("step_seconds", "tokens", "skipped")
         fields = require_fields(data, (*names, *more), optional=_WHERE_MEASURED)
-        memory = fields.get("memory_bytes")
+        memory, peak = fields.get("memory_bytes"), fields.get("peak_memory_bytes")
         seconds = read_float_array(fields.get("expert_rank_seconds", []), "expert_rank_seconds")
         return cls(
             step=read_int(fields["step"], "step"),
@@ -154,6 +158,7 @@ class StepRecord:
             skipped=read_bool(fields["skipped"], "skipped"),
             measures=_read(fields.get("measures", {})),
             memory_bytes=None if memory is None else read_int(memory, "memory_bytes"),
+            peak_memory_bytes=None if peak is None else read_int(peak, "peak_memory_bytes"),
             expert_rank_seconds=tuple(seconds.tolist()),
         )
 

@@ -70,7 +70,12 @@ def test_time_until_a_step_is_that_of_the_steps_up_to_it(most_rows: int) -> None
 
 
 def timed(step: int, *seconds: float) -> StepRecord:
-    return replace(step_record(step), memory_bytes=step * 1000, expert_rank_seconds=seconds)
+    return replace(
+        step_record(step),
+        memory_bytes=step * 1000,
+        peak_memory_bytes=(step % 7) * 9000,
+        expert_rank_seconds=seconds,
+    )
 
 
 @pytest.mark.parametrize("most_rows", [2**17, 16])
@@ -80,6 +85,7 @@ def test_memory_and_times_of_ranks_are_means_of_the_steps_that_have_them(most_ro
         table.add(timed(step, step, 2.0 * step) if step > 32 else timed(step))
     means = table.means([(1, 32), (33, 64)])
     assert means.memory_bytes.tolist() == [16_500, 48_500]
+    assert means.peak_memory_bytes.tolist() == [54_000, 54_000]
     assert np.isnan(means.expert_rank_seconds[0]).all()
     assert means.expert_rank_seconds[1].tolist() == [48.5, 97.0]
 

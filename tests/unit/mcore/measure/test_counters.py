@@ -143,11 +143,17 @@ def count_together() -> None:
     assert totals.tokens.tolist() == [50, 0]
     assert totals.loss == 2.5
     sinks = {"wandb": SinkState(broken=True, outages=1, dropped=3), "mine": SinkState(outages=2)}
-    own = RankValues(compute_seconds=0.5 + rank, memory_bytes=2.0**40 + rank, sinks=sinks)
+    own = RankValues(
+        compute_seconds=0.5 + rank,
+        memory_bytes=2.0**40 + rank,
+        peak_bytes=2.0**41 + rank,
+        sinks=sinks,
+    )
     totals = counters.collect(contributes=rank == 0, loss=None, own=own).get()
     assert totals.loss is None
     assert totals.rank_compute_seconds.tolist() == [0.5, 1.5]
     assert totals.rank_memory_bytes.tolist() == [2.0**40, 2.0**40 + 1]
+    assert totals.rank_peak_bytes.tolist() == [2.0**41, 2.0**41 + 1]
     # The state of the first rank is not sent: the exporter, which is there, knows it.
     assert totals.other_sinks == {"wandb": sinks["wandb"], "other": sinks["mine"]}
     counters.check_same_on_all_ranks()

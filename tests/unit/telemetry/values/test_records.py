@@ -29,12 +29,22 @@ def test_step_json_tells_nan_from_unknown(make_step: Callable[..., StepRecord]) 
 def test_memory_and_times_of_ranks_are_read_back_and_absent_where_not_measured(
     make_step: Callable[..., StepRecord],
 ) -> None:
-    record = make_step(memory_bytes=2**40, expert_rank_seconds=(0.25, 0.125))
+    record = make_step(
+        memory_bytes=2**40, peak_memory_bytes=2**41, expert_rank_seconds=(0.25, 0.125)
+    )
     written = json.loads(json.dumps(record.to_json_dict()))
     assert (written["memory_bytes"], written["expert_rank_seconds"]) == (2**40, [0.25, 0.125])
     assert StepRecord.from_json_dict(written) == record
-    assert not {"memory_bytes", "expert_rank_seconds"} & make_step().to_json_dict().keys()
-    for name, wrong in {"memory_bytes": 1.5, "expert_rank_seconds": ["long"]}.items():
+    assert written["peak_memory_bytes"] == 2**41
+    assert (
+        not {"memory_bytes", "peak_memory_bytes", "expert_rank_seconds"}
+        & make_step().to_json_dict().keys()
+    )
+    for name, wrong in {
+        "memory_bytes": 1.5,
+        "peak_memory_bytes": "x",
+        "expert_rank_seconds": ["long"],
+    }.items():
         with pytest.raises(DataError, match=name):
             StepRecord.from_json_dict(written | {name: wrong})
 

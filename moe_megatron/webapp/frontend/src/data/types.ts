@@ -65,6 +65,7 @@ export interface Series {
   grad_norm: Numbers;
   tokens_per_second: Numbers;
   memory_bytes: Numbers;
+  peak_memory_bytes: Numbers;
   evaluations: { step: number; name: string; loss: number | null }[];
   phases: Record<string, number>;
 }

@@ -38,7 +38,15 @@ function chartsOf(series: Series): Chart[] {
     one("Tokens a second", series.tokens_per_second),
     one("Gradient norm", series.grad_norm),
     one("Learning rate", series.learning_rate),
-    one("Memory", series.memory_bytes, bytes),
+    {
+      title: "Memory",
+      steps,
+      lines: [
+        { name: "end of a step", values: series.memory_bytes },
+        { name: "peak", values: series.peak_memory_bytes },
+      ].filter((line) => anything(line.values)),
+      write: bytes,
+    },
   ].filter((chart) => chart.lines.some((line) => anything(line.values)));
 }
 
