@@ -4,6 +4,7 @@ import argparse
 import time
 from collections.abc import Sequence
 
+from moe_megatron.cli.dashboard_database import add_database
 from moe_megatron.cli.parser import Parser
 from moe_megatron.errors import ConfigError
 
@@ -45,11 +46,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--last", type=int, default=_NEWEST, metavar="N", help=f"entries (default: {_NEWEST})")
-    add(
-        "--database",
-        required=True,
-        metavar="FILE",
-        help="where they are: a file, or postgresql+psycopg://USER@HOST/NAME",
-    )
+    add_database(parser, "where they are")
     add("--debug", action="store_true", help="show tracebacks of errors")
     return parser

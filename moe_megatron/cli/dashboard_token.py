@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Sequence
 
+from moe_megatron.cli.dashboard_database import add_database
 from moe_megatron.cli.parser import Parser
 from moe_megatron.errors import ConfigError
 
@@ -88,11 +89,6 @@ def _parser() -> argparse.ArgumentParser:
         help="a viewer looks; an operator may also ask a run for a checkpoint, or to stop",
     )
     add("--revoke", action="store_true", help="take the token and its sessions away")
-    add(
-        "--database",
-        required=True,
-        metavar="FILE",
-        help="where it is kept: a file, or postgresql+psycopg://USER@HOST/NAME",
-    )
+    add_database(parser, "where it is kept")
     add("--debug", action="store_true", help="show tracebacks of errors")
     return parser

@@ -37,12 +37,16 @@ class RedisServer:
         """As `--redis` takes it."""
         return f"redis://127.0.0.1:{self.port}"
 
-    def start(self) -> None:
-        """Start it, and wait until it takes connections."""
+    def start(self, *more: str) -> None:
+        """Start it, and wait until it takes connections.
+
+        Args:
+            more: Further lines of its configuration.
+        """
         settings = self.folder / "redis.conf"
         settings.write_text(
             f'bind 127.0.0.1\nport {self.port}\nrequirepass "{PASSWORD}"\n'
-            f'save ""\nappendonly no\ndir {self.folder}\n'
+            f'save ""\nappendonly no\ndir {self.folder}\n' + "\n".join(more)
         )
         settings.chmod(0o600)
         log = self.folder / "log"

@@ -5,7 +5,6 @@ with its answer, also that of a viewer who may not.
 """
 
 import asyncio
-from dataclasses import dataclass
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
@@ -31,11 +30,12 @@ _NOBODY_LISTENS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    status: int
-    text: str
-    """What was done, or why nothing was."""
+class _NotDoneError(Exception):
+    """The run was not asked; its text says why."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(text)
+        self.status = status
 
 
 def add_asking(app: FastAPI, runs: RunList, access: Access | None) -> None:
@@ -51,38 +51,49 @@ def add_asking(app: FastAPI, runs: RunList, access: Access | None) -> None:
             raise HTTPException(400, f"what must be {join_words(requests.REQUESTS)}.")
         run = await asyncio.to_thread(runs.reader, run_id)
         address = address_of(request)
-        found = await asyncio.to_thread(_asked, access, user, run, what, address)
-        key = "asked" if found.status == 202 else "error"
-        said = what if found.status == 202 else found.text
-        return JSONResponse({key: said}, found.status, headers={"cache-control": "no-store"})
+        try:
+            await asyncio.to_thread(_ask_and_note, access, user, run, what, address)
+        except _NotDoneError as error:
+            return _json({"error": str(error)}, error.status)
+        return _json({"asked": what}, 202)
 
 
-def _asked(
+def _json(found: dict[str, str], status: int) -> Response:
+    return JSONResponse(found, status, headers={"cache-control": "no-store"})
+
+
+def _ask_and_note(
     access: Access, user: User, run: RunReader, what: requests.Request, address: str
-) -> _Answer:
+) -> None:
     number = access.audit.begin(name=user.name, what=what, run=run.run_dir.name, address=address)
     try:
-        found = _ask(user, run, what)
-    except MoEError as error:  # a file of the run is damaged
-        found = _Answer(409, str(error))
-    access.audit.end(number, f"{found.status} {found.text}")
-    return found
+        _ask(user, run, what)
+    except _NotDoneError as error:
+        access.audit.end(number, f"{error.status} {error}")
+        raise
+    access.audit.end(number, "202 asked")
 
 
-def _ask(user: User, run: RunReader, what: requests.Request) -> _Answer:
+def _ask(user: User, run: RunReader, what: requests.Request) -> None:
     if user.role != "operator":
-        return _Answer(403, "a viewer may only look; ask an operator, or for the token of one.")
-    run.refresh()
+        raise _NotDoneError(
+            403, "a viewer may only look; ask an operator, or for the token of one."
+        )
+    try:
+        run.refresh()
+    except MoEError as error:  # a file of it is damaged
+        raise _NotDoneError(409, str(error)) from error
     if (state := run.state) != "running":
-        return _Answer(409, f"the run does not train ({state}), so there is nothing to ask it.")
+        raise _NotDoneError(
+            409, f"the run does not train ({state}), so there is nothing to ask it."
+        )
     try:
         requests.ask(run.run_dir, what)
-    except FileNotFoundError:
-        return _Answer(409, _NOBODY_LISTENS)
+    except FileNotFoundError as error:
+        raise _NotDoneError(409, _NOBODY_LISTENS) from error
     except OSError as error:
-        return _Answer(
+        raise _NotDoneError(
             409,
             f"the dashboard may not write into the folder of the run ({error.strerror}); start it "
             "as the user who trains.",
-        )
-    return _Answer(202, "asked")
+        ) from error

@@ -69,6 +69,8 @@ class Channel:
         self.news = None
         if self._shared is not None:
             await self._shared.leave()
+        if self.watchers:  # somebody came meanwhile
+            self._task = asyncio.create_task(self._follow())
 
     async def _newest(self) -> News | None:
         """The news, read here, or taken from the process that reads them for all."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moe_megatron.cli import dashboard_audit, dashboard_token
+from moe_megatron.cli.dashboard_database import add_database
 from moe_megatron.cli.parser import Parser
 from moe_megatron.errors import ConfigError
 from moe_megatron.files import user_path
@@ -104,10 +105,9 @@ def _server(
         proxies=options.proxy,
     )
     if options.worker is not None:
-        descriptor, _, inspector = options.worker.partition(":")
-        listening = socket.socket(fileno=int(descriptor))
-        asks = SharedInspector(Path(inspector))
-        return DashboardServer(shown, listening=listening, inspector=asks)
+        descriptor, inspector = options.worker
+        listening = socket.socket(fileno=descriptor)
+        return DashboardServer(shown, listening=listening, inspector=SharedInspector(inspector))
     if options.workers != 1:
         return Supervisor(shown, argv, options.workers)
     return DashboardServer(shown)
@@ -175,11 +175,11 @@ def _parser() -> argparse.ArgumentParser:
         help="what one device costs in an hour; shows what each run has cost so far",
     )
     add("--currency", default="USD", help="of the price (default: USD)")
-    add(
-        "--database",
-        metavar="FILE",
-        help="whose tokens let people in, as `moe-megatron dashboard token` makes them; needed "
-        "where others can reach the dashboard (a file, or postgresql+psycopg://USER@HOST/NAME)",
+    add_database(
+        parser,
+        "whose tokens let people in, as `moe-megatron dashboard token` makes them; needed where "
+        "others can reach the dashboard",
+        required=False,
     )
     add(
         "--workers",
@@ -202,9 +202,15 @@ def _parser() -> argparse.ArgumentParser:
         help="a proxy (or network) that is believed when it says who asks (repeatable)",
     )
     # What the supervisor of several processes gives each: a socket, and who asks models.
-    add("--worker", help=argparse.SUPPRESS)
+    add("--worker", type=_worker, help=argparse.SUPPRESS)
     add("--debug", action="store_true", help="show tracebacks of errors")
     return parser
+
+
+def _worker(text: str) -> tuple[int, Path]:
+    """The number of a socket that listens, and the path of one where models are asked."""
+    descriptor, _, inspector = text.partition(":")
+    return int(descriptor), Path(inspector)
 
 
 def _end_with_input(end: Callable[[], None]) -> None:

@@ -1,5 +1,7 @@
 """Addresses of Redis: which are some, and where the password comes from."""
 
+import asyncio
+import subprocess
 import sys
 from pathlib import Path
 
@@ -7,7 +9,9 @@ import pytest
 
 from moe_megatron.cli.main import main
 from moe_megatron.errors import BackendUnavailableError, ConfigError
+from moe_megatron.testing.ports import free_port
 from moe_megatron.webapp.sharing.address import PASSWORD, PASSWORD_FILE, RedisAddress
+from moe_megatron.webapp.sharing.sharing import Sharing
 
 
 def test_an_address_is_read() -> None:
@@ -78,3 +82,32 @@ def test_who_is_not_let_in_reads_one_paragraph(
     redis.stop()
     assert main([*words, "--redis", redis.address]) == 2
     assert "check that it runs" in capsys.readouterr().err
+
+
+def test_a_connection_by_tls_is_made_to_whom_it_trusts_alone(
+    redis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    words = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
+    words += ["-nodes", "-subj", "/CN=redis", "-addext", "subjectAltName=IP:127.0.0.1"]
+    subprocess.run([*words, "-keyout", key, "-out", certificate], check=True, capture_output=True)
+    port = free_port()
+    settings = {"port": port, "auth-clients": "no", "key-file": key, "cert-file": certificate}
+    redis.stop()
+    redis.start(*(f"tls-{name} {value}" for name, value in settings.items()))
+    address = RedisAddress.parse(f"rediss://127.0.0.1:{port}")
+    with pytest.raises(BackendUnavailableError, match="certificate verify failed"):
+        address.check()
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    address.check()
+
+    async def asked() -> bool:
+        client = Sharing(address).client
+        try:
+            return await client.ping()
+        finally:
+            await client.aclose()
+
+    assert asyncio.run(asked())
+    with pytest.raises(BackendUnavailableError):
+        RedisAddress.parse(f"redis://127.0.0.1:{port}").check()

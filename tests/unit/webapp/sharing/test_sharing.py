@@ -10,8 +10,10 @@ import pytest
 from websockets.sync.client import connect
 
 from moe_megatron.testing.written_run import write_run
+from moe_megatron.webapp.live_feed import Channel, Watcher
 from moe_megatron.webapp.news import News, NewsReader
 from moe_megatron.webapp.run_facts import run_id
+from moe_megatron.webapp.run_reader import RunReader
 from moe_megatron.webapp.serving import DashboardOptions, DashboardServer
 from moe_megatron.webapp.sharing import sharing as module
 from moe_megatron.webapp.sharing.address import RedisAddress
@@ -152,3 +154,36 @@ def test_a_run_is_read_by_one_of_two_servers_and_both_tell_of_it(
         with connect(live[0]) as one, connect(live[1]) as other:
             assert frame(one) == frame(other)
             assert len(looks) == 1
+
+
+def test_who_comes_while_a_run_is_given_back_is_told_of_it(tmp_path: Path) -> None:
+    class Slow:
+        """A server that takes its time to give a lock back."""
+
+        def __init__(self) -> None:
+            self.leaves, self.may_go_on = asyncio.Event(), asyncio.Event()
+
+        async def is_ours(self) -> bool:
+            return True
+
+        async def give(self, news: News) -> None:
+            pass
+
+        async def leave(self) -> None:
+            self.leaves.set()
+            await self.may_go_on.wait()
+
+    async def played() -> None:
+        slow, watcher = Slow(), Watcher(None)
+        channel = Channel(RunReader(write_run(tmp_path / "run", 2, history=0)), slow)
+        channel.join(watcher)
+        await asyncio.wait_for(watcher.woken.wait(), 20)
+        channel.leave(watcher)
+        watcher.woken.clear()
+        await asyncio.wait_for(slow.leaves.wait(), 20)
+        channel.join(watcher)
+        slow.may_go_on.set()
+        await asyncio.wait_for(watcher.woken.wait(), 20)
+        channel.leave(watcher)
+
+    asyncio.run(played())
