@@ -34,6 +34,7 @@ def expert(run: RunReader, asked: Asked) -> dict[str, Any]:
     ranks = run.expert_ranks()
     spans = [span for span, _ in columns]
     bias = run.samples.bias(spans, shape)
+    domains = _domains(run, layer, number)
     return {
         "steps": spans,
         "load": nested(np.array([it.relative_load[row, number] for _, it in columns])),
@@ -43,7 +44,8 @@ def expert(run: RunReader, asked: Asked) -> dict[str, Any]:
         "ep_rank": ranks[row][number] if ranks else None,
         "partners": _partners(run, asked, row, number),
         **_tokens(run, asked, row, number),
-        "domains": _domains(run, layer, number),
+        "domains": domains,
+        "domains_note": "" if domains else _why_no_domains(run),
     }
 
 
@@ -115,6 +117,31 @@ def _domains(run: RunReader, layer: int, number: int) -> list[dict[str, Any]]:
         }
         for name, count in sorted(mine.items(), key=lambda it: -it[1])
     ]
+
+
+def _why_no_domains(run: RunReader) -> str:
+    """What somebody who looks for the domains of an expert can do to have them."""
+    config = run.config
+    if config is None:
+        return ""
+    data, names = config.data, config.data.tasks
+    if names is None and len(data.paths) > 1:
+        return (
+            f"This run mixes {len(data.paths)} sources that have no names. Where `data.tasks` "
+            "gives one to each of `data.paths`, their shares of every expert are counted."
+        )
+    if names is None:
+        return (
+            "All data of this run is of one source. Give each domain a path of its own in "
+            "`data.paths`, and its name in `data.tasks`: their shares of every expert are then "
+            "counted."
+        )
+    if config.training.recompute != "none" and config.parallel.pipeline_parallel_size > 1:
+        return (
+            "Domains are not counted where the stages of a pipeline compute activations again: "
+            "set `training.recompute` to none to have them."
+        )
+    return "Domains are counted, and are shown with the first checkpoint."
 
 
 def moves(run: RunReader, asked: Asked) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import json
 import struct
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -116,13 +117,45 @@ def test_configuration_and_checkpoint_tell_of_ranks_cost_and_tasks(tmp_path: Pat
     ranks = answer(run, "ranks", {})["ranks"]
     np.testing.assert_allclose([it["load"] for it in ranks], by_rank / by_rank.mean())
     assert [it["wait_seconds"] for it in ranks] == [None] * 4
-    domains = answer(run, "expert", {"layer": "2", "expert": "1"})["domains"]
+    opened = answer(run, "expert", {"layer": "2", "expert": "1"})
+    domains = opened["domains"]
+    assert opened["domains_note"] == ""
     assert {it["name"] for it in domains} == {"law", "code"}
     assert sum(it["share"] for it in domains) == pytest.approx(1)
     cost = answer(run, "cost", {"columns": "1"})
     each = 3 * config.model.hidden_size * config.expert_hidden_size
     expected = 6 * each * slow_counts(1, 12).sum(axis=1) / 12
     np.testing.assert_allclose(np.ravel(cost["flops_per_layer"]), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ({}, "All data of this run is of one source. Give each domain a path of its own"),
+        ({"data.paths": ("a", "b", "c")}, "mixes 3 sources that have no names. Where `data.tasks`"),
+        (
+            {"data.paths": ("a", "b"), "data.tasks": ("code", "law")},
+            "Domains are counted, and are shown with the first checkpoint",
+        ),
+        (
+            {
+                "data.paths": ("a", "b"),
+                "data.tasks": ("code", "law"),
+                "training.recompute": "full",
+                "parallel.pipeline_parallel_size": 2,
+            },
+            "not counted where the stages of a pipeline compute activations again",
+        ),
+    ],
+)
+def test_expert_without_domains_says_how_to_have_them(
+    tmp_path: Path, overrides: dict[str, Any], said: str
+) -> None:
+    folder = write_run(tmp_path / "run", 3, history=0)
+    write_config(apply_overrides(load_config("demo_moe"), overrides), folder)
+    found = answer(RunReader(folder), "expert", {"layer": "3", "expert": "5"})
+    assert found["domains"] == []
+    assert said in found["domains_note"]
 
 
 def test_ranks_wait_for_the_slowest_of_them_and_memory_is_a_mean(tmp_path: Path) -> None:

@@ -89,6 +89,7 @@ export class EmbeddedSource implements DataSource {
       tokens: [],
       tokens_step: null,
       domains: [],
+      domains_note: "",
       note: run.has.affinity ? leftOut(cells, run) : undefined,
     };
   }

@@ -94,6 +94,8 @@ export interface Expert {
   /** The step whose tokens they are. */
   tokens_step: number | null;
   domains: { name: string; share: number; null_share: number | null }[];
+  /** Why there are none, and what to do. */
+  domains_note: string;
   /** What is left out. */
   note?: string;
 }

@@ -80,12 +80,14 @@ export function ExpertView({ cell }: { cell: Cell }) {
                 note="The mark is what loads alone would give."
               />
             )}
-            {expert.domains.length > 0 && (
+            {expert.domains.length > 0 ? (
               <Bars
                 title="Domains"
                 rows={expert.domains.slice(0, LISTED).map((domain) => ({ ...domain, mark: domain.null_share }))}
                 note={expert.domains.some((domain) => domain.null_share !== null) ? "The mark is what chance would give." : undefined}
               />
+            ) : (
+              expert.domains_note && <Note title="No domains">{expert.domains_note}</Note>
             )}
             {run.show_tokens ? (
               <Suspense>
