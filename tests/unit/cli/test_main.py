@@ -9,7 +9,7 @@ from moe_megatron.errors import MoEError
 
 ROOT = Path(__file__).parents[3]
 VERBS = (
-    "adapter bench chaos convert dashboard data doctor finetune grafana inspect monitor pool "
+    "adapter bench cache chaos convert dashboard data doctor finetune grafana inspect monitor pool "
     "report slurm train uptime verify"
 ).split()
 LISTED = f"Verbs are: {', '.join(VERBS[:-1])} and {VERBS[-1]}.\n"

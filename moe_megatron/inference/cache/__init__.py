@@ -1,0 +1,1 @@
+"""Which experts stay in memory: policies, traces of what was needed, and both together."""

@@ -1,0 +1,289 @@
+"""`ExpertCache`: memory for some of a model's experts; the others are read when they are needed.
+
+Slots are allocated once. Who is where is `cache/residency.py`'s, reading is the store's, computing
+is the caller's; while a caller computes with what is there, threads read the rest.
+"""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+
+import torch
+from torch import Tensor
+
+from moe_megatron.checkpoint.formats import dtypes
+from moe_megatron.config.arguments import explained, real, whole
+from moe_megatron.errors import ConfigError
+from moe_megatron.inference.cache.advice import best_policy
+from moe_megatron.inference.cache.policies import Counts, Key, make_policy
+from moe_megatron.inference.cache.residency import Answer, Residency, Tally, least_slots
+from moe_megatron.inference.cache.simulator import most_used
+from moe_megatron.inference.cache.trace import Trace
+from moe_megatron.inference.store.expert_store import ExpertStore
+
+AUTO = "auto"
+_READERS = 2
+"""Threads that read, and slots for what does not stay."""
+
+Matrices = tuple[Tensor, Tensor]
+"""First matrix [width, hidden] and second [hidden, ffn] of an expert."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CacheStats:
+    """What a cache has done since it was made, or since `reset_stats`."""
+
+    hits: int
+    """Experts that were in memory when they were needed."""
+    misses: int
+    evictions: int
+    bytes_read: int
+    passes: int
+    """Forward passes: times that the first layer asked."""
+    load_seconds: float
+    """Of reading, summed over threads."""
+    slots: int
+    """Experts that fit."""
+
+    @property
+    def hit_rate(self) -> float:
+        """Hits / (hits + misses); nan where nothing was needed."""
+        return Tally(hits=self.hits, misses=self.misses).hit_rate
+
+    @property
+    def avg_load_time_ms(self) -> float:
+        """Milliseconds that an expert takes to be read; 0 where none was."""
+        return 1e3 * self.load_seconds / self.misses if self.misses else 0.0
+
+    @property
+    def bytes_per_pass(self) -> float:
+        """Bytes read for each forward pass; of one sequence, for each token."""
+        return self.bytes_read / self.passes if self.passes else 0.0
+
+
+@explained
+class ExpertCache:
+    """Memory for experts, given to a model by `OptimizedMoEModel.set_expert_cache`.
+
+    Args:
+        capacity_gb: Its size in 10^9 bytes.
+        policy: "lru", "lfu", "weighted_lru", "static", one under `@register_policy`, or "auto": the
+            one that is best on a trace.
+        trace: What the model has needed before (`moe-megatron cache record`), for "auto".
+        preload_top_k: In each layer, how many of the experts that a routing profile has counted
+            most are read at once.
+
+    Raises:
+        ConfigError: An argument is out of range.
+        DataError: The trace cannot be read.
+    """
+
+    def __init__(
+        self,
+        capacity_gb: float,
+        policy: str = "lru",
+        preload_top_k: int | None = None,
+        *,
+        trace: Trace | str | Path | None = None,
+    ) -> None:
+        self.capacity_gb = real("capacity_gb", capacity_gb, example=4.0, above=True)
+        self.policy = policy
+        self.preload_top_k = (
+            None if preload_top_k is None else whole("preload_top_k", preload_top_k, least=0)
+        )
+        if policy != AUTO:
+            make_policy(policy, {})
+        elif trace is None:
+            raise ConfigError(
+                f"policy={AUTO!r} takes what was best on a trace of the model; record one with "
+                "`moe-megatron cache record`, and give it as trace=."
+            )
+        self._trace = (
+            trace if trace is None or isinstance(trace, Trace) else Trace.load(Path(trace))
+        )
+        self._memory: _Slots | None = None
+
+    def open(
+        self, store: ExpertStore, *, layers: Sequence[int], top_k: int, counts: Counts
+    ) -> None:
+        """Allocate the slots for a model's experts, and read the first ones.
+
+        Args:
+            store: Where experts are read.
+            layers: Layers with experts.
+            top_k: Experts of a token.
+            counts: Uses of experts that a routing profile knows; may be empty.
+
+        Raises:
+            CheckpointError: An expert cannot be read.
+            ConfigError: The capacity is too small; the message has the smallest.
+        """
+        slots = min(int(self.capacity_gb * 1e9 // store.nbytes), len(store.keys))
+        least = least_slots(len(layers), top_k)
+        if slots < least:
+            raise ConfigError(
+                f"capacity_gb ({self.capacity_gb:g}) has room for {slots} experts of "
+                f"{store.nbytes / 1e6:.3g} MB, and a token needs {top_k} in each of {len(layers)} "
+                f"layers; give {least * store.nbytes / 1e9:.4g} or more."
+            )
+        if self.preload_top_k and not counts:
+            raise ConfigError(
+                f"preload_top_k ({self.preload_top_k}) needs to know which experts are used most; "
+                "give the model a routing profile."
+            )
+        name = self.policy if self.policy != AUTO else self._best(store, layers, slots, counts)
+        self.close()
+        residency = Residency(slots, len(layers), top_k, make_policy(name, counts))
+        self._memory = _Slots(store, residency, slots, layers[0])
+        if self.preload_top_k:
+            self._memory.preload(counts, self.preload_top_k)
+
+    def _best(self, store: ExpertStore, layers: Sequence[int], slots: int, counts: Counts) -> str:
+        """The policy that is best on the trace, which must be of this model."""
+        assert self._trace is not None
+        about, experts = self._trace.about, len(store.keys) // len(layers)
+        if (about.layers, about.experts) != (len(layers), experts):
+            raise ConfigError(
+                f"the trace is of a model with {about.layers} layers of {about.experts} experts, "
+                f"and this one has {len(layers)} of {experts}; record a trace of this model."
+            )
+        return best_policy(self._trace, slots, counts or None)
+
+    def close(self) -> None:
+        """Give the memory back."""
+        if self._memory is not None:
+            self._memory.close()
+            self._memory = None
+
+    def matrices(self, layer: int, experts: Sequence[int]) -> Iterator[tuple[int, Matrices]]:
+        """The matrices of experts that a layer needs now, in the order in which they are there.
+
+        A pair is valid until the next one is asked for.
+
+        Raises:
+            CheckpointError: One cannot be read; the cache can be used on.
+        """
+        return self._opened().matrices(layer, experts)
+
+    def get_stats(self) -> CacheStats:
+        """What it has done.
+
+        Raises:
+            ConfigError: No model has it yet.
+        """
+        return self._opened().stats()
+
+    def resident(self) -> list[Key]:
+        """Which experts are in memory, in the order of layers and numbers."""
+        return self._opened().resident()
+
+    def reset_stats(self) -> None:
+        """Count from zero again; experts stay."""
+        self._opened().reset()
+
+    def _opened(self) -> "_Slots":
+        if self._memory is None:
+            raise ConfigError(
+                "this ExpertCache belongs to no model yet; give it to model.set_expert_cache(...)."
+            )
+        return self._memory
+
+
+class _Slots:
+    """Allocated slots, and who is in them."""
+
+    def __init__(
+        self, store: ExpertStore, residency: Residency, slots: int, first_layer: int
+    ) -> None:
+        self._store, self._residency, self._first = store, residency, first_layer
+        self._slots = slots
+        self._bytes = torch.empty(slots + _READERS, store.nbytes, dtype=torch.uint8)
+        self._rows = [memoryview(row.numpy()) for row in self._bytes]
+        self._pool = ThreadPoolExecutor(_READERS, thread_name_prefix="experts")
+        self.reset()
+
+    def close(self) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def resident(self) -> list[Key]:
+        return [key for key in sorted(self._store.keys) if key in self._residency]
+
+    def reset(self) -> None:
+        self._residency.tally = Tally()
+        self._read = self._passes = 0
+        self._seconds = 0.0
+
+    def stats(self) -> CacheStats:
+        tally = self._residency.tally
+        return CacheStats(
+            hits=tally.hits,
+            misses=tally.misses,
+            evictions=tally.evictions,
+            bytes_read=self._read,
+            passes=self._passes,
+            load_seconds=self._seconds,
+            slots=self._slots,
+        )
+
+    def preload(self, counts: Counts, top_k: int) -> None:
+        """Read the most used experts of each layer into free slots."""
+        taken: dict[int, int] = {}
+        reads = []
+        for layer, expert in most_used(counts):
+            if taken.get(layer, 0) == top_k:
+                continue
+            if (slot := self._residency.place((layer, expert))) is None:
+                break
+            taken[layer] = taken.get(layer, 0) + 1
+            reads.append(self._start((layer, expert), slot))
+        for read in reads:
+            read.result()
+
+    def matrices(self, layer: int, experts: Sequence[int]) -> Iterator[tuple[int, Matrices]]:
+        """See `ExpertCache.matrices`."""
+        self._passes += layer == self._first
+        answer = self._residency.request(layer, experts)
+        reads = {self._start((layer, it), slot): it for it, slot in answer.to_read.items()}
+        try:
+            for expert, slot in answer.there.items():
+                yield expert, self._views(slot)
+            for read in as_completed(reads):
+                read.result()
+                yield reads[read], self._views(answer.to_read[reads[read]])
+            yield from self._beside(layer, answer)
+        finally:
+            self._settle(layer, reads)
+
+    def _beside(self, layer: int, answer: Answer) -> Iterator[tuple[int, Matrices]]:
+        """Those that do not stay, a few at a time in slots of their own."""
+        for start in range(0, len(answer.beside), _READERS):
+            some = answer.beside[start : start + _READERS]
+            reads = [self._start((layer, it), self._slots + place) for place, it in enumerate(some)]
+            for read in reads:
+                read.exception()  # wait for all, so that no thread writes when this one leaves
+            for place, (expert, read) in enumerate(zip(some, reads, strict=True)):
+                read.result()
+                yield expert, self._views(self._slots + place)
+
+    def _settle(self, layer: int, reads: dict[Future[None], int]) -> None:
+        """Wait for all reads; who could not be read is not there."""
+        for read, expert in reads.items():
+            if read.exception() is not None:
+                self._residency.forget((layer, expert))
+
+    def _start(self, key: Key, slot: int) -> Future[None]:
+        self._read += self._store.nbytes
+        return self._pool.submit(self._fill, key, slot)
+
+    def _fill(self, key: Key, slot: int) -> None:
+        started = perf_counter()
+        self._store.read_into(key, self._rows[slot])
+        self._seconds += perf_counter() - started
+
+    def _views(self, slot: int) -> Matrices:
+        numbers = self._bytes[slot].view(dtypes.to_torch(self._store.dtype))
+        (rows, columns), second = self._store.shapes
+        first = rows * columns
+        return numbers[:first].view(rows, columns), numbers[first:].view(second)

@@ -1,0 +1,206 @@
+"""`OptimizedMoEModel`: a Hugging Face model whose experts are read when they are needed.
+
+    model = OptimizedMoEModel.from_pretrained("my_model")
+    model.set_expert_cache(ExpertCache(capacity_gb=4.0, policy="weighted_lru"))
+    model.generate(input_ids, max_new_tokens=32)
+    print(model.get_expert_cache().get_stats().hit_rate)
+
+Everything else of the model is transformers': its classes, its loader, its generation.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from torch import Tensor
+
+from moe_megatron.checkpoint.hub import local_folder
+from moe_megatron.config.arguments import explained, whole
+from moe_megatron.config.checkpoint_files import is_megatron_checkpoint
+from moe_megatron.errors import CheckpointError, ConfigError
+from moe_megatron.inference.cache.policies import Counts
+from moe_megatron.inference.cache.trace import Traced
+from moe_megatron.inference.expert_cache import ExpertCache
+from moe_megatron.inference.recorder import Recorder, watching
+from moe_megatron.inference.store.hugging_face import HuggingFaceStore
+from moe_megatron.inference.transformers_experts import NAME, Place, without_weights
+from moe_megatron.telemetry.values.profile import RoutingProfile
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@explained
+class OptimizedMoEModel:
+    """A causal language model with a cache of experts; made by `from_pretrained`."""
+
+    def __init__(
+        self,
+        model: "PreTrainedModel",
+        store: HuggingFaceStore,
+        places: Sequence[Place],
+        counts: Counts,
+    ) -> None:
+        self.model = model
+        self.store = store
+        self._places = tuple(places)
+        self._counts = counts
+        self._cache: ExpertCache | None = None
+
+    @classmethod
+    def from_pretrained(
+        cls, source: str | Path, *, profile: RoutingProfile | str | Path | None = None
+    ) -> Self:
+        """Load all of a model but its experts.
+
+        Args:
+            source: A Hugging Face folder, or a hub id.
+            profile: What a training learned of the experts' use, or its file.
+
+        Raises:
+            CheckpointError: It is incomplete, or its experts cannot be read one by one.
+            DataError: The profile cannot be read, or is of another model.
+            MappingError: There is no table for its family.
+        """
+        path = local_folder(source)
+        if is_megatron_checkpoint(path):
+            raise CheckpointError(
+                f"{path} is a Megatron checkpoint, and experts are read from Hugging Face folders; "
+                f"run `moe-megatron convert {path} NEW_FOLDER` and give that folder."
+            )
+        store = HuggingFaceStore(path)
+        model, places = _without_experts(path)
+        if {it.layer for it in places} != set(store.layers):
+            raise CheckpointError(
+                f"{path} has experts in layers {_numbers(store.layers)}, and "
+                f"{type(model).__name__} in {_numbers(it.layer for it in places)}; "
+                "its config.json is of another model."
+            )
+        return cls(model, store, places, _counts(profile, store))
+
+    def set_expert_cache(self, cache: ExpertCache) -> None:
+        """Keep experts in this cache, in place of the one before.
+
+        Raises:
+            ConfigError: It is too small; the message has the smallest size.
+            CheckpointError: An expert cannot be read.
+        """
+        if not isinstance(cache, ExpertCache):
+            raise ConfigError(
+                f"cache ({cache!r:.60}) must be an ExpertCache, such as "
+                "ExpertCache(capacity_gb=4.0)."
+            )
+        cache.open(
+            self.store, layers=self.store.layers, top_k=self.store.top_k, counts=self._counts
+        )
+        if self._cache is not None and self._cache is not cache:
+            self._cache.close()
+        self._cache = cache
+        for place in self._places:
+            place.source = cache.matrices
+
+    def enable_dynamic_loading(self, cache_size: int, eviction_policy: str = "lru") -> None:
+        """Keep so many experts of each layer, in the mean over layers.
+
+        Args:
+            cache_size: Experts of a layer.
+            eviction_policy: As of `ExpertCache`.
+
+        Raises:
+            ConfigError: They are fewer than a token needs, or there is no such policy.
+        """
+        slots = whole("cache_size", cache_size) * len(self.store.layers)
+        gigabytes = (slots + 0.5) * self.store.nbytes / 1e9
+        self.set_expert_cache(ExpertCache(gigabytes, policy=eviction_policy))
+
+    def get_expert_cache(self) -> ExpertCache:
+        """The cache; without one, a cache for all experts is made."""
+        if self._cache is None:
+            whole_model = (len(self.store.keys) + 0.5) * self.store.nbytes / 1e9
+            self.set_expert_cache(ExpertCache(whole_model))
+        assert self._cache is not None
+        return self._cache
+
+    @torch.inference_mode()
+    def __call__(self, input_ids: Tensor, **more: Any) -> Any:
+        """What transformers' forward gives, without gradients."""
+        self.get_expert_cache()
+        return self.model(input_ids=input_ids, **more)
+
+    @torch.inference_mode()
+    def generate(self, input_ids: Tensor, max_new_tokens: int = 20, **more: Any) -> Tensor:
+        """Go on with token ids [B, T]; further arguments are those of transformers' `generate`."""
+        self.get_expert_cache()
+        most = whole("max_new_tokens", max_new_tokens)
+        words: Tensor = self.model.generate(input_ids, max_new_tokens=most, **more)
+        return words
+
+    @contextmanager
+    def record(self) -> Iterator[Recorder]:
+        """Note which experts the `with` block needs; `trace()` of what it gives has them."""
+        store = self.store
+        about = Traced(
+            layers=len(store.layers),
+            experts=store.experts,
+            top_k=store.top_k,
+            expert_bytes=store.nbytes,
+            model=store.path.name,
+        )
+        with watching(self._places, Recorder(about, store.layers[0])) as recorder:
+            yield recorder
+
+    def close(self) -> None:
+        """Give memory and files back."""
+        if self._cache is not None:
+            self._cache.close()
+            self._cache = None
+        self.store.close()
+
+
+def _without_experts(path: Path) -> tuple["PreTrainedModel", list[Place]]:
+    """The model as transformers loads it, with experts that have no parameters."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=True)
+    with torch.device("meta"):
+        known = type(AutoModelForCausalLM.from_config(config, trust_remote_code=False))
+    places: list[Place] = []
+
+    def build(self: Any, *given: Any, **more: Any) -> None:
+        known.__init__(self, *given, **more)
+        places[:] = without_weights(self).values()
+        ignored = set(self._keys_to_ignore_on_load_unexpected or ())
+        self._keys_to_ignore_on_load_unexpected = ignored | {r"\.experts\."}
+
+    # Transformers finds its tables by the name of the class.
+    bare: Any = type(known.__name__, (known,), {"__init__": build, "__module__": known.__module__})
+    model = bare.from_pretrained(path, config=config, dtype="auto", local_files_only=True).eval()
+    model.set_experts_implementation(NAME)
+    for parameter in model.parameters():  # not of a map: a file that is cut short would kill us
+        parameter.data = parameter.data.clone()
+    return model, places
+
+
+def _counts(profile: RoutingProfile | str | Path | None, store: HuggingFaceStore) -> Counts:
+    """Uses of each expert that a profile has counted."""
+    if profile is None:
+        return {}
+    found = profile if isinstance(profile, RoutingProfile) else RoutingProfile.load(Path(profile))
+    table = found.tokens_per_expert
+    if table.shape != (len(store.layers), store.experts):
+        raise ConfigError(
+            f"the profile has {table.shape[0]} layers of {table.shape[1]} experts, and "
+            f"{store.path} has {len(store.layers)} of {store.experts}; give the profile of this "
+            "model."
+        )
+    return {
+        (layer, expert): float(table[row, expert])
+        for row, layer in enumerate(store.layers)
+        for expert in range(store.experts)
+    }
+
+
+def _numbers(layers: Any) -> str:
+    return ", ".join(str(it + 1) for it in sorted(layers)) or "none"

@@ -1,0 +1,1 @@
+"""Where the numbers of experts are, and how they come into memory."""
