@@ -49,10 +49,11 @@ from moe_megatron.telemetry.sinks.jsonl import (
     read_routing_after,
     rewind,
 )
-from moe_megatron.telemetry.sinks.sample_files import read_pairs
+from moe_megatron.telemetry.sinks.sample_files import read_pairs, read_top_tokens
 from moe_megatron.telemetry.uptime.attempts import Attempts
 from moe_megatron.telemetry.values.profile import PROFILE_FILE, RoutingProfile
 from moe_megatron.testing.small_folders import history, moe_model_config, tokenizer
+from moe_megatron.testing.written_run import step_sample
 from moe_megatron.text.demo import demo_tokenizer
 from moe_megatron.text.loading import load_tokenizer
 from moe_megatron.webapp.report import write_report
@@ -114,6 +115,12 @@ def _whole_metrics(folder: Path) -> None:
 def _whole_routing(folder: Path) -> None:
     for read in (read_routing, lambda path: read_routing_after(path, 0)):
         list(read(folder / "routing.jsonl"))
+
+
+def _top_tokens(folder: Path) -> None:
+    sample = step_sample(7)
+    (folder / "7.jsonl").write_bytes(sample.head.line())
+    read_top_tokens(folder / "7.jsonl", sample.head.layers[0])
 
 
 def _events(folder: Path) -> None:
@@ -195,6 +202,7 @@ READERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "metrics, rewound": ("metrics.jsonl", lambda f: rewind(f / "metrics.jsonl", 1)),
     "routing": ("routing.jsonl", _whole_routing),
     "sample": ("7.jsonl", lambda f: list(read_pairs(f / "7.jsonl"))),
+    "tokens of a sample": ("7.tokens.jsonl", _top_tokens),
     "journal": ("events.jsonl", _events),
     "identity of a run": ("run_id", run_id),
     "owner of a run": (".owner/1", owner_of),
