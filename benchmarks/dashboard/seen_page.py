@@ -1,7 +1,8 @@
 """The page in Chromium, which counts what it is sent and what it draws.
 
 A hook in the page counts frames of the WebSocket and pictures of the matrix that differ from the
-one before; processor time of the main thread is Chromium's own account. It does not know what is shown.
+one before; processor time of the main thread is Chromium's own account. It does not know what is
+shown.
 """
 
 import shutil
