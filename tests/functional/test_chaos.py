@@ -10,7 +10,12 @@ import pytest
 from moe_megatron.errors import INTERRUPTED
 from moe_megatron.testing.programs import Program, start_program
 
-pytestmark = [pytest.mark.deep, pytest.mark.slow, pytest.mark.distributed]
+pytestmark = [
+    pytest.mark.deep,
+    pytest.mark.slow,
+    pytest.mark.distributed,
+    pytest.mark.timeout(900),
+]
 
 
 def campaign(place: Path, *words: object) -> Program:
@@ -22,7 +27,7 @@ def campaign(place: Path, *words: object) -> Program:
 @pytest.mark.parametrize(
     ("harms", "hits", "steps"),
     [
-        (["flip-bit", "nan-gradient"], 2, 80),
+        (["flip-bit", "nan-gradient"], 2, 40),
     ],
 )
 def test_harmed_training_ends_bit_equal_with_nothing_left(
