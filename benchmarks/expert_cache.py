@@ -1,0 +1,167 @@
+"""Decoding with some of a model's experts in memory against all of them.
+
+A Hugging Face model reads a text token by token, with a cache of keys and values, in one process.
+All contenders read the same tokens and take turns of a few; the first tokens fill the caches and
+are not counted. Before each token of a contender that is called cold the system gives back what it
+keeps of the model's files, so that every miss reads the disk.
+"""
+
+import argparse
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+
+from benchmarks import machine
+from moe_megatron.caching import ExpertCache
+from moe_megatron.files import user_path
+from moe_megatron.inference.cache.simulator import OPTIMUM, simulate
+from moe_megatron.inference.cache.trace import Trace
+from moe_megatron.inference.optimized_model import OptimizedMoEModel
+from moe_megatron.text.loading import load_tokenizer
+
+_SHARES = (1.0, 0.5, 0.25)
+_WHOLE = "transformers, all experts"
+
+
+@dataclass
+class Contender:
+    """Reads the tokens, and notes how long each took."""
+
+    name: str
+    forward: Callable[..., Any]
+    cold: bool = False
+    model: OptimizedMoEModel | None = None
+    seconds: list[float] = field(default_factory=list)
+    kept: Any = None
+    """Keys and values of the tokens so far."""
+
+    def read(self, ids: Sequence[int], files: Sequence[Path]) -> None:
+        """The next tokens."""
+        for it in ids:
+            if self.cold:
+                forget(files)
+            began = perf_counter()
+            done = self.forward(
+                input_ids=torch.tensor([[it]]), past_key_values=self.kept, use_cache=True
+            )
+            self.seconds.append(perf_counter() - began)
+            self.kept = done.past_key_values
+
+
+def forget(files: Sequence[Path]) -> None:
+    """Have the system give back what it keeps of these files."""
+    for path in files:
+        file = os.open(path, os.O_RDONLY)
+        os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(file)
+
+
+def contenders(folder: Path, policy: str) -> list[Contender]:
+    """The whole model by transformers' fastest way on a CPU, and ours at several sizes."""
+    from transformers import AutoModelForCausalLM
+
+    whole: Any = AutoModelForCausalLM.from_pretrained(
+        folder, dtype="auto", trust_remote_code=False, local_files_only=True
+    ).eval()
+    for parameter in whole.parameters():  # no pages of the file, which could not be given back
+        parameter.data = parameter.data.clone()
+    whole.set_experts_implementation("grouped_mm")
+    found = [Contender(_WHOLE, torch.inference_mode()(whole.forward))]
+    for share in _SHARES:
+        for cold in (False, True) if share < 1 else (False,):
+            model = OptimizedMoEModel.from_pretrained(folder)
+            every = len(model.store.keys)
+            gigabytes = (share * every + 0.5) * model.store.nbytes / 1e9
+            model.set_expert_cache(ExpertCache(gigabytes, policy))
+            name = f"{share:.0%} of {every * model.store.nbytes / 1e9:.3g} GB"
+            found.append(Contender(f"{name}, cold" if cold else name, model, cold, model))
+    return found
+
+
+def measured(options: argparse.Namespace) -> str:
+    """The tables."""
+    folder, text = options.model, options.text.read_text(encoding="utf-8")
+    ids = load_tokenizer(str(folder)).encode(text)[: options.warm + options.tokens]
+    torch.set_num_threads(options.threads)
+    found = contenders(folder, options.policy)
+    files = sorted(folder.glob("*.safetensors"))
+    first = found[1].model
+    assert first is not None
+    with first.record() as recorder:
+        for begin in range(0, len(ids), options.turn):
+            if begin == options.warm:
+                for it in found:
+                    it.seconds.clear()
+                    if it.model is not None:
+                        it.model.get_expert_cache().reset_stats()
+            for it in found:
+                it.read(ids[begin : begin + options.turn], files)
+    trace = recorder.trace()
+    return _table(found, trace, options)
+
+
+def _table(found: Sequence[Contender], trace: Trace, options: argparse.Namespace) -> str:
+    whole = found[0]
+    rows = []
+    for it in found:
+        low, middle, high = machine.spread([1e3 * second for second in it.seconds])
+        pairs = [one / other for one, other in zip(it.seconds, whole.seconds, strict=True)]
+        cells = [
+            it.name,
+            f"{middle:.1f} ({low:.1f} to {high:.1f})",
+            f"{sorted(it.seconds)[len(it.seconds) // 10] * 1e3:.1f}",
+            f"{machine.spread(pairs)[1]:.2f}",
+        ]
+        if it.model is None:
+            cells += [""] * 4
+        else:
+            stats = it.model.get_expert_cache().get_stats()
+            after = Trace(trace.about, trace.passes[options.warm :])
+            best = simulate(after, stats.slots, OPTIMUM, trace.counts()).hit_rate
+            cells += [
+                f"{stats.hit_rate:.1%}",
+                f"{best:.1%}",
+                f"{stats.bytes_per_pass / 1e6:.1f}",
+                f"{stats.avg_load_time_ms:.2f}",
+            ]
+        rows.append(cells)
+    header = [
+        "experts in memory",
+        "ms a token (quartiles)",
+        "p10",
+        "over all",
+        "found there",
+        "Belady",
+        "MB read a token",
+        "ms a read",
+    ]
+    return machine.table(header, rows)
+
+
+def main() -> None:
+    """Measure, print, and keep the result."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", type=user_path, help="a Hugging Face folder with a tokenizer")
+    parser.add_argument("text", type=user_path, help="a file of text")
+    parser.add_argument("--tokens", type=int, default=256, help="that are counted")
+    parser.add_argument("--warm", type=int, default=64, help="before them")
+    parser.add_argument("--turn", type=int, default=16, help="tokens of a turn")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--policy", default="weighted_lru")
+    parser.add_argument("--output", type=Path, default=None)
+    options = parser.parse_args()
+    table = measured(options)
+    notes = [
+        f"{options.tokens} tokens after {options.warm}, one at a time, in turns of {options.turn}; "
+        f"{options.threads} threads; policy {options.policy}"
+    ]
+    machine.write(options.output, machine.heading("Experts in memory", notes) + "\n" + table)
+
+
+if __name__ == "__main__":
+    main()
