@@ -6,12 +6,14 @@ nothing about other folders, and nothing is fetched. It does not know who may se
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from moe_megatron.config.checkpoint_files import HF_FOLDER
 from moe_megatron.errors import DataError
 from moe_megatron.text.folder import TOKENIZER_FILE
-from moe_megatron.text.loading import load_tokenizer
-from moe_megatron.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from moe_megatron.text.tokenizer import Tokenizer
 
 
 class TokenTexts:
@@ -32,7 +34,7 @@ class TokenTexts:
             return [None] * len(ids)
         return [tokenizer.decode([it]) for it in ids]
 
-    def _tokenizer(self, checkpoints: Iterable[Path]) -> Tokenizer | None:
+    def _tokenizer(self, checkpoints: Iterable[Path]) -> "Tokenizer | None":
         for folder in reversed(list(checkpoints)):
             path = folder / HF_FOLDER / TOKENIZER_FILE
             if path.is_file():
@@ -43,7 +45,9 @@ class TokenTexts:
         return None
 
 
-def _loaded(folder: Path) -> Tokenizer | None:
+def _loaded(folder: Path) -> "Tokenizer | None":
+    from moe_megatron.text.loading import load_tokenizer  # tokenizers, which no training needs here
+
     try:
         return load_tokenizer(folder)
     except DataError:
