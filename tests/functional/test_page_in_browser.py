@@ -429,3 +429,28 @@ def test_every_view_of_a_run_that_trains(
     expect(page.get_by_text("rank 1")).to_be_visible()
     page = watched.go(f"#run={run_id(live)}&view=flow")
     expect(page.get_by_role("img", name="Paths of tokens through layers 1, 2")).to_be_visible()
+
+
+@pytest.mark.parametrize("width", [390, 800, 1280])
+def test_the_largest_matrix_stays_in_its_panel(
+    browser: Browser, page: Path, tmp_path: Path, width: int
+) -> None:
+    run = write_run(tmp_path / "a", 3, layers=tuple(range(1, 62)), num_experts=256)
+    with DashboardServer(DashboardOptions(folders=[run], port=0, page=page)) as server:
+        context = browser.new_context(viewport={"width": width, "height": 900})
+        shown = Watched(context.new_page(), server.url).go("/#cell=12.85")
+        expect(shown.get_by_role("heading", name="Layer 12, expert 85")).to_be_visible()
+        expect(shown.locator(".matrix canvas").first).to_be_visible()
+        beyond = shown.evaluate(
+            """() => {
+                const panel = document.querySelector('.matrix').closest('.panel');
+                const right = panel.getBoundingClientRect().right;
+                const scrolls = getComputedStyle(document.querySelector('.matrix')).overflowX;
+                const parts = [...panel.querySelectorAll('.matrix canvas, .row-facts')];
+                return scrolls === 'auto' ? 0 :
+                    Math.max(...parts.map((it) => it.getBoundingClientRect().right - right));
+            }"""
+        )
+        assert beyond <= 0
+        assert shown.evaluate("() => document.documentElement.scrollWidth") <= width
+        context.close()

@@ -15,7 +15,7 @@ import { useColumns } from "../state/ordering";
 import { go, usePlace } from "../state/place";
 import { useTheme } from "../state/theme";
 
-const LEAST_CELL = 3;
+const LEAST_CELL = 2.5;
 const WIDEST_CELL = 132;
 const GUTTER = 40;
 const FACTS = 116;
@@ -144,7 +144,7 @@ export function Matrix(props: {
   const [spot, setSpot] = useState<{ row: number; column: number; keyboard: boolean } | null>(null);
   const cells = useMemo(() => arranged(frame, columns), [frame, columns]);
   const room = Math.max(0, width - GUTTER - (plain ? 0 : FACTS));
-  const narrow = room < 260;
+  const narrow = room < Math.max(260, LEAST_CELL * run.experts);
   const across = narrow ? Math.max(0, width - GUTTER) : room;
   const cellWidth = Math.min(WIDEST_CELL, Math.max(LEAST_CELL, across / run.experts));
   const cellHeight = Math.max(frame.layers > 40 ? 9 : 12, Math.min(44, cellWidth, 420 / frame.layers));
@@ -206,7 +206,7 @@ export function Matrix(props: {
     : "";
   const height = cellHeight * frame.layers;
   return (
-    <div className="matrix" ref={box}>
+    <div className="matrix" ref={box} style={cellWidth * run.experts > across + 1 ? { overflowX: "auto" } : undefined}>
       <div className="matrix-scroll" tabIndex={-1}>
         <div className="matrix-layers" style={{ height, width: GUTTER }} aria-hidden="true">
           {axisTicks(frame.layers, cellHeight, 14).map((row) => (
