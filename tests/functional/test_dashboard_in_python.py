@@ -18,6 +18,9 @@ import torch
 from moe_megatron.errors import ConfigError, DataError
 from moe_megatron.mcore import world
 from moe_megatron.models import MoEModel
+from moe_megatron.run.history import History
+from moe_megatron.telemetry.values.records import StepRecord
+from moe_megatron.telemetry.values.snapshot import RoutingSnapshot
 from moe_megatron.testing.written_run import write_run
 from moe_megatron.training.trainer import MoETrainer
 from moe_megatron.viz import MoEDashboard
@@ -78,11 +81,20 @@ def test_tracked_blocks_of_a_model_become_a_report(model: MoEModel, tmp_path: Pa
 
 @pytest.mark.distributed
 def test_training_shows_itself_while_it_goes_on(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = MoEModel(32, 4, 2, 2, vocab_size=512)
     trainer = MoETrainer(model, tokenizer="demo", run_dir=tmp_path / "run")
     seen: list[Any] = []
+    was_seen = threading.Event()
+    keep = History.step
+
+    def kept(self: History, record: StepRecord, routing: RoutingSnapshot | None) -> None:
+        if record.step == 30:  # a training that is short must not end before anybody looks
+            was_seen.wait(60)
+        keep(self, record, routing)
+
+    monkeypatch.setattr(History, "step", kept)
 
     def look() -> None:
         while not seen:
@@ -90,6 +102,7 @@ def test_training_shows_itself_while_it_goes_on(
             if (process := trainer.dashboard) is not None:
                 found = fetch(f"{process.url}api/runs")
                 seen.extend(it for it in found if it["last_step"] > 1)
+        was_seen.set()
 
     threading.Thread(target=look, daemon=True).start()
     try:
