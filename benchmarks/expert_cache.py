@@ -7,7 +7,6 @@ keeps of the model's files, so that every miss reads the disk.
 """
 
 import argparse
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 
 from benchmarks import machine
+from benchmarks.history import drop_from_cache
 from moe_megatron.caching import ExpertCache
 from moe_megatron.files import user_path
 from moe_megatron.inference.cache.simulator import OPTIMUM, simulate
@@ -40,25 +40,17 @@ class Contender:
     kept: Any = None
     """Keys and values of the tokens so far."""
 
-    def read(self, ids: Sequence[int], files: Sequence[Path]) -> None:
+    def read(self, ids: Sequence[int], folder: Path) -> None:
         """The next tokens."""
         for it in ids:
             if self.cold:
-                forget(files)
+                drop_from_cache(folder)
             began = perf_counter()
             done = self.forward(
                 input_ids=torch.tensor([[it]]), past_key_values=self.kept, use_cache=True
             )
             self.seconds.append(perf_counter() - began)
             self.kept = done.past_key_values
-
-
-def forget(files: Sequence[Path]) -> None:
-    """Have the system give back what it keeps of these files."""
-    for path in files:
-        file = os.open(path, os.O_RDONLY)
-        os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
-        os.close(file)
 
 
 def contenders(folder: Path, policy: str) -> list[Contender]:
@@ -89,7 +81,6 @@ def measured(options: argparse.Namespace) -> str:
     ids = load_tokenizer(str(folder)).encode(text)[: options.warm + options.tokens]
     torch.set_num_threads(options.threads)
     found = contenders(folder, options.policy)
-    files = sorted(folder.glob("*.safetensors"))
     first = found[1].model
     assert first is not None
     with first.record() as recorder:
@@ -100,7 +91,7 @@ def measured(options: argparse.Namespace) -> str:
                     if it.model is not None:
                         it.model.get_expert_cache().reset_stats()
             for it in found:
-                it.read(ids[begin : begin + options.turn], files)
+                it.read(ids[begin : begin + options.turn], folder)
     trace = recorder.trace()
     return _table(found, trace, options)
 

@@ -170,7 +170,7 @@ def _without_experts(path: Path) -> tuple["PreTrainedModel", list[Place]]:
 
     def build(self: Any, *given: Any, **more: Any) -> None:
         known.__init__(self, *given, **more)
-        places[:] = without_weights(self).values()
+        places[:] = without_weights(self)
         ignored = set(self._keys_to_ignore_on_load_unexpected or ())
         self._keys_to_ignore_on_load_unexpected = ignored | {r"\.experts\."}
 

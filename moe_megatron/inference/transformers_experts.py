@@ -58,16 +58,17 @@ def experts_of(model: nn.Module) -> dict[str, nn.Module]:
     return found
 
 
-def without_weights(model: nn.Module) -> dict[str, Place]:
-    """Take the parameters of all experts away; returns their places, by the names of modules."""
-    places = {}
+def without_weights(model: nn.Module) -> list[Place]:
+    """Take the parameters of all experts away; returns their places."""
+    places = []
     for name, module in experts_of(model).items():
         for parameter, _ in list(module.named_parameters(recurse=False)):
             module.register_parameter(parameter, None)
         module._is_hf_initialized = True  # type: ignore[assignment]  # nothing to initialize
         layer = _LAYER.search(f".{name}.")
         assert layer is not None, name
-        places[name] = module.place = Place(int(layer[1]))  # type: ignore[assignment]
+        place = module.place = Place(int(layer[1]))  # type: ignore[assignment]
+        places.append(place)
     return places
 
 

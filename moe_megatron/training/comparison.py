@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from moe_megatron.config.aligned import aligned
 from moe_megatron.config.arguments import shown
 from moe_megatron.drawing import Picture
 from moe_megatron.errors import ConfigError
@@ -85,11 +86,7 @@ class Comparison:
     def __str__(self) -> str:
         rows = [["run", *(name.replace("_", " ") for name in _ending(History()))]]
         rows += [[name, *map(_shown, row.values())] for name, row in self.rows.items()]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        first, *rest = widths
-        return "\n".join(
-            "  ".join([row[0].ljust(first), *map(str.rjust, row[1:], rest)]) for row in rows
-        )
+        return "\n".join(aligned(rows))
 
     __repr__ = __str__
 

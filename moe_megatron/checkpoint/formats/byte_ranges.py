@@ -6,7 +6,7 @@ that stays in the processor's cache.
 
 import os
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Protocol
 
 try:
@@ -102,12 +102,26 @@ def read_into(descriptor: int, offset: int, buffer: memoryview) -> int:
     Returns:
         The number of bytes read, which is less than the size of the buffer only at the file's end.
     """
+    return read_into_parts(descriptor, offset, [buffer])
+
+
+def read_into_parts(descriptor: int, offset: int, buffers: Iterable[memoryview]) -> int:
+    """Fill buffers, one after the other, with the bytes at an offset, by one read if it can be.
+
+    Returns:
+        As of `read_into`, of all buffers together.
+    """
+    left = [it for it in buffers if len(it)]
     done = 0
-    while done < len(buffer):
-        count = os.preadv(descriptor, [buffer[done:]], offset + done)
+    while left:
+        count = os.preadv(descriptor, left, offset + done)
         if not count:
             break
         done += count
+        while left and count >= len(left[0]):
+            count -= len(left.pop(0))
+        if left:
+            left[0] = left[0][count:]
     return done
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from moe_megatron.cli.parser import Parser
+from moe_megatron.config.aligned import aligned
 from moe_megatron.errors import ConfigError
 from moe_megatron.files import user_path
 from moe_megatron.inference.cache.advice import SHARES, Outcome, advice, outcomes
@@ -95,7 +96,7 @@ def _record(options: argparse.Namespace) -> int:
 def _simulate(options: argparse.Namespace) -> int:
     trace = Trace.load(options.trace)
     about = trace.about
-    every = about.layers * about.experts * about.expert_bytes / 1e9
+    every = about.every * about.expert_bytes / 1e9
     for it in options.gb or ():
         if not 0 < it < math.inf:
             raise ConfigError(f"--gb ({it:g}) must be above 0.")
@@ -136,8 +137,4 @@ def _table(found: Sequence[Outcome]) -> list[str]:
         ]
         for it in found
     ]
-    widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
-    return [
-        "  ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True))
-        for row in [head, *rows]
-    ]
+    return aligned([head, *rows], flush_left=0)

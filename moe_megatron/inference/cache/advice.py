@@ -59,16 +59,16 @@ def outcomes(
     first, second = trace.halves()
     known = first.counts() if counts is None else counts
     about = trace.about
-    every = about.layers * about.experts
     least = least_slots(about.layers, about.top_k)
-    sizes = sorted({min(max(round(it * every), least), every) for it in shares})
+    sizes = sorted({min(max(round(it * about.every), least), about.every) for it in shares})
     return [_outcome(second, slots, known) for slots in sizes]
 
 
 def best_policy(trace: Trace, slots: int, counts: Counts | None = None) -> str:
     """The policy with the highest hit rate at a size; what `policy="auto"` is."""
-    share = slots / (trace.about.layers * trace.about.experts)
-    return outcomes(trace, [share], counts)[0].best
+    first, second = trace.halves()
+    known = first.counts() if counts is None else counts
+    return max(policies(), key=lambda name: simulate(second, slots, name, known).hits)
 
 
 def advice(found: Sequence[Outcome]) -> str:
@@ -95,7 +95,7 @@ def _outcome(trace: Trace, slots: int, counts: Counts) -> Outcome:
     least = min(it.misses for name, it in tallies.items() if name != OPTIMUM)
     return Outcome(
         slots=slots,
-        share=slots / (about.layers * about.experts),
+        share=slots / about.every,
         gigabytes=slots * about.expert_bytes / 1e9,
         hit_rates=rates,
         bytes_a_pass=least * about.expert_bytes / len(trace.passes),

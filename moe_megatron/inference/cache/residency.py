@@ -47,6 +47,21 @@ def least_slots(layers: int, top_k: int) -> int:
     return layers * top_k
 
 
+def check_slots(slots: int, layers: int, top_k: int) -> None:
+    """Refuse a memory for fewer than `least_slots` experts.
+
+    Raises:
+        ConfigError: There are too few slots; the message has the least number.
+    """
+    least = least_slots(layers, top_k)
+    if slots < least:
+        raise ConfigError(
+            f"a cache for {clipped(str(slots))} experts is too small: a token uses {top_k} in "
+            f"each of {layers} layers, and with fewer than {least} none of them would be left "
+            f"when the next token comes; give it room for {least}."
+        )
+
+
 class Residency:
     """The slots of a memory for experts.
 
@@ -61,13 +76,7 @@ class Residency:
     """
 
     def __init__(self, slots: int, layers: int, top_k: int, policy: Policy) -> None:
-        least = least_slots(layers, top_k)
-        if slots < least:
-            raise ConfigError(
-                f"a cache for {clipped(str(slots))} experts is too small: a token uses {top_k} in "
-                f"each of {layers} layers, and with fewer than {least} none of them would be left "
-                f"when the next token comes; give it room for {least}."
-            )
+        check_slots(slots, layers, top_k)
         self.tally = Tally()
         self._policy = policy
         self._slot_of: dict[Key, int] = {}

@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping
 from math import inf
 
 from moe_megatron.inference.cache.policies import Counts, Key, make_policy
-from moe_megatron.inference.cache.residency import Residency, Tally
+from moe_megatron.inference.cache.residency import Residency, Tally, check_slots
 from moe_megatron.inference.cache.trace import Trace
 
 OPTIMUM = "belady"
@@ -53,7 +53,7 @@ def most_used(counts: Counts) -> list[Key]:
 def _optimum(trace: Trace, slots: int, counts: Counts) -> Tally:
     """Belady's rule with bypass, one expert after the other."""
     about = trace.about
-    Residency(slots, about.layers, about.top_k, make_policy("lru", {}))  # refuses too few
+    check_slots(slots, about.layers, about.top_k)
     order = [(layer, it) for layer, experts in trace.requests() for it in experts]
     future = _Future(order)
     there: dict[Key, float] = {}

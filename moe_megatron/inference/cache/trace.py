@@ -40,6 +40,11 @@ class Traced:
     model: str = ""
     """Its name, for people."""
 
+    @property
+    def every(self) -> int:
+        """All experts of all layers."""
+        return self.layers * self.experts
+
 
 @dataclass(frozen=True, slots=True)
 class Trace:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from moe_megatron.checkpoint.formats import dtypes
+from moe_megatron.checkpoint.formats.byte_ranges import read_into_parts
 from moe_megatron.checkpoint.formats.hf_folder import HfFolder
 from moe_megatron.errors import CheckpointError
 from moe_megatron.families import family_of
@@ -104,7 +105,9 @@ class HuggingFaceStore:
         for read in self._reads[key]:
             parts = [memory[part] for part in read.parts]
             try:
-                _fill(self._files[read.file], read.offset, parts)
+                count = read_into_parts(self._files[read.file], read.offset, parts)
+                if count < sum(map(len, parts)):
+                    raise EOFError("the file ends before it")
             except (OSError, EOFError) as error:
                 layer, expert = key
                 raise CheckpointError(
@@ -167,16 +170,3 @@ def _joined(pieces: list[_Piece]) -> tuple[_Read, ...]:
             reads.append(_Read(piece.file, piece.offset, (part,)))
         end = (piece.file, piece.offset + piece.nbytes)
     return tuple(reads)
-
-
-def _fill(file: int, offset: int, parts: list[memoryview]) -> None:
-    """Fill parts of memory, one after the other, from an offset on."""
-    while parts:
-        count = os.preadv(file, parts, offset)
-        if not count:
-            raise EOFError("the file ends before it")
-        offset += count
-        while parts and count >= len(parts[0]):
-            count -= len(parts.pop(0))
-        if parts:
-            parts[0] = parts[0][count:]

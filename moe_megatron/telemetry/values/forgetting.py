@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from moe_megatron.config.aligned import aligned
 from moe_megatron.files import replace_file
 from moe_megatron.telemetry.values.records import EvalRecord
 from moe_megatron.telemetry.values.task_scores import TaskScore
@@ -61,15 +62,7 @@ class Forgetting:
         return [_row(before, after) for before, after in self.pairs]
 
     def __str__(self) -> str:
-        rows = [COLUMNS, *self.rows]
-        widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
-        lines = [
-            "  ".join(
-                text.ljust(width) if column == 0 else text.rjust(width)
-                for column, (text, width) in enumerate(zip(row, widths, strict=True))
-            ).rstrip()
-            for row in rows
-        ]
+        lines = aligned([COLUMNS, *self.rows])
         return "\n".join([f"tasks at step {self.first.step:,} -> {self.last.step:,}", *lines])
 
 
