@@ -1,6 +1,6 @@
 """Adapters are trained alike under every layout, whatever experts share, and the base stays."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,8 @@ OF_FOUR: dict[str, dict[str, Any]] = {
     "tp2_ep2_etp1": {**ETP1, **EP2},
     "pp2_ep2": {"parallel.pipeline_parallel_size": 2, **EP2},
 }
+HOW = ("parallel.", "training.recompute")
+"""Options that may not change what is computed."""
 KINDS: dict[str, dict[str, Any]] = {
     "own": {"adapter.ranks": ["experts@2:0=2", "attention=3"]},
     "shared_a": {"adapter.experts": "shared_a"},
@@ -63,6 +65,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "some": {"adapter.targets": ["experts@2:0"]},
     "with_router": {"finetune.train": ["router"]},
 }
+
+RUNS = {name: {"adapter.rank": 4, **fields} for name, fields in KINDS.items()}
 
 
 def named(model: list[Any]) -> Iterator[tuple[str, torch.Tensor]]:
@@ -117,24 +121,37 @@ def saved(root: Path, name: str, step: int = STEPS) -> dict[str, torch.Tensor]:
     return whole_tensors(iteration_dir(root / name / "checkpoints", step))
 
 
-def check(root: Path, layout: dict[str, Any], kinds: list[str], world_size: int = 2) -> None:
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """What one process trains with some kinds of adapters; layouts of one model share it."""
+    trained: dict[str, Path] = {}
+
+    def folder(layout: dict[str, Any], kinds: list[str]) -> Path:
+        alike = {key: it for key, it in layout.items() if not key.startswith(HOW)}
+        name = repr((sorted(alike.items()), kinds))
+        if name not in trained:
+            trained[name] = tmp_path_factory.mktemp("alone")
+            runs = {"base": alike, **{it: {**alike, **RUNS[it]} for it in kinds}}
+            run_distributed(adapt, trained[name], runs, world_size=1)
+        return trained[name]
+
+    return folder
+
+
+def check(root: Path, one: Path, layout: dict[str, Any], kinds: list[str], size: int = 2) -> None:
     """Train each kind of adapters under a layout, and compare it with one process."""
-    runs = {it: {"adapter.rank": 4, **KINDS[it]} for it in kinds}
-    alike = {key: value for key, value in layout.items() if "parallel" not in key}
-    alone = {it: {**alike, **fields} for it, fields in {"base": {}, **runs}.items()}
-    run_distributed(adapt, root / "one", alone, world_size=1)
-    many = {it: {**layout, **runs[it]} for it in kinds}
-    ranks = run_distributed(adapt, root / "many", many, world_size=world_size)
-    base = losses(root / "one", "base")
+    many = {it: {**layout, **RUNS[it]} for it in kinds}
+    ranks = run_distributed(adapt, root, many, world_size=size)
+    base = losses(one, "base")
     for name in kinds:
-        ours = losses(root / "one", name)
+        ours = losses(one, name)
         assert ours[0] == base[0], name  # adapters change nothing yet
         assert ours[-1] != base[-1], name
-        assert losses(root / "many", name) == pytest.approx(ours, abs=1e-5), name
-        norms = [[it.grad_norm for it in step_records(root / at / name)] for at in ("one", "many")]
+        assert losses(root, name) == pytest.approx(ours, abs=1e-5), name
+        norms = [[it.grad_norm for it in step_records(at / name)] for at in (one, root)]
         assert norms[1] == pytest.approx(norms[0], rel=1e-3), name
-        one, split = (saved(root / place, name) for place in ("one", "many"))
-        for key, tensor in one.items():
+        whole, split = (saved(place, name) for place in (one, root))
+        for key, tensor in whole.items():
             if is_of_adapter(key) and not key.startswith("optimizer.state.param."):
                 # Adam makes large steps of the rounding of gradients that are almost zero.
                 assert float((tensor - split[key]).abs().mean()) < 2e-5, (name, key)
@@ -143,19 +160,28 @@ def check(root: Path, layout: dict[str, Any], kinds: list[str], world_size: int 
             assert all(any(it in moved for it in allowed) for moved in rank[name].moved), name
 
 
-def test_adapters_of_experts_on_two_ranks_train_as_on_one(tmp_path: Path) -> None:
-    check(tmp_path, EP2, ["shared_a"])  # what is shared, and what is not
+def test_adapters_of_experts_on_two_ranks_train_as_on_one(
+    alone: Callable[..., Path], tmp_path: Path
+) -> None:
+    kinds = ["shared_a"]
+    check(tmp_path, alone(EP2, kinds), EP2, kinds)  # what is shared, and what is not
 
 
 @pytest.mark.deep
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_adapters_train_alike_under(layout: str, tmp_path: Path) -> None:
-    check(tmp_path, LAYOUTS[layout], [*KINDS])
+def test_adapters_train_alike_under(
+    layout: str, alone: Callable[..., Path], tmp_path: Path
+) -> None:
+    wanted = LAYOUTS[layout]
+    check(tmp_path, alone(wanted, [*KINDS]), wanted, [*KINDS])
 
 
 @pytest.mark.deep
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("layout", OF_FOUR)
-def test_adapters_train_alike_on_four_ranks_under(layout: str, tmp_path: Path) -> None:
-    check(tmp_path, OF_FOUR[layout], [*KINDS], world_size=4)
+def test_adapters_train_alike_on_four_ranks_under(
+    layout: str, alone: Callable[..., Path], tmp_path: Path
+) -> None:
+    wanted = OF_FOUR[layout]
+    check(tmp_path, alone(wanted, [*KINDS]), wanted, [*KINDS], size=4)

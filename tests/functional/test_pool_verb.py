@@ -16,11 +16,11 @@ def losses(run_dir: Path) -> dict[int, float]:
 
 
 def test_one_command_trains_across_changes(
-    moe: Callable[..., Any], tokenizer: Path, tmp_path: Path
+    moe: Callable[..., Any], corpus: Path, tokenizer: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "tiny.yaml").write_text(
         "base: test_tiny\n"
-        f"data: {{tokenizer: '{tokenizer}', split: '100,0,0'}}\n"
+        f"data: {{paths: ['{corpus}'], tokenizer: '{tokenizer}', split: '100,0,0'}}\n"
         "training: {train_steps: 6, warmup_steps: 0}\n"
     )
     words = ["pool", "--config", "tiny.yaml", "--run-dir", "runs/pool", "--num-processes", "1"]

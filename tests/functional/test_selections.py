@@ -4,6 +4,7 @@ Trained weights are the same under every layout, and a selection is resumed by i
 """
 
 import math
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,8 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "pp2_recomputed": {**PP2, "training.recompute": "full"},
     "tp2_recomputed": {**TP2, "training.recompute": "full"},
 }
+HOW = ("parallel_size", "recompute")
+"""Options that may not change what is computed."""
 SELECTIONS: dict[str, list[str]] = {
     "one_expert": ["experts@2:0"],  # one rank of two has nothing to train
     "routers": ["router"],
@@ -101,27 +104,42 @@ def tune(root: Path, runs: dict[str, dict[str, Any]]) -> dict[str, tuple[Any, ..
     return found
 
 
-def check(root: Path, layout: dict[str, Any], names: list[str], world_size: int) -> None:
-    """Train each selection under a layout, and check it against one process."""
-    runs = {it: {**layout, "finetune.train": SELECTIONS[it]} for it in names}
-    ranks = run_distributed(tune, root / "many", runs, world_size=world_size)
-    alone = {name: {**it, **dict.fromkeys(layout, 1)} for name, it in runs.items()}
-    for changed in alone.values():
-        changed.update({key: value for key, value in layout.items() if "parallel_size" not in key})
-    run_distributed(tune, root / "one", alone, world_size=1)
-    for name in names:
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """What one process trains of each selection; layouts of one optimizer and type share it."""
+    trained: dict[str, Path] = {}
+
+    def folder(layout: dict[str, Any]) -> Path:
+        alike = {key: it for key, it in layout.items() if not key.endswith(HOW)}
+        name = repr(sorted(alike.items()))
+        if name not in trained:
+            trained[name] = tmp_path_factory.mktemp("alone")
+            run_distributed(tune, trained[name], selections(alike), world_size=1)
+        return trained[name]
+
+    return folder
+
+
+def selections(layout: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {it: {**layout, "finetune.train": chosen} for it, chosen in SELECTIONS.items()}
+
+
+def check(root: Path, alone: Path, layout: dict[str, Any]) -> None:
+    """Train each selection on two ranks under a layout, and check it against one process."""
+    ranks = run_distributed(tune, root, selections(layout), world_size=2)
+    for name in SELECTIONS:
         moved, trained = (set.union(*(rank[name][i] for rank in ranks)) for i in (0, 1))
         assert moved == trained, name
         for rank in ranks:
             assert rank[name][0] <= rank[name][1], name
         one, many = (
-            whole_tensors(iteration_dir(root / place / name / "checkpoints", STEPS))
-            for place in ("one", "many")
+            whole_tensors(iteration_dir(place / name / "checkpoints", STEPS))
+            for place in (alone, root)
         )
         assert one.keys() == many.keys(), name
         states = sum(it.numel() for key, it in many.items() if ".exp_avg." in key)
         assert states == sum(it.numel() for key, it in one.items() if ".exp_avg." in key)
-        if world_size == 2 and layout.get("parallel.distributed_optimizer", True):
+        if layout.get("parallel.distributed_optimizer", True):
             assert all(rank[name][2] <= rank[name][3] for rank in ranks), name
         for key in one:
             if one[key].is_floating_point() and "rng" not in key:
@@ -142,8 +160,10 @@ def test_rank_with_nothing_to_train_does_not_keep_the_other_waiting(tmp_path: Pa
 @pytest.mark.deep
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_frozen_stays_and_trained_is_the_same_under(layout: str, tmp_path: Path) -> None:
-    check(tmp_path, LAYOUTS[layout], [*SELECTIONS], 2)
+def test_frozen_stays_and_trained_is_the_same_under(
+    layout: str, alone: Callable[..., Path], tmp_path: Path
+) -> None:
+    check(tmp_path, alone(LAYOUTS[layout]), LAYOUTS[layout])
 
 
 @pytest.mark.deep
