@@ -10,10 +10,10 @@ import numpy as np
 
 from moe_megatron.config import RunConfig
 from moe_megatron.telemetry.values.expert_load import Float64Array
+from moe_megatron.telemetry.values.profile import RoutingProfile
 from moe_megatron.webapp.asked import Asked
 from moe_megatron.webapp.columns import Span
 from moe_megatron.webapp.json_values import nested, nullable
-from moe_megatron.webapp.over_time import routed_columns
 from moe_megatron.webapp.price import Price
 from moe_megatron.webapp.run_reader import RunReader
 
@@ -35,12 +35,17 @@ def cost(run: RunReader, asked: Asked) -> dict[str, Any]:
     column cost, each [layers][columns]; `bytes` are all bytes of a step, and `money` is all until
     the end of a column.
     """
-    config, columns = run.config, routed_columns(run, asked)
+    config, windows = run.config, run.windows
+    columns = (
+        []
+        if windows.shape is None
+        else windows.values(_assignments_a_step, *asked.window(run.span), asked.columns)
+    )
     spans = [span for span, _ in columns] or (asked.spans(run.span) if run.span[1] else [])
     each, about_flops = _flops_each(config)
     sent, about_bytes = _bytes_each(config)
     money, about_money = _money_until(run, _ends(spans))
-    counts = np.array([_assignments_a_step(it) for it in columns]).T  # [layers, columns]
+    counts = np.array([it for _, it in columns]).T  # [layers, columns]
     known = each is not None and bool(columns)
     # Experts are equal where their size is known, so that operations go by assignments.
     shares = _shares(counts) if known else None
@@ -129,9 +134,8 @@ def _flops_each(config: RunConfig | None) -> tuple[int | None, str]:
     )
 
 
-def _assignments_a_step(column: tuple[Span, Any]) -> Float64Array:
+def _assignments_a_step(profile: RoutingProfile) -> Float64Array:
     """Assignments that reached experts, of each layer. [L]"""
-    profile = column[1]
     of_layers: Float64Array = profile.tokens_per_expert.sum(axis=1) / max(1, profile.steps)
     return of_layers
 

@@ -47,13 +47,18 @@ def varied_choice(profiles: Iterable[RoutingProfile]) -> LayerQuantity | None:
     """The number of experts that a token got; None where it is always `top_k`."""
     for it in profiles:
         if (it.assigned != it.tokens * it.top_k).any():
-            return LayerQuantity(
-                name="experts_per_token",
-                title="Experts per token",
-                note=f"The target is {it.top_k}; dropped assignments are included.",
-                values=lambda profile: profile.experts_per_token,
-            )
+            return experts_per_token(it.top_k)
     return None
+
+
+def experts_per_token(top_k: int) -> LayerQuantity:
+    """The mean number of experts that a token got."""
+    return LayerQuantity(
+        name="experts_per_token",
+        title="Experts per token",
+        note=f"The target is {top_k}; dropped assignments are included.",
+        values=lambda profile: profile.experts_per_token,
+    )
 
 
 IMBALANCE = LayerQuantity(

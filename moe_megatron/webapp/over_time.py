@@ -1,21 +1,25 @@
 """Answers about the whole of a run over its steps: training, and layers."""
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from moe_megatron.telemetry.values.expert_load import Float64Array
 from moe_megatron.telemetry.values.layer_values import load_entropy_ratio
 from moe_megatron.telemetry.values.profile import RoutingProfile
 from moe_megatron.webapp.asked import Asked
 from moe_megatron.webapp.columns import Span
 from moe_megatron.webapp.json_values import nested, nullable
 from moe_megatron.webapp.layer_quantities import (
-    LayerQuantity,
+    experts_per_token,
     measured_quantities,
     varied_choice,
 )
 from moe_megatron.webapp.run_reader import RunReader
 
+_BALANCE = ("max_over_mean", "entropy", "drop_rate", "dead")
 _NAMED = ("z_loss", "bias_spread")
 """Quantities that an answer about layers has under their own names."""
 
@@ -53,46 +57,57 @@ def routed_columns(run: RunReader, asked: Asked) -> Columns:
     return list(run.windows.columns(first, last, asked.columns))
 
 
+@dataclass(frozen=True, slots=True)
+class _Column:
+    """All that is told of the layers in a column, [L] each."""
+
+    balance: Mapping[str, Float64Array]
+    """By its name in the answer."""
+    measured: Mapping[str, Float64Array]
+    """By the name of the quantity."""
+
+
+def _column(profile: RoutingProfile) -> _Column:
+    balance = {
+        "max_over_mean": profile.imbalance,
+        "entropy": load_entropy_ratio(profile.tokens_per_expert),
+        "drop_rate": profile.drop_rate,
+        "dead": profile.dead_expert_mask().sum(axis=1).astype(np.float64),
+    }
+    shown = [*measured_quantities(profile.per_layer), *filter(None, [varied_choice([profile])])]
+    return _Column(balance, {it.name: it.values(profile) for it in shown})
+
+
 def layers(run: RunReader, asked: Asked) -> dict[str, Any]:
     """What the router of each layer did over steps, each [layers][columns]."""
-    columns = routed_columns(run, asked)
-    profiles = [profile for _, profile in columns]
-    shape = run.windows.shape
+    shape, windows = run.windows.shape, run.windows
+    if shape is None:
+        return {name: [] for name in ("steps", "layers", *_BALANCE, *_NAMED, "more")}
+    found = windows.values(_column, *asked.window(run.span), asked.columns)
+    spans = [span for span, _ in found]
+    bias = run.samples.bias(spans, shape)
 
-    def rows(values: list[Any]) -> Any:
-        return nested(np.stack(values, axis=1)) if values else []
+    def measured(name: str) -> Any:
+        nothing = np.full(len(shape.layers), np.nan)
+        return _rows([column.measured.get(name, nothing) for _, column in found])
 
-    def quantity(name: str) -> Any:
-        if name not in run.windows.quantities:
-            return []
-        nothing = np.full(0 if shape is None else len(shape.layers), np.nan)
-        return rows([it.per_layer.get(name, nothing) for it in profiles])
-
-    spans = [span for span, _ in columns]
-    bias = None if shape is None else run.samples.bias(spans, shape)
-    spread = [] if bias is None else list(np.ptp(bias, axis=2))
+    more = measured_quantities(it for it in windows.quantities if it not in _NAMED)
+    varied = experts_per_token(shape.top_k)
+    if any(varied.name in column.measured for _, column in found):
+        more.append(varied)
     return {
         "steps": spans,
-        "layers": [] if shape is None else list(shape.layers),
-        "max_over_mean": rows([it.imbalance for it in profiles]),
-        "entropy": rows([load_entropy_ratio(it.tokens_per_expert) for it in profiles]),
-        "drop_rate": rows([it.drop_rate for it in profiles]),
-        "dead": rows([it.dead_expert_mask().sum(axis=1).astype(np.float64) for it in profiles]),
-        "z_loss": quantity("z_loss"),
-        "bias_spread": rows(spread),
+        "layers": list(shape.layers),
+        **{name: _rows([column.balance[name] for _, column in found]) for name in _BALANCE},
+        "z_loss": measured("z_loss") if "z_loss" in windows.quantities else [],
+        "bias_spread": [] if bias is None else _rows(list(np.ptp(bias, axis=2))),
         "more": [
-            {
-                "name": it.name,
-                "title": it.title,
-                "says": it.note,
-                "values": rows([it.values(profile) for profile in profiles]),
-            }
-            for it in _more(run, profiles)
+            {"name": it.name, "title": it.title, "says": it.note, "values": measured(it.name)}
+            for it in more
         ],
     }
 
 
-def _more(run: RunReader, profiles: list[RoutingProfile]) -> list[LayerQuantity]:
-    """What else was measured of layers."""
-    names = [it for it in run.windows.quantities if it not in _NAMED]
-    return [*measured_quantities(names), *filter(None, [varied_choice(profiles)])]
+def _rows(columns: list[Float64Array]) -> Any:
+    """Values of columns, [L] each, as [layers][columns]; [] without columns."""
+    return nested(np.stack(columns, axis=1)) if columns else []

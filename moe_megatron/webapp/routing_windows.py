@@ -7,8 +7,9 @@ the sums that the history has itself. It knows no other file of a run.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from moe_megatron.errors import DataError
 from moe_megatron.telemetry.history import HISTORY_FOLDER, RoutingHistory
@@ -20,11 +21,13 @@ from moe_megatron.telemetry.sinks.jsonl import (
 )
 from moe_megatron.telemetry.values.profile import RoutingProfile
 from moe_megatron.telemetry.values.snapshot import RoutingSnapshot
-from moe_megatron.webapp.columns import Span, aligned, column_width
+from moe_megatron.webapp.columns import Span, aligned, column_width, columns
 from moe_megatron.webapp.routing_rows import ModelShape, RoutingRows
 
 KEPT_BYTES = 64 * 2**20
 """Of sums over blocks, for each run that is open."""
+KEPT_COLUMNS = 4096
+"""Columns whose values are kept, for each run that is open."""
 _BLOCKS = (256, 1024, 4096, 16384, 65536)
 """Steps of a block that is kept; each is the sum of four of the size before."""
 
@@ -47,6 +50,7 @@ class RoutingWindows:
         self._history: RoutingHistory | None = None
         self._stamps: tuple[Stamp | None, Stamp | None] = (None, None)
         self._sums: OrderedDict[Span, RoutingProfile] = OrderedDict()
+        self._values: OrderedDict[tuple[Callable[[RoutingProfile], Any], Span], Any] = OrderedDict()
         self.newest: RoutingSnapshot | None = None
         """The last step in routing.jsonl; None without the file."""
         self.shape: ModelShape | None = None
@@ -81,12 +85,12 @@ class RoutingWindows:
         else:
             self._history.refresh()
         if self._history is None or self._history.last_step < before:
-            self._sums.clear()
+            self.forget()
 
     def _look_at_log(self, stamp: Stamp | None) -> None:
         newest = None if stamp is None else next(read_routing_after(self._log, 0), None)
         if newest is None or (self.newest is not None and newest.step < self.newest.step):
-            self._sums.clear()
+            self.forget()
         self.newest = newest
 
     def _measure(self) -> None:
@@ -134,7 +138,36 @@ class RoutingWindows:
             DataError: As of `profile`.
         """
         first, last = max(first, self.first_step), min(last, self.last_step)
-        width = column_width(first, last, max(1, most))
+        yield from self._columns(first, last, column_width(first, last, max(1, most)))
+
+    def values[T](
+        self, compute: Callable[[RoutingProfile], T], first: int, last: int, most: int
+    ) -> list[tuple[Span, T]]:
+        """What a function makes of each column of a window; of a column it is asked once.
+
+        Args:
+            compute: A function of a module, by which what it made is found again.
+            first: First step of the window.
+            last: Last step of it.
+            most: Columns at most.
+
+        Raises:
+            DataError: As of `profile`.
+        """
+        first, last = max(first, self.first_step), min(last, self.last_step)
+        spans, kept = columns(first, last, most), self._values
+        if missing := [span for span in spans if (compute, span) not in kept]:
+            width = column_width(first, last, max(1, most))
+            for span, profile in self._columns(missing[0][0], last, width):
+                kept[compute, span] = compute(profile)
+        found = [(span, kept[compute, span]) for span in spans]
+        for span in spans:
+            kept.move_to_end((compute, span))
+        while len(kept) > KEPT_COLUMNS:
+            kept.popitem(last=False)
+        return found
+
+    def _columns(self, first: int, last: int, width: int) -> Iterator[tuple[Span, RoutingProfile]]:
         if width >= _BLOCKS[0]:
             for span in aligned(first, last, width):
                 yield span, self.profile(*span)
@@ -148,8 +181,9 @@ class RoutingWindows:
                 yield span, profile
 
     def forget(self) -> None:
-        """Forget the sums that are kept: steps were taken back, and made again."""
+        """Forget what is kept of windows: steps were taken back, and made again."""
         self._sums.clear()
+        self._values.clear()
 
     def _shape(self) -> ModelShape:
         if self.shape is None:

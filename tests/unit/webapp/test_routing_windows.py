@@ -121,11 +121,42 @@ def test_steps_that_are_taken_back_are_gone(tmp_path: Path) -> None:
     check(windows.profile(1, 40), 1, 30)
 
 
+def test_a_column_is_asked_once_until_its_steps_are_made_again(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", 25, history=0)
+    windows, asked = RoutingWindows(run), list[int]()
+
+    def last_step(profile: RoutingProfile) -> int:
+        asked.append(profile.last_step or 0)
+        return asked[-1]
+
+    def values() -> list[tuple[tuple[int, int], int]]:
+        asked.clear()
+        return windows.values(last_step, 1, 100, 20)  # columns of two steps, later of four
+
+    first = values()
+    assert first == [((it, min(25, it + 1)), min(25, it + 1)) for it in range(1, 26, 2)]
+    assert (values(), asked) == (first, [])
+    further = write_run(tmp_path / "other", 42, history=0)
+    lines = (further / ROUTING_FILE).read_bytes().splitlines(keepends=True)
+    with (run / ROUTING_FILE).open("ab") as file:
+        file.writelines(lines[25:28])
+    windows.refresh()
+    assert values() == [*first[:-1], ((25, 26), 26), ((27, 28), 28)]
+    assert asked == [26, 28]
+    rewind(run / ROUTING_FILE, 20)
+    windows.refresh()
+    assert values()[-1] == ((20, 20), 20)
+    assert asked == [*range(1, 21)]
+
+
 def test_what_is_kept_is_bounded(runs: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(routing_windows, "KEPT_BYTES", 1)
+    monkeypatch.setattr(routing_windows, "KEPT_COLUMNS", 5)
     windows = RoutingWindows(runs["both"])
     check(windows.profile(1, 40), 1, 40)
     assert len(windows._sums) == 8
+    assert len(windows.values(lambda it: it.steps, 1, 40, 40)) == 40
+    assert len(windows._values) == 5
 
 
 def test_a_run_without_routing_says_so(tmp_path: Path) -> None:
