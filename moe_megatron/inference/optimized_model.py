@@ -23,8 +23,11 @@ from moe_megatron.errors import CheckpointError, ConfigError
 from moe_megatron.inference.cache.policies import Counts
 from moe_megatron.inference.cache.trace import Traced
 from moe_megatron.inference.expert_cache import ExpertCache
+from moe_megatron.inference.kept_experts import ALL, Kept, Routed, Strategy, kept_experts
+from moe_megatron.inference.kept_routers import keep_rows
 from moe_megatron.inference.recorder import Recorder, watching
 from moe_megatron.inference.store.hugging_face import HuggingFaceStore
+from moe_megatron.inference.store.kept import KeptStore
 from moe_megatron.inference.transformers_experts import NAME, Place, without_weights
 from moe_megatron.telemetry.values.profile import RoutingProfile
 
@@ -39,36 +42,63 @@ class OptimizedMoEModel:
     def __init__(
         self,
         model: "PreTrainedModel",
-        store: HuggingFaceStore,
+        store: HuggingFaceStore | KeptStore,
         places: Sequence[Place],
         counts: Counts,
+        kept: Kept | None = None,
     ) -> None:
         self.model = model
         self.store = store
+        self.kept = kept
+        """Numbers of the experts that were loaded, by layer, from 0; None: all."""
         self._places = tuple(places)
         self._counts = counts
         self._cache: ExpertCache | None = None
 
     @classmethod
     def from_pretrained(
-        cls, source: str | Path, *, profile: RoutingProfile | str | Path | None = None
+        cls,
+        source: str | Path,
+        expert_selection_strategy: Strategy = ALL,
+        num_experts_to_load: int | None = None,
+        device_map: str | None = None,
+        *,
+        profile: RoutingProfile | str | Path | None = None,
     ) -> Self:
-        """Load all of a model but its experts.
+        """Load all of a model but its experts, or but some of them for good.
 
         Args:
             source: A Hugging Face folder, or a hub id.
-            profile: What a training learned of the experts' use, or its file.
+            expert_selection_strategy: "all"; "frequency_based", the experts of each layer that are
+                used most; "by_layer", as many in the mean over layers, more where more are used; or
+                a function from the counts of the profile [L, E] to the experts of each layer. A
+                model that is not whole computes something else.
+            num_experts_to_load: Experts of each layer.
+            device_map: "cpu", where all of this computes; None is the same.
+            profile: What a training learned of the experts' use, or its file; a strategy takes
+                `routing_profile.json` of the folder where there is none.
 
         Raises:
             CheckpointError: It is incomplete, or its experts cannot be read one by one.
+            ConfigError: The strategy or the number does not fit the model.
             DataError: The profile cannot be read, or is of another model.
             MappingError: There is no table for its family.
         """
+        if device_map not in (None, "cpu"):
+            raise ConfigError(
+                f"device_map ({device_map!r:.40}) must be 'cpu': experts are read into its memory "
+                "and computed there."
+            )
         path = local_folder(source)
         if is_megatron_checkpoint(path):
             raise CheckpointError(
                 f"{path} is a Megatron checkpoint, and experts are read from Hugging Face folders; "
                 f"run `moe-megatron convert {path} NEW_FOLDER` and give that folder."
+            )
+        kept = None
+        if expert_selection_strategy != ALL or num_experts_to_load is not None:
+            kept = kept_experts(
+                expert_selection_strategy, num_experts_to_load, Routed.of(path), profile
             )
         store = HuggingFaceStore(path)
         model, places = _without_experts(path)
@@ -78,7 +108,12 @@ class OptimizedMoEModel:
                 f"{type(model).__name__} in {_numbers(it.layer for it in places)}; "
                 "its config.json is of another model."
             )
-        return cls(model, store, places, _counts(profile, store))
+        counts = _counts(profile, store)
+        if kept is None:
+            return cls(model, store, places, counts)
+        keep_rows(model, kept)
+        some = KeptStore(store, kept)
+        return cls(model, some, places, some.renumbered(counts), kept)
 
     def set_expert_cache(self, cache: ExpertCache) -> None:
         """Keep experts in this cache, in place of the one before.
