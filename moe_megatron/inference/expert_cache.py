@@ -11,9 +11,7 @@ from pathlib import Path
 from time import perf_counter
 
 import torch
-from torch import Tensor
 
-from moe_megatron.checkpoint.formats import dtypes
 from moe_megatron.config.arguments import explained, real, whole
 from moe_megatron.errors import ConfigError
 from moe_megatron.inference.cache.advice import best_policy
@@ -21,13 +19,14 @@ from moe_megatron.inference.cache.policies import Counts, Key, make_policy
 from moe_megatron.inference.cache.residency import Answer, Residency, Tally, least_slots
 from moe_megatron.inference.cache.simulator import most_used
 from moe_megatron.inference.cache.trace import Trace
+from moe_megatron.inference.quantization.kernels import Matrix
 from moe_megatron.inference.store.expert_store import ExpertStore
 
 AUTO = "auto"
 _READERS = 2
 """Threads that read, and slots for what does not stay."""
 
-Matrices = tuple[Tensor, Tensor]
+Matrices = tuple[Matrix, Matrix]
 """First matrix [width, hidden] and second [hidden, ffn] of an expert."""
 
 
@@ -248,10 +247,11 @@ class _Slots:
         reads = {self._start((layer, it), slot): it for it, slot in answer.to_read.items()}
         try:
             for expert, slot in answer.there.items():
-                yield expert, self._views(slot)
+                yield expert, self._matrices((layer, expert), slot)
             for read in as_completed(reads):
                 read.result()
-                yield reads[read], self._views(answer.to_read[reads[read]])
+                expert = reads[read]
+                yield expert, self._matrices((layer, expert), answer.to_read[expert])
             yield from self._beside(layer, answer)
         finally:
             self._settle(layer, reads)
@@ -265,7 +265,7 @@ class _Slots:
                 read.exception()  # wait for all, so that no thread writes when this one leaves
             for place, (expert, read) in enumerate(zip(some, reads, strict=True)):
                 read.result()
-                yield expert, self._views(self._slots + place)
+                yield expert, self._matrices((layer, expert), self._slots + place)
 
     def _settle(self, layer: int, reads: dict[Future[None], int]) -> None:
         """Wait for all reads; who could not be read is not there."""
@@ -274,7 +274,7 @@ class _Slots:
                 self._residency.forget((layer, expert))
 
     def _start(self, key: Key, slot: int) -> Future[None]:
-        self._read += self._store.nbytes
+        self._read += self._store.bytes_to_read(key)
         return self._pool.submit(self._fill, key, slot)
 
     def _fill(self, key: Key, slot: int) -> None:
@@ -282,8 +282,5 @@ class _Slots:
         self._store.read_into(key, self._rows[slot])
         self._seconds += perf_counter() - started
 
-    def _views(self, slot: int) -> Matrices:
-        numbers = self._bytes[slot].view(dtypes.to_torch(self._store.dtype))
-        (rows, columns), second = self._store.shapes
-        first = rows * columns
-        return numbers[:first].view(rows, columns), numbers[first:].view(second)
+    def _matrices(self, key: Key, slot: int) -> Matrices:
+        return self._store.matrices(key, self._bytes[slot])

@@ -53,7 +53,7 @@ class Routed:
             CheckpointError: It is incomplete or damaged, or is a model without experts.
             MappingError: There is no table for its family.
         """
-        folder = HfFolder(path)
+        folder = HfFolder(path, quantized=True)  # the store refuses what it cannot read
         family = family_of(folder.config)
         geometry = family.geometry(folder.config, folder.tensors)
         if not geometry.experts:

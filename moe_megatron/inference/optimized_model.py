@@ -25,10 +25,13 @@ from moe_megatron.inference.cache.trace import Traced
 from moe_megatron.inference.expert_cache import ExpertCache
 from moe_megatron.inference.kept_experts import ALL, Kept, Routed, Strategy, kept_experts
 from moe_megatron.inference.kept_routers import keep_rows
+from moe_megatron.inference.quantization.packed_config import KEY
 from moe_megatron.inference.recorder import Recorder, watching
-from moe_megatron.inference.store.hugging_face import HuggingFaceStore
+from moe_megatron.inference.store.expert_store import ExpertStore
 from moe_megatron.inference.store.kept import KeptStore
+from moe_megatron.inference.store.opening import open_store
 from moe_megatron.inference.transformers_experts import NAME, Place, without_weights
+from moe_megatron.inference.usage import counts_of
 from moe_megatron.telemetry.values.profile import RoutingProfile
 
 if TYPE_CHECKING:
@@ -42,7 +45,7 @@ class OptimizedMoEModel:
     def __init__(
         self,
         model: "PreTrainedModel",
-        store: HuggingFaceStore | KeptStore,
+        store: ExpertStore,
         places: Sequence[Place],
         counts: Counts,
         kept: Kept | None = None,
@@ -100,7 +103,7 @@ class OptimizedMoEModel:
             kept = kept_experts(
                 expert_selection_strategy, num_experts_to_load, Routed.of(path), profile
             )
-        store = HuggingFaceStore(path)
+        store = open_store(path)
         model, places = _without_experts(path)
         if {it.layer for it in places} != set(store.layers):
             raise CheckpointError(
@@ -108,7 +111,7 @@ class OptimizedMoEModel:
                 f"{type(model).__name__} in {_numbers(it.layer for it in places)}; "
                 "its config.json is of another model."
             )
-        counts = _counts(profile, store)
+        counts = counts_of(profile, store)
         if kept is None:
             return cls(model, store, places, counts)
         keep_rows(model, kept)
@@ -199,6 +202,8 @@ def _without_experts(path: Path) -> tuple["PreTrainedModel", list[Place]]:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     config = AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=True)
+    if hasattr(config, KEY):  # experts are all that it speaks of, and transformers loads none
+        delattr(config, KEY)
     with torch.device("meta"):
         known = type(AutoModelForCausalLM.from_config(config, trust_remote_code=False))
     places: list[Place] = []
@@ -216,25 +221,6 @@ def _without_experts(path: Path) -> tuple["PreTrainedModel", list[Place]]:
     for parameter in model.parameters():  # not of a map: a file that is cut short would kill us
         parameter.data = parameter.data.clone()
     return model, places
-
-
-def _counts(profile: RoutingProfile | str | Path | None, store: HuggingFaceStore) -> Counts:
-    """Uses of each expert that a profile has counted."""
-    if profile is None:
-        return {}
-    found = profile if isinstance(profile, RoutingProfile) else RoutingProfile.load(Path(profile))
-    table = found.tokens_per_expert
-    if table.shape != (len(store.layers), store.experts):
-        raise ConfigError(
-            f"the profile has {table.shape[0]} layers of {table.shape[1]} experts, and "
-            f"{store.path} has {len(store.layers)} of {store.experts}; give the profile of this "
-            "model."
-        )
-    return {
-        (layer, expert): float(table[row, expert])
-        for row, layer in enumerate(store.layers)
-        for expert in range(store.experts)
-    }
 
 
 def _numbers(layers: Any) -> str:

@@ -13,16 +13,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from moe_megatron.errors import CheckpointError
+from moe_megatron.inference.quantization.kernels import Matrix
 
 NAME = "moe_megatron_cached"
 """Name of the function, for `set_experts_implementation`."""
 _LAYER = re.compile(r"\.layers\.(\d+)\.")
 
-Source = Callable[[int, Sequence[int]], Iterator[tuple[int, tuple[Tensor, Tensor]]]]
+Source = Callable[[int, Sequence[int]], Iterator[tuple[int, tuple[Matrix, Matrix]]]]
 """From a layer and its experts to each expert's matrices; a pair is valid until the next one."""
 
 
@@ -92,9 +92,9 @@ def cached_experts(module: Any, hidden: Tensor, experts_TK: Tensor, weights_TK: 
     parts: dict[int, tuple[Tensor, Tensor]] = {}
     for expert, (first, second) in place.source(place.layer, needed):
         token, choice = torch.where(experts_TK == expert)
-        inner = linear(hidden[token], first)
+        inner = first(hidden[token])
         inner = module._apply_gate(inner) if module.has_gate else module.act_fn(inner)
-        output = linear(inner, second)
+        output = second(inner)
         parts[expert] = token, output * weights_TK[token, choice, None]
     total = torch.zeros_like(hidden)
     for expert in needed:

@@ -47,19 +47,24 @@ class TensorInfo:
 class HfFolder:
     """Configuration and headers of a model folder.
 
+    Args:
+        path: The folder.
+        quantized: Whether weights may be quantized in a way that no conversion reads.
+
     Raises:
         CheckpointError: The folder is incomplete, or a file in it is damaged; the message names the
             file and, if known, the tensor.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, quantized: bool = False) -> None:
         self.path = path
         self.config = _read_config(path)
         self.tensors: dict[str, TensorInfo] = {}
         for file, expected in _shards(path).items():
             check_own(path / file, path)
             self._add(file, expected)
-        refuse_quantized(path, self.config, self.tensors)
+        if not quantized:
+            refuse_quantized(path, self.config, self.tensors)
 
     def _add(self, file: str, expected: frozenset[str] | None) -> None:
         found = read_header(self.path / file)

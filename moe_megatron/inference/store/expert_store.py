@@ -5,33 +5,38 @@ class.
 """
 
 from collections.abc import Collection
+from pathlib import Path
 from typing import Protocol
 
+from torch import Tensor
+
 from moe_megatron.inference.cache.policies import Key
+from moe_megatron.inference.quantization.kernels import Matrix
 
 
 class ExpertStore(Protocol):
-    """The experts of a model, all of one size.
+    """The experts of a model.
 
-    An expert is two matrices one after the other: its first [width, hidden], where it has a gate
-    that one's rows before those of the up projection, and its second [hidden, ffn].
+    An expert is two matrices: its first [width, hidden], where it has a gate that one's rows before
+    those of the up projection, and its second [hidden, ffn].
     """
+
+    path: Path
+    layers: tuple[int, ...]
+    """Layers with experts, from 0."""
+    experts: int
+    """Of a layer."""
+    top_k: int
+    """Experts of a token."""
+    nbytes: int
+    """Bytes of memory of an expert, the largest if they differ."""
 
     @property
     def keys(self) -> Collection[Key]:
         """Layers, as the model counts them from 0, and experts."""
 
-    @property
-    def shapes(self) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Shapes of both matrices."""
-
-    @property
-    def dtype(self) -> str:
-        """Type of the numbers, in the words of safetensors, such as BF16."""
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of an expert."""
+    def bytes_to_read(self, key: Key) -> int:
+        """Bytes that reading an expert takes."""
 
     def read_into(self, key: Key, memory: memoryview) -> None:
         """Fill memory of `nbytes` with an expert; several threads may call it.
@@ -39,6 +44,9 @@ class ExpertStore(Protocol):
         Raises:
             CheckpointError: It cannot be read; the message names the file.
         """
+
+    def matrices(self, key: Key, memory: Tensor) -> tuple[Matrix, Matrix]:
+        """What an expert computes with, in memory that it was read into, uint8 [nbytes]."""
 
     def close(self) -> None:
         """Close its files."""

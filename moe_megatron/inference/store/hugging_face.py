@@ -5,40 +5,22 @@ which tensors they are, and the headers where: nothing is converted, and no file
 pages of a map count as memory of the process. Everything in the folder is treated as untrusted.
 """
 
-import os
 from collections import defaultdict
-from dataclasses import dataclass
 from pathlib import Path
 
+from torch import Tensor
+
 from moe_megatron.checkpoint.formats import dtypes
-from moe_megatron.checkpoint.formats.byte_ranges import read_into_parts
 from moe_megatron.checkpoint.formats.hf_folder import HfFolder
 from moe_megatron.errors import CheckpointError
 from moe_megatron.families import family_of
 from moe_megatron.families.links import Link, Transform
 from moe_megatron.inference.cache.policies import Key
+from moe_megatron.inference.quantization.kernels import Dense
+from moe_megatron.inference.store.scattered_reads import OpenFiles, Piece, Read, joined
 
 _FIRST, _SECOND = "linear_fc1.weight", "linear_fc2.weight"
 _DECODER = "decoder.layers."
-
-
-@dataclass(frozen=True, slots=True)
-class _Piece:
-    """Bytes of a file that belong at a place of an expert's memory."""
-
-    file: str
-    offset: int
-    nbytes: int
-    place: int
-
-
-@dataclass(frozen=True, slots=True)
-class _Read:
-    """One positioned read, into parts of an expert's memory."""
-
-    file: str
-    offset: int
-    parts: tuple[slice, ...]
 
 
 class HuggingFaceStore:
@@ -81,10 +63,8 @@ class HuggingFaceStore:
         self.nbytes = sum(rows * columns for rows, columns in self.shapes) * dtypes.item_size(
             self.dtype
         )
-        self._files = {
-            name: os.open(path / name, os.O_RDONLY | os.O_CLOEXEC)
-            for name in {read.file for reads in self._reads.values() for read in reads}
-        }
+        names = (read.file for reads in self._reads.values() for read in reads)
+        self._files = OpenFiles(path, names)
 
     @property
     def keys(self) -> frozenset[Key]:
@@ -102,23 +82,22 @@ class HuggingFaceStore:
         Raises:
             CheckpointError: The file is shorter than it was, or cannot be read.
         """
-        for read in self._reads[key]:
-            parts = [memory[part] for part in read.parts]
-            try:
-                count = read_into_parts(self._files[read.file], read.offset, parts)
-                if count < sum(map(len, parts)):
-                    raise EOFError("the file ends before it")
-            except (OSError, EOFError) as error:
-                layer, expert = key
-                raise CheckpointError(
-                    f"{self.path / read.file}: expert {expert} of layer {layer + 1} cannot be "
-                    f"read: {error}; restore the file."
-                ) from error
+        self._files.read(key, self._reads[key], memory)
+
+    def bytes_to_read(self, key: Key) -> int:
+        """Bytes that reading an expert takes."""
+        return self.nbytes
+
+    def matrices(self, key: Key, memory: Tensor) -> tuple[Dense, Dense]:
+        """Both matrices of an expert that was read into memory, uint8 [nbytes]."""
+        numbers = memory.view(dtypes.to_torch(self.dtype))
+        (rows, columns), second = self.shapes
+        first = rows * columns
+        return Dense(numbers[:first].view(rows, columns)), Dense(numbers[first:].view(second))
 
     def close(self) -> None:
         """Close the files."""
-        while self._files:
-            os.close(self._files.popitem()[1])
+        self._files.close()
 
     def _check(self, found: dict[str, Link]) -> None:
         blocks = [block for link in found.values() for block in link.blocks]
@@ -131,7 +110,7 @@ class HuggingFaceStore:
                 "transformers."
             )
 
-    def _planned(self, found: dict[str, Link], folder: HfFolder) -> tuple[_Read, ...]:
+    def _planned(self, found: dict[str, Link], folder: HfFolder) -> tuple[Read, ...]:
         """The reads of an expert: pieces that follow each other in a file are one."""
         pieces, place = [], 0
         for name, shape in zip((_FIRST, _SECOND), self.shapes, strict=True):
@@ -147,26 +126,11 @@ class HuggingFaceStore:
                     )
                 width = shape[1] * dtypes.item_size(tensor.dtype)
                 at = tensor.offset + block.start * width
-                pieces.append(_Piece(tensor.file, at, block.rows * width, place))
+                pieces.append(Piece(tensor.file, at, block.rows * width, place))
                 place += block.rows * width
-        return _joined(pieces)
+        return joined(pieces)
 
 
 def _shape(link: Link) -> tuple[int, int]:
     rows, columns = link.shape
     return rows, columns
-
-
-def _joined(pieces: list[_Piece]) -> tuple[_Read, ...]:
-    """Pieces as few reads, in the order of the file."""
-    reads: list[_Read] = []
-    end = ("", -1)
-    for piece in sorted(pieces, key=lambda it: (it.file, it.offset)):
-        part = slice(piece.place, piece.place + piece.nbytes)
-        if (piece.file, piece.offset) == end:
-            last = reads.pop()
-            reads.append(_Read(last.file, last.offset, (*last.parts, part)))
-        else:
-            reads.append(_Read(piece.file, piece.offset, (part,)))
-        end = (piece.file, piece.offset + piece.nbytes)
-    return tuple(reads)

@@ -2,9 +2,12 @@
 
 from pathlib import Path
 
+from torch import Tensor
+
 from moe_megatron.inference.cache.policies import Counts, Key
 from moe_megatron.inference.kept_experts import Kept
-from moe_megatron.inference.store.hugging_face import HuggingFaceStore
+from moe_megatron.inference.quantization.kernels import Matrix
+from moe_megatron.inference.store.expert_store import ExpertStore
 
 
 class KeptStore:
@@ -15,7 +18,7 @@ class KeptStore:
         kept: Which of them there are, by layer, from 0.
     """
 
-    def __init__(self, whole: HuggingFaceStore, kept: Kept) -> None:
+    def __init__(self, whole: ExpertStore, kept: Kept) -> None:
         self._whole = whole
         self._number = {
             (layer, new): (layer, old)
@@ -25,7 +28,7 @@ class KeptStore:
         self.path: Path = whole.path
         self.layers, self.top_k = whole.layers, whole.top_k
         self.experts = max(map(len, kept.values()))
-        self.shapes, self.dtype, self.nbytes = whole.shapes, whole.dtype, whole.nbytes
+        self.nbytes = whole.nbytes
 
     @property
     def keys(self) -> frozenset[Key]:
@@ -33,8 +36,16 @@ class KeptStore:
         return frozenset(self._number)
 
     def read_into(self, key: Key, memory: memoryview) -> None:
-        """See `HuggingFaceStore.read_into`."""
+        """See `ExpertStore.read_into`."""
         self._whole.read_into(self._number[key], memory)
+
+    def bytes_to_read(self, key: Key) -> int:
+        """See `ExpertStore.bytes_to_read`."""
+        return self._whole.bytes_to_read(self._number[key])
+
+    def matrices(self, key: Key, memory: Tensor) -> tuple[Matrix, Matrix]:
+        """See `ExpertStore.matrices`."""
+        return self._whole.matrices(self._number[key], memory)
 
     def renumbered(self, counts: Counts) -> Counts:
         """Counts of experts of the whole store, by their numbers here."""
