@@ -10,12 +10,11 @@
 It knows neither runs nor what is answered.
 """
 
-import ipaddress
 import json
-import socket
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from typing import Any
-from urllib.parse import urlsplit
+
+from moe_megatron.http_server.hosts import KnownHosts, is_same
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -60,8 +59,7 @@ class Guard:
 
     def __init__(self, app: App, names: Iterable[str] = ()) -> None:
         self._app = app
-        own = {"localhost", socket.gethostname().lower()}
-        self._names = own | {name.lower() for name in names}
+        self._hosts = KnownHosts(names)
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Answer one request or WebSocket."""
@@ -71,12 +69,12 @@ class Guard:
         headers = {key.lower(): value for key, value in scope["headers"]}
         host = headers.get(b"host", b"").decode("latin-1").lower()
         origin = headers.get(b"origin")
-        if not self._is_known(host):
+        if not self._hosts.knows(host):
             problem = (
                 "the Host of this request is not a name of this server; use its address, or name "
                 "it with --allow-host when the dashboard is started."
             )
-        elif origin is not None and not _is_same(origin.decode("latin-1").lower(), host):
+        elif origin is not None and not is_same(origin.decode("latin-1").lower(), host):
             problem = "a page of another server may not use this one; open the dashboard itself."
         elif scope.get("method", "GET") not in _LOOKS_ONLY and not _is_meant(headers):
             problem = (
@@ -88,30 +86,6 @@ class Guard:
             await self._app(scope, receive, _with_headers(send))
             return
         await refuse(scope, receive, _with_headers(send), problem)
-
-    def _is_known(self, host: str) -> bool:
-        name = _name_of(host)
-        if name in self._names or name.endswith(".localhost"):
-            return True
-        try:
-            ipaddress.ip_address(name)
-        except ValueError:
-            return False
-        return True
-
-
-def _name_of(host: str) -> str:
-    """The name of a Host header, without port and brackets."""
-    if host.startswith("["):
-        return host[1:].partition("]")[0]
-    return host.rpartition(":")[0] if ":" in host else host
-
-
-def _is_same(origin: str, host: str) -> bool:
-    try:
-        return urlsplit(origin).netloc == host
-    except ValueError:
-        return False
 
 
 def _is_meant(headers: Mapping[bytes, bytes]) -> bool:

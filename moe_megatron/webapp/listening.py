@@ -1,52 +1,19 @@
-"""The socket of a dashboard, bound before anything serves it.
+"""The socket of a dashboard, with what to do where others could reach it."""
 
-So a port that is taken is a mistake with a remedy, and several processes can serve the same socket.
-"""
-
-import ipaddress
 import socket
 
-from moe_megatron.errors import ConfigError
+from moe_megatron.http_server.listening import listen
+
+_REMEDY = (
+    "make a token with `moe-megatron dashboard token NAME --role viewer --database FILE` and start "
+    "it with `--database FILE`; or leave --host out and forward the port (ssh -L)."
+)
 
 
-def listen(host: str, port: int, *, for_all: bool) -> socket.socket:
+def listen_for_dashboard(host: str, port: int, *, for_all: bool) -> socket.socket:
     """Listen on an address.
-
-    Args:
-        host: Name or address of the interface.
-        port: 0 for any free one.
-        for_all: Whether whoever reaches it may look: then only this machine may reach it.
 
     Raises:
         ConfigError: It cannot be listened on, or others can reach it who must not.
     """
-    if not 0 <= port <= 65535:
-        raise ConfigError(f"the port must be 0 (a free port) to 65535, not {port}.")
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listening.bind((host, port))
-        listening.listen(1024)
-    except (OSError, UnicodeError) as error:
-        listening.close()
-        raise ConfigError(
-            f"the dashboard cannot be served on {host} port {port} ({error}); give a free port "
-            "with --port, 0 for any, and an address of this machine with --host."
-        ) from error
-    if for_all and not ipaddress.ip_address(listening.getsockname()[0]).is_loopback:
-        listening.close()
-        raise ConfigError(
-            f"on {host} other machines can reach the dashboard, so it must know who may look: make "
-            "a token with `moe-megatron dashboard token NAME --role viewer --database FILE` and "
-            "start it with `--database FILE`; or leave --host out and forward the port (ssh -L)."
-        )
-    return listening
-
-
-def url_of(host: str, listening: socket.socket) -> str:
-    """Where a browser on this machine finds what is served."""
-    port: int = listening.getsockname()[1]
-    host = f"[{host}]" if ":" in host else host
-    everywhere = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}
-    return f"http://{everywhere.get(host, host)}:{port}/"
+    return listen(host, port, for_all=for_all, what="the dashboard", remedy=_REMEDY)

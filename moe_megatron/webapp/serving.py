@@ -14,13 +14,14 @@ from typing import Self
 import uvicorn
 
 from moe_megatron.errors import BackendUnavailableError, ConfigError
+from moe_megatron.http_server.listening import url_of
 from moe_megatron.live.dashboard_process import PORT
 from moe_megatron.webapp.access.database import open_database
 from moe_megatron.webapp.access.visitors import Access
 from moe_megatron.webapp.app import make_app
 from moe_megatron.webapp.built_page import PAGE
 from moe_megatron.webapp.inspector.inspector import AsksModels, Inspector
-from moe_megatron.webapp.listening import listen, url_of
+from moe_megatron.webapp.listening import listen_for_dashboard
 from moe_megatron.webapp.price import Price
 from moe_megatron.webapp.run_list import RunList
 from moe_megatron.webapp.sharing.address import RedisAddress
@@ -92,7 +93,7 @@ class DashboardServer:
         if listening is None:
             if redis is not None:
                 redis.check()
-            listening = listen(options.host, options.port, for_all=access is None)
+            listening = listen_for_dashboard(options.host, options.port, for_all=access is None)
         self._socket = listening
         self.inspector: AsksModels = inspector or Inspector()
         """Asks models; ends with the server."""

@@ -38,6 +38,7 @@ from moe_megatron.platform.slurm.run_progress import _attempts
 from moe_megatron.platform.slurm.submit import jobs_of
 from moe_megatron.platform.slurm.targets import remove_targets
 from moe_megatron.run.owner import owner_of
+from moe_megatron.serving.keys import read_keys
 from moe_megatron.telemetry.exporter.access_token import read_token_file
 from moe_megatron.telemetry.history.reader import RoutingHistory
 from moe_megatron.telemetry.identity import run_id
@@ -238,6 +239,7 @@ READERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "failure of a rank": ("error.json", lambda f: in_order([], [f / "error.json"])),
     "jobs of a batch system": ("slurm/jobs.jsonl", jobs_of),
     "targets of Prometheus": ("others.json", _targets),
+    "API keys": ("keys", lambda f: read_keys(f / "keys")),
     "token": ("token", lambda f: read_token_file(f / "token", "--token-file")),
 }
 """The file that each reader opens in a folder, and the reader."""

@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 from types import FrameType
 
 from moe_megatron.errors import ConfigError
+from moe_megatron.http_server.listening import url_of
 from moe_megatron.webapp.inspector.inspector import Inspector
-from moe_megatron.webapp.listening import listen, url_of
+from moe_megatron.webapp.listening import listen_for_dashboard
 from moe_megatron.webapp.serving import DashboardOptions, those_known
 from moe_megatron.webapp.sharing.address import RedisAddress
 from moe_megatron.webapp.workers.shared_inspector import InspectorServer
@@ -62,7 +63,9 @@ class Supervisor:
         if options.redis is not None:
             RedisAddress.parse(options.redis).check()
         for_all = options.database is None
-        self._socket: socket.socket = listen(options.host, options.port, for_all=for_all)
+        self._socket: socket.socket = listen_for_dashboard(
+            options.host, options.port, for_all=for_all
+        )
         self.url = url_of(options.host, self._socket)
         """Where a browser finds it."""
         self._words, self._ended = list(words), threading.Event()
