@@ -10,7 +10,7 @@ from moe_megatron.errors import MoEError
 ROOT = Path(__file__).parents[3]
 VERBS = (
     "adapter bench cache chaos convert dashboard data doctor finetune grafana inspect monitor pool "
-    "report serve slurm train uptime verify"
+    "quantize report serve slurm train uptime verify"
 ).split()
 LISTED = f"Verbs are: {', '.join(VERBS[:-1])} and {VERBS[-1]}.\n"
 
