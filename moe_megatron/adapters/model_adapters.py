@@ -14,7 +14,6 @@ bit for bit. Which adapter is used is each thread's own choice.
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,8 @@ from torch import Tensor, nn
 
 from moe_megatron.adapters.base_hash import hash_of_model
 from moe_megatron.adapters.hf_layouts import layouts_of_model
-from moe_megatron.adapters.low_rank import Adapter, LowRank, check_finite
+from moe_megatron.adapters.layer_update import LayerUpdate
+from moe_megatron.adapters.low_rank import Adapter, check_finite
 from moe_megatron.adapters.peft_folder import is_adapter_folder, read_folder
 from moe_megatron.adapters.pieces import Pieces
 from moe_megatron.adapters.run_adapter import read_run_adapter
@@ -38,24 +38,6 @@ from moe_megatron.model.links import links_of
 from moe_megatron.model.whole_experts import check_whole
 
 _WEIGHT = ".weight"
-
-
-@dataclass(slots=True)
-class _Update:
-    """What one adapter does to one linear layer."""
-
-    low_rank: LowRank
-    ratio: Tensor | None
-    """m / |W + s B A| of each output; None without magnitudes."""
-
-    def apply(self, layer: nn.Linear, inputs: Tensor, output: Tensor) -> Tensor:
-        """The output of the adapted layer."""
-        a, b = (it.to(inputs) for it in (self.low_rank.a, self.low_rank.b))
-        update = self.low_rank.scale * nn.functional.linear(nn.functional.linear(inputs, a), b)
-        if self.ratio is None:
-            return output + update
-        bias = 0 if layer.bias is None else layer.bias
-        return self.ratio.to(inputs) * (output - bias + update) + bias
 
 
 class ModelAdapters:
@@ -73,7 +55,7 @@ class ModelAdapters:
         self.model = model_given(model, "ModelAdapters")
         check_whole(model.expert_parallel_group, " before adapters are added", ConfigError)
         self._pieces = Pieces(links_of(model.architecture))
-        self._updates: dict[str, dict[str, _Update]] = {}
+        self._updates: dict[str, dict[str, LayerUpdate]] = {}
         self._hooked: dict[str, Any] = {}
         self._hash: str | None = None
         self._used: ContextVar[str | None] = ContextVar("used", default=None)
@@ -110,16 +92,11 @@ class ModelAdapters:
             )
         else:
             check_finite(adapter, f"'{clipped(name)}'")
-        found: dict[str, _Update] = {}
+        found: dict[str, LayerUpdate] = {}
         for tensor in split(adapter, self._pieces):
             layer = self._layer(tensor.name)
-            low_rank = tensor.matrices[0]
-            ratio = None
-            if low_rank.magnitude is not None:
-                delta = low_rank.delta()
-                norm = (layer.weight.to(delta) + delta).norm(dim=1)
-                ratio = low_rank.magnitude.to(norm) / norm
-            found[tensor.name.removesuffix(_WEIGHT)] = _Update(low_rank, ratio)
+            update = LayerUpdate.of(layer, tensor.matrices[0])
+            found[tensor.name.removesuffix(_WEIGHT)] = update
         for module in found.keys() - self._hooked.keys():
             hook = self._hook(module)
             self._hooked[module] = self.model.get_submodule(module).register_forward_hook(hook)

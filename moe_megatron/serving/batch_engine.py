@@ -8,7 +8,7 @@ import itertools
 import logging
 import threading
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -71,6 +71,8 @@ class Engine:
         batch: Requests that are computed together.
         queue: Requests that may wait.
         watches: Who is told what happens.
+        adapted: Is told the adapter and the number of tokens of each request in the next step, in
+            their order; None of a model without adapters.
     """
 
     def __init__(
@@ -82,11 +84,13 @@ class Engine:
         batch: int,
         queue: int,
         watches: Watches,
+        adapted: Callable[[Sequence[tuple[str | None, int]]], None] | None = None,
     ) -> None:
         self.context = context
         self._ends = sorted(ends)
         self._batch, self._queue = batch, queue
         self._watches = watches
+        self._adapted = adapted
         self._sampler = EachInItsWay()
         self._running: dict[str, _Running] = {}
         self._lock = threading.Lock()
@@ -97,6 +101,7 @@ class Engine:
             self._sampler,
             most=batch,
             context=context,
+            sharing=adapted is None,
             took=self._took,
             stepped=self._stepped,
             failed=self._failed,
@@ -153,12 +158,6 @@ class Engine:
         """Stop; requests that are not finished fail."""
         self._batches.stop(block=True, hard_stop=True)
 
-    def adapters_in_step(self) -> Sequence[tuple[str | None, int]]:
-        """Of each request in the step that is computed, in their order: adapter and tokens."""
-        return self._step
-
-    _step: Sequence[tuple[str | None, int]] = ()
-
     def _give(self, name: str, running: _Running) -> None:
         """Have the batches compute what is left of a request."""
         running.here = 0
@@ -174,8 +173,9 @@ class Engine:
     # --- on the thread of the batches -------------------------------------------------------
 
     def _stepped(self, step: Sequence[tuple[str, int]]) -> None:
-        known = [(self._running.get(name), tokens) for name, tokens in step]
-        self._step = [(it.asked.adapter if it else None, tokens) for it, tokens in known]
+        if self._adapted is not None:
+            known = [(self._running.get(name), tokens) for name, tokens in step]
+            self._adapted([(it.asked.adapter if it else None, tokens) for it, tokens in known])
         self._watches.step(len(step), sum(tokens for _, tokens in step))
 
     def _took(self, output: Any) -> None:

@@ -57,6 +57,8 @@ class Batches(ContinuousBatchingManager):  # type: ignore[misc]
         processor: Chooses tokens.
         most: Requests in a step.
         context: Tokens of a request, with those that it was given.
+        sharing: Whether requests that begin alike share keys and values: with adapters they must
+            not, since those depend on them.
         took: Is told what a request has got, on the thread of the batches.
         stepped: Is told which requests will be in a step, and how many tokens of each.
         failed: Is told which requests were in a step that failed, and why; they are no longer here.
@@ -69,6 +71,7 @@ class Batches(ContinuousBatchingManager):  # type: ignore[misc]
         *,
         most: int,
         context: int,
+        sharing: bool,
         took: Callable[[Any], None],
         stepped: Callable[[Sequence[tuple[str, int]]], None],
         failed: Callable[[Sequence[str], Exception], None],
@@ -84,6 +87,7 @@ class Batches(ContinuousBatchingManager):  # type: ignore[misc]
                 num_blocks=pages,
                 max_batch_tokens=max(2 * PAGE, context, most),
                 max_requests_per_batch=most,
+                allow_block_sharing=sharing,
                 auto_switch_to_flash=model.device.type == "cuda",
             ),
         )

@@ -25,6 +25,7 @@ class Loaded:
     """A model that can be served.
 
     Attributes:
+        path: Its folder.
         model: With the attention that batches need.
         tokenizer: Of the folder.
         ends: Tokens that end a text.
@@ -32,6 +33,7 @@ class Loaded:
         close: Gives files and memory back.
     """
 
+    path: Path
     model: "PreTrainedModel"
     tokenizer: Tokenizer
     ends: frozenset[int]
@@ -74,7 +76,7 @@ def load(source: str | Path, cache: ExpertCache | None = None) -> Loaded:
             f"{path}/config.json does not say how many tokens the model was made for "
             "(max_position_embeddings); write it there."
         )
-    return Loaded(model, tokenizer, frozenset(ends), context, close)
+    return Loaded(path, model, tokenizer, frozenset(ends), context, close)
 
 
 def _whole(path: Path) -> "PreTrainedModel":

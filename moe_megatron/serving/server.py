@@ -9,9 +9,9 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Self
@@ -28,6 +28,7 @@ from moe_megatron.serving.keys import VARIABLE, Keys
 from moe_megatron.serving.metrics import ServingMetrics
 from moe_megatron.serving.rest import make_app
 from moe_megatron.serving.routing_counts import RoutingCounts
+from moe_megatron.serving.row_adapters import RowAdapters
 from moe_megatron.serving.served_model import load
 from moe_megatron.serving.service import Service
 
@@ -60,6 +61,7 @@ class ServeOptions:
         queue: Requests that may wait.
         deadline: Most seconds of a request.
         cache: Memory for some of the experts; None for all.
+        adapters: Folders of adapters in PEFT's format, by the names that clients ask for.
     """
 
     model: str | Path
@@ -73,6 +75,12 @@ class ServeOptions:
     queue: int = 64
     deadline: float = 600.0
     cache: ExpertCache | None = None
+    adapters: Mapping[str, Path] = field(default_factory=dict)
+
+    @property
+    def served_name(self) -> str:
+        """Under which clients ask for the model itself."""
+        return self.name or Path(self.model).resolve().name
 
 
 class ModelServer:
@@ -86,10 +94,9 @@ class ModelServer:
     """
 
     def __init__(self, options: ServeOptions) -> None:
-        for field in ("batch", "queue"):
-            least = 1 if field == "batch" else 0
-            if getattr(options, field) < least:
-                raise ConfigError(f"{field} ({getattr(options, field)}) must be at least {least}.")
+        for name, least in (("batch", 1), ("queue", 0)):
+            if getattr(options, name) < least:
+                raise ConfigError(f"{name} ({getattr(options, name)}) must be at least {least}.")
         if not options.deadline > 0:
             raise ConfigError(f"deadline ({options.deadline:g}) must be more than 0 seconds.")
         self._socket = listen(
@@ -107,6 +114,7 @@ class ModelServer:
             """Most tokens of a request."""
             counts = RoutingCounts(self._loaded.model)
             metrics = ServingMetrics(counts if counts.layers else None, lambda: self._running())
+            adapters = self._adapters(options)
             self._engine = Engine(
                 self._loaded.model,
                 ends=self._loaded.ends,
@@ -114,13 +122,17 @@ class ModelServer:
                 batch=options.batch,
                 queue=options.queue,
                 watches=metrics,
+                adapted=None if adapters is None else adapters.step,
             )
         except BaseException:
             self._socket.close()
             raise
-        name = options.name or Path(options.model).resolve().name
         self._service = Service(
-            self._engine, self._loaded.tokenizer, name=name, deadline=options.deadline
+            self._engine,
+            self._loaded.tokenizer,
+            name=options.served_name,
+            adapters=tuple(options.adapters),
+            deadline=options.deadline,
         )
         self.models = self._service.models
         """Names that clients may ask for."""
@@ -173,6 +185,20 @@ class ModelServer:
         self.end()
         if self._thread is not None:
             self._thread.join(_STARTING_SECONDS)
+
+    def _adapters(self, options: ServeOptions) -> RowAdapters | None:
+        if not options.adapters:
+            return None
+        if options.served_name in options.adapters:
+            raise ConfigError(
+                f"the model and an adapter are both named {options.served_name!r}; give the model "
+                "another name with --name, or the adapter one with --adapter NAME=FOLDER."
+            )
+        partial = options.cache is not None
+        adapters = RowAdapters(self._loaded.model, self._loaded.path, partial=partial)
+        for name, folder in options.adapters.items():
+            adapters.add(name, folder)
+        return adapters
 
     def _running(self) -> int:
         return self._engine.running

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ import pytest
 
 from moe_megatron.testing.expert_models import save_model
 from moe_megatron.text.loading import load_tokenizer
+from tests.unit.serving.test_row_adapters import save_adapter
 
 KEY = "sk-of-a-test"
 CONTEXT = 64
@@ -77,14 +79,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(folder: Path) -> Iterator[Server]:
-    with serving(folder, "--batch", "4", "--queue", "4") as it:
+def server(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    adapter = save_adapter(folder, tmp_path_factory.mktemp("adapter"), target_modules=["v_proj"])
+    with serving(folder, "--batch", "4", "--queue", "4", "--adapter", f"law={adapter}") as it:
         yield it
 
 
 def test_openais_client_gets_the_same_text_whole_and_in_a_stream(server: Server) -> None:
     with server.client as client:
-        assert [it.id for it in client.models.list()] == ["tiny"]
+        assert [it.id for it in client.models.list()] == ["tiny", "law"]
         more: dict[str, Any] = {"model": "tiny", "max_tokens": 8, "temperature": 0}
         whole = client.completions.create(prompt="Once upon", logprobs=2, **more)
         usage: dict[str, Any] = {"stream_options": {"include_usage": True}}
@@ -121,9 +124,17 @@ def test_a_stop_text_ends_an_answer(server: Server) -> None:
     assert found.finish_reason == "stop"
 
 
+def test_an_adapter_is_a_model_of_its_own(server: Server) -> None:
+    more: dict[str, Any] = {"prompt": "Once upon", "max_tokens": 8, "temperature": 0}
+    with server.client as client:
+        texts = {it: client.completions.create(model=it, **more) for it in ("tiny", "law")}
+    assert texts["law"].model == "law"
+    assert texts["law"].choices[0].text != texts["tiny"].choices[0].text
+
+
 def test_mistakes_are_openais_errors_in_plain_words(server: Server) -> None:
     with server.client as client:
-        with pytest.raises(openai.NotFoundError, match=r"no model or adapter 'other'.* has tiny"):
+        with pytest.raises(openai.NotFoundError, match=r"no model or adapter 'other'.* and law"):
             client.completions.create(model="other", prompt="a")
         with pytest.raises(openai.BadRequestError, match="at most 64 tokens of a request") as long:
             client.completions.create(model="tiny", prompt="word " * 100)
@@ -207,6 +218,28 @@ def test_five_hundred_wrong_requests_do_no_harm(server: Server) -> None:
     assert server.ask("v1/completions", {"prompt": "a", "max_tokens": 2})[0] == 200
 
 
+def test_an_expert_that_is_gone_fails_its_requests_and_not_the_server(
+    folder: Path, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    weights = copy / "model.safetensors"
+    whole = weights.read_bytes()
+    # 24 experts of 3 matrices [48, 32] in fp32; a token needs 2 in each of 3 layers
+    with serving(copy, "--cache-gb", f"{7 * 3 * 48 * 32 * 4 / 1e9}") as server:
+        body = {"prompt": "Once upon", "max_tokens": 4, "temperature": 0}
+        fine = server.ask("v1/completions", body)
+        assert fine[0] == 200
+        with weights.open("r+b") as file:
+            file.truncate(len(whole) // 8)
+        status, text = server.ask("v1/completions", {**body, "prompt": "The lazy dogs jump over"})
+        assert status == 500
+        assert "model.safetensors" in text
+        with weights.open("r+b") as file:
+            file.write(whole)
+        status, text = server.ask("v1/completions", body)
+        assert json.loads(text)["choices"] == json.loads(fine[1])["choices"]
+
+
 def test_sigterm_finishes_what_runs_and_refuses_what_comes(folder: Path) -> None:
     with serving(folder) as server:
         body = {"prompt": "a", "max_tokens": 55, "temperature": 0}
@@ -255,12 +288,17 @@ def test_others_may_reach_it_only_with_keys(
 ) -> None:
     from moe_megatron.cli.main import main
 
+    assert main(["serve", str(folder), "--print-vllm", "--name", "mine"]) == 0
+    assert "--served-model-name mine" in capsys.readouterr().out
     monkeypatch.delenv("MOE_MEGATRON_API_KEY", raising=False)
     for words, said in (
         (["--host", "0.0.0.0"], "give API keys with --api-keys"),
         (["--context", "99999"], "context (99999) must be 2 to 64 tokens"),
         (["--policy", "lru"], "give its size with --cache-gb"),
         (["--api-keys", str(folder / "none")], "cannot be read"),
+        (["--adapter", "law"], "must be a name and a folder, such as"),
+        (["--adapter", f"{folder.name}={folder}"], "are both named 'tiny'"),
+        (["--adapter", f"law={folder}"], "holds no adapter_config.json"),
         (["--batch", "0"], "batch (0) must be at least 1"),
     ):
         assert main(["serve", str(folder), "--port", "0", *words]) == 2

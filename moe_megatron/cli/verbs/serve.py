@@ -1,7 +1,9 @@
 """`moe-megatron serve`: serve a model to programs, by OpenAI's API."""
 
 import argparse
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from moe_megatron.cli.parser import Parser
 from moe_megatron.errors import ConfigError
@@ -35,6 +37,13 @@ def run(argv: Sequence[str]) -> int:
     options = _parser().parse_args(argv)
     if options.policy is not None and options.cache_gb is None:
         raise ConfigError("--policy is of the expert cache; give its size with --cache-gb, too.")
+    adapters = dict(map(_adapter, options.adapter))
+    if len(adapters) < len(options.adapter):
+        raise ConfigError(
+            "two adapters have the same name; give each another --adapter NAME=FOLDER."
+        )
+    if options.print_vllm:
+        return _print_vllm(options, adapters)
     # Imported here: `moe-megatron serve --help` need not load torch.
     from moe_megatron.inference.expert_cache import ExpertCache
     from moe_megatron.serving.keys import read_keys
@@ -56,6 +65,7 @@ def run(argv: Sequence[str]) -> int:
             queue=options.queue,
             deadline=options.deadline,
             cache=cache,
+            adapters=adapters,
         )
     )
     server.warm_up()
@@ -110,7 +120,46 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SECONDS",
         help="after which a request is given up (default: 600)",
     )
+    add(
+        "--adapter",
+        action="append",
+        default=[],
+        metavar="NAME=FOLDER",
+        help="an adapter in PEFT's format, for requests whose model is NAME (repeatable)",
+    )
     add("--cache-gb", type=float, metavar="GB", help="keep only some experts in memory")
     add("--policy", help="which of them: lru (default), lfu, weighted_lru, static")
+    add(
+        "--print-vllm",
+        action="store_true",
+        help="print the command by which vLLM serves the folder, and what of it vLLM may not like",
+    )
     add("--debug", action="store_true", help="show tracebacks of errors")
     return parser
+
+
+def _print_vllm(options: argparse.Namespace, adapters: dict[str, Path]) -> int:
+    from moe_megatron.serving.vllm_command import vllm_command
+
+    folder = user_path(options.model)
+    command = vllm_command(
+        folder,
+        name=options.name or folder.resolve().name,
+        host=options.host,
+        port=options.port,
+        context=options.context,
+        adapters=adapters,
+    )
+    print(command)
+    for remark in command.remarks:
+        print(f"note: {remark}", file=sys.stderr)
+    return 0
+
+
+def _adapter(text: str) -> tuple[str, Path]:
+    name, found, folder = text.partition("=")
+    if not (name and found and folder):
+        raise ConfigError(
+            f"--adapter ({text}) must be a name and a folder, such as law=adapters/law."
+        )
+    return name, user_path(folder)
