@@ -26,7 +26,7 @@ class ServingMetrics:
     def __init__(self, counts: RoutingCounts | None, running: Callable[[], int]) -> None:
         self.registry = CollectorRegistry()
         kept = self.registry
-        self.requests = Counter(
+        self._requests = Counter(
             "moe_serve_requests_total",
             "Requests by how they ended.",
             ["path", "status"],
@@ -59,6 +59,10 @@ class ServingMetrics:
         ).set_function(running)
         if counts is not None:
             self.registry.register(_Routing(counts))
+
+    def count(self, path: str, status: int) -> None:
+        """A request has ended."""
+        self._requests.labels(path=path, status=str(status)).inc()
 
     def step(self, requests: int, tokens: int) -> None:
         """A step begins, with so many requests and tokens."""

@@ -32,7 +32,7 @@ class Shape:
     def whole(self, pieces: Sequence[Piece]) -> dict[str, Any]:
         """The answer in one."""
         choices = [self._whole_choice(it, pieces) for it in sorted({it.index for it in pieces})]
-        return {**self._head(""), "choices": choices, "usage": self._usage()}
+        return {**self._head(""), "choices": choices, "usage": self.usage()}
 
     def chunk(self, piece: Piece) -> dict[str, Any]:
         """One part of a stream."""
@@ -53,14 +53,15 @@ class Shape:
 
     def last(self) -> dict[str, Any]:
         """The chunk with the numbers of tokens."""
-        return {**self._head(".chunk"), "choices": [], "usage": self._usage()}
+        return {**self._head(".chunk"), "choices": [], "usage": self.usage()}
 
     def _head(self, part: str) -> dict[str, Any]:
         kind = f"chat.completion{part}" if self.chat else "text_completion"
         name = f"chatcmpl-{self._id}" if self.chat else f"cmpl-{self._id}"
         return {"id": name, "object": kind, "created": self._created, "model": self.answer.model}
 
-    def _usage(self) -> dict[str, int]:
+    def usage(self) -> dict[str, int]:
+        """Numbers of tokens so far."""
         asked, given = self.answer.prompt_tokens, self.answer.completion_tokens
         return {
             "prompt_tokens": asked, "completion_tokens": given, "total_tokens": asked + given

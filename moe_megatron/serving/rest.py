@@ -1,19 +1,25 @@
-"""OpenAI's REST API, and what those who run a server ask it: health, readiness, metrics."""
+"""OpenAI's REST API, and what those who run a server ask it: health, readiness, metrics.
+
+Frames of WebSockets are at an address of their own (`frames_api`).
+"""
 
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing, suppress
+from functools import partial
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
-from starlette.routing import Route
+from starlette.routing import Route, WebSocketRoute
+from starlette.websockets import WebSocket
 
 from moe_megatron.reading import parse_json
 from moe_megatron.serving import openai_fields as fields
+from moe_megatron.serving.frames_api import PATH, answer_frames
 from moe_megatron.serving.metrics import ServingMetrics
 from moe_megatron.serving.openai_fields import Fields
 from moe_megatron.serving.openai_shapes import Shape
@@ -57,8 +63,12 @@ def make_app(service: Service, metrics: ServingMetrics) -> Starlette:
     async def complete(request: Request) -> Response:
         return await _complete(request, service, metrics)
 
+    async def frames(socket: WebSocket) -> None:
+        await answer_frames(socket, service, metrics.count)
+
     return Starlette(
         routes=[
+            WebSocketRoute(PATH, frames),
             Route(_COMPLETIONS, complete, methods=["POST"]),
             Route(_CHAT, complete, methods=["POST"]),
             Route("/v1/models", models),
@@ -74,9 +84,7 @@ def make_app(service: Service, metrics: ServingMetrics) -> Starlette:
 async def _complete(request: Request, service: Service, metrics: ServingMetrics) -> Response:
     path = request.url.path
 
-    def counted(status: int) -> None:
-        metrics.requests.labels(path=path, status=str(status)).inc()
-
+    counted = partial(metrics.count, path)
     try:
         asked = _READERS[path](await _body(request))
         answer = service.answer(asked)

@@ -6,6 +6,7 @@ second one ends it at once.
 
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -23,6 +24,8 @@ from moe_megatron.http_server.listening import listen, url_of
 from moe_megatron.inference.expert_cache import ExpertCache
 from moe_megatron.serving.asked import Asked
 from moe_megatron.serving.batch_engine import Engine
+from moe_megatron.serving.frames_api import MOST_FRAME
+from moe_megatron.serving.grpc_api import GrpcServer
 from moe_megatron.serving.key_gate import Gate
 from moe_megatron.serving.keys import VARIABLE, Keys
 from moe_megatron.serving.metrics import ServingMetrics
@@ -61,6 +64,7 @@ class ServeOptions:
         queue: Requests that may wait.
         deadline: Most seconds of a request.
         cache: Memory for some of the experts; None for all.
+        grpc_port: Port for gRPC, 0 for any free one; None serves none.
         adapters: Folders of adapters in PEFT's format, by the names that clients ask for.
     """
 
@@ -75,6 +79,7 @@ class ServeOptions:
     queue: int = 64
     deadline: float = 600.0
     cache: ExpertCache | None = None
+    grpc_port: int | None = None
     adapters: Mapping[str, Path] = field(default_factory=dict)
 
     @property
@@ -137,6 +142,10 @@ class ModelServer:
         self.models = self._service.models
         """Names that clients may ask for."""
         app = Gate(make_app(self._service, metrics), options.keys, [options.host, *options.names])
+        grpc = None
+        if options.grpc_port is not None:
+            address = f"{options.host}:{options.grpc_port}"
+            grpc = GrpcServer(self._service, options.keys, address, metrics.count)
         self._server = _Server(
             uvicorn.Config(
                 app,
@@ -144,10 +153,12 @@ class ModelServer:
                 access_log=False,
                 server_header=False,
                 lifespan="off",
+                ws_max_size=MOST_FRAME,
                 limit_concurrency=_MOST_CONNECTIONS,
                 h11_max_incomplete_event_size=_MOST_HEADER_BYTES,
             ),
             self.end,
+            grpc,
         )
         self._thread: threading.Thread | None = None
 
@@ -212,10 +223,20 @@ class ModelServer:
 class _Server(uvicorn.Server):
     """Uvicorn's server, with another meaning of signals."""
 
-    def __init__(self, config: uvicorn.Config, end: Callable[[], None]) -> None:
+    def __init__(
+        self, config: uvicorn.Config, end: Callable[[], None], grpc: GrpcServer | None
+    ) -> None:
         super().__init__(config)
-        self._end = end
+        self._end, self._grpc = end, grpc
         self._asked = False
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve, beside gRPC if there is one."""
+        if self._grpc is None:
+            await super().serve(sockets)
+            return
+        async with self._grpc.serving(_tell_port):
+            await super().serve(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Leave in order; the second time, at once."""
@@ -225,6 +246,10 @@ class _Server(uvicorn.Server):
             os._exit(INTERRUPTED if sig == signal.SIGINT else 128 + sig)
         self._asked = True
         self._end()
+
+
+def _tell_port(port: int) -> None:
+    print(f"gRPC on port {port}", flush=True)
 
 
 def _context(asked: int | None, made_for: int) -> int:

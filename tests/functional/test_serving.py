@@ -19,7 +19,10 @@ from urllib.request import Request, urlopen
 
 import openai
 import pytest
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
 
+from moe_megatron.serving.grpc_api import load_grpc
 from moe_megatron.testing.expert_models import save_model
 from moe_megatron.text.loading import load_tokenizer
 from tests.unit.serving.test_row_adapters import save_adapter
@@ -33,6 +36,7 @@ _TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
 class Server:
     process: "subprocess.Popen[str]"
     url: str
+    grpc_port: int = 0
 
     @property
     def client(self) -> openai.OpenAI:
@@ -54,6 +58,14 @@ class Server:
         return sum(float(it.rpartition(" ")[2]) for it in lines if it.startswith(name))
 
 
+def nothing_runs(server: Server) -> bool:
+    """Whether the server computes nothing, before long."""
+    deadline = time.monotonic() + 30
+    while server.metric("moe_serve_requests_in_progress") and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return server.metric("moe_serve_requests_in_progress") == 0
+
+
 @contextmanager
 def serving(folder: Path, *words: str) -> Iterator[Server]:
     command = [sys.executable, "-m", "moe_megatron", "serve", str(folder), "--port", "0", *words]
@@ -62,7 +74,8 @@ def serving(folder: Path, *words: str) -> Iterator[Server]:
     try:
         assert process.stdout is not None
         lines = [next(process.stdout) for _ in range(3)]
-        yield Server(process, lines[1].split()[1].removesuffix("v1"))
+        port = int(next(process.stdout).split()[-1]) if "--grpc-port" in words else 0
+        yield Server(process, lines[1].split()[1].removesuffix("v1"), port)
     finally:
         process.kill()
         process.wait()
@@ -81,7 +94,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: Path) -> Path:
 @pytest.fixture(scope="module")
 def server(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     adapter = save_adapter(folder, tmp_path_factory.mktemp("adapter"), target_modules=["v_proj"])
-    with serving(folder, "--batch", "4", "--queue", "4", "--adapter", f"law={adapter}") as it:
+    words = ["--batch", "4", "--queue", "4", "--adapter", f"law={adapter}", "--grpc-port", "0"]
+    with serving(folder, *words) as it:
         yield it
 
 
@@ -160,10 +174,7 @@ def test_a_client_that_goes_away_is_not_computed_on(server: Server) -> None:
         stream = client.completions.create(stream=True, **more)
         next(iter(stream))
         stream.close()
-    deadline = time.monotonic() + 30
-    while server.metric("moe_serve_requests_in_progress") and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert server.metric("moe_serve_requests_in_progress") == 0
+    assert nothing_runs(server)
 
 
 def test_more_than_may_wait_are_told_when_to_come_again(server: Server) -> None:
@@ -180,6 +191,61 @@ def test_metrics_tell_tokens_and_their_experts(server: Server) -> None:
     assert server.ask("v1/completions", asked)[0] == 200
     assert server.metric("moe_serve_generated_tokens_total") == generated + 3
     assert server.metric("moe_expert_tokens_total") == before + (5 + 2) * 3 * 2
+
+
+def test_frames_of_a_websocket_answer_several_requests(server: Server) -> None:
+    address = server.url.replace("http", "ws") + "v1/stream"
+    more: dict[str, Any] = {"prompt": "Once upon", "max_tokens": 8, "temperature": 0}
+    wanted = json.loads(server.ask("v1/completions", more)[1])
+    with connect(address, additional_headers={"Authorization": f"Bearer {KEY}"}) as socket:
+        socket.send(json.dumps({"id": "long", "prompt": "a", "max_tokens": 55}))
+        socket.send(json.dumps({"id": 1, **more}))
+        socket.send(json.dumps({"id": 2, **more, "model": "other"}))
+        socket.send("[")
+        found: dict[Any, list[dict[str, Any]]] = {}
+        while not found.get(1) or "done" not in found[1][-1]:
+            frame = json.loads(socket.recv(timeout=60))
+            found.setdefault(frame["id"], []).append(frame)
+        socket.send(json.dumps({"cancel": "long"}))
+    text = "".join(it["chunk"]["choices"][0]["text"] for it in found[1][:-1])
+    assert text == wanted["choices"][0]["text"]
+    assert found[1][-1]["usage"] == wanted["usage"]
+    assert "no model or adapter" in found[2][0]["error"]["message"]
+    assert "not JSON" in found[None][0]["error"]["message"]
+    with pytest.raises(InvalidStatus), connect(address):
+        pass
+
+
+def test_grpc_answers_as_http_does(server: Server) -> None:
+    grpc, messages, services = load_grpc()
+    key = (("authorization", f"Bearer {KEY}"),)
+    more: dict[str, Any] = {"prompt": "Once upon", "max_tokens": 8, "temperature": 0.0}
+    wanted = json.loads(server.ask("v1/completions", more)[1])
+    with grpc.insecure_channel(f"127.0.0.1:{server.grpc_port}") as channel:
+        model = services.ModelStub(channel)
+        assert list(model.Health(messages.HealthRequest()).models) == ["tiny", "law"]
+        request = messages.CompletionRequest(**more)
+        whole = model.Complete(request, metadata=key)
+        assert whole.text == wanted["choices"][0]["text"]
+        assert whole.completion_tokens == wanted["usage"]["completion_tokens"]
+        chunks = list(model.Stream(request, metadata=key))
+        assert "".join(it.text for it in chunks) == whole.text
+        assert chunks[-1].finish_reason == whole.finish_reason
+        says = [messages.Message(role="user", content="Hello")]
+        chats = messages.CompletionRequest(messages=says, max_tokens=4)
+        assert model.Complete(chats, metadata=key).completion_tokens > 0
+        for wrong, metadata, code in (
+            ({"prompt": "a", "model": "other"}, key, "NOT_FOUND"),
+            ({"prompt": "a"}, (), "UNAUTHENTICATED"),
+            ({}, key, "INVALID_ARGUMENT"),
+        ):
+            with pytest.raises(grpc.RpcError) as caught:
+                model.Complete(messages.CompletionRequest(**wrong), metadata=metadata)
+            assert caught.value.code() == getattr(grpc.StatusCode, code)
+        stream = model.Stream(messages.CompletionRequest(prompt="a", max_tokens=55), metadata=key)
+        next(stream)
+        stream.cancel()
+    assert nothing_runs(server)
 
 
 def malformed(number: int) -> tuple[str, bytes, dict[str, str]]:

@@ -66,6 +66,7 @@ def run(argv: Sequence[str]) -> int:
             deadline=options.deadline,
             cache=cache,
             adapters=adapters,
+            grpc_port=options.grpc_port,
         )
     )
     server.warm_up()
@@ -91,6 +92,12 @@ def _parser() -> argparse.ArgumentParser:
     add("model", metavar="MODEL", help="a Hugging Face folder, or a hub id")
     add("--name", help="name of the model for clients (default: the folder's)")
     add("--port", type=int, default=_PORT, help=f"port; 0 for a free one (default: {_PORT})")
+    add(
+        "--grpc-port",
+        type=int,
+        metavar="PORT",
+        help="serve gRPC beside HTTP, on this port; 0 for a free one (default: none)",
+    )
     add("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
     add(
         "--allow-host",
