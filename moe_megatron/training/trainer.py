@@ -253,8 +253,9 @@ class MoETrainer:
             evaluates=bool(validation) or tasks is not None,
             world_size=self.world_size,
         )
-        if tasks is not None:
-            config = apply_overrides(config, tasks.fields)
+        # What a command that resumes the run finds there.
+        given = {"data.paths": (str(train_prefix),)} if tasks is None else tasks.fields
+        config = apply_overrides(config, {**given, "data.tokenizer": str(tokenizer.directory)})
         data = PreparedData(
             paths=("1.0", str(train_prefix)) if tasks is None else tasks.paths,
             tasks=() if tasks is None else tuple(range(len(tasks.names))),

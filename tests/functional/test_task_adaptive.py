@@ -158,6 +158,7 @@ def test_the_run_of_a_task_is_resumed_and_shown_without_an_import(
     run = adaptive.adapt_to_task("code", CODE, **SHORT).run_dir
     resumed = moe(tmp_path, "train", "--resume", run, "--num-processes", "1", "--train-iters", "3")
     assert resumed.end(200) == 0, resumed.output
+    assert "tokenising" not in resumed.output, "it goes on with the texts that were given"
     assert (run / "checkpoints" / "iter_0000003").is_dir()
     shown = moe(tmp_path, "inspect", run / "checkpoints")
     assert shown.end(100) == 0, shown.output
