@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -27,8 +28,14 @@ TEXTS = [f"Document {i}: the quick brown fox jumps over {i * i} lazy dogs." for 
 
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty cache, so that no test depends on what earlier runs left behind."""
-    return tmp_path_factory.mktemp("cache")
+    """A cache that begins empty, so that no test depends on what earlier runs left behind.
+
+    Workers share it, as the processes of a person do: what takes minutes is built once.
+    """
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "cache"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 @pytest.fixture(scope="session")
