@@ -119,7 +119,7 @@ def kept_experts(
             f"expert_selection_strategy={strategy!r} needs num_experts_to_load: how many of the "
             f"{routed.experts} experts of each layer."
         )
-    _check_number(whole("num_experts_to_load", number), routed)
+    check_number(number, routed)
     counts = _counts(routed, profile, needed=True)
     if strategy == BY_LAYER:
         return _by_layer(counts, number, routed)
@@ -171,7 +171,13 @@ def _counts(routed: Routed, profile: RoutingProfile | str | Path | None, *, need
     return np.array([found[layer] for layer in routed.layers], dtype=np.int64)
 
 
-def _check_number(number: int, routed: Routed) -> None:
+def check_number(number: int, routed: Routed) -> None:
+    """Refuse a number of experts of each layer that a model cannot have.
+
+    Raises:
+        ConfigError: It does not fit; the message has those that do.
+    """
+    whole("num_experts_to_load", number)
     if not routed.least <= number <= routed.experts or number % routed.groups:
         multiple = f", in multiples of its {routed.groups} groups" if routed.groups > 1 else ""
         raise ConfigError(

@@ -41,3 +41,33 @@ def test_a_text_becomes_a_trace_and_the_trace_a_table(
         assert main(wrong) == 2
         assert answer in capsys.readouterr().err
         assert trace.read_bytes() == before
+
+
+def test_fewer_experts_are_judged_beside_chance_and_merging(
+    corpus: Path, tokenizer: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from moe_megatron.text.loading import load_tokenizer
+
+    known = load_tokenizer(str(tokenizer))
+    folder = save_model("mixtral", tmp_path / "model", vocab_size=known.vocab_size)
+    known.save(folder)
+    words = ["cache", "fewer", str(folder), str(corpus), "--tokens", "64", "--random", "1"]
+    assert main([*words, "--keep", "8", "4", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["tokens"] == 32
+    whole, *others = found["outcomes"]
+    assert [it["choice"] for it in others] == 2 * [
+        "frequency_based", "by_layer", "merged", "random 1"
+    ]  # fmt: skip
+    assert all(it["perplexity"] == whole["perplexity"] for it in others[:4])  # all 8 are kept
+    assert all(it["bytes_saved"] * 2 == whole["nbytes"] for it in others[4:])
+    assert others[4]["use"] <= others[5]["use"] < 1
+    assert main([*words, "--keep", "4"]) == 0
+    assert "use was counted in the 32 tokens before" in capsys.readouterr().out
+    for wrong, answer in (
+        (["--keep", "1"], "num_experts_to_load (1)"),
+        (["--keep", "4", "--random", "0"], "--random (0) must be 1 or more"),
+        (["--keep", "4", "--profile", str(tmp_path / "none")], "none"),
+    ):
+        assert main([*words, *wrong]) == 2
+        assert answer in capsys.readouterr().err

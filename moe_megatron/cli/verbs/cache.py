@@ -4,6 +4,7 @@ import argparse
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 
 from moe_megatron.cli.parser import Parser
 from moe_megatron.config.aligned import aligned
@@ -17,8 +18,9 @@ _EPILOG = """\
 examples:
   moe-megatron cache record my_model my_text.txt --output trace.jsonl
   moe-megatron cache simulate trace.jsonl
-  moe-megatron cache simulate trace.jsonl --gb 2 4 8"""
-_TOKENS, _WINDOW = 2048, 256
+  moe-megatron cache simulate trace.jsonl --gb 2 4 8
+  moe-megatron cache fewer my_model my_text.txt --keep 4 6"""
+_TOKENS, _WINDOW, _SEEDS = 2048, 256, 3
 _MOST_TEXT = 64 * 2**20
 
 
@@ -33,6 +35,7 @@ def run(argv: Sequence[str]) -> int:
 
     Raises:
         CheckpointError: The model cannot be read, or its experts not one by one.
+        ConfigError: An option does not fit.
         DataError: The text or the trace cannot be read.
         MappingError: The model family is unknown.
     """
@@ -43,8 +46,9 @@ def run(argv: Sequence[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="moe-megatron cache",
-        description="Which experts a model needs, token by token, and how often they would be in "
-        "a memory for some of them, by policy and size, beside what nobody can beat.",
+        description="Which experts a model needs, token by token; how often they would be in a "
+        "memory for some of them, by policy and size, beside what nobody can beat; and what it "
+        "costs in perplexity to have no others.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -53,15 +57,6 @@ def _parser() -> argparse.ArgumentParser:
     record.add_argument("model", metavar="MODEL", help="a Hugging Face folder, or a hub id")
     record.add_argument("text", type=user_path, metavar="TEXT", help="a file of text")
     record.add_argument("--output", type=user_path, required=True, metavar="FILE", help="the trace")
-    record.add_argument(
-        "--tokens", type=int, default=_TOKENS, help=f"tokens of the text (default: {_TOKENS:,})"
-    )
-    record.add_argument(
-        "--window",
-        type=int,
-        default=_WINDOW,
-        help=f"tokens that know of each other, as of one request (default: {_WINDOW})",
-    )
     record.set_defaults(run=_record)
     simulate = commands.add_parser("simulate", help="replay a trace by policy and size")
     simulate.add_argument("trace", type=user_path, metavar="TRACE")
@@ -70,16 +65,54 @@ def _parser() -> argparse.ArgumentParser:
     )
     simulate.add_argument("--json", action="store_true", help="print JSON")
     simulate.set_defaults(run=_simulate)
-    for command in (record, simulate):
+    fewer = commands.add_parser(
+        "fewer", help="perplexity beside bytes with fewer experts, by how they are chosen"
+    )
+    fewer.add_argument("model", metavar="MODEL", help="a Hugging Face folder, or a hub id")
+    fewer.add_argument("text", type=user_path, metavar="TEXT", help="a file of text")
+    fewer.add_argument(
+        "--keep", type=int, nargs="+", required=True, metavar="N", help="experts of each layer"
+    )
+    fewer.add_argument(
+        "--profile",
+        type=user_path,
+        metavar="FILE",
+        help="routing profile (default: that of the model; without one the first half of the text "
+        "is counted and the second judged)",
+    )
+    fewer.add_argument(
+        "--random",
+        type=int,
+        default=_SEEDS,
+        metavar="N",
+        help=f"random choices (default: {_SEEDS})",
+    )
+    fewer.add_argument("--json", action="store_true", help="print JSON")
+    fewer.set_defaults(run=_fewer)
+    for command in (record, fewer):
+        command.add_argument(
+            "--tokens", type=int, default=_TOKENS, help=f"tokens of the text (default: {_TOKENS:,})"
+        )
+        command.add_argument(
+            "--window",
+            type=int,
+            default=_WINDOW,
+            help=f"tokens that know of each other, as of one request (default: {_WINDOW})",
+        )
+    for command in (record, simulate, fewer):
         command.add_argument("--debug", action="store_true", help="show tracebacks of errors")
     return parser
 
 
-def _record(options: argparse.Namespace) -> int:
+def _text(options: argparse.Namespace) -> str:
     for name in ("tokens", "window"):
         if getattr(options, name) < 2:
             raise ConfigError(f"--{name} ({getattr(options, name)}) must be 2 or more.")
-    text = read_text(options.text, _MOST_TEXT)
+    return read_text(options.text, _MOST_TEXT)
+
+
+def _record(options: argparse.Namespace) -> int:
+    text = _text(options)
 
     from moe_megatron.inference.recording import recorded  # torch, which is slow
 
@@ -138,3 +171,46 @@ def _table(found: Sequence[Outcome]) -> list[str]:
         for it in found
     ]
     return aligned([head, *rows], flush_left=0)
+
+
+def _fewer(options: argparse.Namespace) -> int:
+    text = _text(options)
+    if options.random < 1:
+        raise ConfigError(
+            f"--random ({options.random}) must be 1 or more: without a choice by chance nobody "
+            "knows what the profile is worth."
+        )
+
+    from moe_megatron.inference.fewer import judged  # torch, which is slow
+
+    found = judged(
+        options.model,
+        text,
+        options.keep,
+        profile=options.profile,
+        tokens=options.tokens,
+        window=options.window,
+        seeds=options.random,
+    )
+    if options.json:
+        print(json.dumps(asdict(found), indent=2))
+        return 0
+    whole = found.outcomes[0]
+    print(
+        f"{found.model}: perplexity of {found.tokens:,} tokens; all experts are "
+        f"{whole.nbytes / 1e9:.3g} GB; use was counted in {found.counted}."
+    )
+    head = ["choice", "experts a layer", "GB saved", "of all uses", "perplexity", "of the whole's"]
+    rows = [
+        [
+            it.choice,
+            f"{it.experts:g}",
+            f"{it.bytes_saved / 1e9:.3g}",
+            f"{it.use:.1%}",
+            f"{it.perplexity:.4g}",
+            f"{it.perplexity / whole.perplexity:.3f}",
+        ]
+        for it in found.outcomes
+    ]
+    print("\n".join(aligned([head, *rows])))
+    return 0
