@@ -115,7 +115,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--method",
         default="rtn",
-        help="rtn: round to nearest; dense_and_sparse: the same, and the largest 0.45%% of the "
+        help="rtn: round to nearest; least_squares: with the best scale of each group, which takes "
+        "longer; dense_and_sparse: rtn, and the largest 0.45%% of the "
         "weights stay as they are (default: rtn)",
     )
     parser.add_argument(

@@ -79,7 +79,8 @@ def rounded(matrix: Tensor, scales: Tensor, precision: Precision) -> Tensor:
     most = 2 ** (precision.bits - 1)
     rows, columns = matrix.shape
     grouped = matrix.float().view(rows, scales.shape[1], -1)
-    codes = grouped / scales.float().clamp(min=1e-38)[..., None]
+    divisor = scales.float()[..., None]
+    codes = grouped / torch.where(divisor == 0, 1.0, divisor)
     return codes.round_().clamp_(-most, most - 1).to(torch.int8).view(rows, columns)
 
 

@@ -9,7 +9,7 @@ from moe_megatron.config.checkpoint_files import is_megatron_checkpoint
 from moe_megatron.errors import CheckpointError, ConfigError
 from moe_megatron.files import user_path
 from moe_megatron.inference.cache.policies import Key
-from moe_megatron.inference.quantization import dense_and_sparse, rtn
+from moe_megatron.inference.quantization import dense_and_sparse, least_squares, rtn
 from moe_megatron.inference.quantization.audit import Audit, audit
 from moe_megatron.inference.quantization.methods import method_of
 from moe_megatron.inference.quantization.packed_folder import Sizes, Unpacked, write_packed
@@ -17,7 +17,7 @@ from moe_megatron.inference.quantization.precision import Precision, by_usage, p
 from moe_megatron.inference.usage import counts_of
 from moe_megatron.telemetry.values.profile import RoutingProfile
 
-BUILT_IN = (rtn, dense_and_sparse)
+BUILT_IN = (rtn, least_squares, dense_and_sparse)
 """Modules whose methods are known from the start."""
 HOT_SHARE = 0.25
 

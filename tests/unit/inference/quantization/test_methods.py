@@ -6,6 +6,7 @@ from torch import Tensor
 
 from moe_megatron.errors import ConfigError
 from moe_megatron.inference.quantization.dense_and_sparse import dense_and_sparse
+from moe_megatron.inference.quantization.least_squares import least_squares
 from moe_megatron.inference.quantization.methods import (
     Quantized,
     dequantized,
@@ -60,6 +61,16 @@ def test_the_largest_weights_stay_as_they_are() -> None:
     assert found[3, 7] == 40.0
     plain = dequantized(round_to_nearest(matrix, Precision(4, 32)))
     assert (found - matrix).norm() < 0.7 * (plain - matrix).norm()
+
+
+@pytest.mark.parametrize("wanted", PRECISIONS, ids=str)
+def test_least_squares_leaves_less_error_than_the_largest_weight_does(wanted: Precision) -> None:
+    matrix = some().float()
+    matrix[:, :32] = 0
+    found, plain = (dequantized(it(matrix, wanted)) for it in (least_squares, round_to_nearest))
+    assert found[:, :32].count_nonzero() == 0
+    error, of_largest = (float((it - matrix).square().sum()) for it in (found, plain))
+    assert error < of_largest * (0.85 if wanted.bits == 4 else 1.0)
 
 
 def test_words_have_the_first_number_in_their_lowest_bits() -> None:
