@@ -1,8 +1,8 @@
-"""Many clients of a served model against one at a time, over HTTP.
+"""Many clients of a served model against one at a time, over HTTP, and transformers' `generate`.
 
-A server is a process of its own. In turns, the same number of requests is asked by one client, one
-after another, and by several at once; texts differ from request to request, so that nothing is
-shared. The first turn of each fills what is made once and is not counted.
+A server is a process of its own. In turns, the same number of requests is computed by `generate` in
+this process, and asked by one client, one after another, and by several at once; texts differ, so
+that nothing is shared. The first turn of each fills what is made once and is not counted.
 """
 
 import argparse
@@ -16,10 +16,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 from urllib.request import Request, urlopen
+
+import torch
 
 from benchmarks import machine
 from moe_megatron.files import user_path
+from moe_megatron.text.loading import load_tokenizer
 
 _DATA = b"data: {"
 
@@ -50,10 +54,38 @@ def served(folder: Path, batch: int, more: Sequence[str]) -> Iterator[str]:
             process.kill()
 
 
+def prompt_of(number: int) -> str:
+    """A text of which only the first word is that of another."""
+    return f"Chapter {number} of the book begins: {number * 7919} years ago there was"
+
+
+class Generate:
+    """Transformers' own loop, one text at a time."""
+
+    def __init__(self, folder: Path) -> None:
+        from transformers import AutoModelForCausalLM
+
+        self._tokenizer = load_tokenizer(str(folder))
+        self._model: Any = AutoModelForCausalLM.from_pretrained(
+            folder, dtype="auto", trust_remote_code=False, local_files_only=True
+        ).eval()
+
+    def rate(self, numbers: Sequence[int], tokens: int) -> float:
+        """Tokens a second of all texts."""
+        count, began = 0, perf_counter()
+        for number in numbers:
+            ids = torch.tensor([self._tokenizer.encode(prompt_of(number))])
+            more = {"attention_mask": torch.ones_like(ids), "pad_token_id": 0}
+            with torch.inference_mode():
+                found = self._model.generate(ids, max_new_tokens=tokens, do_sample=False, **more)
+            count += found.shape[1] - ids.shape[1]
+        return count / (perf_counter() - began)
+
+
 def ask(url: str, number: int, tokens: int) -> tuple[int, float, float]:
     """Tokens, seconds to the first, and seconds of all, of one request."""
     body = {
-        "prompt": f"Chapter {number} of the book begins: {number * 7919} years ago there was",
+        "prompt": prompt_of(number),
         "max_tokens": tokens,
         "temperature": 0,
         "logprobs": 0,
@@ -87,15 +119,21 @@ def measured(options: argparse.Namespace) -> str:
     """The table."""
     clients: list[int] = sorted({1, *options.clients})
     turns: dict[int, list[Turn]] = {it: [] for it in clients}
-    number = 0
+    number, generate, rates_of_generate = 0, Generate(options.model), list[float]()
     with served(options.model, max(clients), options.server) as url:
         for _ in range(options.turns + 1):
+            numbers = range(number, number + options.requests)
+            rates_of_generate.append(generate.rate(numbers, options.tokens))
             for many in clients:
                 numbers = range(number, number + options.requests)
                 number += options.requests
                 turns[many].append(turn(url, many, numbers, options.tokens))
     alone = [it.tokens_per_second for it in turns[1][1:]]
-    rows = []
+    rates = rates_of_generate[1:]
+    low, middle, high = machine.spread(rates)
+    ratio = statistics.median(one / other for one, other in zip(rates, alone, strict=True))
+    said = f"{middle:.1f} ({low:.1f} to {high:.1f})"
+    rows = [["`generate`, no server", said, f"{ratio:.2f}", "", ""]]
     for many, found in turns.items():
         rates = [it.tokens_per_second for it in found[1:]]
         low, middle, high = machine.spread(rates)

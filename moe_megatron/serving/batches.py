@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
 from transformers import GenerationConfig, LogitsProcessorList
 from transformers.generation import ContinuousBatchingConfig
 from transformers.generation.continuous_batching.cb_logits_processors import (
@@ -118,6 +119,10 @@ class Batches(ContinuousBatchingManager):  # type: ignore[misc]
     def at_most(self, requests: int) -> None:
         """Have at most so many requests in a step; on the thread of the batches."""
         self.batch_processor.scheduler.max_requests_per_batch = requests
+
+    def _run_generation_loop(self) -> None:
+        with torch.inference_mode():  # a sixth faster than no_grad, which transformers has
+            super()._run_generation_loop()
 
     def _generation_step(self) -> None:
         self._stepped([(it.state.request_id, it.query_length) for it in self._in_step()])

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,7 +33,7 @@ from moe_megatron.serving.metrics import ServingMetrics
 from moe_megatron.serving.rest import make_app
 from moe_megatron.serving.routing_counts import RoutingCounts
 from moe_megatron.serving.row_adapters import RowAdapters
-from moe_megatron.serving.served_model import load
+from moe_megatron.serving.served_model import Loaded, load
 from moe_megatron.serving.service import Service
 
 PORT = 8000
@@ -114,12 +115,11 @@ class ModelServer:
         self.url = url_of(options.host, self._socket)
         """Where clients on this machine find it."""
         try:
-            self._loaded = load(options.model, options.cache)
+            self._loaded, adapters = _on_a_thread(lambda: _loaded(options))
             self.context = _context(options.context, self._loaded.context)
             """Most tokens of a request."""
             counts = RoutingCounts(self._loaded.model)
             metrics = ServingMetrics(counts if counts.layers else None, lambda: self._running())
-            adapters = self._adapters(options)
             self._engine = Engine(
                 self._loaded.model,
                 ends=self._loaded.ends,
@@ -197,20 +197,6 @@ class ModelServer:
         if self._thread is not None:
             self._thread.join(_STARTING_SECONDS)
 
-    def _adapters(self, options: ServeOptions) -> RowAdapters | None:
-        if not options.adapters:
-            return None
-        if options.served_name in options.adapters:
-            raise ConfigError(
-                f"the model and an adapter are both named {options.served_name!r}; give the model "
-                "another name with --name, or the adapter one with --adapter NAME=FOLDER."
-            )
-        partial = options.cache is not None
-        adapters = RowAdapters(self._loaded.model, self._loaded.path, partial=partial)
-        for name, folder in options.adapters.items():
-            adapters.add(name, folder)
-        return adapters
-
     def _running(self) -> int:
         return self._engine.running
 
@@ -246,6 +232,33 @@ class _Server(uvicorn.Server):
             os._exit(INTERRUPTED if sig == signal.SIGINT else 128 + sig)
         self._asked = True
         self._end()
+
+
+def _on_a_thread[T](work: Callable[[], T]) -> T:
+    """Do some work on a thread that ends then.
+
+    OpenMP keeps threads for each thread that has computed. With more of them than cores it no
+    longer lets them wait actively, and decoding one text took 1.6 times as long (libgomp, two
+    cores). So the only thread that lives and computes is the engine's.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(work).result()
+
+
+def _loaded(options: ServeOptions) -> tuple[Loaded, RowAdapters | None]:
+    """The model and its adapters."""
+    if options.served_name in options.adapters:
+        raise ConfigError(
+            f"the model and an adapter are both named {options.served_name!r}; give the model "
+            "another name with --name, or the adapter one with --adapter NAME=FOLDER."
+        )
+    loaded = load(options.model, options.cache)
+    if not options.adapters:
+        return loaded, None
+    adapters = RowAdapters(loaded.model, loaded.path, partial=options.cache is not None)
+    for name, folder in options.adapters.items():
+        adapters.add(name, folder)
+    return loaded, adapters
 
 
 def _tell_port(port: int) -> None:
