@@ -23,6 +23,7 @@ from moe_megatron.errors import CheckpointError, ConfigError
 from moe_megatron.inference.cache.policies import Counts
 from moe_megatron.inference.cache.trace import Traced
 from moe_megatron.inference.expert_cache import ExpertCache
+from moe_megatron.inference.exported import exported
 from moe_megatron.inference.kept_experts import ALL, Kept, Routed, Strategy, kept_experts
 from moe_megatron.inference.kept_routers import keep_rows
 from moe_megatron.inference.quantization.packed_config import KEY
@@ -36,6 +37,8 @@ from moe_megatron.telemetry.values.profile import RoutingProfile
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from moe_megatron.model import MoEModel
 
 
 @explained
@@ -71,7 +74,8 @@ class OptimizedMoEModel:
         """Load all of a model but its experts, or but some of them for good.
 
         Args:
-            source: A Hugging Face folder, or a hub id.
+            source: A Hugging Face folder, a hub id, or a Megatron checkpoint, which is exported
+                into the cache once.
             expert_selection_strategy: "all"; "frequency_based", the experts of each layer that are
                 used most; "by_layer", as many in the mean over layers, more where more are used; or
                 a function from the counts of the profile [L, E] to the experts of each layer. A
@@ -94,10 +98,7 @@ class OptimizedMoEModel:
             )
         path = local_folder(source)
         if is_megatron_checkpoint(path):
-            raise CheckpointError(
-                f"{path} is a Megatron checkpoint, and experts are read from Hugging Face folders; "
-                f"run `moe-megatron convert {path} NEW_FOLDER` and give that folder."
-            )
+            path = exported(path)
         kept = None
         if expert_selection_strategy != ALL or num_experts_to_load is not None:
             kept = kept_experts(
@@ -117,6 +118,22 @@ class OptimizedMoEModel:
         keep_rows(model, kept)
         some = KeptStore(store, kept)
         return cls(model, some, places, some.renumbered(counts), kept)
+
+    @classmethod
+    def from_model(cls, model: "MoEModel", folder: str | Path, **more: Any) -> Self:
+        """Save a model of ours as a Hugging Face folder, and load that.
+
+        Args:
+            model: The model.
+            folder: A new folder, from which experts are read from then on.
+            more: Arguments of `from_pretrained`.
+
+        Raises:
+            CheckpointError: The folder cannot be written.
+            MappingError: No Hugging Face family can represent the model.
+        """
+        model.save_pretrained(folder, format="hugging_face")
+        return cls.from_pretrained(folder, **more)
 
     def set_expert_cache(self, cache: ExpertCache) -> None:
         """Keep experts in this cache, in place of the one before.

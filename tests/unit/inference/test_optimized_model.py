@@ -175,9 +175,37 @@ def test_mistakes_are_answered_in_a_paragraph(model: OptimizedMoEModel, folder: 
         assert "\n" not in str(error.value)
 
 
-def test_a_megatron_checkpoint_is_answered_with_the_way_to_go(tmp_path: Path) -> None:
+def test_a_megatron_checkpoint_is_exported_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from moe_megatron.checkpoint.convert import import_checkpoint
 
-    import_checkpoint(save_model("olmoe", tmp_path / "hf"), tmp_path / "megatron")
-    with pytest.raises(CheckpointError, match=r"run `moe-megatron convert .* NEW_FOLDER`"):
-        OptimizedMoEModel.from_pretrained(tmp_path / "megatron")
+    monkeypatch.setenv("MOE_MEGATRON_CACHE", str(tmp_path / "cache"))
+    source = save_model("olmoe", tmp_path / "hf")
+    import_checkpoint(source, tmp_path / "megatron")
+    wanted = OptimizedMoEModel.from_pretrained(source)(IDS).logits
+    made = []
+    for _ in range(2):
+        model = OptimizedMoEModel.from_pretrained(tmp_path / "megatron")
+        assert torch.equal(model(IDS).logits, wanted)
+        made.append((model.store.path, model.store.path.stat().st_ino))
+        model.close()
+    assert made[0] == made[1]
+    (made[0][0] / "model.safetensors").write_bytes(b"")
+    model = OptimizedMoEModel.from_pretrained(tmp_path / "megatron")
+    assert torch.equal(model(IDS).logits, wanted)
+    model.close()
+
+
+def test_a_model_of_ours_computes_the_same_with_a_cache(tmp_path: Path) -> None:
+    from moe_megatron import MoEModel
+
+    torch.manual_seed(0)
+    ours = MoEModel(
+        hidden_size=32, num_experts=4, experts_per_token=2, num_layers=2, vocab_size=64
+    ).eval()
+    some = OptimizedMoEModel.from_model(ours, tmp_path / "saved")
+    some.enable_dynamic_loading(2)
+    with torch.no_grad():
+        torch.testing.assert_close(some(IDS).logits, ours(IDS).logits, atol=1e-5, rtol=1e-4)
+    some.close()
