@@ -1,5 +1,6 @@
 """`MoEOptimizer`: what makes a model smaller or faster, as methods that lead to the rooms of it."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -7,7 +8,11 @@ from moe_megatron.config.arguments import explained
 from moe_megatron.errors import ConfigError
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from moe_megatron.inference.compilation.compiled_model import CompiledModel
     from moe_megatron.inference.optimized_model import OptimizedMoEModel
+    from moe_megatron.inference.timing.decoding import Timings
     from moe_megatron.telemetry.values.profile import RoutingProfile
 
 __all__ = ["MoEOptimizer"]
@@ -64,3 +69,74 @@ class MoEOptimizer:
         recipe = Recipe(method=method, bits=bits, group_size=group_size, profile=profile)
         made = quantize(source, target, recipe, progress=False)
         return OptimizedMoEModel.from_pretrained(made.folder)
+
+    def compile(
+        self,
+        model: "PreTrainedModel | str | Path",
+        backend: str = "inductor",
+        *,
+        output: str | Path | None = None,
+        optimize_routing: bool = True,
+    ) -> "CompiledModel":
+        """Compile a model, and check its logits against what it computed before.
+
+        Args:
+            model: A transformers model, its folder, or a hub id.
+            backend: "inductor" and "tensorrt" compile the calls of the model in the process, and
+                decode; "aot_inductor" and "onnx" write a forward pass over whole sequences; or one
+                under `@register_backend`.
+            output: The file, or for "onnx" the folder, that is written.
+            optimize_routing: Whether a backend that compiles calls takes the implementation of
+                experts that it makes the fastest program of; False: the model's own. Files have the
+                one that can be written.
+
+        Returns:
+            From token ids [B, T] to logits [B, T, V]; `.generate`, `.path`, `.difference`.
+
+        Raises:
+            CheckpointError: The model cannot be read, or the program computes something else.
+            ConfigError: There is no such backend, or it needs a package, a device or an output.
+            DataError: The output cannot be written.
+        """
+        from moe_megatron.inference.compilation.backends import backend_of
+        from moe_megatron.inference.compilation.plain_model import transformers_model
+
+        found, target = backend_of(backend), None if output is None else Path(output)
+        found.ready(target)
+        return found.compile(transformers_model(model), target, optimize_routing)
+
+    def benchmark(
+        self,
+        models: "Mapping[str, OptimizedMoEModel | CompiledModel | PreTrainedModel | str | Path]",
+        batch_sizes: Sequence[int] = (1, 4, 16),
+        sequence_lengths: Sequence[int] = (128,),
+        *,
+        dense: bool = True,
+        rounds: int = 5,
+        steps: int = 16,
+    ) -> "Timings":
+        """Time models in turns, beside a dense one with as many parameters as the first has.
+
+        Args:
+            models: By the names that the table has for them; folders are loaded by transformers.
+            batch_sizes: Rows that decode together.
+            sequence_lengths: Tokens of each row before decoding; tokens are random.
+            dense: Whether the dense model, of random weights in the same type, takes part.
+            rounds: Times that every model has its turn.
+            steps: Tokens that each row gets in a turn.
+
+        Returns:
+            Rows of numbers; printed, one table.
+
+        Raises:
+            CheckpointError: A model cannot be read.
+            ConfigError: There is no model, one is a file without keys and values, a number is below
+                1, or the first has no experts to make a dense model of.
+        """
+        from moe_megatron.inference.timing.decoding import timings
+        from moe_megatron.inference.timing.models import timed_models
+
+        timed, baseline = timed_models(models, dense=dense)
+        return timings(
+            timed, batch_sizes, sequence_lengths, baseline=baseline, rounds=rounds, steps=steps
+        )
