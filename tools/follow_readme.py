@@ -77,6 +77,7 @@ LEFT_OUT = {
     "moe-megatron verify": _ONE_NAME,
     "moe-megatron data preview": _ONE_NAME,
     "moe-megatron finetune": _ONE_NAME,
+    "moe-megatron serve": _ONE_NAME,
     "torchrun": _ONE_NAME,
 }
 """What does not run here, and why."""

@@ -191,12 +191,12 @@ def _reading(profile: Profile, found: Mapping[str, Mapping[str, Any]]) -> str:
         said.append(
             f"Own adapters train {own['trained'] / full['trained']:.2%} of the numbers of full "
             f"fine-tuning, take {_median(profile, own) / _median(profile, full):.2f} of the time "
-            f"of its step and {_gib(own) / _gib(full):.2f} of its memory."
+            f"of its step and {_part(_gib(own), _gib(full))} of its memory."
         )
     if {_ALL, _QLORA} <= there.keys():
         own, small = there[_ALL], there[_QLORA]
         said.append(
-            f"With experts in four bits these adapters need {_gib(small) / _gib(own):.2f} of the "
+            f"With experts in four bits these adapters need {_part(_gib(small), _gib(own))} of the "
             f"memory and {_median(profile, small) / _median(profile, own):.2f} of the time."
         )
     if there and "held_out_loss" in found[_BASE]:
@@ -249,6 +249,11 @@ def _median(profile: Profile, result: Mapping[str, Any]) -> float:
 def _undisturbed(profile: Profile, result: Mapping[str, Any]) -> float:
     """The tenth percentile."""
     return statistics.quantiles(_counted(profile, result), n=10, method="inclusive")[0]
+
+
+def _part(some: float, of: float) -> str:
+    """A ratio; "an unknown part" of what was too little to be measured, as of tiny models."""
+    return f"{some / of:.2f}" if of else "an unknown part"
 
 
 def _gib(result: Mapping[str, Any]) -> float:
