@@ -1,4 +1,4 @@
-"""The demo corpus, built for real, by two processes at once: of a few modules, and of all."""
+"""The demo corpus of a few modules, built for real, by two processes at once."""
 
 import json
 import shutil
@@ -45,32 +45,18 @@ def unreachable(prefix, vocab_size):
     raise AssertionError("nothing should be built again")
 
 
-def build(cache, vocab_size, library, start):
-    arguments = (cache, vocab_size, library)
-    processes = [start(ENSURE, *arguments) for _ in range(2)]
-    outputs = [process.communicate() for process in processes]
-    errors = "".join(error for _, error in outputs)
-    return Built(cache, arguments, [json.loads(output) for output, _ in outputs], errors)
-
-
 @pytest.fixture(scope="module")
-def few_modules(tmp_path_factory, start):
+def built(tmp_path_factory, start):
     """The demo of ten modules of Python's own."""
     library = tmp_path_factory.mktemp("library")
     for module in sorted(Path(shutil.__file__).parent.glob("[a-d]*.py"))[:10]:
         shutil.copy(module, library)
-    return build(tmp_path_factory.mktemp("cache"), 300, library, start)
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory, start):
-    """The demo that a user gets."""
-    return build(tmp_path_factory.mktemp("cache"), 8192, "", start)
-
-
-@pytest.fixture(params=["few_modules", pytest.param("whole", marks=pytest.mark.deep)])
-def built(request):
-    return request.getfixturevalue(request.param)
+    cache = tmp_path_factory.mktemp("cache")
+    arguments = (cache, 300, library)
+    processes = [start(ENSURE, *arguments) for _ in range(2)]
+    outputs = [process.communicate() for process in processes]
+    errors = "".join(error for _, error in outputs)
+    return Built(cache, arguments, [json.loads(output) for output, _ in outputs], errors)
 
 
 def test_two_processes_build_one_demo(built):
@@ -85,12 +71,11 @@ def test_second_call_builds_nothing(built, start):
     assert errors == ""
 
 
-@pytest.mark.deep
-def test_demo_has_two_domains_of_some_size(whole, plain_writer):
-    demo = ensure_demo(whole.cache, unreachable)
+def test_demo_has_two_domains(built, plain_writer):
+    demo = ensure_demo(built.cache, unreachable, vocab_size=300)
     tokenizer = load_tokenizer(demo.tokenizer_dir)
-    assert tokenizer.vocab_size == 8192
-    assert sum(path.stat().st_size for path in demo.corpus.values()) > 8_000_000
+    assert tokenizer.vocab_size == 300
+    assert demo.corpus.keys() == {"code", "prose"}
     for domain, prefix in demo.prefixes.items():
         records = [json.loads(line) for line in demo.corpus[domain].read_text().splitlines()]
         documents = plain_writer.read_documents(prefix)
