@@ -222,9 +222,9 @@ def test_slow_clients_get_the_latest_frame_and_cost_no_memory(tmp_path: Path) ->
                 with (run / name).open("a") as file:
                     file.write(json.dumps(data.to_json_dict()) + "\n")
             time.sleep(0.02)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 200
         while seen < 301 and time.monotonic() < deadline:
-            said = quick.recv(timeout=30)
+            said = quick.recv(timeout=150)
             if isinstance(said, bytes):
                 seen = int.from_bytes(said[4:8], "little")
         assert seen == 301
