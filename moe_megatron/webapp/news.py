@@ -45,6 +45,8 @@ class NewsReader:
         self._run = reader
         self._looked = 0.0
         self._state = ""
+        self._routed = 0
+        """The last step with routing when the frame was made: its line comes after the loss's."""
 
     def look(self, before: News | None) -> News:
         """What there is now; parts that have not changed are those of `before`.
@@ -59,9 +61,12 @@ class NewsReader:
             if now - self._looked >= _STATE_SECONDS:
                 self._looked, self._state = now, run.state
             first, last = run.span
-            if before is not None and (before.last_step, before.first_step) == (last, first):
+            routed = run.windows.last_step
+            seen = before is not None and (before.first_step, before.last_step) == (first, last)
+            if before is not None and seen and routed == self._routed:
                 frame, step = before.frame, before.step
             else:
+                self._routed = routed
                 routing = _routing(run)
                 frame = _frame(routing, run.windows.last_step)
                 step = json.dumps(_step(run, routing), allow_nan=False)
