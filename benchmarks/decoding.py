@@ -68,12 +68,9 @@ def _random(arguments: argparse.Namespace) -> Any:
         moe_intermediate_size=arguments.ffn,
         norm_topk_prob=True,
     )
-    before = torch.get_default_dtype()
-    try:
-        torch.set_default_dtype(torch.bfloat16)
-        model = AutoModelForCausalLM.from_config(config).eval()
-    finally:
-        torch.set_default_dtype(before)
+    model = AutoModelForCausalLM.from_config(
+        config, dtype=torch.bfloat16, trust_remote_code=False
+    ).eval()
     model.set_experts_implementation("grouped_mm")
     return model
 

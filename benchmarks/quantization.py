@@ -9,7 +9,6 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from benchmarks import machine
@@ -18,6 +17,7 @@ from moe_megatron.files import user_path
 from moe_megatron.inference.optimized_model import OptimizedMoEModel
 from moe_megatron.inference.perplexity import perplexity
 from moe_megatron.inference.quantization.quantize import Recipe, quantize
+from moe_megatron.inference.usage import profile_of
 from moe_megatron.telemetry.values.profile import RoutingProfile
 from moe_megatron.text.loading import load_tokenizer
 
@@ -51,15 +51,7 @@ def _used(folder: Path, ids: list[int]) -> RoutingProfile:
     model = OptimizedMoEModel.from_pretrained(folder)
     with model.record() as recorder:
         model(torch.tensor([ids]), logits_to_keep=1)
-    counts, layers = recorder.trace().counts(), model.store.layers
-    profile = RoutingProfile.empty(
-        layers=tuple(it + 1 for it in layers),
-        num_experts=model.store.experts,
-        top_k=model.store.top_k,
-    )
-    table = [[counts[row, it] for it in range(model.store.experts)] for row in range(len(layers))]
-    profile.tokens_per_expert[:] = np.array(table)
-    profile.tokens = len(ids)
+    profile = profile_of(recorder.trace(), tuple(it + 1 for it in model.store.layers))
     model.close()
     return profile
 

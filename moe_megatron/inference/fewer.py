@@ -30,6 +30,7 @@ from moe_megatron.inference.kept_experts import (
 from moe_megatron.inference.optimized_model import OptimizedMoEModel
 from moe_megatron.inference.perplexity import perplexity_of
 from moe_megatron.inference.recording import recorded
+from moe_megatron.inference.usage import profile_of
 from moe_megatron.telemetry.values.profile import PROFILE_FILE, RoutingProfile
 from moe_megatron.text.loading import load_tokenizer
 
@@ -105,7 +106,8 @@ def judged(
         half = len(ids) // 2
         if half < 2:
             raise DataError(f"the text has {len(ids)} tokens, and its halves need 2 or more each.")
-        profile = _counted(path, known.decode(ids[:half]), routed, tokens=half, window=window)
+        trace = recorded(path, known.decode(ids[:half]), tokens=half, window=window)
+        profile = profile_of(trace, routed.layers)
         ids, counted = ids[half:], f"the {half:,} tokens before"
     if not isinstance(profile, RoutingProfile):
         profile = RoutingProfile.load(profile)
@@ -194,16 +196,3 @@ def _random(counts: Counts, number: int, routed: Routed, seed: int) -> list[list
         ]
         for _ in range(len(counts))
     ]
-
-
-def _counted(path: Path, text: str, routed: Routed, *, tokens: int, window: int) -> RoutingProfile:
-    """The use of experts while a model reads a text."""
-    trace = recorded(path, text, tokens=tokens, window=window)
-    profile = RoutingProfile.empty(
-        layers=routed.layers, num_experts=routed.experts, top_k=routed.top_k
-    )
-    for (row, expert), count in trace.counts().items():
-        profile.tokens_per_expert[row, expert] = count
-    profile.assigned[:] = profile.tokens_per_expert.sum(axis=1)
-    profile.tokens = len(trace.passes)
-    return profile

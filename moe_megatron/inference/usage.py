@@ -1,9 +1,10 @@
-"""How often each expert was used, from the routing profile of a training."""
+"""How often each expert was used: from the routing profile of a training, or from a trace."""
 
 from pathlib import Path
 
 from moe_megatron.errors import ConfigError
 from moe_megatron.inference.cache.policies import Counts
+from moe_megatron.inference.cache.trace import Trace
 from moe_megatron.inference.store.expert_store import ExpertStore
 from moe_megatron.telemetry.values.profile import RoutingProfile
 
@@ -30,3 +31,19 @@ def counts_of(profile: RoutingProfile | str | Path | None, store: ExpertStore) -
         for row, layer in enumerate(store.layers)
         for expert in range(store.experts)
     }
+
+
+def profile_of(trace: Trace, layers: tuple[int, ...]) -> RoutingProfile:
+    """The routing profile of what a trace has noted.
+
+    Args:
+        trace: Of one pass for each token.
+        layers: Numbers of the layers with experts, from 1.
+    """
+    about = trace.about
+    profile = RoutingProfile.empty(layers=layers, num_experts=about.experts, top_k=about.top_k)
+    for (row, expert), count in trace.counts().items():
+        profile.tokens_per_expert[row, expert] = count
+    profile.assigned[:] = profile.tokens_per_expert.sum(axis=1)
+    profile.tokens = len(trace.passes)
+    return profile

@@ -21,7 +21,7 @@ from moe_megatron.telemetry.sinks.jsonl import (
 )
 from moe_megatron.telemetry.values.profile import RoutingProfile
 from moe_megatron.telemetry.values.snapshot import RoutingSnapshot
-from moe_megatron.webapp.columns import Span, aligned, column_width, columns
+from moe_megatron.webapp.columns import Span, aligned, column_width
 from moe_megatron.webapp.routing_rows import ModelShape, RoutingRows
 
 KEPT_BYTES = 64 * 2**20
@@ -155,9 +155,9 @@ class RoutingWindows:
             DataError: As of `profile`.
         """
         first, last = max(first, self.first_step), min(last, self.last_step)
-        spans, kept = columns(first, last, most), self._values
+        width = column_width(first, last, max(1, most))
+        spans, kept = list(aligned(first, last, width)), self._values
         if missing := [span for span in spans if (compute, span) not in kept]:
-            width = column_width(first, last, max(1, most))
             for span, profile in self._columns(missing[0][0], last, width):
                 kept[compute, span] = compute(profile)
         found = [(span, kept[compute, span]) for span in spans]

@@ -1,6 +1,5 @@
 """The weights that a decoding step reads, and a dense model with as many parameters."""
 
-import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -59,7 +58,7 @@ def dense_twin(model: "PreTrainedModel") -> "PreTrainedModel":
     Raises:
         ConfigError: The model has no experts.
     """
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import AutoModelForCausalLM, LlamaConfig
 
     found = experts_of(model)
     if not found:
@@ -67,7 +66,7 @@ def dense_twin(model: "PreTrainedModel") -> "PreTrainedModel":
             f"{type(model).__name__} has no experts, so there is no dense model of equal size to "
             "compare it with; give dense=False."
         )
-    config = copy.deepcopy(model.config)
+    config = model.config
     common = {
         name: getattr(config, name)
         for name in (
@@ -82,17 +81,15 @@ def dense_twin(model: "PreTrainedModel") -> "PreTrainedModel":
     }
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
-    def twin(width: int) -> LlamaForCausalLM:
+    def twin(width: int) -> "PreTrainedModel":
         shape = LlamaConfig(**common, head_dim=head_dim, intermediate_size=width)
-        return LlamaForCausalLM(shape)
+        made: PreTrainedModel = AutoModelForCausalLM.from_config(
+            shape, dtype=model.dtype, trust_remote_code=False
+        )
+        return made
 
     with torch.device("meta"):
         bare = twin(1)
     each = 3 * config.hidden_size * config.num_hidden_layers
     width = 1 + round((model.num_parameters() - bare.num_parameters()) / each)
-    before = torch.get_default_dtype()
-    try:
-        torch.set_default_dtype(model.dtype)
-        return twin(width).eval()
-    finally:
-        torch.set_default_dtype(before)
+    return twin(width).eval()
