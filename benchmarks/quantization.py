@@ -41,8 +41,16 @@ def _recipes(profile: RoutingProfile) -> dict[str, Recipe]:
         "int4 g64": Recipe(group_size=64),
         "int4 g128": Recipe(group_size=128),
         "int4 g32, least squares": Recipe(method="least_squares"),
+        "int4 g32 asymmetric": Recipe(symmetric=False),
+        "int4 g32 asymmetric, least squares": Recipe(symmetric=False, method="least_squares"),
+        "int4 g64 asymmetric, least squares": Recipe(
+            symmetric=False, method="least_squares", group_size=64
+        ),
         "int4 g32, dense and sparse": Recipe(method="dense_and_sparse"),
         "int4 g32, a quarter int8": Recipe(profile=profile),
+        "int4 g32 asymmetric, least squares, a quarter int8": Recipe(
+            symmetric=False, method="least_squares", profile=profile
+        ),
     }
 
 

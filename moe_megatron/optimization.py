@@ -30,6 +30,7 @@ class MoEOptimizer:
         method: str = "rtn",
         bits: int = 4,
         group_size: int = 32,
+        symmetric: bool = True,
         quantize_router: bool = False,
         profile: "RoutingProfile | str | Path | None" = None,
     ) -> "OptimizedMoEModel":
@@ -39,9 +40,10 @@ class MoEOptimizer:
             model: A Hugging Face folder, a hub id, or a model that was opened from one.
             output: The folder to write; None: beside the model's, with `-4bit` or `-8bit` after its
                 name. It must not be there yet.
-            method: "rtn", "dense_and_sparse", or one under `@register_method`.
+            method: "rtn", "least_squares", "dense_and_sparse", or one under `@register_method`.
             bits: 8, with a scale for each row, or 4.
             group_size: Of 4 bits: how many weights of a row share a scale.
+            symmetric: False: each group of 4 bits has a zero point, too.
             quantize_router: False: routers stay as they are.
             profile: With it, the most used quarter of each layer's experts gets 8 bits.
 
@@ -66,7 +68,13 @@ class MoEOptimizer:
             )
         source = model.store.path if isinstance(model, OptimizedMoEModel) else local_folder(model)
         target = source.with_name(f"{source.name}-{bits}bit") if output is None else output
-        recipe = Recipe(method=method, bits=bits, group_size=group_size, profile=profile)
+        recipe = Recipe(
+            method=method,
+            bits=bits,
+            group_size=group_size,
+            symmetric=symmetric,
+            profile=profile,
+        )
         made = quantize(source, target, recipe, progress=False)
         return OptimizedMoEModel.from_pretrained(made.folder)
 

@@ -103,7 +103,26 @@ def _about(folder: Path, config: Mapping[str, Any]) -> list[str]:
     if isinstance(quantized, dict) and quantized.get("quant_method") not in _QUANTIZED:
         method = quantized.get("quant_method")
         remarks.append(f"its quantization ({method!r:.40}) is not one that vLLM is known to read.")
+    elif isinstance(quantized, dict):
+        remarks += _about_experts(quantized)
     return remarks
+
+
+def _about_experts(quantized: Mapping[str, Any]) -> list[str]:
+    """Of what `moe-megatron quantize` writes, what vLLM does not read."""
+    if quantized.get("format") == "moe-megatron":
+        return [
+            "its experts differ in bits, or have outliers, and vLLM refuses that format; quantize "
+            "without a profile, by rtn or least_squares."
+        ]
+    groups = quantized.get("config_groups")
+    weights = [it.get("weights") for it in groups.values()] if isinstance(groups, dict) else []
+    if any(isinstance(it, dict) and it.get("symmetric") is False for it in weights):
+        return [
+            "its experts have zero points, which vLLM 0.22 and those before refuse; quantize "
+            "without --asymmetric for them."
+        ]
+    return []
 
 
 def _rank(config: Mapping[str, Any]) -> int:

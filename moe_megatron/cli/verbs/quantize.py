@@ -11,11 +11,12 @@ from moe_megatron.reading import read_text
 
 _EPILOG = """\
 Everything but the experts stays as it is: routers, attention, embeddings. transformers and vLLM
-load the folder (compressed-tensors, pack-quantized); with a profile, or with dense_and_sparse,
-only this package does.
+load the folder (compressed-tensors, pack-quantized); with --asymmetric, transformers 5.23 and vLLM
+0.22 refuse it, and with a profile, or with dense_and_sparse, only this package reads it.
 
 examples:
   moe-megatron quantize my_model my_model_4bit --text my_text.txt
+  moe-megatron quantize my_model my_model_4bit --asymmetric --method least_squares
   moe-megatron quantize my_model my_model_8bit --bits 8
   moe-megatron quantize my_model my_model_mixed --profile routing_profile.json --hot-share 0.25"""
 _TOKENS = 2048
@@ -50,6 +51,7 @@ def run(argv: Sequence[str]) -> int:
         method=options.method,
         bits=options.bits,
         group_size=options.group_size,
+        symmetric=not options.asymmetric,
         profile=options.profile,
         hot_share=HOT_SHARE if options.hot_share is None else options.hot_share,
     )
@@ -111,6 +113,12 @@ def _parser() -> argparse.ArgumentParser:
         default=32,
         metavar="N",
         help="of 4 bits: how many weights of a row share a scale: 32, 64, 128 or 256 (default: 32)",
+    )
+    parser.add_argument(
+        "--asymmetric",
+        action="store_true",
+        help="of 4 bits: each group has a zero point beside its scale, which is closer to the "
+        "weights; fewer others read that",
     )
     parser.add_argument(
         "--method",

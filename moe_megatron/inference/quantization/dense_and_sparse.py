@@ -5,6 +5,8 @@ al., "SqueezeLLM: dense-and-sparse quantization", arXiv:2306.07629, keep 0.45 % 
 matrix apart; their codebooks are not part of this.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -30,6 +32,4 @@ def dense_and_sparse(matrix: Tensor, precision: Precision) -> Quantized:
     rest = flat.clone()
     rest[index] = 0
     dense = round_to_nearest(rest.view_as(matrix), precision)
-    return Quantized(
-        dense.codes, dense.scales, Outliers(index.to(torch.int32), flat[index].clone())
-    )
+    return replace(dense, outliers=Outliers(index.to(torch.int32), flat[index].clone()))

@@ -77,7 +77,7 @@ class FourBit:
     packed: Tensor
     """uint8 [O, I / 2]."""
     scales_and_zeros: Tensor
-    """[I / group, O, 2]; zeros are 0."""
+    """[I / group, O, 2]: a number n stands for n * scale + zero, where n is -8 to 7."""
     group_size: int
 
     def __call__(self, rows_TI: Tensor) -> Tensor:
@@ -104,23 +104,6 @@ class FourBit:
             rows_TI, self.packed, self.group_size, self.scales_and_zeros
         )
         return product
-
-
-def repacked(nibbles: Tensor) -> Tensor:
-    """4-bit numbers as `pack-quantized` has them, in the order of torch's product.
-
-    Args:
-        nibbles: uint8 [O, I / 2], the lower half of a byte first.
-
-    Returns:
-        uint8 [O, I / 2].
-    """
-    rows, half = nibbles.shape
-    apart = torch.empty(rows, half, 2, dtype=torch.int32)
-    apart[..., 0] = nibbles & 15
-    apart[..., 1] = nibbles >> 4
-    packed: Tensor = _ops._convert_weight_to_int4pack_for_cpu(apart.flatten(1), 1)
-    return packed
 
 
 @dataclass(slots=True)

@@ -29,12 +29,15 @@ class Outliers:
 
 @dataclass(frozen=True, slots=True)
 class Quantized:
-    """A matrix [rows, columns] as numbers * scales."""
+    """A matrix [rows, columns] as (codes - zeros) * scales."""
 
     codes: Tensor
-    """int8 [rows, columns], from -2^(bits - 1) to 2^(bits - 1) - 1; 0 where an outlier is."""
+    """int8 [rows, columns], from -2^(bits - 1) to 2^(bits - 1) - 1; that of 0 where an outlier
+    is."""
     scales: Tensor
     """[rows, groups], in the matrix's type."""
+    zeros: Tensor | None = None
+    """int8 [rows, groups]: the code of 0 in each group; None, where the precision is symmetric."""
     outliers: Outliers | None = None
 
 
@@ -70,26 +73,78 @@ def method_of(name: str) -> Method:
     return _METHODS[name]
 
 
-def rounded(matrix: Tensor, scales: Tensor, precision: Precision) -> Tensor:
-    """The nearest codes of a matrix for given scales; of zeros where a scale is 0.
+def grouped(matrix: Tensor, precision: Precision) -> Tensor:
+    """The weights of a matrix [rows, columns] by groups: float32 [rows, groups, group]."""
+    rows, columns = matrix.shape
+    return matrix.float().view(rows, precision.groups(columns), -1)
+
+
+def extremes(groups: Tensor, precision: Precision) -> tuple[Tensor, Tensor]:
+    """The ends of what each group's codes must reach, [rows, groups]; 0 is between them."""
+    if precision.symmetric:
+        largest = groups.abs().amax(-1)
+        return -largest, largest
+    return groups.amin(-1).clamp_(max=0), groups.amax(-1).clamp_(min=0)
+
+
+def zero_points(low: Tensor, high: Tensor, scales: Tensor, precision: Precision) -> Tensor:
+    """The codes of 0 with which the codes lie around the middle of both ends.
+
+    Args:
+        low: [rows, groups], not above 0.
+        high: [rows, groups], not below 0.
+        scales: float32 [rows, groups].
+        precision: How many bits.
 
     Returns:
-        int8 [rows, columns].
+        float32 [rows, groups], whole numbers.
+    """
+    if precision.symmetric:
+        return torch.zeros_like(scales)
+    most = 2 ** (precision.bits - 1)
+    middle = (low + high) / 2 / _divisor(scales)
+    return (-0.5 - middle).round_().clamp_(-most, most - 1)
+
+
+def rounded(groups: Tensor, scales: Tensor, zeros: Tensor, precision: Precision) -> Tensor:
+    """The nearest codes of weights by groups.
+
+    Args:
+        groups: float32 [rows, groups, group].
+        scales: float32 [rows, groups]; where one is 0, all codes are that of 0.
+        zeros: The codes of 0, [rows, groups].
+        precision: How many bits.
+
+    Returns:
+        float32 [rows, groups, group], whole numbers.
     """
     most = 2 ** (precision.bits - 1)
-    rows, columns = matrix.shape
-    grouped = matrix.float().view(rows, scales.shape[1], -1)
-    divisor = scales.float()[..., None]
-    codes = grouped / torch.where(divisor == 0, 1.0, divisor)
-    return codes.round_().clamp_(-most, most - 1).to(torch.int8).view(rows, columns)
+    codes = (groups / _divisor(scales)[..., None]).round_()
+    return codes.add_(zeros[..., None]).clamp_(-most, most - 1)
 
 
-def dequantized(quantized: Quantized) -> Tensor:
+def _divisor(scales: Tensor) -> Tensor:
+    return torch.where(scales == 0, 1.0, scales)
+
+
+def quantized(matrix: Tensor, scales: Tensor, zeros: Tensor, precision: Precision) -> Quantized:
+    """The nearest codes of a matrix for given scales, in its type, and codes of 0."""
+    codes = rounded(grouped(matrix, precision), scales.float(), zeros, precision)
+    return Quantized(
+        codes.to(torch.int8).view(matrix.shape),
+        scales,
+        None if precision.symmetric else zeros.to(torch.int8),
+    )
+
+
+def dequantized(found: Quantized) -> Tensor:
     """The matrix that is computed with, in the type of the scales."""
-    rows, columns = quantized.codes.shape
-    scales = quantized.scales
-    grouped = quantized.codes.view(rows, scales.shape[1], -1).to(scales.dtype)
-    matrix = (grouped * scales[..., None]).view(rows, columns)
-    if quantized.outliers is not None:
-        matrix.view(-1)[quantized.outliers.index.long()] = quantized.outliers.values
+    rows, columns = found.codes.shape
+    scales = found.scales
+    codes = found.codes.view(rows, scales.shape[1], -1).to(scales.dtype)
+    if found.zeros is not None:
+        codes = codes - found.zeros.to(scales.dtype)[..., None]
+    matrix = (codes * scales[..., None]).view(rows, columns)
+    if found.outliers is not None:
+        matrix.view(-1)[found.outliers.index.long()] = found.outliers.values
     return matrix

@@ -62,7 +62,7 @@ def _weights(precision: Precision) -> dict[str, Any]:
     return {
         "num_bits": precision.bits,
         "type": "int",
-        "symmetric": True,
+        "symmetric": precision.symmetric,
         "strategy": "group" if precision.group_size else "channel",
         "group_size": precision.group_size,
         "dynamic": False,

@@ -27,7 +27,7 @@ from moe_megatron.inference.cache.policies import Key
 from moe_megatron.inference.quantization import names
 from moe_megatron.inference.quantization.methods import Method, Quantized
 from moe_megatron.inference.quantization.packed_config import KEY, quantization_config
-from moe_megatron.inference.quantization.packing import pack
+from moe_megatron.inference.quantization.packing import pack, pack_zeros
 from moe_megatron.inference.quantization.precision import Precision, check_shape
 from moe_megatron.inference.store.hugging_face import HuggingFaceStore
 
@@ -208,7 +208,7 @@ class _Writer:
                     f"and {tensor.dtype} {tensor.shape} for another expert of the same precision; "
                     "types and shapes must not depend on the weights."
                 )
-            yield memoryview(numbers.contiguous().view(torch.uint8).numpy()).cast("B")
+            yield memoryview(numbers.flatten().view(torch.uint8).numpy())
 
     def ignored(self) -> list[str]:
         """Modules with matrices that were not quantized."""
@@ -251,6 +251,8 @@ def _tensors(quantized: Quantized, precision: Precision) -> dict[str, Tensor]:
         names.PACKED: pack(quantized.codes, precision.bits),
         names.SCALE: quantized.scales,
     }
+    if quantized.zeros is not None:
+        found[names.ZERO_POINT] = pack_zeros(quantized.zeros, precision.bits)
     if quantized.outliers is not None:
         found[names.OUTLIER_INDEX] = quantized.outliers.index
         found[names.OUTLIERS] = quantized.outliers.values

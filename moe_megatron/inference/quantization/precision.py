@@ -16,33 +16,41 @@ ROWS = 16
 
 @dataclass(frozen=True, slots=True)
 class Precision:
-    """Whole numbers of some bits, symmetric around zero, with a scale for each group of them."""
+    """Whole numbers of some bits, with a scale for each group of them."""
 
     bits: int
     group_size: int | None = None
     """Consecutive weights of a row that share a scale; None: all of the row."""
+    symmetric: bool = True
+    """Whether 0 is in the middle of the numbers; else each group says which of them it is."""
 
     def __str__(self) -> str:
-        return f"int{self.bits}" + (f" g{self.group_size}" if self.group_size else "")
+        groups = f" g{self.group_size}" if self.group_size else ""
+        return f"int{self.bits}{groups}{'' if self.symmetric else ' asymmetric'}"
 
     def groups(self, columns: int) -> int:
         """Scales of a row."""
         return columns // self.group_size if self.group_size else 1
 
 
-def precision(bits: int, group_size: int) -> Precision:
-    """8 bits with a scale for each row, or 4 with one for each group.
+def precision(bits: int, group_size: int, *, symmetric: bool = True) -> Precision:
+    """8 bits with a scale for each row, or 4 with one for each group, and a zero point or none.
 
     Raises:
         ConfigError: There is no such number of bits, or no such group.
     """
     if bits not in BITS:
         raise ConfigError(f"bits ({bits!r}) must be {join_words(BITS)}.")
+    if bits == 8 and not symmetric:
+        raise ConfigError(
+            "8 bits are symmetric: with so many a zero point for each group changes next to "
+            "nothing; take bits 4 with zero points, or leave them out."
+        )
     if bits == 8:
         return Precision(8)
     if group_size not in GROUP_SIZES:
         raise ConfigError(f"group_size ({group_size!r}) must be {join_words(GROUP_SIZES)}.")
-    return Precision(4, group_size)
+    return Precision(4, group_size, symmetric)
 
 
 def check_shape(shape: tuple[int, int], wanted: Precision) -> None:

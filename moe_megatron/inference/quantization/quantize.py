@@ -32,6 +32,8 @@ class Recipe:
     """8, with a scale for each row, or 4."""
     group_size: int = 32
     """Of 4 bits: how many weights of a row share a scale."""
+    symmetric: bool = True
+    """Of 4 bits: whether 0 is in the middle of the numbers, or each group has a zero point."""
     profile: RoutingProfile | str | Path | None = None
     """With it, the most used experts of each layer get 8 bits."""
     hot_share: float = HOT_SHARE
@@ -71,7 +73,10 @@ def quantize(
         DataError: The profile cannot be read, or the target not be written.
         MappingError: The family is unknown.
     """
-    chosen, cold = method_of(recipe.method), precision(recipe.bits, recipe.group_size)
+    chosen, cold = (
+        method_of(recipe.method),
+        precision(recipe.bits, recipe.group_size, symmetric=recipe.symmetric),
+    )
     path = local_folder(source)
     if is_megatron_checkpoint(path):
         raise CheckpointError(

@@ -1,8 +1,15 @@
-"""Round to nearest: the largest weight of a group decides its scale, and each weight is rounded."""
+"""Round to nearest: the ends of a group decide its scale, and each weight is rounded."""
 
 from torch import Tensor
 
-from moe_megatron.inference.quantization.methods import Quantized, register_method, rounded
+from moe_megatron.inference.quantization.methods import (
+    Quantized,
+    extremes,
+    grouped,
+    quantized,
+    register_method,
+    zero_points,
+)
 from moe_megatron.inference.quantization.precision import Precision
 
 
@@ -14,7 +21,6 @@ def round_to_nearest(matrix: Tensor, precision: Precision) -> Quantized:
         matrix: [rows, columns].
         precision: Bits and groups; the group size divides the columns.
     """
-    grouped = matrix.float().view(len(matrix), precision.groups(matrix.shape[1]), -1)
-    steps = 2**precision.bits - 1
-    scales = (grouped.abs().amax(-1) / (steps / 2)).to(matrix.dtype)
-    return Quantized(rounded(matrix, scales, precision), scales)
+    low, high = extremes(grouped(matrix, precision), precision)
+    scales = ((high - low) / (2**precision.bits - 1)).to(matrix.dtype)
+    return quantized(matrix, scales, zero_points(low, high, scales.float(), precision), precision)

@@ -20,19 +20,15 @@ from moe_megatron.errors import CheckpointError
 from moe_megatron.families import family_of
 from moe_megatron.inference.cache.policies import Key
 from moe_megatron.inference.quantization import names
-from moe_megatron.inference.quantization.kernels import (
-    EightBit,
-    FourBit,
-    Matrix,
-    WithOutliers,
-    repacked,
-)
+from moe_megatron.inference.quantization.kernel_order import reorder
+from moe_megatron.inference.quantization.kernels import EightBit, FourBit, Matrix, WithOutliers
 from moe_megatron.inference.quantization.names import Projection
+from moe_megatron.inference.quantization.packing import unpack_zeros
 from moe_megatron.inference.quantization.precision import GROUP_SIZES, ROWS, Precision
 from moe_megatron.inference.store.scattered_reads import OpenFiles, Piece, Read, joined
 
 _ALIGNED = 64
-_KINDS = (names.PACKED, names.SCALE, names.OUTLIER_INDEX, names.OUTLIERS)
+_KINDS = (names.PACKED, names.SCALE, names.ZERO_POINT, names.OUTLIER_INDEX, names.OUTLIERS)
 _ZERO = 128
 """What is added to 8-bit numbers in the file."""
 
@@ -203,6 +199,8 @@ class _Plan:
         """Where a matrix is when it can be computed with; and where it ends."""
         places = {}
         for kind, place in read.places.items():
+            if kind == names.ZERO_POINT:
+                continue  # beside the scales, multiplied with them
             nbytes = place.stop - place.start
             if kind == names.SCALE and read.precision.bits == 4:
                 nbytes *= 2  # each has a zero beside it
@@ -228,23 +226,30 @@ class _Plan:
                 f"{self._path}: {it.module} has no {names.PACKED[1:]} with {names.SCALE[1:]}: this "
                 "expert was not quantized; quantize the model again with `moe-megatron quantize`."
             )
+        zeros = self._tensors.get(it.module + names.ZERO_POINT)
         for bits in (4, 8):
             groups = scale.shape[-1] if len(scale.shape) == 2 else 1
             size = None if groups == 1 and bits == 8 else it.columns // max(groups, 1)
-            precision = Precision(bits, size)
+            precision = Precision(bits, size, zeros is None)
             if (
                 packed.dtype == "I32"
                 and packed.shape == (it.rows, it.columns * bits // 32)
                 and scale.shape == (it.rows, precision.groups(it.columns))
                 and (bits == 8 or (size in GROUP_SIZES and it.rows % ROWS == 0))
-                and it.module + ".weight_zero_point" not in self._tensors
+                and (zeros is None or (bits == 4 and _are_zeros(zeros, it.rows, groups)))
             ):
                 return precision
+        beside = "" if zeros is None else f" and zero points {zeros.dtype} {zeros.shape}"
         raise CheckpointError(
             f"{self._path}: {it.module} is packed as {packed.dtype} {packed.shape} with scales "
-            f"{scale.shape}, and what is read are symmetric 8 bits with a scale for each of its "
-            f"{it.rows} rows, or 4 bits in groups of {join_words(GROUP_SIZES)}."
+            f"{scale.shape}{beside}, and what is read are symmetric 8 bits with a scale for each "
+            f"of its {it.rows} rows, or 4 bits in groups of {join_words(GROUP_SIZES)}, with packed "
+            "zero points or none."
         )
+
+
+def _are_zeros(zeros: TensorInfo, rows: int, groups: int) -> bool:
+    return zeros.dtype == "I32" and zeros.shape == (rows // 8, groups)
 
 
 def _aligned(at: int) -> int:
@@ -259,11 +264,15 @@ def _prepare(
     packed = slot[after.places[names.PACKED]].view(rows, -1)
     codes = scratch[before.places[names.PACKED]].view(rows, -1)
     if before.precision.bits == 4:
-        packed.copy_(repacked(codes))
-        scales = scratch[before.places[names.SCALE]].view(dtype).view(rows, -1)
+        reorder(codes, packed)
+        scales = scratch[before.places[names.SCALE]].view(dtype).view(rows, -1).t()
         pairs = slot[after.places[names.SCALE]].view(dtype).view(-1, rows, 2)
-        pairs[..., 0] = scales.t()
-        pairs[..., 1] = 0
+        pairs[..., 0] = scales
+        if names.ZERO_POINT in before.places:
+            words = scratch[before.places[names.ZERO_POINT]].view(torch.int32).view(rows // 8, -1)
+            torch.mul(scales, -unpack_zeros(words, 4), out=pairs[..., 1])
+        else:
+            pairs[..., 1] = 0
     else:
         torch.bitwise_xor(codes, _ZERO, out=packed)
         slot[after.places[names.SCALE]] = scratch[before.places[names.SCALE]]

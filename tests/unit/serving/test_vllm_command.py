@@ -33,6 +33,10 @@ def test_a_folder_that_vllm_knows_has_a_command_and_no_remarks(tmp_path: Path) -
     assert found.remarks == ()
 
 
+PACKED = {"quant_method": "compressed-tensors", "format": "pack-quantized"}
+ZEROS = {"group_0": {"weights": {"num_bits": 4, "symmetric": False}}}
+
+
 @pytest.mark.parametrize(
     ("config", "remark"),
     [
@@ -40,6 +44,8 @@ def test_a_folder_that_vllm_knows_has_a_command_and_no_remarks(tmp_path: Path) -
         ({"architectures": None}, "(none) is not among"),
         ({"dtype": "float32"}, "half the memory"),
         ({"quantization_config": {"quant_method": "own"}}, "'own'"),
+        ({"quantization_config": {**PACKED, "format": "moe-megatron"}}, "differ in bits"),
+        ({"quantization_config": {**PACKED, "config_groups": ZEROS}}, "have zero points"),
     ],
 )
 def test_what_vllm_may_not_like_is_said(tmp_path: Path, config: Any, remark: str) -> None:

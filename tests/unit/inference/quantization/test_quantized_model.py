@@ -1,6 +1,7 @@
 """A model with packed experts computes what its weights, written out, compute in transformers."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,8 @@ RECIPES = {
     "int4": Recipe(),
     "mixed": Recipe(profile=uses(), hot_share=0.25),
     "sparse": Recipe(method="dense_and_sparse"),
+    "zeros": Recipe(symmetric=False),
+    "zeros mixed": Recipe(symmetric=False, profile=uses(), hot_share=0.25),
 }
 
 
@@ -55,7 +58,7 @@ def reference(folder: Path, recipe: Recipe) -> Any:
     """Transformers' model, of which each projection's weights are rounded and written out."""
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
     model.set_experts_implementation("eager")
-    method = method_of(recipe.method)
+    method, four = method_of(recipe.method), replace(FOUR, symmetric=recipe.symmetric)
     for module in model.modules():
         if not isinstance(getattr(module, "gate_up_proj", None), torch.nn.Parameter):
             continue
@@ -65,13 +68,14 @@ def reference(folder: Path, recipe: Recipe) -> Any:
                 *module.gate_up_proj.data[expert].chunk(2),
                 module.down_proj.data[expert],
             ):
-                matrix.copy_(dequantized(method(matrix.contiguous(), EIGHT if hot else FOUR)))
+                matrix.copy_(dequantized(method(matrix.contiguous(), EIGHT if hot else four)))
     return model
 
 
 def cases() -> list[Any]:
     every = [(family, name) for family in FAMILIES for name in ("int4",)]
-    return [*every, ("olmoe", "int8"), ("olmoe", "mixed"), ("qwen3_moe", "sparse")]
+    others = [("olmoe", "int8"), ("olmoe", "mixed"), ("qwen3_moe", "sparse")]
+    return [*every, *others, ("olmoe", "zeros"), ("qwen3_moe", "zeros mixed")]
 
 
 @pytest.mark.parametrize(("family", "name"), cases())
@@ -88,10 +92,14 @@ def test_logits_are_those_of_the_weights_written_out(
     assert (by_kernels - wanted).abs().max() < 0.02 * wanted.abs().max()
     monkeypatch.setattr(kernels, "FEW_ROWS", 0)
     monkeypatch.setattr(kernels, "MANY", 0)
-    assert torch.equal(model(IDS).logits, wanted)
+    written_out = model(IDS).logits
+    if recipe.symmetric:
+        assert torch.equal(written_out, wanted)
+    else:  # torch's product has zeros in the type of the scales, which rounds them
+        assert (written_out - wanted).abs().max() < 0.01 * wanted.abs().max()
     slots = 2 * len(model.store.layers)  # as few as can be: everything is read again and again
     model.set_expert_cache(ExpertCache((slots + 0.5) * model.store.nbytes / 1e9))
-    assert torch.equal(model(IDS).logits, wanted)
+    assert torch.equal(model(IDS).logits, written_out)
     model.close()
 
 
