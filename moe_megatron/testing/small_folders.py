@@ -8,7 +8,7 @@ import numpy as np
 from tokenizers import Tokenizer, models
 
 from moe_megatron.telemetry.history.layout import SUM_STEPS, Description, HistoryLayout
-from moe_megatron.telemetry.history.location import parse_location
+from moe_megatron.telemetry.history.location import history_location
 from moe_megatron.telemetry.history.store import HistoryStore
 
 
@@ -18,7 +18,7 @@ def history(folder: Path) -> Path:
         layers=(1, 2), num_experts=4, top_k=1, quantities=(), sum_steps=SUM_STEPS
     )
     started = Description(layout=layout, first_step=1, last_step=0)
-    store = HistoryStore(parse_location(folder), started, create=True)
+    store = HistoryStore(history_location(folder), started, create=True)
     rows: dict[str, Any] = {
         "tokens": np.full(3, 8),
         "assigned": np.full((3, 2), 8),

@@ -19,7 +19,8 @@ examples:
   moe-megatron cache record my_model my_text.txt --output trace.jsonl
   moe-megatron cache simulate trace.jsonl
   moe-megatron cache simulate trace.jsonl --gb 2 4 8
-  moe-megatron cache fewer my_model my_text.txt --keep 4 6"""
+  moe-megatron cache fewer my_model my_text.txt --keep 4 6
+  moe-megatron cache pack my_model s3://my_bucket/my_model"""
 _TOKENS, _WINDOW, _SEEDS = 2048, 256, 3
 _MOST_TEXT = 64 * 2**20
 
@@ -48,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="moe-megatron cache",
         description="Which experts a model needs, token by token; how often they would be in a "
         "memory for some of them, by policy and size, beside what nobody can beat; and what it "
-        "costs in perplexity to have no others.",
+        "costs in perplexity to have no others. And where experts are: packed into a bucket.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -89,6 +90,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     fewer.add_argument("--json", action="store_true", help="print JSON")
     fewer.set_defaults(run=_fewer)
+    pack = commands.add_parser("pack", help="write the experts to a folder or a bucket")
+    pack.add_argument("model", metavar="MODEL", help="a Hugging Face folder, or a hub id")
+    pack.add_argument(
+        "target",
+        metavar="TARGET",
+        help="a folder, s3://BUCKET/PREFIX or gs://BUCKET/PREFIX; credentials are those of the "
+        "environment or the machine, and AWS_ENDPOINT_URL names another server",
+    )
+    pack.add_argument("--quiet", action="store_true", help="show no progress")
+    pack.set_defaults(run=_pack)
     for command in (record, fewer):
         command.add_argument(
             "--tokens", type=int, default=_TOKENS, help=f"tokens of the text (default: {_TOKENS:,})"
@@ -99,7 +110,7 @@ def _parser() -> argparse.ArgumentParser:
             default=_WINDOW,
             help=f"tokens that know of each other, as of one request (default: {_WINDOW})",
         )
-    for command in (record, simulate, fewer):
+    for command in (record, simulate, fewer, pack):
         command.add_argument("--debug", action="store_true", help="show tracebacks of errors")
     return parser
 
@@ -213,4 +224,15 @@ def _fewer(options: argparse.Namespace) -> int:
         for it in found.outcomes
     ]
     print("\n".join(aligned([head, *rows])))
+    return 0
+
+
+def _pack(options: argparse.Namespace) -> int:
+    from moe_megatron.inference.store.pack import pack_experts  # torch, which is slow
+
+    packed = pack_experts(options.model, options.target, progress=not options.quiet)
+    print(
+        f"{packed.experts:,} experts, {packed.nbytes / 1e9:.3g} GB, are in {packed.address}; read "
+        f'them with OptimizedMoEModel.from_pretrained(MODEL, experts="{packed.address}").'
+    )
     return 0

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_megatron.errors import DataError
+from moe_megatron.locations import Location
 from moe_megatron.telemetry.history.layout import (
     COUNTS,
     LAYER_COUNTS,
@@ -19,7 +20,7 @@ from moe_megatron.telemetry.history.layout import (
     TOKENS,
     Description,
 )
-from moe_megatron.telemetry.history.location import Location, parse_location
+from moe_megatron.telemetry.history.location import history_location
 from moe_megatron.telemetry.history.store import Array, HistoryStore, read_description
 from moe_megatron.telemetry.values.json_fields import Int64Array
 from moe_megatron.telemetry.values.profile import RoutingProfile
@@ -48,7 +49,7 @@ class RoutingHistory:
     """
 
     def __init__(self, address: str | Path) -> None:
-        self._location = parse_location(address)
+        self._location = history_location(address)
         self._store = HistoryStore(self._location, _require_description(self._location))
 
     @property

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from moe_megatron.errors import DataError
+from moe_megatron.locations import Location
 from moe_megatron.telemetry.earlier_run import set_aside
 from moe_megatron.telemetry.history.layout import (
     COUNTS,
@@ -30,7 +31,7 @@ from moe_megatron.telemetry.history.layout import (
     Description,
     HistoryLayout,
 )
-from moe_megatron.telemetry.history.location import Location, parse_location
+from moe_megatron.telemetry.history.location import history_location
 from moe_megatron.telemetry.history.store import Array, HistoryStore, read_description
 from moe_megatron.telemetry.values.records import EvalRecord, RunInfo, StepRecord
 from moe_megatron.telemetry.values.snapshot import RoutingSnapshot
@@ -54,7 +55,7 @@ class HistorySink:
     name = "history"
 
     def __init__(self, address: str | Path, flush_seconds: float = 10.0) -> None:
-        self._location = parse_location(address)
+        self._location = history_location(address)
         self._flush_seconds = flush_seconds
         self._store: HistoryStore | None = None
         self._tails: dict[str, _Tail] = {}

@@ -8,7 +8,6 @@ state, and uses rows only up to `last_step`. It does not know what is in a row, 
 TensorStore is imported on first use: it takes half a second, and only one rank needs it.
 """
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -17,13 +16,12 @@ import numpy as np
 import numpy.typing as npt
 
 from moe_megatron.errors import DataError
+from moe_megatron.locations import Location, reason_of
 from moe_megatron.telemetry.history.layout import ArrayLayout, Description
 from moe_megatron.telemetry.history.local_files import check_files
-from moe_megatron.telemetry.history.location import Location
 
 _DESCRIPTION = "zarr.json"
 _UNFINISHED = ".__lock"  # suffix of TensorStore's temporary files
-_SPEC = re.compile(r" \[tensorstore_spec=.*", re.DOTALL)
 # Compressing takes a millisecond: one thread is enough and leaves the cores to training.
 _WRITER_CONTEXT = {"data_copy_concurrency": {"limit": 1}, "file_io_concurrency": {"limit": 4}}
 
@@ -222,16 +220,11 @@ class HistoryStore:
 
 def _unreadable(location: Location, error: Exception) -> DataError:
     return DataError(
-        f"the routing history {location.text} cannot be read: {_short_message(error)}. Restore it "
+        f"the routing history {location.text} cannot be read: {reason_of(error)}. Restore it "
         "from a copy, or move it away and start another one."
     )
 
 
 def _unwritable(location: Location, error: Exception) -> OSError:
-    message = _short_message(error)
+    message = reason_of(error)
     return OSError(f"the routing history {location.text} cannot be written: {message}")
-
-
-def _short_message(error: Exception) -> str:
-    """TensorStore's message without the specification, which fills a screen."""
-    return _SPEC.sub("", str(error)).strip()

@@ -1,61 +1,6 @@
 from pathlib import Path
-from typing import Any
 
-import pytest
-
-from moe_megatron.errors import ConfigError
-from moe_megatron.telemetry.history.location import history_address, parse_location
-
-FOLDER = {"driver": "file", "path": "/data/a/", "file_io_locking": {"mode": "none"}}
-
-
-@pytest.fixture(autouse=True)
-def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
-    monkeypatch.delenv("AWS_REGION", raising=False)
-
-
-@pytest.mark.parametrize(
-    ("address", "kvstore"),
-    [
-        ("s3://runs/moe/a", {"driver": "s3", "bucket": "runs", "path": "moe/a/"}),
-        ("s3://runs/moe/a/", {"driver": "s3", "bucket": "runs", "path": "moe/a/"}),
-        ("gs://runs", {"driver": "gcs", "bucket": "runs", "path": ""}),
-        ("file:///data/a", FOLDER),
-        ("/data/a", FOLDER),
-        (Path("/data/a"), FOLDER),
-    ],
-)
-def test_addresses_become_specifications_that_tensorstore_accepts(
-    address: str | Path, kvstore: dict[str, Any]
-) -> None:
-    import tensorstore as ts
-
-    location = parse_location(address)
-    assert location.kvstore == kvstore
-    assert {"path": ""} | ts.KvStore.Spec(location.kvstore).to_json() == kvstore
-    assert (location.folder is None) == (kvstore["driver"] != "file")
-
-
-def test_relative_folder_is_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert parse_location("runs/a").folder == tmp_path / "runs" / "a"
-
-
-def test_s3_compatible_server_is_taken_from_the_environment(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://minio:9000")
-    kvstore = parse_location("s3://runs/a").kvstore
-    assert kvstore["endpoint"] == "http://minio:9000"
-    assert kvstore["aws_region"] == "us-east-1"
-    assert "endpoint" not in parse_location("gs://runs/a").kvstore
-
-
-@pytest.mark.parametrize("address", ["http://host/a", "s3://", "s3:///a", "file://host/a"])
-def test_other_addresses_are_refused(address: str) -> None:
-    with pytest.raises(ConfigError, match=r"cannot be kept at .*; give a folder, .*s3://BUCKET"):
-        parse_location(address)
+from moe_megatron.telemetry.history.location import history_address
 
 
 def test_address_of_a_run_is_its_own_folder_or_its_name_below_a_common_one() -> None:
