@@ -16,9 +16,8 @@ from typing import Any
 import torch
 
 from benchmarks import machine
-from benchmarks.history import drop_from_cache
 from moe_megatron.caching import ExpertCache
-from moe_megatron.files import user_path
+from moe_megatron.files import forget_pages, user_path
 from moe_megatron.inference.cache.simulator import OPTIMUM, simulate
 from moe_megatron.inference.cache.trace import Trace
 from moe_megatron.inference.optimized_model import OptimizedMoEModel
@@ -44,7 +43,7 @@ class Contender:
         """The next tokens."""
         for it in ids:
             if self.cold:
-                drop_from_cache(folder)
+                forget_pages(folder)
             began = perf_counter()
             done = self.forward(
                 input_ids=torch.tensor([[it]]), past_key_values=self.kept, use_cache=True

@@ -10,7 +10,6 @@ disk and leaves nothing behind.
 import argparse
 import importlib.metadata
 import json
-import os
 import random
 import statistics
 import tempfile
@@ -22,6 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import machine
+from moe_megatron.files import forget_pages
 from moe_megatron.telemetry.catalog import quantity_names
 from moe_megatron.telemetry.history import HistorySink, RoutingHistory
 from moe_megatron.telemetry.sinks.sink_set import SinkSet
@@ -194,7 +194,7 @@ def _read(run: RunInfo) -> str:
         warm, cpu, cold = [], [], []
         for _ in range(repeats):
             state = places.getstate()
-            drop_from_cache(_folder(run))
+            forget_pages(_folder(run))
             cold.append(_timed(look)[0])
             places.setstate(state)
             seconds, used = _timed(look)
@@ -231,15 +231,6 @@ def _timed(call: Callable[[], object]) -> tuple[float, float]:
     started, used = time.perf_counter(), time.process_time()
     call()
     return time.perf_counter() - started, time.process_time() - used
-
-
-def drop_from_cache(folder: Path) -> None:
-    """Ask the kernel to forget what it has read of the files in a folder."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            descriptor = os.open(path, os.O_RDONLY)
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-            os.close(descriptor)
 
 
 def _folder(run: RunInfo) -> Path:

@@ -17,7 +17,7 @@ import numpy as np
 from benchmarks import machine, made_up
 from benchmarks.dashboard.seen_page import SeenPage
 from benchmarks.dashboard.server import Server, dashboard
-from benchmarks.history import drop_from_cache
+from moe_megatron.files import forget_pages
 from moe_megatron.telemetry.catalog import quantity_names
 from moe_megatron.telemetry.history import HISTORY_FOLDER, HistorySink
 from moe_megatron.telemetry.sinks.jsonl import MetricsLog
@@ -74,7 +74,7 @@ def section(page: SeenPage, work: Path, layers: int, experts: int, steps: int) -
             return _ask(server, f"matrix?first={step}&last={step}")
 
         def ask_cold() -> float:
-            drop_from_cache(run_dir / HISTORY_FOLDER)
+            forget_pages(run_dir / HISTORY_FOLDER)
             return ask()
 
         page.go(f"{server.url}#run={server.run_id}&step=1")
@@ -86,7 +86,7 @@ def section(page: SeenPage, work: Path, layers: int, experts: int, steps: int) -
             return page.jump(at)
 
         def jump_cold() -> float:
-            drop_from_cache(run_dir / HISTORY_FOLDER)
+            forget_pages(run_dir / HISTORY_FOLDER)
             return jump()
 
         looks: list[tuple[str, Callable[[], float], int]] = [
@@ -108,7 +108,7 @@ def _other(step: int, before: int) -> bool:
 
 def _overview(run_dir: Path, title: str) -> str:
     """A server that has just started is asked for all of it, and again."""
-    drop_from_cache(run_dir / HISTORY_FOLDER)
+    forget_pages(run_dir / HISTORY_FOLDER)
     with dashboard(run_dir, run_id(run_dir)) as server:
         rows = []
         for name, question in (

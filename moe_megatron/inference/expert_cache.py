@@ -23,7 +23,7 @@ from moe_megatron.inference.quantization.kernels import Matrix
 from moe_megatron.inference.store.expert_store import ExpertStore
 
 AUTO = "auto"
-_READERS = 2
+READERS = 2
 """Threads that read, and slots for what does not stay."""
 
 Matrices = tuple[Matrix, Matrix]
@@ -198,9 +198,9 @@ class _Slots:
     ) -> None:
         self._store, self._residency, self._first = store, residency, first_layer
         self._slots = slots
-        self._bytes = torch.empty(slots + _READERS, store.nbytes, dtype=torch.uint8)
+        self._bytes = torch.empty(slots + READERS, store.nbytes, dtype=torch.uint8)
         self._rows = [memoryview(row.numpy()) for row in self._bytes]
-        self._pool = ThreadPoolExecutor(_READERS, thread_name_prefix="experts")
+        self._pool = ThreadPoolExecutor(READERS, thread_name_prefix="experts")
         self.reset()
 
     def close(self) -> None:
@@ -258,8 +258,8 @@ class _Slots:
 
     def _beside(self, layer: int, answer: Answer) -> Iterator[tuple[int, Matrices]]:
         """Those that do not stay, a few at a time in slots of their own."""
-        for start in range(0, len(answer.beside), _READERS):
-            some = answer.beside[start : start + _READERS]
+        for start in range(0, len(answer.beside), READERS):
+            some = answer.beside[start : start + READERS]
             reads = [self._start((layer, it), self._slots + place) for place, it in enumerate(some)]
             for read in reads:
                 read.exception()  # wait for all, so that no thread writes when this one leaves

@@ -30,6 +30,8 @@ class ExpertStore(Protocol):
     """Experts of a token."""
     nbytes: int
     """Bytes of memory of an expert, the largest if they differ."""
+    dtype: str
+    """Of the numbers that it computes with, as safetensors calls it."""
 
     @property
     def keys(self) -> Collection[Key]:

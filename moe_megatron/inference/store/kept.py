@@ -28,7 +28,7 @@ class KeptStore:
         self.path: Path = whole.path
         self.layers, self.top_k = whole.layers, whole.top_k
         self.experts = max(map(len, kept.values()))
-        self.nbytes = whole.nbytes
+        self.nbytes, self.dtype = whole.nbytes, whole.dtype
 
     @property
     def keys(self) -> frozenset[Key]:
