@@ -1,13 +1,19 @@
 """`moe-megatron quantize`: experts in 4 or 8 bits, and what that costs."""
 
 import argparse
+import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from moe_megatron.cli.parser import Parser
+from moe_megatron.config.checks import join_words
 from moe_megatron.errors import ConfigError, DataError
 from moe_megatron.files import user_path
 from moe_megatron.reading import read_text
+
+if TYPE_CHECKING:
+    from moe_megatron.inference.quantization.quantize import Quantization
 
 _EPILOG = """\
 Everything but the experts stays as it is: routers, attention, embeddings. transformers and vLLM
@@ -18,7 +24,11 @@ examples:
   moe-megatron quantize my_model my_model_4bit --text my_text.txt
   moe-megatron quantize my_model my_model_4bit --asymmetric --method least_squares
   moe-megatron quantize my_model my_model_8bit --bits 8
-  moe-megatron quantize my_model my_model_mixed --profile routing_profile.json --hot-share 0.25"""
+  moe-megatron quantize my_model my_model_mixed --profile routing_profile.json --hot-share 0.25
+  moe-megatron quantize --build-environment gptqmodel
+  moe-megatron quantize my_model my_model_gptq --method gptq --calibration my_text.txt"""
+LIBRARY_METHODS = ("gptq", "w4a16", "awq")
+"""Those of `inference/quantization/libraries`."""
 _TOKENS = 2048
 _MOST_TEXT = 64 * 2**20
 
@@ -39,29 +49,21 @@ def run(argv: Sequence[str]) -> int:
         MappingError: The model family is unknown.
     """
     options = _parser().parse_args(argv)
+    if options.build_environment is not None:
+        return _build_environment(options)
+    if options.model is None or options.output is None:
+        raise ConfigError("give the model and the folder to write: MODEL OUTPUT.")
     if options.tokens < 2:
         raise ConfigError(f"--tokens ({options.tokens}) must be 2 or more.")
     if options.hot_share is not None and options.profile is None:
         raise ConfigError("--hot-share says how many experts of a --profile are hot; give both.")
+    if (options.method in LIBRARY_METHODS) != (options.calibration is not None):
+        raise ConfigError(
+            f"--calibration is the text that {join_words(LIBRARY_METHODS)} learn from, and "
+            "no other --method takes one; give both, or neither."
+        )
     text = None if options.text is None else _text(options.text)
-
-    from moe_megatron.inference.quantization.quantize import HOT_SHARE, Recipe, quantize  # torch
-
-    recipe = Recipe(
-        method=options.method,
-        bits=options.bits,
-        group_size=options.group_size,
-        symmetric=not options.asymmetric,
-        profile=options.profile,
-        hot_share=HOT_SHARE if options.hot_share is None else options.hot_share,
-    )
-    made = quantize(
-        options.model,
-        options.output,
-        recipe,
-        overwrite=options.overwrite,
-        progress=not options.quiet,
-    )
+    made = _by_library(options) if options.method in LIBRARY_METHODS else _alone(options)
     sizes = made.sizes
     print(made.audit.table())
     before, after = sizes.experts_before, sizes.experts_after
@@ -72,6 +74,76 @@ def run(argv: Sequence[str]) -> int:
     if text is not None:
         print(_perplexities(options.model, made.folder, text, options.tokens))
     print(f"written to {made.folder}")
+    return 0
+
+
+def _alone(options: argparse.Namespace) -> "Quantization":
+    """Experts are rounded one by one, here."""
+    from moe_megatron.inference.quantization.quantize import HOT_SHARE, Recipe, quantize  # torch
+
+    recipe = Recipe(
+        method=options.method,
+        bits=options.bits,
+        group_size=options.group_size,
+        symmetric=not options.asymmetric,
+        profile=options.profile,
+        hot_share=HOT_SHARE if options.hot_share is None else options.hot_share,
+    )
+    return quantize(
+        options.model,
+        options.output,
+        recipe,
+        overwrite=options.overwrite,
+        progress=not options.quiet,
+    )
+
+
+def _by_library(options: argparse.Namespace) -> "Quantization":
+    """All experts are given to a library, with some of a text."""
+    if options.bits != 4 or options.profile is not None or options.asymmetric:
+        raise ConfigError(
+            f"--method {options.method} rounds all experts to 4 bits, without zero points; leave "
+            "--bits, --profile and --asymmetric out."
+        )
+    text = _text(options.calibration)
+
+    from moe_megatron.inference.quantization.libraries.by_library import (  # torch
+        LibraryRecipe,
+        quantize_by_library,
+    )
+
+    recipe = LibraryRecipe(
+        method=options.method,
+        group_size=options.group_size,
+        sequences=options.sequences,
+        length=options.length,
+        least=options.least,
+    )
+    made, coverage = quantize_by_library(
+        options.model,
+        options.output,
+        recipe,
+        text,
+        overwrite=options.overwrite,
+        progress=not options.quiet,
+    )
+    if options.quiet:
+        print(coverage.table())
+    return made
+
+
+def _build_environment(options: argparse.Namespace) -> int:
+    from moe_megatron.inference.quantization.libraries.environment import (
+        build_environment,
+        library_of,
+    )
+
+    started = time.monotonic()
+    library = library_of(options.build_environment)
+    folder, new = build_environment(library)
+    size = sum(it.lstat().st_size for it in folder.rglob("*") if it.is_file())
+    when = f"built in {time.monotonic() - started:.0f} s" if new else "there already"
+    print(f"the environment of {library.title} was {when}: {size / 1e6:,.0f} MB in {folder}")
     return 0
 
 
@@ -104,8 +176,12 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("model", metavar="MODEL", help="a Hugging Face folder, or a hub id")
-    parser.add_argument("output", type=user_path, metavar="OUTPUT", help="the folder to write")
+    parser.add_argument(
+        "model", nargs="?", metavar="MODEL", help="a Hugging Face folder, or a hub id"
+    )
+    parser.add_argument(
+        "output", nargs="?", type=user_path, metavar="OUTPUT", help="the folder to write"
+    )
     parser.add_argument("--bits", type=int, default=4, help="4 or 8 (default: 4)")
     parser.add_argument(
         "--group-size",
@@ -125,7 +201,8 @@ def _parser() -> argparse.ArgumentParser:
         default="rtn",
         help="rtn: round to nearest; least_squares: with the best scale of each group, which takes "
         "longer; dense_and_sparse: rtn, and the largest 0.45%% of the "
-        "weights stay as they are (default: rtn)",
+        "weights stay as they are; gptq, by GPTQModel; w4a16 and awq, by llm-compressor "
+        "(default: rtn)",
     )
     parser.add_argument(
         "--profile",
@@ -148,6 +225,30 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--tokens", type=int, default=_TOKENS, help=f"of the text (default: {_TOKENS:,})"
     )
+    library = parser.add_argument_group(
+        "methods of other libraries",
+        "They see the whole model and some of a text, in an environment of their own. Only experts "
+        "are rounded, and what comes back is checked.",
+    )
+    library.add_argument(
+        "--build-environment",
+        metavar="NAME",
+        help="build what they run in, once: gptqmodel, or llmcompressor",
+    )
+    library.add_argument(
+        "--calibration",
+        type=user_path,
+        metavar="FILE",
+        help="the text that they learn from, like what the model will read",
+    )
+    for name, default, what in (
+        ("--sequences", 64, "taken from it, so that every expert gets some tokens"),
+        ("--length", 512, "tokens of each"),
+        ("--least", 256, "tokens that every expert should get"),
+    ):
+        library.add_argument(
+            name, type=int, default=default, metavar="N", help=f"{what} (default: {default})"
+        )
     parser.add_argument("--overwrite", action="store_true", help="replace the output")
     parser.add_argument("--quiet", action="store_true", help="show no progress")
     parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
