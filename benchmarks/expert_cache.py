@@ -3,7 +3,8 @@
 A Hugging Face model reads a text token by token, with a cache of keys and values, in one process.
 All contenders read the same tokens and take turns of a few; the first tokens fill the caches and
 are not counted. Before each token of a contender that is called cold the system gives back what it
-keeps of the model's files, so that every miss reads the disk.
+keeps of the model's files, so that every miss reads the disk. With `--quantized`, that folder takes
+part with the smallest of the sizes in bytes.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from moe_megatron.files import forget_pages, user_path
 from moe_megatron.inference.cache.simulator import OPTIMUM, simulate
 from moe_megatron.inference.cache.trace import Trace
 from moe_megatron.inference.optimized_model import OptimizedMoEModel
+from moe_megatron.inference.store.opening import open_store
 from moe_megatron.text.loading import load_tokenizer
 
 _SHARES = (1.0, 0.5, 0.25)
@@ -39,11 +41,11 @@ class Contender:
     kept: Any = None
     """Keys and values of the tokens so far."""
 
-    def read(self, ids: Sequence[int], folder: Path) -> None:
+    def read(self, ids: Sequence[int]) -> None:
         """The next tokens."""
         for it in ids:
-            if self.cold:
-                forget_pages(folder)
+            if self.cold and self.model is not None:
+                forget_pages(self.model.store.path)
             began = perf_counter()
             done = self.forward(
                 input_ids=torch.tensor([[it]]), past_key_values=self.kept, use_cache=True
@@ -52,7 +54,7 @@ class Contender:
             self.kept = done.past_key_values
 
 
-def contenders(folder: Path, policy: str) -> list[Contender]:
+def contenders(folder: Path, policy: str, quantized: Path | None = None) -> list[Contender]:
     """The whole model by transformers' fastest way on a CPU, and ours at several sizes."""
     from transformers import AutoModelForCausalLM
 
@@ -63,13 +65,20 @@ def contenders(folder: Path, policy: str) -> list[Contender]:
         parameter.data = parameter.data.clone()
     whole.set_experts_implementation("grouped_mm")
     found = [Contender(_WHOLE, torch.inference_mode()(whole.forward))]
-    for share in _SHARES:
+    store = open_store(folder)
+    every, one = len(store.keys), store.nbytes
+    store.close()
+    sizes = [(folder, share) for share in _SHARES]
+    if quantized is not None:
+        sizes.append((quantized, min(_SHARES)))
+    for path, share in sizes:
         for cold in (False, True) if share < 1 else (False,):
-            model = OptimizedMoEModel.from_pretrained(folder)
-            every = len(model.store.keys)
-            gigabytes = (share * every + 0.5) * model.store.nbytes / 1e9
+            model = OptimizedMoEModel.from_pretrained(path)
+            gigabytes = (share * every + 0.5) * one / 1e9
             model.set_expert_cache(ExpertCache(gigabytes, policy))
-            name = f"{share:.0%} of {every * model.store.nbytes / 1e9:.3g} GB"
+            name = f"{share:.0%} of {every * one / 1e9:.3g} GB"
+            if path != folder:
+                name += f" for experts of {model.store.nbytes / one:.0%} of the bytes"
             found.append(Contender(f"{name}, cold" if cold else name, model, cold, model))
     return found
 
@@ -79,7 +88,7 @@ def measured(options: argparse.Namespace) -> str:
     folder, text = options.model, options.text.read_text(encoding="utf-8")
     ids = load_tokenizer(str(folder)).encode(text)[: options.warm + options.tokens]
     torch.set_num_threads(options.threads)
-    found = contenders(folder, options.policy)
+    found = contenders(folder, options.policy, options.quantized)
     first = found[1].model
     assert first is not None
     with first.record() as recorder:
@@ -90,7 +99,7 @@ def measured(options: argparse.Namespace) -> str:
                     if it.model is not None:
                         it.model.get_expert_cache().reset_stats()
             for it in found:
-                it.read(ids[begin : begin + options.turn], folder)
+                it.read(ids[begin : begin + options.turn])
     trace = recorder.trace()
     return _table(found, trace, options)
 
@@ -142,6 +151,9 @@ def main() -> None:
     parser.add_argument("--warm", type=int, default=64, help="before them")
     parser.add_argument("--turn", type=int, default=16, help="tokens of a turn")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(
+        "--quantized", type=user_path, help="the same model as `moe-megatron quantize` wrote it"
+    )
     parser.add_argument("--policy", default="weighted_lru")
     parser.add_argument("--output", type=Path, default=None)
     options = parser.parse_args()

@@ -99,7 +99,7 @@ def measured(options: argparse.Namespace) -> str:
             for it in found:
                 it.seconds.clear()
         for it in found:
-            it.read(decoded[begin : begin + options.turn], options.model)
+            it.read(decoded[begin : begin + options.turn])
     return _table(ways, found)
 
 

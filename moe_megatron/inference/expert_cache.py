@@ -132,21 +132,23 @@ class ExpertCache:
                 f"preload_top_k ({self.preload_top_k}) needs to know which experts are used most; "
                 "give the model a routing profile."
             )
-        name = self.policy if self.policy != AUTO else self._best(store, layers, slots, counts)
+        name = self.policy if self.policy != AUTO else self._best(store, top_k, slots, counts)
         self.close()
         residency = Residency(slots, len(layers), top_k, make_policy(name, counts))
         self._memory = _Slots(store, residency, slots, layers[0])
         if self.preload_top_k:
             self._memory.preload(counts, self.preload_top_k)
 
-    def _best(self, store: ExpertStore, layers: Sequence[int], slots: int, counts: Counts) -> str:
+    def _best(self, store: ExpertStore, top_k: int, slots: int, counts: Counts) -> str:
         """The policy that is best on the trace, which must be of this model."""
         assert self._trace is not None
-        about, experts = self._trace.about, len(store.keys) // len(layers)
-        if (about.layers, about.experts) != (len(layers), experts):
+        about, layers = self._trace.about, len(store.layers)
+        experts = len(store.keys) // layers
+        if (about.layers, about.experts, about.top_k) != (layers, experts, top_k):
             raise ConfigError(
                 f"the trace is of a model with {about.layers} layers of {about.experts} experts, "
-                f"and this one has {len(layers)} of {experts}; record a trace of this model."
+                f"{about.top_k} for a token, and this one has {layers} of {experts}, {top_k} for a "
+                "token; record a trace of this model."
             )
         return best_policy(self._trace, slots, counts or None)
 

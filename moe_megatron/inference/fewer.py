@@ -14,8 +14,9 @@ import numpy as np
 
 from moe_megatron.checkpoint.convert import Execution, export_checkpoint, import_checkpoint
 from moe_megatron.checkpoint.edit.fewer_experts import MergeLeastUsed
+from moe_megatron.checkpoint.formats.hf_folder import HfFolder
 from moe_megatron.checkpoint.hub import local_folder
-from moe_megatron.errors import DataError
+from moe_megatron.errors import CheckpointError, DataError
 from moe_megatron.inference.kept_experts import (
     BY_LAYER,
     FREQUENCY,
@@ -29,6 +30,7 @@ from moe_megatron.inference.kept_experts import (
 )
 from moe_megatron.inference.optimized_model import OptimizedMoEModel
 from moe_megatron.inference.perplexity import perplexity_of
+from moe_megatron.inference.quantization.packed_config import KEY
 from moe_megatron.inference.recording import recorded
 from moe_megatron.inference.usage import profile_of
 from moe_megatron.telemetry.values.profile import PROFILE_FILE, RoutingProfile
@@ -89,12 +91,18 @@ def judged(
         seeds: How many random choices.
 
     Raises:
-        CheckpointError: The model or the profile cannot be read, or they do not fit.
+        CheckpointError: The model or the profile cannot be read, or they do not fit, or the model
+            is quantized.
         ConfigError: A number does not fit the model.
         DataError: There is no tokenizer, or the text is too short.
         MappingError: The family is unknown.
     """
     path = local_folder(source)
+    if KEY in HfFolder(path, quantized=True).config:
+        raise CheckpointError(
+            f"{path} is quantized, and its experts cannot be merged, with which the others are "
+            "compared; give the folder from before, whose experts are used as these are."
+        )
     routed = Routed.of(path)
     for number in numbers:
         check_number(number, routed)

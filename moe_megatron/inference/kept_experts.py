@@ -37,7 +37,9 @@ class Routed:
     layers: tuple[int, ...]
     """Layers with experts, from 1."""
     last: int
-    """The last layer of the decoder; a profile may know further ones."""
+    """The last layer of the decoder."""
+    prediction: int = 0
+    """Layers for multi-token prediction, which a profile may know."""
     experts: int
     top_k: int
     groups: int
@@ -63,6 +65,7 @@ class Routed:
             path=path,
             layers=tuple(n for n, moe in enumerate(geometry.moe_layers, start=1) if moe),
             last=geometry.layers,
+            prediction=geometry.architecture.model.num_prediction_layers,
             experts=geometry.experts,
             top_k=geometry.top_k,
             groups=int(said.get("moe.router.expert_groups") or 1),
@@ -167,7 +170,15 @@ def _after(gains: NDArray[np.int64], least: int) -> Iterator[tuple[int, int, int
 def _counts(routed: Routed, profile: RoutingProfile | str | Path | None, *, needed: bool) -> Counts:
     if not needed and profile is None and not (routed.path / PROFILE_FILE).is_file():
         return np.zeros((len(routed.layers), routed.experts), dtype=np.int64)
-    found = uses(profile, routed.path, routed.layers, routed.experts, last=routed.last)
+    found = uses(
+        profile,
+        routed.path,
+        routed.layers,
+        routed.experts,
+        last=routed.last,
+        prediction=routed.prediction,
+        top_k=routed.top_k,
+    )
     return np.array([found[layer] for layer in routed.layers], dtype=np.int64)
 
 

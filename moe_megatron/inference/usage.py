@@ -19,18 +19,27 @@ def counts_of(profile: RoutingProfile | str | Path | None, store: ExpertStore) -
     if profile is None:
         return {}
     found = profile if isinstance(profile, RoutingProfile) else RoutingProfile.load(Path(profile))
-    table = found.tokens_per_expert
-    if table.shape != (len(store.layers), store.experts):
+    table, layers = found.tokens_per_expert, tuple(it + 1 for it in store.layers)
+    shape = (len(layers), store.experts)
+    if table.shape != shape or found.layers != layers or found.top_k != store.top_k:
         raise ConfigError(
-            f"the profile has {table.shape[0]} layers of {table.shape[1]} experts, and "
-            f"{store.path} has {len(store.layers)} of {store.experts}; give the profile of this "
-            "model."
+            f"the profile has {_model(found.layers, table.shape[1], found.top_k)}, and "
+            f"{store.path} has {_model(layers, store.experts, store.top_k)}; give the profile of "
+            "this model."
         )
     return {
         (layer, expert): float(table[row, expert])
         for row, layer in enumerate(store.layers)
         for expert in range(store.experts)
     }
+
+
+def _model(layers: tuple[int, ...], experts: int, top_k: int) -> str:
+    """Layers that follow one another are named by the first and the last."""
+    numbers = ", ".join(map(str, layers))
+    if len(layers) > 2 and layers == tuple(range(layers[0], layers[-1] + 1)):
+        numbers = f"{layers[0]} to {layers[-1]}"
+    return f"{len(layers)} layers of {experts} experts (layers {numbers}; {top_k} for a token)"
 
 
 def profile_of(trace: Trace, layers: tuple[int, ...]) -> RoutingProfile:

@@ -120,7 +120,14 @@ def _uses(model: Model, wanted: FewerExperts, folder: Path) -> dict[int, list[in
     geometry = model.geometry
     layers = tuple(n for n, moe in enumerate(geometry.moe_layers, start=1) if moe)
     # Layers for multi-token prediction follow; they are left out of the new model.
-    counts = uses(wanted.profile, folder, layers, geometry.experts, last=geometry.layers)
+    counts = uses(
+        wanted.profile,
+        folder,
+        layers,
+        geometry.experts,
+        last=geometry.layers,
+        prediction=geometry.architecture.model.num_prediction_layers,
+    )
     return {layer - 1: of_layer for layer, of_layer in counts.items()}
 
 
@@ -131,6 +138,8 @@ def uses(
     experts: int,
     *,
     last: int,
+    prediction: int,
+    top_k: int | None = None,
 ) -> dict[int, list[int]]:
     """Number of tokens of each expert, by layer, from 1.
 
@@ -139,7 +148,9 @@ def uses(
         folder: The folder of the weights.
         layers: The layers with experts.
         experts: Their number in each.
-        last: The last layer that counts; a profile may have further ones.
+        last: The last layer that counts.
+        prediction: Layers for multi-token prediction; a profile may have them after the last.
+        top_k: Experts of a token; None: whatever the profile says.
 
     Raises:
         CheckpointError: There is no profile, or it is of another model, or empty.
@@ -155,10 +166,16 @@ def uses(
             )
         profile, where = RoutingProfile.load(path), str(path)
     own = tuple(n for n in profile.layers if n <= last)
-    if own != layers or profile.num_experts != experts:
+    further = len(profile.layers) - len(own)
+    if own != layers or profile.num_experts != experts or further > prediction:
         raise CheckpointError(
             f"{where} is of layers {list(profile.layers)} with {profile.num_experts} experts, but "
             f"the model has layers {list(layers)} with {experts}; give the profile of this model."
+        )
+    if top_k not in (None, profile.top_k):
+        raise CheckpointError(
+            f"{where} is of a model that sends a token to {profile.top_k} experts, and this one "
+            f"sends it to {top_k}; give the profile of this model."
         )
     if not profile.tokens:
         raise CheckpointError(f"{where} has counted no tokens; give one from a run that trained.")

@@ -115,7 +115,7 @@ def changed_experts(
         )
 
     def used() -> dict[int, list[int]]:
-        return uses(change.profile, folder, layers, experts, last=max(layers))
+        return uses(change.profile, folder, layers, experts, last=max(layers), prediction=0)
 
     if isinstance(change, Grow):
         top_k = _top_k(moe, experts, change)

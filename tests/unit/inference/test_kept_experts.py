@@ -1,6 +1,7 @@
 """Loading some experts alone gives what the model does that the converter writes of them."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -119,6 +120,7 @@ def test_groups_of_experts_keep_as_many_each() -> None:
 def mistakes(folder: Path) -> dict[str, tuple[Any, type[Exception], str]]:
     load = OptimizedMoEModel.from_pretrained
     groups, profile = routed(groups=2), profile_of((1, 2), [[1] * 8] * 2)
+    more = profile_of((1, 2, 3), [[1] * 8] * 3)
     return {
         "name": (lambda: load(folder, "frequency"), ConfigError, "Did you mean 'frequency_based'?"),
         "no number": (lambda: load(folder, "by_layer"), ConfigError, "needs num_experts_to_load"),
@@ -140,6 +142,16 @@ def mistakes(folder: Path) -> dict[str, tuple[Any, type[Exception], str]]:
             lambda: load(folder, "by_layer", 4, profile=profile),
             CheckpointError,
             "give the profile of this model",
+        ),
+        "a deeper model's profile": (
+            lambda: load(folder, "by_layer", 4, profile=profile_of((1, 2, 3, 4), [[1] * 8] * 4)),
+            CheckpointError,
+            "is of layers [1, 2, 3, 4]",
+        ),
+        "a profile of more experts a token": (
+            lambda: kept_experts("by_layer", 4, replace(routed(), top_k=4), more),
+            CheckpointError,
+            "is of a model that sends a token to 2 experts, and this one sends it to 4",
         ),
         "layers": (
             lambda: load(folder, lambda _: [[0, 1]]),

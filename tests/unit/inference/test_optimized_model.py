@@ -1,6 +1,7 @@
 """A model whose experts come and go computes what the whole one does, to the bit."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from transformers import AutoModelForCausalLM
 from moe_megatron.caching import ExpertCache
 from moe_megatron.errors import CheckpointError, ConfigError
 from moe_megatron.inference.cache.simulator import simulate
+from moe_megatron.inference.cache.trace import Trace
 from moe_megatron.inference.optimized_model import OptimizedMoEModel
 from moe_megatron.telemetry.values.profile import RoutingProfile
 from moe_megatron.testing.expert_models import FAMILIES, save_model
@@ -133,6 +135,10 @@ def test_auto_is_what_is_best_on_the_trace(model: OptimizedMoEModel, tmp_path: P
     recorder.trace().save(tmp_path / "trace.jsonl")
     cache_for(model, 9, "auto", trace=tmp_path / "trace.jsonl")
     model(IDS)
+    trace = recorder.trace()
+    other = Trace(replace(trace.about, top_k=1), trace.passes)
+    with pytest.raises(ConfigError, match="1 for a token, and this one has 3 of 8, 2 for a token"):
+        cache_for(model, 9, "auto", trace=other)
 
 
 def test_experts_of_a_layer_are_a_size_too(model: OptimizedMoEModel) -> None:

@@ -214,9 +214,10 @@ def test_what_cannot_be_quantized_is_refused(tmp_path: Path) -> None:
         quantize(tmp_path / "whole", target, Recipe(method="awq"), progress=False)
     with pytest.raises(ConfigError, match="take bits 4 with a profile"):
         quantize(tmp_path / "whole", target, Recipe(bits=8, profile=uses()), progress=False)
-    other = RoutingProfile.empty(layers=(1, 2), num_experts=8, top_k=2)
-    with pytest.raises(ConfigError, match=r"and .* has 3 of 8; give the profile of this"):
-        quantize(tmp_path / "whole", target, Recipe(profile=other), progress=False)
+    for layers, experts, top_k in (((1, 2), 8, 2), ((2, 3, 4), 8, 2), ((1, 2, 3), 8, 4)):
+        other = RoutingProfile.empty(layers=layers, num_experts=experts, top_k=top_k)
+        with pytest.raises(ConfigError, match=r"has 3 layers of 8 experts \(layers 1 to 3; 2 for"):
+            quantize(tmp_path / "whole", target, Recipe(profile=other), progress=False)
     with pytest.raises(CheckpointError, match="is the source; choose another folder"):
         quantize(tmp_path / "whole", tmp_path / "whole", Recipe(), progress=False)
     assert not target.exists()
