@@ -1,6 +1,7 @@
 """The cache of experts that users import: `ExpertCache`, and policies and stores of one's own."""
 
 from moe_megatron.inference.cache.policies import Key, Policy, register_policy
+from moe_megatron.inference.cache.prefetch import Prefetch, PrefetchStats
 from moe_megatron.inference.expert_cache import CacheStats, ExpertCache
 from moe_megatron.inference.store.expert_store import ExpertStore
 from moe_megatron.inference.store.opening import register_store
@@ -11,6 +12,8 @@ __all__ = [
     "ExpertStore",
     "Key",
     "Policy",
+    "Prefetch",
+    "PrefetchStats",
     "register_policy",
     "register_store",
 ]

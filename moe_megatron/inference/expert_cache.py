@@ -4,7 +4,7 @@ Slots are allocated once. Who is where is `cache/residency.py`'s, reading is the
 is the caller's; while a caller computes with what is there, threads read the rest.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +16,12 @@ from moe_megatron.config.arguments import explained, real, whole
 from moe_megatron.errors import ConfigError
 from moe_megatron.inference.cache.advice import best_policy
 from moe_megatron.inference.cache.policies import Counts, Key, make_policy
+from moe_megatron.inference.cache.prefetch import Prefetch, PrefetchStats
 from moe_megatron.inference.cache.residency import Answer, Residency, Tally, least_slots
 from moe_megatron.inference.cache.simulator import most_used
 from moe_megatron.inference.cache.trace import Trace
 from moe_megatron.inference.quantization.kernels import Matrix
+from moe_megatron.inference.reading_ahead import ReadingAhead
 from moe_megatron.inference.store.expert_store import ExpertStore
 
 AUTO = "auto"
@@ -45,6 +47,8 @@ class CacheStats:
     """Of reading, summed over threads."""
     slots: int
     """Experts that fit."""
+    prefetch: PrefetchStats | None = None
+    """Of reading ahead; None: it is off."""
 
     @property
     def hit_rate(self) -> float:
@@ -71,6 +75,8 @@ class ExpertCache:
         policy: "lru", "lfu", "weighted_lru", "static", one under `@register_policy`, or "auto": the
             one that is best on a trace.
         trace: What the model has needed before (`moe-megatron cache record`), for "auto".
+        prefetch: Read what the next layer's router would choose now before that layer asks, while
+            this one is computed; `Prefetch()` for the usual terms. It ends itself when it loses.
         preload_top_k: In each layer, how many of the experts that a routing profile has counted
             most are read at once.
 
@@ -86,6 +92,7 @@ class ExpertCache:
         preload_top_k: int | None = None,
         *,
         trace: Trace | str | Path | None = None,
+        prefetch: Prefetch | None = None,
     ) -> None:
         self.capacity_gb = real("capacity_gb", capacity_gb, example=4.0, above=True)
         self.policy = policy
@@ -102,6 +109,11 @@ class ExpertCache:
         self._trace = (
             trace if trace is None or isinstance(trace, Trace) else Trace.load(Path(trace))
         )
+        if not isinstance(prefetch, Prefetch | None):
+            raise ConfigError(
+                f"prefetch ({prefetch!r:.60}) must be Prefetch() of moe_megatron.caching, or None."
+            )
+        self.prefetch = prefetch
         self._memory: _Slots | None = None
 
     def open(
@@ -135,7 +147,7 @@ class ExpertCache:
         name = self.policy if self.policy != AUTO else self._best(store, top_k, slots, counts)
         self.close()
         residency = Residency(slots, len(layers), top_k, make_policy(name, counts))
-        self._memory = _Slots(store, residency, slots, layers[0])
+        self._memory = _Slots(store, residency, slots, layers[0], top_k, self.prefetch)
         if self.preload_top_k:
             self._memory.preload(counts, self.preload_top_k)
 
@@ -158,15 +170,31 @@ class ExpertCache:
             self._memory.close()
             self._memory = None
 
-    def matrices(self, layer: int, experts: Sequence[int]) -> Iterator[tuple[int, Matrices]]:
+    def matrices(
+        self, layer: int, experts: Sequence[int], then: Callable[[], None] | None = None
+    ) -> Iterator[tuple[int, Matrices]]:
         """The matrices of experts that a layer needs now, in the order in which they are there.
 
         A pair is valid until the next one is asked for.
 
+        Args:
+            layer: From 0.
+            experts: Each once.
+            then: Is called when all of them are in memory; what it reads ahead is in nobody's way.
+
         Raises:
             CheckpointError: One cannot be read; the cache can be used on.
         """
-        return self._opened().matrices(layer, experts)
+        return self._opened().matrices(layer, experts, then)
+
+    def read_ahead(self, layer: int, foresee: Callable[[], Sequence[int]]) -> None:
+        """Begin to read what a layer will probably need, as far as `prefetch` allows it.
+
+        Args:
+            layer: From 0.
+            foresee: Gives its experts, each once; not called where nothing may be read.
+        """
+        self._opened().read_ahead(layer, foresee)
 
     def get_stats(self) -> CacheStats:
         """What it has done.
@@ -196,17 +224,31 @@ class _Slots:
     """Allocated slots, and who is in them."""
 
     def __init__(
-        self, store: ExpertStore, residency: Residency, slots: int, first_layer: int
+        self,
+        store: ExpertStore,
+        residency: Residency,
+        slots: int,
+        first_layer: int,
+        top_k: int,
+        prefetch: Prefetch | None,
     ) -> None:
         self._store, self._residency, self._first = store, residency, first_layer
         self._slots = slots
-        self._bytes = torch.empty(slots + READERS, store.nbytes, dtype=torch.uint8)
+        rows = slots + READERS + (top_k if prefetch else 0)
+        self._bytes = torch.empty(rows, store.nbytes, dtype=torch.uint8)
         self._rows = [memoryview(row.numpy()) for row in self._bytes]
+        self._row_of = list(range(slots + READERS))
         self._pool = ThreadPoolExecutor(READERS, thread_name_prefix="experts")
+        self._ahead: ReadingAhead | None = None
+        if prefetch is not None:
+            own = range(slots + READERS, rows)
+            self._ahead = ReadingAhead(prefetch, own, self._fill_row, store.bytes_to_read)
         self.reset()
 
     def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)
+        if self._ahead is not None:
+            self._ahead.close()
 
     def resident(self) -> list[Key]:
         return [key for key in sorted(self._store.keys) if key in self._residency]
@@ -215,6 +257,8 @@ class _Slots:
         self._residency.tally = Tally()
         self._read = self._passes = 0
         self._seconds = 0.0
+        if self._ahead is not None:
+            self._ahead.reset()
 
     def stats(self) -> CacheStats:
         tally = self._residency.tally
@@ -226,6 +270,7 @@ class _Slots:
             passes=self._passes,
             load_seconds=self._seconds,
             slots=self._slots,
+            prefetch=None if self._ahead is None else self._ahead.stats(),
         )
 
     def preload(self, counts: Counts, top_k: int) -> None:
@@ -242,21 +287,54 @@ class _Slots:
         for read in reads:
             read.result()
 
-    def matrices(self, layer: int, experts: Sequence[int]) -> Iterator[tuple[int, Matrices]]:
+    def matrices(
+        self, layer: int, experts: Sequence[int], then: Callable[[], None] | None
+    ) -> Iterator[tuple[int, Matrices]]:
         """See `ExpertCache.matrices`."""
-        self._passes += layer == self._first
+        if layer == self._first:
+            self._passes += 1
+            if self._ahead is not None:
+                self._ahead.begin_pass()
         answer = self._residency.request(layer, experts)
-        reads = {self._start((layer, it), slot): it for it, slot in answer.to_read.items()}
+        reads = self._reads(layer, experts, answer)
+        unread = len(reads)
+        if answer.beside:
+            then = None
         try:
+            if then is not None and not unread:
+                then()
             for expert, slot in answer.there.items():
                 yield expert, self._matrices((layer, expert), slot)
             for read in as_completed(reads):
                 read.result()
+                unread -= 1
+                if then is not None and not unread:
+                    then()
                 expert = reads[read]
                 yield expert, self._matrices((layer, expert), answer.to_read[expert])
             yield from self._beside(layer, answer)
         finally:
             self._settle(layer, reads)
+
+    def read_ahead(self, layer: int, foresee: Callable[[], Sequence[int]]) -> None:
+        """See `ExpertCache.read_ahead`."""
+        if self._ahead is not None and self._ahead.trial.reads:
+            self._ahead.start(layer, foresee(), self._residency.__contains__)
+
+    def _reads(self, layer: int, experts: Sequence[int], answer: Answer) -> dict[Future[None], int]:
+        """Reads that are under way, of those that must come in; some of them since before."""
+        early = self._ahead.taken(layer, experts, answer.to_read) if self._ahead else {}
+        reads = {}
+        for expert, slot in answer.to_read.items():
+            if expert not in early:
+                reads[self._start((layer, expert), slot)] = expert
+                continue
+            assert self._ahead is not None
+            row, reading = early[expert]
+            self._ahead.give(self._row_of[slot])
+            self._row_of[slot] = row
+            reads[reading] = expert
+        return reads
 
     def _beside(self, layer: int, answer: Answer) -> Iterator[tuple[int, Matrices]]:
         """Those that do not stay, a few at a time in slots of their own."""
@@ -281,8 +359,11 @@ class _Slots:
 
     def _fill(self, key: Key, slot: int) -> None:
         started = perf_counter()
-        self._store.read_into(key, self._rows[slot])
+        self._fill_row(key, self._row_of[slot])
         self._seconds += perf_counter() - started
 
+    def _fill_row(self, key: Key, row: int) -> None:
+        self._store.read_into(key, self._rows[row])
+
     def _matrices(self, key: Key, slot: int) -> Matrices:
-        return self._store.matrices(key, self._bytes[slot])
+        return self._store.matrices(key, self._bytes[self._row_of[slot]])

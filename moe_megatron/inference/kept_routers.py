@@ -30,7 +30,7 @@ def keep_rows(model: nn.Module, kept: Kept) -> None:
     for name, module in experts_of(model).items():
         experts: Any = module
         block = model.get_submodule(name.rpartition(".")[0])
-        router = _router(block, experts, type(model).__name__)
+        router = router_of(block, experts, type(model))
         rows = list(kept[experts.place.layer])
         whole = experts.num_experts
         for part in router.modules():
@@ -45,8 +45,12 @@ def keep_rows(model: nn.Module, kept: Kept) -> None:
                     setattr(part, number, len(rows))
 
 
-def _router(block: nn.Module, experts: nn.Module, name: str) -> nn.Module:
-    """The module beside the experts with a matrix of a row for each."""
+def router_of(block: nn.Module, experts: nn.Module, model: type) -> nn.Module:
+    """The module beside the experts with a matrix of a row for each.
+
+    Raises:
+        CheckpointError: There is not exactly one in this block of the model.
+    """
     found = [
         it
         for it in block.children()
@@ -54,9 +58,9 @@ def _router(block: nn.Module, experts: nn.Module, name: str) -> nn.Module:
     ]
     if len(found) != 1:
         raise CheckpointError(
-            f"{name} has {len(found)} modules beside its experts with a row for each of them, so "
-            "that its router is not known; write a model of fewer experts with `moe-megatron "
-            "convert --keep-experts`, and load that."
+            f"{model.__name__} has {len(found)} modules beside its experts with a row for each of "
+            "them, so that its router is not known; write a model of fewer experts with "
+            "`moe-megatron convert --keep-experts`, and load that."
         )
     return found[0]
 

@@ -10,6 +10,7 @@ Everything else of the model is transformers': its classes, its loader, its gene
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -26,6 +27,7 @@ from moe_megatron.inference.expert_cache import ExpertCache
 from moe_megatron.inference.exported import exported
 from moe_megatron.inference.kept_experts import ALL, Kept, Routed, Strategy, kept_experts
 from moe_megatron.inference.kept_routers import keep_rows
+from moe_megatron.inference.next_router import Foresee, next_routers
 from moe_megatron.inference.quantization.packed_config import KEY
 from moe_megatron.inference.recorder import Recorder, watching
 from moe_megatron.inference.store.expert_store import ExpertStore
@@ -158,8 +160,12 @@ class OptimizedMoEModel:
         if self._cache is not None and self._cache is not cache:
             self._cache.close()
         self._cache = cache
+        routers = {} if cache.prefetch is None else next_routers(self.model)
         for place in self._places:
             place.source = cache.matrices
+            place.ahead = None
+            if place.layer in routers:
+                place.ahead = partial(_read_ahead, cache, *routers[place.layer])
 
     def enable_dynamic_loading(self, cache_size: int, eviction_policy: str = "lru") -> None:
         """Keep so many experts of each layer, in the mean over layers.
@@ -243,6 +249,10 @@ def _without_experts(path: Path) -> tuple["PreTrainedModel", list[Place]]:
     for parameter in model.parameters():  # not of a map: a file that is cut short would kill us
         parameter.data = parameter.data.clone()
     return model, places
+
+
+def _read_ahead(cache: ExpertCache, layer: int, foresee: Foresee, hidden: Tensor) -> None:
+    cache.read_ahead(layer, lambda: foresee(hidden))
 
 
 def _numbers(layers: Any) -> str:

@@ -9,6 +9,7 @@ depend on what was in memory.
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,8 +23,10 @@ NAME = "moe_megatron_cached"
 """Name of the function, for `set_experts_implementation`."""
 _LAYER = re.compile(r"\.layers\.(\d+)\.")
 
-Source = Callable[[int, Sequence[int]], Iterator[tuple[int, tuple[Matrix, Matrix]]]]
-"""From a layer and its experts to each expert's matrices; a pair is valid until the next one."""
+Then = Callable[[], None]
+Source = Callable[[int, Sequence[int], Then | None], Iterator[tuple[int, tuple[Matrix, Matrix]]]]
+"""From a layer and its experts to each expert's matrices; a pair is valid until the next one. The
+last argument is called when all are there, and some of them are still to be computed with."""
 
 
 @dataclass(slots=True)
@@ -35,6 +38,8 @@ class Place:
     source: Source | None = None
     watch: Callable[[int, Tensor], None] | None = None
     """Is told the layer, and the experts [T, K] that its tokens need."""
+    ahead: Callable[[Tensor], None] | None = None
+    """Is given the input of the experts [T, H], when the next layer's may be read."""
 
 
 def experts_of(model: nn.Module) -> dict[str, nn.Module]:
@@ -90,7 +95,8 @@ def cached_experts(module: Any, hidden: Tensor, experts_TK: Tensor, weights_TK: 
         place.watch(place.layer, experts_TK)
     assert place.source is not None
     parts: dict[int, tuple[Tensor, Tensor]] = {}
-    for expert, (first, second) in place.source(place.layer, needed):
+    then = None if place.ahead is None else partial(place.ahead, hidden)
+    for expert, (first, second) in place.source(place.layer, needed, then):
         token, choice = torch.where(experts_TK == expert)
         inner = first(hidden[token])
         inner = module._apply_gate(inner) if module.has_gate else module.act_fn(inner)
