@@ -196,7 +196,7 @@ def _tiny_step(layers: int, experts: int, top_k: int) -> float:
         Dense(torch.zeros(rows, width, dtype=torch.bfloat16)) for rows in (2 * width, width)
     )
     for place in without_weights(model):
-        place.source = lambda _, needed: iter([(it, (first, second)) for it in needed])
+        place.source = lambda _, needed, then: iter([(it, (first, second)) for it in needed])
     model.set_experts_implementation(NAME)
     kept = DynamicCache(config=config)
     word: Tensor = torch.zeros(1, 1, dtype=torch.long)
