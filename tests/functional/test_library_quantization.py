@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from moe_megatron.checkpoint.integrity.check import check_folder
 from moe_megatron.cli.main import main
 from moe_megatron.errors import CheckpointError, ConfigError, DataError
 from moe_megatron.inference.quantization.libraries import environment
@@ -71,7 +72,16 @@ def as_packed(found: Quantized) -> dict[str, torch.Tensor]:
     return {"weight_packed": words(found.codes + 8), "weight_scale": found.scales}
 
 
+def as_floats(found: Quantized) -> dict[str, torch.Tensor]:
+    return {
+        "weight": found.codes.float().to(torch.float8_e4m3fn),
+        "weight_scale": torch.ones(()),
+        "input_scale": torch.ones(()),
+    }
+
+
 FORMATS = {"gptq": ("gptq", as_gptq), "w4a16": ("compressed-tensors", as_packed)}
+AS_WRITTEN = {"modelopt_fp8": ("modelopt", as_floats)}
 
 
 class Handover:
@@ -89,7 +99,7 @@ class Handover:
 
     def answer(self, method: str) -> None:
         """What the library would write."""
-        told, numbers = FORMATS[method]
+        told, numbers = (FORMATS | AS_WRITTEN)[method]
         made = {}
         for name, tensor in load_file(self.model / "model.safetensors").items():
             module = name.removesuffix(".weight")
@@ -126,7 +136,7 @@ def handover(
     corpus: Path, tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Handover:
     monkeypatch.setenv("MOE_MEGATRON_CACHE", str(tmp_path / "cache"))
-    for method in FORMATS:
+    for method in FORMATS | AS_WRITTEN:
         python = environment._folder(METHODS[method].library) / "bin" / "python"
         python.parent.mkdir(parents=True)
         python.symlink_to(sys.executable)
@@ -145,6 +155,40 @@ def test_what_the_library_rounded_is_what_is_written(handover: Handover, method:
     theirs = load_file(handover.target / "model.safetensors")
     for name, tensor in load_file(own / "model.safetensors").items():
         assert torch.equal(theirs[name].view(torch.uint8), tensor.view(torch.uint8)), name
+
+
+def rename(handover: Handover, *pairs: tuple[str, str]) -> None:
+    """Other names for tensors of the answer."""
+    file = handover.place / "answer" / "model.safetensors"
+    tensors = load_file(file)
+    for old, new in pairs:
+        tensors = {name.replace(old, new): it for name, it in tensors.items()}
+    save_file(tensors, file)
+
+
+def test_matrices_that_were_exchanged_are_found(handover: Handover) -> None:
+    handover.answer("w4a16")
+    rename(handover, (".w1.", ".w0."), (".w3.", ".w1."), (".w0.", ".w3."))
+    with pytest.raises(CheckpointError, match=r"experts\.7\.w1 that is not near .* exchanged"):
+        handover.quantize("w4a16", ANSWER)
+    assert handover.left() == {"seen.safetensors"}
+
+
+def test_a_format_for_servers_is_kept_as_the_library_wrote_it(handover: Handover) -> None:
+    handover.answer("modelopt_fp8")
+    handover.quantize("modelopt_fp8", ANSWER)
+    theirs = (handover.place / "answer" / "model.safetensors").read_bytes()
+    assert (handover.target / "model.safetensors").read_bytes() == theirs
+    assert load_tokenizer(str(handover.target)).vocab_size
+    assert check_folder(handover.target).state == "valid"
+
+
+def test_a_format_for_servers_needs_the_names_of_the_family(handover: Handover) -> None:
+    handover.answer("modelopt_fp8")
+    rename(handover, ("block_sparse_moe", "mlp"))
+    with pytest.raises(CheckpointError, match=r"calls experts .*mlp\.experts.*block_sparse_moe"):
+        handover.quantize("modelopt_fp8", ANSWER)
+    assert handover.left() == {"seen.safetensors"}
 
 
 def test_a_library_that_leaves_an_expert_as_it_was_leaves_no_folder(handover: Handover) -> None:
@@ -196,6 +240,10 @@ def test_without_the_environment_the_command_that_builds_it_is_said(
         ([*asked, "rtn", "--calibration", str(text)], "give both, or neither"),
         ([*asked, "awq", "--calibration", str(text), "--bits", "8"], "leave --bits, --profile"),
         ([*asked, "gptq", "--calibration", str(text), "--asymmetric"], "--asymmetric out"),
+        (
+            [*asked, "nvfp4", "--calibration", str(text), "--text", str(text)],
+            "nothing here computes with what --method nvfp4 writes",
+        ),
         (["quantize", "--build-environment", "gptq"], "Did you mean 'gptqmodel'?"),
         (["quantize", str(handover.model)], "give the model and the folder to write"),
     ):

@@ -27,7 +27,8 @@ examples:
   moe-megatron quantize my_model my_model_mixed --profile routing_profile.json --hot-share 0.25
   moe-megatron quantize --build-environment gptqmodel
   moe-megatron quantize my_model my_model_gptq --method gptq --calibration my_text.txt"""
-LIBRARY_METHODS = ("gptq", "w4a16", "awq")
+FOR_GPUS = ("nvfp4", "modelopt_fp8", "modelopt_int8")
+LIBRARY_METHODS = ("gptq", "w4a16", "awq", *FOR_GPUS)
 """Those of `inference/quantization/libraries`."""
 _TOKENS = 2048
 _MOST_TEXT = 64 * 2**20
@@ -102,8 +103,13 @@ def _by_library(options: argparse.Namespace) -> "Quantization":
     """All experts are given to a library, with some of a text."""
     if options.bits != 4 or options.profile is not None or options.asymmetric:
         raise ConfigError(
-            f"--method {options.method} rounds all experts to 4 bits, without zero points; leave "
+            f"--method {options.method} rounds all experts alike, without zero points; leave "
             "--bits, --profile and --asymmetric out."
+        )
+    if options.method in FOR_GPUS and options.text is not None:
+        raise ConfigError(
+            f"nothing here computes with what --method {options.method} writes, which is for "
+            "servers on GPUs; leave --text out."
         )
     text = _text(options.calibration)
 
@@ -201,8 +207,9 @@ def _parser() -> argparse.ArgumentParser:
         default="rtn",
         help="rtn: round to nearest; least_squares: with the best scale of each group, which takes "
         "longer; dense_and_sparse: rtn, and the largest 0.45%% of the "
-        "weights stay as they are; gptq, by GPTQModel; w4a16 and awq, by llm-compressor "
-        "(default: rtn)",
+        "weights stay as they are; gptq, by GPTQModel; w4a16 and awq, by llm-compressor; "
+        "for servers on GPUs nvfp4, by llm-compressor, and modelopt_fp8 and modelopt_int8, by "
+        "ModelOpt (default: rtn)",
     )
     parser.add_argument(
         "--profile",
@@ -233,7 +240,7 @@ def _parser() -> argparse.ArgumentParser:
     library.add_argument(
         "--build-environment",
         metavar="NAME",
-        help="build what they run in, once: gptqmodel, or llmcompressor",
+        help="build what they run in, once: gptqmodel, llmcompressor or modelopt",
     )
     library.add_argument(
         "--calibration",

@@ -8,19 +8,28 @@ import torch
 from safetensors.torch import save_file
 
 from moe_megatron.checkpoint.execute.publish import check_apart, check_free
+from moe_megatron.checkpoint.formats import side_files
 from moe_megatron.checkpoint.hub import local_folder
+from moe_megatron.checkpoint.integrity.seal import seal
 from moe_megatron.config.checkpoint_files import is_megatron_checkpoint
-from moe_megatron.files import exclusive_lock, explained_writes, user_path, working_directory
+from moe_megatron.errors import CheckpointError
+from moe_megatron.files import (
+    exclusive_lock,
+    explained_writes,
+    publishing,
+    user_path,
+    working_directory,
+)
 from moe_megatron.inference.exported import exported
 from moe_megatron.inference.quantization.audit import audit
 from moe_megatron.inference.quantization.calibration import Coverage
 from moe_megatron.inference.quantization.libraries.calibrating import calibrated
 from moe_megatron.inference.quantization.libraries.codes import Rounded
 from moe_megatron.inference.quantization.libraries.environment import environment_python
-from moe_megatron.inference.quantization.libraries.export import audit_export
+from moe_megatron.inference.quantization.libraries.export import Export, audit_export
 from moe_megatron.inference.quantization.libraries.library import METHODS
 from moe_megatron.inference.quantization.libraries.process import LOG, PROGRAM, run_program
-from moe_megatron.inference.quantization.packed_folder import Unpacked, write_packed
+from moe_megatron.inference.quantization.packed_folder import Sizes, Unpacked, write_packed
 from moe_megatron.inference.quantization.precision import check_shape, precision
 from moe_megatron.inference.quantization.quantize import Quantization
 
@@ -35,7 +44,7 @@ class LibraryRecipe:
     method: str
     """One of `METHODS`."""
     group_size: int = 32
-    """How many weights of a row share a scale."""
+    """How many weights of a row share a scale, where the method has groups."""
     sequences: int = 64
     """Of the text, from which it learns."""
     length: int = 512
@@ -54,7 +63,7 @@ def quantize_by_library(
     progress: bool = True,
     program: Path = PROGRAM,
 ) -> tuple[Quantization, Coverage]:
-    """Write a model folder with 4-bit experts that a library has rounded, and all else as it was.
+    """Write a model folder with experts that a library has rounded, and all else as it was.
 
     Args:
         source: A Hugging Face folder with a tokenizer, a hub id, or a Megatron checkpoint.
@@ -84,8 +93,9 @@ def quantize_by_library(
     check_free(folder, overwrite=overwrite)
     model = Unpacked(path)
     model.store.close()
-    for shape in model.store.shapes:
-        check_shape(shape, wanted)
+    if not method.as_written:
+        for shape in model.store.shapes:
+            check_shape(shape, wanted)
     place = folder.with_name(f"{folder.name}.{recipe.method}")
     with explained_writes(folder), exclusive_lock(place), working_directory(place) as work:
         ids, coverage = calibrated(path, text, recipe.sequences, recipe.length, recipe.least)
@@ -113,7 +123,9 @@ def quantize_by_library(
             bits=wanted.bits,
             group_size=recipe.group_size,
         )
-        rounded = Rounded(model, export, method.layout)
+        if method.as_written:
+            return _published(export, model, folder), coverage
+        rounded = Rounded(model, export, method)
         try:
             sizes = write_packed(
                 rounded,
@@ -127,3 +139,32 @@ def quantize_by_library(
         finally:
             rounded.store.close()
     return Quantization(folder=folder, sizes=sizes, audit=audit(folder)), coverage
+
+
+def _published(export: Export, model: Unpacked, folder: Path) -> Quantization:
+    """The library's folder, with the tokenizer and what else is beside weights.
+
+    Raises:
+        CheckpointError: Its names are not those of the family.
+    """
+    theirs = {*export.modules.values()}
+    names = [it.module for them in export.projections.values() for it in them]
+    if other := sorted(theirs - {*names}):
+        raise CheckpointError(
+            f"the library calls experts {other[0]} and so on, and their family {names[0]}; vLLM "
+            "takes such matrices for others and says nothing (llm-compressor's issue 3069). Take a "
+            "method whose experts are written anew, as gptq or w4a16."
+        )
+    made = export.folder
+    of_experts = sum(
+        it.nbytes for name, it in made.tensors.items() if name.rpartition(".")[0] in theirs
+    )
+    others = sum(it.nbytes for it in made.tensors.values()) - of_experts
+    with publishing(folder) as partial:
+        made.path.rename(partial)
+        for name, content in side_files.between_hugging_face(model.path):
+            (partial / name).write_bytes(content())
+        seal(partial)
+    before = len(model.keys) * model.store.nbytes
+    sizes = Sizes(experts_before=before, experts_after=of_experts, others=others)
+    return Quantization(folder=folder, sizes=sizes, audit=export.audit)

@@ -14,14 +14,18 @@ from moe_megatron.checkpoint.formats.hf_folder import TensorInfo
 from moe_megatron.errors import CheckpointError
 from moe_megatron.inference.cache.policies import Key
 from moe_megatron.inference.quantization.libraries.export import Export, role_of
-from moe_megatron.inference.quantization.libraries.layouts import GPTQ, WORD, Layout
-from moe_megatron.inference.quantization.methods import Quantized
+from moe_megatron.inference.quantization.libraries.layouts import GPTQ, WORD
+from moe_megatron.inference.quantization.libraries.library import LibraryMethod
+from moe_megatron.inference.quantization.methods import Quantized, dequantized
 from moe_megatron.inference.quantization.names import Projection
 from moe_megatron.inference.quantization.packed_folder import Unpacked
 from moe_megatron.inference.quantization.precision import Precision
 
 _BITS, _ZERO = 4, 8
 """A code c stands for c - 8."""
+_FARTHEST = 0.5
+"""Of rounded weights from those before, as a part of these. 4 bits have about 0.1; of two matrices
+that have nothing to do with each other, one is more than 1 from the other."""
 
 
 class Rounded(Unpacked):
@@ -31,9 +35,9 @@ class Rounded(Unpacked):
     no name: it counts, since a writer asks for an expert and then for its projections in order.
     """
 
-    def __init__(self, source: Unpacked, export: Export, layout: Layout) -> None:
+    def __init__(self, source: Unpacked, export: Export, by: LibraryMethod) -> None:
         super().__init__(source.path)
-        self._export, self._layout = export, layout
+        self._export, self._by = export, by
         self._next: Iterator[Projection] = iter(())
 
     def expert(self, key: Key) -> tuple[Tensor, Tensor]:
@@ -48,12 +52,25 @@ class Rounded(Unpacked):
         assert role is not None
         assert matrix.shape == (place.rows, place.columns)
         module = self._export.modules[role]
-        codes, scales = (_gptq if self._layout is GPTQ else _pack_quantized)(
+        codes, scales = (_gptq if self._by.layout is GPTQ else _pack_quantized)(
             self, module, place, precision
         )
         if not bool(torch.isfinite(scales).all()):
             raise CheckpointError(f"{self._export.folder.path}: scales of {module} have NaN.")
-        return Quantized(codes, scales.to(matrix.dtype))
+        found = Quantized(codes, scales.to(matrix.dtype))
+        if not self._by.rescaled:
+            self._check_near(module, dequantized(found).float(), matrix.float())
+        return found
+
+    def _check_near(self, module: str, found: Tensor, matrix: Tensor) -> None:
+        """Refuse another matrix, as where a library takes one of an expert's for the other."""
+        far = float((found - matrix).norm() / matrix.norm().clamp(min=1e-30))
+        if far > _FARTHEST:
+            raise CheckpointError(
+                f"{self._by.library.title} wrote a {module} that is not near the one that it was "
+                f"given ({far:.2f} of its size away): the names of two matrices may be exchanged. "
+                "Its folder is not kept; the model is as it was."
+            )
 
     def part(self, name: str) -> Tensor:
         """A tensor of the library's folder."""

@@ -79,11 +79,12 @@ MODELOPT_INT8 = Layout(
 """ModelOpt's 8-bit whole numbers."""
 
 NVFP4 = Layout(
-    frozenset({"modelopt"}),
+    frozenset({"compressed-tensors"}),
     {
-        ".weight": Part(frozenset({"U8"}), lambda r, c, b, g: (r, c // 2)),
+        ".weight_packed": Part(frozenset({"U8"}), lambda r, c, b, g: (r, c // 2)),
         ".weight_scale": Part(frozenset({"F8_E4M3"}), lambda r, c, b, g: (r, c // 16)),
-        ".weight_scale_2": Part(frozenset({"F32"}), lambda r, c, b, g: None),
+        ".weight_global_scale": Part(frozenset({"F32"}), lambda r, c, b, g: None),
+        ".input_global_scale": Part(frozenset({"F32"}), lambda r, c, b, g: None),
     },
 )
 """NVIDIA's 4-bit floats, two in a byte, with an 8-bit float for each 16."""

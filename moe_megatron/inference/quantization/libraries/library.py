@@ -7,7 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from moe_megatron.inference.quantization.libraries.layouts import GPTQ, PACK_QUANTIZED, Layout
+from moe_megatron.inference.quantization.libraries.layouts import (
+    GPTQ,
+    MODELOPT_FP8,
+    MODELOPT_INT8,
+    NVFP4,
+    PACK_QUANTIZED,
+    Layout,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,15 +43,29 @@ class LibraryMethod:
     library: Library
     layout: Layout
     """How its experts look in the folder that the library writes."""
+    as_written: bool = False
+    """Whether that folder is the result, for servers on GPUs; else its experts are written anew,
+    as this package computes with them."""
+    rescaled: bool = False
+    """Whether weights are scaled before they are rounded, so that they are near no others."""
 
 
-GPTQMODEL = Library(name="gptqmodel", title="GPTQModel", module="gptqmodel", megabytes=75)
+GPTQMODEL = Library(name="gptqmodel", title="GPTQModel", module="gptqmodel", megabytes=85)
 LLM_COMPRESSOR = Library(
-    name="llmcompressor", title="llm-compressor", module="llmcompressor", megabytes=24
+    name="llmcompressor", title="llm-compressor", module="llmcompressor", megabytes=34
 )
-LIBRARIES: Mapping[str, Library] = {it.name: it for it in (GPTQMODEL, LLM_COMPRESSOR)}
+MODELOPT = Library(
+    name="modelopt",
+    title="ModelOpt",
+    module="modelopt.torch.quantization",
+    megabytes=200,
+)
+LIBRARIES: Mapping[str, Library] = {it.name: it for it in (GPTQMODEL, LLM_COMPRESSOR, MODELOPT)}
 METHODS: Mapping[str, LibraryMethod] = {
     "gptq": LibraryMethod(library=GPTQMODEL, layout=GPTQ),
     "w4a16": LibraryMethod(library=LLM_COMPRESSOR, layout=PACK_QUANTIZED),
-    "awq": LibraryMethod(library=LLM_COMPRESSOR, layout=PACK_QUANTIZED),
+    "awq": LibraryMethod(library=LLM_COMPRESSOR, layout=PACK_QUANTIZED, rescaled=True),
+    "nvfp4": LibraryMethod(library=LLM_COMPRESSOR, layout=NVFP4, as_written=True),
+    "modelopt_fp8": LibraryMethod(library=MODELOPT, layout=MODELOPT_FP8, as_written=True),
+    "modelopt_int8": LibraryMethod(library=MODELOPT, layout=MODELOPT_INT8, as_written=True),
 }

@@ -116,7 +116,54 @@ def awq(job: Job) -> None:
     _compressed(job, [AWQModifier(mappings=[inside]), QuantizationModifier(**_four_bits(job))])
 
 
-METHODS: dict[str, Callable[[Job], None]] = {"gptq": gptq, "w4a16": w4a16, "awq": awq}
+def nvfp4(job: Job) -> None:
+    """NVIDIA's 4-bit floats by llm-compressor."""
+    from llmcompressor.modifiers.quantization import QuantizationModifier
+
+    only = {"targets": ["Linear"], "scheme": "NVFP4", "ignore": [f"re:{_NO_EXPERT}.*$"]}
+    _compressed(job, [QuantizationModifier(**only)])
+
+
+def _modelopt(job: Job, weights: Job, inputs: Job | None) -> None:
+    """ModelOpt's formats, with the largest number as the scale."""
+    import modelopt.torch.quantization as mtq
+    import torch
+    from modelopt.torch.export import export_hf_checkpoint
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(
+        job["model"], dtype="auto", local_files_only=True, trust_remote_code=False
+    )
+
+    def read(model: Any) -> None:
+        with torch.inference_mode():
+            for row in _rows(job):
+                model(row[None])
+
+    wanted: list[Job] = [
+        {"quantizer_name": "*", "enable": False},
+        {"quantizer_name": "*.experts.*weight_quantizer*", "cfg": weights},
+    ]
+    if inputs is not None:
+        wanted.append({"quantizer_name": "*.experts.*input_quantizer*", "cfg": inputs})
+    model = mtq.quantize(model, {"quant_cfg": wanted, "algorithm": "max"}, read)
+    export_hf_checkpoint(model, export_dir=job["output"])
+
+
+def modelopt_fp8(job: Job) -> None:
+    """8-bit floats, of weights and of what they are given."""
+    floats = {"num_bits": (4, 3), "axis": None}
+    _modelopt(job, floats, floats)
+
+
+def modelopt_int8(job: Job) -> None:
+    """8-bit weights, with a scale for each row."""
+    _modelopt(job, {"num_bits": 8, "axis": 0}, None)
+
+
+METHODS: dict[str, Callable[[Job], None]] = {
+    it.__name__: it for it in (gptq, w4a16, awq, nvfp4, modelopt_fp8, modelopt_int8)
+}
 
 
 if __name__ == "__main__":

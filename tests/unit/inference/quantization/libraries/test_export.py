@@ -11,7 +11,11 @@ from safetensors.torch import load_file, save_file
 
 from moe_megatron.errors import CheckpointError
 from moe_megatron.inference.quantization.libraries.export import audit_export, role_of
-from moe_megatron.inference.quantization.libraries.layouts import GPTQ, NVFP4, PACK_QUANTIZED
+from moe_megatron.inference.quantization.libraries.layouts import (
+    GPTQ,
+    MODELOPT_FP8,
+    PACK_QUANTIZED,
+)
 from moe_megatron.testing.expert_models import save_model
 
 Tensors = dict[str, torch.Tensor]
@@ -152,7 +156,7 @@ def test_packed_weights_of_which_the_configuration_says_nothing_are_refused(
     made = Made(tmp_path, "qwen3_moe")
     path = made.write(as_bytes, method)
     with pytest.raises(CheckpointError, match=f"quant_method {method!r}, where modelopt is"):
-        audit_export(path, made.source, NVFP4, library="ModelOpt", bits=4, group_size=16)
+        audit_export(path, made.source, MODELOPT_FP8, library="ModelOpt", bits=4, group_size=16)
 
 
 def test_shared_experts_and_dense_layers_are_no_experts() -> None:
