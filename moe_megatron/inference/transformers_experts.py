@@ -55,10 +55,10 @@ def experts_of(model: nn.Module) -> dict[str, nn.Module]:
     }
     for module in found.values():
         it: Any = module
-        if it.is_transposed or it.has_bias or it.has_post_expert_norm or not it.is_concatenated:
+        if it.has_post_expert_norm:
             raise CheckpointError(
-                f"{type(model).__name__} has experts with biases, norms or matrices in another "
-                "order, and they are not computed one by one yet; load it with transformers."
+                f"{type(model).__name__} has experts with norms of their own, and they are not "
+                "computed one by one yet; load it with transformers."
             )
     return found
 
@@ -97,7 +97,7 @@ def cached_experts(module: Any, hidden: Tensor, experts_TK: Tensor, weights_TK: 
     parts: dict[int, tuple[Tensor, Tensor]] = {}
     then = None if place.ahead is None else partial(place.ahead, hidden)
     for expert, (first, second) in place.source(place.layer, needed, then):
-        token, choice = torch.where(experts_TK == expert)
+        choice, token = torch.where((experts_TK == expert).t())  # in transformers' order
         inner = first(hidden[token])
         inner = module._apply_gate(inner) if module.has_gate else module.act_fn(inner)
         output = second(inner)

@@ -51,7 +51,9 @@ _SIZES: dict[str, dict[str, Any]] = {
     "llama": {"intermediate_size": 48},
 }
 FAMILIES = ("mixtral", "olmoe", "qwen2_moe", "qwen3_moe", "deepseek_v3")
-"""Those whose experts can be read one by one."""
+"""Those whose experts are matrices one after the other."""
+STACKED = "gpt_oss"
+"""One whose experts are slices of stacked tensors."""
 
 
 def save_model(family: str, folder: Path, dtype: torch.dtype = torch.float32, **sizes: Any) -> Path:

@@ -23,6 +23,7 @@ from moe_megatron.inference.quantization.precision import BITS, GROUP_SIZES, Pre
 from moe_megatron.inference.store.expert_store import ExpertStore
 from moe_megatron.inference.store.hugging_face import HuggingFaceStore
 from moe_megatron.inference.store.opening import open_store
+from moe_megatron.inference.store.packed import PackedStore
 from moe_megatron.inference.usage import counts_of
 from moe_megatron.telemetry.values.profile import PROFILE_FILE
 
@@ -98,7 +99,7 @@ def plan_memory(
 def _kinds(store: ExpertStore, sizes: Sizes) -> list[Experts]:
     """Experts as they are, and as `moe-megatron quantize` could write them."""
     as_they_are = Experts(
-        name=store.dtype.lower() if isinstance(store, HuggingFaceStore) else "as packed",
+        name="as packed" if isinstance(store, PackedStore) else store.dtype.lower(),
         precision=None,
         nbytes=sizes.expert,
         file=sizes.file,

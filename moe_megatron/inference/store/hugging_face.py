@@ -106,8 +106,8 @@ class HuggingFaceStore:
         ):
             raise CheckpointError(
                 f"{self.path}: experts of this family have biases, or another order of numbers in "
-                "the file than in memory, and are not read one by one yet; load it with "
-                "transformers."
+                "the file than in memory, and cannot be packed; OptimizedMoEModel reads those of "
+                "GPT-OSS as they are, and transformers loads the others."
             )
 
     def _planned(self, found: dict[str, Link], folder: HfFolder) -> tuple[Read, ...]:

@@ -16,6 +16,7 @@ from moe_megatron.inference.quantization.packed_config import is_packed
 from moe_megatron.inference.store.expert_store import ExpertStore
 from moe_megatron.inference.store.hugging_face import HuggingFaceStore
 from moe_megatron.inference.store.packed import PackedStore
+from moe_megatron.inference.store.stacked import StackedStore, is_stacked
 from moe_megatron.inference.store.zarr import ZarrStore
 
 _FILE = "file"
@@ -57,4 +58,6 @@ def open_store(path: Path, experts: str | Path | None = None) -> ExpertStore:
             )
         return _STORES[scheme](address, path)
     folder = HfFolder(path, quantized=True)
-    return PackedStore(path) if is_packed(folder.config) else HuggingFaceStore(path)
+    if is_packed(folder.config):
+        return PackedStore(path)
+    return StackedStore(path) if is_stacked(folder) else HuggingFaceStore(path)

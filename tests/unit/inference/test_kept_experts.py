@@ -16,7 +16,7 @@ from moe_megatron.errors import CheckpointError, ConfigError
 from moe_megatron.inference.kept_experts import Routed, kept_experts, share_kept
 from moe_megatron.inference.optimized_model import OptimizedMoEModel
 from moe_megatron.telemetry.values.profile import RoutingProfile
-from moe_megatron.testing.expert_models import FAMILIES, save_model
+from moe_megatron.testing.expert_models import FAMILIES, STACKED, save_model
 
 IDS = torch.arange(18).view(2, 9)
 QUIET = Execution(progress=False)
@@ -42,7 +42,7 @@ def routed(groups: int = 1, layers: int = 3) -> Routed:
     )
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, STACKED])
 def test_the_most_used_alone_are_the_model_that_the_converter_writes(
     family: str, tmp_path: Path
 ) -> None:

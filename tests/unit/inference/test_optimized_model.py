@@ -16,7 +16,7 @@ from moe_megatron.inference.cache.simulator import simulate
 from moe_megatron.inference.cache.trace import Trace
 from moe_megatron.inference.optimized_model import OptimizedMoEModel
 from moe_megatron.telemetry.values.profile import RoutingProfile
-from moe_megatron.testing.expert_models import FAMILIES, save_model
+from moe_megatron.testing.expert_models import FAMILIES, STACKED, save_model
 
 IDS = torch.arange(18).view(2, 9)
 
@@ -42,7 +42,7 @@ def model(folder: Path) -> Any:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, STACKED])
 def test_logits_and_texts_are_those_of_the_whole_model(
     family: str, dtype: torch.dtype, tmp_path: Path
 ) -> None:

@@ -13,7 +13,7 @@ from moe_megatron.inference.planning.sizes import Sizes, sizes_of
 from moe_megatron.inference.planning.speeds import Speeds, packed_bytes
 from moe_megatron.inference.quantization.precision import Precision
 from moe_megatron.inference.store.opening import open_store
-from moe_megatron.testing.expert_models import FAMILIES, save_model
+from moe_megatron.testing.expert_models import FAMILIES, STACKED, save_model
 
 SIZES = Sizes(
     others=1000,
@@ -58,7 +58,7 @@ def test_a_step_is_the_sum_of_its_parts() -> None:
     assert whole.tokens_per_second == whole.tokens_per_second_pages == pytest.approx(1 / always)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, STACKED])
 def test_sizes_are_those_of_the_model(family: str, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 

@@ -58,5 +58,7 @@ def test_a_dense_model_is_refused(tmp_path: Path) -> None:
 
 def test_experts_that_are_kept_in_another_order_are_refused(tmp_path: Path) -> None:
     save_model("gpt_oss", tmp_path)
-    with pytest.raises(CheckpointError, match="are not read one by one yet"):
+    with pytest.raises(
+        CheckpointError, match="cannot be packed; OptimizedMoEModel reads those of GPT-OSS"
+    ):
         HuggingFaceStore(tmp_path)
