@@ -46,7 +46,8 @@ def test_a_model_becomes_a_smaller_one_and_says_what_that_costs(
         ([*words, "--overwrite", "--bits", "5"], "bits (5) must be 4 or 8"),
         ([*words, "--overwrite", "--group-size", "128"], "give 32"),
         ([*words, "--hot-share", "0.5"], "give both"),
-        ([*words, "--text", str(tmp_path / "none")], "none"),
+        ([*words, "--text", str(tmp_path / "none")], "none cannot be read: No such file"),
+        ([*words, "--text", str(folder / "model.safetensors")], "is no text in UTF-8"),
     ):
         before = sorted(it.stat().st_mtime_ns for it in small.iterdir())
         assert main(wrong) == 2

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from moe_megatron.cli.parser import Parser
+from moe_megatron.cli.text_file import text_of
 from moe_megatron.config.aligned import aligned
 from moe_megatron.errors import ConfigError
 from moe_megatron.files import user_path
 from moe_megatron.inference.cache.advice import SHARES, Outcome, advice, outcomes
 from moe_megatron.inference.cache.trace import Trace
-from moe_megatron.reading import read_text
 
 _EPILOG = """\
 examples:
@@ -22,7 +22,6 @@ examples:
   moe-megatron cache fewer my_model my_text.txt --keep 4 6
   moe-megatron cache pack my_model s3://my_bucket/my_model"""
 _TOKENS, _WINDOW, _SEEDS = 2048, 256, 3
-_MOST_TEXT = 64 * 2**20
 
 
 def run(argv: Sequence[str]) -> int:
@@ -119,7 +118,7 @@ def _text(options: argparse.Namespace) -> str:
     for name in ("tokens", "window"):
         if getattr(options, name) < 2:
             raise ConfigError(f"--{name} ({getattr(options, name)}) must be 2 or more.")
-    return read_text(options.text, _MOST_TEXT)
+    return text_of(options.text)
 
 
 def _record(options: argparse.Namespace) -> int:

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moe_megatron.cli.parser import Parser
+from moe_megatron.cli.text_file import text_of
 from moe_megatron.config.checks import join_words
-from moe_megatron.errors import ConfigError, DataError
+from moe_megatron.errors import ConfigError
 from moe_megatron.files import user_path
-from moe_megatron.reading import read_text
 
 if TYPE_CHECKING:
     from moe_megatron.inference.quantization.quantize import Quantization
@@ -31,7 +31,6 @@ FOR_GPUS = ("nvfp4", "modelopt_fp8", "modelopt_int8")
 LIBRARY_METHODS = ("gptq", "w4a16", "awq", *FOR_GPUS)
 """Those of `inference/quantization/libraries`."""
 _TOKENS = 2048
-_MOST_TEXT = 64 * 2**20
 
 
 def run(argv: Sequence[str]) -> int:
@@ -63,7 +62,7 @@ def run(argv: Sequence[str]) -> int:
             f"--calibration is the text that {join_words(LIBRARY_METHODS)} learn from, and "
             "no other --method takes one; give both, or neither."
         )
-    text = None if options.text is None else _text(options.text)
+    text = None if options.text is None else text_of(options.text)
     made = _by_library(options) if options.method in LIBRARY_METHODS else _alone(options)
     sizes = made.sizes
     print(made.audit.table())
@@ -111,7 +110,7 @@ def _by_library(options: argparse.Namespace) -> "Quantization":
             f"nothing here computes with what --method {options.method} writes, which is for "
             "servers on GPUs; leave --text out."
         )
-    text = _text(options.calibration)
+    text = text_of(options.calibration)
 
     from moe_megatron.inference.quantization.libraries.by_library import (  # torch
         LibraryRecipe,
@@ -151,13 +150,6 @@ def _build_environment(options: argparse.Namespace) -> int:
     when = f"built in {time.monotonic() - started:.0f} s" if new else "there already"
     print(f"the environment of {library.title} was {when}: {size / 1e6:,.0f} MB in {folder}")
     return 0
-
-
-def _text(path: Path) -> str:
-    try:
-        return read_text(path, _MOST_TEXT)
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}.") from error
 
 
 def _perplexities(source: str, folder: Path, text: str, tokens: int) -> str:
