@@ -23,6 +23,7 @@ from moe_megatron.inference.cache.trace import Trace
 from moe_megatron.inference.quantization.kernels import Matrix
 from moe_megatron.inference.reading_ahead import ReadingAhead
 from moe_megatron.inference.store.expert_store import ExpertStore
+from moe_megatron.inference.transfer import CPU, Rows, rows_on
 
 AUTO = "auto"
 READERS = 2
@@ -117,7 +118,13 @@ class ExpertCache:
         self._memory: _Slots | None = None
 
     def open(
-        self, store: ExpertStore, *, layers: Sequence[int], top_k: int, counts: Counts
+        self,
+        store: ExpertStore,
+        *,
+        layers: Sequence[int],
+        top_k: int,
+        counts: Counts,
+        device: torch.device = CPU,
     ) -> None:
         """Allocate the slots for a model's experts, and read the first ones.
 
@@ -126,6 +133,7 @@ class ExpertCache:
             layers: Layers with experts.
             top_k: Experts of a token.
             counts: Uses of experts that a routing profile knows; may be empty.
+            device: Where they are computed.
 
         Raises:
             CheckpointError: An expert cannot be read.
@@ -147,7 +155,12 @@ class ExpertCache:
         name = self.policy if self.policy != AUTO else self._best(store, top_k, slots, counts)
         self.close()
         residency = Residency(slots, len(layers), top_k, make_policy(name, counts))
-        self._memory = _Slots(store, residency, slots, layers[0], top_k, self.prefetch)
+        extra = READERS + (top_k if self.prefetch else 0)
+        rows = rows_on(device, slots + extra, store.nbytes)
+        self._memory = _Slots(store, residency, slots, rows, layers[0])
+        if self.prefetch is not None:
+            own = range(slots + READERS, slots + extra)
+            self._memory.read_ahead_into(own, self.prefetch)
         if self.preload_top_k:
             self._memory.preload(counts, self.preload_top_k)
 
@@ -228,22 +241,19 @@ class _Slots:
         store: ExpertStore,
         residency: Residency,
         slots: int,
+        rows: Rows,
         first_layer: int,
-        top_k: int,
-        prefetch: Prefetch | None,
     ) -> None:
         self._store, self._residency, self._first = store, residency, first_layer
-        self._slots = slots
-        rows = slots + READERS + (top_k if prefetch else 0)
-        self._bytes = torch.empty(rows, store.nbytes, dtype=torch.uint8)
-        self._rows = [memoryview(row.numpy()) for row in self._bytes]
+        self._slots, self._rows = slots, rows
         self._row_of = list(range(slots + READERS))
         self._pool = ThreadPoolExecutor(READERS, thread_name_prefix="experts")
         self._ahead: ReadingAhead | None = None
-        if prefetch is not None:
-            own = range(slots + READERS, rows)
-            self._ahead = ReadingAhead(prefetch, own, self._fill_row, store.bytes_to_read)
         self.reset()
+
+    def read_ahead_into(self, rows: Sequence[int], terms: Prefetch) -> None:
+        """Read ahead from now on, into rows that no slot has."""
+        self._ahead = ReadingAhead(terms, rows, self._fill_row, self._store.bytes_to_read)
 
     def close(self) -> None:
         self._pool.shutdown(cancel_futures=True)
@@ -304,14 +314,14 @@ class _Slots:
             if then is not None and not unread:
                 then()
             for expert, slot in answer.there.items():
-                yield expert, self._matrices((layer, expert), slot)
+                yield from self._lent((layer, expert), slot)
             for read in as_completed(reads):
                 read.result()
                 unread -= 1
                 if then is not None and not unread:
                     then()
                 expert = reads[read]
-                yield expert, self._matrices((layer, expert), answer.to_read[expert])
+                yield from self._lent((layer, expert), answer.to_read[expert])
             yield from self._beside(layer, answer)
         finally:
             self._settle(layer, reads)
@@ -345,7 +355,7 @@ class _Slots:
                 read.exception()  # wait for all, so that no thread writes when this one leaves
             for place, (expert, read) in enumerate(zip(some, reads, strict=True)):
                 read.result()
-                yield expert, self._matrices((layer, expert), self._slots + place)
+                yield from self._lent((layer, expert), self._slots + place)
 
     def _settle(self, layer: int, reads: dict[Future[None], int]) -> None:
         """Wait for all reads; who could not be read is not there."""
@@ -363,7 +373,11 @@ class _Slots:
         self._seconds += perf_counter() - started
 
     def _fill_row(self, key: Key, row: int) -> None:
-        self._store.read_into(key, self._rows[row])
+        self._rows.fill(key, row, self._store.read_into)
 
-    def _matrices(self, key: Key, slot: int) -> Matrices:
-        return self._store.matrices(key, self._bytes[self._row_of[slot]])
+    def _lent(self, key: Key, slot: int) -> Iterator[tuple[int, Matrices]]:
+        row = self._row_of[slot]
+        try:
+            yield key[1], self._store.matrices(key, self._rows.lend(row))
+        finally:
+            self._rows.returned(row)

@@ -33,6 +33,8 @@ from moe_megatron.inference.recorder import Recorder, watching
 from moe_megatron.inference.store.expert_store import ExpertStore
 from moe_megatron.inference.store.kept import KeptStore
 from moe_megatron.inference.store.opening import open_store
+from moe_megatron.inference.store.packed import PackedStore
+from moe_megatron.inference.transfer import check_device
 from moe_megatron.inference.transformers_experts import NAME, Place, without_weights
 from moe_megatron.inference.usage import counts_of
 from moe_megatron.telemetry.values.profile import RoutingProfile
@@ -84,7 +86,8 @@ class OptimizedMoEModel:
                 a function from the counts of the profile [L, E] to the experts of each layer. A
                 model that is not whole computes something else.
             num_experts_to_load: Experts of each layer.
-            device_map: "cpu", where all of this computes; None is the same.
+            device_map: "cpu", or "cuda" with slots of the cache in its memory, for experts that are
+                not packed; None is "cpu".
             profile: What a training learned of the experts' use, or its file; a strategy takes
                 `routing_profile.json` of the folder where there is none.
             experts: Where they are read, if not in `source`, which may be without: what
@@ -98,11 +101,7 @@ class OptimizedMoEModel:
             DataError: The profile cannot be read, or is of another model.
             MappingError: There is no table for its family.
         """
-        if device_map not in (None, "cpu"):
-            raise ConfigError(
-                f"device_map ({device_map!r:.40}) must be 'cpu': experts are read into its memory "
-                "and computed there."
-            )
+        device = check_device(device_map)
         path = local_folder(source)
         if is_megatron_checkpoint(path):
             path = exported(path)
@@ -112,7 +111,12 @@ class OptimizedMoEModel:
                 expert_selection_strategy, num_experts_to_load, Routed.of(path), profile
             )
         store = open_store(path, experts)
-        model, places = _without_experts(path)
+        if device.type != "cpu" and isinstance(store, PackedStore):
+            raise ConfigError(
+                f"{path} has packed experts, which torch multiplies on a processor alone; leave "
+                f"device_map ({device_map!r}) out, or load the model as it was before."
+            )
+        model, places = _without_experts(path, device)
         if {it.layer for it in places} != set(store.layers):
             raise CheckpointError(
                 f"{path} has experts in layers {_numbers(store.layers)}, and "
@@ -154,13 +158,17 @@ class OptimizedMoEModel:
                 f"cache ({cache!r:.60}) must be an ExpertCache, such as "
                 "ExpertCache(capacity_gb=4.0)."
             )
+        routers = {} if cache.prefetch is None else next_routers(self.model)
         cache.open(
-            self.store, layers=self.store.layers, top_k=self.store.top_k, counts=self._counts
+            self.store,
+            layers=self.store.layers,
+            top_k=self.store.top_k,
+            counts=self._counts,
+            device=self.model.device,
         )
         if self._cache is not None and self._cache is not cache:
             self._cache.close()
         self._cache = cache
-        routers = {} if cache.prefetch is None else next_routers(self.model)
         for place in self._places:
             place.source = cache.matrices
             place.ahead = None
@@ -193,14 +201,15 @@ class OptimizedMoEModel:
     def __call__(self, input_ids: Tensor, **more: Any) -> Any:
         """What transformers' forward gives, without gradients."""
         self.get_expert_cache()
-        return self.model(input_ids=input_ids, **more)
+        return self.model(input_ids=input_ids.to(self.model.device), **more)
 
     @torch.inference_mode()
     def generate(self, input_ids: Tensor, max_new_tokens: int = 20, **more: Any) -> Tensor:
         """Go on with token ids [B, T]; further arguments are those of transformers' `generate`."""
         self.get_expert_cache()
         most = whole("max_new_tokens", max_new_tokens)
-        words: Tensor = self.model.generate(input_ids, max_new_tokens=most, **more)
+        ids = input_ids.to(self.model.device)
+        words: Tensor = self.model.generate(ids, max_new_tokens=most, **more)
         return words
 
     @contextmanager
@@ -225,7 +234,7 @@ class OptimizedMoEModel:
         self.store.close()
 
 
-def _without_experts(path: Path) -> tuple["PreTrainedModel", list[Place]]:
+def _without_experts(path: Path, device: torch.device) -> tuple["PreTrainedModel", list[Place]]:
     """The model as transformers loads it, with experts that have no parameters."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -247,8 +256,8 @@ def _without_experts(path: Path) -> tuple["PreTrainedModel", list[Place]]:
     model = bare.from_pretrained(path, config=config, dtype="auto", local_files_only=True).eval()
     model.set_experts_implementation(NAME)
     for parameter in model.parameters():  # not of a map: a file that is cut short would kill us
-        parameter.data = parameter.data.clone()
-    return model, places
+        parameter.data = parameter.data.to(device, copy=True)
+    return model.to(device), places
 
 
 def _read_ahead(cache: ExpertCache, layer: int, foresee: Foresee, hidden: Tensor) -> None:

@@ -164,7 +164,7 @@ def mistakes(folder: Path) -> dict[str, tuple[Any, type[Exception], str]]:
             ConfigError,
             "keep as many of each",
         ),
-        "device": (lambda: load(folder, device_map="cuda"), ConfigError, "must be 'cpu'"),
+        "device": (lambda: load(folder, device_map="mps"), ConfigError, "must be 'cpu'"),
     }
 
 
