@@ -167,15 +167,10 @@ class ExpertCache:
     def _best(self, store: ExpertStore, top_k: int, slots: int, counts: Counts) -> str:
         """The policy that is best on the trace, which must be of this model."""
         assert self._trace is not None
-        about, layers = self._trace.about, len(store.layers)
-        experts = len(store.keys) // layers
-        if (about.layers, about.experts, about.top_k) != (layers, experts, top_k):
-            raise ConfigError(
-                f"the trace is of a model with {about.layers} layers of {about.experts} experts, "
-                f"{about.top_k} for a token, and this one has {layers} of {experts}, {top_k} for a "
-                "token; record a trace of this model."
-            )
-        return best_policy(self._trace, slots, counts or None)
+        self._trace.about.check_model(len(store.layers), store.experts, top_k)
+        rows = {layer: row for row, layer in enumerate(store.layers)}  # of a trace
+        known = {(rows[layer], expert): uses for (layer, expert), uses in counts.items()}
+        return best_policy(self._trace, slots, known or None)
 
     def close(self) -> None:
         """Give the memory back."""

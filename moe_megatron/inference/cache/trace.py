@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from moe_megatron.errors import DataError
+from moe_megatron.errors import ConfigError, DataError
 from moe_megatron.files import replace_file
 from moe_megatron.inference.cache.policies import Key
 from moe_megatron.reading import lines, open_regular, parse_json
@@ -44,6 +44,19 @@ class Traced:
     def every(self) -> int:
         """All experts of all layers."""
         return self.layers * self.experts
+
+    def check_model(self, layers: int, experts: int, top_k: int) -> None:
+        """Refuse a model of another shape.
+
+        Raises:
+            ConfigError: Layers, experts or experts of a token differ.
+        """
+        if (self.layers, self.experts, self.top_k) != (layers, experts, top_k):
+            raise ConfigError(
+                f"the trace is of a model with {self.layers} layers of {self.experts} experts, "
+                f"{self.top_k} for a token, and this one has {layers} of {experts}, {top_k} for a "
+                "token; record a trace of this model."
+            )
 
 
 @dataclass(frozen=True, slots=True)

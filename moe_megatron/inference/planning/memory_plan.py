@@ -139,12 +139,7 @@ def hit_rates(
     """
     if trace is not None:
         known = Trace.load(trace)
-        about = known.about
-        if (about.layers, about.experts) != (sizes.moe_layers, sizes.experts):
-            raise ConfigError(
-                f"{trace} is of a model with {about.layers} layers of {about.experts} experts, and "
-                f"{path} has {sizes.moe_layers} of {sizes.experts}; record a trace of this model."
-            )
+        known.about.check_model(sizes.moe_layers, sizes.experts, sizes.top_k)
         return "trace", lambda slots: _replayed(known, slots)
     profile = path / PROFILE_FILE
     counts = counts_of(profile, store) if profile.is_file() else {}

@@ -45,6 +45,16 @@ class Dense:
         return self.weight
 
 
+def dense_pair(
+    memory: Tensor, shapes: tuple[tuple[int, int], tuple[int, int]], dtype: torch.dtype
+) -> tuple[Dense, Dense]:
+    """An expert's two matrices in memory, uint8, in which one follows the other."""
+    numbers = memory.view(dtype)
+    (rows, columns), second = shapes
+    first = rows * columns
+    return Dense(numbers[:first].view(rows, columns)), Dense(numbers[first:].view(second))
+
+
 @dataclass(slots=True)
 class EightBit:
     """8 bits, with a scale for each row."""

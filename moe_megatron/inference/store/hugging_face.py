@@ -16,7 +16,7 @@ from moe_megatron.errors import CheckpointError
 from moe_megatron.families import family_of
 from moe_megatron.families.links import Link, Transform
 from moe_megatron.inference.cache.policies import Key
-from moe_megatron.inference.quantization.kernels import Dense
+from moe_megatron.inference.quantization.kernels import Dense, dense_pair
 from moe_megatron.inference.store.scattered_reads import OpenFiles, Piece, Read, joined
 
 _FIRST, _SECOND = "linear_fc1.weight", "linear_fc2.weight"
@@ -90,10 +90,7 @@ class HuggingFaceStore:
 
     def matrices(self, key: Key, memory: Tensor) -> tuple[Dense, Dense]:
         """Both matrices of an expert that was read into memory, uint8 [nbytes]."""
-        numbers = memory.view(dtypes.to_torch(self.dtype))
-        (rows, columns), second = self.shapes
-        first = rows * columns
-        return Dense(numbers[:first].view(rows, columns)), Dense(numbers[first:].view(second))
+        return dense_pair(memory, self.shapes, dtypes.to_torch(self.dtype))
 
     def close(self) -> None:
         """Close the files."""

@@ -17,7 +17,7 @@ from moe_megatron.checkpoint.formats.hf_folder import HfFolder
 from moe_megatron.errors import CheckpointError
 from moe_megatron.families import family_of
 from moe_megatron.inference.cache.policies import Key
-from moe_megatron.inference.quantization.kernels import Dense
+from moe_megatron.inference.quantization.kernels import Dense, dense_pair
 from moe_megatron.inference.quantization.names import FIRST, SECOND
 from moe_megatron.inference.store.about import ABOUT, About, context, digests, read_about
 from moe_megatron.locations import Location, parse_location, reason_of
@@ -85,10 +85,7 @@ class ZarrStore:
 
     def matrices(self, key: Key, memory: Tensor) -> tuple[Dense, Dense]:
         """Both matrices of an expert that was read into memory, uint8 [nbytes]."""
-        numbers = memory.view(dtypes.to_torch(self.dtype))
-        (rows, columns), second = self.shapes
-        first = rows * columns
-        return Dense(numbers[:first].view(rows, columns)), Dense(numbers[first:].view(second))
+        return dense_pair(memory, self.shapes, dtypes.to_torch(self.dtype))
 
     def close(self) -> None:
         """Nothing stays open between reads."""

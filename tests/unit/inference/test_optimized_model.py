@@ -141,6 +141,27 @@ def test_auto_is_what_is_best_on_the_trace(model: OptimizedMoEModel, tmp_path: P
         cache_for(model, 9, "auto", trace=other)
 
 
+def test_a_profile_beside_a_trace_speaks_of_the_same_layers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A trace counts layers with experts, a profile all of them."""
+    save_model("deepseek_v3", tmp_path)
+    uses = np.arange(16).reshape(2, 8)
+    profile = RoutingProfile.empty(layers=(2, 3), num_experts=8, top_k=2)
+    profile.tokens_per_expert[:] = uses
+    model = OptimizedMoEModel.from_pretrained(tmp_path, profile=profile)
+    with model.record() as recorder:
+        model(IDS)
+    told = {}
+    monkeypatch.setattr(
+        "moe_megatron.inference.expert_cache.best_policy",
+        lambda trace, slots, counts: told.update(counts) or "lru",
+    )
+    cache_for(model, 8, "auto", trace=recorder.trace())
+    assert told == {(row, expert): uses[row, expert] for row in (0, 1) for expert in range(8)}
+    model.close()
+
+
 def test_experts_of_a_layer_are_a_size_too(model: OptimizedMoEModel) -> None:
     model.enable_dynamic_loading(4, eviction_policy="lfu")
     model(IDS)
