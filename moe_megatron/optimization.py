@@ -78,6 +78,61 @@ class MoEOptimizer:
         made = quantize(source, target, recipe, progress=False)
         return OptimizedMoEModel.from_pretrained(made.folder)
 
+    def quantize_with_data(
+        self,
+        model: "OptimizedMoEModel | str | Path",
+        output: str | Path,
+        calibration: str,
+        *,
+        method: str = "gptq",
+        group_size: int = 32,
+        sequences: int = 64,
+        length: int = 512,
+        least: int = 256,
+    ) -> "OptimizedMoEModel":
+        """Have a library round experts to 4 bits by what they compute on a text, and open that.
+
+        Args:
+            model: A Hugging Face folder with a tokenizer, a hub id, a Megatron checkpoint, or a
+                model that was opened from one.
+            output: The folder to write. It must not be there yet.
+            calibration: A text, like what the model will read.
+            method: "gptq", by GPTQModel; "w4a16" or "awq", by llm-compressor. Each needs its
+                environment: `moe-megatron quantize --build-environment gptqmodel`.
+            group_size: How many weights of a row share a scale.
+            sequences: How many of the text are taken, so that they reach every expert.
+            length: Tokens of each.
+            least: Tokens that every expert should get.
+
+        Returns:
+            The model of the new folder, which is `.store.path`.
+
+        Raises:
+            CheckpointError: The model cannot be read or is quantized already, the output is there,
+                or the library failed or did something else.
+            ConfigError: An argument is out of range, or the environment was not built.
+            DataError: The text is too short, or the output cannot be written.
+            MappingError: The model family is unknown.
+        """
+        from moe_megatron.inference.optimized_model import OptimizedMoEModel
+        from moe_megatron.inference.quantization.libraries.by_library import (
+            LibraryRecipe,
+            quantize_by_library,
+        )
+        from moe_megatron.inference.quantization.libraries.library import library_method_of
+
+        if library_method_of(method).as_written:
+            raise ConfigError(
+                f"nothing here computes with what {method!r} writes, so that it could be opened; "
+                f"run `moe-megatron quantize --method {method}`."
+            )
+        recipe = LibraryRecipe(
+            method=method, group_size=group_size, sequences=sequences, length=length, least=least
+        )
+        source = model.store.path if isinstance(model, OptimizedMoEModel) else model
+        made, _ = quantize_by_library(source, output, recipe, calibration, progress=False)
+        return OptimizedMoEModel.from_pretrained(made.folder)
+
     def compile(
         self,
         model: "PreTrainedModel | str | Path",

@@ -6,6 +6,7 @@ the library's format: what comes out must be the folder that `rtn` writes, byte 
 
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -30,6 +31,7 @@ from moe_megatron.inference.quantization.methods import Quantized
 from moe_megatron.inference.quantization.precision import Precision
 from moe_megatron.inference.quantization.quantize import Recipe, quantize
 from moe_megatron.inference.quantization.rtn import round_to_nearest
+from moe_megatron.optimization import MoEOptimizer
 from moe_megatron.testing.expert_models import save_model
 from moe_megatron.text.loading import load_tokenizer
 
@@ -250,6 +252,25 @@ def test_without_the_environment_the_command_that_builds_it_is_said(
         assert main(wrong) == 2, wrong
         assert said in capsys.readouterr().err
     assert not handover.target.exists()
+
+
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [
+        ("gtpq", "Did you mean 'gptq'?"),
+        ("nvfp4", "nothing here computes with what 'nvfp4' writes"),
+        ("awq", "--build-environment llmcompressor"),
+    ],
+)
+def test_in_python_the_same_is_refused(
+    handover: Handover, monkeypatch: pytest.MonkeyPatch, method: str, said: str
+) -> None:
+    monkeypatch.setenv("MOE_MEGATRON_CACHE", str(handover.place / "other_cache"))
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        MoEOptimizer().quantize_with_data(
+            handover.model, handover.target, handover.text, method=method
+        )
+    assert handover.left() == set()
 
 
 def test_an_environment_that_cannot_be_installed_is_absent(

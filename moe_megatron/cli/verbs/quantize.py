@@ -11,6 +11,7 @@ from moe_megatron.cli.text_file import text_of
 from moe_megatron.config.checks import join_words
 from moe_megatron.errors import ConfigError
 from moe_megatron.files import user_path
+from moe_megatron.inference.quantization.libraries.library import METHODS
 
 if TYPE_CHECKING:
     from moe_megatron.inference.quantization.quantize import Quantization
@@ -27,9 +28,6 @@ examples:
   moe-megatron quantize my_model my_model_mixed --profile routing_profile.json --hot-share 0.25
   moe-megatron quantize --build-environment gptqmodel
   moe-megatron quantize my_model my_model_gptq --method gptq --calibration my_text.txt"""
-FOR_GPUS = ("nvfp4", "modelopt_fp8", "modelopt_int8")
-LIBRARY_METHODS = ("gptq", "w4a16", "awq", *FOR_GPUS)
-"""Those of `inference/quantization/libraries`."""
 _TOKENS = 2048
 
 
@@ -57,13 +55,13 @@ def run(argv: Sequence[str]) -> int:
         raise ConfigError(f"--tokens ({options.tokens}) must be 2 or more.")
     if options.hot_share is not None and options.profile is None:
         raise ConfigError("--hot-share says how many experts of a --profile are hot; give both.")
-    if (options.method in LIBRARY_METHODS) != (options.calibration is not None):
+    if (options.method in METHODS) != (options.calibration is not None):
         raise ConfigError(
-            f"--calibration is the text that {join_words(LIBRARY_METHODS)} learn from, and "
+            f"--calibration is the text that {join_words([*METHODS])} learn from, and "
             "no other --method takes one; give both, or neither."
         )
     text = None if options.text is None else text_of(options.text)
-    made = _by_library(options) if options.method in LIBRARY_METHODS else _alone(options)
+    made = _by_library(options) if options.method in METHODS else _alone(options)
     sizes = made.sizes
     print(made.audit.table())
     before, after = sizes.experts_before, sizes.experts_after
@@ -105,7 +103,7 @@ def _by_library(options: argparse.Namespace) -> "Quantization":
             f"--method {options.method} rounds all experts alike, without zero points; leave "
             "--bits, --profile and --asymmetric out."
         )
-    if options.method in FOR_GPUS and options.text is not None:
+    if METHODS[options.method].as_written and options.text is not None:
         raise ConfigError(
             f"nothing here computes with what --method {options.method} writes, which is for "
             "servers on GPUs; leave --text out."

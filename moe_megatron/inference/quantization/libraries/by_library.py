@@ -27,7 +27,7 @@ from moe_megatron.inference.quantization.libraries.calibrating import calibrated
 from moe_megatron.inference.quantization.libraries.codes import Rounded
 from moe_megatron.inference.quantization.libraries.environment import environment_python
 from moe_megatron.inference.quantization.libraries.export import Export, audit_export
-from moe_megatron.inference.quantization.libraries.library import METHODS
+from moe_megatron.inference.quantization.libraries.library import library_method_of
 from moe_megatron.inference.quantization.libraries.process import LOG, PROGRAM, run_program
 from moe_megatron.inference.quantization.packed_folder import Sizes, Unpacked, write_packed
 from moe_megatron.inference.quantization.precision import check_shape, precision
@@ -80,11 +80,12 @@ def quantize_by_library(
     Raises:
         CheckpointError: The source cannot be read, the target must not be replaced, or the library
             failed or did something else than it was asked to.
-        ConfigError: Its environment was not built, or a number does not fit the model.
+        ConfigError: There is no such method, its environment was not built, or a number does not
+            fit the model.
         DataError: There is no tokenizer, the text is too short, or the target cannot be written.
         MappingError: The family is unknown.
     """
-    method, wanted = METHODS[recipe.method], precision(4, recipe.group_size)
+    method, wanted = library_method_of(recipe.method), precision(4, recipe.group_size)
     python = environment_python(method.library)
     path, folder = local_folder(source), user_path(target)
     if is_megatron_checkpoint(path):

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from moe_megatron.config.checks import join_words, nearest
+from moe_megatron.errors import ConfigError
 from moe_megatron.inference.quantization.libraries.layouts import (
     GPTQ,
     MODELOPT_FP8,
@@ -69,3 +71,16 @@ METHODS: Mapping[str, LibraryMethod] = {
     "modelopt_fp8": LibraryMethod(library=MODELOPT, layout=MODELOPT_FP8, as_written=True),
     "modelopt_int8": LibraryMethod(library=MODELOPT, layout=MODELOPT_INT8, as_written=True),
 }
+
+
+def library_method_of(name: str) -> LibraryMethod:
+    """The method of this name.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    if name not in METHODS:
+        raise ConfigError(
+            f"method ({name!r}) must be {join_words([*METHODS])}.{nearest(name, METHODS)}"
+        )
+    return METHODS[name]
