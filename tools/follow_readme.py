@@ -69,6 +69,8 @@ LEFT_OUT = {
     "--data-path data/corpus": _CLUSTER,
     "torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 "
     "pretrain_moe.py --config mixtral_8x7b --data-path data/corpus": _CLUSTER,
+    "moe-megatron serve exported/demo_moe": "serves until it is stopped; tests/functional/"
+    "test_serving.py",
     "moe-megatron monitor RUN": "serves until it is stopped; tests/functional/test_monitoring.py",
     "moe-megatron chaos": "takes minutes; tests/functional/test_chaos.py",
     "moe-megatron": _ONE_NAME,
