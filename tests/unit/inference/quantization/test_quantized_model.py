@@ -187,6 +187,10 @@ def test_python_opens_what_it_wrote(tmp_path: Path) -> None:
     assert model.store.path == tmp_path / "whole-8bit"
     assert model(IDS).logits.isfinite().all()
     model.close()
+    zeros = MoEOptimizer().quantize(tmp_path / "whole", symmetric=False)
+    assert zeros.store.path == tmp_path / "whole-4bit"
+    assert audit(zeros.store.path).experts == {"int4 g32 asymmetric": 24}
+    zeros.close()
     with pytest.raises(ConfigError, match=r"quantize_router \(True\) is not supported"):
         MoEOptimizer().quantize(tmp_path / "whole", quantize_router=True)
 
