@@ -1,12 +1,14 @@
 """Decoding with the next layer's experts read ahead, against the same cache without.
 
-Two caches of one size read a text token by token in one process, in turns. Reading ahead never ends
-itself here, so that what it costs is seen. Before each token of a pair that is called cold the
-system gives back what it keeps of the model's files, so that every miss reads the disk.
+Two caches of one size read a text token by token in one process, in turns; one pair after another.
+Reading ahead never ends itself here, so that what it costs is seen. Before each token of a pair
+that is called cold the system gives back what it keeps of the model's files, so that every miss
+reads the disk.
 """
 
 import argparse
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -21,19 +23,17 @@ from moe_megatron.text.loading import load_tokenizer
 _NEVER_JUDGED = 10**9
 
 
-def contenders(folder: Path, options: argparse.Namespace) -> list[Contender]:
-    """For each size, warm and cold: without, and with."""
+def pair(folder: Path, share: float, cold: bool, policy: str) -> list[Contender]:
+    """A cache of one size, without and with."""
     found = []
-    for share in options.shares:
-        for cold in (False, True):
-            for terms in (None, Prefetch(window=_NEVER_JUDGED)):
-                model = OptimizedMoEModel.from_pretrained(folder)
-                every = len(model.store.keys)
-                gigabytes = (share * every + 0.5) * model.store.nbytes / 1e9
-                model.set_expert_cache(ExpertCache(gigabytes, options.policy, prefetch=terms))
-                name = f"{share:.0%} of {every * model.store.nbytes / 1e9:.3g} GB"
-                name += (", cold" if cold else "") + (", ahead" if terms else "")
-                found.append(Contender(name, model, cold, model))
+    for terms in (None, Prefetch(window=_NEVER_JUDGED)):
+        model = OptimizedMoEModel.from_pretrained(folder)
+        every = len(model.store.keys)
+        gigabytes = (share * every + 0.5) * model.store.nbytes / 1e9
+        model.set_expert_cache(ExpertCache(gigabytes, policy, prefetch=terms))
+        name = f"{share:.0%} of {every * model.store.nbytes / 1e9:.3g} GB"
+        name += (", cold" if cold else "") + (", ahead" if terms else "")
+        found.append(Contender(name, model, cold, model))
     return found
 
 
@@ -42,16 +42,20 @@ def measured(options: argparse.Namespace) -> str:
     folder, text = options.model, options.text.read_text(encoding="utf-8")
     ids = load_tokenizer(str(folder)).encode(text)[: options.warm + options.tokens]
     torch.set_num_threads(options.threads)
-    found = contenders(folder, options)
-    for begin in range(0, len(ids), options.turn):
-        if begin == options.warm:
+    rows = []
+    for share, cold in product(options.shares, (False, True)):
+        found = pair(folder, share, cold, options.policy)
+        for begin in range(0, len(ids), options.turn):
             for it in found:
-                it.seconds.clear()
                 assert it.model is not None
-                it.model.get_expert_cache().reset_stats()
+                if begin == options.warm:
+                    it.seconds.clear()
+                    it.model.get_expert_cache().reset_stats()
+                it.read(ids[begin : begin + options.turn], folder)
+        rows += _rows(*found)
         for it in found:
-            it.read(ids[begin : begin + options.turn], folder)
-    rows = [row for pair in zip(found[::2], found[1::2], strict=True) for row in _rows(*pair)]
+            assert it.model is not None
+            it.model.close()
     header = ["experts in memory", "ms a token (quartiles)", "over without", "found there"]
     return machine.table([*header, "MB a token", "ahead", "needed", "recall"], rows)
 
