@@ -23,7 +23,7 @@ from moe_megatron.files import (
 from moe_megatron.inference.exported import exported
 from moe_megatron.inference.quantization.audit import audit
 from moe_megatron.inference.quantization.calibration import Coverage
-from moe_megatron.inference.quantization.libraries.calibrating import calibrated
+from moe_megatron.inference.quantization.libraries.calibrating import CANDIDATES, calibrated
 from moe_megatron.inference.quantization.libraries.codes import Rounded
 from moe_megatron.inference.quantization.libraries.environment import environment_python
 from moe_megatron.inference.quantization.libraries.export import Export, audit_export
@@ -99,6 +99,11 @@ def quantize_by_library(
             check_shape(shape, wanted)
     place = folder.with_name(f"{folder.name}.{recipe.method}")
     with explained_writes(folder), exclusive_lock(place), working_directory(place) as work:
+        if progress:
+            _log.warning(
+                "reads up to %d sequences of %d tokens, to choose those that reach every expert",
+                *(CANDIDATES * recipe.sequences, recipe.length),
+            )
         ids, coverage = calibrated(path, text, recipe.sequences, recipe.length, recipe.least)
         save_file({"input_ids": ids.to(torch.int32)}, work / _CALIBRATION)
         job = {

@@ -12,7 +12,7 @@ from moe_megatron.inference.optimized_model import OptimizedMoEModel
 from moe_megatron.inference.quantization.calibration import Counts, Coverage, coverage, covering
 from moe_megatron.text.loading import load_tokenizer
 
-_CANDIDATES = 3
+CANDIDATES = 3
 """Times as many sequences are looked at as are chosen."""
 
 
@@ -47,7 +47,7 @@ def calibrated(
             f"the text has {len(ids):,} tokens, and calibration needs sequences of {length:,}; "
             "give more text, or a smaller length."
         )
-    some = np.unique(np.linspace(0, number - 1, min(number, _CANDIDATES * sequences)).round())
+    some = np.unique(np.linspace(0, number - 1, min(number, CANDIDATES * sequences)).round())
     rows = torch.tensor([ids[int(it) * length : (int(it) + 1) * length] for it in some])
     model = OptimizedMoEModel.from_pretrained(path)
     try:
