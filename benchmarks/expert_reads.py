@@ -12,8 +12,7 @@ from time import perf_counter
 import torch
 
 from benchmarks import machine
-from benchmarks.history import drop_from_cache
-from moe_megatron.files import user_path
+from moe_megatron.files import forget_pages, user_path
 from moe_megatron.inference.store.opening import open_store
 
 
@@ -30,7 +29,7 @@ def measured(options: argparse.Namespace) -> str:
         for key in keys:
             if cold:
                 for folder in folders:
-                    drop_from_cache(folder)
+                    forget_pages(folder)
             for store, taken in zip(stores, seconds, strict=True):
                 if not cold:
                     store.read_into(key, memoryview(memory.numpy()))

@@ -33,7 +33,7 @@ def pair(folder: Path, share: float, cold: bool, policy: str) -> list[Contender]
         model.set_expert_cache(ExpertCache(gigabytes, policy, prefetch=terms))
         name = f"{share:.0%} of {every * model.store.nbytes / 1e9:.3g} GB"
         name += (", cold" if cold else "") + (", ahead" if terms else "")
-        found.append(Contender(name, model, cold, model))
+        found.append(Contender(name, model, cold, model, folder))
     return found
 
 
@@ -51,7 +51,7 @@ def measured(options: argparse.Namespace) -> str:
                 if begin == options.warm:
                     it.seconds.clear()
                     it.model.get_expert_cache().reset_stats()
-                it.read(ids[begin : begin + options.turn], folder)
+                it.read(ids[begin : begin + options.turn])
         rows += _rows(*found)
         for it in found:
             assert it.model is not None
