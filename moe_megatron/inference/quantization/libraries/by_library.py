@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
 from moe_megatron.checkpoint.execute.publish import check_apart, check_free
 from moe_megatron.checkpoint.formats import side_files
@@ -32,6 +31,7 @@ from moe_megatron.inference.quantization.libraries.process import LOG, PROGRAM, 
 from moe_megatron.inference.quantization.packed_folder import Sizes, Unpacked, write_packed
 from moe_megatron.inference.quantization.precision import check_shape, precision
 from moe_megatron.inference.quantization.quantize import Quantization
+from moe_megatron.tensor_file import save_tensors
 
 _log = logging.getLogger(__name__)
 _CALIBRATION, _OUTPUT = "calibration.safetensors", "output"
@@ -105,7 +105,7 @@ def quantize_by_library(
                 *(CANDIDATES * recipe.sequences, recipe.length),
             )
         ids, coverage = calibrated(path, text, recipe.sequences, recipe.length, recipe.least)
-        save_file({"input_ids": ids.to(torch.int32)}, work / _CALIBRATION)
+        save_tensors({"input_ids": ids.to(torch.int32)}, work / _CALIBRATION)
         job = {
             "method": recipe.method,
             "model": str(path.resolve()),
