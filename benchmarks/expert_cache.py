@@ -1,14 +1,16 @@
 """Decoding with some of a model's experts in memory against all of them.
 
 A Hugging Face model reads a text token by token, with a cache of keys and values, in one process.
-All contenders read the same tokens and take turns of a few; the first tokens fill the caches and
-are not counted. Before each token of a contender that is called cold the system gives back what it
-keeps of the model's files, so that every miss reads the disk. With `--quantized`, that folder takes
-part with the smallest of the sizes in bytes; with `--accelerate`, its offload of experts to the
-disk. "Predicted" is what `moe-megatron inspect --memory` makes of the hit rate, measured before.
+All contenders read the same tokens and take turns of a few, the cold ones last; the first tokens
+fill the caches and are not counted. Before each token of a contender that is called cold the system
+gives back what it keeps of the model's files, so that every miss reads the disk. With
+`--quantized`, that folder takes part with the smallest of the sizes in bytes; with `--accelerate`,
+its offload of experts to the disk. "Predicted" is what `moe-megatron inspect --memory` makes of the
+hit rate, measured before.
 """
 
 import argparse
+import gc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -139,6 +141,8 @@ def measured(options: argparse.Namespace, scratch: Path) -> str:
     known = {it.files: speeds_of(it.model) for it in found if it.model and it.cold and it.files}
     if options.accelerate:
         found += [offloaded(folder, scratch / str(cold), cold=cold) for cold in (False, True)]
+    gc.collect()
+    gc.freeze()  # objects of so many models, which a collection would look at in somebody's turn
     with first.record() as recorder:
         for begin in range(0, len(ids), options.turn):
             if begin == options.warm:
@@ -146,10 +150,21 @@ def measured(options: argparse.Namespace, scratch: Path) -> str:
                     it.seconds.clear()
                     if it.model is not None:
                         it.model.get_expert_cache().reset_stats()
-            for it in found:
+            for path in {it.files for it in found if it.files is not None}:
+                _keep_pages(path)
+            for it in sorted(found, key=lambda it: it.cold):
                 it.read(ids[begin : begin + options.turn])
     trace = recorder.trace()
     return _table(found, trace, options.warm, known)
+
+
+def _keep_pages(folder: Path) -> None:
+    """Have the system keep a folder's files again, which the cold ones made it forget."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                while file.read(2**24):
+                    pass
 
 
 def _table(

@@ -1,15 +1,17 @@
 """What this machine does in a second, measured with the code that will do it.
 
 Products are those of the cache, with experts that no processor cache holds; reads are the store's;
-what a layer takes besides is measured on a model so small that its weights cost nothing.
+what a layer takes besides is measured on a small model as wide as the large one, between products
+of such experts, which leave nothing else in the processor's caches.
 """
 
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import cycle
 from typing import Any
 
 import torch
@@ -27,6 +29,9 @@ from moe_megatron.inference.transformers_experts import NAME, without_weights
 _AT_ONCE = 256 * 2**20
 """Bytes that a round reads: several times what a processor's caches hold."""
 _ROUNDS, _TOKENS = 5, 24
+_HEAD, _WIDEST = 64, 2048
+"""Width of a head of the small model, and its own at most: products of another width are divided
+among other threads."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,10 +64,13 @@ def measured(store: ExpertStore, sizes: Sizes, others: Sequence[Precision] = ())
         CheckpointError: An expert cannot be read.
     """
     with torch.inference_mode():
-        disk, pages, as_it_is = _of_store(store, sizes)
-        layer, step = _besides(sizes.experts, sizes.top_k)
+        disk, pages, experts = _of_store(store, sizes)
+        dtype = dtypes.to_torch(store.dtype)
+        as_it_is = _seconds(experts, sizes, dtype)
+        memory = _of_memory(dtype)
+        layer, step = _besides(experts, sizes, dtype, as_it_is, memory)
         return Speeds(
-            memory=_of_memory(dtypes.to_torch(store.dtype)),
+            memory=memory,
             expert={None: as_it_is, **{it: _of_products(it, sizes, store.dtype) for it in others}},
             disk=disk,
             pages=pages,
@@ -71,8 +79,8 @@ def measured(store: ExpertStore, sizes: Sizes, others: Sequence[Precision] = ())
         )
 
 
-def _of_store(store: ExpertStore, sizes: Sizes) -> tuple[float, float, float]:
-    """Bytes a second from the disk and from the system's memory, and seconds of an expert."""
+def _of_store(store: ExpertStore, sizes: Sizes) -> tuple[float, float, list[Matrices]]:
+    """Bytes a second from the disk and from the system's memory, and the experts that were read."""
     some = sorted(store.keys)[: _copies(store.nbytes, sizes)]
     slots = torch.empty(len(some), store.nbytes, dtype=torch.uint8)
     rows = [memoryview(it.numpy()) for it in slots]
@@ -96,7 +104,7 @@ def _of_store(store: ExpertStore, sizes: Sizes) -> tuple[float, float, float]:
     forget_pages(store.path)
     disk, pages = read(), statistics.median(read() for _ in range(3))
     found = [store.matrices(key, slot) for key, slot in zip(some, slots, strict=True)]
-    return disk, pages, _seconds(found, sizes, dtypes.to_torch(store.dtype))
+    return disk, pages, found
 
 
 def _of_products(precision: Precision, sizes: Sizes, dtype_name: str) -> float:
@@ -165,38 +173,57 @@ def _copies(nbytes: int, sizes: Sizes) -> int:
     return min(-(-_AT_ONCE // nbytes), sizes.every)
 
 
-def _besides(experts: int, top_k: int) -> tuple[float, float]:
-    """Seconds of a layer, and of a step without layers, of a model that has hardly any weights."""
+def _besides(
+    experts: Sequence[Matrices], sizes: Sizes, dtype: torch.dtype, seconds: float, memory: float
+) -> tuple[float, float]:
+    """Seconds of a layer besides its weights, and of a step besides layers.
+
+    Differences of measured times, so that a busy machine may make them nothing.
+    """
     few, many = 2, 8
-    short, long = (_tiny_step(layers, experts, top_k) for layers in (few, many))
-    layer = max(0.0, long - short) / (many - few)
-    return layer, max(0.0, short - few * layer)
+    (short, _), (long, nbytes) = (_small_step(it, experts, sizes, dtype) for it in (few, many))
+    layer = (long - short) / (many - few)
+    weights = sizes.top_k * seconds + nbytes / memory
+    return max(0.0, layer - weights), max(0.0, short - few * layer)
 
 
-def _tiny_step(layers: int, experts: int, top_k: int) -> float:
-    """Seconds of a decoding step; its experts are in memory."""
+def _small_step(
+    layers: int, experts: Sequence[Matrices], sizes: Sizes, dtype: torch.dtype
+) -> tuple[float, float]:
+    """Seconds of a step of a small model, given products of large experts; bytes of its layers."""
     from transformers import AutoModelForCausalLM, DynamicCache, Qwen3MoeConfig
 
-    width = 64
+    heads = -(-min(sizes.hidden, _WIDEST) // _HEAD)
+    width = heads * _HEAD
     config = Qwen3MoeConfig(
-        vocab_size=width,
+        vocab_size=_HEAD,
         hidden_size=width,
-        head_dim=width // 2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
+        head_dim=_HEAD,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
         num_hidden_layers=layers,
-        moe_intermediate_size=width,
-        num_experts=experts,
-        num_experts_per_tok=top_k,
+        moe_intermediate_size=_HEAD,
+        num_experts=sizes.experts,
+        num_experts_per_tok=sizes.top_k,
     )
     model: Any = AutoModelForCausalLM.from_config(
-        config, dtype=torch.bfloat16, trust_remote_code=False
+        config, dtype=dtype, trust_remote_code=False
     ).eval()
     first, second = (
-        Dense(torch.zeros(rows, width, dtype=torch.bfloat16)) for rows in (2 * width, width)
+        Dense(torch.zeros(shape, dtype=dtype)) for shape in ((2 * _HEAD, width), (width, _HEAD))
     )
+    outer, inner = (torch.ones(1, it, dtype=dtype) for it in (sizes.hidden, sizes.expert_width))
+    turns = cycle(experts)
+
+    def source(layer: int, needed: Sequence[int], then: Any) -> Iterator[tuple[int, Matrices]]:
+        for it in needed:
+            large_first, large_second = next(turns)
+            large_first(outer)
+            large_second(inner)
+            yield it, (first, second)
+
     for place in without_weights(model):
-        place.source = lambda _, needed, then: iter([(it, (first, second)) for it in needed])
+        place.source = source
     model.set_experts_implementation(NAME)
     kept = DynamicCache(config=config)
     word: Tensor = torch.zeros(1, 1, dtype=torch.long)
@@ -205,4 +232,5 @@ def _tiny_step(layers: int, experts: int, top_k: int) -> float:
         began = time.perf_counter()
         model(input_ids=word, past_key_values=kept, use_cache=True)
         taken.append(time.perf_counter() - began)
-    return statistics.median(taken[_TOKENS // 3 :])
+    nbytes = sum(it.nbytes for it in model.parameters()) / layers
+    return statistics.median(taken[_TOKENS // 3 :]), nbytes
