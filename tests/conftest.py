@@ -39,6 +39,7 @@ _DESELECTED = pytest.StashKey[dict[str, int]]()
 _REASONS = {
     "gpu": "no CUDA device on this machine",
     "deep": "make test-deep runs them",
+    "libraries": "pytest -m libraries runs them, where environments of libraries are built",
 }
 
 
@@ -57,8 +58,8 @@ def _has_cuda() -> bool:
 
 
 def _left_out(config, mark) -> bool:
-    if mark == "deep":
-        return "deep" not in config.option.markexpr
+    if mark in ("deep", "libraries"):
+        return mark not in config.option.markexpr
     return not _has_cuda()
 
 

@@ -293,7 +293,7 @@ def test_a_text_that_is_too_short_is_refused_before_the_library_runs(handover: H
     assert handover.left() == set()
 
 
-@pytest.mark.deep
+@pytest.mark.libraries
 @pytest.mark.parametrize("method", METHODS)
 def test_the_library_itself(
     corpus: Path, tokenizer: Path, tmp_path: Path, method: str, capsys: pytest.CaptureFixture[str]
