@@ -92,13 +92,9 @@ def _advice(found: "MemoryPlan") -> str:
         size = f" --group-size {group}" if group else ""
         ways.append(f"moe-megatron quantize {found.model} NEW_FOLDER --bits {bits}{size}")
     if best.share < 1:
-        cache = (best.nbytes - _base(found)) / 1e9
+        cache = (best.nbytes - found.sizes.besides(found.program, found.context)) / 1e9
         ways.append(f"model.set_expert_cache(ExpertCache({cache:.4g}))")
     ways = ways or ["load it; all of it fits as it is"]
     return f"Fastest within a tenth: {best.experts}, {best.tokens_per_second:.3g} tokens/s: " + (
         "; ".join(ways)
     )
-
-
-def _base(found: "MemoryPlan") -> int:
-    return found.program + found.sizes.others + found.context * found.sizes.cached_token

@@ -10,7 +10,21 @@ from pathlib import Path
 from moe_megatron.cached import cached_folder, sampled_digest
 from moe_megatron.checkpoint.convert import export_checkpoint
 from moe_megatron.checkpoint.formats.torch_dist import TorchDist
+from moe_megatron.checkpoint.hub import local_folder
+from moe_megatron.config.checkpoint_files import is_megatron_checkpoint
 from moe_megatron.files import default_cache_dir, readable_name
+
+
+def model_folder(source: str | Path) -> Path:
+    """The Hugging Face folder of a model: a folder, a hub id, or a Megatron checkpoint, exported.
+
+    Raises:
+        CheckpointError: There is none, or it is damaged, or cannot be exported.
+        DataError: The cache cannot be written.
+        MappingError: No Hugging Face family can represent the model.
+    """
+    path = local_folder(source)
+    return exported(path) if is_megatron_checkpoint(path) else path
 
 
 def exported(checkpoint: Path) -> Path:

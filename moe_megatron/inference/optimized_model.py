@@ -17,14 +17,12 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor
 
-from moe_megatron.checkpoint.hub import local_folder
 from moe_megatron.config.arguments import explained, whole
-from moe_megatron.config.checkpoint_files import is_megatron_checkpoint
 from moe_megatron.errors import CheckpointError, ConfigError
 from moe_megatron.inference.cache.policies import Counts
 from moe_megatron.inference.cache.trace import Traced
 from moe_megatron.inference.expert_cache import ExpertCache
-from moe_megatron.inference.exported import exported
+from moe_megatron.inference.exported import model_folder
 from moe_megatron.inference.kept_experts import ALL, Kept, Routed, Strategy, kept_experts
 from moe_megatron.inference.kept_routers import keep_rows
 from moe_megatron.inference.next_router import Foresee, next_routers
@@ -102,9 +100,7 @@ class OptimizedMoEModel:
             MappingError: There is no table for its family.
         """
         device = check_device(device_map)
-        path = local_folder(source)
-        if is_megatron_checkpoint(path):
-            path = exported(path)
+        path = model_folder(source)
         kept = None
         if expert_selection_strategy != ALL or num_experts_to_load is not None:
             kept = kept_experts(

@@ -7,15 +7,13 @@ from typing import Literal
 
 import psutil
 
-from moe_megatron.checkpoint.hub import local_folder
 from moe_megatron.config.arguments import real, whole
-from moe_megatron.config.checkpoint_files import is_megatron_checkpoint
 from moe_megatron.errors import ConfigError
 from moe_megatron.inference.cache.advice import best_policy
 from moe_megatron.inference.cache.policies import Counts
 from moe_megatron.inference.cache.simulator import most_used, simulate
 from moe_megatron.inference.cache.trace import Trace
-from moe_megatron.inference.exported import exported
+from moe_megatron.inference.exported import model_folder
 from moe_megatron.inference.planning.plans import Experts, HitRate, Plan, plans
 from moe_megatron.inference.planning.sizes import Sizes, sizes_of
 from moe_megatron.inference.planning.speeds import Speeds, measured, packed_bytes
@@ -70,9 +68,7 @@ def plan_memory(
     """
     memory = int(1e9 * real("memory", gigabytes, example=16.0, above=True))
     tokens = whole("context", context, least=0)
-    path = local_folder(source)
-    if is_megatron_checkpoint(path):
-        path = exported(path)
+    path = model_folder(source)
     store = open_store(path)
     try:
         sizes = sizes_of(path, store)

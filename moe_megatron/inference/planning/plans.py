@@ -77,7 +77,7 @@ def plans(
         kinds: Precisions.
         hit_rate: For each number of experts in memory.
     """
-    base = program + sizes.others + context * sizes.cached_token
+    base = sizes.besides(program, context)
     least = least_slots(sizes.moe_layers, sizes.top_k)
     found = []
     for kind in kinds:

@@ -46,6 +46,10 @@ class Sizes:
         """Bytes besides experts that every token reads."""
         return self.others - self.looked_up
 
+    def besides(self, program: int, context: int) -> int:
+        """Bytes of memory besides experts: a program, other weights, keys and values of tokens."""
+        return program + self.others + context * self.cached_token
+
     @property
     def needed(self) -> int:
         """Experts that a token needs, over all layers."""

@@ -13,12 +13,10 @@ import numpy as np
 
 from moe_megatron.checkpoint.execute.publish import check_apart
 from moe_megatron.checkpoint.formats.hf_folder import HfFolder
-from moe_megatron.checkpoint.hub import local_folder
 from moe_megatron.checkpoint.progress import show_progress
-from moe_megatron.config.checkpoint_files import is_megatron_checkpoint
 from moe_megatron.errors import CheckpointError
 from moe_megatron.families import family_of
-from moe_megatron.inference.exported import exported
+from moe_megatron.inference.exported import model_folder
 from moe_megatron.inference.store.about import ABOUT, About, context, digests, read_about
 from moe_megatron.inference.store.hugging_face import HuggingFaceStore
 from moe_megatron.inference.store.zarr import open_array
@@ -53,9 +51,7 @@ def pack_experts(source: str | Path, target: str | Path, *, progress: bool = Tru
         MappingError: There is no table for the model's family.
     """
     location = parse_location(target, "experts")
-    path = local_folder(source)
-    if is_megatron_checkpoint(path):
-        path = exported(path)
+    path = model_folder(source)
     if location.folder is not None:
         check_apart(location.folder, path)
     store = HuggingFaceStore(path)

@@ -8,9 +8,7 @@ import torch
 
 from moe_megatron.checkpoint.execute.publish import check_apart, check_free
 from moe_megatron.checkpoint.formats import side_files
-from moe_megatron.checkpoint.hub import local_folder
 from moe_megatron.checkpoint.integrity.seal import seal
-from moe_megatron.config.checkpoint_files import is_megatron_checkpoint
 from moe_megatron.errors import CheckpointError
 from moe_megatron.files import (
     exclusive_lock,
@@ -19,7 +17,7 @@ from moe_megatron.files import (
     user_path,
     working_directory,
 )
-from moe_megatron.inference.exported import exported
+from moe_megatron.inference.exported import model_folder
 from moe_megatron.inference.quantization.audit import audit
 from moe_megatron.inference.quantization.calibration import Coverage
 from moe_megatron.inference.quantization.libraries.calibrating import CANDIDATES, calibrated
@@ -87,9 +85,7 @@ def quantize_by_library(
     """
     method, wanted = library_method_of(recipe.method), precision(4, recipe.group_size)
     python = environment_python(method.library)
-    path, folder = local_folder(source), user_path(target)
-    if is_megatron_checkpoint(path):
-        path = exported(path)
+    path, folder = model_folder(source), user_path(target)
     check_apart(folder, path)
     check_free(folder, overwrite=overwrite)
     model = Unpacked(path)
