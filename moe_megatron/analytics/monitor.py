@@ -122,6 +122,7 @@ class RouterMonitor:
             )
         copy = self._empty()
         copy.merge(self._profile)
+        copy.routers = self._hooks.digests()
         return copy
 
     def get_stats(self) -> RouterStats:

@@ -19,6 +19,7 @@ from moe_megatron.analytics.routed import Routed
 from moe_megatron.config.arguments import shown
 from moe_megatron.errors import ConfigError
 from moe_megatron.families import FAMILIES, Family
+from moe_megatron.telemetry.values.router_digest import router_digest
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -113,6 +114,17 @@ class RouterHooks:
         num_experts, top_k = shapes.pop()
         layers = tuple(sorted(self._ours or self._theirs))
         return RouterShape(layers, int(num_experts), int(top_k))
+
+    def digests(self) -> dict[int, str]:
+        """The digest of each layer's router, by its number; without those that have none."""
+        routers = self._theirs or {layer: it.router for layer, it in self._ours.items()}
+        weights = {layer: getattr(it, "weight", None) for layer, it in routers.items()}
+        found = {
+            layer: router_digest(it, self.shape.num_experts)
+            for layer, it in weights.items()
+            if it is not None
+        }
+        return {layer: digest for layer, digest in found.items() if digest is not None}
 
     def gate(self, layer: int) -> "tuple[nn.Module, Callable[[Tensor], Tensor]]":
         """The module that a layer's tokens enter as [..., hidden], and its function to logits.

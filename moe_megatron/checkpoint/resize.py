@@ -9,7 +9,6 @@ data are carried over. It needs no GPU, no process group and no model.
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from moe_megatron.checkpoint.edit.pool_change import (
     Change,
@@ -24,17 +23,14 @@ from moe_megatron.checkpoint.execute.room import check_room
 from moe_megatron.checkpoint.formats import description, side_files
 from moe_megatron.checkpoint.formats.own_files import given_folder
 from moe_megatron.checkpoint.formats.torch_dist import TorchDist
-from moe_megatron.checkpoint.matrices import read_saved_matrix
 from moe_megatron.checkpoint.plan.resizing import Resizing, bytes_of_experts, plan_resizing
-from moe_megatron.config import CONFIG_FILE, Architecture, dump_yaml
+from moe_megatron.checkpoint.routers import saved_router
+from moe_megatron.config import CONFIG_FILE, dump_yaml
 from moe_megatron.config.checkpoint_files import TRACKER, step_of
 from moe_megatron.errors import CheckpointError
-from moe_megatron.families.links import Link, router_shapes, saved_names
+from moe_megatron.families.links import router_shapes
 from moe_megatron.files import replace_file
 from moe_megatron.platform.collection import without_collection
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @without_collection()
@@ -81,7 +77,7 @@ def change_experts(
             share = bytes_of_experts(saved) // model.moe.num_experts
             check_room(target, change.num_experts, share)
         moe, layers = changed_experts(
-            model, change, folder, lambda layer: _router_rows(saved, layer, model)
+            model, change, folder, lambda layer: saved_router(saved, layer, model)
         )
         check_free(target, overwrite=execution.overwrite)
         grows = isinstance(change, Grow)
@@ -113,19 +109,3 @@ def change_experts(
         remarks=(what_is_kept(model.moe, moe, change),),
         outcome=outcome,
     )
-
-
-def _router_rows(saved: TorchDist, layer: int, model: Architecture) -> "Tensor":
-    """The rows of the router of a layer, numbered from 1."""
-    after = layer - 1 - model.model.num_layers
-    key = f"mtp.layers.{after}.transformer_layer." if after >= 0 else "decoder.layers.{layer}."
-    link = Link(
-        key=f"{key}mlp.router.weight", layer=None if after >= 0 else layer - 1, shape=(), blocks=()
-    )
-    for name, index in saved_names(link.key, link):
-        if name in saved.tensors:
-            rows = replace(link, shape=saved.tensors[name].shape[len(index) :])
-            found = read_saved_matrix(rows, saved)
-            assert found is not None, "its key is there"
-            return found[: model.moe.num_experts]
-    raise CheckpointError(f"{saved.path} has no router of layer {layer}.")

@@ -19,6 +19,7 @@ from moe_megatron.adapters.low_rank import Adapter
 from moe_megatron.adapters.merging import merge_into
 from moe_megatron.adapters.model_adapters import ModelAdapters
 from moe_megatron.adapters.movement import expert_movement
+from moe_megatron.analytics.routers import RouterHooks
 from moe_megatron.config import RunConfig
 from moe_megatron.config.arguments import explained, shown, whole
 from moe_megatron.errors import ConfigError
@@ -39,6 +40,7 @@ from moe_megatron.model.storage import WeightMap
 from moe_megatron.run.prepared_data import PreparedData
 from moe_megatron.run.start import RunResult
 from moe_megatron.telemetry.values.profile import RoutingProfile
+from moe_megatron.telemetry.values.router_digest import check_same_routers
 from moe_megatron.training.results import EvalResult, TrainingResult
 from moe_megatron.training.texts import Texts
 from moe_megatron.training.trainer import MoETrainer
@@ -138,6 +140,8 @@ class MoELoRA(MoETrainer):
         self._trained_with: RunConfig | None = None
         self._check()
         if profile is not None:
+            own = RouterHooks(base_model).digests
+            check_same_routers(profile.routers, own, "the profile", "this model")
             self._choose(profile)
         elif experts is not None:
             check_rule(experts)

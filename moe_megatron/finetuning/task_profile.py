@@ -4,6 +4,7 @@ import itertools
 
 import torch
 
+from moe_megatron.analytics.routers import RouterHooks
 from moe_megatron.errors import ConfigError
 from moe_megatron.model.evaluating import evaluating
 from moe_megatron.model.moe_model import MoEModel
@@ -57,4 +58,5 @@ def task_profile(
             routing = model(batch.input_ids, attention_mask=batch.valid).routing
             for row, info in enumerate(routing):
                 profile.tokens_per_expert[row] += info.tokens_per_expert.cpu().numpy()
+    profile.routers = RouterHooks(model).digests()
     return profile

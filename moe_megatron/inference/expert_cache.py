@@ -12,6 +12,7 @@ from time import perf_counter
 
 import torch
 
+from moe_megatron.checkpoint.routers import routers_of
 from moe_megatron.config.arguments import explained, real, whole
 from moe_megatron.errors import ConfigError
 from moe_megatron.inference.cache.advice import best_policy
@@ -167,7 +168,9 @@ class ExpertCache:
     def _best(self, store: ExpertStore, top_k: int, slots: int, counts: Counts) -> str:
         """The policy that is best on the trace, which must be of this model."""
         assert self._trace is not None
-        self._trace.about.check_model(len(store.layers), store.experts, top_k)
+        self._trace.about.check_model(
+            len(store.layers), store.experts, top_k, lambda: routers_of(store.path), store.path
+        )
         rows = {layer: row for row, layer in enumerate(store.layers)}  # of a trace
         known = {(rows[layer], expert): uses for (layer, expert), uses in counts.items()}
         return best_policy(self._trace, slots, known or None)

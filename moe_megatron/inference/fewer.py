@@ -119,6 +119,8 @@ def judged(
         ids, counted = ids[half:], f"the {half:,} tokens before"
     if not isinstance(profile, RoutingProfile):
         profile = RoutingProfile.load(profile)
+    for number in numbers:  # before the whole model is judged
+        kept_experts(FREQUENCY, number, routed, profile)
     judge = _Judge(path, ids, window, profile, routed)
     found = [judge.whole()]
     for number in numbers:

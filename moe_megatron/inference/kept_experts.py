@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from moe_megatron.checkpoint.edit.fewer_experts import most_used, uses
 from moe_megatron.checkpoint.formats.hf_folder import HfFolder
+from moe_megatron.checkpoint.routers import routers_of
 from moe_megatron.config.arguments import whole
 from moe_megatron.config.checks import join_words, nearest
 from moe_megatron.errors import CheckpointError, ConfigError
@@ -177,6 +178,7 @@ def _counts(routed: Routed, profile: RoutingProfile | str | Path | None, *, need
         routed.experts,
         last=routed.last,
         prediction=routed.prediction,
+        routers=lambda: routers_of(routed.path),
         top_k=routed.top_k,
     )
     return np.array([found[layer] for layer in routed.layers], dtype=np.int64)

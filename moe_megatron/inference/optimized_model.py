@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor
 
+from moe_megatron.checkpoint.routers import routers_of
 from moe_megatron.config.arguments import explained, whole
 from moe_megatron.errors import CheckpointError, ConfigError
 from moe_megatron.inference.cache.policies import Counts
@@ -218,6 +219,7 @@ class OptimizedMoEModel:
             top_k=store.top_k,
             expert_bytes=store.nbytes,
             model=store.path.name,
+            routers=routers_of(store.path) if self.kept is None else {},
         )
         with watching(self._places, Recorder(about, store.layers[0])) as recorder:
             yield recorder

@@ -2,18 +2,21 @@
 
 from pathlib import Path
 
+from moe_megatron.checkpoint.routers import routers_of
 from moe_megatron.errors import ConfigError
 from moe_megatron.inference.cache.policies import Counts
 from moe_megatron.inference.cache.trace import Trace
 from moe_megatron.inference.store.expert_store import ExpertStore
 from moe_megatron.telemetry.values.profile import RoutingProfile
+from moe_megatron.telemetry.values.router_digest import check_same_routers
 
 
 def counts_of(profile: RoutingProfile | str | Path | None, store: ExpertStore) -> Counts:
     """Uses of each expert that a profile has counted; none without one.
 
     Raises:
-        ConfigError: The profile is of another model.
+        CheckpointError: The model's routers cannot be read.
+        ConfigError: The profile is of another model, or was counted on other weights.
         DataError: It cannot be read.
     """
     if profile is None:
@@ -27,6 +30,7 @@ def counts_of(profile: RoutingProfile | str | Path | None, store: ExpertStore) -
             f"{store.path} has {_model(layers, store.experts, store.top_k)}; give the profile of "
             "this model."
         )
+    check_same_routers(found.routers, lambda: routers_of(store.path), "the profile", store.path)
     return {
         (layer, expert): float(table[row, expert])
         for row, layer in enumerate(store.layers)
@@ -55,4 +59,5 @@ def profile_of(trace: Trace, layers: tuple[int, ...]) -> RoutingProfile:
         profile.tokens_per_expert[row, expert] = count
     profile.assigned[:] = profile.tokens_per_expert.sum(axis=1)
     profile.tokens = len(trace.passes)
+    profile.routers = dict(about.routers)
     return profile

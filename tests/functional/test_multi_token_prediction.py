@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from moe_megatron.checkpoint.routers import routers_of
 from moe_megatron.telemetry.sinks.jsonl import (
     ROUTING_FILE,
     read_routing,
@@ -112,8 +113,11 @@ def test_layers_of_prediction_move_between_layouts_and_their_profile_goes_on(roo
     expected, found = step_records(root / "one")[HALF:], step_records(root / RESUMED)
     assert [x.step for x in found] == [3, 4]
     assert [x.loss for x in found] == pytest.approx([x.loss for x in expected], rel=1e-4)
-    profile = RoutingProfile.load(root / RESUMED / "checkpoints" / "iter_0000004" / PROFILE_FILE)
+    folder = root / RESUMED / "checkpoints" / "iter_0000004"
+    profile = RoutingProfile.load(folder / PROFILE_FILE)
     assert (profile.layers, profile.steps) == ((1, 2, 3, 4), STEPS)
+    assert [*profile.routers] == [1, 2, 3, 4]
+    assert profile.routers == routers_of(folder)
 
 
 # --- other routers ------------------------------------------------------------------------------

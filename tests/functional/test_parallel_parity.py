@@ -9,6 +9,11 @@ from typing import Any
 
 import pytest
 
+from moe_megatron.checkpoint.convert import Execution, export_checkpoint
+from moe_megatron.checkpoint.routers import routers_of
+from moe_megatron.errors import ConfigError
+from moe_megatron.inference.store.opening import open_store
+from moe_megatron.inference.usage import counts_of
 from moe_megatron.mcore.cpu.fast import SWITCH
 from moe_megatron.telemetry.sinks.jsonl import (
     ROUTING_FILE,
@@ -206,5 +211,34 @@ def test_resuming_through_ep_tp_cp_pp_and_single_follows_one_curve(
 ) -> None:
     assert relay == pytest.approx(single, rel=1e-4)
     assert sorted(single) == list(range(SEED_STEPS + 1, STEPS + 1))
-    saved = RoutingProfile.load(root / RELAY / "checkpoints" / f"iter_{STEPS:07d}" / PROFILE_FILE)
+    saved = RoutingProfile.load(_checkpoint(root, STEPS) / PROFILE_FILE)
     assert (saved.steps, saved.first_step, saved.last_step) == (STEPS, 1, STEPS)
+
+
+def test_profile_of_every_layout_says_of_which_weights_it_is(
+    relay: dict[int, float], root: Path, tmp_path: Path
+) -> None:
+    """Under EP, TP, CP with EP, PP and in one process; and so says what is exported."""
+    found = []
+    for step in range(SEED_STEPS + 1, STEPS + 1):
+        folder = _checkpoint(root, step)
+        known = RoutingProfile.load(folder / PROFILE_FILE).routers
+        assert known == routers_of(folder)
+        assert [*known] == [1, 2, 3, 4]
+        found.append(tuple(known.values()))
+    assert len({*found}) == len(found), "every step changes them"
+
+    export_checkpoint(
+        _checkpoint(root, STEPS), tmp_path / "hf", execution=Execution(progress=False)
+    )
+    counts = counts_of(tmp_path / "hf" / PROFILE_FILE, open_store(tmp_path / "hf"))
+    assert len(counts) == len(open_store(tmp_path / "hf").keys)
+    earlier = _checkpoint(root, STEPS - 1) / PROFILE_FILE
+    with pytest.raises(ConfigError, match="counted on other weights"):
+        counts_of(earlier, open_store(tmp_path / "hf"))
+    meant = RoutingProfile.load(earlier).of_any_model()
+    assert counts_of(meant, open_store(tmp_path / "hf")).keys() == counts.keys()
+
+
+def _checkpoint(root: Path, step: int) -> Path:
+    return root / RELAY / "checkpoints" / f"iter_{step:07d}"

@@ -30,6 +30,12 @@ def test_a_model_becomes_a_smaller_one_and_says_what_that_costs(
     words = ["quantize", str(folder), str(small)]
     profile = tmp_path / "routing_profile.json"
     RoutingProfile.empty(layers=(1, 2), num_experts=8, top_k=2).save(profile)
+    mine = tmp_path / "mine.json"
+    elsewhere = RoutingProfile.empty(layers=(1, 2, 3), num_experts=8, top_k=2)
+    elsewhere.tokens, elsewhere.assigned[:], elsewhere.tokens_per_expert[:] = 4, 8, 1
+    elsewhere.routers = {2: "0123456789abcdef"}
+    elsewhere.save(mine)
+    meant = "--counted-on-other-weights"
     assert main([*words, "--text", str(corpus), "--tokens", "40"]) == 0
     said = capsys.readouterr().out
     assert "experts      24  int4 g32" in said
@@ -43,6 +49,20 @@ def test_a_model_becomes_a_smaller_one_and_says_what_that_costs(
         (["cache", "fewer", str(small), str(corpus), "--keep", "4"], "is quantized, and its"),
         ([*words, "--overwrite", "--bits", "8", "--asymmetric"], "8 bits are symmetric"),
         ([*words, "--overwrite", "--profile", str(profile)], "give the profile of this model"),
+        (
+            [*words, "--overwrite", "--profile", str(mine)],
+            f"counted on other weights than those of {folder}",
+        ),
+        (
+            ["cache", "fewer", str(folder), str(corpus), "--keep", "4", "--profile", str(mine)],
+            "other routers in layer 2",
+        ),
+        (
+            ["convert", str(folder), str(tmp_path / "to"), "--keep-experts=4", f"--profile={mine}"],
+            f"{mine} was counted on other weights",
+        ),
+        ([*words, "--overwrite", meant], "speaks of a --profile FILE; give both"),
+        (["inspect", str(folder), meant], "belongs to --memory GB"),
         ([*words, "--overwrite", "--bits", "5"], "bits (5) must be 4 or 8"),
         ([*words, "--overwrite", "--group-size", "128"], "give 32"),
         ([*words, "--hot-share", "0.5"], "give both"),
@@ -57,8 +77,10 @@ def test_a_model_becomes_a_smaller_one_and_says_what_that_costs(
     assert "int8" in capsys.readouterr().out
     assert main([*words, "--overwrite", "--quiet", "--asymmetric"]) == 0
     assert "experts      24  int4 g32 asymmetric" in capsys.readouterr().out
+    assert main([*words, "--overwrite", "--quiet", "--profile", str(mine), meant]) == 0
+    assert "int8" in capsys.readouterr().out
     left = {it.name for it in tmp_path.iterdir()}
-    assert left == {"model", "small", "routing_profile.json"}
+    assert left == {"model", "small", "routing_profile.json", "mine.json"}
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])

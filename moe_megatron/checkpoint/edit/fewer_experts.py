@@ -5,7 +5,7 @@ its router keeps the rows of that set. With groups of experts (DeepSeek), each g
 number. Layers for multi-token prediction, which no profile counts, are left out.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,15 +19,15 @@ from moe_megatron.checkpoint.edit.selection import (
 )
 from moe_megatron.checkpoint.formats.hf_folder import HfFolder
 from moe_megatron.checkpoint.matrices import read_matrix
+from moe_megatron.checkpoint.routers import ROUTER, routers_of_folder
 from moe_megatron.errors import CheckpointError
 from moe_megatron.families.links import Link, Term
 from moe_megatron.files import user_path
 from moe_megatron.telemetry.values.profile import PROFILE_FILE, RoutingProfile
+from moe_megatron.telemetry.values.router_digest import Routers, check_same_routers
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-_ROUTER = "mlp.router.weight"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,12 +69,13 @@ def with_fewer_experts(model: Model, wanted: FewerExperts, folder: HfFolder) -> 
 
     Raises:
         CheckpointError: The number or the profile does not fit the model.
+        ConfigError: The profile was counted on other weights.
         DataError: The profile's file cannot be read.
     """
     geometry = model.geometry
     expert_groups = _num_expert_groups(model)
     _check(model, wanted.num_experts, expert_groups)
-    used = _uses(model, wanted, folder.path)
+    used = _uses(model, wanted, folder)
     config = config_without_prediction(model.config, model.family)
     config = with_experts(config, wanted.num_experts, model.family)
     links = without_prediction(model.links, geometry)
@@ -115,18 +116,19 @@ def _check(model: Model, wanted: int, expert_groups: int) -> None:
         )
 
 
-def _uses(model: Model, wanted: FewerExperts, folder: Path) -> dict[int, list[int]]:
+def _uses(model: Model, wanted: FewerExperts, folder: HfFolder) -> dict[int, list[int]]:
     """Number of tokens of each expert, by layer, counted from 0."""
     geometry = model.geometry
     layers = tuple(n for n, moe in enumerate(geometry.moe_layers, start=1) if moe)
     # Layers for multi-token prediction follow; they are left out of the new model.
     counts = uses(
         wanted.profile,
-        folder,
+        folder.path,
         layers,
         geometry.experts,
         last=geometry.layers,
         prediction=geometry.architecture.model.num_prediction_layers,
+        routers=lambda: routers_of_folder(folder),
     )
     return {layer - 1: of_layer for layer, of_layer in counts.items()}
 
@@ -139,6 +141,7 @@ def uses(
     *,
     last: int,
     prediction: int,
+    routers: Callable[[], Routers],
     top_k: int | None = None,
 ) -> dict[int, list[int]]:
     """Number of tokens of each expert, by layer, from 1.
@@ -150,10 +153,12 @@ def uses(
         experts: Their number in each.
         last: The last layer that counts.
         prediction: Layers for multi-token prediction; a profile may have them after the last.
+        routers: Gives the digests of the model's routers.
         top_k: Experts of a token; None: whatever the profile says.
 
     Raises:
-        CheckpointError: There is no profile, or it is of another model, or empty.
+        CheckpointError: There is no profile, or it is of a model of another shape, or empty.
+        ConfigError: It was counted on other weights.
         DataError: Its file cannot be read.
     """
     where = "the routing profile"
@@ -179,6 +184,7 @@ def uses(
         )
     if not profile.tokens:
         raise CheckpointError(f"{where} has counted no tokens; give one from a run that trained.")
+    check_same_routers(profile.routers, routers, where, folder)
     counts = profile.tokens_per_expert.tolist()
     return {layer: counts[row] for row, layer in enumerate(layers)}
 
@@ -203,7 +209,7 @@ def _merged(
     """All links, with those of kept experts turned into weighted sums over their clusters."""
     members: dict[int | None, dict[int | None, list[int]]] = {}
     for link in links:
-        if link.layer is not None and link.key.endswith(_ROUTER):
+        if link.layer is not None and link.key.endswith(ROUTER):
             rows = read_matrix(link, folder)
             members[link.layer] = clusters(rows, kept[link.layer], expert_groups)
     by_identity = {link.identity: link for link in links}

@@ -18,6 +18,7 @@ from moe_megatron.checkpoint.edit.fewer_experts import (
     shares,
     uses,
 )
+from moe_megatron.checkpoint.routers import digests
 from moe_megatron.config import Architecture, MoEConfig, RouterConfig
 from moe_megatron.errors import CheckpointError, ConfigError
 from moe_megatron.telemetry.values.profile import RoutingProfile
@@ -84,7 +85,7 @@ def changed_experts(
     architecture: Architecture,
     change: Change,
     folder: Path,
-    router_rows: Callable[[int], "Tensor"],
+    weight: Callable[[int], "Tensor"],
 ) -> tuple[MoEConfig, Layers]:
     """What the experts are after a change.
 
@@ -92,7 +93,7 @@ def changed_experts(
         architecture: The model, with all options of its router.
         change: The change.
         folder: The checkpoint, for its routing profile.
-        router_rows: Gives the rows of the router of a layer, [experts, ...].
+        weight: Gives the weight of the router of a layer, with the rows of experts first.
 
     Returns:
         The configuration of the new experts, and what each of them is made of.
@@ -115,7 +116,15 @@ def changed_experts(
         )
 
     def used() -> dict[int, list[int]]:
-        return uses(change.profile, folder, layers, experts, last=max(layers), prediction=0)
+        return uses(
+            change.profile,
+            folder,
+            layers,
+            experts,
+            last=max(layers),
+            prediction=0,
+            routers=lambda: digests((n, weight(n)) for n in layers),
+        )
 
     if isinstance(change, Grow):
         top_k = _top_k(moe, experts, change)
@@ -134,7 +143,7 @@ def changed_experts(
         )
     fewer = _fitting(moe, num_experts=wanted)
     found = {
-        layer: _kept(counts, change, groups, lambda n=layer: router_rows(n))  # type: ignore[misc]
+        layer: _kept(counts, change, groups, lambda n=layer: weight(n)[:experts])  # type: ignore[misc]
         for layer, counts in used().items()
     }
     return fewer, found

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict
 
+from moe_megatron.cli.other_weights import add_other_weights, profile_given
 from moe_megatron.cli.parser import Parser
 from moe_megatron.cli.text_file import text_of
 from moe_megatron.config.aligned import aligned
@@ -80,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
         help="routing profile (default: that of the model; without one the first half of the text "
         "is counted and the second judged)",
     )
+    add_other_weights(fewer, "--profile")
     fewer.add_argument(
         "--random",
         type=int,
@@ -190,6 +192,8 @@ def _fewer(options: argparse.Namespace) -> int:
             f"--random ({options.random}) must be 1 or more: without a choice by chance nobody "
             "knows what the profile is worth."
         )
+
+    options.profile = profile_given(options, "--profile")
 
     from moe_megatron.inference.fewer import judged  # torch, which is slow
 

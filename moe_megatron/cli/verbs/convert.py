@@ -20,6 +20,7 @@ from moe_megatron.checkpoint.formats.own_files import given_folder
 from moe_megatron.checkpoint.hub import local_folder
 from moe_megatron.checkpoint.progress import amount
 from moe_megatron.checkpoint.resize import change_experts
+from moe_megatron.cli.other_weights import add_other_weights, profile_given
 from moe_megatron.cli.parser import Parser
 from moe_megatron.config.checkpoint_files import METADATA, TRACKER, is_megatron_checkpoint
 from moe_megatron.errors import CheckpointError
@@ -151,6 +152,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="routing profile to use (default: the one beside the source)",
     )
+    add_other_weights(to_megatron, "--profile")
     to_megatron.add_argument(
         "--upcycle", type=int, metavar="N", help="make N experts from each MLP of a dense model"
     )
@@ -222,6 +224,7 @@ def _is_megatron(source: Path) -> bool:
 
 
 def _run(options: argparse.Namespace, *, is_export: bool) -> Report:
+    options.profile = profile_given(options, "--profile")
     execution = Execution(
         workers=options.workers,
         resume=not options.restart,

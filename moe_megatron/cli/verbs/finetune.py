@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moe_megatron.cli.launching import launcher, say
+from moe_megatron.cli.other_weights import add_other_weights, profile_given
 from moe_megatron.cli.output import lasting_output
 from moe_megatron.cli.pretrain import option_parser, read_options
 from moe_megatron.cli.words import grouped_by_flag, read_words
@@ -123,7 +124,8 @@ def _add_options(parser: Any, *, by_task: bool) -> None:
     add("--output", type=user_path, required=True, metavar="DIR", help="folder to write")
     add("--beta", type=float, help="for preferences: how close to stay to SOURCE (default: 0.1)")
     add("--num-processes", type=int, help="processes to start on this machine")
-    add = parser.add_argument_group("what is trained").add_argument
+    group = parser.add_argument_group("what is trained")
+    add = group.add_argument
     words = {"action": "extend", "nargs": "+", "default": [], "metavar": "SELECTOR"}
     add("--train", help="such as router or experts@2-4:0,3; all else is frozen", **words)
     add("--freeze", help="what is frozen although --train names it", **words)
@@ -145,6 +147,7 @@ def _add_options(parser: Any, *, by_task: bool) -> None:
         metavar="FILE",
         help="as --used-experts, by the routing_profile.json of an earlier run over the task",
     )
+    add_other_weights(group, "--experts-by-profile")
     add("--share", type=float, default=0.2, help="their share of the task's tokens (default: 0.2)")
     for role, field in RATES.items():
         flag = f"--{field.replace('_', '-')}"
@@ -184,11 +187,17 @@ def _with_used_experts(config: RunConfig, base: Path, ours: Namespace) -> RunCon
     """The configuration with the experts that the task uses in place of all, said with shares."""
     if ours.experts_by_profile is None and not ours.used_experts:
         return config
+    from moe_megatron.checkpoint.routers import routers_of
     from moe_megatron.finetuning.used_experts import train_used, used_experts
     from moe_megatron.telemetry.values.profile import RoutingProfile
+    from moe_megatron.telemetry.values.router_digest import check_same_routers
 
-    if ours.experts_by_profile is not None:
-        profile = RoutingProfile.load(ours.experts_by_profile)
+    given = profile_given(ours, "--experts-by-profile")
+    if given is not None:
+        profile = given if isinstance(given, RoutingProfile) else RoutingProfile.load(given)
+        check_same_routers(
+            profile.routers, lambda: routers_of(base), str(ours.experts_by_profile), ours.source
+        )
     else:
         profile = _counted(config, base)
     chosen = used_experts(profile, ours.share)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from moe_megatron.checkpoint.inspection import Inspection, inspect_checkpoint
 from moe_megatron.cli.memory_text import memory_json, memory_text
+from moe_megatron.cli.other_weights import OF_OTHER_WEIGHTS, add_other_weights
 from moe_megatron.cli.parser import Parser
 from moe_megatron.cli.token_lines import answer_texts
 from moe_megatron.errors import ConfigError
@@ -70,6 +71,7 @@ def run(argv: Sequence[str]) -> int:
         help="with --memory: the experts that the model has needed (moe-megatron cache record); "
         "without it the model's routing profile says how often experts are in memory",
     )
+    add_other_weights(parser, "--trace, or the profile,")
     parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
     options = parser.parse_args(argv)
     if options.tokens:
@@ -79,6 +81,8 @@ def run(argv: Sequence[str]) -> int:
     for name in ("context", "trace"):
         if getattr(options, name) is not None:
             raise ConfigError(f"--{name} belongs to --memory GB; give that, too.")
+    if options.counted_on_other_weights:
+        raise ConfigError(f"{OF_OTHER_WEIGHTS} belongs to --memory GB; give that, too.")
     found = inspect_checkpoint(options.checkpoint)
     print(json.dumps(found.to_dict(), indent=2) if options.json else _text(found))
     return 0
@@ -88,7 +92,13 @@ def _memory(options: argparse.Namespace) -> int:
     from moe_megatron.inference.planning.memory_plan import plan_memory  # torch, which is slow
 
     context = _CONTEXT if options.context is None else options.context
-    plan = plan_memory(options.checkpoint, options.memory, context=context, trace=options.trace)
+    plan = plan_memory(
+        options.checkpoint,
+        options.memory,
+        context=context,
+        trace=options.trace,
+        of_any_model=options.counted_on_other_weights,
+    )
     print(memory_json(plan) if options.json else memory_text(plan))
     return 0
 

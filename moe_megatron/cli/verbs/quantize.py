@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from moe_megatron.cli.other_weights import add_other_weights, profile_given
 from moe_megatron.cli.parser import Parser
 from moe_megatron.cli.text_file import text_of
 from moe_megatron.config.checks import join_words
@@ -60,6 +61,7 @@ def run(argv: Sequence[str]) -> int:
             f"--calibration is the text that {join_words([*METHODS])} learn from, and "
             "no other --method takes one; give both, or neither."
         )
+    options.profile = profile_given(options, "--profile")
     text = None if options.text is None else text_of(options.text)
     made = _by_library(options) if options.method in METHODS else _alone(options)
     sizes = made.sizes
@@ -207,6 +209,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="a routing profile: the most used experts of each layer get 8 bits",
     )
+    add_other_weights(parser, "--profile")
     parser.add_argument(
         "--hot-share",
         type=float,

@@ -7,8 +7,8 @@ most. Texts and weights are not in it.
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,13 @@ from moe_megatron.errors import ConfigError, DataError
 from moe_megatron.files import replace_file
 from moe_megatron.inference.cache.policies import Key
 from moe_megatron.reading import lines, open_regular, parse_json
+from moe_megatron.telemetry.values.router_digest import (
+    ROUTERS,
+    Routers,
+    check_same_routers,
+    read_routers,
+    write_routers,
+)
 
 FORMAT = "moe-trace-1"
 _MOST = 2**20
@@ -39,17 +46,33 @@ class Traced:
     """Bytes of one expert."""
     model: str = ""
     """Its name, for people."""
+    routers: Routers = field(default_factory=dict)
+    """Digests of its routers, by layer; empty where nobody has said of which weights it is."""
 
     @property
     def every(self) -> int:
         """All experts of all layers."""
         return self.layers * self.experts
 
-    def check_model(self, layers: int, experts: int, top_k: int) -> None:
-        """Refuse a model of another shape.
+    def check_model(
+        self,
+        layers: int,
+        experts: int,
+        top_k: int,
+        routers: Callable[[], Routers],
+        model: object,
+    ) -> None:
+        """Refuse another model.
+
+        Args:
+            layers: Its layers with experts.
+            experts: Experts of a layer.
+            top_k: Experts of a token.
+            routers: Gives the digests of its routers.
+            model: Its name or path.
 
         Raises:
-            ConfigError: Layers, experts or experts of a token differ.
+            ConfigError: Layers, experts, experts of a token or routers differ.
         """
         if (self.layers, self.experts, self.top_k) != (layers, experts, top_k):
             raise ConfigError(
@@ -57,6 +80,7 @@ class Traced:
                 f"{self.top_k} for a token, and this one has {layers} of {experts}, {top_k} for a "
                 "token; record a trace of this model."
             )
+        check_same_routers(self.routers, routers, "the trace", model)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,13 +114,19 @@ class Trace:
         first, second = self.passes[:middle], self.passes[middle:]
         return replace(self, passes=first), replace(self, passes=second)
 
+    def of_any_model(self) -> "Trace":
+        """The same without saying of which weights; see `RoutingProfile.of_any_model`."""
+        return replace(self, about=replace(self.about, routers={}))
+
     def save(self, path: Path) -> None:
         """Write a file.
 
         Raises:
             OSError: It cannot be written.
         """
-        head = line_of({"format": FORMAT, **asdict(self.about)})
+        about = asdict(self.about)
+        routers = write_routers(about.pop(ROUTERS))
+        head = line_of({"format": FORMAT, **about, **routers})
         replace_file(path, [head, *(line_of(it) for it in self.passes)])
 
     @classmethod
@@ -141,7 +171,11 @@ def _about(path: Path, head: Any) -> Traced:
         most = 2**50 if name == "expert_bytes" else _MOST
         if type(it) is not int or not 0 < it < most:
             raise DataError(f"{path}: {name} ({it!r:.40}) must be a whole number above 0.")
-    return Traced(**numbers, model=str(head.get("model", ""))[:200])
+    try:
+        routers = read_routers(head)
+    except DataError as error:
+        raise DataError(f"{path}: {error}.") from error
+    return Traced(**numbers, model=str(head.get("model", ""))[:200], routers=routers)
 
 
 def _is_pass(it: Any, about: Traced) -> bool:

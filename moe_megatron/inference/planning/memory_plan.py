@@ -7,6 +7,7 @@ from typing import Literal
 
 import psutil
 
+from moe_megatron.checkpoint.routers import routers_of
 from moe_megatron.config.arguments import real, whole
 from moe_megatron.errors import ConfigError
 from moe_megatron.inference.cache.advice import best_policy
@@ -23,7 +24,7 @@ from moe_megatron.inference.store.hugging_face import HuggingFaceStore
 from moe_megatron.inference.store.opening import open_store
 from moe_megatron.inference.store.packed import PackedStore
 from moe_megatron.inference.usage import counts_of
-from moe_megatron.telemetry.values.profile import PROFILE_FILE
+from moe_megatron.telemetry.values.profile import PROFILE_FILE, RoutingProfile
 
 Source = Literal["trace", "profile", "chance"]
 
@@ -48,7 +49,12 @@ class MemoryPlan:
 
 
 def plan_memory(
-    source: str | Path, gigabytes: float, *, context: int = 2048, trace: Path | None = None
+    source: str | Path,
+    gigabytes: float,
+    *,
+    context: int = 2048,
+    trace: Path | None = None,
+    of_any_model: bool = False,
 ) -> MemoryPlan:
     """Say what of a model fits into a memory, and how fast it would decode here, a token at a time.
 
@@ -59,6 +65,7 @@ def plan_memory(
         context: Tokens whose keys and values are kept.
         trace: What the model has needed before (`moe-megatron cache record`); without one the
             routing profile of the folder says how often experts are in memory.
+        of_any_model: Whether either may have been counted on other weights.
 
     Raises:
         CheckpointError: The model is incomplete, or its experts cannot be read one by one.
@@ -72,7 +79,7 @@ def plan_memory(
     store = open_store(path)
     try:
         sizes = sizes_of(path, store)
-        hits_from, hit_rate = hit_rates(path, store, sizes, trace)
+        hits_from, hit_rate = hit_rates(path, store, sizes, trace, of_any_model=of_any_model)
         import transformers  # noqa: F401  # a part of the program
 
         program = psutil.Process(os.getpid()).memory_info().rss
@@ -125,7 +132,12 @@ def _fits(shape: tuple[int, int], precision: Precision) -> bool:
 
 
 def hit_rates(
-    path: Path, store: ExpertStore, sizes: Sizes, trace: Path | None
+    path: Path,
+    store: ExpertStore,
+    sizes: Sizes,
+    trace: Path | None,
+    *,
+    of_any_model: bool = False,
 ) -> tuple[Source, HitRate]:
     """The best that is known of how often an expert is in memory, and whence.
 
@@ -135,10 +147,15 @@ def hit_rates(
     """
     if trace is not None:
         known = Trace.load(trace)
-        known.about.check_model(sizes.moe_layers, sizes.experts, sizes.top_k)
+        known = known.of_any_model() if of_any_model else known
+        known.about.check_model(
+            sizes.moe_layers, sizes.experts, sizes.top_k, lambda: routers_of(path), path
+        )
         return "trace", lambda slots: _replayed(known, slots)
-    profile = path / PROFILE_FILE
-    counts = counts_of(profile, store) if profile.is_file() else {}
+    counts: Counts = {}
+    if (path / PROFILE_FILE).is_file():
+        profile = RoutingProfile.load(path / PROFILE_FILE)
+        counts = counts_of(profile.of_any_model() if of_any_model else profile, store)
     if any(counts.values()):
         return "profile", lambda slots: _of_most_used(counts, slots)
     return "chance", lambda slots: slots / sizes.every

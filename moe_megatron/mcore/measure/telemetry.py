@@ -32,6 +32,7 @@ from moe_megatron.mcore.measure.counters import PendingTotals, RoutingCounters, 
 from moe_megatron.mcore.measure.lasting_writers import rewind_tensorboard
 from moe_megatron.mcore.measure.own_tokens import sees_own_tokens
 from moe_megatron.mcore.measure.rank_load import ComputeTimer, RankValues, by_expert_rank
+from moe_megatron.mcore.measure.router_digests import RouterDigests
 from moe_megatron.mcore.measure.sampler import PendingSample, RoutingSampler
 from moe_megatron.mcore.measure.snapshots import make_snapshot
 from moe_megatron.mcore.measure.writers import RoutingWriters
@@ -110,6 +111,7 @@ class TelemetryCallback(Callback):
         self._save_failed, self._failed_saves = False, 0
         self._timer: ComputeTimer | None = None
         self._sampler: RoutingSampler | None = None
+        self._digests: RouterDigests | None = None
         self._expert_ranks = np.zeros(1, dtype=np.int64)
         self._writers: RoutingWriters | None = None
         self._quantities: tuple[Quantity, ...] = ()
@@ -148,6 +150,7 @@ class TelemetryCallback(Callback):
                 counts_tokens=samples_tokens(self._config),
             )
             self._writers = RoutingWriters.of_megatron()
+            self._digests = RouterDigests(model, layers)
         if start_step:
             rewind_tensorboard(start_step)
         if self._saves_checkpoints:
@@ -313,6 +316,7 @@ class TelemetryCallback(Callback):
 
     def on_checkpoint_end(self, step: int) -> None:
         """Remember when the state was taken that the asynchronous writer may still have."""
+        self._note_weights()
         self._taken_at = time.monotonic()
 
     def on_checkpoint_complete(self, step: int) -> None:
@@ -328,8 +332,17 @@ class TelemetryCallback(Callback):
     def on_train_end(self, model: list[Any]) -> None:
         """Publish the last step while Megatron's writers are still open."""
         self.flush()
+        self._note_weights()
+        if self._digests is not None:
+            self._digests.release()
         if self._timer is not None:
             self._timer.remove()
+
+    def _note_weights(self) -> None:
+        """Have the profile say of which weights it is: those of the last step."""
+        found = {} if self._digests is None else self._digests.gathered()
+        if self.profile is not None:
+            self.profile.routers = found
 
     def flush(self) -> None:
         """Publish the pending step, if any."""

@@ -5,6 +5,7 @@ each expert is used, not when. Counts are exact integers; means are weighted by 
 does not know whether a step was added twice: callers add each step once.
 """
 
+import copy
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -33,6 +34,7 @@ from moe_megatron.telemetry.values.json_fields import (
 )
 from moe_megatron.telemetry.values.layer_mean import LayerMean
 from moe_megatron.telemetry.values.per_layer import PerLayer, find_values_problem
+from moe_megatron.telemetry.values.router_digest import ROUTERS, read_routers, write_routers
 from moe_megatron.telemetry.values.snapshot import (
     RoutingSnapshot,
     find_count_problem,
@@ -76,6 +78,8 @@ class RoutingProfile(LoadMeasures):
         dropped: int64 [L], assignments dropped by capacity.
         means: means of all quantities that any of the steps had, by name.
         by_task: `tokens_per_expert` of the tokens of each task, by its name.
+        routers: digests of the routers beside which the profile was saved, by layer; empty where
+            nobody has said of which weights it is. A further step drops them.
     """
 
     layers: tuple[int, ...]
@@ -89,6 +93,7 @@ class RoutingProfile(LoadMeasures):
     dropped: Int64Array
     means: dict[str, LayerMean]
     by_task: dict[str, Int64Array] = field(default_factory=dict)
+    routers: dict[int, str] = field(default_factory=dict)
 
     @classmethod
     def empty(cls, *, layers: tuple[int, ...], num_experts: int, top_k: int) -> Self:
@@ -137,6 +142,7 @@ class RoutingProfile(LoadMeasures):
             DataError: the snapshot has other layers, experts or top_k than this profile.
         """
         self._require_same_model(snapshot)
+        self.routers = {}
         self.tokens += snapshot.tokens
         self.steps += 1
         self._extend_range(snapshot.step, snapshot.step)
@@ -154,6 +160,8 @@ class RoutingProfile(LoadMeasures):
             DataError: `other` has other layers, experts or top_k than this profile.
         """
         self._require_same_model(other)
+        if self.routers != other.routers:
+            self.routers = {}
         self.tokens += other.tokens
         self.steps += other.steps
         if other.first_step is not None and other.last_step is not None:
@@ -164,6 +172,16 @@ class RoutingProfile(LoadMeasures):
         for name, mean in other.means.items():
             self._mean(name).merge(mean)
         self._add_tasks(other.by_task)
+
+    def of_any_model(self) -> Self:
+        """A copy that does not know of which weights it is, for a model whose others are meant.
+
+        What takes profiles refuses those of other weights: use it for one of an earlier step of the
+        same training, of which you know that it is near enough.
+        """
+        found = copy.deepcopy(self)
+        found.routers = {}
+        return found
 
     def _add_tasks(self, by_task: Mapping[str, Int64Array]) -> None:
         for name, counts in by_task.items():
@@ -208,6 +226,7 @@ class RoutingProfile(LoadMeasures):
             "dropped": self.dropped.tolist(),
             "per_layer": {name: mean.to_json_dict() for name, mean in self.means.items()},
             **write_by_task(self.by_task),
+            **write_routers(self.routers),
         }
         replace_file(path, [json.dumps(data, allow_nan=False).encode() + b"\n"])
 
@@ -249,7 +268,7 @@ class RoutingProfile(LoadMeasures):
                 f"routing profile schema_version is {data['schema_version']!r}, this version "
                 f"reads {SCHEMA_VERSION}; read it with the version that wrote it"
             )
-        fields = require_fields(data, _FIELDS, optional=(BY_TASK,))
+        fields = require_fields(data, _FIELDS, optional=(BY_TASK, ROUTERS))
         layers = tuple(read_int_array(fields["layers"], "layers", ndim=1).tolist())
         steps = read_int(fields["steps"], "steps")
         first_step, last_step = fields["first_step"], fields["last_step"]
@@ -275,6 +294,7 @@ class RoutingProfile(LoadMeasures):
                 for name, mean in read_object(fields["per_layer"], "per_layer").items()
             },
             by_task=read_by_task(fields),
+            routers=read_routers(fields),
         )
         if problem := profile._find_problem():
             raise DataError(f"inconsistent routing profile: {problem}")
