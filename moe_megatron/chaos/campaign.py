@@ -126,6 +126,7 @@ class _Blow:
         self._harm = harm
         self._number = number
         self._what = ""
+        self._survived_at = 0
         self._failure: str | None = None
         self._started_again = False
 
@@ -137,14 +138,16 @@ class _Blow:
             self._sound = self._victim.sound_checkpoints()
             try:
                 self._what = self._harm.strike(self._victim, random)
-                return
+                break
             except NothingToHitError as reason:
                 self._what = f"nothing: {reason}"
                 if time.monotonic() > deadline:
-                    return
+                    break
             if self._victim.exit_code() not in (None, 0):
                 self._victim.start()
             time.sleep(_POLL_SECONDS)
+        # Steps that were made while the harm looked for its target do not tell that it missed.
+        self._survived_at = self._victim.step() + _UNHURT_STEPS
 
     def outcome(self, seconds: float, *, soon: bool) -> Hit:
         """Watch the job recover.
@@ -174,13 +177,14 @@ class _Blow:
         self._victim.start()
 
     def _recovered(self) -> Hit | None:
+        step = self._victim.step()  # before the events, which a new attempt notes first
         events = self._victim.events(after=self._time)
         if self._victim.exit_code() == 0:
             return self._hit("finished")
         kinds = {event.kind: event for event in events}
         if "first_step" not in kinds:
             unhurt = "attempt" not in kinds and not self._started_again
-            if unhurt and self._victim.step() >= self._step + _UNHURT_STEPS:
+            if unhurt and step >= self._survived_at:
                 seconds = time.time() - self._time
                 return self._hit("went on", seconds=seconds, lost_steps=0)
             return None
