@@ -25,6 +25,7 @@ from moe_megatron.config import load_config
 from moe_megatron.data.columnar import open_parquet
 from moe_megatron.errors import MoEError
 from moe_megatron.text.loading import load_tokenizer
+from tests.sources import forget_sources, nodes  # noqa: F401 (a fixture)
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "moe_megatron"
@@ -84,7 +85,7 @@ READERS: dict[str, set[str]] = {
 
 def names(path: Path) -> Iterator[tuple[str, ast.AST]]:
     """What a file calls and inherits from, as written."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in nodes(path):
         if isinstance(node, ast.Call):
             yield ast.unparse(node.func), node
         elif isinstance(node, ast.ClassDef):
@@ -108,7 +109,7 @@ def test_risky_names_are_imported_under_no_other_name() -> None:
     hidden = [
         f"{path}:{node.lineno}"
         for path in product()
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in nodes(path)
         if isinstance(node, ast.ImportFrom) and node.module in modules
         if any(f"{node.module}.{alias.name}" in RISKY for alias in node.names)
     ]
@@ -186,7 +187,7 @@ TRUSTED = {
 def _calls(path: Path) -> set[str]:
     """Which of `PLAIN` a file calls, with methods of paths by their name alone."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in nodes(path):
         if isinstance(node, ast.Call):
             whole = ast.unparse(node.func)
             name = whole.rpartition(".")[2]
@@ -198,8 +199,8 @@ def _calls(path: Path) -> set[str]:
 
 
 def _imports_reading(path: Path) -> bool:
-    nodes = ast.walk(ast.parse(path.read_text()))
-    return any(isinstance(n, ast.ImportFrom) and n.module == "moe_megatron.reading" for n in nodes)
+    imports = (node for node in nodes(path) if isinstance(node, ast.ImportFrom))
+    return any(node.module == "moe_megatron.reading" for node in imports)
 
 
 def readers_of_files() -> list[str]:

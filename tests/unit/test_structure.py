@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.sources import forget_sources, nodes  # noqa: F401 (a fixture)
+
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "moe_megatron"
 ENTRY = ROOT / "pretrain_moe.py"
@@ -66,7 +68,7 @@ def test_import_of_every_module_of_a_light_package_loads_no_torch(package):
 
 
 def test_every_module_says_what_it_is():
-    silent = [relative(p) for p in OURS if not ast.get_docstring(ast.parse(p.read_text()))]
+    silent = [relative(p) for p in OURS if not ast.get_docstring(nodes(p)[0])]
     assert silent == []
 
 
@@ -104,16 +106,15 @@ MODULES = {module_of(path): path for path in OURS}
 
 def imported(path: Path) -> set[str]:
     """Our modules that a file imports anywhere, but for the type checker alone."""
-    tree = ast.parse(path.read_text())
     unseen = {
         id(inner)
-        for node in ast.walk(tree)
+        for node in nodes(path)
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
         for statement in node.body
         for inner in ast.walk(statement)
     }
     found: set[str] = set()
-    for node in ast.walk(tree):
+    for node in nodes(path):
         if id(node) in unseen:
             continue
         if isinstance(node, ast.Import):
@@ -142,7 +143,7 @@ def test_no_module_is_named_in_a_string_outside_its_own_package():
     """It would be imported, or started, by an arrow that import-linter does not see."""
     hidden = []
     for module, path in MODULES.items():
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in nodes(path):
             if not isinstance(node, ast.Constant) or node.value not in MODULES:
                 continue
             its_own = module == node.value or module.startswith(f"{node.value}.")
@@ -156,7 +157,7 @@ def test_nothing_is_imported_from_the_root():
     hidden = [
         f"{relative(path)}:{node.lineno}"
         for path in OURS
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in nodes(path)
         if isinstance(node, ast.ImportFrom) and node.module == "moe_megatron"
         if not all(is_module(alias.name) for alias in node.names)
     ]

@@ -25,14 +25,14 @@ from moe_megatron.checkpoint.verify.logits import (
 from moe_megatron.errors import BackendUnavailableError
 from moe_megatron.families import FAMILIES, family_of
 from moe_megatron.testing import tiny_models
+from tests.examples import FEW, FIRST, deep_but
 
 SEQUENCES, LENGTH = 2, 40
 UNTRAINED = {
     name for name, (family, _) in tiny_models.EXAMPLES.items() if FAMILIES[family].untrained
 }
 ENCODER_DECODER = {"switch_transformers", "switch_transformers-untied"}
-ROUNDED = {"deepseek_v3", "gpt_oss", "granitemoe", "llama", "mixtral", "phimoe", "qwen3_moe"}
-"""Examples whose bf16 is compared outside of deep tests: what the others compute is among it."""
+COMPUTED = sorted(tiny_models.EXAMPLES.keys() - ENCODER_DECODER - UNTRAINED)
 
 Convert = Callable[[str], Path]
 
@@ -62,7 +62,7 @@ def compared(folder: Path, precision: str = "fp32") -> LogitsReport:
         return compare_logits(there, links, saved, run, tokens=tokens, precision=precision)
 
 
-@pytest.mark.parametrize("name", sorted(tiny_models.EXAMPLES.keys() - ENCODER_DECODER - UNTRAINED))
+@pytest.mark.parametrize("name", deep_but(FIRST, COMPUTED))
 def test_logits_of_the_checkpoint_are_those_of_transformers(name: str, converted: Convert) -> None:
     config = HfFolder(converted(name) / "hf").config
     assert family_of(config).limits(config) == ()
@@ -73,13 +73,7 @@ def test_logits_of_the_checkpoint_are_those_of_transformers(name: str, converted
     assert report.top1_agreement == 1.0
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=() if name in ROUNDED else pytest.mark.deep)
-        for name in sorted(tiny_models.EXAMPLES.keys() - ENCODER_DECODER - UNTRAINED)
-    ],
-)
+@pytest.mark.parametrize("name", deep_but(FEW, COMPUTED))
 def test_bf16_differs_by_rounding_alone(name: str, converted: Convert) -> None:
     report = compared(converted(name), "bf16")
     # Another function is off by half of the spread; rounding may send a token to another expert.

@@ -1,6 +1,7 @@
 """Hugging Face to Megatron and back: every tensor bit by bit, and what lies beside them."""
 
 import json
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from torch import Tensor, equal
 
 from moe_megatron.checkpoint.convert import Execution, export_checkpoint, import_checkpoint
 from moe_megatron.testing.tiny_models import EXAMPLES, save
+from tests.examples import FEW, FIRST, deep_but
 
 QUIET = Execution(progress=False)
 
@@ -21,8 +23,10 @@ def tensors(folder: Path) -> dict[str, Tensor]:
     }
 
 
-@pytest.mark.parametrize("fused", [False, True], ids=["classic", "fused"])
-@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.parametrize(
+    ("name", "fused"),
+    deep_but([*product(FIRST, [False]), *product(FEW, [True])], product(EXAMPLES, [False, True])),
+)
 def test_every_family_returns_bit_by_bit(name: str, fused: bool, tmp_path: Path) -> None:
     save(name, tmp_path / "source", fused=fused)
     (tmp_path / "source" / "tokenizer.json").write_text("{}")
