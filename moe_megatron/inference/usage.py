@@ -21,7 +21,9 @@ def counts_of(profile: RoutingProfile | str | Path | None, store: ExpertStore) -
     """
     if profile is None:
         return {}
-    found = profile if isinstance(profile, RoutingProfile) else RoutingProfile.load(Path(profile))
+    found, what = profile, "the profile"
+    if not isinstance(found, RoutingProfile):
+        found, what = RoutingProfile.load(Path(found)), str(profile)
     table, layers = found.tokens_per_expert, tuple(it + 1 for it in store.layers)
     shape = (len(layers), store.experts)
     if table.shape != shape or found.layers != layers or found.top_k != store.top_k:
@@ -30,7 +32,7 @@ def counts_of(profile: RoutingProfile | str | Path | None, store: ExpertStore) -
             f"{store.path} has {_model(layers, store.experts, store.top_k)}; give the profile of "
             "this model."
         )
-    check_same_routers(found.routers, lambda: routers_of(store.path), "the profile", store.path)
+    check_same_routers(found.routers, lambda: routers_of(store.path), what, store.path)
     return {
         (layer, expert): float(table[row, expert])
         for row, layer in enumerate(store.layers)

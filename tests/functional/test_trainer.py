@@ -46,6 +46,7 @@ import datasets
 
 import logging, shutil
 from moe_megatron import compare
+from moe_megatron.analytics.routers import RouterHooks
 
 few = dict(max_steps=2, batch_size=4, sequence_length=32)
 Path("corpus.txt").write_text("\\n".join(TEXTS))
@@ -80,6 +81,7 @@ ANSWERS["twice"] = {
     "evaluated": one.evaluate(TEXTS[:40], sequence_length=32).loss,
     "report": str(one.visualize_routing("routing.html")),
     "routing": [second.routing.steps, second.routing.tokens],
+    "routers": [second.routing.routers, RouterHooks(one.model).digests()],
     "interrupted": second.interrupted,
     "checkpoint": second.checkpoint,
 }
@@ -303,6 +305,8 @@ def test_evaluate_agrees_with_megatrons_validation_loss(answers: dict[str, Any])
 
 def test_result_holds_the_routing_of_the_run(answers: dict[str, Any]) -> None:
     assert answers["twice"]["routing"] == [10, 10 * 4 * 32]
+    counted, of_model = answers["twice"]["routers"]
+    assert counted == of_model != {}
     assert answers["twice"]["interrupted"] is False
     assert answers["twice"]["checkpoint"] is None
 

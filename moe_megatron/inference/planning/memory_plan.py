@@ -153,9 +153,9 @@ def hit_rates(
         )
         return "trace", lambda slots: _replayed(known, slots)
     counts: Counts = {}
-    if (path / PROFILE_FILE).is_file():
-        profile = RoutingProfile.load(path / PROFILE_FILE)
-        counts = counts_of(profile.of_any_model() if of_any_model else profile, store)
+    if (beside := path / PROFILE_FILE).is_file():
+        meant = RoutingProfile.load(beside).of_any_model() if of_any_model else beside
+        counts = counts_of(meant, store)
     if any(counts.values()):
         return "profile", lambda slots: _of_most_used(counts, slots)
     return "chance", lambda slots: slots / sizes.every

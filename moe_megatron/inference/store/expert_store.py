@@ -22,6 +22,7 @@ class ExpertStore(Protocol):
     """
 
     path: Path
+    """The folder of the model, which has all but the experts."""
     layers: tuple[int, ...]
     """Layers with experts, from 0."""
     experts: int

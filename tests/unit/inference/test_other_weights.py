@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
+from moe_megatron.analytics import RouterMonitor
 from moe_megatron.caching import ExpertCache
 from moe_megatron.checkpoint.convert import Execution, import_checkpoint
 from moe_megatron.checkpoint.edit.fewer_experts import KeepMostUsed
@@ -171,6 +173,16 @@ def test_router_of_few_bits_is_not_compared(folder: Path, counted: Counted, tmp_
     known = routers_of(model)
     assert known == {layer: it for layer, it in counted.profile.routers.items() if layer != 2}
     assert counts_of(counted.profile, open_store(model))
+
+
+def test_monitor_says_of_which_weights_its_counts_are(folder: Path) -> None:
+    model = MoEModel.from_pretrained(folder)
+    whole: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+    for it in (model, whole):
+        monitor = RouterMonitor(it)
+        with monitor.track():
+            it(torch.arange(8).view(1, 8))
+        assert monitor.profile().routers == routers_of(folder)
 
 
 def test_trace_says_of_which_weights_it_is(counted: Counted, tmp_path: Path) -> None:
