@@ -27,7 +27,7 @@ CASES: list[ladder.Case] = [
 DEEP = {
     *(("tp2", "mixtral"), ("tp2", "olmoe"), ("ep2", "deepseek_v3"), ("pp2", "granitemoe")),
     ("ep2", "glm4_moe"),
-    ("tp2_ep2", "deepseek_v3"),
+    *(("tp2", "phimoe"), ("tp2_ep2", "deepseek_v3")),
 }
 """Of which others show the same."""
 PLAIN = (ladder.TRAINING, "mixtral")

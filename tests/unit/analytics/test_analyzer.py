@@ -203,7 +203,9 @@ def test_samples_that_are_no_mappings_are_refused(make_model: Make, dataset: Any
         RouterAnalyzer(make_model()).compute_expert_specialization(dataset)
 
 
-@pytest.mark.parametrize("kind", ["ids", pytest.param("tensor", marks=pytest.mark.deep), "text"])
+@pytest.mark.parametrize(
+    "kind", ["ids", *(pytest.param(it, marks=pytest.mark.deep) for it in ("tensor", "text"))]
+)
 def test_affinity_plot_is_a_picture(
     make_model: Make, tokenizer: PreTrainedTokenizerFast, tmp_path: Path, kind: str
 ) -> None:

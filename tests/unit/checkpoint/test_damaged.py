@@ -41,13 +41,18 @@ def flip_zip_structure(data: bytes, rng: random.Random) -> bytes:
     ("name", "mutate"),
     [
         (".metadata", flip),
-        (".metadata", truncate),
-        (".metadata", drop),
-        ("metadata.json", flip),
         ("hf/config.json", flip),
-        ("config.yaml", truncate),
-        ("__0_0.distcp", truncate),
         ("__0_0.distcp", flip_zip_structure),
+        *(
+            pytest.param(*it, marks=pytest.mark.deep)
+            for it in (
+                (".metadata", truncate),
+                (".metadata", drop),
+                ("metadata.json", flip),
+                ("config.yaml", truncate),
+                ("__0_0.distcp", truncate),
+            )
+        ),
     ],
 )
 def test_damaged_megatron_checkpoint(

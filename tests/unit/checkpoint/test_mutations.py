@@ -72,7 +72,7 @@ def test_there_are_250_of_each_shape_and_all_differ() -> None:
 @pytest.mark.parametrize(
     "family",
     [
-        pytest.param(it, marks=() if it in {"mixtral", "deepseek_v3"} else pytest.mark.deep)
+        pytest.param(it, marks=() if it == "mixtral" else pytest.mark.deep)
         for it in mutations.FAMILIES
     ],
 )

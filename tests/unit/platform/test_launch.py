@@ -31,14 +31,15 @@ PEACEFUL = """
 import signal, sys, time
 signal.signal(signal.SIGTERM, lambda *_: (print("saving", flush=True), sys.exit(0)))
 print("ready", flush=True)
-time.sleep(100)
+while True:
+    time.sleep(0.01)  # a signal that came just before a sleep is answered after it
 """
 STUBBORN = """
 import signal, time
 signal.signal(signal.SIGTERM, lambda *_: print("saving", flush=True))
 print("ready", flush=True)
 while True:
-    time.sleep(100)
+    time.sleep(0.01)
 """
 KILLED = """
 import os, signal, sys, time
@@ -67,7 +68,12 @@ else:
     note_failure(RuntimeError("Connection reset by peer"))
 sys.exit(1)
 """
-UNPREPARED = "import time; print('ready', flush=True); time.sleep(100)"
+UNPREPARED = """
+import time
+print("ready", flush=True)
+while True:
+    time.sleep(0.01)
+"""
 
 
 @pytest.fixture
@@ -124,7 +130,10 @@ def test_exit_code_is_that_of_the_worker_that_failed(code, launch):
     ("script", "code", "cause"),
     [
         (KILLED, 137, "rank 1 was killed by signal 9 (SIGKILL), "),
-        (FAILS_SLOWLY, 1, "rank 1 failed with ValueError: the first cause\n"),
+        pytest.param(
+            *(FAILS_SLOWLY, 1, "rank 1 failed with ValueError: the first cause\n"),
+            marks=pytest.mark.deep,
+        ),
     ],
 )
 def test_rank_that_died_first_is_named(script, code, cause, launch, tmp_path):
@@ -136,7 +145,10 @@ def test_rank_that_died_first_is_named(script, code, cause, launch, tmp_path):
 @pytest.mark.parametrize(
     "signum",
     # tests/functional/test_command_line.py has Ctrl-C.
-    [pytest.param(signal.SIGINT, marks=pytest.mark.deep), signal.SIGTERM, signal.SIGUSR1],
+    [
+        signal.SIGTERM,
+        *(pytest.param(it, marks=pytest.mark.deep) for it in (signal.SIGINT, signal.SIGUSR1)),
+    ],
 )
 def test_stop_lets_workers_end_by_themselves(signum, launch):
     process, wait_for = launch(PEACEFUL)

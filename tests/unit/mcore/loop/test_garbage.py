@@ -11,8 +11,13 @@ from moe_megatron.mcore.loop.garbage import LastingObjects
 
 @pytest.fixture(autouse=True)
 def nothing_is_set_aside():
-    """As in a process that no test has prepared."""
+    """As in a process that no test has prepared; the tests after this one get theirs back."""
+    before = gc.get_freeze_count()
     gc.unfreeze()
+    yield
+    if before:
+        gc.collect()
+        gc.freeze()
 
 
 class Ring:

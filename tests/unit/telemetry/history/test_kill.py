@@ -55,10 +55,10 @@ def assert_true(found: RoutingSnapshot) -> None:
 
 def test_killed_writer_keeps_what_it_promised_and_a_resume_continues(tmp_path: Path) -> None:
     folder, rng, start = tmp_path / "history", random.Random(5), 0
-    for _ in range(4):
+    for _ in range(3):
         with writer(folder, start, 10**6) as (process, promised):
             kept = promised.get(timeout=60)
-            time.sleep(rng.uniform(0.0, 0.4))
+            time.sleep(rng.uniform(0.0, 0.2))
             process.kill()
             process.wait()
         while not promised.empty():
