@@ -108,6 +108,7 @@ RUNS = {
 
 DEEP = {
     *("replayed_from_an_older", "spoiled_at_once", "no_more_skips", "no_more_rollbacks_to_save"),
+    *("no_more_rollbacks", "replayed", "resumed"),
 }
 """Of which others show the same from another side."""
 
@@ -226,13 +227,20 @@ def test_rolled_back_run_equals_a_run_without_the_data_up_to_the_bad_step(found:
 
 
 def test_later_attempt_leaves_out_what_was_left_out_before(found: Found) -> None:
-    assert found.steps("resumed", 5) == found.steps("clean", 5)
     assert found.steps("resumed_after_rollback", 7) == found.steps("rolled_back", 7)
 
 
-def test_damaged_weights_are_replaced_by_those_of_the_checkpoint(found: Found) -> None:
-    assert found.steps("replayed") == found.steps("clean")  # step 5 was made twice
-    (event,) = found.events("replayed", "rolled_back")
+@pytest.mark.deep
+@pytest.mark.parametrize("name", ["resumed"])
+def test_later_attempt_of_an_unhurt_run_leaves_nothing_out(name: str, found: Found) -> None:
+    assert found.steps(name, 5) == found.steps("clean", 5)
+
+
+@pytest.mark.deep
+@pytest.mark.parametrize("name", ["replayed"])
+def test_damaged_weights_are_replaced_by_those_of_the_checkpoint(name: str, found: Found) -> None:
+    assert found.steps(name) == found.steps("clean")  # step 5 was made twice
+    (event,) = found.events(name, "rolled_back")
     assert (event.fields["step"], event.fields["to_step"]) == (6, 4)
     assert event.fields["left_out"] is False
     assert event.fields["lost_steps"] == 1
@@ -277,7 +285,10 @@ def test_rollback_passes_over_a_damaged_checkpoint(name: str, found: Found) -> N
     assert (checkpoints / "iter_0000004").is_dir(), "and it was written again"
 
 
-@pytest.mark.parametrize("name", ["replayed", "replayed_not_saved", "rolled_back"])
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param("replayed", marks=pytest.mark.deep), "replayed_not_saved", "rolled_back"],
+)
 def test_records_hold_each_step_once_and_its_lost_time_is_known(name: str, found: Found) -> None:
     routing = [snapshot.step for snapshot in read_routing(found.folder / name / ROUTING_FILE)]
     steps = [step for step, *_ in found.steps(name)]
@@ -311,7 +322,10 @@ def test_policy_from_outside_is_asked(found: Found) -> None:
         pytest.param(
             "no_more_skips", "more than the 0 of recovery.max_skips", marks=pytest.mark.deep
         ),
-        ("no_more_rollbacks", "one more rollback than the 0 of recovery.max_rollbacks"),
+        pytest.param(
+            *("no_more_rollbacks", "one more rollback than the 0 of recovery.max_rollbacks"),
+            marks=pytest.mark.deep,
+        ),
         pytest.param(
             "no_more_rollbacks_to_save",
             "first not finite, before a checkpoint: the weights of",

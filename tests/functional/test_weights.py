@@ -206,15 +206,14 @@ def _compare(run_dir: Path, options: dict[str, Any], sizes: dict[str, int]) -> d
 
 DECISIVE = {
     "single": [
-        *("wide_heads", "qk_norm", "switch", "sigmoid", "dense", "multipliers"),
-        *("half_rotated", "latent_full_rank", "DeepSeekV3", "GPTOSS"),
+        *("wide_heads", "dense", "multipliers", "half_rotated", "latent_full_rank"),
+        *("DeepSeekV3", "GPTOSS"),
     ],
     "tp2": [
         *("gqa", "qk_norm_all_heads", "learned_positions", "swiglu_bias", "biases"),
-        "gelu",
-        *("whole_vocabulary", "qkv_bias", "gated_shared_expert"),
+        *("whole_vocabulary", "gated_shared_expert"),
     ],
-    "ep2": ["one_moe_layer", "expert_biases", "expert_bias", "gelu_experts"],
+    "ep2": ["expert_biases", "expert_bias", "gelu_experts"],
     "pp2": ["one_moe_layer", "untied", "tied_head_bias", "layer_norm_and_bias"],
     "tp2_etp1_ep2": ["shared_expert"],
     "tp2_ep2": ["shared_expert"],
