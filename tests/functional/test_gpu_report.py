@@ -168,10 +168,10 @@ def test_stage_without_a_result_has_failed(tmp_path: Path) -> None:
 @pytest.mark.deep
 def test_hanging_stage_is_killed_with_its_children_and_keeps_what_it_had(tmp_path: Path) -> None:
     mark = tmp_path / "mark"
-    hanging = stage("hanging", WRITE, HANG, limit=20, mark=mark)
+    hanging = stage("hanging", WRITE, HANG, limit=8, mark=mark)
     report = run(tmp_path / "results", hanging, stage("good", WRITE))
     assert statuses(report) == {"hanging": "timed out", "good": "ok"}
-    assert report["stages"][0]["message"] == "after 20 s"
+    assert report["stages"][0]["message"] == "after 8 s"
     assert [case["name"] for case in report["stages"][0]["cases"]] == ["hanging"]
     assert eventually_gone([int(pid) for pid in mark.read_text().split()])
 
