@@ -153,6 +153,18 @@ def test_job_that_a_person_cancels_is_not_started_again(cluster, submit, tmp_pat
     assert cluster.field(job, "JobState") == "CANCELLED"
 
 
+@pytest.mark.deep
+def test_job_is_warned_of_its_time_limit_saves_and_starts_again(cluster, submit, tmp_path) -> None:
+    """SLURM sends its signal up to a minute before it is due."""
+    saves = "trap 'save 9; exit 0' USR1; while :; do sleep 0.1; done"
+    ranks = f"if [ -e $tracker ]; then save {STEPS}; else {saves}; fi"
+    job = submit(ranks, "--time=1", "--signal=B:USR1@10")
+    assert end_of(cluster, job, tmp_path).startswith("0:0")
+    assert "time is short" in said(tmp_path)
+    assert "the attempt came to step 9 of 250" in said(tmp_path)
+    assert len(attempts(tmp_path)) == 2
+
+
 def site_check(site: Path, body: str) -> None:
     check = site / "node_ok"
     check.write_text(f"#!/bin/sh\n{body}\n")
