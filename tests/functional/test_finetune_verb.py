@@ -10,7 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from moe_megatron.cli import main
 from moe_megatron.config import load_config
+from moe_megatron.errors import EXIT_CODE
 from moe_megatron.finetuning.adapter_choice import ADAPTER_RATE
 from moe_megatron.testing.random_checkpoint import write_random
 from moe_megatron.testing.tiny_models import config_of
@@ -41,6 +43,25 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return found
 
 
+@pytest.fixture
+def refused(
+    tmp_path: Path,
+    cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Callable[[list[Any]], str]:
+    """What the command says to words that it refuses before it starts a process."""
+    monkeypatch.setenv("MOE_MEGATRON_CACHE", str(cache))
+
+    def said(words: list[Any]) -> str:
+        with monkeypatch.context() as here:
+            here.chdir(tmp_path)
+            assert main.main([str(word) for word in words]) == EXIT_CODE
+        return capsys.readouterr().err
+
+    return said
+
+
 def test_adapters_come_out_merged_and_by_themselves(
     moe: Callable[..., Any], published: Path, corpus: Path, tmp_path: Path
 ) -> None:
@@ -65,7 +86,11 @@ def test_adapters_come_out_merged_and_by_themselves(
 
 
 def test_folder_in_and_folder_out(
-    moe: Callable[..., Any], published: Path, corpus: Path, tmp_path: Path
+    moe: Callable[..., Any],
+    refused: Callable[[list[Any]], str],
+    published: Path,
+    corpus: Path,
+    tmp_path: Path,
 ) -> None:
     words = ["finetune", published, corpus, "--output", "tuned", "--num-processes", "2", *SHORT]
     chosen = ["--train", "experts@2:2", "router", "--freeze", "router@1,3", "--lr", "1e-3"]
@@ -106,15 +131,17 @@ def test_folder_in_and_folder_out(
         (["finetune", corpus.parent, corpus, "--output", "new"], "config.json"),
         (["finetune", published, corpus, "--output", "new", "--train", "expert"], "'experts'?"),
     ):
-        refused = moe(tmp_path, *bad)
-        assert refused.end(200) == 2, refused.output
-        assert said in refused.output
+        assert said in refused([*bad])
         assert not (tmp_path / "new").exists()
     assert weights(out).keys() == after.keys()
 
 
 def test_more_is_trained_from_a_step_on(
-    moe: Callable[..., Any], published: Path, corpus: Path, tmp_path: Path
+    moe: Callable[..., Any],
+    refused: Callable[[list[Any]], str],
+    published: Path,
+    corpus: Path,
+    tmp_path: Path,
 ) -> None:
     words = ["finetune", published, corpus, "--output", "tuned", "--num-processes", "1", *SHORT]
     done = moe(tmp_path, *words, "--train", "router", "--unfreeze", "2:experts@2:2", "--lr", "1e-3")
@@ -132,9 +159,8 @@ def test_more_is_trained_from_a_step_on(
     assert "layer 3: " in used.output
     assert "frozen: router, attention, embeddings, output, norms" in used.output
 
-    late = moe(tmp_path, *words[:3], "--output", "late", *SHORT, "--unfreeze", "4:experts")
-    assert late.end(200) == 2, late.output
-    assert "must change at steps between 0 and training.train_steps (4), not at [4]" in late.output
+    late = refused([*words[:3], "--output", "late", *SHORT, "--unfreeze", "4:experts"])
+    assert "must change at steps between 0 and training.train_steps (4), not at [4]" in late
     assert not (tmp_path / "late").exists()
 
     # What was interrupted goes on by the ways of any run.
@@ -146,7 +172,10 @@ def test_more_is_trained_from_a_step_on(
 
 
 def test_which_answer_is_preferred_is_learned(
-    moe: Callable[..., Any], published: Path, tmp_path: Path
+    moe: Callable[..., Any],
+    refused: Callable[[list[Any]], str],
+    published: Path,
+    tmp_path: Path,
 ) -> None:
     rows = [{"prompt": f"{it}?", "chosen": f"yes {it}", "rejected": "no"} for it in range(12)]
     pairs = tmp_path / "pairs.jsonl"
@@ -172,7 +201,5 @@ def test_which_answer_is_preferred_is_learned(
         (["--task", "preferences", "--beta", "0"], "preferences.beta"),
         (["--beta", "0.1"], "--beta (0.1) needs --task preferences"),
     ):
-        refused = moe(tmp_path, *words[:3], "--output", "new", *bad)
-        assert refused.end(200) == 2, refused.output
-        assert said in refused.output
+        assert said in refused([*words[:3], "--output", "new", *bad])
         assert not (tmp_path / "new").exists()
