@@ -116,14 +116,18 @@ class RouterMonitor:
         Raises:
             DataError: nothing was counted yet.
         """
+        copy = self._empty()
+        copy.merge(self._counted())
+        copy.routers = self._hooks.digests()
+        return copy
+
+    def _counted(self) -> RoutingProfile:
+        """The counts themselves, without a look at the weights; they are not to be changed."""
         if not self._profile.tokens:
             raise DataError(
                 "no forward pass was tracked yet; run the model inside `with monitor.track():`"
             )
-        copy = self._empty()
-        copy.merge(self._profile)
-        copy.routers = self._hooks.digests()
-        return copy
+        return self._profile
 
     def get_stats(self) -> RouterStats:
         """Summarizes everything counted so far.
@@ -131,7 +135,7 @@ class RouterMonitor:
         Raises:
             DataError: nothing was counted yet.
         """
-        profile = self.profile()
+        profile = self._counted()
         entropy = profile.per_layer["entropy"]
         return RouterStats(
             tokens=profile.tokens,

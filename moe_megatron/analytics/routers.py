@@ -19,7 +19,7 @@ from moe_megatron.analytics.routed import Routed
 from moe_megatron.config.arguments import shown
 from moe_megatron.errors import ConfigError
 from moe_megatron.families import FAMILIES, Family
-from moe_megatron.telemetry.values.router_digest import router_digest
+from moe_megatron.telemetry.values.router_digest import router_digests
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -118,13 +118,8 @@ class RouterHooks:
     def digests(self) -> dict[int, str]:
         """The digest of each layer's router, by its number; without those that have none."""
         routers = self._theirs or {layer: it.router for layer, it in self._ours.items()}
-        weights = {layer: getattr(it, "weight", None) for layer, it in routers.items()}
-        found = {
-            layer: router_digest(it, self.shape.num_experts)
-            for layer, it in weights.items()
-            if it is not None
-        }
-        return {layer: digest for layer, digest in found.items() if digest is not None}
+        weights = ((layer, getattr(it, "weight", None)) for layer, it in routers.items())
+        return router_digests(weights, self.shape.num_experts)
 
     def gate(self, layer: int) -> "tuple[nn.Module, Callable[[Tensor], Tensor]]":
         """The module that a layer's tokens enter as [..., hidden], and its function to logits.

@@ -3,7 +3,6 @@
 Only the matrices of routers are read. The tables of families say which they are.
 """
 
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +16,7 @@ from moe_megatron.config.checkpoint_files import is_megatron_checkpoint
 from moe_megatron.errors import CheckpointError
 from moe_megatron.families import family_of
 from moe_megatron.families.links import Link, saved_names
-from moe_megatron.telemetry.values.router_digest import router_digest
+from moe_megatron.telemetry.values.router_digest import router_digests
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,7 +38,7 @@ def routers_of(path: Path) -> dict[int, str]:
     with TorchDist(path) as saved:
         model = description.run_of(saved.path).architecture
         layers = model.routed_layers
-        return digests((n, saved_router(saved, n, model)) for n in layers)
+        return router_digests((n, saved_router(saved, n, model)) for n in layers)
 
 
 def routers_of_folder(folder: HfFolder) -> dict[int, str]:
@@ -51,13 +50,7 @@ def routers_of_folder(folder: HfFolder) -> dict[int, str]:
         for link in family.links_of(geometry, folder.tensors)
         if link.key == _OF_DECODER and all(block.name in folder.tensors for block in link.blocks)
     ]
-    return digests((int(it.layer or 0) + 1, read_matrix(it, folder)) for it in there)
-
-
-def digests(routers: "Iterable[tuple[int, Tensor]]") -> dict[int, str]:
-    """The digests of matrices [experts, hidden], by layer; without those that have none."""
-    found = ((layer, router_digest(it, len(it))) for layer, it in routers)
-    return {layer: digest for layer, digest in found if digest is not None}
+    return router_digests((int(it.layer or 0) + 1, read_matrix(it, folder)) for it in there)
 
 
 def saved_router(saved: TorchDist, layer: int, model: Architecture) -> "Tensor":

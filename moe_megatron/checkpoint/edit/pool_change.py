@@ -18,10 +18,10 @@ from moe_megatron.checkpoint.edit.fewer_experts import (
     shares,
     uses,
 )
-from moe_megatron.checkpoint.routers import digests
 from moe_megatron.config import Architecture, MoEConfig, RouterConfig
 from moe_megatron.errors import CheckpointError, ConfigError
 from moe_megatron.telemetry.values.profile import RoutingProfile
+from moe_megatron.telemetry.values.router_digest import router_digests
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -123,7 +123,7 @@ def changed_experts(
             experts,
             last=max(layers),
             prediction=0,
-            routers=lambda: digests((n, weight(n)) for n in layers),
+            routers=lambda: router_digests((n, weight(n)) for n in layers),
         )
 
     if isinstance(change, Grow):

@@ -6,7 +6,7 @@ others to know.
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from moe_megatron.config.checks import first_few
@@ -47,6 +47,20 @@ def router_digest(weight: "Tensor", experts: int) -> str | None:
     digest = hashlib.sha256(f"{rounded.shape}\n".encode())
     digest.update(rounded)
     return digest.hexdigest()[:_DIGITS]
+
+
+def router_digests(
+    weights: "Iterable[tuple[int, Tensor | None]]", experts: int | None = None
+) -> dict[int, str]:
+    """The digests of routers, by number of the layer; without those that have none.
+
+    Args:
+        weights: Numbers of layers, and the matrices of their routers.
+        experts: Experts of each layer; None: as many as a matrix has rows.
+    """
+    known = ((layer, it) for layer, it in weights if it is not None)
+    found = ((n, router_digest(it, len(it) if experts is None else experts)) for n, it in known)
+    return {layer: digest for layer, digest in found if digest is not None}
 
 
 def write_routers(routers: Routers) -> dict[str, Any]:
