@@ -14,6 +14,7 @@ from moe_megatron.config.mapping import from_mapping
 from moe_megatron.errors import MoEError
 from moe_megatron.families import family_of
 from moe_megatron.testing import tiny_models
+from tests.examples import deep_but
 from tests.unit.checkpoint import mutations
 
 QUIET = Execution(progress=False, workers=1)
@@ -69,13 +70,7 @@ def test_there_are_250_of_each_shape_and_all_differ() -> None:
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize(
-    "family",
-    [
-        pytest.param(it, marks=() if it == "mixtral" else pytest.mark.deep)
-        for it in mutations.FAMILIES
-    ],
-)
+@pytest.mark.parametrize("family", deep_but(["mixtral"], mutations.FAMILIES))
 def test_broken_folder_is_exact_or_answered_in_a_paragraph(
     family: str,
     whole: Callable[[str], Path],
